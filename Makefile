@@ -1,0 +1,39 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help reproduce test lab lint bench clean setup
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY)  ## make .venv with the locked versions
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gqc needs Python 3.11 or newer, found " + sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+reproduce: $(READY)  ## run the flagship experiment; leaves runs/, a figure and a table
+	$(BIN)/gqc batch run notebooks/batches/01_gnts_pretraining.yaml --jobs 2
+
+test: $(READY) lint  ## everything that has to pass: lint, types, unit tests, notebooks
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lab: $(READY)  ## JupyterLab with the notebooks
+	$(BIN)/jupyter lab --notebook-dir notebooks
+
+bench: $(READY)  ## benchmarks, as ratios to torch AdamW and to the peer
+	$(BIN)/python -m pytest tests/benchmarks -p no:xdist --benchmark-only
+
+clean:  ## remove what the other targets made, but not the runs
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""ipywidgets views of :mod:`gqc.lab` objects."""
