@@ -1,0 +1,172 @@
+r"""How noisy is a gradient?  Estimators of :math:`|G|^2` and :math:`\mathrm{tr}\,\Sigma`.
+
+A microbatch gradient is :math:`g_i = G + \epsilon_i` with :math:`E\epsilon = 0`,
+:math:`\mathrm{Cov}\,\epsilon = \Sigma`.  The *noise scale* :math:`R = \mathrm{tr}\,\Sigma / |G|^2`
+is the number of microbatches whose mean has as much noise as signal.
+
+* :func:`two_batch`: from the norms of small and large batches (gradient accumulation gives both).
+
+Source: McCandlish et al. 2018, arXiv:1812.06162, appendix A.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+Number = TypeVar("Number", float, Tensor)
+
+
+def two_batch(small_sq: Number, large_sq: Number, num_draws: float) -> tuple[Number, Number]:
+    r"""Unbiased :math:`|G|^2` and :math:`\mathrm{tr}\,\Sigma` from two batch sizes.
+
+    :math:`\widehat{|G|^2} = (n S_2 - S_1)/(n-1)`,
+    :math:`\widehat{\mathrm{tr}\,\Sigma} = (S_1 - S_2)\, n/(n-1)`.
+
+    Args:
+        small_sq: :math:`S_1 = \mathrm{mean}_i |g_i|^2` over microbatches, a float or any tensor.
+        large_sq: :math:`S_2 = |G_n|^2`, squared norm of the mean of n microbatches, same type.
+        num_draws: :math:`n`, large batch / small batch, > 1.
+    Returns: ``(signal_sq, noise_trace)``; the trace is that of **one** microbatch.  One window's
+        values may be negative: average both over windows, then divide (:class:`NoiseScaleEMA`).
+    Raises: ValueError: ``num_draws`` is not > 1: one batch size can't tell noise from signal.
+    Source: arXiv:1812.06162, eq. A.2, in units of the small batch.
+    """
+    if not num_draws > 1:
+        raise ValueError(f"num_draws={num_draws!r}: expected > 1; draw at least two microbatches")
+    signal_sq = (num_draws * large_sq - small_sq) / (num_draws - 1)
+    noise_trace = (small_sq - large_sq) * (num_draws / (num_draws - 1))
+    return signal_sq, noise_trace
+
+
+def two_batch_errors(
+    signal_sq: float, noise_trace: float, num_draws: float, dimension: float, num_windows: int = 1
+) -> tuple[float, float, float]:
+    r"""Standard errors that :func:`two_batch` has on Gaussian noise, averaged over windows.
+
+    The sample mean and the sample covariance of Gaussian draws are independent, hence with
+    :math:`T = \mathrm{tr}\,\Sigma`, :math:`\mathrm{tr}\,\Sigma^2 = T^2/d` and
+    :math:`G^\top\Sigma G = |G|^2 T/d` (isotropic, or G in no special direction)
+
+    .. math:: \mathrm{Var}\,\hat T = \frac{2T^2}{d(n-1)}, \quad
+        \mathrm{Var}\,\widehat{|G|^2} = \frac{4|G|^2T}{dn} + \frac{2T^2}{dn(n-1)}, \quad
+        \mathrm{Cov} = -\frac{\mathrm{Var}\,\hat T}{n}
+
+    and to first order :math:`\mathrm{Var}\,\hat R / R^2 = \mathrm{Var}\,\hat T/T^2
+    + \mathrm{Var}\,\widehat{|G|^2}/|G|^4 - 2\,\mathrm{Cov}/(T|G|^2)`.
+
+    Args:
+        signal_sq, noise_trace: the true values, > 0.
+        num_draws: :math:`n` microbatches per window, > 1.
+        dimension: :math:`d = T^2/\mathrm{tr}\,\Sigma^2`, the number of directions with noise.
+        num_windows: windows averaged.
+    Returns: standard errors of ``signal_sq``, of ``noise_trace`` (same units) and the **relative**
+        one of the noise scale.
+    """
+    n, d = num_draws, dimension
+    var_noise = 2 * noise_trace**2 / (d * (n - 1)) / num_windows
+    var_signal = (
+        4 * signal_sq * noise_trace / (d * n) + 2 * noise_trace**2 / (d * n * (n - 1))
+    ) / num_windows
+    covariance = -var_noise / n
+    relative = (
+        var_noise / noise_trace**2
+        + var_signal / signal_sq**2
+        - 2 * covariance / (noise_trace * signal_sq)
+    )
+    return math.sqrt(var_signal), math.sqrt(var_noise), math.sqrt(relative)
+
+
+def predicted_draws(signal_sq: float, noise_trace: float, threshold: float) -> float:
+    r"""Draws after which the norm of the mean gradient is expected to reach a threshold.
+
+    :math:`n^* = \mathrm{tr}\,\Sigma/(\tau^2 - |G|^2)`, from
+    :math:`E|G_n|^2 = |G|^2 + \mathrm{tr}\,\Sigma/n`.
+
+    Args:
+        signal_sq: :math:`|G|^2`.
+        noise_trace: :math:`\mathrm{tr}\,\Sigma` of one microbatch, >= 0.
+        threshold: :math:`\tau`, a norm, >= 0.
+    Returns: :math:`n^*`, not rounded (below 1: the first draw is expected to do); ``inf`` when
+        :math:`\tau \le |G|`, which no number of draws reaches.
+    Raises: ValueError: an argument is NaN or a negative threshold or trace.
+    """
+    if not threshold >= 0:
+        raise ValueError(f"threshold={threshold!r}: expected a norm >= 0")
+    if not noise_trace >= 0:
+        raise ValueError(f"noise_trace={noise_trace!r}: expected >= 0; average over more windows")
+    if math.isnan(signal_sq):
+        raise ValueError("signal_sq=nan: expected a number")
+    room = threshold**2 - signal_sq
+    return noise_trace / room if room > 0 else math.inf
+
+
+class NoiseScaleEMA:
+    r"""Averages :func:`two_batch` estimates over windows and divides the averages.
+
+    :math:`\hat R = \mathrm{ema}(\widehat{\mathrm{tr}\,\Sigma})/\mathrm{ema}(\widehat{|G|^2})`: a
+    ratio of averages, because the average of ratios is biased and its denominators cross zero.
+    Bias-corrected: update t moves the average by :math:`(1-\beta)/(1-\beta^t)` of the difference,
+    so that the first one replaces it.  No absolute epsilon: scaling all gradients changes nothing.
+
+    Args:
+        decay: :math:`\beta` in [0, 1); 0.95 averages about 20 windows (0 keeps the last one).
+    Attributes:
+        signal_sq: averaged :math:`|G|^2` (may be negative), 0.0 before the first update.
+        noise_trace: averaged :math:`\mathrm{tr}\,\Sigma`, 0.0 before the first update.
+        num_updates: windows seen.
+    Raises: ValueError: decay outside [0, 1).
+    """
+
+    def __init__(self, decay: float = 0.95) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay={decay!r}: expected in [0, 1); 0.95 averages about 20 windows")
+        self.decay = decay
+        self.signal_sq = 0.0
+        self.noise_trace = 0.0
+        self.num_updates = 0
+
+    def update(self, signal_sq: float, noise_trace: float) -> None:
+        """Add one window.
+
+        Raises: ValueError: a value is NaN or infinite; the average is left as it was.
+        """
+        signal_sq, noise_trace = float(signal_sq), float(noise_trace)
+        if not (math.isfinite(signal_sq) and math.isfinite(noise_trace)):
+            raise ValueError(
+                f"signal_sq={signal_sq!r}, noise_trace={noise_trace!r}: expected finite numbers; "
+                "drop windows with a non-finite gradient before they reach the average"
+            )
+        self.num_updates += 1
+        weight = (1 - self.decay) / (1 - self.decay**self.num_updates)
+        self.signal_sq += weight * (signal_sq - self.signal_sq)
+        self.noise_trace += weight * (noise_trace - self.noise_trace)
+
+    @property
+    def noise_scale(self) -> float | None:
+        """Noise scale in microbatches, >= 0; None while the signal is not told from the noise."""
+        if not self.signal_sq > 0:
+            return None
+        scale = max(self.noise_trace, 0.0) / self.signal_sq
+        return scale if math.isfinite(scale) else None
+
+    def state_dict(self) -> dict[str, float]:
+        """Plain numbers: decay, signal_sq, noise_trace, num_updates."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Raises: ValueError: other keys, a decay outside [0, 1) or a non-finite average.
+        """
+        if state.keys() != vars(self).keys():
+            raise ValueError(
+                f"NoiseScaleEMA state has keys {sorted(state)}: expected {sorted(vars(self))}"
+            )
+        fresh = NoiseScaleEMA(state["decay"])  # checks the decay
+        if not (math.isfinite(state["signal_sq"]) and math.isfinite(state["noise_trace"])):
+            raise ValueError("NoiseScaleEMA state holds a non-finite average")
+        vars(fresh).update(state)
+        vars(self).update(vars(fresh))

@@ -1,0 +1,207 @@
+"""Noise estimators against streams whose signal and covariance are known."""
+
+import copy
+import itertools
+import math
+import pickle
+
+import pytest
+import torch
+
+from gqc.noise import NoiseScaleEMA, predicted_draws, two_batch, two_batch_errors
+
+
+def windows(noise_scale, dimension, num_draws, num_windows, seed=0, signal_sq=1.0):
+    """Yield (S1, S2) of windows of n Gaussian microbatches with |G|^2 and tr(Sigma) as given."""
+    generator = torch.Generator().manual_seed(seed)
+    signal = torch.randn(dimension, generator=generator, dtype=torch.float64)
+    signal *= math.sqrt(signal_sq) / signal.norm()
+    deviation = math.sqrt(noise_scale * signal_sq / dimension)
+    for _ in range(num_windows):
+        noise = torch.randn(num_draws, dimension, generator=generator)  # float32: faster to draw
+        draws = signal + deviation * noise.double()
+        yield draws.square().sum(1).mean().item(), draws.mean(0).square().sum().item()
+
+
+def reference(draws):
+    """Sample covariance, and the squared mean less its noise: the textbook route to two_batch."""
+    mean = draws.mean(0)
+    trace = (draws - mean).square().sum() / (len(draws) - 1)
+    return mean.square().sum() - trace / len(draws), trace
+
+
+@pytest.mark.parametrize("num_draws", [2, 3, 8, 32])
+def test_two_batch_is_the_sample_covariance(num_draws):
+    draws = torch.randn(num_draws, 17, generator=torch.Generator().manual_seed(1)).double() + 0.3
+    got = two_batch(draws.square().sum(1).mean(), draws.mean(0).square().sum(), num_draws)
+    torch.testing.assert_close(got, reference(draws))
+
+
+def test_two_batch_takes_floats_and_tensors():
+    signal, trace = two_batch(3.0, 2.0, 4)
+    assert (signal, trace) == (5 / 3, 4 / 3)
+    signal, trace = two_batch(torch.tensor([3.0, 3.0]), torch.tensor([2.0, 2.0]), 4)
+    assert signal.tolist() == pytest.approx([5 / 3] * 2)
+    assert trace.tolist() == pytest.approx([4 / 3] * 2)
+
+
+@pytest.mark.parametrize("num_draws", [1, 0, -2, math.nan])
+def test_two_batch_needs_two_batch_sizes(num_draws):
+    with pytest.raises(ValueError, match="num_draws"):
+        two_batch(1.0, 1.0, num_draws)
+
+
+CASES = list(itertools.product([1, 10, 100, 1000], [100, 10_000], [8, 32]))
+
+
+@pytest.mark.parametrize(("noise_scale", "dimension", "num_draws"), CASES)
+def test_two_batch_errors_are_as_small_as_predicted(noise_scale, dimension, num_draws):
+    """32 checks at 3 standard errors: about one seed in 12 fails one by chance (seed 0 does)."""
+    average = NoiseScaleEMA(decay=1 - 1e-9)  # a plain mean
+    for small_sq, large_sq in windows(noise_scale, dimension, num_draws, 200, seed=1):
+        average.update(*two_batch(small_sq, large_sq, num_draws))
+        assert average.noise_scale is None or 0 <= average.noise_scale < math.inf
+    signal_error, noise_error, ratio_error = two_batch_errors(
+        1.0, noise_scale, num_draws, dimension, num_windows=200
+    )
+    assert abs(average.signal_sq - 1) < 3 * signal_error
+    assert abs(average.noise_trace - noise_scale) < 3 * noise_error
+    if ratio_error < 0.015:
+        assert average.noise_scale == pytest.approx(noise_scale, rel=0.05)
+
+
+def test_some_case_holds_the_ratio_to_five_percent():
+    errors = [two_batch_errors(1.0, r, n, d, 200)[2] for r, d, n in CASES]
+    assert sum(error < 0.015 for error in errors) >= 6
+
+
+@pytest.mark.parametrize(("noise_scale", "dimension", "num_draws"), [(1, 100, 8), (50, 30, 4)])
+def test_predicted_errors_are_those_measured(noise_scale, dimension, num_draws):
+    """The spread of 4000 windows: relative error of a standard deviation is 1/sqrt(2*4000) = 1.1%;
+    4 of them, and 1% more for the excess kurtosis of a chi-square with few degrees of freedom."""
+    estimates = torch.tensor(
+        [
+            two_batch(*sums, num_draws)
+            for sums in windows(noise_scale, dimension, num_draws, 4000, seed=3)
+        ]
+    )
+    predicted = two_batch_errors(1.0, noise_scale, num_draws, dimension)
+    assert estimates[:, 0].std().item() == pytest.approx(predicted[0], rel=0.055)
+    assert estimates[:, 1].std().item() == pytest.approx(predicted[1], rel=0.055)
+
+
+def test_predicted_error_of_the_ratio_is_that_measured():
+    """300 averages of 100 windows; relative error of their spread 1/sqrt(600) = 4%, times 3."""
+    ratios = []
+    stream = windows(10, 200, 8, 30_000, seed=4)
+    for _ in range(300):
+        signal, noise = zip(
+            *(two_batch(*sums, 8) for sums in itertools.islice(stream, 100)), strict=True
+        )
+        ratios.append(sum(noise) / sum(signal))
+    predicted = two_batch_errors(1.0, 10, 8, 200, num_windows=100)[2]
+    assert torch.tensor(ratios).std().item() / 10 == pytest.approx(predicted, rel=0.12)
+
+
+def test_average_of_ratios_would_be_wrong():
+    """Why NoiseScaleEMA averages first: single windows have denominators on both sides of zero."""
+    sums = list(windows(100, 100, 8, 500, seed=5))
+    estimates = [two_batch(*pair, 8) for pair in sums]
+    average_of_ratios = sum(t / s for s, t in estimates) / len(estimates)
+    ratio_of_averages = sum(t for _, t in estimates) / sum(s for s, _ in estimates)
+    error = two_batch_errors(1.0, 100, 8, 100, num_windows=500)[2]
+    assert abs(ratio_of_averages / 100 - 1) < 3 * error
+    assert abs(average_of_ratios / 100 - 1) > 3 * error
+
+
+def test_ema_is_the_bias_corrected_one():
+    ema, raw, values = NoiseScaleEMA(decay=0.9), 0.0, [1.0, 5.0, -2.0, 4.0]
+    for t, value in enumerate(values, start=1):
+        ema.update(value, 2 * value)
+        raw = 0.9 * raw + 0.1 * value
+        assert ema.signal_sq == pytest.approx(raw / (1 - 0.9**t))
+        assert ema.noise_trace == pytest.approx(2 * ema.signal_sq)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-6, 1e6, 1e12])
+def test_noise_scale_does_not_depend_on_the_scale_of_gradients(scale):
+    plain, scaled = NoiseScaleEMA(), NoiseScaleEMA()
+    for sums in windows(10, 50, 8, 20):
+        signal, noise = two_batch(*sums, 8)
+        plain.update(signal, noise)
+        scaled.update(signal * scale**2, noise * scale**2)
+    assert scaled.noise_scale == pytest.approx(plain.noise_scale, rel=1e-12)
+
+
+def test_unresolved_is_none_never_negative_or_nan():
+    ema = NoiseScaleEMA(decay=0.5)
+    assert ema.noise_scale is None
+    ema.update(-1.0, 3.0)
+    assert ema.noise_scale is None
+    ema.update(0.5, 3.0)  # average is exactly zero
+    assert ema.signal_sq == pytest.approx(0)
+    ema.update(8.0, -10.0)  # rounding can make the trace of a constant gradient negative
+    assert ema.noise_scale == 0.0
+    subnormal = NoiseScaleEMA()
+    subnormal.update(5e-324, 1e300)
+    assert subnormal.noise_scale is None
+
+
+def test_non_finite_windows_are_refused_and_leave_no_trace():
+    ema = NoiseScaleEMA()
+    ema.update(1.0, 2.0)
+    before = ema.state_dict()
+    for bad in [(math.nan, 1.0), (1.0, math.inf)]:
+        with pytest.raises(ValueError, match="finite"):
+            ema.update(*bad)
+    assert ema.state_dict() == before
+
+
+def test_ema_state_round_trips():
+    ema = NoiseScaleEMA(decay=0.8)
+    ema.update(1.0, 2.0)
+    other = NoiseScaleEMA()
+    other.load_state_dict(ema.state_dict())
+    for twin in [other, copy.deepcopy(ema), pickle.loads(pickle.dumps(ema))]:
+        twin.update(3.0, 5.0)
+    ema.update(3.0, 5.0)
+    assert other.state_dict() == ema.state_dict()
+
+
+@pytest.mark.parametrize("change", [{"decay": 1.0}, {"signal_sq": math.nan}, {"extra": 1.0}])
+def test_bad_ema_state_changes_nothing(change):
+    ema = NoiseScaleEMA()
+    ema.update(1.0, 2.0)
+    before = ema.state_dict()
+    with pytest.raises(ValueError):
+        ema.load_state_dict(before | change)
+    assert ema.state_dict() == before
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 2.0, math.nan])
+def test_decay_is_checked(decay):
+    with pytest.raises(ValueError, match="decay"):
+        NoiseScaleEMA(decay)
+
+
+def test_predicted_draws():
+    assert predicted_draws(1.0, 10.0, math.sqrt(2)) == pytest.approx(10)
+    assert predicted_draws(1.0, 10.0, 1.0) == math.inf
+    assert predicted_draws(1.0, 10.0, 0.5) == math.inf
+    assert predicted_draws(1.0, 0.0, 2.0) == 0.0
+
+
+def test_mean_squared_norm_crosses_the_threshold_at_the_predicted_draws():
+    """E|G_n|^2 at n = n* is tau^2; 2000 windows, 4 standard errors."""
+    n = predicted_draws(1.0, 24.0, 2.0)
+    assert n == pytest.approx(8)
+    large = torch.tensor([large_sq for _, large_sq in windows(24.0, 50, 8, 2000, seed=6)])
+    assert abs(large.mean().item() - 4.0) < 4 * large.std().item() / math.sqrt(2000)
+
+
+@pytest.mark.parametrize(
+    "arguments", [(1.0, 1.0, math.nan), (1.0, 1.0, -1.0), (1.0, -1.0, 1.0), (math.nan, 1.0, 1.0)]
+)
+def test_predicted_draws_checks_its_arguments(arguments):
+    with pytest.raises(ValueError):
+        predicted_draws(*arguments)
