@@ -1,0 +1,292 @@
+r"""Statistics of repeated runs: what a few seeds allow to say, and no more.
+
+Functions take tidy frames (a row per observation; columns such as ``method``, ``seed``, ``tokens``)
+or plain arrays and return new ones.  Intervals follow one rule:
+
+- a mean of two runs or more: Student's t, :math:`\bar x \pm t_{n-1}\,s/\sqrt n`.  A bootstrap of it
+  promises 95 % and covers less: 84 % with five normal runs (percentile), 89 % with ten (BCa);
+- an interquartile mean, or strata: the seeded BCa bootstrap (Efron 1987) from ten runs of each
+  stratum on, where it covers 91 to 93 %; below that, none;
+- one run: none.  The bounds are NaN, and the column ``interval`` says why.
+
+Sources: Agarwal et al. 2021, arXiv:2108.13264 (interquartile mean, strata); Holm 1979, "A simple
+sequentially rejective multiple test procedure".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import nan
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+BOOTSTRAP_FROM = 10  # runs
+
+Floats = NDArray[np.floating]
+
+
+def iqm(values: ArrayLike, axis: int = -1) -> Floats:
+    r"""Interquartile mean: the mean without the lowest and the highest quarter.
+
+    :math:`\lfloor n/4 \rfloor` values are cut at each end: with three runs or fewer it is the mean.
+    One diverged run in four or more does not move it.
+
+    Args:
+        values: runs along ``axis``.
+    Returns: ``values`` without ``axis``.
+    """
+    return stats.trim_mean(np.asarray(values, dtype=float), 0.25, axis=axis)
+
+
+STATISTICS: dict[str, Callable[..., Floats]] = {"mean": np.mean, "iqm": iqm}
+
+
+def summarize(
+    frame: pd.DataFrame,
+    by: str | Sequence[str],
+    value: str,
+    confidence: float = 0.95,
+    *,
+    statistic: str = "mean",
+    interval: str | None = None,
+    strata: str | None = None,
+    resamples: int = 9_999,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Mean (or IQM) of ``value`` over the runs of each group, with a confidence interval.
+
+    Args:
+        frame: one row per run.
+        by: columns that make the groups.
+        value: column to average.
+        confidence: of the interval, in (0, 1).
+        statistic: "mean" or "iqm".
+        interval: "t" or "bootstrap"; None: t for a plain mean, bootstrap for the rest.
+        strata: column (a task, say) within which rows are resampled.
+        resamples: of the bootstrap.
+        seed: of the bootstrap's own generator, the same for every group.
+    Returns: a row per group in order of appearance: ``by``, a column named as the statistic,
+        ``low``, ``high``, ``n`` (rows), ``interval`` (how it was made, or why there is none).
+    Raises: ValueError: unknown column, statistic or interval, or a confidence outside (0, 1).
+    """
+    keys = [by] if isinstance(by, str) else list(by)
+    _check_columns("summarize", frame, [*keys, value, *([strata] if strata else [])])
+    _check_confidence(confidence)
+    if statistic not in STATISTICS:
+        raise ValueError(f"statistic={statistic!r}: expected one of {', '.join(STATISTICS)}")
+    rows = []
+    for key, group in frame.groupby(keys, sort=False, dropna=False):
+        values = group[value].astype(float)
+        strata_of = group[strata] if strata else np.zeros(len(group))
+        parts = [v.to_numpy() for _, v in values.groupby(strata_of, dropna=False)]
+        low, high, kind = _interval(parts, confidence, statistic, interval, resamples, seed)
+        center = float(STATISTICS[statistic](values.to_numpy()))
+        rows.append((*key, center, low, high, len(values), kind))
+    return pd.DataFrame(rows, columns=[*keys, statistic, "low", "high", "n", "interval"])
+
+
+def paired_difference(
+    frame: pd.DataFrame,
+    value: str,
+    by: str = "method",
+    control: str = "adamw",
+    pair: str = "seed",
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    r"""Mean difference of ``value`` to the control over pairs (seeds), with a paired t interval.
+
+    :math:`d_s = y_s - y_s^{control}`, :math:`\bar d \pm t_{n-1}\,s_d/\sqrt n`: what a seed does to
+    both (initial weights, order of the data) cancels.  Negative: lower than the control.
+
+    Returns: a row per other method: ``by``, ``control``, ``mean``, ``low``, ``high``, ``n``
+        (pairs), ``p_value`` (two-sided), ``unpaired`` (runs left out for want of a partner),
+        ``interval``.
+    Raises: ValueError: the control is absent, or a method has two rows for one pair.
+    """
+    _check_columns("paired_difference", frame, [value, by, pair])
+    _check_confidence(confidence)
+    if frame.duplicated([by, pair]).any():
+        raise ValueError(f"paired_difference: several rows for one ({by}, {pair}); keep one a run")
+    methods = list(frame[by].unique())
+    if control not in methods:
+        raise ValueError(f"control={control!r}: expected one of {', '.join(map(str, methods))}")
+    runs = {m: frame[frame[by] == m].set_index(pair)[value].astype(float) for m in methods}
+    base = runs.pop(control)
+    rows = []
+    for method, run in runs.items():
+        d = (run - base).loc[run.index.intersection(base.index)].to_numpy()
+        low, high, kind = _t_interval(d, confidence)
+        p = float(stats.ttest_1samp(d, 0.0).pvalue) if kind == "t" else nan
+        mean, unpaired = float(d.mean()) if len(d) else nan, len(run) + len(base) - 2 * len(d)
+        rows.append((method, control, mean, low, high, len(d), p, unpaired, kind))
+    columns = [by, "control", "mean", "low", "high", "n", "p_value", "unpaired", "interval"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def holm(p_values: ArrayLike) -> Floats:
+    r"""Adjust p values for testing several hypotheses (Holm's step-down).
+
+    With :math:`p_{(1)} \le \dots \le p_{(m)}`:
+    :math:`\tilde p_{(k)} = \max_{j \le k} \min(1, (m - j + 1)\,p_{(j)})`.  Rejecting where
+    :math:`\tilde p \le \alpha` keeps the chance of any false rejection at most :math:`\alpha`.
+
+    Args:
+        p_values: in [0, 1]; NaN is a hypothesis that was not tested: it stays and does not count.
+    Returns: adjusted values, in the order given.
+    Raises: ValueError: a value outside [0, 1].
+    """
+    p = np.asarray(p_values, dtype=float)
+    tested = ~np.isnan(p)
+    if ((p[tested] < 0) | (p[tested] > 1)).any():
+        raise ValueError(f"p_values={p.tolist()}: expected values in [0, 1], or NaN")
+    order = np.argsort(p[tested], kind="stable")
+    factors = np.arange(len(order), 0, -1)
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.maximum.accumulate(np.minimum(1.0, factors * p[tested][order]))
+    result = np.full(p.shape, nan)
+    result[tested] = adjusted
+    return result
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    r""":math:`y = a\,x^{-b} + c` with the interval of the exponent :math:`b`."""
+
+    coefficient: float
+    exponent: float
+    low: float
+    high: float
+    floor: float
+    r_squared: float  # of log(y - c) against log(x)
+    n: int
+
+    def __call__(self, x: ArrayLike) -> Floats:
+        """The curve at ``x``."""
+        return self.coefficient * np.asarray(x, dtype=float) ** -self.exponent + self.floor
+
+
+def power_law(x: ArrayLike, y: ArrayLike, floor: float = 0.0, confidence: float = 0.95) -> PowerLaw:
+    r"""Least squares of :math:`\log(y - c) = \log a - b \log x`, t interval with n - 2 degrees.
+
+    It assumes independent errors of equal relative size.  Points along one training curve are not
+    independent: fit each seed by itself, then :func:`summarize` the exponents.
+
+    Args:
+        x: > 0, such as tokens.
+        y: > ``floor``, such as loss [nat].
+        floor: :math:`c`, the irreducible part of ``y``, taken as known.
+    Raises: ValueError: fewer than two distinct ``x``, or a value that has no logarithm.
+    """
+    _check_confidence(confidence)
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    if x.shape != y.shape or x.ndim != 1 or len(np.unique(x)) < 2:
+        raise ValueError(f"power_law: shapes {x.shape}, {y.shape}; expected vectors, 2 distinct x")
+    if not ((x > 0).all() and (y > floor).all()):
+        least = f"min x={x.min():g}, min y={y.min():g}"
+        raise ValueError(f"power_law: {least}; expected x > 0 and y > floor={floor:g}")
+    fit = stats.linregress(np.log(x), np.log(y - floor))
+    half = stats.t.ppf((1 + confidence) / 2, len(x) - 2) * fit.stderr if len(x) > 2 else nan
+    a, b = float(np.exp(fit.intercept)), -float(fit.slope)
+    return PowerLaw(a, b, b - half, b + half, floor, float(fit.rvalue**2), len(x))
+
+
+def at_equal(
+    history: pd.DataFrame,
+    x: str = "tokens",
+    y: str = "val_loss",
+    by: Sequence[str] = ("method", "seed"),
+    points: int | None = None,
+) -> pd.DataFrame:
+    """``y`` of every run on one grid of ``x``, from where all have begun to the smallest budget.
+
+    Linear between a run's own points, never beyond them.  Rows without ``y`` are not points: a run
+    that stopped early, or whose ``y`` turned NaN, sets the budget for all.
+
+    Args:
+        history: one row per record.
+        x: what the runs are compared at: tokens, steps, seconds.
+        y: what is interpolated.
+        by: columns that tell runs apart.
+        points: evenly spaced; None: all points that some run has, so that equal grids stay exact.
+    Returns: a row per run and grid point: ``by``, ``x``, ``y``.
+    Raises: ValueError: the runs have no ``x`` in common, or an ``x`` repeats within a run.
+    """
+    keys = list(by)
+    _check_columns("at_equal", history, [*keys, x, y])
+    runs = dict(iter(history[[*keys, x, y]].groupby(keys, sort=False)))
+    for key, run in runs.items():
+        runs[key] = run = run.dropna(subset=[x, y]).astype({x: float, y: float}).sort_values(x)
+        if run.empty:
+            raise ValueError(f"at_equal: run {key} has no {y}; leave it out or evaluate it")
+        if run[x].duplicated().any():
+            raise ValueError(f"at_equal: {x} repeats within run {key}; `by` must tell runs apart")
+    low = max((run[x].iloc[0] for run in runs.values()), default=nan)
+    high = min((run[x].iloc[-1] for run in runs.values()), default=nan)
+    if not low <= high:
+        raise ValueError(f"at_equal: no common {x}: latest start {low:g}, earliest end {high:g}")
+    grid = np.unique(np.concatenate([run[x] for run in runs.values()]))
+    grid = grid[(grid >= low) & (grid <= high)]
+    grid = grid if points is None else np.linspace(low, high, points)
+    aligned = [
+        pd.DataFrame(dict(zip(keys, key, strict=True)) | {x: grid, y: np.interp(grid, r[x], r[y])})
+        for key, r in runs.items()
+    ]
+    return pd.concat(aligned, ignore_index=True)
+
+
+def _interval(
+    parts: Sequence[Floats],
+    confidence: float,
+    statistic: str,
+    interval: str | None,
+    resamples: int,
+    seed: int,
+) -> tuple[float, float, str]:
+    """Bounds and how they were made; ``parts`` are the strata, one array when there are none."""
+    values, is_plain = np.concatenate(parts), len(parts) == 1 and statistic == "mean"
+    kind = interval or ("t" if is_plain else "bootstrap")
+    if kind not in ("t", "bootstrap") or (kind == "t" and not is_plain):
+        raise ValueError(f"interval={interval!r}: expected 'bootstrap', 't' (plain mean) or None")
+    if kind == "t" or len(values) < 2 or not np.isfinite(values).all() or np.ptp(values) == 0:
+        return _t_interval(values, confidence)
+    if min(map(len, parts)) < BOOTSTRAP_FROM:
+        return nan, nan, f"none: a bootstrap needs {BOOTSTRAP_FROM} runs (of each stratum)"
+    estimate = STATISTICS[statistic]
+    bounds = stats.bootstrap(
+        parts,
+        lambda *resampled, axis: estimate(np.concatenate(resampled, axis=axis), axis=axis),
+        n_resamples=resamples,
+        confidence_level=confidence,
+        vectorized=True,
+        method="BCa",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(bounds.low), float(bounds.high), "BCa"
+
+
+def _t_interval(values: Floats, confidence: float) -> tuple[float, float, str]:
+    n, num_bad = len(values), int((~np.isfinite(values)).sum())
+    if n < 2:
+        return nan, nan, f"none: {n} run" if n else "none: no run"
+    if num_bad:
+        return nan, nan, f"none: {num_bad} of {n} runs not finite"
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0]), f"none needed: {n} equal runs"
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    return float(values.mean()) - half, float(values.mean()) + half, "t"
+
+
+def _check_columns(what: str, frame: pd.DataFrame, columns: Sequence[str]) -> None:
+    for column in columns:
+        if column not in frame.columns:
+            have = ", ".join(map(str, frame.columns))
+            raise ValueError(f"{what}: no column {column!r}; the frame has {have}")
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence!r}: expected in (0, 1), such as 0.95")
