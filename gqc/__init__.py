@@ -1,0 +1,42 @@
+"""Gradient quality control: act on the gradient before the optimizer sees it.
+
+Reading order: the wrappers decide when a gradient is good enough to step, schedules move their
+thresholds, :mod:`gqc.noise` estimates how noisy a gradient is, and :mod:`gqc.gradients` holds the
+batched operations under all of them.  Experiments, notebooks and batches live in :mod:`gqc.lab`.
+"""
+
+from gqc.schedules import (
+    NormWarmupScheduler,
+    ParamGroupSchedule,
+    PiecewiseSchedule,
+    get_constant_schedule,
+    get_curved_batch_schedule,
+    get_direct_cosine_annealing_with_warmup,
+    get_linear_schedule,
+    get_norm_threshold_cosine_annealing_with_warmup,
+    get_quadratic_batch_schedule,
+)
+from gqc.wrappers import (
+    OptimizerWrapper,
+    OptimizerWrapperGNTS,
+    OptimizerWrapperReplay,
+    OptimizerWrapperSBC,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "NormWarmupScheduler",
+    "OptimizerWrapper",
+    "OptimizerWrapperGNTS",
+    "OptimizerWrapperReplay",
+    "OptimizerWrapperSBC",
+    "ParamGroupSchedule",
+    "PiecewiseSchedule",
+    "get_constant_schedule",
+    "get_curved_batch_schedule",
+    "get_direct_cosine_annealing_with_warmup",
+    "get_linear_schedule",
+    "get_norm_threshold_cosine_annealing_with_warmup",
+    "get_quadratic_batch_schedule",
+]

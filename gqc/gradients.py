@@ -1,0 +1,148 @@
+r"""Batched operations on lists of gradients.
+
+Norms are global: :math:`\|g\|=\sqrt{\sum_i\|g_i\|_2^2}` over every tensor of every group.  Each
+function makes one pass over the elements with torch's ``_foreach`` kernels and leaves its result
+on the device, so that the caller decides when the host waits.  Tensors may live on several devices,
+have several dtypes, and be ``DTensor`` (FSDP2): plain and sharded ones may be mixed in one list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+__all__ = ["collect", "count_nonfinite", "divide_", "local", "multiply_", "total_norm"]
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def collect(params: Iterable[Tensor]) -> list[Tensor]:
+    """The gradients that ``params`` have, in order; parameters without one are left out.
+
+    Raises:
+        TypeError: a gradient is sparse (its norm would count absent rows, its mean would not).
+    """
+    grads = []
+    for index, param in enumerate(params):
+        grad = param.grad
+        if grad is None:
+            continue
+        if grad.layout is not torch.strided:
+            raise TypeError(
+                f"parameter {index} of shape {tuple(param.shape)} has a {grad.layout} gradient: "
+                "expected a dense one (build the embedding with sparse=False)"
+            )
+        grads.append(grad)
+    return grads
+
+
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    r"""Global L2 norm :math:`\sqrt{\sum_i \|t_i\|^2}` as a 0-dim tensor on the first device.
+
+    Args:
+        tensors: any shapes, devices and dtypes; 16-bit ones are summed in float32.
+            ``DTensor``: the norm of the whole tensor, equal on all ranks (one all-reduce a mesh
+            dimension that shards).
+    Returns: 0-dim, float32 (float64 when a tensor has it); 0 for an empty list.  NaN or inf when an
+        element is, and inf when the sum of squares overflows.
+    """
+    if not tensors:
+        return torch.zeros(())
+    plain = [t for t in tensors if not _is_dtensor(t)]
+    if len(plain) == len(tensors):
+        return _local_norm(plain)
+    parts = [_local_norm(plain)] if plain else []
+    for (mesh, sharded), shards in _by_mesh(t for t in tensors if _is_dtensor(t)).items():
+        square = _local_norm(shards).square()
+        for dim in sharded:
+            torch.distributed.all_reduce(square, group=mesh.get_group(dim))
+        parts.append(square.sqrt())
+    return torch.linalg.vector_norm(torch.stack([p.to(parts[0].device) for p in parts]))
+
+
+def count_nonfinite(tensors: Sequence[Tensor]) -> int:
+    """Number of tensors that hold a NaN or an infinity, equal on all ranks; waits for the host.
+
+    Exact where :func:`total_norm` is not: a norm may overflow though each element is finite.
+    """
+    bad = 0
+    groups: dict[Any, list[Tensor]] = {None: [t for t in tensors if not _is_dtensor(t)]}
+    groups.update(_by_mesh(t for t in tensors if _is_dtensor(t)))
+    for key, shards in groups.items():
+        if not shards:
+            continue
+        flags = torch.stack([(~t.isfinite()).any().to(shards[0].device) for t in shards]).float()
+        if key is not None:
+            mesh, sharded = key
+            for dim in sharded:
+                torch.distributed.all_reduce(flags, group=mesh.get_group(dim))
+        bad += int((flags > 0).sum())
+    return bad
+
+
+def divide_(tensors: Sequence[Tensor], divisor: float) -> None:
+    """Divide every tensor by ``divisor`` in place; exactly ``t.div_(divisor)`` for each."""
+    if tensors and divisor != 1:
+        torch._foreach_div_(local(tensors), divisor)
+
+
+def multiply_(tensors: Sequence[Tensor], factor: float | Tensor) -> None:
+    """Multiply every tensor by ``factor`` (a number or a 0-dim tensor) in place."""
+    shards = local(tensors)
+    if not shards:
+        return
+    if isinstance(factor, Tensor) and len({t.device for t in shards}) > 1:
+        for shard in shards:
+            shard.mul_(factor.to(shard.device))
+    else:
+        torch._foreach_mul_(shards, factor)
+
+
+def local(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """What this rank holds of each tensor: a ``DTensor``'s shard, any other tensor itself."""
+    return [getattr(t, "_local_tensor", t) for t in tensors]
+
+
+def _is_dtensor(tensor: Tensor) -> bool:
+    return hasattr(tensor, "_local_tensor")  # an isinstance check would import torch.distributed
+
+
+def _local_norm(tensors: list[Tensor]) -> Tensor:
+    first = tensors[0]
+    if all(t.dtype == first.dtype and t.device == first.device for t in tensors):
+        norms = _foreach_norm(tensors)
+    else:
+        groups: dict[tuple, list[Tensor]] = {}
+        for t in tensors:
+            groups.setdefault((t.device, t.dtype), []).append(t)
+        norms = [norm for group in groups.values() for norm in _foreach_norm(group)]
+        dtype = torch.float64 if any(n.dtype == torch.float64 for n in norms) else torch.float32
+        norms = [norm.to(first.device, dtype) for norm in norms]
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+
+
+def _foreach_norm(tensors: list[Tensor]) -> list[Tensor]:
+    dtype = torch.float32 if tensors[0].dtype in _HALF else None
+    return list(torch._foreach_norm(tensors, 2, dtype=dtype))
+
+
+def _by_mesh(tensors: Iterable[Any]) -> dict[tuple[Any, tuple[int, ...]], list[Tensor]]:
+    """Local shards by (mesh, dimensions that shard); pending partial sums are reduced first."""
+    from torch.distributed.tensor import Replicate
+
+    groups: dict[tuple[Any, tuple[int, ...]], list[Tensor]] = {}
+    for tensor in tensors:
+        dtensor: DTensor = tensor
+        if any(p.is_partial() for p in dtensor.placements):
+            dtensor = dtensor.redistribute(
+                placements=[Replicate() if p.is_partial() else p for p in dtensor.placements]
+            )
+        sharded = tuple(i for i, p in enumerate(dtensor.placements) if not p.is_replicate())
+        groups.setdefault((dtensor.device_mesh, sharded), []).append(dtensor._local_tensor)
+    return groups

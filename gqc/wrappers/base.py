@@ -1,0 +1,354 @@
+r"""The base of the optimizer wrappers: draw microbatches until the gradient is good enough to step.
+
+Notation: :math:`n` draws (microbatches since the last step), :math:`g_i` the gradient of draw i,
+:math:`A_n=\sum_{i\le n} g_i`, :math:`G_n=A_n/n`.  After each ``backward`` the loop calls
+:meth:`OptimizerWrapper.step`; the wrapper adds the draw, reads the norms its decision needs (one
+host sync), and either waits for one more draw or hands :math:`G_n` to the wrapped optimizer.
+
+A new wrapper subclasses :class:`OptimizerWrapper` and overrides ``should_step`` (when to step) or
+``transform`` (how to change :math:`G_n`).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gqc.gradients import collect, count_nonfinite, total_norm
+from gqc.wrappers.delegate import DelegatingOptimizer
+
+ACCUMULATE = ("grad", "buffer")
+NONFINITE = ("discard", "raise", "ignore")
+
+
+class OptimizerWrapper(DelegatingOptimizer):
+    """Step ``optimizer`` only when the gradient accumulated so far is good enough.
+
+    It is a ``torch.optim.Optimizer`` whose ``param_groups``, ``state`` and ``defaults`` are those
+    of the wrapped one.  Tunables live in ``param_groups`` under their own names, so that schedules
+    reach them and checkpoints hold them; with several groups the strictest value decides.
+
+    Args:
+        optimizer: any torch optimizer that steps in one call (not LBFGS).
+        min_draws, max_draws: bounds on n; a window of ``max_draws`` steps whatever its gradient.
+        accumulate: ``"grad"`` sums in ``.grad``; ``"buffer"`` in float32 beside it (one more
+            gradient in memory; a bad draw is dropped alone).  None: ``"buffer"`` when a parameter
+            is 16-bit, whose own sums would round small terms away, else ``"grad"``.
+        nonfinite: on NaN or inf ``"discard"`` the draw (with ``"grad"``: its window), ``"raise"``
+            ``FloatingPointError``, or ``"ignore"`` (no check at all).
+        grad_scaler: the ``torch.amp.GradScaler`` whose ``scale`` the losses go through.  The
+            wrapper calls its ``unscale_``, ``step`` and ``update``, once a window.
+        tunables: initial values of the subclass's tunables, > 0.
+    Raises:
+        TypeError: ``optimizer`` is not an ``Optimizer``, or is one that re-evaluates the loss.
+        ValueError: an argument out of its range, or a tunable that the groups have already.
+    """
+
+    #: the least ``min_draws`` with which the decision makes sense
+    fewest_draws: ClassVar[int] = 1
+    #: does the decision read the norm of each draw alone?
+    needs_draw_norm: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        min_draws: int | None = None,
+        max_draws: int = 64,
+        accumulate: str | None = None,
+        nonfinite: str = "discard",
+        grad_scaler: torch.amp.GradScaler | None = None,
+        **tunables: float,
+    ) -> None:
+        self.min_draws = self.fewest_draws if min_draws is None else min_draws
+        self.max_draws = max_draws
+        self.nonfinite = nonfinite
+        self.grad_scaler = grad_scaler
+        self.grad_norm: float | None = None  #: norm of G_n, if this draw read it
+        self.draw_norm: float | None = None  #: norm of g_n, if this draw read it
+        self._warned: list[str] = []
+        self._check_arguments(accumulate, tunables)
+        super().__init__(optimizer, "buffer" if self.needs_draw_norm else accumulate, tunables)
+
+    def should_step(self) -> bool:
+        """Is :math:`G_n` good enough?  May read ``num_draws``, ``grad_norm`` and ``draw_norm``."""
+        return True
+
+    def needs_grad_norm(self) -> bool:
+        """Will this draw's decision read ``grad_norm``?  It costs a pass over the gradient."""
+        return False
+
+    def transform(self) -> None:
+        """Change ``.grad``, which holds :math:`G_n`, before the wrapped optimizer steps."""
+
+    def observe_metric(self, metric: float | Tensor | None) -> bool:
+        """Take in this draw's metric; False refuses the draw."""
+        return True
+
+    def before_draw(self) -> None:
+        """Before anything is changed: the place to refuse a call with an error."""
+
+    def on_draw(self) -> None:
+        """After a draw was accepted, before the decision."""
+
+    def on_close(self, stepped: bool) -> None:
+        """After a window was stepped with, or thrown away."""
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        metric: float | Tensor | None = None,
+    ) -> bool:
+        """Add the microbatch whose gradient is in ``.grad``; step if the window is good enough.
+
+        Args:
+            closure: called once, with gradients enabled, to make this microbatch's gradient.
+            metric: this microbatch's loss or another metric; only a wrapper that decides by a
+                metric reads it.
+        Returns: did the wrapped optimizer step?
+        Raises:
+            RuntimeError: no parameter has a gradient, or the window's was cleared from outside.
+            FloatingPointError: NaN or inf with ``nonfinite="raise"``.
+            TypeError: a sparse gradient.
+        """
+        for pre_hook in self._optimizer_step_pre_hooks.values():
+            pre_hook(self, (), {})
+        if closure is not None:
+            with torch.enable_grad():
+                closure()
+        params = self._params()
+        stepped = False
+        if self._draw(params, metric):
+            ready = self.num_draws >= self.min_draws and self.should_step()
+            if ready or self.num_draws >= self.max_draws:
+                stepped = self._close(params, forced=not ready)
+        if not stepped:
+            self._mark_called()
+        for hook in self._optimizer_step_post_hooks.values():
+            hook(self, (), {})
+        return stepped
+
+    # torch wraps step() to run the hooks that are registered for all optimizers: here the wrapped
+    # optimizer's own step runs those, once a step rather than once a draw.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear gradients between windows; in an open window keep them, and warn once."""
+        if self.num_draws == 0:
+            self.optimizer.zero_grad(set_to_none=set_to_none)
+            return
+        self._warn_once(
+            f"zero_grad() was ignored: {self.num_draws} draws wait for a step, after which the "
+            "wrapper clears gradients itself. Remove the call; discard() drops a window on purpose"
+        )
+
+    def discard(self) -> None:
+        """Throw the open window away."""
+        self._window.clear(self._params())
+        self._end_window(stepped=False)
+
+    @torch.no_grad()
+    def flush(self) -> bool:
+        """Step with the draws there are (at the end of an epoch); False where there are none."""
+        return self.num_draws > 0 and self._close(self._params(), forced=False)
+
+    def statistics(self) -> dict[str, Any]:
+        """All there is to log.
+
+        ``batches`` and ``num_draws`` count the microbatch in progress: read before ``step()``, they
+        are 1 at the start, and ``num_draws`` is n at the step that closes a window of n.
+
+        - ``batches``, ``steps``: microbatches (with the one in progress), optimizer steps.
+        - ``num_draws``, ``last_num_draws``: n of the open and of the last closed window.
+        - ``last_grad_norm``: norm of the last :math:`G_n` stepped with, None where it was not read.
+        - ``num_discarded``: microbatches thrown away for NaN or inf.
+        - ``num_forced``: steps taken only because n reached ``max_draws``.
+        - each tunable: the value that decides; with several groups also ``key/group_i``.
+        - ``lr``: of the first group; with several groups also ``lr/group_i``.
+        """
+        groups = self.param_groups
+        values: dict[str, Any] = {
+            **self._counts,
+            "batches": self._counts["batches"] + 1,
+            "num_draws": self.num_draws + 1,
+            "last_num_draws": self.last_num_draws,
+            "last_grad_norm": self.last_grad_norm,
+            **{name: self.tunable(name) for name in self.strictest},
+        }
+        if groups and "lr" in groups[0]:
+            values["lr"] = float(groups[0]["lr"])
+        if len(groups) > 1:
+            for i, group in enumerate(groups):
+                keys = [name for name in (*self.strictest, "lr") if name in group]
+                values.update({f"{name}/group_{i}": float(group[name]) for name in keys})
+        return values
+
+    def vital_statistics(self) -> dict[str, Any]:
+        """The short set for a progress bar: steps, last n, last norm, tunables."""
+        return {
+            "steps": self._counts["steps"],
+            "draws": self.last_num_draws,
+            "norm": self.last_grad_norm,
+            **{name: self.tunable(name) for name in self.strictest},
+        }
+
+    def _draw(self, params: list[Tensor], metric: float | Tensor | None) -> bool:
+        """Add ``.grad`` to the window; False where the draw was refused."""
+        self.before_draw()
+        window, norms = self._window, {}
+        staged = window.stage(params)
+        if staged and (self.needs_draw_norm or self._is_checked()):
+            norms["draw_norm"] = total_norm(staged)
+        sums = window.merge(params)
+        if not (sums if staged is None else staged):
+            raise RuntimeError(
+                "no parameter has a gradient: call loss.backward() before step(), and no "
+                "zero_grad() between the two"
+            )
+        self._counts["batches"] += 1
+        self.num_draws += 1
+        if self.num_draws >= self.min_draws and self.needs_grad_norm():
+            norms["grad_norm"] = total_norm(sums).div_(self.num_draws)
+        self._read(norms)
+        if not self._accept(sums):
+            self._refuse(params, overflow=True)
+            return False
+        if not self.observe_metric(metric):
+            self._refuse(params, overflow=False)
+            return False
+        window.commit(params)
+        self.on_draw()
+        return True
+
+    def _close(self, params: list[Tensor], forced: bool) -> bool:
+        """Hand :math:`G_n` to the wrapped optimizer."""
+        if self._window.is_unchecked and self.grad_norm is None and self._is_checked():
+            sums = collect(params)
+            self._read({"grad_norm": total_norm(sums).div_(self.num_draws)})
+            if not self._accept(sums):
+                self._refuse(params, overflow=True)
+                return False
+        self._window.close(params, self.num_draws)
+        if self.grad_scaler is None:
+            self.transform()
+            self.optimizer.step()
+        else:
+            self.grad_scaler.unscale_(self.optimizer)
+            self.transform()
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._counts["steps"] += 1
+        self._counts["num_forced"] += forced
+        self.last_num_draws, self.last_grad_norm = self.num_draws, self.grad_norm
+        self._end_window(stepped=True)
+        return True
+
+    def _read(self, norms: dict[str, Tensor]) -> None:
+        """The draw's one host sync: all the norms that it needs in one transfer, unscaled."""
+        self.draw_norm = self.grad_norm = None
+        if not norms:
+            return
+        tensors = list(norms.values())
+        values = torch.stack(tensors) if len(tensors) > 1 else tensors[0]
+        if self.grad_scaler is not None:
+            values = values / self.grad_scaler.scale(torch.ones_like(values))
+        read = values.tolist() if len(tensors) > 1 else [values.item()]
+        for name, value in zip(norms, read, strict=True):
+            setattr(self, name, value)
+
+    def _accept(self, sums: list[Tensor]) -> bool:
+        """Are the norms just read finite, or too large to square though each element is finite?"""
+        if not self._is_checked():
+            return True
+        norms = [norm for norm in (self.draw_norm, self.grad_norm) if norm is not None]
+        return all(map(math.isfinite, norms)) or count_nonfinite(sums) == 0
+
+    def _refuse(self, params: list[Tensor], *, overflow: bool) -> None:
+        """Drop the draw (its whole window where draws cannot be told apart)."""
+        if overflow and self.nonfinite == "raise" and self.grad_scaler is None:
+            self._raise_nonfinite(params)
+        if overflow and self.grad_scaler is not None:
+            self._back_off()
+        lost = self._window.refuse(params, self.num_draws)
+        self._counts["num_discarded"] += lost
+        if overflow and self.grad_scaler is None:
+            self._warn_once(
+                f"a NaN or infinite gradient in microbatch {self._counts['batches']}: {lost} draws "
+                "discarded (counted in num_discarded; this warning comes once)"
+            )
+        self.num_draws -= lost
+        self.grad_norm = None
+        if self.num_draws == 0:
+            self._end_window(stepped=False)
+
+    def _raise_nonfinite(self, params: list[Tensor]) -> None:
+        self._window.expose()
+        self.num_draws -= not self._window.is_unchecked  # a buffer has not added the draw
+        bad = [i for i, p in enumerate(params) if p.grad is not None and count_nonfinite([p.grad])]
+        message = (
+            f"NaN or infinite gradient in microbatch {self._counts['batches']}, parameters "
+            f"{bad[:5]}: left in .grad to look at; discard() drops the window"
+        )
+        raise FloatingPointError(message)
+
+    def _back_off(self) -> None:
+        """Tell the GradScaler of the overflow: it skips the step and lowers its scale."""
+        scaler: Any = self.grad_scaler
+        before = scaler.get_scale()
+        self._window.expose()
+        scaler.unscale_(self.optimizer)
+        scaler.step(self.optimizer)
+        scaler.update()
+        self._window.rescale(scaler.get_scale() / before)
+
+    def _is_checked(self) -> bool:
+        return self.nonfinite != "ignore" or self.grad_scaler is not None
+
+    def _end_window(self, *, stepped: bool) -> None:
+        self.num_draws = 0
+        self.grad_norm = self.draw_norm = None
+        self.on_close(stepped)
+
+    def _mark_called(self) -> None:
+        """Schedulers of the wrapped optimizers warn when stepped before them: a draw counts."""
+        inner: Any = self.optimizer
+        while inner is not None:
+            inner._opt_called = True
+            inner = getattr(inner, "optimizer", None)
+
+    def _warn_once(self, message: str) -> None:
+        kind = message[:12]
+        if kind not in self._warned:
+            self._warned.append(kind)
+            warnings.warn(message, stacklevel=4)
+
+    def _check_arguments(self, accumulate: str | None, tunables: dict[str, float]) -> None:
+        name = type(self).__name__
+        if not isinstance(self.min_draws, int) or not self.min_draws >= self.fewest_draws:
+            raise ValueError(
+                f"min_draws={self.min_draws!r}: {name} expects an integer >= {self.fewest_draws}"
+            )
+        if not isinstance(self.max_draws, int) or not self.max_draws >= self.min_draws:
+            raise ValueError(
+                f"max_draws={self.max_draws!r}: expected an integer >= min_draws={self.min_draws}"
+            )
+        for key, value in tunables.items():
+            if not 0 < value < math.inf:
+                raise ValueError(f"{key}={value!r}: expected a finite number > 0")
+        if self.nonfinite not in NONFINITE:
+            raise ValueError(f"nonfinite={self.nonfinite!r}: expected one of {NONFINITE}")
+        if accumulate not in (None, *ACCUMULATE):
+            raise ValueError(f"accumulate={accumulate!r}: expected one of {ACCUMULATE}, or None")
+        if accumulate == "grad" and self.needs_draw_norm:
+            raise ValueError(
+                f'accumulate="grad": {name} reads the norm of each draw, which needs "buffer"'
+            )

@@ -1,0 +1,212 @@
+"""An ``Optimizer`` around another: one set of groups and state, saved, copied, hooked as torch's.
+
+``torch.optim.Optimizer`` keeps its groups, state, hooks and pickling in one class, so a wrapper
+that must pass for one (schedulers, GradScaler, Accelerate and Lightning check the type) has to
+delegate all of them.  What a wrapper does at a step is :mod:`gqc.wrappers.base`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer
+
+from gqc.wrappers.window import HALF, BufferWindow, GradWindow, Window, check_shapes
+
+FORMAT = 1
+COUNTERS = ("batches", "steps", "num_discarded", "num_forced")
+NOT_COPIED = ("step", "_window", "_opt_called", "_zero_grad_profile_name")
+
+
+class DelegatingOptimizer(Optimizer):
+    """Everything of a wrapper but its decision: groups, tunables, window, checkpoints, copies."""
+
+    #: tunable -> how several groups combine: ``min`` or ``max``, whichever is stricter
+    strictest: ClassVar[dict[str, Callable[..., Any]]] = {}
+
+    def __init__(
+        self, optimizer: Optimizer, accumulate: str | None, tunables: dict[str, float]
+    ) -> None:
+        _check_optimizer(optimizer, tunables)
+        self.optimizer = optimizer
+        self.num_draws = 0  #: n, draws in the open window
+        self.last_num_draws: int | None = None
+        self.last_grad_norm: float | None = None
+        self._counts = dict.fromkeys(COUNTERS, 0)
+        self._accumulate = accumulate
+        optimizer.defaults.update(tunables)  # so that the wrapped add_param_group fills them in
+        for group in optimizer.param_groups:
+            group.update({k: v for k, v in tunables.items() if k not in group})
+        # Optimizer.__init__ would make a second set of groups; this makes its hook tables only.
+        super().__setstate__({})
+        self._window = self._new_window()
+
+    def extra_state(self) -> dict[str, Any]:
+        """What a checkpoint holds beyond counters and pending gradient: tensors, plain numbers."""
+        return {}
+
+    def load_extra_state(self, extra: dict[str, Any]) -> None:
+        """Take back :meth:`extra_state`; a key that an older file lacks keeps its default."""
+
+    def tunable(self, name: str) -> float:
+        """The value of ``name`` that decides: the strictest over the groups."""
+        default = self.defaults[name]  # a group loaded from a plain optimizer's file lacks the key
+        values = (float(group.get(name, default)) for group in self.param_groups)
+        return float(self.strictest[name](values))
+
+    # The wrapped optimizer's load_state_dict rebinds these, so they are looked up each time.
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.optimizer.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.optimizer.param_groups = groups
+
+    @property
+    def state(self) -> Any:
+        return self.optimizer.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self.optimizer.state = state
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        return self.optimizer.defaults
+
+    @defaults.setter
+    def defaults(self, defaults: dict[str, Any]) -> None:
+        self.optimizer.defaults = defaults
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the wrapped optimizer; it gets the tunables' initial values."""
+        self.optimizer.add_param_group(param_group)
+        if self.num_draws == 0:
+            self._window = self._new_window()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The wrapped optimizer's ``state_dict`` and ``"wrappers"``: counters, pending gradient.
+
+        Exact in mid-window.  Loads with ``torch.load(..., weights_only=True)``.
+        """
+        for pre_hook in self._optimizer_state_dict_pre_hooks.values():
+            pre_hook(self)
+        state = self.optimizer.state_dict()
+        state["wrappers"] = [*state.get("wrappers", []), self._own_state()]
+        for hook in self._optimizer_state_dict_post_hooks.values():
+            state = hook(self, state) or state
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken, also in mid-window.
+
+        ``min_draws``, ``max_draws`` and the way of accumulating stay those of the constructor.
+
+        Raises: ValueError: the file is a plain optimizer's, another wrapper's, or of other
+            parameters; nothing is changed then.
+        """
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = pre_hook(self, state_dict) or state_dict
+        own = self._check_state(state_dict)
+        inner = {k: v for k, v in state_dict.items() if k != "wrappers"}
+        if rest := state_dict["wrappers"][:-1]:
+            inner["wrappers"] = rest
+        self.optimizer.load_state_dict(inner)
+        self._restore(own)
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # As in torch, what belongs to the instance is not copied: hooks, and the `step` that
+        # schedulers patch.  Parameters are copied without .grad, so the pending gradient is added.
+        kept = {k: v for k, v in self.__dict__.items() if k not in NOT_COPIED}
+        kept = {k: v for k, v in kept.items() if not k.startswith("_optimizer_")}
+        return {**kept, "_saved": self._own_state()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        saved = state.pop("_saved")
+        super().__setstate__(state)
+        self._window = self._new_window()
+        self._restore(saved)
+
+    def __repr__(self) -> str:
+        tunables = ", ".join(f"{name}={self.tunable(name):g}" for name in self.strictest)
+        return f"{type(self).__name__}({tunables}) of {self.optimizer!r}"
+
+    def _params(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _new_window(self) -> Window:
+        kind = self._accumulate
+        if kind is None:
+            kind = "buffer" if any(p.dtype in HALF for p in self._params()) else "grad"
+        return BufferWindow() if kind == "buffer" else GradWindow()
+
+    def _own_state(self) -> dict[str, Any]:
+        return {
+            "class": type(self).__name__,
+            "format": FORMAT,
+            "num_draws": self.num_draws,
+            "last_num_draws": self.last_num_draws,
+            "last_grad_norm": self.last_grad_norm,
+            "counts": dict(self._counts),
+            "pending": self._window.save(self._params()) if self.num_draws else {},
+            "extra": self.extra_state(),
+        }
+
+    def _check_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """This wrapper's part of the file, once the whole file is known to fit."""
+        name = type(self).__name__
+        if not state_dict.get("wrappers"):
+            raise ValueError(
+                f"state of a plain optimizer given to {name}: load it into the wrapped one with "
+                "wrapper.optimizer.load_state_dict(...)"
+            )
+        own: dict[str, Any] = state_dict["wrappers"][-1]
+        if own["class"] != name:
+            raise ValueError(f"state of {own['class']} given to {name}: expected one of {name}")
+        if own["format"] > FORMAT:
+            raise ValueError(
+                f"state of format {own['format']} given to {name}: this version reads up to "
+                f"{FORMAT}; upgrade gqc-kit"
+            )
+        saved = [len(g["params"]) for g in state_dict["param_groups"]]
+        here = [len(g["params"]) for g in self.param_groups]
+        if saved != here:
+            raise ValueError(
+                f"state of groups with {saved} parameters given to groups with {here} parameters"
+            )
+        check_shapes(self._params(), own["pending"])
+        return own
+
+    def _restore(self, own: dict[str, Any]) -> None:
+        if self.num_draws:
+            self._window.clear(self._params())
+        self.num_draws = own["num_draws"]
+        self.last_num_draws = own["last_num_draws"]
+        self.last_grad_norm = own["last_grad_norm"]
+        self._counts.update(own["counts"])
+        if own["pending"]:
+            self._window.load(self._params(), own["pending"])
+        self.load_extra_state(own["extra"])
+
+
+def _check_optimizer(optimizer: Optimizer, tunables: dict[str, float]) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"optimizer is a {type(optimizer).__name__}: expected a torch.optim.Optimizer"
+        )
+    if isinstance(optimizer, LBFGS):
+        raise TypeError(
+            "LBFGS cannot be wrapped: its step evaluates the loss many times, and a window of "
+            "microbatches has no single loss to evaluate"
+        )
+    for name in tunables:
+        if name in optimizer.defaults or any(name in g for g in optimizer.param_groups):
+            raise ValueError(
+                f"the param groups have a {name!r} already: {type(optimizer).__name__} cannot be "
+                "wrapped twice by the same kind of wrapper"
+            )

@@ -1,0 +1,207 @@
+r"""The accumulation window: where :math:`A_n=\sum_{i\le n} g_i` is kept until a step.
+
+Two places with the same methods.  :class:`GradWindow` leaves the sum in ``.grad``, where autograd
+accumulates anyway: no memory, but a microbatch cannot be looked at alone.  :class:`BufferWindow`
+moves each gradient out of ``.grad`` into a float32 buffer: one more gradient in memory, and the
+norm of each :math:`g_i` for free, and a bad one can be refused before it is added.
+
+Protocol of a draw: ``stage`` (returns :math:`g_i` alone, or None), ``merge`` (returns :math:`A_n`
+with it), then ``commit`` or ``refuse``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gqc.gradients import collect, divide_, local
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+class GradWindow:
+    """:math:`A_n` is ``.grad`` itself."""
+
+    is_unchecked = True  # a draw that no decision read may be NaN until the step looks
+
+    def __init__(self) -> None:
+        self._watched: tuple[Tensor, Tensor] | None = None  # a parameter and its gradient
+
+    def stage(self, params: list[Tensor]) -> list[Tensor] | None:
+        """Check that ``.grad`` still holds the earlier draws.
+
+        Raises: RuntimeError: it was cleared or replaced, and the earlier draws with it.
+        """
+        if self._watched is not None:
+            param, grad = self._watched
+            if param.grad is not grad and not grad.requires_grad:  # create_graph adds out of place
+                raise RuntimeError(
+                    "the gradients accumulated since the last step are gone: .grad was cleared or "
+                    "replaced in mid-window (model.zero_grad()?). Remove that call, since the "
+                    "wrapper clears gradients itself; call discard() to drop a window on purpose; "
+                    'or pass accumulate="buffer"'
+                )
+        return None
+
+    def merge(self, params: list[Tensor]) -> list[Tensor]:
+        return collect(params)
+
+    def commit(self, params: list[Tensor]) -> None:
+        for param in params:
+            if param.grad is not None:
+                self._watched = (param, param.grad)
+                return
+
+    def refuse(self, params: list[Tensor], num_draws: int) -> int:
+        """A sum cannot give one draw back: the whole window goes.  Returns the draws lost."""
+        self.clear(params)
+        return num_draws
+
+    def expose(self) -> None:
+        """The sum with the refused draw is in ``.grad`` already."""
+
+    def rescale(self, factor: float) -> None:
+        """Nothing is left to rescale after a refusal."""
+
+    def close(self, params: list[Tensor], num_draws: int) -> None:
+        """Leave the mean :math:`G_n = A_n / n` in ``.grad``."""
+        divide_(collect(params), num_draws)
+        self._watched = None
+
+    def clear(self, params: list[Tensor]) -> None:
+        for param in params:
+            param.grad = None
+        self._watched = None
+
+    def save(self, params: list[Tensor]) -> dict[int, Tensor]:
+        """Clones of :math:`A_n` (of this rank's shards) by parameter index."""
+        return {i: _local(p.grad).clone() for i, p in enumerate(params) if p.grad is not None}
+
+    def load(self, params: list[Tensor], sums: dict[int, Tensor]) -> None:
+        self.clear(params)
+        for index, value in sums.items():
+            param = params[index]
+            param.grad = _like(param, value.to(_local(param).dtype))
+        self.commit(params)
+
+
+class BufferWindow:
+    """:math:`A_n` in float32 beside the parameters; ``.grad`` holds one microbatch at a time."""
+
+    is_unchecked = False  # each draw's own norm was read
+
+    def __init__(self) -> None:
+        self._sums: dict[Tensor, Tensor] = {}
+        self._staged: dict[Tensor, Tensor] = {}
+
+    def stage(self, params: list[Tensor]) -> list[Tensor] | None:
+        """Take :math:`g_i` out of ``.grad``; returned alone, before it is added."""
+        collect(params)
+        self._staged = {p: _take(p.grad) for p in params if p.grad is not None}
+        for param in self._staged:
+            param.grad = None
+        return list(self._staged.values())
+
+    def merge(self, params: list[Tensor]) -> list[Tensor]:
+        """Add into the storage of :math:`g_i`, so that refusing it leaves the sum untouched."""
+        both = [p for p in self._staged if p in self._sums]
+        if both:
+            torch._foreach_add_(
+                local([self._staged[p] for p in both]), local([self._sums[p] for p in both])
+            )
+        return [
+            *self._staged.values(),
+            *(s for p, s in self._sums.items() if p not in self._staged),
+        ]
+
+    def commit(self, params: list[Tensor]) -> None:
+        self._sums.update(self._staged)
+        self._staged = {}
+
+    def refuse(self, params: list[Tensor], num_draws: int) -> int:
+        """Forget the staged draw alone.  Returns the draws lost: 1."""
+        self._staged = {}
+        for param in params:
+            param.grad = None
+        return 1
+
+    def expose(self) -> None:
+        """Put the staged draw where a GradScaler looks for an overflow: in ``.grad``."""
+        for param, grad in self._staged.items():
+            param.grad = grad.to(param.dtype)
+
+    def rescale(self, factor: float) -> None:
+        """Follow a change of the loss scale in mid-window."""
+        torch._foreach_mul_(local(list(self._sums.values())), factor)
+
+    def close(self, params: list[Tensor], num_draws: int) -> None:
+        divide_(list(self._sums.values()), num_draws)
+        for param, mean in self._sums.items():
+            param.grad = mean.to(param.dtype)  # torch refuses a float32 gradient on a bf16 one
+        self._sums = {}
+
+    def clear(self, params: list[Tensor]) -> None:
+        self._sums, self._staged = {}, {}
+        for param in params:
+            param.grad = None
+
+    def save(self, params: list[Tensor]) -> dict[int, Tensor]:
+        return {i: _local(self._sums[p]).clone() for i, p in enumerate(params) if p in self._sums}
+
+    def load(self, params: list[Tensor], sums: dict[int, Tensor]) -> None:
+        self.clear(params)
+        for index, value in sums.items():
+            param = params[index]
+            self._sums[param] = _like(param, value.to(_wide(_local(param).dtype)))
+
+
+Window = GradWindow | BufferWindow
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in HALF else dtype
+
+
+def _take(grad: Tensor) -> Tensor:
+    """``grad`` for keeps, in float32 or wider: a cast, or the tensor itself unless it is a view.
+
+    A view's storage may be another's: DDP reuses its bucket at the next backward.
+    """
+    shard = _local(grad)
+    if shard.dtype in HALF:
+        return grad.detach().float()
+    return grad.detach().clone() if shard._is_view() or grad.requires_grad else grad.detach()
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return local([tensor])[0]
+
+
+def check_shapes(params: list[Tensor], sums: dict[int, Tensor]) -> None:
+    for index, value in sums.items():
+        here = tuple(_local(params[index]).shape) if index < len(params) else None
+        if tuple(value.shape) != here:
+            raise ValueError(
+                f"pending gradient of shape {tuple(value.shape)} given to parameter {index} "
+                f"of shape {here}"
+            )
+
+
+def _like(param: Tensor, value: Tensor) -> Tensor:
+    """``value`` on the device of ``param``, and a ``DTensor`` where ``param`` is one."""
+    shard = value.to(_local(param).device, copy=True)
+    if _local(param) is param:
+        return shard
+    from torch.distributed.tensor import DTensor
+
+    sharded: Any = param
+    return DTensor.from_local(
+        shard,
+        sharded.device_mesh,
+        sharded.placements,
+        run_check=False,
+        shape=sharded.shape,
+        stride=sharded.stride(),
+    )
