@@ -16,6 +16,7 @@ import bisect
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch.optim import Optimizer
@@ -84,44 +85,61 @@ class ParamGroupSchedule:
     def _write(self, step: int) -> None:
         value = float(self.fn(step))
         if not math.isfinite(value):
-            raise ValueError(
-                f"schedule of {self.key!r} gave {value} at step {step}: expected finite"
-            )
+            raise ValueError(f"schedule of {self.key!r} is {value} at step {step}: expected finite")
         for group in self.optimizer.param_groups:
             group[self.key] = value
 
 
-class PiecewiseSchedule:
-    """Straight lines between points, level before the first and after the last: a function of step.
+class PiecewiseSchedule(ParamGroupSchedule):
+    """Straight lines between points, level before the first and after the last.
 
     Args:
-        points: ``(step, value)`` pairs, steps strictly increasing and finite, values finite.
-    Raises: ValueError: no points, steps that do not increase, or a number that is not finite.
+        optimizer, key: see :class:`ParamGroupSchedule`.
+        points: ``(step, value)`` pairs, steps strictly increasing, all numbers finite.
+    Attributes:
+        points: may be assigned while training; the new line counts from the next :meth:`step`.
+    Raises: ValueError: no points, steps that do not increase, or a number that is not finite; the
+        points stay as they were.
     """
 
-    def __init__(self, points: Iterable[Sequence[float]]) -> None:
-        self.points = [(float(step), float(value)) for step, value in points]
-        if not self.points:
+    def __init__(
+        self, optimizer: Optimizer, points: Iterable[Sequence[float]], *, key: str = THRESHOLD
+    ) -> None:
+        self.points = points  # type: ignore[assignment]
+        super().__init__(optimizer, key, lambda step: interpolate(self.points, step))
+
+    @property
+    def points(self) -> list[tuple[float, float]]:
+        return self._points
+
+    @points.setter
+    def points(self, points: Iterable[Sequence[float]]) -> None:
+        checked = [(float(step), float(value)) for step, value in points]
+        if not checked:
             raise ValueError("points=[]: expected at least one (step, value)")
-        for number in (x for point in self.points for x in point):
+        for number in (x for point in checked for x in point):
             if not math.isfinite(number):
                 raise ValueError(f"points hold {number}: expected finite numbers")
-        self._steps = [step for step, _ in self.points]
-        for before, after in zip(self._steps, self._steps[1:], strict=False):
+        for (before, _), (after, _) in pairwise(checked):
             if not after > before:
                 raise ValueError(f"steps {before:g}, {after:g}: expected strictly increasing steps")
+        self._points = checked
 
-    def __call__(self, step: float) -> float:
-        right = bisect.bisect_right(self._steps, step)
-        if right == 0:
-            return self.points[0][1]
-        if right == len(self.points):
-            return self.points[-1][1]
-        (x0, y0), (x1, y1) = self.points[right - 1 : right + 1]
-        return y0 + (y1 - y0) * (step - x0) / (x1 - x0)
+    def state_dict(self) -> dict[str, Any]:
+        """``{"key", "last_step", "points"}``."""
+        return {**super().state_dict(), "points": [list(point) for point in self.points]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        before = self.points
+        self.points = state_dict.get("points", before)
+        try:
+            super().load_state_dict(state_dict)
+        except ValueError:
+            self.points = before  # type: ignore[assignment]
+            raise
 
 
-class NormWarmupScheduler:
+class NormWarmupScheduler(ParamGroupSchedule):
     r"""Inverted warmup in front of another schedule.
 
     For the first W steps the value is that of ``scheduler`` at its start times a factor that falls
@@ -129,7 +147,7 @@ class NormWarmupScheduler:
     times ``warmup_end``.
 
     Args:
-        scheduler: a :class:`ParamGroupSchedule` that has not been stepped; it is driven by this one.
+        scheduler: a :class:`ParamGroupSchedule` that was not stepped yet; this one takes its place.
         num_warmup_steps: W [microbatches], >= 0.
         warmup_start, warmup_end: factors, >= 0.
     Raises: ValueError: an argument out of its range, or a schedule that was stepped already.
@@ -146,9 +164,7 @@ class NormWarmupScheduler:
         _check_value("warmup_start", warmup_start)
         _check_value("warmup_end", warmup_end)
         if scheduler.last_step != 0:
-            raise ValueError(
-                f"scheduler was stepped {scheduler.last_step} times: expected a new one"
-            )
+            raise ValueError(f"scheduler stepped {scheduler.last_step} times: expected a new one")
         after = scheduler.fn
 
         def fn(step: int) -> float:
@@ -156,23 +172,18 @@ class NormWarmupScheduler:
             factor = warmup_start + (warmup_end - warmup_start) * ramp
             return factor * after(max(step - num_warmup_steps, 0))
 
-        self.schedule = ParamGroupSchedule(scheduler.optimizer, scheduler.key, fn)
+        super().__init__(scheduler.optimizer, scheduler.key, fn)
 
-    def step(self) -> None:
-        """Go on by one microbatch."""
-        self.schedule.step()
 
-    def get_last_value(self) -> list[float]:
-        """The value now in each param group."""
-        return self.schedule.get_last_value()
-
-    def state_dict(self) -> dict[str, Any]:
-        """See :meth:`ParamGroupSchedule.state_dict`."""
-        return self.schedule.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See :meth:`ParamGroupSchedule.load_state_dict`."""
-        self.schedule.load_state_dict(state_dict)
+def interpolate(points: Sequence[tuple[float, float]], step: float) -> float:
+    """The value at ``step`` of the line through ``points``, level beyond its ends."""
+    right = bisect.bisect_right(points, step, key=lambda point: point[0])
+    if right == 0:
+        return points[0][1]
+    if right == len(points):
+        return points[-1][1]
+    (x0, y0), (x1, y1) = points[right - 1], points[right]
+    return y0 + (y1 - y0) * (step - x0) / (x1 - x0)
 
 
 def get_norm_threshold_cosine_annealing_with_warmup(
@@ -296,7 +307,7 @@ def get_linear_schedule(
     _check_value("end_value", end_value)
     _check_count("num_training_steps", num_training_steps, 1)
     points = [(0, start_value), (num_training_steps, end_value)]
-    return ParamGroupSchedule(optimizer, key, PiecewiseSchedule(points))
+    return PiecewiseSchedule(optimizer, points, key=key)
 
 
 def _cosine(first: float, start: float, end: float) -> Callable[[int, int, int], float]:
