@@ -1,0 +1,285 @@
+"""Pretraining a small GPT on text: gradient quality control against AdamW, at equal tokens.
+
+Every method sees the same data in the same order from the same initial weights (per seed), in microbatches of
+``microbatch_size`` sequences of ``context`` tokens, and the same token budget; they differ in when AdamW steps:
+
+- ``"adamw"``: the control, every ``accumulation`` microbatches (a constant batch);
+- ``"gnts"``: when the norm of the mean gradient is under a threshold, which comes down over the run;
+- ``"sbc"``: a batch that grows on a schedule from 1 to ``final_accumulation`` microbatches;
+- ``"replay"``: as often as a recorded run did (`recorded_draws`), whatever the gradient.
+
+The learning rate warms up linearly and decays as a cosine in tokens, so equally for all methods.  The held-out
+loss [nats per token] is measured on the same sequences for every method and seed.  A run ends when its tokens are
+spent; a window that is open then is left without a step, since its gradient was not judged good enough.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gqc.lab.controls import Control, Controls
+from gqc.lab.data.text import TextData, draw_batch, load_text_data, validation_batch
+from gqc.lab.experiment import Experiment
+from gqc.lab.experiments.pretraining_config import PretrainingConfig, config
+from gqc.lab.models.gpt import GPT, GPTConfig, make_gpt
+from gqc.lab.placement import find_device, find_dtype, make_generator
+from gqc.schedules import (
+    ParamGroupSchedule,
+    get_direct_cosine_annealing_with_warmup,
+    get_norm_threshold_cosine_annealing_with_warmup,
+    get_quadratic_batch_schedule,
+)
+from gqc.wrappers import (
+    OptimizerWrapper,
+    OptimizerWrapperGNTS,
+    OptimizerWrapperReplay,
+    OptimizerWrapperSBC,
+)
+
+__all__ = ["Pretraining", "PretrainingConfig", "build", "config", "recorded_draws"]
+
+EVALUATION_CHUNK = 64  # sequences per forward pass; bounds memory, does not change the loss
+
+
+def _wrap_adamw(adamw: torch.optim.AdamW, c: PretrainingConfig) -> OptimizerWrapper:
+    return OptimizerWrapperSBC(
+        adamw,
+        physical_batch_size=c.microbatch_size,
+        logical_batch_size=c.accumulation * c.microbatch_size,
+        max_draws=c.accumulation,
+    )
+
+
+def _wrap_gnts(adamw: torch.optim.AdamW, c: PretrainingConfig) -> OptimizerWrapper:
+    return OptimizerWrapperGNTS(adamw, min_draws=c.min_draws, max_draws=c.max_draws)
+
+
+def _wrap_sbc(adamw: torch.optim.AdamW, c: PretrainingConfig) -> OptimizerWrapper:
+    return OptimizerWrapperSBC(
+        adamw,
+        physical_batch_size=c.microbatch_size,
+        logical_batch_size=c.microbatch_size,
+        max_draws=c.final_accumulation,
+    )
+
+
+def _wrap_replay(adamw: torch.optim.AdamW, c: PretrainingConfig) -> OptimizerWrapper:
+    return OptimizerWrapperReplay(adamw, draws=c.draws)
+
+
+#: method -> the wrapper that decides when AdamW steps; a further method is one line here, its name in
+#: ``pretraining_config.METHODS``, and its schedule in `Pretraining._make_schedules` if it has one
+WRAPPERS: dict[str, Callable[[torch.optim.AdamW, PretrainingConfig], OptimizerWrapper]] = {
+    "adamw": _wrap_adamw,
+    "gnts": _wrap_gnts,
+    "sbc": _wrap_sbc,
+    "replay": _wrap_replay,
+}
+
+
+def build(config: PretrainingConfig) -> Pretraining:
+    """The experiment of that config: data read, weights drawn, nothing trained yet."""
+    data = load_text_data(config.corpus, config.tokenizer, config.validation_fraction)
+    return Pretraining(config, data)
+
+
+def recorded_draws(history: pd.DataFrame) -> tuple[int, ...]:
+    """The draws of a finished run, for the method ``"replay"``.
+
+    Its last window, if the run ended inside it, is listed as one draw longer than it was: the replay then leaves
+    it open too.
+
+    Args:
+        history: of one run, with the columns ``stepped`` and ``num_draws``.
+    """
+    draws = history.loc[history["stepped"], "num_draws"].astype(int).tolist()
+    if len(history) and not history["stepped"].iloc[-1]:
+        draws.append(int(history["num_draws"].iloc[-1]) + 1)
+    return tuple(draws)
+
+
+class Pretraining(Experiment):
+    """See the module; made by `build`.
+
+    Records: ``microbatch``, ``tokens``, ``seconds``, ``loss`` [nats per token], ``stepped``, ``num_draws`` (of the
+    window with this microbatch, so far), ``steps``, ``grad_norm`` (of the mean gradient of the window so far; None
+    where no decision read it), ``gradient_norm_threshold`` (None without), ``lr``, ``examples`` [sequences],
+    ``val_loss`` (None but on evaluations), ``changes``.
+    """
+
+    unit = "tokens"
+    evaluated = ("val_loss",)
+
+    def __init__(self, config: PretrainingConfig, data: TextData) -> None:
+        self.config: PretrainingConfig = config
+        self.device = find_device(config.device)
+        self.model = _make_model(config, data.tokenizer.size).to(
+            self.device, find_dtype(config.dtype)
+        )
+        self.wrapper = WRAPPERS[config.method](_make_adamw(self.model, config), config)
+        self.data = data
+        if len(data.train) <= config.context:
+            raise ValueError(
+                f"context={config.context}: expected fewer than the {len(data.train)} training tokens of "
+                f"{config.corpus!r}"
+            )
+        held_out = validation_batch(data.validation, config.evaluation_sequences, config.context)
+        self._held_out = [t.to(self.device) for t in held_out]
+        self._schedules: list[ParamGroupSchedule] = []
+        self._scheduled_for: Mapping[str, float] | None = None
+        data_seed = config.seed if config.data_seed is None else config.data_seed
+        super().__init__(
+            config,
+            label=config.method,
+            total=config.num_microbatches * config.microbatch_tokens,
+            parts={"model": self.model, "optimizer": self.wrapper},
+            generators={"data": make_generator(data_seed, "data")},
+            controls=_make_controls(config),
+            constants={"method": config.method, "seed": config.seed},
+            data_hash=data.hash,
+        )
+
+    def set_hyperparameters(self) -> None:
+        applied = self.controls.applied
+        if self._scheduled_for != applied:
+            self._schedules, self._scheduled_for = self._make_schedules(applied), dict(applied)
+        for schedule in self._schedules:
+            # A warmup of the lr from 0 would make the first microbatch a step of size 0.
+            step = self.microbatch + (schedule.key == "lr")
+            schedule.load_state_dict({"key": schedule.key, "last_step": step})
+
+    def draw_batch(self) -> tuple[Tensor, Tensor]:
+        inputs, targets = draw_batch(
+            self.data.train,
+            self.config.microbatch_size,
+            self.config.context,
+            self.generators["data"],
+        )
+        return inputs.to(self.device), targets.to(self.device)
+
+    def compute_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return _token_loss(self.model, *batch)
+
+    def amount(self, batch: tuple[Tensor, Tensor]) -> int:
+        return batch[0].numel()
+
+    def measure(self, batch: tuple[Tensor, Tensor], stepped: bool) -> dict[str, Any]:
+        statistics = self.wrapper.statistics()
+        return {
+            "num_draws": self.wrapper.last_num_draws if stepped else self.wrapper.num_draws,
+            "steps": statistics["steps"],
+            "grad_norm": self.wrapper.grad_norm,
+            "gradient_norm_threshold": statistics.get("gradient_norm_threshold"),
+            "lr": statistics["lr"],
+            "examples": self.microbatch * self.config.microbatch_size,
+        }
+
+    def is_evaluation_due(self) -> bool:
+        every = self.config.evaluation_tokens
+        before = self.done - self.config.microbatch_tokens
+        return self.done >= self.total or self.done // every > before // every
+
+    @torch.inference_mode()
+    def evaluate(self) -> dict[str, float]:
+        inputs, targets = (t.split(EVALUATION_CHUNK) for t in self._held_out)
+        sums = [
+            _token_loss(self.model, x, y, reduction="sum")
+            for x, y in zip(inputs, targets, strict=True)
+        ]
+        return {"val_loss": torch.stack(sums).sum().item() / self._held_out[1].numel()}
+
+    def summary(self) -> dict[str, Any]:
+        """The base's numbers, and the last ``val_loss`` [nats per token] with its ``perplexity`` per token, optimizer
+        ``steps``, ``mean_logical_batch_examples`` (sequences per step, over closed windows; None before the first),
+        and the counts of steps forced by ``max_draws`` and of microbatches thrown away for NaN or inf.
+        """
+        history = self.history
+        losses = history["val_loss"].dropna() if len(history) else pd.Series(dtype=float)
+        val_loss = float(losses.iloc[-1]) if len(losses) else None
+        draws = history.loc[history["stepped"], "num_draws"] if len(history) else losses
+        statistics = self.wrapper.statistics()
+        return {
+            **super().summary(),
+            "val_loss": val_loss,
+            "perplexity": None if val_loss is None else math.exp(min(val_loss, 700.0)),
+            "steps": statistics["steps"],
+            "mean_logical_batch_examples": (
+                float(draws.mean()) * self.config.microbatch_size if len(draws) else None
+            ),
+            "num_forced": statistics["num_forced"],
+            "num_discarded": statistics["num_discarded"],
+        }
+
+    def _make_schedules(self, controls: Mapping[str, float]) -> list[ParamGroupSchedule]:
+        c, total = self.config, self.config.num_microbatches
+        lr = c.lr * controls["lr_scale"]
+        schedules = [
+            get_direct_cosine_annealing_with_warmup(
+                self.wrapper, lr, round(c.lr_warmup * total), total, min_value=lr * c.min_lr
+            )
+        ]
+        if c.method == "gnts":
+            schedules.append(
+                get_norm_threshold_cosine_annealing_with_warmup(
+                    self.wrapper,
+                    int(controls["norm_warmup_microbatches"]),
+                    total,
+                    start_norm=controls["start_norm"],
+                    end_norm=controls["end_norm"],
+                    warmup_multiplier=controls["norm_warmup_multiplier"],
+                )
+            )
+        if c.method == "sbc":
+            schedules.append(
+                get_quadratic_batch_schedule(
+                    self.wrapper, c.microbatch_size, c.final_accumulation * c.microbatch_size, total
+                )
+            )
+        return schedules
+
+
+def _make_controls(c: PretrainingConfig) -> Controls:
+    controls = {"lr_scale": Control(1.0, doc="factor of the scheduled learning rate")}
+    if c.method == "gnts":
+        total = c.num_microbatches
+        controls |= {
+            "start_norm": Control(c.start_norm, doc="norm threshold after warmup [loss/parameter]"),
+            "end_norm": Control(c.end_norm, doc="norm threshold at the end [loss/parameter]"),
+            "norm_warmup_multiplier": Control(
+                c.norm_warmup_multiplier, doc="first threshold / start_norm"
+            ),
+            "norm_warmup_microbatches": Control(
+                round(c.norm_warmup * total),
+                high=total,
+                is_integer=True,
+                doc="length of norm warmup",
+            ),
+        }
+    return Controls(controls)
+
+
+def _make_model(c: PretrainingConfig, vocabulary: int) -> GPT:
+    sizes = GPTConfig(vocabulary, c.context, c.width, c.depth, c.heads)
+    return make_gpt(sizes, make_generator(c.seed, "weights"))
+
+
+def _make_adamw(model: GPT, c: PretrainingConfig) -> torch.optim.AdamW:
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    gains = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": c.weight_decay},
+        {"params": gains, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), fused=True)
+
+
+def _token_loss(model: GPT, inputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    logits = model(inputs).flatten(0, 1)
+    return F.cross_entropy(logits.float(), targets.flatten(), reduction=reduction)

@@ -1,0 +1,203 @@
+"""The knobs of the pretraining experiment, their ranges, and their values by scale and method."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from gqc.lab.data.text import TOKENIZERS
+from gqc.lab.names import check_name
+from gqc.lab.placement import DTYPES
+
+METHODS = ("adamw", "gnts", "sbc", "replay")
+
+
+@dataclass(frozen=True)
+class PretrainingConfig:
+    """Everything that decides a run; use `config` for values that fit a scale.
+
+    Args:
+        method: ``"adamw"``, ``"gnts"``, ``"sbc"`` or ``"replay"``.
+        scale: name of the preset that the values come from.
+        seed: of the weights, and of the data unless ``data_seed`` is given.
+        corpus, tokenizer, validation_fraction: see `gqc.lab.data.text.load_text_data`.
+        width, depth, heads, context: see `gqc.lab.models.gpt.GPTConfig`.
+        microbatch_size: sequences per microbatch.
+        tokens: training budget; whole microbatches are trained.
+        lr: peak learning rate; min_lr: final one, as a fraction of it; lr_warmup: fraction of the tokens.
+        beta1, beta2, weight_decay: of AdamW; gains of layer norms are not decayed.
+        accumulation: adamw: microbatches per step.
+        start_norm, end_norm, norm_warmup, norm_warmup_multiplier: gnts: threshold after warmup and at the end
+            [loss / parameter], warmup as a fraction of the microbatches, first threshold / ``start_norm``.
+        min_draws, max_draws: gnts: microbatches per step.
+        final_accumulation: sbc: microbatches per step at the end.
+        draws: replay: microbatches of each step.
+        evaluation_tokens: training tokens between evaluations; there is always one at the end.
+        evaluation_sequences: held-out sequences per evaluation.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"mps"``; dtype: of the parameters.
+    Raises:
+        ValueError: a value out of its range, one line naming it.
+    """
+
+    method: str
+    scale: str
+    width: int
+    depth: int
+    heads: int
+    context: int
+    microbatch_size: int
+    tokens: int
+    evaluation_tokens: int
+    evaluation_sequences: int
+    seed: int = 0
+    data_seed: int | None = None
+    corpus: str = "kjv"
+    tokenizer: str = "character"
+    validation_fraction: float = 0.05
+    lr: float = 3e-3
+    min_lr: float = 0.1
+    lr_warmup: float = 0.05
+    beta1: float = 0.9
+    beta2: float = 0.99
+    weight_decay: float = 0.1
+    accumulation: int = 1
+    start_norm: float = 0.5
+    end_norm: float = 0.5
+    norm_warmup: float = 0.05
+    norm_warmup_multiplier: float = 10.0
+    min_draws: int = 1
+    max_draws: int = 64
+    final_accumulation: int = 8
+    draws: tuple[int, ...] = ()
+    device: str = "auto"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        check_name("method", self.method, METHODS)
+        check_name("scale", self.scale, SCALES)
+        check_name("tokenizer", self.tokenizer, TOKENIZERS)
+        check_name("dtype", self.dtype, DTYPES)
+        for name in COUNTS:
+            _check_integer(name, getattr(self, name), 1)
+        _check_integer("seed", self.seed, 0)
+        if self.data_seed is not None:
+            _check_integer("data_seed", self.data_seed, 0)
+        for name, bounds in RANGES.items():
+            _check_number(name, getattr(self, name), *bounds)
+        object.__setattr__(self, "draws", tuple(self.draws))
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width={self.width}: expected a multiple of heads={self.heads}")
+        if self.tokens < self.microbatch_tokens:
+            raise ValueError(
+                f"tokens={self.tokens}: expected at least one microbatch, microbatch_size x context = "
+                f"{self.microbatch_tokens}"
+            )
+        if self.max_draws < self.min_draws:
+            raise ValueError(
+                f"max_draws={self.max_draws}: expected at least min_draws={self.min_draws}"
+            )
+        for draw in self.draws:
+            _check_integer("draws: one of them", draw, 1)
+        if (self.method == "replay") != bool(self.draws):
+            raise ValueError(
+                f"draws has {len(self.draws)} entries with method={self.method!r}: expected some for 'replay' "
+                "(recorded_draws(history) of another run), none otherwise"
+            )
+
+    @property
+    def microbatch_tokens(self) -> int:
+        """Tokens per microbatch."""
+        return self.microbatch_size * self.context
+
+    @property
+    def num_microbatches(self) -> int:
+        """Whole microbatches in the budget."""
+        return self.tokens // self.microbatch_tokens
+
+
+COUNTS = (
+    *("width", "depth", "heads", "context", "microbatch_size", "tokens", "accumulation"),
+    *("min_draws", "max_draws", "final_accumulation", "evaluation_tokens", "evaluation_sequences"),
+)
+
+#: name -> (smallest, is it allowed itself, largest, is it allowed itself)
+RANGES: dict[str, tuple[float, bool, float, bool]] = {
+    "validation_fraction": (0, False, 1, False),
+    "lr": (0, False, math.inf, False),
+    "min_lr": (0, True, 1, True),
+    "lr_warmup": (0, True, 1, True),
+    "beta1": (0, True, 1, False),
+    "beta2": (0, True, 1, False),
+    "weight_decay": (0, True, math.inf, False),
+    "start_norm": (0, False, math.inf, False),
+    "end_norm": (0, True, math.inf, False),
+    "norm_warmup": (0, True, 1, True),
+    "norm_warmup_multiplier": (0, False, math.inf, False),
+}
+
+#: scale -> what is trained, on how much
+SCALES: dict[str, dict[str, Any]] = {
+    # 29k parameters, a second per run on one core: for tests, not for conclusions
+    "smoke": {
+        **dict(width=32, depth=2, heads=2, context=64, microbatch_size=8),
+        **dict(tokens=2**17, evaluation_tokens=2**14, evaluation_sequences=64),
+    },
+    # 0.16M parameters, half a minute per run on one core
+    "laptop": {
+        **dict(width=64, depth=3, heads=4, context=64, microbatch_size=8),
+        **dict(tokens=2**20, evaluation_tokens=2**16, evaluation_sequences=512),
+    },
+    # the source's size: 50M parameters, 282M tokens; for a GPU
+    "paper": {
+        **dict(width=512, depth=16, heads=8, context=512, microbatch_size=8),
+        **dict(tokens=282_000_000, evaluation_tokens=2**21, evaluation_sequences=512),
+        **dict(corpus="hf:Salesforce/wikitext:wikitext-103-raw-v1", tokenizer="byte", lr=6e-4),
+    },
+    # the source's larger control: 16 times the parameters (0.79G), the same tokens
+    "paper-16x": {
+        **dict(width=1536, depth=28, heads=16, context=512, microbatch_size=8),
+        **dict(tokens=282_000_000, evaluation_tokens=2**21, evaluation_sequences=512),
+        **dict(corpus="hf:Salesforce/wikitext:wikitext-103-raw-v1", tokenizer="byte", lr=2.5e-4),
+    },
+}
+
+#: (scale, method) -> tuned values
+TUNED: dict[tuple[str, str], dict[str, Any]] = {}
+
+
+def config(scale: str = "smoke", **overrides: Any) -> PretrainingConfig:
+    """The config of a scale, with the values tuned for its method (``"gnts"`` if none is given).
+
+    Args:
+        scale: ``"smoke"``, ``"laptop"``, ``"paper"`` or ``"paper-16x"``.
+        overrides: any field of `PretrainingConfig`; they win over the scale's and the tuned values.
+    Raises:
+        ValueError: unknown scale or field, or a value out of its range.
+    """
+    check_name("scale", scale, SCALES)
+    for name in overrides:
+        check_name("field", name, [f.name for f in fields(PretrainingConfig)])
+    method = overrides.setdefault("method", "gnts")
+    check_name("method", method, METHODS)
+    values = {**SCALES[scale], **TUNED.get((scale, method), {}), **overrides}
+    return PretrainingConfig(scale=scale, **values)
+
+
+def _check_integer(name: str, value: Any, least: int) -> None:
+    if not (isinstance(value, int) and not isinstance(value, bool) and value >= least):
+        raise ValueError(f"{name}={value!r}: expected an integer of at least {least}")
+
+
+def _check_number(
+    name: str, value: Any, low: float, has_low: bool, high: float, has_high: bool
+) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    inside = is_number and (low <= value if has_low else low < value)
+    if not (inside and (value <= high if has_high else value < high)):
+        brackets = "([", ")]"
+        bounds = f"{brackets[0][has_low]}{low:g}, {high:g}{brackets[1][has_high]}"
+        raise ValueError(f"{name}={value!r}: expected a number in {bounds}")
