@@ -74,7 +74,7 @@ def summarize(
     Raises: ValueError: unknown column, statistic or interval, or a confidence outside (0, 1).
     """
     keys = [by] if isinstance(by, str) else list(by)
-    _check_columns("summarize", frame, [*keys, value, *([strata] if strata else [])])
+    check_columns("summarize", frame, [*keys, value, *([strata] if strata else [])])
     _check_confidence(confidence)
     if statistic not in STATISTICS:
         raise ValueError(f"statistic={statistic!r}: expected one of {', '.join(STATISTICS)}")
@@ -107,7 +107,7 @@ def paired_difference(
         ``interval``.
     Raises: ValueError: the control is absent, or a method has two rows for one pair.
     """
-    _check_columns("paired_difference", frame, [value, by, pair])
+    check_columns("paired_difference", frame, [value, by, pair])
     _check_confidence(confidence)
     if frame.duplicated([by, pair]).any():
         raise ValueError(f"paired_difference: several rows for one ({by}, {pair}); keep one a run")
@@ -216,7 +216,7 @@ def at_equal(
     Raises: ValueError: the runs have no ``x`` in common, or an ``x`` repeats within a run.
     """
     keys = list(by)
-    _check_columns("at_equal", history, [*keys, x, y])
+    check_columns("at_equal", history, [*keys, x, y])
     runs = dict(iter(history[[*keys, x, y]].groupby(keys, sort=False)))
     for key, run in runs.items():
         runs[key] = run = run.dropna(subset=[x, y]).astype({x: float, y: float}).sort_values(x)
@@ -280,7 +280,7 @@ def _t_interval(values: Floats, confidence: float) -> tuple[float, float, str]:
     return float(values.mean()) - half, float(values.mean()) + half, "t"
 
 
-def _check_columns(what: str, frame: pd.DataFrame, columns: Sequence[str]) -> None:
+def check_columns(what: str, frame: pd.DataFrame, columns: Sequence[str]) -> None:
     for column in columns:
         if column not in frame.columns:
             have = ", ".join(map(str, frame.columns))

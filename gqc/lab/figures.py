@@ -1,0 +1,234 @@
+"""Interactive figures from tidy histories: data in, a plotly figure out.
+
+Nothing here trains, shows or, but for :func:`write_html`, writes.  The same data gives the same
+JSON, so that a saved notebook changes only when its numbers do: values are rounded to five digits
+and long histories thinned for display.  What is counted or averaged is so before thinning.
+
+Colours: Okabe & Ito 2008, "Color universal design", told apart with any colour vision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from numpy.typing import ArrayLike
+
+from gqc.lab.analysis import at_equal, check_columns, summarize
+
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")  # legible in grey
+
+LABELS = {
+    "tokens": "training tokens",
+    "steps": "optimizer steps",
+    "microbatch": "microbatches",
+    "seconds": "training time [s]",
+    "loss": "training loss [nat/token]",
+    "val_loss": "validation loss [nat/token]",
+    "grad_norm": "norm of the mean gradient",
+    "num_draws": "draws per step [microbatches]",
+}
+
+MAX_POINTS = 600  #: of a line, after thinning
+
+_AXIS = {
+    "gridcolor": "#e5e5e5",
+    "linecolor": "#444444",
+    "showline": True,
+    "ticks": "outside",
+    "tickcolor": "#444444",
+    "zeroline": False,
+    "automargin": True,
+    "title": {"standoff": 12},
+}
+
+HOUSE = go.layout.Template(
+    layout={
+        "font": {"family": "Helvetica, Arial, sans-serif", "size": 14, "color": "#222222"},
+        "colorway": OKABE_ITO,
+        "plot_bgcolor": "white",
+        "paper_bgcolor": "white",
+        "height": 420,
+        "margin": {"l": 70, "r": 20, "t": 60, "b": 60},
+        "title": {"x": 0, "xref": "paper", "font": {"size": 17}},
+        "hovermode": "x unified",
+        "xaxis": _AXIS | {"rangemode": "tozero"},
+        "yaxis": _AXIS,
+    }
+)  #: passed to every figure; the user's own default template is left alone
+
+
+def loss_against(
+    history: pd.DataFrame, x: str = "tokens", y: str = "val_loss", confidence: float = 0.95
+) -> go.Figure:
+    """A curve of ``y`` for each method; over several seeds, their mean in a band of its interval.
+
+    Args:
+        history: records with ``method``, ``seed``, ``x`` and ``y``; rows without ``y`` are skipped.
+        x: a column that grows during a run: tokens, steps, seconds, microbatch.
+        y: what is drawn.
+        confidence: of the band, over seeds at equal ``x``.
+    Raises: ValueError: a column is missing, or a run has no ``y``.
+    """
+    figure = _figure(f"{_label(y).split(' [')[0].capitalize()} against {_label(x)}", x, y)
+    for method, style, records in _methods("loss_against", history, [x, y]):
+        grids = {tuple(run[x]) for _, run in records.dropna(subset=[x, y]).groupby("seed")}
+        aligned = at_equal(records, x, y, points=None if len(grids) <= 1 else 100)
+        curve = thin(summarize(aligned, x, y, confidence), "mean")
+        seeds, name = aligned["seed"].nunique(), method
+        if seeds > 1:
+            name = f"{method}: mean of {seeds} seeds<br>and its {confidence:.0%} interval"
+            _add_band(figure, curve, x, style["color"], method)
+        _add(figure, curve, x, "mean", name, line=style | {"width": 2.5}, legendgroup=method)
+    return figure
+
+
+def norm_against_threshold(
+    history: pd.DataFrame, x: str = "tokens", seed: int | None = None
+) -> go.Figure:
+    """Norm of the mean gradient at each step, and the threshold that bounds it, of one seed.
+
+    A cross marks a step above its threshold: ``max_draws`` or a flush forced it.
+
+    Args:
+        history: records with ``method``, ``seed``, ``x``, ``stepped``, ``grad_norm`` and
+            ``gradient_norm_threshold``; methods that read no norm are left out.
+        seed: None: the first of each method.
+    """
+    figure = _figure("Norm of the mean gradient at each step", x, "grad_norm")
+    figure.update_yaxes(type="log", exponentformat="power")
+    needs = [x, "stepped", "grad_norm", "gradient_norm_threshold"]
+    for method, style, records in _methods("norm_against_threshold", history, needs):
+        steps = _steps(records, seed).dropna(subset=["grad_norm"])
+        bounded = steps.dropna(subset=["gradient_norm_threshold"])
+        forced = bounded[bounded["grad_norm"] > bounded["gradient_norm_threshold"]]
+        thin_line = {"color": style["color"], "width": 1}
+        _add(figure, thin(steps, "grad_norm"), x, "grad_norm", f"{method}: norm", line=thin_line)
+        if len(forced):
+            name = f"{method}: forced,<br>{len(forced)} of {len(bounded)} steps"
+            cross = {"mode": "markers", "marker": {"symbol": "x", "size": 6, **_color(style)}}
+            _add(figure, thin(forced, "grad_norm"), x, "grad_norm", name, **cross)
+        threshold = thin(bounded, "gradient_norm_threshold")
+        black = {"color": "#000000", "width": 2.5, "dash": style["dash"]}
+        _add(figure, threshold, x, "gradient_norm_threshold", f"{method}: threshold", line=black)
+    return _or_say(figure, "no method here reads a gradient norm")
+
+
+def draws_per_step(history: pd.DataFrame, x: str = "tokens", seed: int | None = None) -> go.Figure:
+    """Microbatches averaged into each step (log scale), with a moving average, of one seed.
+
+    The average runs over a fiftieth of the steps.
+
+    Args:
+        history: records with ``method``, ``seed``, ``x``, ``stepped`` and ``num_draws``.
+        seed: None: the first of each method.
+    """
+    figure = _figure("Draws per step", x, "num_draws")
+    figure.update_yaxes(type="log", dtick=np.log10(2).item())
+    for method, style, records in _methods("draws_per_step", history, [x, "stepped", "num_draws"]):
+        steps = _steps(records, seed)
+        window = max(1, len(steps) // 50)
+        mean = steps["num_draws"].rolling(window, center=True, min_periods=1).mean()
+        steps = steps.assign(moving_mean=mean)
+        dots = {"mode": "markers", "marker": {"size": 3, "opacity": 0.4, **_color(style)}}
+        raw = thin(steps, "num_draws")
+        _add(figure, raw, x, "num_draws", method, showlegend=False, hoverinfo="skip", **dots)
+        name = f"{method}: {len(steps)} steps,<br>mean {steps['num_draws'].mean():.2f}"
+        line = style | {"width": 2.5}
+        _add(figure, thin(steps, "moving_mean"), x, "moving_mean", name, line=line)
+    return _or_say(figure, "no step was made")
+
+
+def thin(rows: pd.DataFrame, y: str, limit: int = MAX_POINTS) -> pd.DataFrame:
+    """At most ``limit`` rows: the lowest and the highest ``y`` of equal stretches, in order.
+
+    Peaks stay, which taking each k-th row would lose.  The first and last row stay too.
+    """
+    if len(rows) <= limit:
+        return rows
+    values = rows[y].to_numpy(dtype=float)
+    kept = {0, len(rows) - 1}
+    for stretch in np.array_split(np.arange(len(rows)), limit // 2 - 1):
+        kept |= {int(stretch[values[stretch].argmin()]), int(stretch[values[stretch].argmax()])}
+    return rows.iloc[sorted(kept)]
+
+
+def write_html(figure: go.Figure, path: str | Path) -> Path:
+    """Write ``figure`` as one page that opens offline (it carries plotly.js, 5 MB)."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.write_html(path, include_plotlyjs=True, include_mathjax=False, div_id="figure")
+    return path
+
+
+def _figure(title: str, x: str, y: str) -> go.Figure:
+    layout = {"template": HOUSE, "title_text": title, "showlegend": True}
+    return go.Figure(layout=layout | {"xaxis_title_text": _label(x), "yaxis_title_text": _label(y)})
+
+
+def _label(column: str) -> str:
+    return LABELS.get(column, column.replace("_", " "))
+
+
+def _methods(
+    what: str, history: pd.DataFrame, columns: Sequence[str]
+) -> Iterator[tuple[str, dict[str, Any], pd.DataFrame]]:
+    """Each method's name, line style and records; order of appearance fixes its colour."""
+    check_columns(what, history, ["method", "seed", *columns])
+    numbers = {c: float for c in columns if c != "stepped"}
+    for i, (method, records) in enumerate(history.groupby("method", sort=False)):
+        style = {"color": OKABE_ITO[i % len(OKABE_ITO)], "dash": DASHES[i % len(DASHES)]}
+        yield str(method), style, records.astype(numbers)
+
+
+def _steps(records: pd.DataFrame, seed: int | None) -> pd.DataFrame:
+    """The records of one seed that closed a window."""
+    seed = records["seed"].iloc[0] if seed is None else seed
+    return records[(records["seed"] == seed) & records["stepped"].astype(bool)]
+
+
+def _add(figure: go.Figure, rows: pd.DataFrame, x: str, y: str, name: str, **style: Any) -> None:
+    if len(rows):
+        style = {"mode": "lines"} | style
+        figure.add_scatter(x=_numbers(rows[x]), y=_numbers(rows[y]), name=name, **style)
+
+
+def _add_band(figure: go.Figure, curve: pd.DataFrame, x: str, color: str, group: str) -> None:
+    """The area between ``low`` and ``high``, as one closed outline."""
+    curve = curve.dropna(subset=["low", "high"])
+    outline = pd.concat([curve[[x, "high"]].rename(columns={"high": "low"}), curve[::-1]])
+    rgb = ",".join(str(int(color[i : i + 2], 16)) for i in (1, 3, 5))
+    band = {"fill": "toself", "fillcolor": f"rgba({rgb},0.18)", "line": {"width": 0}}
+    hidden = {"hoverinfo": "skip", "showlegend": False, "legendgroup": group}
+    _add(figure, outline, x, "low", f"{group}: interval", **band, **hidden)
+
+
+def _or_say(figure: go.Figure, why: str) -> go.Figure:
+    """Empty axes look like a mistake: say why."""
+    if not figure.data:
+        middle = {"xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5, "showarrow": False}
+        figure.add_annotation(text=why, **middle)
+        figure.update_layout(xaxis_visible=False, yaxis_visible=False)
+    return figure
+
+
+def _color(style: dict[str, Any]) -> dict[str, Any]:
+    return {"color": style["color"]}
+
+
+def _numbers(values: ArrayLike) -> list[float | int | None]:
+    """Five significant digits as plain numbers: any front end reads them, NaN is a gap."""
+    return [_plain(float(v)) for v in np.asarray(values)]
+
+
+def _plain(value: float) -> float | int | None:
+    if not math.isfinite(value):
+        return None
+    value = float(f"{value:.5g}") if abs(value) < 1e5 else round(value)
+    return int(value) if value == int(value) else value

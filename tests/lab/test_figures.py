@@ -1,0 +1,210 @@
+"""What the figures say about a history that is known exactly."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pandas as pd
+import plotly.io as pio
+import pytest
+
+from gqc.lab.analysis import summarize
+from gqc.lab.figures import (
+    LABELS,
+    OKABE_ITO,
+    draws_per_step,
+    loss_against,
+    norm_against_threshold,
+    thin,
+    write_html,
+)
+
+
+def history(methods=("adamw", "gnts"), seeds=3, num_records=60, evaluate_every=10):
+    """Records of made-up runs: gnts steps at the third draw, adamw at each and reads no norm."""
+    rows = []
+    for method in methods:
+        for seed in range(seeds):
+            rng = np.random.default_rng(seed)
+            window = 3 if method == "gnts" else 1
+            for i in range(1, num_records + 1):
+                row = {"method": method, "seed": seed, "microbatch": i, "tokens": 512 * i}
+                row |= {"seconds": 0.01 * i * (1 + seed / 10), "num_draws": (i - 1) % window + 1}
+                row |= {"stepped": i % window == 0, "grad_norm": None, "val_loss": None}
+                row |= {"gradient_norm_threshold": None}
+                if method == "gnts":
+                    row |= {"grad_norm": rng.uniform(0.2, 1.2), "gradient_norm_threshold": 1.0}
+                if i % evaluate_every == 0:
+                    row["val_loss"] = 4 / i + rng.normal(0, 0.1)
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def trace(figure, name):
+    """The only trace whose name starts so."""
+    (found,) = [t for t in figure.data if t.name.startswith(name)]
+    return found
+
+
+def visible(figure):
+    return [t for t in figure.data if t.showlegend is not False]
+
+
+FIGURES = [loss_against, norm_against_threshold, draws_per_step]
+
+
+@pytest.mark.parametrize("draw", FIGURES)
+@pytest.mark.parametrize("methods", [["adamw"], ["gnts"], ["adamw", "gnts"]])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_figures_are_deterministic_and_carry_no_random_id(draw, methods, seeds):
+    frame = history(methods, seeds)
+    before = frame.copy()
+    text = draw(frame).to_json()
+    assert text == draw(frame).to_json()
+    assert "uid" not in text
+    assert "bdata" not in text  # plain numbers, which every front end reads
+    pd.testing.assert_frame_equal(frame, before)
+
+
+@pytest.mark.parametrize("draw", FIGURES)
+def test_a_figure_leaves_the_users_default_template_alone(draw):
+    default = pio.templates.default
+    figure = draw(history())
+    assert pio.templates.default == default
+    assert figure.layout.template.layout.colorway == OKABE_ITO
+    assert figure.layout.xaxis.title.text == LABELS["tokens"]
+
+
+@pytest.mark.parametrize("draw", FIGURES)
+def test_a_missing_column_is_named(draw):
+    with pytest.raises(ValueError, match=f"{draw.__name__}: no column 'tokens'"):
+        draw(history().drop(columns="tokens"))
+
+
+def test_loss_is_the_mean_over_seeds_in_its_t_interval():
+    frame = history()
+    figure = loss_against(frame)
+    gnts = frame[frame["method"] == "gnts"].dropna(subset="val_loss")
+    expected = summarize(gnts, "tokens", "val_loss")
+    curve, band = trace(figure, "gnts: mean of 3 seeds"), trace(figure, "gnts: interval")
+    assert list(curve.x) == [5120 * k for k in range(1, 7)]
+    np.testing.assert_allclose(curve.y, expected["mean"], rtol=1e-4)  # shown with five digits
+    np.testing.assert_allclose(band.y[:6], expected["high"], rtol=1e-4)
+    np.testing.assert_allclose(band.y[6:], expected["low"][::-1], rtol=1e-4)
+    assert band.x == curve.x + curve.x[::-1]
+
+
+def test_one_seed_has_a_curve_and_no_band():
+    figure = loss_against(history(["gnts"], seeds=1))
+    assert [t.name for t in figure.data] == ["gnts"]
+    assert len(figure.data[0].x) == 6
+
+
+def test_seeds_on_different_grids_are_compared_where_all_have_data():
+    frame = history(["gnts"])
+    curve = trace(loss_against(frame, "seconds"), "gnts: mean")
+    ends = frame.dropna(subset="val_loss").groupby("seed")["seconds"]
+    assert (curve.x[0], curve.x[-1]) == (ends.min().max(), ends.max().min())
+
+
+def test_methods_keep_their_colour_in_every_figure():
+    frame = history()
+    for draw in FIGURES:
+        colors = {t.line.color for t in draw(frame).data if t.name.startswith("gnts:")}
+        assert OKABE_ITO[1] in colors
+        assert OKABE_ITO[0] not in colors
+
+
+def test_forced_steps_are_marked_and_counted():
+    frame = history(["gnts"], seeds=1)
+    steps = frame[frame["stepped"]]
+    above = steps[steps["grad_norm"] > 1.0]
+    assert 0 < len(above) < len(steps)  # or this test would say nothing
+    figure = norm_against_threshold(frame)
+    forced = trace(figure, "gnts: forced")
+    assert list(forced.x) == list(above["tokens"])
+    assert forced.name.endswith(f"{len(above)} of {len(steps)} steps")
+    assert forced.mode == "markers"
+    assert trace(figure, "gnts: norm").x == tuple(steps["tokens"])
+    assert set(trace(figure, "gnts: threshold").y) == {1}
+    assert figure.layout.yaxis.type == "log"
+
+
+def test_a_figure_without_data_says_why():
+    figure = norm_against_threshold(history(["adamw"]))
+    assert not figure.data
+    assert figure.layout.annotations[0].text == "no method here reads a gradient norm"
+    frame = history(["gnts"]).assign(stepped=False)
+    assert draws_per_step(frame).layout.annotations[0].text == "no step was made"
+
+
+def test_draws_are_of_steps_only_with_their_mean():
+    figure = draws_per_step(history())
+    assert [t.name for t in visible(figure)] == [
+        "adamw: 60 steps,<br>mean 1.00",
+        "gnts: 20 steps,<br>mean 3.00",
+    ]
+    assert set(figure.data[2].y) == {3}
+
+
+def test_a_seed_can_be_chosen():
+    frame = history(["gnts"])
+    frame.loc[frame["seed"] == 2, "num_draws"] = 7
+    assert set(draws_per_step(frame, seed=2).data[0].y) == {7}
+    assert set(draws_per_step(frame).data[0].y) == {3}
+
+
+def test_thinning_keeps_ends_and_peaks():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"x": range(10_000), "y": rng.normal(size=10_000)})
+    frame.loc[4321, "y"], frame.loc[8765, "y"] = 50.0, -50.0
+    shown = thin(frame, "y", limit=100)
+    assert 50 < len(shown) <= 100
+    assert {0, 4321, 8765, 9_999} <= set(shown["x"])
+    assert shown["x"].is_monotonic_increasing
+    pd.testing.assert_frame_equal(thin(frame, "y", limit=10_000), frame)
+
+
+def test_a_long_history_makes_a_small_figure():
+    frame = history(["gnts"], seeds=1, num_records=60_000, evaluate_every=60)
+    for draw in FIGURES:
+        assert len(draw(frame).to_json()) < 60_000
+
+
+def test_numbers_that_json_lacks_become_gaps():
+    frame = history(["gnts"], seeds=1)
+    frame.loc[frame["tokens"] == 512 * 6, "grad_norm"] = math.inf
+    shown = json.loads(norm_against_threshold(frame).to_json())
+    (norm,) = [t for t in shown["data"] if t["name"] == "gnts: norm"]
+    assert norm["y"][1] is None
+    assert all(v is not None for i, v in enumerate(norm["y"]) if i != 1)
+
+
+def test_html_is_whole_and_the_same_each_time(tmp_path):
+    figure = loss_against(history())
+    one, two = (write_html(figure, tmp_path / f"new/{name}.html") for name in "ab")
+    text = one.read_text(encoding="utf-8")
+    assert text == two.read_text(encoding="utf-8")
+    assert "<script src" not in text
+    assert "<link" not in text.split("plotly.js v")[0]
+
+
+@pytest.mark.browser
+def test_html_draws_offline_in_a_browser(tmp_path):
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    page_file = write_html(norm_against_threshold(history()), tmp_path / "figure.html")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_context(offline=True).new_page()
+        asked = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(page_file.as_uri())
+        page.wait_for_selector(".js-plotly-plot .main-svg .legend")
+        legend = page.locator(".legendtext").all_text_contents()
+        browser.close()
+    assert asked == [page_file.as_uri()]
+    assert legend[0] == "gnts: norm"
