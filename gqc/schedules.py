@@ -105,7 +105,7 @@ class PiecewiseSchedule(ParamGroupSchedule):
     def __init__(
         self, optimizer: Optimizer, points: Iterable[Sequence[float]], *, key: str = THRESHOLD
     ) -> None:
-        self.points = points  # type: ignore[assignment]
+        self.points = points
         super().__init__(optimizer, key, lambda step: interpolate(self.points, step))
 
     @property
@@ -135,7 +135,7 @@ class PiecewiseSchedule(ParamGroupSchedule):
         try:
             super().load_state_dict(state_dict)
         except ValueError:
-            self.points = before  # type: ignore[assignment]
+            self.points = before
             raise
 
 

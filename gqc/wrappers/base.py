@@ -245,7 +245,7 @@ class OptimizerWrapper(DelegatingOptimizer):
             self.transform()
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._window.clear(params)
         self._counts["steps"] += 1
         self._counts["num_forced"] += forced
         self.last_num_draws, self.last_grad_norm = self.num_draws, self.grad_norm

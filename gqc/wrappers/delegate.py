@@ -42,6 +42,21 @@ class DelegatingOptimizer(Optimizer):
         # Optimizer.__init__ would make a second set of groups; this makes its hook tables only.
         super().__setstate__({})
         self._window = self._new_window()
+        if isinstance(optimizer, DelegatingOptimizer):
+            optimizer.use_buffer()
+
+    def use_buffer(self) -> None:
+        """Leave ``.grad`` to an outer wrapper, which sums its own draws there.
+
+        Raises: RuntimeError: draws are pending; ``flush()`` or ``discard()`` them first.
+        """
+        if self.num_draws:
+            raise RuntimeError(
+                f"{type(self).__name__} has {self.num_draws} pending draws: flush() or discard() "
+                "them before it is wrapped"
+            )
+        self._accumulate = "buffer"
+        self._window = self._new_window()
 
     def extra_state(self) -> dict[str, Any]:
         """What a checkpoint holds beyond counters and pending gradient: tensors, plain numbers."""

@@ -9,6 +9,7 @@ Source: torch-gqc and its README; the estimate of reach is ours.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch.optim import Optimizer
@@ -66,8 +67,10 @@ class OptimizerWrapperGNTS(OptimizerWrapper):
         n, norm = self.last_num_draws, self.last_grad_norm
         if not stepped or first is None or n is None or norm is None or n <= first[0]:
             return
-        signal_sq, noise_trace = two_batch(first[1] ** 2, norm**2, n / first[0])
-        self._noise.update(signal_sq, noise_trace * first[0])
+        small_sq, large_sq = first[1] * first[1], norm * norm
+        if math.isfinite(small_sq) and math.isfinite(large_sq):
+            signal_sq, noise_trace = two_batch(small_sq, large_sq, n / first[0])
+            self._noise.update(signal_sq, noise_trace * first[0])
 
     def statistics(self) -> dict[str, Any]:
         noise = self._noise

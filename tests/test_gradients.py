@@ -1,0 +1,66 @@
+"""Batched gradient operations against their definitions, element by element."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from problems import global_norm, stream
+
+from gqc.gradients import collect, count_nonfinite, divide_, multiply_, total_norm
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_total_norm_is_the_definition(dtype):
+    grads = [g.to(dtype) for g in stream(1)[0]]
+    norm = total_norm(grads)
+    assert norm.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert float(norm) == pytest.approx(global_norm(grads), rel=1e-6)
+
+
+def test_total_norm_of_mixed_dtypes_complex_empty_and_nothing():
+    grads = stream(1)[0]
+    mixed = [grads[0].double(), grads[1].bfloat16(), grads[2], torch.zeros(0)]
+    assert float(total_norm(mixed)) == pytest.approx(global_norm(mixed), rel=1e-6)
+    assert float(total_norm([torch.tensor([3 + 4j])])) == pytest.approx(5.0)
+    assert float(total_norm([])) == 0.0
+
+
+def test_sixteen_bit_norms_are_summed_in_float32():
+    """In bf16 a sum of 1e5 squares would stop at 256."""
+    ones = torch.ones(100_000, dtype=torch.bfloat16)
+    assert float(total_norm([ones])) == pytest.approx(math.sqrt(1e5), rel=1e-6)
+
+
+def test_divide_is_exact_division():
+    grads, expected = stream(1)[0], [g / 3 for g in stream(1)[0]]
+    divide_(grads, 3)
+    assert all(torch.equal(a, b) for a, b in zip(grads, expected, strict=True))
+
+
+@pytest.mark.parametrize("factor", [0.3, torch.tensor(0.3)])
+def test_multiply(factor):
+    grads, expected = stream(1)[0], [g * factor for g in stream(1)[0]]
+    multiply_(grads, factor)
+    assert all(torch.equal(a, b) for a, b in zip(grads, expected, strict=True))
+    multiply_([], factor)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_count_nonfinite(bad):
+    grads = stream(1)[0]
+    assert count_nonfinite(grads) == 0
+    assert count_nonfinite([torch.full((3,), 3e38)]) == 0  # though its norm overflows
+    grads[1][0] = bad
+    grads[2][1, 1, 0] = bad
+    assert count_nonfinite(grads) == 2
+
+
+def test_collect_leaves_out_missing_and_refuses_sparse():
+    params = [torch.zeros(2, requires_grad=True) for _ in range(3)]
+    params[0].grad, params[2].grad = torch.ones(2), torch.full((2,), 2.0)
+    assert [float(g[0]) for g in collect(params)] == [1.0, 2.0]
+    params[1].grad = torch.zeros(2).to_sparse()
+    with pytest.raises(TypeError, match="parameter 1 of shape"):
+        collect(params)

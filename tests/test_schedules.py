@@ -1,0 +1,186 @@
+"""Schedules against their formulas, at and past their ends, for any key."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from problems import backward, parameters, stream
+
+import gqc
+from gqc.schedules import THRESHOLD, interpolate
+
+
+def wrapper(**kwargs) -> gqc.OptimizerWrapperGNTS:
+    return gqc.OptimizerWrapperGNTS(torch.optim.SGD(parameters(), lr=0.1), **kwargs)
+
+
+def sbc() -> gqc.OptimizerWrapperSBC:
+    return gqc.OptimizerWrapperSBC(torch.optim.SGD(parameters(), lr=0.1), 4, 8.0)
+
+
+def values(schedule, num: int) -> list[float]:
+    seen = [schedule.get_last_value()[0]]
+    for _ in range(num):
+        schedule.step()
+        seen.append(schedule.get_last_value()[0])
+    return seen
+
+
+def cosine(t, warmup, total, first, start, end):
+    if t < warmup:
+        return first + (start - first) * t / warmup
+    x = min((t - warmup) / (total - warmup), 1.0) if total > warmup else 1.0
+    return end + (start - end) * (1 + math.cos(math.pi * x)) / 2
+
+
+@pytest.mark.parametrize(("warmup", "total"), [(0, 10), (4, 10), (10, 10), (1, 1)])
+def test_norm_threshold_cosine_follows_its_formula_and_holds_its_end(warmup, total):
+    schedule = gqc.get_norm_threshold_cosine_annealing_with_warmup(
+        wrapper(), warmup, total, start_norm=0.8, end_norm=0.2, warmup_multiplier=5.0
+    )
+    expected = [cosine(t, warmup, total, 4.0, 0.8, 0.2) for t in range(total + 6)]
+    assert values(schedule, total + 5) == pytest.approx(expected, abs=1e-12)
+    assert schedule.get_last_value() == [0.2]
+
+
+def test_defaults_are_inverted_warmup_from_ten_to_one_then_to_zero():
+    seen = values(gqc.get_norm_threshold_cosine_annealing_with_warmup(wrapper(), 2, 4), 6)
+    assert seen == pytest.approx([10.0, 5.5, 1.0, 0.5, 0.0, 0.0, 0.0])
+
+
+def test_direct_cosine_warms_up_from_zero_on_the_lr():
+    opt = wrapper()
+    schedule = gqc.get_direct_cosine_annealing_with_warmup(opt, 10.0, 4, 10, min_value=1.0)
+    expected = [cosine(t, 4, 10, 0.0, 10.0, 1.0) for t in range(13)]
+    assert values(schedule, 12) == pytest.approx(expected)
+    assert opt.param_groups[0]["lr"] == 1.0
+
+
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0, 3.0])
+def test_batch_schedules_grow_as_a_power_and_hold(exponent):
+    schedule = gqc.get_curved_batch_schedule(sbc(), 8, 64, 10, polynomial_exponent=exponent)
+    expected = [8 + 56 * min(t / 10, 1.0) ** exponent for t in range(15)]
+    assert values(schedule, 14) == pytest.approx(expected)
+    if exponent == 2.0:
+        quadratic = gqc.get_quadratic_batch_schedule(sbc(), 8, 64, 10)
+        assert values(quadratic, 14) == pytest.approx(expected)
+
+
+def test_constant_and_linear():
+    assert values(gqc.get_constant_schedule(wrapper(), 3.0, key=THRESHOLD), 3) == [3.0] * 4
+    linear = gqc.get_linear_schedule(wrapper(), 4.0, 0.0, 4, key=THRESHOLD)
+    assert values(linear, 6) == [4.0, 3.0, 2.0, 1.0, 0.0, 0.0, 0.0]
+
+
+def test_piecewise_interpolates_holds_its_ends_and_can_be_edited_while_it_runs():
+    schedule = gqc.PiecewiseSchedule(wrapper(), [(2, 4.0), (4, 1.0), (8, 3.0)])
+    assert values(schedule, 10) == [4, 4, 4, 2.5, 1, 1.5, 2, 2.5, 3, 3, 3]
+    schedule.points = [(0, 9.0)]
+    assert schedule.get_last_value() == [3.0]  # from the next step on
+    schedule.step()
+    assert schedule.get_last_value() == [9.0]
+    for bad in ([], [(0, 1), (0, 2)], [(1, 1), (0, 2)], [(0, math.nan)], [(math.inf, 1)]):
+        with pytest.raises(ValueError, match="expected"):
+            schedule.points = bad
+    assert schedule.points == [(0.0, 9.0)]
+
+
+def test_interpolate_at_its_points_is_exact():
+    points = [(0.0, 0.1), (3.0, 0.7), (10.0, 0.2)]
+    assert [interpolate(points, x) for x, _ in points] == [y for _, y in points]
+
+
+def test_norm_warmup_goes_in_front_of_another_schedule():
+    opt = wrapper()
+    after = gqc.get_linear_schedule(opt, 2.0, 1.0, 2, key=THRESHOLD)
+    schedule = gqc.NormWarmupScheduler(after, 4, warmup_start=5.0, warmup_end=1.0)
+    assert values(schedule, 8) == pytest.approx([10, 8, 6, 4, 2, 1.5, 1, 1, 1])
+    stepped = gqc.get_linear_schedule(opt, 2.0, 1.0, 2, key=THRESHOLD)
+    stepped.step()
+    with pytest.raises(ValueError, match="stepped 1 times"):
+        gqc.NormWarmupScheduler(stepped, 4)
+
+
+def test_a_schedule_follows_groups_that_are_added_or_loaded():
+    opt = wrapper()
+    schedule = gqc.get_linear_schedule(opt, 4.0, 0.0, 4, key=THRESHOLD)
+    opt.add_param_group({"params": [torch.zeros(2, requires_grad=True)]})
+    schedule.step()
+    assert schedule.get_last_value() == [3.0, 3.0]
+    opt.load_state_dict(opt.state_dict())
+    schedule.step()
+    assert [g[THRESHOLD] for g in opt.param_groups] == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 5, 12])
+def test_resume_is_exact(cut):
+    def make():
+        return gqc.get_norm_threshold_cosine_annealing_with_warmup(wrapper(), 3, 10)
+
+    whole = values(make(), 14)
+    first = make()
+    values(first, cut)
+    second = make()
+    second.load_state_dict(first.state_dict())
+    assert values(second, 14 - cut) == whole[cut:]
+    piecewise = gqc.PiecewiseSchedule(wrapper(), [(0, 5.0), (9, 1.0)])
+    values(piecewise, cut)
+    other = gqc.PiecewiseSchedule(wrapper(), [(0, 1.0)])
+    other.load_state_dict(piecewise.state_dict())
+    assert values(other, 3) == values(piecewise, 3)
+
+
+def test_a_state_of_another_key_changes_nothing():
+    schedule = gqc.PiecewiseSchedule(wrapper(), [(0, 5.0)])
+    state = {"key": "lr", "last_step": 3, "points": [[0, 1.0]]}
+    with pytest.raises(ValueError, match="'lr' given to one of 'gradient_norm_threshold'"):
+        schedule.load_state_dict(state)
+    assert (schedule.points, schedule.last_step) == ([(0.0, 5.0)], 0)
+
+
+def test_a_threshold_that_starts_at_zero_is_a_mistake_and_names_the_inverted_builder():
+    with pytest.warns(UserWarning, match="get_norm_threshold_cosine_annealing_with_warmup"):
+        gqc.get_direct_cosine_annealing_with_warmup(wrapper(), 1.0, 4, 10, key=THRESHOLD)
+
+
+def test_stands_beside_torchs_own_scheduler():
+    opt = wrapper()
+    lr = torch.optim.lr_scheduler.LinearLR(opt, start_factor=0.5, total_iters=2)
+    norm = gqc.get_linear_schedule(opt, 4.0, 0.0, 4, key=THRESHOLD)
+    for grads in stream(3):
+        backward(opt.param_groups[0]["params"], grads)
+        opt.step()
+        lr.step()
+        norm.step()
+    assert opt.param_groups[0]["lr"] == pytest.approx(0.1)
+    assert opt.param_groups[0][THRESHOLD] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda o: gqc.get_norm_threshold_cosine_annealing_with_warmup(o, 11, 10), "num_warmup_st"),
+        (lambda o: gqc.get_norm_threshold_cosine_annealing_with_warmup(o, -1, 10), "=-1"),
+        (lambda o: gqc.get_norm_threshold_cosine_annealing_with_warmup(o, 1, 0), "steps=0"),
+        (lambda o: gqc.get_norm_threshold_cosine_annealing_with_warmup(o, 1, 9, math.nan), "nan"),
+        (lambda o: gqc.get_norm_threshold_cosine_annealing_with_warmup(o, 1, 9, 1, -0.1), "end_n"),
+        (lambda o: gqc.get_curved_batch_schedule(o, 0, 8, 10), "initial_batch_size=0"),
+        (lambda o: gqc.get_curved_batch_schedule(o, 1, 8, 10, 0.0), "polynomial_exponent=0.0"),
+        (lambda o: gqc.get_linear_schedule(o, 1, 0, 0, key=THRESHOLD), "num_training_steps=0"),
+        (lambda o: gqc.ParamGroupSchedule(o, THRESHOLD, lambda t: math.inf), "inf at step 0"),
+    ],
+)
+def test_bad_arguments_name_the_argument_and_its_value(build, message):
+    opt = wrapper()
+    with pytest.raises(ValueError, match=message):
+        build(opt)
+    assert opt.param_groups[0][THRESHOLD] == 1.0
+
+
+def test_an_unknown_key_lists_the_known_ones_and_a_non_optimizer_is_refused():
+    with pytest.raises(KeyError, match="gradient_norm_threshold"):
+        gqc.get_constant_schedule(wrapper(), 1.0, key="threshold")
+    with pytest.raises(TypeError, match="expected an Optimizer"):
+        gqc.ParamGroupSchedule(object(), "lr", lambda t: 1.0)

@@ -1,0 +1,301 @@
+"""What the base promises once for all wrappers, beyond the suite that runs on each."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from problems import SHAPES, backward, global_norm, mean_of, parameters, stream
+
+import gqc
+
+
+def test_the_quickstart_runs_as_written_in_three_forms():
+    """With start and end norm, without, and with a progress bar; warnings are errors."""
+    tqdm = pytest.importorskip("tqdm")
+    generator = torch.Generator().manual_seed(0)
+    loader = [
+        (torch.randn(8, 4, generator=generator), torch.randint(0, 3, (8,), generator=generator))
+        for _ in range(60)
+    ]
+    for form in ("norms", "defaults", "bar"):
+        model = torch.nn.Linear(4, 3)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.copy_(torch.randn(p.shape, generator=generator))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        lr_scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=60)
+        optimizer = gqc.OptimizerWrapperGNTS(optimizer)
+        norms = {"start_norm": 0.8, "end_norm": 0.2} if form == "norms" else {}
+        norm_scheduler = gqc.get_norm_threshold_cosine_annealing_with_warmup(
+            optimizer, num_warmup_steps=5, num_training_steps=60, **norms
+        )
+        pbar = tqdm.tqdm(loader, disable=form != "bar")
+        window, closed = 0, []
+        for number, (inputs, labels) in enumerate(pbar, start=1):
+            stats = optimizer.statistics()
+            loss = torch.nn.functional.cross_entropy(model(inputs), labels)
+            loss.backward()
+            stepped = optimizer.step()
+            lr_scheduler.step()
+            norm_scheduler.step()
+            window += 1
+            assert stats["batches"] == number
+            assert stats["num_draws"] == window
+            if stepped:
+                closed.append(stats["num_draws"])
+                assert optimizer.statistics()["last_num_draws"] == window
+                window = 0
+            pbar.set_postfix(optimizer.vital_statistics())
+        assert optimizer.statistics()["steps"] == len(closed) > 1
+        end = norms.get("end_norm", 0.0)
+        assert optimizer.param_groups[0]["gradient_norm_threshold"] == end
+
+
+def test_isinstance_of_optimizer_and_shares_groups_and_state():
+    optimizer = torch.optim.AdamW(parameters(), lr=0.1)
+    wrapper = gqc.OptimizerWrapperGNTS(optimizer)
+    assert isinstance(wrapper, torch.optim.Optimizer)
+    assert wrapper.param_groups is optimizer.param_groups
+    assert wrapper.state is optimizer.state
+    optimizer.load_state_dict(optimizer.state_dict())  # rebinds both
+    assert wrapper.param_groups is optimizer.param_groups
+    assert wrapper.state is optimizer.state
+
+
+def test_wrapping_leaves_an_optimizer_that_has_not_stepped_as_torch_made_it():
+    """Extra keys in ``state`` before the first step would break Adam's lazy initialisation."""
+    optimizer = torch.optim.Adam(parameters(), lr=0.1)
+    gqc.OptimizerWrapperGNTS(optimizer)
+    assert not optimizer.state
+
+
+def test_a_plain_optimizers_file_loads_into_the_wrapped_one_and_the_tunable_keeps_its_default():
+    params = parameters()
+    plain = torch.optim.AdamW(parameters(), lr=0.3).state_dict()
+    wrapper = gqc.OptimizerWrapperGNTS(torch.optim.AdamW(params, lr=0.1), 7.0)
+    wrapper.optimizer.load_state_dict(plain)
+    assert wrapper.tunable("gradient_norm_threshold") == 7.0
+    assert wrapper.param_groups[0]["lr"] == 0.3
+
+
+def test_clearing_gradients_behind_the_wrappers_back_is_an_error_not_a_loss():
+    model = torch.nn.Linear(3, 2)
+    wrapper = gqc.OptimizerWrapperSBC(torch.optim.SGD(model.parameters(), lr=0.1), 1, 4)
+    model(torch.ones(1, 3)).sum().backward()
+    wrapper.step()
+    model.zero_grad()
+    model(torch.ones(1, 3)).sum().backward()
+    with pytest.raises(RuntimeError, match="discard"):
+        wrapper.step()
+    wrapper.discard()
+    model(torch.ones(1, 3)).sum().backward()
+    assert wrapper.step() is False
+    model.zero_grad()
+    with pytest.raises(RuntimeError, match=r"model\.zero_grad"):
+        wrapper.step()
+
+
+def test_a_buffer_does_not_mind_model_zero_grad():
+    model, twin = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    twin.load_state_dict(model.state_dict())
+    wrappers = [
+        gqc.OptimizerWrapperSBC(torch.optim.SGD(m.parameters(), lr=0.1), 1, 3, accumulate="buffer")
+        for m in (model, twin)
+    ]
+    for i in range(6):
+        for m, wrapper in zip((model, twin), wrappers, strict=True):
+            if m is model:
+                m.zero_grad()
+            m(torch.full((1, 3), float(i))).sum().backward()
+            wrapper.step()
+    assert torch.equal(model.weight, twin.weight)
+
+
+def test_create_graph_adds_out_of_place_and_is_not_mistaken_for_a_cleared_gradient():
+    x = torch.ones(3, requires_grad=True)
+    wrapper = gqc.OptimizerWrapperSBC(torch.optim.SGD([x], lr=0.1), 1, 3)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Using backward.. with create_graph")
+        for i in range(3):
+            (x**2).sum().backward(create_graph=True)
+            assert wrapper.step() is (i == 2)
+    torch.testing.assert_close(x.detach(), torch.full((3,), 0.8))
+
+
+def test_step_without_a_gradient_is_an_error():
+    wrapper = gqc.OptimizerWrapperGNTS(torch.optim.SGD(parameters(), lr=0.1))
+    with pytest.raises(RuntimeError, match=r"loss\.backward"):
+        wrapper.step()
+    assert wrapper.statistics()["batches"] == 1
+
+
+def test_sixteen_bit_sums_do_not_stop_growing():
+    """A bf16 sum of ones stops at 256; the default for 16-bit parameters sums in float32."""
+    x = torch.zeros(4, dtype=torch.bfloat16, requires_grad=True)
+    seen = []
+    optimizer = torch.optim.SGD([x], lr=0.0)
+    optimizer.register_step_pre_hook(lambda *_: seen.append(x.grad.clone()))
+    wrapper = gqc.OptimizerWrapperSBC(optimizer, 1, 1024, max_draws=1024)
+    for _ in range(1024):
+        backward([x], [torch.ones(4)])
+        wrapper.step()
+    assert torch.equal(seen[0], torch.ones(4, dtype=torch.bfloat16))
+
+    x.grad = None
+    explicit = gqc.OptimizerWrapperSBC(
+        torch.optim.SGD([x], lr=0.0), 1, 1024, max_draws=1024, accumulate="grad"
+    )
+    explicit.optimizer.register_step_pre_hook(lambda *_: seen.append(x.grad.clone()))
+    for _ in range(1024):
+        backward([x], [torch.ones(4)])
+        explicit.step()
+    assert torch.equal(seen[1], torch.full((4,), 0.25, dtype=torch.bfloat16))
+
+
+def test_strictest_group_decides_and_all_are_reported():
+    params = parameters()
+    groups = [
+        {"params": params[:1], "gradient_norm_threshold": 5.0},
+        {"params": params[1:], "gradient_norm_threshold": 2.0},
+    ]
+    optimizer = torch.optim.SGD(params[:1], lr=0.1)
+    wrapper = gqc.OptimizerWrapperGNTS(optimizer, 5.0)
+    wrapper.add_param_group(groups[1])
+    assert wrapper.tunable("gradient_norm_threshold") == 2.0
+    statistics = wrapper.statistics()
+    assert statistics["gradient_norm_threshold"] == 2.0
+    assert statistics["gradient_norm_threshold/group_0"] == 5.0
+    assert statistics["gradient_norm_threshold/group_1"] == 2.0
+
+
+def test_wrapping_a_wrapper_needs_other_keys():
+    params = parameters()
+    inner = gqc.OptimizerWrapperSBC(torch.optim.SGD(params, lr=0.1), 1, 2)
+    outer = gqc.OptimizerWrapperGNTS(inner, 1e30)
+    bare = parameters()
+    reference = gqc.OptimizerWrapperSBC(torch.optim.SGD(bare, lr=0.1), 1, 2)
+    for grads in stream(10):
+        backward(params, grads)
+        backward(bare, grads)
+        outer.step()
+        reference.step()
+    assert all(torch.equal(a, b) for a, b in zip(params, bare, strict=True))
+    state = outer.state_dict()
+    assert [own["class"] for own in state["wrappers"]] == [
+        "OptimizerWrapperSBC",
+        "OptimizerWrapperGNTS",
+    ]
+    outer.load_state_dict(state)
+    with pytest.raises(ValueError, match="gradient_norm_threshold"):
+        gqc.OptimizerWrapperGNTS(outer)
+
+
+def test_forced_steps_are_counted_and_an_unreachable_threshold_is_told():
+    params = parameters()
+    wrapper = gqc.OptimizerWrapperGNTS(torch.optim.SGD(params, lr=0.0), 0.5, max_draws=5)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        backward(params, [1.0 + 0.3 * torch.randn(s, generator=generator) for s in SHAPES])
+        wrapper.step()
+    statistics = wrapper.statistics()
+    assert statistics["steps"] == statistics["num_forced"] == 20
+    # |G|^2 = 25 elements of 1, tr(Sigma) = 25 * 0.09; 20 windows of 5: standard error below 0.3
+    assert statistics["signal_sq"] == pytest.approx(25.0, abs=1.0)
+    assert statistics["noise_trace"] == pytest.approx(2.25, abs=1.0)
+    assert statistics["threshold_unreachable"] is True
+
+
+def test_the_threshold_bounds_the_norm_of_every_step_that_was_not_forced():
+    params = parameters()
+    optimizer = torch.optim.SGD(params, lr=0.01)
+    norms = []
+    optimizer.register_step_pre_hook(lambda *_: norms.append(global_norm([p.grad for p in params])))
+    wrapper = gqc.OptimizerWrapperGNTS(optimizer, 8.0, max_draws=6)
+    forced = 0
+    for grads in stream(200):
+        backward(params, grads)
+        if wrapper.step():
+            if wrapper.statistics()["num_forced"] > forced:
+                forced += 1
+            else:
+                assert norms[-1] <= 8.0 * (1 + 1e-6)
+            assert wrapper.last_grad_norm == pytest.approx(norms[-1], rel=1e-5)
+    assert 0 < forced < len(norms)
+
+
+def test_min_draws_waits_and_a_file_with_more_draws_than_max_steps_next():
+    params = parameters()
+    wrapper = gqc.OptimizerWrapperGNTS(torch.optim.SGD(params, lr=0.1), 1e30, min_draws=3)
+    draws = stream(12)
+    got = []
+    for grads in draws[:6]:
+        backward(params, grads)
+        got.append(wrapper.step())
+    assert got == [False, False, True] * 2
+    strict = gqc.OptimizerWrapperGNTS(torch.optim.SGD(params, lr=0.1), 1e-9, max_draws=64)
+    for grads in draws[:5]:
+        backward(params, grads)
+        strict.step()
+    smaller = gqc.OptimizerWrapperGNTS(torch.optim.SGD(params, lr=0.1), 1e-9, max_draws=2)
+    smaller.load_state_dict(strict.state_dict())
+    backward(params, draws[5])
+    assert smaller.step() is True
+    assert smaller.last_num_draws == 6
+
+
+def test_a_norm_that_overflows_is_large_not_bad():
+    x = torch.zeros(4, requires_grad=True)
+    wrapper = gqc.OptimizerWrapperGNTS(torch.optim.SGD([x], lr=1e-30), 1.0, max_draws=2)
+    for i in range(2):
+        backward([x], [torch.full((4,), 3e19)])  # its square exceeds float32
+        assert wrapper.step() is (i == 1)
+    assert wrapper.statistics()["num_discarded"] == 0
+    assert wrapper.statistics()["num_forced"] == 1
+
+
+def test_replay_past_its_end_is_an_error_before_anything_changes():
+    params = parameters()
+    wrapper = gqc.OptimizerWrapperReplay(torch.optim.SGD(params, lr=0.1), [1, 2])
+    draws = stream(4)
+    for grads in draws[:3]:
+        backward(params, grads)
+        wrapper.step()
+    backward(params, draws[3])
+    with pytest.raises(IndexError, match="repeat_last=True"):
+        wrapper.step()
+    assert wrapper.num_draws == 0
+
+
+def test_replay_of_a_recorded_run_is_that_run():
+    draws = stream(60)
+    first, second = parameters(), parameters()
+    wrapper = gqc.OptimizerWrapperGNTS(torch.optim.AdamW(first, lr=0.1), 10.0, max_draws=6)
+    record = []
+    for grads in draws:
+        backward(first, grads)
+        if wrapper.step():
+            record.append(wrapper.last_num_draws)
+    replay = gqc.OptimizerWrapperReplay(torch.optim.AdamW(second, lr=0.1), record)
+    for grads in draws[: sum(record)]:
+        backward(second, grads)
+        replay.step()
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_the_global_random_state_is_left_alone():
+    before = torch.get_rng_state()
+    params = parameters()
+    wrapper = gqc.OptimizerWrapperGNTS(torch.optim.SGD(params, lr=0.1), 5.0)
+    for grads in stream(10):
+        backward(params, grads)
+        wrapper.step()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_mean_of_is_the_mean():
+    window = stream(3)
+    torch.testing.assert_close(
+        mean_of(window)[0], torch.stack([d[0] for d in window]).mean(0).double()
+    )
