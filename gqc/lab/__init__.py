@@ -1,4 +1,4 @@
-"""Reproducible experiments on top of the core: data, models, the experiment loop, and what drives it.
+"""Reproducible experiments on top of the core: data, models, the loop, and what drives it.
 
 from gqc.lab import track
 from gqc.lab.experiments import pretraining

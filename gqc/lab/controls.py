@@ -1,7 +1,7 @@
 """Numbers that may be changed while an experiment runs, from any thread.
 
-An assignment is checked at once and applied at the start of the next microbatch, so that a record is never made
-under two values.  What was applied is what the experiment writes into its history.
+An assignment is checked at once and applied at the start of the next microbatch, so that a record
+is never made under two values.  What was applied is what the experiment writes into its history.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ class Control:
 class Controls(Mapping[str, float]):
     """A mapping of control names to their values that checks what is assigned.
 
-    ``controls["lr_scale"] = 0.5`` sets one, ``controls.update(start_norm=2, end_norm=1)`` several at once.
-    Reading gives the value last set; the experiment works with `applied`, which follows at the next microbatch.
+    ``controls["lr_scale"] = 0.5`` sets one, ``controls.update(start_norm=2, end_norm=1)`` several
+    at once. Reading gives the value last set; the experiment works with `applied`, which follows at
+    the next microbatch.
 
     Args:
         specs: name -> what it may be.

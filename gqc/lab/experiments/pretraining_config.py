@@ -25,11 +25,13 @@ class PretrainingConfig:
         width, depth, heads, context: see `gqc.lab.models.gpt.GPTConfig`.
         microbatch_size: sequences per microbatch.
         tokens: training budget; whole microbatches are trained.
-        lr: peak learning rate; min_lr: final one, as a fraction of it; lr_warmup: fraction of the tokens.
+        lr: peak learning rate; min_lr: final one, as a fraction of it; lr_warmup: fraction of the
+            tokens.
         beta1, beta2, weight_decay: of AdamW; gains of layer norms are not decayed.
         accumulation: adamw: microbatches per step.
-        start_norm, end_norm, norm_warmup, norm_warmup_multiplier: gnts: threshold after warmup and at the end
-            [loss / parameter], warmup as a fraction of the microbatches, first threshold / ``start_norm``.
+        start_norm, end_norm, norm_warmup, norm_warmup_multiplier: gnts: threshold after warmup and
+            at the end [loss / parameter], warmup as a fraction of the microbatches, first threshold
+            / ``start_norm``.
         min_draws, max_draws: gnts: microbatches per step.
         final_accumulation: sbc: microbatches per step at the end.
         draws: replay: microbatches of each step.
@@ -93,8 +95,8 @@ class PretrainingConfig:
             raise ValueError(f"width={self.width}: expected a multiple of heads={self.heads}")
         if self.tokens < self.microbatch_tokens:
             raise ValueError(
-                f"tokens={self.tokens}: expected at least one microbatch, microbatch_size x context = "
-                f"{self.microbatch_tokens}"
+                f"tokens={self.tokens}: expected at least one microbatch, microbatch_size x "
+                f"context = {self.microbatch_tokens}"
             )
         if self.max_draws < self.min_draws:
             raise ValueError(
@@ -104,8 +106,8 @@ class PretrainingConfig:
             _check_integer("draws: one of them", draw, 1)
         if (self.method == "replay") != bool(self.draws):
             raise ValueError(
-                f"draws has {len(self.draws)} entries with method={self.method!r}: expected some for 'replay' "
-                "(recorded_draws(history) of another run), none otherwise"
+                f"draws has {len(self.draws)} entries with method={self.method!r}: expected some "
+                "for 'replay' (recorded_draws(history) of another run), none otherwise"
             )
 
     @property
@@ -143,25 +145,53 @@ RANGES: dict[str, tuple[float, bool, float, bool]] = {
 SCALES: dict[str, dict[str, Any]] = {
     # 29k parameters, a second per run on one core: for tests, not for conclusions
     "smoke": {
-        **dict(width=32, depth=2, heads=2, context=64, microbatch_size=8),
-        **dict(tokens=2**17, evaluation_tokens=2**14, evaluation_sequences=64),
+        "width": 32,
+        "depth": 2,
+        "heads": 2,
+        "context": 64,
+        "microbatch_size": 8,
+        "tokens": 2**17,
+        "evaluation_tokens": 2**14,
+        "evaluation_sequences": 64,
     },
     # 0.16M parameters, half a minute per run on one core
     "laptop": {
-        **dict(width=64, depth=3, heads=4, context=64, microbatch_size=8),
-        **dict(tokens=2**20, evaluation_tokens=2**16, evaluation_sequences=512),
+        "width": 64,
+        "depth": 3,
+        "heads": 4,
+        "context": 64,
+        "microbatch_size": 8,
+        "tokens": 2**20,
+        "evaluation_tokens": 2**16,
+        "evaluation_sequences": 256,
     },
     # the source's size: 50M parameters, 282M tokens; for a GPU
     "paper": {
-        **dict(width=512, depth=16, heads=8, context=512, microbatch_size=8),
-        **dict(tokens=282_000_000, evaluation_tokens=2**21, evaluation_sequences=512),
-        **dict(corpus="hf:Salesforce/wikitext:wikitext-103-raw-v1", tokenizer="byte", lr=6e-4),
+        "width": 512,
+        "depth": 16,
+        "heads": 8,
+        "context": 512,
+        "microbatch_size": 8,
+        "tokens": 282_000_000,
+        "evaluation_tokens": 2**21,
+        "evaluation_sequences": 512,
+        "corpus": "hf:Salesforce/wikitext:wikitext-103-raw-v1",
+        "tokenizer": "byte",
+        "lr": 6e-4,
     },
     # the source's larger control: 16 times the parameters (0.79G), the same tokens
     "paper-16x": {
-        **dict(width=1536, depth=28, heads=16, context=512, microbatch_size=8),
-        **dict(tokens=282_000_000, evaluation_tokens=2**21, evaluation_sequences=512),
-        **dict(corpus="hf:Salesforce/wikitext:wikitext-103-raw-v1", tokenizer="byte", lr=2.5e-4),
+        "width": 1536,
+        "depth": 28,
+        "heads": 16,
+        "context": 512,
+        "microbatch_size": 8,
+        "tokens": 282_000_000,
+        "evaluation_tokens": 2**21,
+        "evaluation_sequences": 512,
+        "corpus": "hf:Salesforce/wikitext:wikitext-103-raw-v1",
+        "tokenizer": "byte",
+        "lr": 2.5e-4,
     },
 }
 

@@ -1,7 +1,9 @@
-"""A small GPT: pre-norm transformer decoder with learned positions, GPT-2's initialisation, no biases, no dropout.
+"""A small GPT: pre-norm transformer decoder with learned positions, GPT-2's initialisation, no
+biases, no dropout.
 
-Source: Radford et al. 2019 (GPT-2).  Differs: linear layers and layer norms have no bias (fewer kernels for small
-models on a CPU), and there is no dropout, which would draw from the global random stream.
+Source: Radford et al. 2019 (GPT-2).  Differs: linear layers and layer norms have no bias (fewer
+kernels for small models on a CPU), and there is no dropout, which would draw from the global random
+stream.
 """
 
 from __future__ import annotations
@@ -95,10 +97,12 @@ class GPT(nn.Module):
 
 
 def make_gpt(config: GPTConfig, generator: torch.Generator) -> GPT:
-    r"""A GPT with weights from ``generator`` alone, float32 on the CPU; the global random stream is not touched.
+    r"""A GPT with weights from ``generator`` alone, float32 on the CPU; the global random stream is
+    not touched.
 
-    Weights are :math:`\mathcal N(0, 0.02^2)`; those that write into the residual stream (``attention_out``,
-    ``mlp_out``) :math:`\mathcal N(0, 0.02^2 / (2\,\mathrm{depth}))`; norms' gains are 1.
+    Weights are :math:`\mathcal N(0, 0.02^2)`; those that write into the residual stream
+    (``attention_out``, ``mlp_out``) :math:`\mathcal N(0, 0.02^2 / (2\,\mathrm{depth}))`; norms'
+    gains are 1.
 
     Args:
         config: the sizes.
