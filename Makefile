@@ -33,7 +33,7 @@ lab: $(READY)  ## JupyterLab with the notebooks
 	$(BIN)/jupyter lab --notebook-dir notebooks
 
 bench: $(READY)  ## benchmarks, as ratios to torch AdamW and to the peer
-	$(BIN)/python -m pytest tests/benchmarks -p no:xdist --benchmark-only
+	for bench in tests/benchmarks/bench_*.py; do $(BIN)/python $$bench || exit 1; done
 
 clean:  ## remove what the other targets made, but not the runs
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -21,24 +22,24 @@ __all__ = ["collect", "count_nonfinite", "divide_", "local", "multiply_", "total
 
 _HALF = (torch.float16, torch.bfloat16)
 
+# On the CPU a kernel call costs about a microsecond a tensor: below this many elements one copy
+# and its norm take half the time of one norm a tensor (50 tensors, 0.1M elements: 31 and 68 us).
+SMALL = 2**18
 
-def collect(params: Iterable[Tensor]) -> list[Tensor]:
+
+def collect(params: Sequence[Tensor]) -> list[Tensor]:
     """The gradients that ``params`` have, in order; parameters without one are left out.
 
     Raises:
         TypeError: a gradient is sparse (its norm would count absent rows, its mean would not).
     """
-    grads = []
-    for index, param in enumerate(params):
-        grad = param.grad
-        if grad is None:
-            continue
-        if grad.layout is not torch.strided:
-            raise TypeError(
-                f"parameter {index} of shape {tuple(param.shape)} has a {grad.layout} gradient: "
-                "expected a dense one (build the embedding with sparse=False)"
-            )
-        grads.append(grad)
+    grads = [grad for param in params if (grad := param.grad) is not None]
+    if {grad.layout for grad in grads} - {torch.strided}:
+        index, param = next((i, p) for i, p in enumerate(params) if _is_sparse(p.grad))
+        raise TypeError(
+            f"parameter {index} of shape {tuple(param.shape)} has a sparse gradient: expected a "
+            "dense one (build the embedding with sparse=False)"
+        )
     return grads
 
 
@@ -54,9 +55,9 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     """
     if not tensors:
         return torch.zeros(())
+    if not any(map(_is_dtensor_type, set(map(type, tensors)))):
+        return _local_norm(tensors)
     plain = [t for t in tensors if not _is_dtensor(t)]
-    if len(plain) == len(tensors):
-        return _local_norm(plain)
     parts = [_local_norm(plain)] if plain else []
     for (mesh, sharded), shards in _by_mesh(t for t in tensors if _is_dtensor(t)).items():
         square = _local_norm(shards).square()
@@ -110,12 +111,24 @@ def local(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _is_dtensor(tensor: Tensor) -> bool:
-    return hasattr(tensor, "_local_tensor")  # an isinstance check would import torch.distributed
+    return _is_dtensor_type(type(tensor))
 
 
-def _local_norm(tensors: list[Tensor]) -> Tensor:
-    first = tensors[0]
-    if all(t.dtype == first.dtype and t.device == first.device for t in tensors):
+def _is_dtensor_type(kind: type) -> bool:
+    return hasattr(kind, "device_mesh")  # an isinstance check would import torch.distributed
+
+
+def _is_sparse(grad: Tensor | None) -> bool:
+    return grad is not None and grad.layout is not torch.strided
+
+
+def _local_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """One kernel call where dtype and device agree, as they do but for mixed models."""
+    dtypes, devices = {t.dtype for t in tensors}, {t.get_device() for t in tensors}
+    if len(dtypes) == len(devices) == 1:
+        if -1 in devices and sum(t.numel() for t in tensors) <= SMALL:
+            flat = _flatten_dense_tensors(list(tensors))
+            return torch.linalg.vector_norm(flat, dtype=_sum_dtype(flat))
         norms = _foreach_norm(tensors)
     else:
         groups: dict[tuple, list[Tensor]] = {}
@@ -123,13 +136,16 @@ def _local_norm(tensors: list[Tensor]) -> Tensor:
             groups.setdefault((t.device, t.dtype), []).append(t)
         norms = [norm for group in groups.values() for norm in _foreach_norm(group)]
         dtype = torch.float64 if any(n.dtype == torch.float64 for n in norms) else torch.float32
-        norms = [norm.to(first.device, dtype) for norm in norms]
+        norms = [norm.to(tensors[0].device, dtype) for norm in norms]
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 
-def _foreach_norm(tensors: list[Tensor]) -> list[Tensor]:
-    dtype = torch.float32 if tensors[0].dtype in _HALF else None
-    return list(torch._foreach_norm(tensors, 2, dtype=dtype))
+def _foreach_norm(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return list(torch._foreach_norm(list(tensors), 2, dtype=_sum_dtype(tensors[0])))
+
+
+def _sum_dtype(tensor: Tensor) -> torch.dtype | None:
+    return torch.float32 if tensor.dtype in _HALF else None
 
 
 def _by_mesh(tensors: Iterable[Any]) -> dict[tuple[Any, tuple[int, ...]], list[Tensor]]:

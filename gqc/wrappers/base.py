@@ -216,7 +216,7 @@ class OptimizerWrapper(DelegatingOptimizer):
         self._counts["batches"] += 1
         self.num_draws += 1
         if self.num_draws >= self.min_draws and self.needs_grad_norm():
-            norms["grad_norm"] = total_norm(sums).div_(self.num_draws)
+            norms["grad_norm"] = total_norm(sums)
         self._read(norms)
         if not self._accept(sums):
             self._refuse(params, overflow=True)
@@ -232,7 +232,7 @@ class OptimizerWrapper(DelegatingOptimizer):
         """Hand :math:`G_n` to the wrapped optimizer."""
         if self._window.is_unchecked and self.grad_norm is None and self._is_checked():
             sums = collect(params)
-            self._read({"grad_norm": total_norm(sums).div_(self.num_draws)})
+            self._read({"grad_norm": total_norm(sums)})
             if not self._accept(sums):
                 self._refuse(params, overflow=True)
                 return False
@@ -262,8 +262,10 @@ class OptimizerWrapper(DelegatingOptimizer):
         if self.grad_scaler is not None:
             values = values / self.grad_scaler.scale(torch.ones_like(values))
         read = values.tolist() if len(tensors) > 1 else [values.item()]
-        for name, value in zip(norms, read, strict=True):
-            setattr(self, name, value)
+        sizes = dict(zip(norms, read, strict=True))
+        self.draw_norm = sizes.get("draw_norm")
+        if "grad_norm" in sizes:
+            self.grad_norm = sizes["grad_norm"] / self.num_draws
 
     def _accept(self, sums: list[Tensor]) -> bool:
         """Are the norms just read finite, or too large to square though each element is finite?"""
