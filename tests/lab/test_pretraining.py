@@ -1,0 +1,370 @@
+"""The pretraining experiment: its methods, its records, its config, resume."""
+
+import io
+import math
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from torch.nn import functional as F
+
+from gqc.lab.data.text import draw_batch, load_text_data
+from gqc.lab.experiments import pretraining
+from gqc.lab.experiments.pretraining_config import SCALES, TUNED
+from gqc.lab.placement import make_generator
+
+TEXT = "the quick brown fox jumps over the lazy dog; " * 60
+METHODS = {
+    "adamw": {"accumulation": 3},
+    "gnts": {"start_norm": 0.9, "end_norm": 0.7, "max_draws": 6},
+    "sbc": {"final_accumulation": 5},
+    "replay": {"draws": (1, 4, 2) * 9},
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "fox.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def tiny(corpus):
+    """A config of 48 microbatches of 2 x 8 characters."""
+
+    def make(method, **overrides):
+        sizes = {
+            "width": 8,
+            "context": 8,
+            "microbatch_size": 2,
+            "tokens": 48 * 16,
+            "evaluation_tokens": 160,
+            "evaluation_sequences": 5,
+            "lr": 0.01,
+            "device": "cpu",
+            "corpus": corpus,
+        }
+        values = {**sizes, **METHODS[method], **overrides}
+        return pretraining.config("smoke", method=method, **values)
+
+    return make
+
+
+def run(experiment, until=None):
+    while experiment.microbatch != until and next(experiment, None) is not None:
+        pass
+    return experiment
+
+
+def assert_same_run(a, b):
+    left, right = (e.history.drop(columns=["seconds", "method"]) for e in (a, b))
+    pd.testing.assert_frame_equal(left, right, check_exact=True)
+    for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def slow_adamw(config):
+    """Plain torch, nothing of the kit but data and initial weights: losses, lrs, weights."""
+    data = load_text_data(config.corpus)
+    model = pretraining.build(config).model
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.99), fused=True)
+    generator = make_generator(config.seed, "data")
+    losses, lrs = [], []
+    total = config.tokens // 16
+    warmup = round(config.lr_warmup * total)
+    for t in range(1, total + 1):
+        share = (t - warmup) / (total - warmup)
+        cosine = 0.1 + 0.9 * (1 + math.cos(math.pi * share)) / 2
+        lr = config.lr * (t / warmup if t < warmup else cosine)
+        inputs, targets = draw_batch(data.train, 2, 8, generator)
+        loss = F.cross_entropy(model(inputs).reshape(16, -1), targets.reshape(16))
+        (loss / config.accumulation).backward()
+        if t % config.accumulation == 0:
+            for group in adamw.param_groups:
+                group["lr"] = lr
+            adamw.step()
+            adamw.zero_grad()
+        losses.append(loss.item())
+        lrs.append(lr)
+    return losses, lrs, model
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_the_control_is_plain_adamw_with_accumulation(tiny, accumulation):
+    config = tiny("adamw", accumulation=accumulation)
+    experiment = run(pretraining.build(config))
+    losses, lrs, model = slow_adamw(config)
+    history = experiment.history
+    assert history["stepped"].tolist() == [t % accumulation == 0 for t in range(1, 49)]
+    # Differences: 1/k before or after the sum, the order of factors of the lr; 48 steps of Adam,
+    # which divides small gradients by their own size, make float32's 6e-8 into at most 1e-4.
+    assert history["lr"].tolist() == pytest.approx(lrs, rel=1e-12)
+    assert history["loss"].tolist() == pytest.approx(losses, rel=1e-4)
+    for p, q in zip(experiment.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-5)
+
+
+def test_validation_loss_is_the_mean_over_evenly_spaced_sequences(tiny):
+    experiment = run(pretraining.build(tiny("gnts")))
+    tokens = experiment.data.validation
+    starts = [i * (len(tokens) - 9) // 4 for i in range(5)]
+    losses = []
+    with torch.no_grad():
+        for s in starts:
+            logits = experiment.model(tokens[s : s + 8].long()[None])[0]
+            following = tokens[s + 1 : s + 9].tolist()
+            losses += [-logits[i].log_softmax(0)[following[i]].item() for i in range(8)]
+    reported = experiment.history["val_loss"].iloc[-1]
+    assert reported == pytest.approx(sum(losses) / 40, rel=1e-5)  # float32 sums of 40 terms
+    summary = experiment.summary()
+    assert summary["val_loss"] == reported
+    assert summary["perplexity"] == pytest.approx(math.exp(reported))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_records_keep_their_contract(tiny, method):
+    experiment = pretraining.build(tiny(method))
+    records = list(experiment)
+    expected = {
+        *("microbatch", "tokens", "seconds", "loss", "stepped", "num_draws", "steps", "grad_norm"),
+        *("gradient_norm_threshold", "lr", "examples", "val_loss", "changes"),
+    }
+    assert all(set(r) == expected for r in records)
+    assert (records[-1]["tokens"], records[-1]["examples"]) == (768, 96)
+    at = [r["tokens"] for r in records if r["val_loss"] is not None]
+    assert at == [160, 320, 480, 640, 768]
+    draws = 0
+    for r in records:
+        draws += 1
+        assert r["num_draws"] == draws
+        draws = 0 if r["stepped"] else draws
+    assert records[-1]["steps"] == sum(r["stepped"] for r in records)
+    history = experiment.history
+    assert (history["method"] == method).all()
+    summary = experiment.summary()
+    closed = history[history["stepped"]]["num_draws"]
+    assert summary["mean_logical_batch_examples"] == pytest.approx(2 * closed.mean())
+    assert (summary["tokens"], summary["microbatches"]) == (768, 48)
+
+
+def test_gnts_steps_under_its_threshold_or_at_the_maximum(tiny):
+    history = run(pretraining.build(tiny("gnts"))).history
+    under = history["grad_norm"] <= history["gradient_norm_threshold"]
+    assert (history["stepped"] == (under | (history["num_draws"] == 6))).all()
+    forced = history["stepped"] & ~under
+    assert run(pretraining.build(tiny("gnts"))).summary()["num_forced"] == forced.sum()
+    assert history["stepped"].any()
+    assert not history["stepped"].all()
+    t = history["microbatch"] - 1
+    warm = t < 2  # 5 % of 48 microbatches
+    expected = (0.9 * 10 - 0.9 * 9 * t / 2).where(
+        warm, 0.7 + 0.2 * (1 + (math.pi * (t - 2) / 46).map(math.cos)) / 2
+    )
+    assert history["gradient_norm_threshold"].tolist() == pytest.approx(expected.tolist())
+
+
+def test_sbc_grows_as_scheduled(tiny):
+    history = run(pretraining.build(tiny("sbc"))).history
+    asked = 1 + 4 * ((history["microbatch"] - 1) / 48) ** 2  # microbatches
+    assert (history["stepped"] == (history["num_draws"] >= asked)).all()
+    assert history.loc[history["stepped"], "num_draws"].max() > 3
+
+
+def test_replay_of_a_run_on_its_own_data_is_that_run(tiny):
+    gnts = run(pretraining.build(tiny("gnts")))
+    draws = pretraining.recorded_draws(gnts.history)
+    replay = run(pretraining.build(tiny("replay", draws=draws)))
+    columns = ["loss", "stepped", "num_draws", "lr", "val_loss"]
+    pd.testing.assert_frame_equal(replay.history[columns], gnts.history[columns], check_exact=True)
+
+
+def test_recorded_draws_leave_an_open_window_open():
+    def frame(stepped, draws):
+        return pd.DataFrame({"stepped": stepped, "num_draws": draws})
+
+    assert pretraining.recorded_draws(frame([False, True, True], [1, 2, 1])) == (2, 1)
+    assert pretraining.recorded_draws(frame([True, False, False], [1, 1, 2])) == (1, 3)
+
+
+def test_methods_share_data_weights_and_held_out_text(tiny):
+    built = [pretraining.build(tiny(m)) for m in METHODS]
+    first = [next(e)["loss"] for e in built]
+    assert len(set(first)) == 1
+    assert len({e.data_hash for e in built}) == 1
+    assert len({e.total for e in built}) == 1
+
+
+def test_seeds(tiny):
+    def losses(**seeds):
+        return run(pretraining.build(tiny("adamw", **seeds))).history["loss"].tolist()
+
+    assert losses(seed=1) == losses(seed=1, data_seed=1)
+    other_data, other_weights = losses(seed=1, data_seed=2), losses(seed=3, data_seed=1)
+    assert len({tuple(losses(seed=1)), tuple(other_data), tuple(other_weights)}) == 3
+    a, b = (pretraining.build(tiny("adamw", seed=1, data_seed=d)).model for d in (1, 2))
+    assert torch.equal(a.tokens.weight, b.tokens.weight)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("cut", [1, 2, 16, 23, 24, 47])
+def test_a_cut_run_is_the_uncut_run(tiny, method, cut):
+    uncut = run(pretraining.build(tiny(method)))
+    file = io.BytesIO()
+    torch.save(run(pretraining.build(tiny(method)), until=cut).state_dict(), file)
+    file.seek(0)
+    resumed = pretraining.build(tiny(method))
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    assert_same_run(run(resumed), uncut)
+
+
+def test_the_cuts_fall_into_open_windows(tiny):
+    history = run(pretraining.build(tiny("gnts"))).history
+    assert not history["stepped"].iloc[[0, 1, 15, 22, 23, 46]].all()
+
+
+def test_steered_thresholds_apply_and_replay(tiny):
+    steered = run(pretraining.build(tiny("gnts")), until=20)
+    steered.controls.update(start_norm=2.0, end_norm=2.0)
+    steered.controls["lr_scale"] = 0.5
+    run(steered)
+    plain = run(pretraining.build(tiny("gnts")))
+    thresholds = steered.history["gradient_norm_threshold"]
+    assert thresholds[:20].tolist() == plain.history["gradient_norm_threshold"][:20].tolist()
+    assert (thresholds[20:] == 2.0).all()
+    halves = steered.history["lr"][20:] / plain.history["lr"][20:]
+    assert halves.tolist() == pytest.approx([0.5] * 28)
+    replayed = pretraining.build(tiny("gnts"))
+    replayed.replay(steered.changes)
+    assert_same_run(run(replayed), steered)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("start_norm", -1),
+        ("end_norm", math.nan),
+        ("lr_scale", math.inf),
+        ("norm_warmup_microbatches", 49),
+        ("norm_warmup_microbatches", 1.5),
+    ],
+)
+def test_wrong_controls_keep_the_last_value(tiny, name, value):
+    experiment = run(pretraining.build(tiny("gnts")), until=5)
+    with pytest.raises(ValueError, match=f"{name}="):
+        experiment.controls[name] = value
+    assert_same_run(run(experiment), run(pretraining.build(tiny("gnts"))))
+
+
+def test_the_threshold_is_no_control_of_the_others(tiny):
+    for method in ("adamw", "sbc", "replay"):
+        assert list(pretraining.build(tiny(method)).controls) == ["lr_scale"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_dtypes(tiny, dtype):
+    experiment = run(pretraining.build(tiny("gnts", dtype=dtype)))
+    assert {str(p.dtype) for p in experiment.model.parameters()} == {f"torch.{dtype}"}
+    assert math.isfinite(experiment.summary()["val_loss"])
+
+
+def test_summary_before_anything_ran(tiny):
+    summary = pretraining.build(tiny("gnts")).summary()
+    assert (summary["tokens"], summary["steps"]) == (0, 0)
+    for name in ("val_loss", "perplexity", "mean_logical_batch_examples", "tokens_per_second"):
+        assert summary[name] is None
+
+
+def test_a_budget_is_spent_in_whole_microbatches(tiny):
+    experiment = run(pretraining.build(tiny("adamw", tokens=16 * 5 + 15)))
+    assert (experiment.done, experiment.total, experiment.microbatch) == (80, 80, 5)
+
+
+def test_it_learns(tiny):
+    experiment = run(pretraining.build(tiny("adamw", tokens=16 * 600, accumulation=1, width=16)))
+    # A unigram model of this text reaches its entropy and no better.
+    counts = pd.Series(list(TEXT)).value_counts(normalize=True)
+    entropy = -sum(p * math.log(p) for p in counts)
+    assert experiment.summary()["val_loss"] < entropy - 0.5
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("method", ["adamw", "gnts", "sbc"])
+def test_every_scale_has_a_config_for_every_method(scale, method):
+    config = pretraining.config(scale, method=method)
+    assert (config.scale, config.method) == (scale, method)
+    for name, value in TUNED.get((scale, method), {}).items():
+        assert getattr(config, name) == value
+    assert pretraining.config(scale, method=method, lr=0.123).lr == 0.123
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"method": "gnst"}, "method='gnst': did you mean 'gnts'"),
+        ({"method": None}, "method=None: expected one of adamw, gnts, sbc, replay"),
+        ({"scale": "labtop"}, "scale='labtop': did you mean 'laptop'"),
+        ({"learning_rate": 1.0}, "field='learning_rate'"),
+        ({"start_nrom": 1.0}, "field='start_nrom': did you mean 'start_norm'"),
+        ({"tokens": -5}, "tokens=-5: expected an integer of at least 1"),
+        ({"tokens": 1e6}, r"tokens=1000000\.0: expected an integer"),
+        ({"tokens": 100}, "tokens=100: expected at least one microbatch"),
+        ({"seed": -1}, "seed=-1"),
+        ({"seed": True}, "seed=True"),
+        ({"data_seed": 0.5}, "data_seed=0.5"),
+        ({"lr": math.nan}, r"lr=nan: expected a number in \(0, inf\)"),
+        ({"lr": 0}, "lr=0"),
+        ({"lr": "1e-3"}, "lr='1e-3'"),
+        ({"beta2": 1.0}, r"beta2=1.0: expected a number in \[0, 1\)"),
+        ({"lr_warmup": 1.1}, r"lr_warmup=1.1: expected a number in \[0, 1\]"),
+        ({"start_norm": 0.0}, "start_norm=0.0"),
+        ({"end_norm": -0.1}, "end_norm=-0.1"),
+        ({"min_draws": 9, "max_draws": 8}, "max_draws=8: expected at least min_draws=9"),
+        ({"width": 33}, "width=33: expected a multiple of heads=2"),
+        ({"dtype": "float16"}, "dtype='float16'"),
+        ({"tokenizer": "word"}, "tokenizer='word'"),
+        ({"validation_fraction": 0}, "validation_fraction=0"),
+        ({"draws": (1,)}, "draws has 1 entries with method='gnts'"),
+        ({"method": "replay"}, "draws has 0 entries with method='replay'"),
+        ({"method": "replay", "draws": (1, 0)}, "draws: one of them=0"),
+    ],
+)
+def test_a_wrong_config_is_one_clear_line(overrides, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        pretraining.config(**{"scale": "smoke", **overrides})
+    assert "\n" not in str(caught.value)
+
+
+def test_replace_checks_too():
+    with pytest.raises(ValueError, match="lr=-1"):
+        replace(pretraining.config("smoke"), lr=-1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"corpus": "no/such/file.txt"}, "corpus='no/such/file.txt': no such file"),
+        ({"device": "gpu"}, "device='gpu'"),
+        ({"context": 5000, "tokens": 10**6}, "context=5000"),
+        ({"evaluation_sequences": 10**6}, "held-out tokens"),
+    ],
+)
+def test_what_only_building_can_tell(tiny, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        pretraining.build(tiny("gnts", **overrides))
+
+
+def test_the_checkpoint_of_another_method_is_refused(tiny):
+    experiment = pretraining.build(tiny("adamw"))
+    with pytest.raises(ValueError, match="its method is 'gnts', here it is 'adamw'"):
+        experiment.load_state_dict(pretraining.build(tiny("gnts")).state_dict())
+
+
+def test_nothing_touches_the_global_random_stream(tiny):
+    before = torch.get_rng_state()
+    run(pretraining.build(tiny("gnts")))
+    assert torch.equal(torch.get_rng_state(), before)
