@@ -326,8 +326,9 @@ class Experiment(Iterator[dict[str, Any]]):
     def _check_identity(self, state: Mapping[str, Any]) -> None:
         mine = self.identity()
         mine_config = mine.pop("config")
-        other = {key: state.get(key) for key in mine}
-        wanted_values, found_values = {**mine, **mine_config}, {**other, **state.get("config", {})}
+        other, other_config = {key: state.get(key) for key in mine}, state.get("config")
+        wanted_values = {**mine, **mine_config}
+        found_values = {**other, **(other_config if isinstance(other_config, dict) else {})}
         for name in {**wanted_values, **found_values}:
             wanted, found = wanted_values.get(name), found_values.get(name)
             if wanted != found:

@@ -11,10 +11,11 @@ import signal
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 import torch
 from tqdm import tqdm
@@ -91,22 +92,36 @@ def load_checkpoint(experiment: Experiment, path: str | Path) -> bool:
     if not path.exists():
         return False
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict):
-            raise ValueError(f"expected a dict, found {type(state).__name__}")
-    except OSError:
-        raise
-    except Exception as error:  # torch raises whatever its unpickler or the zip reader met
+        with open(path, "rb") as file:
+            state = _read_state(file)
+    except DamagedFile as error:
         aside = path.with_name(path.name + ".corrupt")
         os.replace(path, aside)
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         _say(
-            f"{path}: not a readable checkpoint ({reason}); "
-            f"set aside as {aside.name}, starting anew"
+            f"{path}: not a readable checkpoint ({error}); set aside as {aside.name}, starting anew"
         )
         return False
     experiment.load_state_dict(state)
     return True
+
+
+class DamagedFile(ValueError):
+    """A checkpoint file that cannot be read as one."""
+
+
+def _read_state(file: IO[bytes]) -> dict[str, Any]:
+    try:
+        with zipfile.ZipFile(file) as archive:  # torch.load does not look at the checksums
+            if (bad := archive.testzip()) is not None:
+                raise ValueError(f"wrong checksum of {bad}")
+        file.seek(0)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError(f"expected a dict, found {type(state).__name__}")
+    except Exception as error:  # the readers raise whatever they trip over, OSError included
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DamagedFile(reason) from error
+    return state
 
 
 def _track(
