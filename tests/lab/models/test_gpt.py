@@ -84,7 +84,8 @@ def test_scale_of_the_initial_weights():
         if p.ndim == 1:
             assert torch.equal(p, torch.ones_like(p))
             continue
-        std = 0.02 / 4 if name.endswith("_out.weight") else 0.02  # sqrt(2 * 8) = 4
+        std = 0.02 * math.sqrt(6)  # 768 / 128 = 6
+        std /= 4 if name.endswith("_out.weight") else 1  # sqrt(2 * 8) = 4
         # The standard error of a standard deviation is std / sqrt(2 n); five of them.
         assert abs(p.std() / std - 1) < 5 / math.sqrt(2 * p.numel())
         assert abs(p.mean()) < 5 * std / math.sqrt(p.numel())
