@@ -1,0 +1,197 @@
+"""The ``gqc`` command.  Exit codes: 0 all good, 1 a run failed, 2 bad arguments, 130 interrupted.
+
+Only Typer is imported at the start; a command imports what it needs.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+if TYPE_CHECKING:
+    import typer
+    from rich.console import Console
+
+    from gqc.lab.runs.plan import Batch
+
+_NEEDS_LAB = "gqc: the command line needs the lab extra: pip install 'gqc-kit[lab]'"
+
+
+def _fail(message: object) -> NoReturn:
+    print(f"gqc: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    # A log file has no width of its own; 80 columns would cut tables.
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
+
+
+def _execute(
+    batch: "Batch", runs: Path, jobs: int, is_cold: bool, retry: int, is_fail_fast: bool
+) -> int:
+    """Execute and report; returns the exit code."""
+    from gqc.lab.runs.execute import execute_batch
+    from gqc.lab.runs.parameters import BadInput
+    from gqc.lab.runs.progress import BatchProgress
+    from gqc.lab.runs.report import figure_function
+    from gqc.lab.runs.store import Store
+
+    if runs.exists() and not runs.is_dir():
+        _fail(f"--runs {runs}: expected a folder")
+    try:
+        if batch.report.figure:
+            figure_function(batch)
+    except BadInput as error:
+        _fail(error)
+    console, store = _console(), Store(runs)
+    with BatchProgress(batch, console) as progress:
+        outcomes = execute_batch(
+            batch, store, progress, jobs=jobs, retry=retry, is_fail_fast=is_fail_fast,
+            is_warm=not is_cold,
+        )  # fmt: skip
+    counts = [f"{outcomes.count(s)} {s}" for s in dict.fromkeys(outcomes.statuses.values())]
+    console.print(f"{batch.name}: {len(batch.runs)} runs: {', '.join(counts)}", highlight=False)
+    try:
+        _report(batch, store, console)
+    except BadInput as error:  # the runs are stored; only the report is not as asked for
+        _fail(error)
+    if outcomes.is_interrupted:
+        console.print("interrupted; the same command goes on from here")
+        return 130
+    return 1 if outcomes.errors else 0
+
+
+def _report(batch: "Batch", store: object, console: "Console") -> None:
+    """Print the table of what is finished, and write the figure that the batch file names."""
+    from gqc.lab.runs.loading import load
+    from gqc.lab.runs.report import batch_results, make_table, summarize_batch, write_figure
+
+    root: Path = store.root  # type: ignore[attr-defined]
+    if not root.is_dir():
+        return
+    loaded = load(root, where={"run": [run.id for run in batch.runs]})
+    results = batch_results(batch, loaded)
+    summary = summarize_batch(batch, results) if len(results) else results
+    if len(summary):
+        console.print(make_table(batch, summary))
+    if batch.report.figure and len(results):
+        path = root / f"{batch.name}.html"
+        write_figure(batch, results, loaded.history, path)
+        console.print(f"figure: {path}", highlight=False, soft_wrap=True)
+
+
+def _make_app() -> "typer.Typer":
+    import typer
+
+    app = typer.Typer(
+        help="Run experiment notebooks, once or as resumable batches.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    batches = typer.Typer(no_args_is_help=True, help="Plan, run and inspect batches of runs.")
+    app.add_typer(batches, name="batch")
+
+    Runs = Annotated[Path, typer.Option("--runs", help="Folder of the run store.")]
+    Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")]
+    Cold = Annotated[bool, typer.Option("--cold", help="Start each kernel from scratch.")]
+    BatchFile = Annotated[Path, typer.Argument(help="A batch file (YAML).")]
+
+    @app.command("run")
+    def run_notebook(
+        notebook: Annotated[Path, typer.Argument(help="An .ipynb notebook.")],
+        parameters: Annotated[
+            list[str] | None,
+            typer.Option("--parameter", "-p", help="name=value, or: -p name value"),
+        ] = None,
+        presets: Annotated[
+            list[Path] | None, typer.Option("--preset", "-f", help="YAML file of parameters.")
+        ] = None,
+        runs: Runs = Path("runs"),
+        cold: Cold = False,
+    ) -> None:
+        """Run one notebook with parameters; a finished run is not repeated."""
+        from gqc.lab.runs.notebook import read_notebook
+        from gqc.lab.runs.parameters import BadInput, parse_option
+        from gqc.lab.runs.plan import read_presets, single
+
+        try:
+            read = read_notebook(notebook)
+            given = read_presets(presets or [], read)
+            for each in parameters or []:
+                name, equals, text = each.partition("=")
+                if not equals:
+                    raise BadInput(f"-p {each}: expected a name and a value")
+                given[name] = parse_option(read.declared, name, text)
+            batch = single(read, given)
+        except BadInput as error:
+            _fail(error)
+        raise typer.Exit(_execute(batch, runs, 1, cold, retry=1, is_fail_fast=False))
+
+    @batches.command("run")
+    def run_batch(
+        file: BatchFile,
+        jobs: Jobs = 1,
+        runs: Runs = Path("runs"),
+        retry: Annotated[
+            int, typer.Option(min=0, help="Further tries of a run that was killed.")
+        ] = 1,
+        fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at a failure.")] = False,
+        cold: Cold = False,
+    ) -> None:
+        """Execute what is not finished yet, then print the results."""
+        raise typer.Exit(_execute(_read(file), runs, jobs, cold, retry, fail_fast))
+
+    @batches.command("plan")
+    def plan_batch(file: BatchFile, jobs: Jobs = 1, runs: Runs = Path("runs")) -> None:
+        """Show the runs, what is finished and the time that is left; run nothing."""
+        from gqc.lab.runs.overview import print_plan
+        from gqc.lab.runs.store import Store
+
+        print_plan(_read(file), Store(runs), jobs, _console())
+
+    @batches.command("status")
+    def batch_status(file: BatchFile, runs: Runs = Path("runs")) -> None:
+        """Count finished, failed, interrupted and waiting runs; exit code 1 if one failed."""
+        from gqc.lab.runs.overview import print_status
+        from gqc.lab.runs.store import Store
+
+        raise typer.Exit(print_status(_read(file), Store(runs), _console()))
+
+    return app
+
+
+def _read(file: Path) -> "Batch":
+    from gqc.lab.runs.parameters import BadInput
+    from gqc.lab.runs.plan import read_batch
+
+    try:
+        return read_batch(file)
+    except BadInput as error:
+        _fail(error)
+
+
+def _join_parameters(arguments: list[str]) -> list[str]:
+    """``-p name value``, papermill's way, as the one argument that Typer takes."""
+    joined, waiting = [], list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        joined.append(argument)
+        if argument in {"-p", "--parameter"} and len(waiting) >= 2 and "=" not in waiting[0]:
+            joined.append(f"{waiting.pop(0)}={waiting.pop(0)}")
+    return joined
+
+
+def main() -> None:
+    """The entry point."""
+    try:
+        import rich  # noqa: F401
+        import typer  # noqa: F401
+        import yaml  # noqa: F401
+    except ModuleNotFoundError as error:
+        print(f"{_NEEDS_LAB} ({error.name} is missing)", file=sys.stderr)
+        raise SystemExit(2) from None
+    _make_app()(_join_parameters(sys.argv[1:]), prog_name="gqc")

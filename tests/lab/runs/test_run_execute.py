@@ -1,0 +1,259 @@
+"""Batches that run, fail, are killed, interrupted and damaged."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gqc.lab.runs import load
+from gqc.lab.runs.execute import execute_batch
+from gqc.lab.runs.plan import read_batch
+from gqc.lab.runs.store import Store
+
+NOTEBOOKS = Path(__file__).parents[2] / "fixtures" / "notebooks"
+
+
+class Heard:
+    """A listener that remembers."""
+
+    def __init__(self, act=None):
+        self.notes, self.texts, self.ends = [], [], []
+        self.act = act  # called at the first cell of each run
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def started(self, run):
+        pass
+
+    def moved(self, run, cell, text):
+        self.texts.append(text)
+        if self.act is not None:
+            self.act(run)
+
+    def ended(self, run, outcome):
+        self.ends.append((run.id, outcome["status"]))
+
+
+@pytest.fixture
+def make_batch(tmp_path):
+    def make(text, notebook="tiny"):
+        path = tmp_path / f"{notebook}.yaml"
+        path.write_text(f"notebook: {NOTEBOOKS / notebook}.ipynb\n{text}")
+        return read_batch(path)
+
+    return make
+
+
+def numbers(store):
+    """What must not depend on how a batch was disturbed."""
+    loaded = load(store.root)
+    return loaded.results.drop(columns="run").to_dict("records")
+
+
+def test_a_batch_runs_once_keeps_what_failed_and_mends_what_broke(make_batch, tmp_path):
+    store = Store(tmp_path / "runs")
+    batch = make_batch("grid: {method: [plain, broken, double]}\nthreads: 1")
+    plain, broken, double = batch.runs
+    outcomes = execute_batch(batch, store, Heard(), jobs=2)
+    assert outcomes.statuses == {
+        plain.id: "finished", broken.id: "failed", double.id: "finished",
+    }  # fmt: skip
+    assert "ValueError: this method is broken on purpose" in outcomes.errors[broken.id]
+
+    # The failed run's notebook shows how far it came; its traceback is beside it.
+    trace = (store.failed(broken.id) / "traceback.txt").read_text()
+    assert "raise ValueError" in trace
+    assert "\x1b" not in trace
+    failed = json.loads((store.failed(broken.id) / "notebook.ipynb").read_text())
+    assert any(out["output_type"] == "error" for cell in failed["cells"]
+               for out in cell.get("outputs", []))  # fmt: skip
+
+    # The finished one is complete, and says what it depended on.
+    record = store.verify(double.id)
+    assert record["parameters"]["method"] == "double"
+    assert record["environment"]["threads"] == 1
+    executed = json.loads((store.folder(double.id) / "notebook.ipynb").read_text())
+    assert executed["metadata"]["papermill"]["input_path"] == str(batch.notebook.path)
+    loaded = load(store.root)
+    assert set(loaded.results["run"]) == {plain.id, double.id}
+    ratio = loaded.results.set_index("method")["loss"]
+    assert ratio["double"] == 2 * ratio["plain"]  # exact: the fixture doubles each loss
+    assert len(loaded.history) == 6
+
+    # Again: only the failed one runs; a damaged one is set aside and made anew, the same.
+    good = numbers(store)
+    result = store.folder(plain.id) / "result.json"
+    result.write_text(result.read_text()[:-20])
+    heard = Heard()
+    outcomes = execute_batch(batch, store, heard, jobs=2)
+    assert outcomes.statuses[double.id] == "kept"
+    assert outcomes.statuses[plain.id] == "finished"
+    assert any(plain.id in note and "result.json" in note for note in heard.notes)
+    assert (store.root / "quarantine" / f"{plain.id}-1").is_dir()
+    assert sorted(map(str, numbers(store))) == sorted(map(str, good))
+
+
+def test_nothing_starts_when_all_is_finished(make_batch, tmp_path, monkeypatch):
+    store = Store(tmp_path / "runs")
+    batch = make_batch("seeds: 1")
+    execute_batch(batch, store, Heard())
+    monkeypatch.setattr("gqc.lab.runs.execute.Worker", None)
+    assert execute_batch(batch, store, Heard()).statuses == {batch.runs[0].id: "kept"}
+
+
+def test_cold_and_warm_kernels_agree(make_batch, tmp_path):
+    batch = make_batch("seeds: 1")
+    warm, cold = Store(tmp_path / "warm"), Store(tmp_path / "cold")
+    execute_batch(batch, warm, Heard())
+    execute_batch(batch, cold, Heard(), is_warm=False)
+    assert numbers(warm) == numbers(cold)
+
+
+def test_killed_runs_are_tried_again_from_their_checkpoint(make_batch, tmp_path):
+    store = Store(tmp_path / "runs")
+    batch = make_batch("seeds: 1\nparameters: {goal: 60}", "counting")
+    killed = []
+
+    def kill_once(run):
+        if not killed and (state := counted(store, run.id)) and state["count"] >= 5:
+            killed.append(json.loads((store.partial(run.id) / "run.json").read_text())["pid"])
+            os.kill(killed[0], signal.SIGKILL)
+
+    heard = Watching(kill_once, batch.runs[0])
+    outcomes = execute_batch(batch, store, heard)
+    assert killed
+    assert outcomes.count("finished") == 1
+    assert "was killed by signal 9; trying again" in heard.notes[0]
+    (row,) = numbers(store)
+    assert (row["count"], row["starts"]) == (60, 2)
+
+
+def counted(store, key):
+    """The state that the counting notebook has saved so far, or None."""
+    try:
+        return json.loads((store.partial(key) / "counting.ckpt").read_text())
+    except FileNotFoundError:
+        return None
+
+
+class Watching(Heard):
+    """Calls ``act`` ten times a second in a thread while the batch runs."""
+
+    def __init__(self, act, run):
+        super().__init__()
+        self.watch, self.run = act, run
+
+    def started(self, run):
+        import threading
+
+        if not hasattr(self, "thread"):
+            self.thread = threading.Thread(target=self.loop, daemon=True)
+            self.thread.start()
+
+    def loop(self):
+        while not self.ends:
+            self.watch(self.run)
+            time.sleep(0.05)
+
+
+def test_a_run_that_is_always_lost_fails_in_the_end(make_batch, tmp_path):
+    store = Store(tmp_path / "runs")
+    batch = make_batch("parameters: {goal: 1000}", "counting")
+
+    def kill(run):
+        record = store.partial(run.id) / "run.json"
+        if record.exists() and (store.partial(run.id) / "counting.ckpt").exists():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(json.loads(record.read_text())["pid"], signal.SIGKILL)
+
+    heard = Watching(kill, batch.runs[0])
+    outcomes = execute_batch(batch, store, heard, retry=0)
+    assert outcomes.count("failed") == 1
+    assert store.finished() == set()
+    assert "killed by signal 9" in outcomes.errors[batch.runs[0].id]
+
+
+def test_timeout_stops_a_run_where_it_is(make_batch, tmp_path):
+    store = Store(tmp_path / "runs")
+    batch = make_batch("parameters: {goal: 100000}\ntimeout: 2", "counting")
+    outcomes = execute_batch(batch, store, Heard())
+    assert outcomes.errors == {batch.runs[0].id: "timeout: not finished after 2 s"}
+    assert "KeyboardInterrupt" in (store.failed(batch.runs[0].id) / "traceback.txt").read_text()
+
+
+def start_cli(tmp_path, jobs=2):
+    command = [sys.executable, "-c", "from gqc.cli import main; main()", "batch", "run"]
+    command += [str(tmp_path / "counting.yaml"), "--jobs", str(jobs), "--runs", "runs"]
+    return subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for(condition, seconds=60):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def processes_of(store):
+    """Ids of processes whose environment or command names the store."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                environ = (folder / "environ").read_bytes()
+                links = [os.readlink(link) for link in (folder / "fd").iterdir()]
+            except OSError:
+                continue
+            text = environ.decode(errors="replace") + " ".join(links)
+            if str(store.root) in text and int(folder.name) != os.getpid():
+                found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_batch_goes_on_where_it_was(make_batch, tmp_path, number):
+    store = Store(tmp_path / "runs")
+    goals = "zip: {seed: [0, 1, 2], goal: [3, 200, 200]}\nthreads: 1"
+    batch = make_batch(goals, "counting")
+    quick, *slow = batch.runs
+    process = start_cli(tmp_path)
+    wait_for(lambda: quick.id in store.finished() and all(counted(store, r.id) for r in slow))
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert "1 finished, 2 interrupted" in output
+        assert "goes on from here" in output
+    wait_for(lambda: not processes_of(store), seconds=10)
+    assert store.finished() == {quick.id}
+    reached = [counted(store, run.id)["count"] for run in slow]
+    assert all(1 <= count < 200 for count in reached)
+
+    process = start_cli(tmp_path)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "2 finished" in output
+    assert "1 kept" in output
+    rows = load(store.root).results.set_index("seed").sort_index()
+    assert rows["count"].tolist() == [3, 200, 200]
+    assert rows["starts"].tolist() == [1, 2, 2]
+
+
+def test_two_batches_share_a_store(make_batch, tmp_path):
+    store = Store(tmp_path / "runs")
+    make_batch("seeds: 4\nparameters: {goal: 20}\nthreads: 1", "counting")
+    both = [start_cli(tmp_path, jobs=1), start_cli(tmp_path, jobs=1)]
+    outputs = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    rows = load(store.root).results
+    assert sorted(rows["seed"]) == [0, 1, 2, 3]
+    assert rows["starts"].tolist() == [1, 1, 1, 1]

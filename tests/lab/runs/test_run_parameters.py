@@ -1,0 +1,137 @@
+"""What a parameters cell declares, and what it lets through."""
+
+import math
+
+import pytest
+
+from gqc.lab.runs.parameters import (
+    BadInput,
+    Parameter,
+    parse_cell,
+    parse_option,
+    parse_yaml,
+    read_mapping,
+    resolve,
+)
+
+CELL = """
+scale = "smoke"  # one of smoke, laptop, hf:*; how much of it
+methods = ["gnts", "adamw"]  # one of gnts, adamw
+lr = 1e-3  # above 0
+rounds: int = 3  # at least 1, at most 64
+width = 4  # >= 1, < 9; its unit
+limit = None
+corpus: str | None = "kjv"  # what to read
+is_fast = True
+"""
+
+
+@pytest.fixture
+def declared():
+    return parse_cell(CELL)
+
+
+def test_defaults_rules_and_order_come_from_the_cell(declared):
+    values = resolve(declared, {})
+    assert list(values) == [
+        "scale",
+        "methods",
+        "lr",
+        "rounds",
+        "width",
+        "limit",
+        "corpus",
+        "is_fast",
+    ]
+    assert values["methods"] == ["gnts", "adamw"]
+    assert declared["rounds"].bounds == (("at least", 1.0), ("at most", 64.0))
+    assert declared["corpus"].choices == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "value"),
+    [
+        ("scale", "hf:wiki", "hf:wiki"),
+        ("methods", ["adamw"], ["adamw"]),
+        ("lr", 1, 1.0),
+        ("rounds", 64, 64),
+        ("limit", [1, {"a": 2}], [1, {"a": 2}]),
+        ("corpus", None, None),
+    ],
+)
+def test_allowed_values_get_the_declared_type(declared, name, given, value):
+    got = resolve(declared, {name: given})[name]
+    assert got == value
+    assert type(got) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("scale", "huge", "scale='huge': expected one of smoke, laptop, hf:*"),
+        ("methods", ["gnts", "sgd"], r"methods=\['gnts', 'sgd'\]: expected one of gnts, adamw"),
+        ("methods", "gnts", "methods='gnts': expected list"),
+        ("methods", [1], "methods=1: expected str"),
+        ("lr", math.nan, "lr=nan: expected a number"),
+        ("lr", -1.0, "lr=-1.0: expected above 0"),
+        ("lr", 0, "expected above 0"),
+        ("lr", True, "lr=True: expected float"),
+        ("lr", None, "lr=None: expected float"),
+        ("rounds", 65, "expected at least 1, at most 64"),
+        ("rounds", 2.0, "rounds=2.0: expected int"),
+        ("rounds", True, "rounds=True: expected int"),
+        ("width", 9, "width=9: expected >= 1, < 9"),
+        ("is_fast", 1, "is_fast=1: expected bool"),
+        ("limit", math.nan, "limit=nan: expected a number"),
+        ("mehtods", [], "unknown parameter 'mehtods'=.*did you mean 'methods'?"),
+        ("zzz", 1, "unknown parameter 'zzz'=1; known: corpus, is_fast"),
+    ],
+)
+def test_anything_else_is_refused_by_name_value_and_range(declared, name, given, message):
+    with pytest.raises(BadInput, match=message):
+        resolve(declared, {name: given})
+
+
+@pytest.mark.parametrize(
+    "line", ["x = 1 + n", "import os", "a, b = 1, 2", "x: int", "f()", "x = ("]
+)
+def test_a_cell_holds_nothing_but_literals(line):
+    with pytest.raises(BadInput, match=r"expected only|never closed"):
+        parse_cell(line)
+
+
+def test_path_rule_takes_files_that_exist(tmp_path):
+    file = tmp_path / "corpus.txt"
+    file.touch()
+    parameter = Parameter("corpus", "kjv", choices=("kjv", "PATH"))
+    assert parameter.check(str(file)) == str(file)
+    with pytest.raises(BadInput):
+        parameter.check(str(file) + "x")
+
+
+def test_options_are_yaml_but_texts_stay_texts(declared):
+    assert parse_option(declared, "scale", "1e3") == "1e3"
+    assert parse_option(declared, "lr", "1e-3") == 1e-3
+    assert parse_option(declared, "methods", "[gnts]") == ["gnts"]
+    assert parse_option(declared, "limit", "null") is None
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("-2E+4", -2e4), (".5e1", 5.0)])
+def test_yaml_reads_exponents_as_numbers(text, value):
+    assert parse_yaml(text, "here") == value
+
+
+def test_yaml_mistakes_are_one_line(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("lr: [1\nb: 2")
+    with pytest.raises(BadInput, match="not valid YAML") as error:
+        read_mapping(file)
+    assert "\n" not in str(error.value)
+    file.write_text("lr: 1\nlr: 2")
+    with pytest.raises(BadInput, match="'lr' is given twice"):
+        read_mapping(file)
+    file.write_text("[1, 2]")
+    with pytest.raises(BadInput, match="expected a mapping"):
+        read_mapping(file)
+    with pytest.raises(BadInput, match=r"b\.yaml: no such file; here are: a\.yaml"):
+        read_mapping(tmp_path / "b.yaml")

@@ -1,0 +1,182 @@
+"""From a batch file to runs: the grid, the ids, and what is refused."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from gqc.lab.runs.notebook import read_notebook
+from gqc.lab.runs.parameters import BadInput
+from gqc.lab.runs.plan import read_batch, read_presets, single
+
+NOTEBOOKS = Path(__file__).parents[2] / "fixtures" / "notebooks"
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """Write a batch file for the tiny notebook and read it."""
+
+    def make(text="", notebook=NOTEBOOKS / "tiny.ipynb"):
+        file = tmp_path / "b.yaml"
+        file.write_text(f"notebook: {notebook}\n{text}")
+        return read_batch(file)
+
+    return make
+
+
+def points(batch):
+    return [tuple(run.parameters[name] for name in run.varied) for run in batch.runs]
+
+
+def test_grid_is_list_times_zip_times_product_times_seeds(plan):
+    batch = plan(
+        "list: [{scale: 1.0}, {scale: 2.0}]\n"
+        "zip: {rounds: [1, 2], pause: [0.1, 0.2]}\n"
+        "grid: {method: [plain, double]}\n"
+        "seeds: 2\n"
+    )
+    expected = [
+        (scale, rounds, pause, method, seed)
+        for scale in (1.0, 2.0)
+        for rounds, pause in ((1, 0.1), (2, 0.2))
+        for method in ("plain", "double")
+        for seed in (0, 1)
+    ]
+    assert points(batch) == expected
+    assert len({run.id for run in batch.runs}) == len(expected)
+
+
+def test_grid_wins_over_parameters_over_presets_over_defaults(plan, tmp_path):
+    (tmp_path / "one.yaml").write_text("scale: 2.0\nrounds: 5\npause: 1e-3\n")
+    (tmp_path / "two.yaml").write_text("rounds: 6\n")
+    batch = plan(
+        "presets: [one.yaml, two.yaml]\nparameters: {scale: 3.0}\ngrid: {scale: [4.0]}\nseeds: [7]"
+    )
+    (run,) = batch.runs
+    assert run.parameters == {
+        "method": "plain", "seed": 7, "scale": 4.0, "rounds": 6, "pause": 0.001,
+    }  # fmt: skip
+
+
+def test_same_run_has_one_id_wherever_it_is_planned(plan):
+    a = plan("grid: {scale: [1, 2]}\nseeds: 2").runs
+    b = plan("parameters: {scale: 2.0}\nseeds: [1]").runs
+    assert b[0].id == a[3].id
+    notebook = read_notebook(NOTEBOOKS / "tiny.ipynb")
+    assert single(notebook, {"seed": 1, "scale": 2.0}).runs[0].id == a[3].id
+
+
+def edited(tmp_path, old, new):
+    text = (NOTEBOOKS / "tiny.ipynb").read_text()
+    assert old in text
+    path = tmp_path / "tiny.ipynb"
+    path.write_text(text.replace(old, new))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_stale"),
+    [
+        ("stream.random()", "stream.random() + 1", True),
+        ("import time", "import time  # for pauses", False),
+        ('"rounds = 3  #', '"rounds = 4  #', True),
+        ('"seed = 0  # at', '"seed = 5  # at', False),  # given, so its default does not matter
+        ('"outputs": []', '"outputs": [ ]', False),
+    ],
+)
+def test_id_follows_code_and_parameters_only(plan, tmp_path, old, new, is_stale):
+    before = plan("seeds: [1]").runs[0].id
+    after = plan("seeds: [1]", edited(tmp_path, old, new)).runs[0].id
+    assert (before != after) is is_stale
+
+
+def test_changed_data_make_runs_stale(plan, tmp_path):
+    (tmp_path / "corpus.txt").write_text("a")
+    before = plan("data: [corpus.txt]").runs[0].id
+    assert plan("data: [corpus.txt]").runs[0].id == before
+    (tmp_path / "corpus.txt").write_text("b")
+    assert plan("data: [corpus.txt]").runs[0].id != before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("grdi: {}", "unknown key 'grdi'; did you mean 'grid'"),
+        ("grid: {mehtod: [plain]}", "unknown parameter 'mehtod'='plain'; did you mean 'method'"),
+        ("grid: {method: plain}", "method='plain': expected a list of values"),
+        ("grid: {method: []}", "expected a list of values"),
+        ("grid: {method: [plane]}", "method='plane': expected one of"),
+        ("grid: {seed: [1, 1]}", r"two runs have the same parameters, \{'seed': 1\}"),
+        ("grid: {seed: [1]}\nseeds: 2", "'seed' is varied twice"),
+        ("zip: {seed: [1, 2], scale: [1.0]}", "seed has 2, scale has 1"),
+        ("seeds: 0", "seeds: 0: expected a count > 0"),
+        ("seeds: 1.5", "seeds: 1.5"),
+        ("presets: [none.yaml]", r"none\.yaml: no such file; here are: b\.yaml"),
+        ("presets: one.yaml", "presets: 'one.yaml': expected a list of texts"),
+        ("timeout: -1", "timeout: -1: expected a number > 0"),
+        ("threads: 1.5", "threads: 1.5"),
+        ("timeout: .nan", "timeout: nan"),
+        ("report: {colums: [a]}", "report: unknown key 'colums'; did you mean 'columns'"),
+        ("report: {figure: nothing}", "expected package.module:function"),
+        ("data: [no-such-thing]", "data: 'no-such-thing'"),
+        ("parameters: {scale: .nan}", "scale=nan"),
+        ("list: [1]", "expected a list of mappings"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(plan, text, message):
+    with pytest.raises(BadInput, match=message) as error:
+        plan(text)
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith("b.yaml: ")
+
+
+def test_a_bad_preset_is_named(tmp_path):
+    (tmp_path / "p.yaml").write_text("rouns: 3")
+    notebook = read_notebook(NOTEBOOKS / "tiny.ipynb")
+    with pytest.raises(BadInput, match=r"p\.yaml: unknown parameter 'rouns'=3; did you mean"):
+        read_presets([tmp_path / "p.yaml"], notebook)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.ipynb", None, "expected an existing .ipynb"),
+        ("a.txt", "", "expected an existing .ipynb"),
+        ("a.py", "x = 1", "no such notebook; make it with `jupytext"),
+        ("a.ipynb", "{", "not a Jupyter notebook"),
+        ("a.ipynb", "[]", "not a Jupyter notebook"),
+        ("a.ipynb", '{"cells": []}', "0 cells are tagged `parameters`"),
+    ],
+)
+def test_what_is_not_a_notebook_with_parameters_is_refused(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(BadInput, match=message):
+        read_notebook(tmp_path / name)
+
+
+def test_pair_has_to_be_in_sync(tmp_path):
+    jupytext = pytest.importorskip("jupytext")
+    path = tmp_path / "tiny.ipynb"
+    path.write_text((NOTEBOOKS / "tiny.ipynb").read_text())
+    script = jupytext.writes(jupytext.read(path), "py:percent")
+    path.with_suffix(".py").write_text(script)
+    assert read_notebook(path.with_suffix(".py")).path == path.resolve()
+    path.with_suffix(".py").write_text(script.replace("stream.random()", "1.0"))
+    with pytest.raises(BadInput, match="differ; run `jupytext --sync"):
+        read_notebook(path)
+
+
+def test_ten_thousand_runs_are_planned_in_three_seconds(plan):
+    begun = time.perf_counter()
+    batch = plan("seeds: 5000\ngrid: {method: [plain, double]}")
+    assert len(batch.runs) == 10_000
+    assert time.perf_counter() - begun < 3.0
+
+
+def test_ids_and_inputs_are_plain_values(plan):
+    run = plan().runs[0]
+    assert len(run.id) == 16
+    assert int(run.id, 16) >= 0
+    assert json.loads(json.dumps(run.inputs)) == run.inputs

@@ -1,0 +1,121 @@
+"""Which changes make a run stale, and which do not."""
+
+import subprocess
+
+import pytest
+
+from gqc.lab.runs import sources
+from gqc.lab.runs.fingerprint import cell_hash, data_hashes, environment, strip_prose
+from gqc.lab.runs.parameters import BadInput
+from gqc.lab.runs.sources import source_hashes
+
+PROSE = '''"""Module."""
+import a  # why
+
+
+def f(x):
+    """Doc
+    on two lines."""
+    return "# no comment" + x   # yes
+'''
+
+
+def test_prose_does_not_count_and_code_does():
+    bare = 'import a\ndef f(x):\n    return "# no comment" + x'
+    assert strip_prose(PROSE) == bare
+    assert cell_hash(PROSE) == cell_hash(bare)
+    assert cell_hash(PROSE) != cell_hash(bare.replace("x", "y"))
+    assert cell_hash("%time x") == cell_hash(" %time x\n") != cell_hash("%time y")
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package in gqc's place, with a re-exporting and a working __init__."""
+    files = {
+        "__init__.py": '"""Doc."""\nfrom gqc.a import A\nfrom gqc.sub import Deep\n__all__ = []\n',
+        "a.py": "from gqc.base import B\nclass A(B): pass\n",
+        "base.py": "class B: pass\n",
+        "other.py": "import gqc.base\n",
+        "sub/__init__.py": "from .deep import Deep\nfrom . import beside\n",
+        "sub/deep.py": "def f():\n    from ..base import B\nclass Deep: pass\n",
+        "sub/beside.py": "x = 1\n",
+        "busy/__init__.py": "y = 2\n",
+        "busy/inner.py": "z = 3\n",
+        "lazy.py": 'import importlib\nimportlib.import_module("gqc.other")\n',
+        "lab/runs/__init__.py": "from gqc.base import B\n",
+    }
+    root = tmp_path / "gqc"
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    monkeypatch.setattr(sources, "PACKAGE", root)
+    for cached in (sources._find, sources._hash, sources._mentioned_by, sources._exports):
+        cached.cache_clear()
+    yield root
+    for cached in (sources._find, sources._hash, sources._mentioned_by, sources._exports):
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("code", "modules"),
+    [
+        ("import gqc", []),
+        ("import gqc\ngqc.A()", ["gqc.a", "gqc.base"]),
+        ("import gqc as g\ng.A.x.y", ["gqc.a", "gqc.base"]),
+        ("from gqc import A", ["gqc.a", "gqc.base"]),
+        ("from gqc import Deep", ["gqc.base", "gqc.sub.deep"]),
+        ("from gqc.sub import beside", ["gqc.sub.beside"]),
+        ("import gqc.sub.beside", ["gqc.sub.beside"]),
+        ("import gqc\nprint(gqc)", ["gqc.a", "gqc.base", "gqc.sub.deep"]),
+        ("from gqc.sub import *", ["gqc.base", "gqc.sub.beside", "gqc.sub.deep"]),
+        ("from gqc.busy import inner", ["gqc.busy", "gqc.busy.inner"]),
+        ("from gqc import lazy", ["gqc.base", "gqc.lazy", "gqc.other"]),
+        ("%matplotlib inline\nimport gqc.base", ["gqc.base"]),
+        ("from gqc.lab import runs\nruns.save()", []),
+        ("import numpy, torch.nn", []),
+        ("import helper", ["helper"]),
+        ("x = !ls\nimport gqc.other", ["gqc.a", "gqc.base", "gqc.other", "gqc.sub.deep"]),
+    ],
+)
+def test_only_what_the_code_reaches_counts(package, tmp_path, code, modules):
+    (tmp_path / "helper.py").write_text("import numpy\n")
+    assert list(source_hashes(code.splitlines(), tmp_path)) == modules
+
+
+def test_a_changed_module_changes_its_hash_only(package, tmp_path):
+    before = source_hashes(["from gqc import A"], tmp_path)
+    (package / "base.py").write_text("class B: x = 1\n")
+    sources._hash.cache_clear()
+    after = source_hashes(["from gqc import A"], tmp_path)
+    assert after["gqc.a"] == before["gqc.a"]
+    assert after["gqc.base"] != before["gqc.base"]
+
+
+def test_the_real_package_is_followed(tmp_path):
+    found = source_hashes(["from gqc import OptimizerWrapperGNTS"], tmp_path)
+    assert {"gqc.wrappers.gnts", "gqc.wrappers.base"} <= found.keys()
+    assert "gqc.wrappers.sbc" not in found
+
+
+def test_data_are_files_or_distributions(tmp_path):
+    (tmp_path / "corpus.txt").write_bytes(b"abc")
+    hashes = data_hashes(["corpus.txt", "pyyaml"], tmp_path)
+    # FIPS 180-2's test vector for "abc".
+    assert hashes["corpus.txt"].startswith("ba7816bf8f01cfea")
+    assert hashes["pyyaml"][0].isdigit()
+    with pytest.raises(BadInput, match=r"'none\.txt': expected a file"):
+        data_hashes(["none.txt"], tmp_path)
+
+
+def test_environment_names_versions_and_the_commit(tmp_path):
+    assert environment(tmp_path)["commit"] is None
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e@x", "-C", str(tmp_path)]
+    (tmp_path / "f").write_text("1")
+    for command in (["init", "-q"], ["add", "f"], ["commit", "-qm", "m"]):
+        subprocess.run([*git, *command], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    found = environment(tmp_path)
+    assert found["commit"] == head.stdout.strip()
+    assert found["packages"]["torch"].startswith("2.")
+    (tmp_path / "f").write_text("2")
+    assert environment(tmp_path)["commit"] == head.stdout.strip() + "-dirty"

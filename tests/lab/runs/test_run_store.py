@@ -1,0 +1,184 @@
+"""A run is in the store whole or not at all, and what is corrupt is found."""
+
+import json
+import multiprocessing
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gqc.lab import runs
+from gqc.lab.runs.store import CorruptRun, Store, write_json
+
+ID = "0123456789abcdef"
+
+
+def fill(store, key=ID, rows=({"loss": 1.0},), history=None, **parameters):
+    """A finished run, by the calls that a real one makes."""
+    folder = store.partial(key)
+    folder.mkdir(parents=True)
+    (folder / "notebook.ipynb").write_text("{}")
+    (folder / "scrap.ckpt").write_text("x")
+    content = {"run": key, "notebook": "nb", "parameters": parameters, "results": list(rows)}
+    write_json(folder / "result.json", {**content, "info": {}})
+    if history is not None:
+        history.to_parquet(folder / "history.parquet", index=False)
+    record = {"id": key, "notebook": "nb", "parameters": parameters, "seconds": 2.0}
+    store.publish(key, record)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "runs")
+
+
+def test_a_published_run_is_whole_and_verifies(store):
+    fill(store, history=pd.DataFrame({"loss": [1.0]}))
+    assert store.finished() == {ID}
+    names = {path.name for path in store.folder(ID).iterdir()}
+    assert names == {"notebook.ipynb", "result.json", "history.parquet", "run.json"}
+    assert store.verify(ID)["files"].keys() == names - {"run.json"}
+    assert not store.partial(ID).exists()
+
+
+def test_nothing_is_made_by_looking(store):
+    assert store.finished() == set()
+    assert not store.root.exists()
+
+
+@pytest.mark.parametrize("name", ["notebook.ipynb", "result.json", "history.parquet", "run.json"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+def test_any_damage_is_found_and_set_aside(store, name, damage):
+    fill(store, history=pd.DataFrame({"loss": [1.0]}))
+    path = store.folder(ID) / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "remove":
+        path.unlink()
+    else:
+        path.write_bytes(content if damage == "flip" else content[:-3])
+    with pytest.raises(CorruptRun, match=name):
+        store.verify(ID)
+    shelf = store.quarantine(ID)
+    assert store.finished() == set()
+    fill(store)
+    assert store.quarantine(ID) != shelf
+
+
+def test_a_run_under_another_name_is_found(store):
+    fill(store)
+    store.folder(ID).rename(store.folder("f" * 16))
+    with pytest.raises(CorruptRun, match=f"is of run '{ID}'"):
+        store.verify("f" * 16)
+
+
+def try_lock(root, answers):
+    with Store(root).lock(ID) as is_held:
+        answers.put(is_held)
+
+
+def test_one_process_holds_a_run_and_its_death_frees_it(store):
+    context = multiprocessing.get_context("spawn")
+    answers = context.SimpleQueue()
+
+    def ask():
+        process = context.Process(target=try_lock, args=(store.root, answers))
+        process.start()
+        process.join()
+        return answers.get()
+
+    with store.lock(ID) as is_held:
+        assert is_held
+        assert not ask()
+    assert ask()
+    assert list((store.root / "partial").iterdir()) == []
+
+
+def test_save_outside_a_run_only_returns_the_rows(monkeypatch, tmp_path):
+    monkeypatch.delenv("GQC_RUN_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert runs.current_run_dir() is None
+    frame = runs.save(None, [{"a": 1}, {"a": 2}])
+    assert frame["a"].tolist() == [1, 2]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_save_inside_a_run_leaves_plain_numbers(monkeypatch, tmp_path):
+    monkeypatch.setenv("GQC_RUN_DIR", str(tmp_path))
+    history = pd.DataFrame({"loss": [1.0, 2.0]})
+    runs.save(history, {"loss": np.float32(0.5), "n": np.int64(3), "none": np.nan}, data_hash="ab")
+    content = json.loads((tmp_path / "result.json").read_text())
+    assert content == {
+        "results": [{"loss": 0.5, "n": 3, "none": None}],
+        "info": {"data_hash": "ab"},
+    }
+    assert pd.read_parquet(tmp_path / "history.parquet").equals(history)
+    with pytest.raises(TypeError, match="x=<object"):
+        runs.save(None, {"x": object()})
+
+
+@pytest.fixture
+def filled(store):
+    for k, method in enumerate(["gnts", "adamw", "gnts"]):
+        records = pd.DataFrame({"tokens": [1, 2], "loss": [k, k + 0.5]})
+        row = {"method": method, "loss": float(k)}
+        fill(store, f"{k:016x}", [row], records, seed=k, sizes=[k], method="overridden")
+    return store
+
+
+def test_load_gives_tidy_frames(filled):
+    loaded = runs.load(filled.root)
+    assert loaded.results["run"].tolist() == [f"{k:016x}" for k in range(3)]
+    assert loaded.results["method"].tolist() == ["gnts", "adamw", "gnts"]
+    assert loaded.results["sizes"].tolist() == [[0], [1], [2]]
+    assert loaded.history.columns.tolist() == ["run", "tokens", "loss"]
+    assert loaded.history.groupby("run")["loss"].max().tolist() == [0.5, 1.5, 2.5]
+
+
+@pytest.mark.parametrize(
+    "where", [{"method": "gnts", "seed": [1, 2]}, "method = 'gnts' AND seed >= 1"]
+)
+def test_load_selects(filled, where):
+    loaded = runs.load(filled.root, where=where)
+    assert loaded.results["seed"].tolist() == [2]
+    assert set(loaded.history["run"]) == {f"{2:016x}"}
+
+
+def test_load_refuses_what_it_cannot_trust(filled, tmp_path):
+    with pytest.raises(KeyError, match="'metod': expected one of run, notebook"):
+        runs.load(filled.root, where={"metod": 1})
+    with pytest.raises(FileNotFoundError, match="no such run store"):
+        runs.load(tmp_path / "none")
+    loaded = runs.load(filled.root)
+    history = filled.folder(f"{0:016x}") / "history.parquet"
+    history.write_bytes(history.read_bytes()[:-1])
+    with pytest.raises(CorruptRun, match="run its batch again"):
+        _ = loaded.history
+    result = filled.folder(f"{1:016x}") / "result.json"
+    result.write_text(result.read_text().replace("adamw", "adamx"))
+    with pytest.raises(CorruptRun, match=r"result\.json"):
+        runs.load(filled.root)
+
+
+def test_load_of_an_empty_store(tmp_path):
+    loaded = runs.load(tmp_path)
+    assert len(loaded.results) == 0
+    assert len(loaded.history) == 0
+
+
+@pytest.mark.slow
+def test_thousands_of_runs_load_in_seconds(store, monkeypatch):
+    monkeypatch.setattr("gqc.lab.runs.store._sync", lambda path: None)  # 4 syncs x 10,000 runs
+    records = pd.DataFrame({"tokens": np.arange(500), "loss": np.arange(500) / 7})
+    row = {f"column_{k}": k / 7 for k in range(12)}
+    for k in range(10_000):
+        fill(store, f"{k:016x}", [row], records if k < 200 else None, seed=k, method="gnts")
+    begun = time.perf_counter()
+    loaded = runs.load(store.root)
+    assert len(loaded.results) == 10_000
+    assert time.perf_counter() - begun < 2.0
+    some = runs.load(store.root, where="seed < 200")
+    begun = time.perf_counter()
+    assert len(some.history) == 200 * 500
+    assert time.perf_counter() - begun < 2.0
