@@ -35,6 +35,7 @@ LABELS = {
     "num_draws": "draws per step [microbatches]",
 }
 
+THRESHOLD = "gradient_norm_threshold"
 MAX_POINTS = 600  #: of a line, after thinning
 
 _AXIS = {
@@ -102,21 +103,21 @@ def norm_against_threshold(
         seed: None: the first of each method.
     """
     figure = _figure("Norm of the mean gradient at each step", x, "grad_norm")
-    figure.update_yaxes(type="log", exponentformat="power")
-    needs = [x, "stepped", "grad_norm", "gradient_norm_threshold"]
+    figure.update_yaxes(type="log", dtick="D2", exponentformat="power")
+    needs = [x, "stepped", "grad_norm", THRESHOLD]
     for method, style, records in _methods("norm_against_threshold", history, needs):
-        steps = _steps(records, seed).dropna(subset=["grad_norm"])
-        bounded = steps.dropna(subset=["gradient_norm_threshold"])
-        forced = bounded[bounded["grad_norm"] > bounded["gradient_norm_threshold"]]
-        thin_line = {"color": style["color"], "width": 1}
-        _add(figure, thin(steps, "grad_norm"), x, "grad_norm", f"{method}: norm", line=thin_line)
+        records = _run(records, seed)
+        steps = records[records["stepped"]].dropna(subset=["grad_norm"])
+        forced = steps[steps["grad_norm"] > steps[THRESHOLD]]
+        line = {"color": style["color"], "width": 1}
+        _add(figure, thin(steps, "grad_norm"), x, "grad_norm", f"{method}: norm", line=line)
         if len(forced):
-            name = f"{method}: forced,<br>{len(forced)} of {len(bounded)} steps"
+            name = f"{method}: forced,<br>{len(forced)} of {len(steps)} steps"
             cross = {"mode": "markers", "marker": {"symbol": "x", "size": 6, **_color(style)}}
             _add(figure, thin(forced, "grad_norm"), x, "grad_norm", name, **cross)
-        threshold = thin(bounded, "gradient_norm_threshold")
+        bound = thin(records.dropna(subset=[THRESHOLD]), THRESHOLD)
         black = {"color": "#000000", "width": 2.5, "dash": style["dash"]}
-        _add(figure, threshold, x, "gradient_norm_threshold", f"{method}: threshold", line=black)
+        _add(figure, bound, x, THRESHOLD, f"{method}: threshold", line=black)
     return _or_say(figure, "no method here reads a gradient norm")
 
 
@@ -132,17 +133,23 @@ def draws_per_step(history: pd.DataFrame, x: str = "tokens", seed: int | None = 
     figure = _figure("Draws per step", x, "num_draws")
     figure.update_yaxes(type="log", dtick=np.log10(2).item())
     for method, style, records in _methods("draws_per_step", history, [x, "stepped", "num_draws"]):
-        steps = _steps(records, seed)
+        steps = _run(records, seed)
+        steps = steps[steps["stepped"]]
         window = max(1, len(steps) // 50)
         mean = steps["num_draws"].rolling(window, center=True, min_periods=1).mean()
         steps = steps.assign(moving_mean=mean)
-        dots = {"mode": "markers", "marker": {"size": 3, "opacity": 0.4, **_color(style)}}
+        dots = {"mode": "markers", "marker": {"size": 5, "opacity": 0.4, **_color(style)}}
         raw = thin(steps, "num_draws")
         _add(figure, raw, x, "num_draws", method, showlegend=False, hoverinfo="skip", **dots)
         name = f"{method}: {len(steps)} steps,<br>mean {steps['num_draws'].mean():.2f}"
         line = style | {"width": 2.5}
         _add(figure, thin(steps, "moving_mean"), x, "moving_mean", name, line=line)
     return _or_say(figure, "no step was made")
+
+
+def batch_loss(results: pd.DataFrame, history: pd.DataFrame) -> go.Figure:
+    """:func:`loss_against` of a batch's runs, in the form that a batch file's report asks for."""
+    return loss_against(history)
 
 
 def thin(rows: pd.DataFrame, y: str, limit: int = MAX_POINTS) -> pd.DataFrame:
@@ -181,16 +188,16 @@ def _methods(
 ) -> Iterator[tuple[str, dict[str, Any], pd.DataFrame]]:
     """Each method's name, line style and records; order of appearance fixes its colour."""
     check_columns(what, history, ["method", "seed", *columns])
-    numbers = {c: float for c in columns if c != "stepped"}
+    types = {c: bool if c == "stepped" else float for c in columns}
     for i, (method, records) in enumerate(history.groupby("method", sort=False)):
         style = {"color": OKABE_ITO[i % len(OKABE_ITO)], "dash": DASHES[i % len(DASHES)]}
-        yield str(method), style, records.astype(numbers)
+        yield str(method), style, records.astype(types)
 
 
-def _steps(records: pd.DataFrame, seed: int | None) -> pd.DataFrame:
-    """The records of one seed that closed a window."""
+def _run(records: pd.DataFrame, seed: int | None) -> pd.DataFrame:
+    """The records of one seed, the first if none is named."""
     seed = records["seed"].iloc[0] if seed is None else seed
-    return records[(records["seed"] == seed) & records["stepped"].astype(bool)]
+    return records[records["seed"] == seed]
 
 
 def _add(figure: go.Figure, rows: pd.DataFrame, x: str, y: str, name: str, **style: Any) -> None:

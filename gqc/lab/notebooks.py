@@ -1,0 +1,118 @@
+"""Saved notebooks: run them as they are compared, and keep their files small and the same.
+
+``python -m gqc.lab.notebooks notebooks/*.ipynb`` (``make notebooks``) brings each pair of .py and
+.ipynb together, runs it with the parameters that it states, on the CPU, and saves the outputs but
+for what changes from run to run: progress bars, widget state, times.  Where a browser is found,
+every figure is also saved as a still picture, for viewers that run no scripts (GitHub).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jupytext
+import nbformat
+from jupytext.cli import jupytext as run_jupytext
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+FORMAT = "py:percent"
+
+
+def is_paired(notebook: Path) -> bool:
+    """Whether the .py beside ``notebook`` has the same cells (headers do not count)."""
+    script = notebook.with_suffix(".py").read_text(encoding="utf-8")
+    return _cells(jupytext.writes(jupytext.read(notebook), FORMAT)) == _cells(script)
+
+
+def _cells(script: str) -> str:
+    return script[script.index("# %%") :]
+
+
+def on_cpu(notebook: NotebookNode) -> NotebookNode:
+    """``notebook`` with ``device = "auto"`` set to the CPU, where numbers can be compared."""
+    for cell in notebook.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            cell.source = re.sub(r'^device = "auto"', 'device = "cpu"', cell.source, flags=re.M)
+    return notebook
+
+
+def refresh(notebook: Path, renderer: str, timeout: float = 600.0) -> None:
+    """Run ``notebook`` and save it with its outputs.
+
+    Args:
+        notebook: .ipynb file; it and the .py beside it are synchronised first, the newer one wins.
+        renderer: how plotly's figures are saved; see :func:`find_renderer`.
+        timeout: of a cell [s].
+    Raises: nbclient.exceptions.CellExecutionError: a cell failed; the file keeps its old outputs.
+    """
+    run_jupytext(["--quiet", "--sync", str(notebook)])
+    content = nbformat.read(notebook, as_version=4)
+    running = on_cpu(nbformat.from_dict(content))
+    os.environ["PLOTLY_RENDERER"] = renderer
+    folder = {"metadata": {"path": str(notebook.parent)}}
+    NotebookClient(
+        running, timeout=timeout, resources=folder, record_timing=False, store_widget_state=False
+    ).execute()
+    for cell, ran in zip(content.cells, running.cells, strict=True):
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
+    nbformat.write(tidy(content), notebook)
+    run_jupytext(["--quiet", "--sync", str(notebook)])  # the script's header follows the metadata
+
+
+def tidy(notebook: NotebookNode) -> NotebookNode:
+    """``notebook`` without progress bars, widget views, and metadata of one machine."""
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook.metadata = nbformat.from_dict(
+        {"kernelspec": kernel, "language_info": {"name": "python"}}
+    )
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number:02}"
+        tags = cell.metadata.get("tags")
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not _is_passing(output)]
+    return notebook
+
+
+def _is_passing(output: NotebookNode) -> bool:
+    """A progress bar, as text or as a widget."""
+    if output.output_type == "stream":
+        return output.name == "stderr" and ("\r" in output.text or not output.text.strip())
+    return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+
+
+def find_renderer() -> str:
+    """``plotly_mimetype``, with pictures if kaleido and a browser can make one."""
+    import plotly.graph_objects as go
+
+    try:
+        go.Figure().to_image("png")
+    except Exception as error:  # kaleido, its browser, or what either needs is missing
+        reason = str(error).strip().splitlines()[0]
+        print(f"figures are saved without still pictures: {reason}", file=sys.stderr)
+        return "plotly_mimetype"
+    return "plotly_mimetype+png"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Refresh the notebooks that are named; returns the exit code."""
+    notebooks = [Path(argument) for argument in arguments]
+    missing = [str(n) for n in notebooks if n.suffix != ".ipynb" or not n.is_file()]
+    if missing or not notebooks:
+        print(f"{', '.join(missing) or 'nothing'}: expected .ipynb files", file=sys.stderr)
+        return 2
+    renderer = find_renderer()
+    for notebook in notebooks:
+        refresh(notebook, renderer)
+        print(f"{notebook}: {notebook.stat().st_size / 1000:.0f} kB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,115 @@
+"""What every notebook in the repository keeps to, read from its files without running it."""
+
+import ast
+import json
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+
+from gqc.lab.notebooks import is_paired
+from gqc.lab.runs.notebook import read_notebook
+from gqc.lab.runs.parameters import parse_cell, read_mapping, resolve
+from gqc.lab.runs.plan import read_batch
+
+FOLDER = Path(__file__).parents[2] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+PRESETS = sorted(FOLDER.glob("presets/*.yaml"))
+BATCHES = sorted(FOLDER.glob("batches/*.yaml"))
+
+MAX_BYTES = 400_000  # three figures with a still picture of 80 kB each, and as much again
+
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+
+
+def code_cells(path):
+    return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+
+
+def test_notebooks_come_in_pairs():
+    assert NOTEBOOKS
+    assert [p.stem for p in NOTEBOOKS] == sorted(p.stem for p in FOLDER.glob("*.py"))
+
+
+@every_notebook
+def test_the_pair_says_the_same(path):
+    assert is_paired(path), f"run `jupytext --sync {path.name}` in {FOLDER.name}/"
+
+
+def test_an_edit_of_one_of_a_pair_is_noticed(tmp_path):
+    path = tmp_path / "pair.ipynb"
+    notebook = jupytext.reads("# %% [markdown]\n# text\n\n# %%\nx = 1\n", "py:percent")
+    nbformat.write(notebook, path)
+    path.with_suffix(".py").write_text(jupytext.writes(notebook, "py:percent"))
+    assert is_paired(path)
+    path.with_suffix(".py").write_text(jupytext.writes(notebook, "py:percent").replace("1", "2"))
+    assert not is_paired(path)
+
+
+@every_notebook
+def test_no_function_is_longer_than_ten_lines(path):
+    tree = ast.parse(path.with_suffix(".py").read_text(encoding="utf-8"))
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    assert [f.name for f in functions if f.end_lineno - f.lineno >= 10] == []
+
+
+@every_notebook
+def test_parameters_are_literals_with_the_common_ones_among_them(path):
+    (cell,) = [c for c in code_cells(path) if "parameters" in c.metadata.get("tags", [])]
+    declared = parse_cell(cell.source, path.name)  # refuses what is not a literal
+    common = {name: declared[name].default for name in ("scale", "seed", "device", "dtype")}
+    assert common == {"scale": "smoke", "seed": 0, "device": "auto", "dtype": "float32"}
+
+
+@every_notebook
+def test_saved_outputs_are_of_one_whole_run(path):
+    cells = code_cells(path)
+    assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))
+    kinds = [o.output_type for c in cells for o in c.outputs]
+    assert kinds
+    assert "error" not in kinds
+    assert not [o for c in cells for o in c.outputs if o.get("name") == "stderr"]
+
+
+@every_notebook
+def test_the_file_is_small_and_of_no_machine(path):
+    assert path.stat().st_size <= MAX_BYTES
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    assert set(notebook["metadata"]) == {"kernelspec", "language_info"}  # no widget state
+    assert {key for cell in notebook["cells"] for key in cell["metadata"]} <= {"tags"}
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop("image/png", None)  # base64 may spell anything
+    text = json.dumps(notebook)
+    private = ["/home/", "/root/", "/Users/", "/tmp/", "C:\\\\", str(Path.home()), str(FOLDER)]
+    assert [p for p in private if p in text] == []
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.stem)
+def test_a_preset_fits_its_notebook(path):
+    name, scale = path.stem.split(".")
+    declared = read_notebook(FOLDER / f"{name}.ipynb").declared
+    values = resolve(declared, read_mapping(path))
+    assert values["scale"] == scale
+    if scale == "smoke":  # what is compared is what the preset says
+        assert values == {n: p.default for n, p in declared.items()}
+
+
+@every_notebook
+@pytest.mark.parametrize("scale", ["smoke", "laptop", "paper"])
+def test_every_notebook_has_a_preset_for_every_scale(path, scale):
+    assert FOLDER / f"presets/{path.stem}.{scale}.yaml" in PRESETS
+
+
+@pytest.mark.parametrize("path", BATCHES, ids=lambda p: p.stem)
+def test_a_batch_can_be_planned(path):
+    batch = read_batch(path)
+    assert len({run.id for run in batch.runs}) == len(batch.runs) > 1
+
+
+def test_the_flagship_batch_is_methods_by_five_seeds():
+    runs = read_batch(FOLDER / "batches/01_gnts_pretraining.yaml").runs
+    points = {(*run.parameters["methods"], run.parameters["seed"]) for run in runs}
+    assert points == {(m, s) for m in ("adamw", "gnts") for s in range(5)}
+    assert {run.parameters["scale"] for run in runs} == {"laptop"}
