@@ -38,7 +38,8 @@ def track(
 
     Args:
         experiment: any experiment; it may have begun.
-        to: where records go besides the caller: ``"tensorboard:DIR"``, a callable, or None.
+        to: where records go besides the caller: ``"tensorboard:DIR"`` (a folder in DIR named by
+            `run_name`), a callable, or None.
         checkpoint: file to resume from, where it exists, and to save to: every ``every_seconds``,
             at the end, when the loop is left early, and at an interrupt, which waits for the
             microbatch to finish (a second one does not).  None: ``checkpoint_path`` in the folder
@@ -52,16 +53,21 @@ def track(
     """
     if not every_seconds > 0:
         raise ValueError(f"every_seconds={every_seconds!r}: expected > 0")
-    sink, close_sink = _open_sink(to, experiment.label)
+    sink, close_sink = _open_sink(to, experiment)
     path = Path(checkpoint) if checkpoint is not None else _default_checkpoint(experiment)
     return _track(experiment, sink, close_sink, path, every_seconds, has_bar)
 
 
-def checkpoint_path(folder: str | Path, experiment: Experiment) -> Path:
-    """The file of ``experiment`` in ``folder``: its label and a short hash of its config."""
+def run_name(experiment: Experiment) -> str:
+    """A name for files: the label and a short hash of all that identifies the run."""
     label = re.sub(r"[^A-Za-z0-9._-]+", "-", experiment.label) or "experiment"
     text = json.dumps(experiment.identity(), sort_keys=True)
-    return Path(folder) / f"{label}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.ckpt"
+    return f"{label}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def checkpoint_path(folder: str | Path, experiment: Experiment) -> Path:
+    """The checkpoint of ``experiment`` in ``folder``, named by `run_name`."""
+    return Path(folder) / f"{run_name(experiment)}.ckpt"
 
 
 def save_checkpoint(experiment: Experiment, path: str | Path) -> None:
@@ -219,7 +225,9 @@ def _default_checkpoint(experiment: Experiment) -> Path | None:
     return checkpoint_path(folder, experiment) if folder else None
 
 
-def _open_sink(to: str | Sink | None, label: str) -> tuple[Sink | None, Callable[[], None]]:
+def _open_sink(
+    to: str | Sink | None, experiment: Experiment
+) -> tuple[Sink | None, Callable[[], None]]:
     if to is None:
         return None, lambda: None
     if callable(to):
@@ -231,7 +239,7 @@ def _open_sink(to: str | Sink | None, label: str) -> tuple[Sink | None, Callable
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ImportError(f"to={to!r} needs tensorboard: pip install tensorboard") from None
-    writer = SummaryWriter(str(Path(folder) / label))
+    writer = SummaryWriter(str(Path(folder) / run_name(experiment)))
 
     def write(record: Record) -> None:
         for name, value in record.items():

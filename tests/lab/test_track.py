@@ -11,7 +11,7 @@ import torch
 from gqc.lab import track as exported
 from gqc.lab.experiment import Experiment
 from gqc.lab.placement import make_generator
-from gqc.lab.track import checkpoint_path, load_checkpoint, save_checkpoint, track
+from gqc.lab.track import checkpoint_path, load_checkpoint, run_name, save_checkpoint, track
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def test_tensorboard_gets_the_numbers(tmp_path):
 
     experiment = Walk(WalkConfig())
     list(track(experiment, to=f"tensorboard:{tmp_path}", has_bar=False))
-    events = EventAccumulator(str(tmp_path / "a walk" / "1"))
+    events = EventAccumulator(str(tmp_path / run_name(experiment)))
     events.Reload()
     assert "note" not in events.Tags()["scalars"]
     losses = [(e.step, e.value) for e in events.Scalars("loss")]
