@@ -5,8 +5,9 @@ A microbatch gradient is :math:`g_i = G + \epsilon_i` with :math:`E\epsilon = 0`
 is the number of microbatches whose mean has as much noise as signal.
 
 * :func:`two_batch`: from the norms of small and large batches (gradient accumulation gives both).
+* :func:`debiased_moments`: from exponentially weighted moments of a stream of gradients.
 
-Source: McCandlish et al. 2018, arXiv:1812.06162, appendix A.
+Sources: McCandlish et al. 2018, arXiv:1812.06162, appendix A; the debiasing is ours.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import math
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 Number = TypeVar("Number", float, Tensor)
@@ -170,3 +172,75 @@ class NoiseScaleEMA:
             raise ValueError("NoiseScaleEMA state holds a non-finite average")
         vars(fresh).update(state)
         vars(self).update(vars(fresh))
+
+
+def ema_weight(count: Tensor, beta: float) -> Tensor:
+    r"""Share of the newest value in a bias-corrected average: :math:`a_t=(1-\beta)/(1-\beta^t)`.
+
+    Moving the mean by :math:`a_t` and the spread as follows keeps both exact for every t, with
+    no large numbers to subtract (Welford's form; :math:`s - m^2` loses a small variance):
+
+    .. math:: \delta = g - m_{t-1}, \quad m_t = m_{t-1} + a_t\delta, \quad
+        v_t = (1-a_t)(v_{t-1} + a_t\delta^2)
+
+    Args:
+        count: t, updates with the newest one, any shape, floating point.
+        beta: decay in (0, 1).
+    Returns: the shape of ``count``; exactly 1 where t = 1, and 0 where t = 0.
+    """
+    weight = (1 - beta) / -torch.expm1(count * math.log(beta))  # 1 - beta^t, without cancellation
+    return torch.where(count > 1, weight, (count > 0).to(weight.dtype))
+
+
+def ema_kappa(count: Tensor, beta: float) -> Tensor:
+    r"""Sum of squared weights of a bias-corrected average, the noise that its mean keeps.
+
+    .. math:: \kappa_t = \sum w^2 = \frac{(1-\beta)^2(1-\beta^{2t})}{(1-\beta^2)(1-\beta^t)^2}
+        = \frac{1-\beta}{1+\beta}\cdot\frac{1+\beta^t}{1-\beta^t}
+
+    Args:
+        count: t, any shape, floating point.
+        beta: decay in (0, 1).
+    Returns: the shape of ``count``, in (0, 1]; exactly 1 where t <= 1.
+    """
+    power = torch.expm1(count * math.log(beta))  # beta^t - 1
+    kappa = (1 - beta) / (1 + beta) * (2 + power) / -power
+    return torch.where(count > 1, kappa, torch.ones_like(kappa))
+
+
+def debiased_moments(spread: Tensor, mean_sq: Tensor, kappa: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Unbiased variance and squared mean of independent values from their weighted moments.
+
+    :math:`\hat\sigma^2 = v/(1-\kappa)`, :math:`\hat\mu^2 = m^2 - \kappa\hat\sigma^2`, which are
+    :math:`(s-m^2)/(1-\kappa)` and :math:`(m^2-\kappa s)/(1-\kappa)` with s the weighted mean
+    square.  Linear in v and m^2: sums over elements go in as they are.
+
+    Args:
+        spread: :math:`v = \sum_i w_i (g_i - m)^2`, any shape.
+        mean_sq: :math:`m^2`, same shape.
+        kappa: :math:`\sum_i w_i^2`, same shape; where it is 1 (one value) the variance is unknown
+            and returned as 0.
+    Returns: ``(variance, signal)``; the signal is negative where noise drowns it.
+    """
+    room = 1 - kappa
+    variance = torch.where(room > 0, spread / room, torch.zeros_like(spread))
+    return variance, mean_sq - kappa * variance
+
+
+def noise_to_signal(
+    variance: Tensor, signal: Tensor, largest: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    r"""Ratio :math:`\hat\sigma^2/\hat\mu^2`, bounded, and where the signal is not resolved.
+
+    Args:
+        variance, signal: from :func:`debiased_moments`, one shape.
+        largest: upper bound of the ratio, > 0; also its value where it is unresolved.
+    Returns: ``(ratio, unresolved)``: the ratio in [0, largest], never inf or NaN (0 where the
+        variance is not positive); unresolved where there is noise and no positive signal.
+    """
+    noisy = variance > 0
+    unresolved = noisy & ~(signal > 0)
+    bound = torch.as_tensor(largest, dtype=variance.dtype, device=variance.device)
+    ratio = torch.minimum(variance / torch.where(signal > 0, signal, 1.0), bound)
+    ratio = torch.where(unresolved, bound, ratio)
+    return torch.where(noisy, ratio, 0.0), unresolved

@@ -8,7 +8,16 @@ import pickle
 import pytest
 import torch
 
-from gqc.noise import NoiseScaleEMA, predicted_draws, two_batch, two_batch_errors
+from gqc.noise import (
+    NoiseScaleEMA,
+    debiased_moments,
+    ema_kappa,
+    ema_weight,
+    noise_to_signal,
+    predicted_draws,
+    two_batch,
+    two_batch_errors,
+)
 
 
 def windows(noise_scale, dimension, num_draws, num_windows, seed=0, signal_sq=1.0):
@@ -205,3 +214,96 @@ def test_mean_squared_norm_crosses_the_threshold_at_the_predicted_draws():
 def test_predicted_draws_checks_its_arguments(arguments):
     with pytest.raises(ValueError):
         predicted_draws(*arguments)
+
+
+def weights(count, beta):
+    """Those of a bias-corrected average, oldest first, from the definition."""
+    raw = [beta ** (count - 1 - i) for i in range(count)]
+    return torch.tensor(raw, dtype=torch.float64) / sum(raw)
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.9, 0.99, 0.9999])
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 500])
+def test_weight_and_kappa_are_those_of_the_average(beta, count):
+    """float32, from a float64 reference: a few roundings of 6e-8, no cancellation at small t."""
+    expected = weights(count, beta)
+    t = torch.tensor(float(count))
+    assert ema_weight(t, beta).item() == pytest.approx(expected[-1].item(), rel=1e-6)
+    assert ema_kappa(t, beta).item() == pytest.approx(expected.square().sum().item(), rel=1e-6)
+
+
+def test_weight_and_kappa_at_the_ends():
+    t = torch.tensor([0.0, 1.0, 1e7])
+    assert ema_weight(t, 0.99).tolist()[:2] == [0.0, 1.0]
+    assert ema_kappa(t, 0.99).tolist()[:2] == [1.0, 1.0]
+    assert 1 / ema_kappa(t, 0.99)[2].item() == pytest.approx(199)
+    assert 1 / ema_kappa(t, 0.999)[2].item() == pytest.approx(1999)
+
+
+def run_moments(values, beta):
+    mean, spread = torch.zeros_like(values[0]), torch.zeros_like(values[0])
+    for t, value in enumerate(values, start=1):
+        a = ema_weight(torch.tensor(float(t)), beta)
+        spread = (1 - a) * (spread + a * (value - mean) ** 2)
+        mean = mean + a * (value - mean)
+    return mean, spread
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 300])
+def test_recursion_is_the_weighted_mean_and_variance(count):
+    values = torch.randn(count, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    w = weights(count, 0.97)[:, None]
+    mean, spread = run_moments(values, 0.97)
+    torch.testing.assert_close(mean, (w * values).sum(0), rtol=1e-6, atol=1e-7)
+    expected = (w * values**2).sum(0) - (w * values).sum(0) ** 2
+    torch.testing.assert_close(spread, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_recursion_keeps_a_small_variance_of_a_large_mean():
+    """Mean 1e3, deviation 0.1, float32 values exact to 6e-5: (s - m^2) loses it, this does not."""
+    generator = torch.Generator().manual_seed(2)
+    values = 1e3 + 0.1 * torch.randn(1000, 64, generator=generator)
+    w = weights(1000, 0.99)[:, None]
+    v = values.double()
+    true = ((w * v**2).sum(0) - (w * v).sum(0) ** 2).mean().item()
+    _, spread = run_moments(values, 0.99)
+    assert spread.mean().item() == pytest.approx(true, rel=1e-3)
+    m, s = torch.zeros(64), torch.zeros(64)
+    for value in values:
+        m, s = 0.99 * m + 0.01 * value, 0.99 * s + 0.01 * value**2
+    naive = ((s - m**2) / (1 - 0.99**1000)).mean().item()
+    assert naive != pytest.approx(true, rel=0.5)
+
+
+def test_moments_are_unbiased():
+    """50 000 streams of 20 values with mean 1 and variance 4, weights of beta 0.9; the error of
+    each average is its spread over sqrt(50 000), allow 4."""
+    values = 1 + 2 * torch.randn(20, 50_000, generator=torch.Generator().manual_seed(3))
+    mean, spread = run_moments(values, 0.9)
+    kappa = ema_kappa(torch.full_like(spread, 20.0), 0.9)
+    variance, signal = debiased_moments(spread, mean**2, kappa)
+    for estimate, truth in [(variance, 4.0), (signal, 1.0)]:
+        assert abs(estimate.mean().item() - truth) < 4 * estimate.std().item() / 50_000**0.5
+    biased = mean**2
+    assert abs(biased.mean().item() - 1.0) > 4 * biased.std().item() / 50_000**0.5
+
+
+def test_moments_equal_the_formula_with_the_mean_square():
+    m, s, kappa = torch.tensor(0.3), torch.tensor(2.0), torch.tensor(0.1)
+    variance, signal = debiased_moments(s - m**2, m**2, kappa)
+    assert variance.item() == pytest.approx((2.0 - 0.09) / 0.9)
+    assert signal.item() == pytest.approx((0.09 - 0.1 * 2.0) / 0.9)
+
+
+def test_one_value_has_no_variance():
+    variance, signal = debiased_moments(torch.zeros(1), torch.ones(1), torch.ones(1))
+    assert (variance.item(), signal.item()) == (0.0, 1.0)
+
+
+def test_noise_to_signal_is_bounded_and_never_nan():
+    inf = math.inf
+    variance = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, -1.0, 1e30, inf, 2.0])
+    signal = torch.tensor([2.0, 0.0, -1.0, 0.0, -1.0, 1.0, 1e-30, 1.0, inf])
+    ratio, unresolved = noise_to_signal(variance, signal, 50.0)
+    assert ratio.tolist() == [0.5, 50.0, 50.0, 0.0, 0.0, 0.0, 50.0, 50.0, 0.0]
+    assert unresolved.tolist() == [False, True, True] + [False] * 6

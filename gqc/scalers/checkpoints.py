@@ -1,0 +1,141 @@
+"""Checkpoints of the variance gradient scaler: the present format and all published ones.
+
+==================== ================================================ ==============================
+file                 recognised by                                    statistics go to
+==================== ================================================ ==============================
+1.x                  no ``vgs_version``, no ``param_grad_mean_ema``   ``spatial``
+2.0, 2.0.1           ``vgs_version`` "2.0", or none                   ``tensor_spatial``
+3.0                  ``vgs_version`` "3.0"                            ``tensor_mean``
+3.1, 3.2             ``vgs_version`` "3.1", "3.2"                     ``mean_square``
+4.0                  ``vgs_version`` "4.0"                            the estimator it names
+==================== ================================================ ==============================
+
+Another estimator than that starts its statistics and the warmup afresh, with a warning: numbers of
+one definition mean nothing in another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+VERSION = "4.0"
+SCALARS = ("grad_mean_ema", "grad_var_ema", "grad_norm_ema", "grad_max_ema")
+VECTORS = ("param_grad_mean_ema", "param_grad_sq_ema")
+CONFIG = ("enabled", "beta", "alpha", "eps", "warmup_steps")
+WRONG = {
+    "1.x": "it measured how different the layers are, not noise",
+    "2.0": "it measured how different the elements of a tensor are, and zero for uniform noise",
+    "3.0": "it measured the noise of each tensor's mean, which hides independent noise",
+    "3.1": "it measured the spread of the elements, and called constant gradients noisy",
+    "3.2": "it measured the spread of the elements, and called constant gradients noisy",
+}
+
+
+class VGSMigrationWarning(UserWarning):
+    """A checkpoint's configuration was kept, its statistics and warmup start afresh."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds, in one form for all versions.
+
+    Attributes:
+        version: "1.x", "2.0", "3.0", "3.1", "3.2" or "4.0".
+        config: constructor arguments, those that the file has.
+        step_count: steps of the scaler.
+        estimator: the estimator named in the file; None in published ones.
+        statistics: what the estimator's ``load_state_dict`` takes.
+        shapes: of the parameters; None in published ones.
+    """
+
+    version: str
+    config: dict[str, Any]
+    step_count: int
+    statistics: dict[str, Any]
+    estimator: str | None = None
+    shapes: list[list[int]] | None = field(default=None)
+
+    def migration_message(self, estimator: str) -> str:
+        """The warning for loading into ``estimator``, which cannot use the statistics."""
+        return (
+            f"checkpoint of VGS {self.version}: {WRONG[self.version]}. Its configuration is kept; "
+            f"the variance statistics and the warmup start afresh with estimator={estimator!r}. "
+            "Retrain if the result matters: the gradients so far were scaled by the wrong number"
+        )
+
+
+def read_checkpoint(state: Mapping[str, Any]) -> Checkpoint:
+    """Recognise the version of ``state`` and check that it is whole.
+
+    Raises: ValueError: of a newer or unknown version, or keys are missing or of the wrong kind.
+    """
+    if not isinstance(state, Mapping):
+        raise ValueError(f"VGS checkpoint is a {type(state).__name__}: expected a state_dict")
+    version = state.get("vgs_version")
+    if version is None:
+        version = "2.0" if "param_grad_mean_ema" in state else "1.x"
+    if version == VERSION:
+        return _read_present(state)
+    if version not in WRONG:
+        raise ValueError(
+            f"VGS checkpoint of version {version!r}: this version reads 1.x, 2.0, 3.0, 3.1, 3.2 "
+            f"and {VERSION}; upgrade gqc-kit if the file is newer"
+        )
+    return _read_published(state, version)
+
+
+def _read_present(state: Mapping[str, Any]) -> Checkpoint:
+    _require(state, ("estimator", "config", "step_count", "shapes", "statistics"), VERSION)
+    return Checkpoint(
+        VERSION,
+        dict(state["config"]),
+        _count(state["step_count"], VERSION),
+        dict(state["statistics"]),
+        state["estimator"],
+        [list(shape) for shape in state["shapes"]],
+    )
+
+
+def _read_published(state: Mapping[str, Any], version: str) -> Checkpoint:
+    _require(state, (*CONFIG, "step_count", *SCALARS), version)
+    if version != "1.x":
+        _require(state, (*VECTORS, "param_numel"), version)
+    steps = _count(state["step_count"], version)
+    statistics: dict[str, Any] = {
+        "num_updates": steps,
+        "averages": {
+            "raw": torch.tensor([_number(state[key], key, version) for key in SCALARS]),
+            "count": torch.full((4,), float(steps)),
+        },
+    }
+    for key in VECTORS:
+        value = state.get(key)
+        if version != "1.x" and not (isinstance(value, Tensor) and value.dim() == 1):
+            raise ValueError(f"VGS checkpoint {version}: {key!r} is not a tensor of one dimension")
+        statistics[key] = value
+    config = {k: state[k] for k in (*CONFIG, "min_scaling_factor", "variance_cap") if k in state}
+    return Checkpoint(version, config, steps, statistics)
+
+
+def _require(state: Mapping[str, Any], keys: tuple[str, ...], version: str) -> None:
+    if missing := [key for key in keys if key not in state]:
+        raise ValueError(f"VGS checkpoint of version {version} lacks {missing}: it is damaged")
+
+
+def _count(value: Any, version: str) -> int:
+    if not (isinstance(value, int) and value >= 0):
+        raise ValueError(f"VGS checkpoint {version}: step_count={value!r} is not a count >= 0")
+    return value
+
+
+def _number(value: Any, key: str, version: str) -> float:
+    if value is None:  # as before the first step
+        return 0.0
+    if (isinstance(value, Tensor) and value.numel() == 1) or isinstance(value, (int, float)):
+        return float(value)
+    raise ValueError(f"VGS checkpoint {version}: {key}={value!r} is not a number")

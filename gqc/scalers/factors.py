@@ -1,0 +1,92 @@
+"""From an estimator's variances to the factors on the gradient, and to numbers on the host."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gqc.gradients import local
+from gqc.scalers.aggregate import aggregate, scaling_factor, summary
+from gqc.scalers.parameters import ParameterList
+from gqc.scalers.settings import Settings
+from gqc.scalers.variance import Elementwise, VarianceEstimator
+
+NUMBERS = (
+    *("variance", "factor", "skipped"),
+    *("stochastic_var_p10", "stochastic_var_p50", "stochastic_var_p90", "stochastic_var_mean"),
+    *("unresolved", "grad_mean_ema_spatial", "grad_var_ema_spatial"),
+    *("grad_norm_ema", "grad_max_ema"),
+)
+
+
+def readings(
+    estimator: VarianceEstimator | None, parameters: ParameterList, settings: Settings
+) -> dict[str, float]:
+    """:data:`NUMBERS` and ``"of NAME"``, the V of each named parameter; one host sync."""
+    names = [*NUMBERS, *(f"of {name}" for name in parameters.names)]
+    if estimator is None:
+        return {**dict.fromkeys(names, 0.0), "factor": 1.0}
+    ratios, unresolved, counted = estimator.ratios(settings.variance_cap)
+    variance = _aggregate(ratios, counted, parameters, settings)
+    factors = tensor_factors(estimator, parameters, settings)
+    factor = _law(variance, settings) if factors is None else _mean(factors, ratios.device)
+    packed = torch.cat(
+        [
+            torch.stack([variance, factor, estimator.skipped()]),
+            summary(ratios, unresolved, counted),
+            estimator.averages.corrected(),
+            ratios if parameters.names else ratios[:0],
+        ]
+    )
+    return dict(zip(names, packed.tolist(), strict=True))
+
+
+def tensor_factors(
+    estimator: VarianceEstimator, parameters: ParameterList, settings: Settings
+) -> list[Tensor] | None:
+    """The factor of each tensor (0-dim), or of its elements (flat); None when all share one."""
+    if settings.granularity == "global":
+        return None
+    if isinstance(estimator, Elementwise) and settings.granularity == "element":
+        single = (
+            estimator.element_ratios(index, settings.variance_cap)
+            for index in range(len(parameters.tensors))
+        )
+        return [_law(ratios, settings) for ratios in single]
+    ratios, _, counted = estimator.ratios(settings.variance_cap)
+    if settings.granularity == "group":
+        of_group = {}
+        for group in set(parameters.groups):
+            inside = torch.tensor([g == group for g in parameters.groups], device=ratios.device)
+            of_group[group] = _aggregate(ratios, counted & inside, parameters, settings)
+        ratios = torch.stack([of_group[group] for group in parameters.groups])
+    return list(_law(ratios, settings).unbind())
+
+
+def multiply_by(grad: Tensor, factor: Tensor) -> None:
+    """Multiply ``grad`` in place by one factor (0-dim) or by one for each real element (flat)."""
+    shard = local([grad])[0]
+    factor = factor.to(shard.device)
+    if factor.dim():
+        shard = torch.view_as_real(shard) if shard.is_complex() else shard
+        factor = factor.view(shard.shape)
+    shard.mul_(factor)
+
+
+def _law(variance: Tensor, settings: Settings) -> Tensor:
+    return scaling_factor(
+        variance, settings.alpha, settings.min_scaling_factor, settings.variance_cap
+    )
+
+
+def _aggregate(
+    ratios: Tensor, counted: Tensor, parameters: ParameterList, settings: Settings
+) -> Tensor:
+    numel = torch.tensor([p.numel() for p in parameters.tensors], device=ratios.device)
+    return aggregate(ratios, counted, numel, settings.aggregate, settings.percentile)
+
+
+def _mean(factors: list[Tensor], device: torch.device) -> Tensor:
+    """Over tensors where each has one factor, over elements where each element has."""
+    total = torch.stack([f.sum().to(device) for f in factors]).sum()
+    return total / sum(f.numel() for f in factors)

@@ -1,0 +1,196 @@
+r"""The four variance estimators that the method's published versions used, exactly as published.
+
+They are kept so that old runs can be resumed and the method's history can be measured; none of them
+is the noise-to-signal ratio (:mod:`gqc.scalers.variance`).  With g a tensor's gradient,
+m = mean over its elements, and e(x) the bias-corrected average over time:
+
+================== ======== =====================================================================
+estimator          versions V of a tensor
+================== ======== =====================================================================
+``spatial``        1.x      ``e(var|g|) / (max(e(mean|g|)^2, 1e-12) + eps)``, all tensors as one,
+                            unbiased variance: how different the layers are
+``tensor_spatial`` 2.0.x    ``e(var g) / (max(e(mean|g|)^2, 1e-12) + eps)``, biased variance: how
+                            different its elements are; zero for noise that all of them share
+``tensor_mean``    3.0      ``(e(m^2) - e(m)^2) / (max(e(m)^2, 1e-12) + eps)``: independent noise
+                            averages out of m, so N elements hide it N-fold
+``mean_square``    3.1, 3.2 ``(e(mean g^2) - e(m)^2) / (max(e(m)^2, 1e-12) + eps)``: the spread of
+                            the elements again, constant gradients score high
+================== ======== =====================================================================
+
+V is clipped to [0, 1e6]; a non-finite V and a negative variance count as 0.  Versions 1.x and 2.x
+start their averages at the first value and still divide by :math:`1-\beta^t`, so that their V is
+about :math:`1-\beta^t` times too small at first.  A NaN gradient stays in the averages for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from gqc.gradients import local
+from gqc.scalers.averages import ScalarAverages, whole, whole_gradient_statistics
+from gqc.scalers.variance import Grads, PresenceMask, VarianceEstimator
+
+VECTORS = ("param_grad_mean_ema", "param_grad_sq_ema")
+LARGEST = 1e6  # upper clip of V in all published versions
+FLOOR = 1e-12  # lower clip of the squared mean
+
+
+class PublishedEstimator(VarianceEstimator):
+    """State that all published versions share; T-vectors have their checkpoints' names."""
+
+    reads_raw = False
+    first_value: ClassVar[bool] = False
+
+    def __init__(self, params: Sequence[Tensor], beta: float, eps: float) -> None:
+        self.beta, self.eps = beta, eps
+        device = local(params)[0].device
+        self.averages = ScalarAverages(beta, device, self.first_value)
+        self.param_grad_mean_ema = torch.zeros(len(params), device=device)
+        self.param_grad_sq_ema = torch.zeros(len(params), device=device)
+        self.num_updates = 0
+        self._mask = PresenceMask(device)
+
+    def update(self, grads: Grads) -> None:
+        overall = whole_gradient_statistics(grads)
+        if overall is None:
+            return
+        self.averages.update(overall)
+        present = self._mask(grads) > 0
+        pairs = [(_ZERO, _ZERO) if g is None else self.statistic(whole(g).float()) for g in grads]
+        for name, column in zip(("mean", "sq"), zip(*pairs, strict=True), strict=True):
+            value = torch.stack([x.to(present.device) for x in column])
+            old = getattr(self, f"param_grad_{name}_ema")
+            new = self.beta * old + (1 - self.beta) * value
+            if self.first_value and self.num_updates == 0:
+                new = value
+            setattr(self, f"param_grad_{name}_ema", torch.where(present, new, old))
+        self.num_updates += 1
+
+    def statistic(self, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """The two numbers of one tensor that are averaged over time, each 0-dim."""
+        raise NotImplementedError
+
+    def variance(self, first: Tensor, second: Tensor) -> Tensor:
+        """Variance from the bias-corrected averages of :meth:`statistic`."""
+        raise NotImplementedError
+
+    def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, Tensor]:
+        """As :class:`VarianceEstimator`; ``variance_cap`` acts on the aggregate only, later."""
+        if self.num_updates == 0:
+            value = torch.zeros_like(self.param_grad_mean_ema)
+        else:
+            share = 1 - self.beta**self.num_updates
+            first, second = self.param_grad_mean_ema / share, self.param_grad_sq_ema / share
+            value = _ratio(self.variance(first, second), first, self.eps)
+        everything = torch.ones_like(value, dtype=torch.bool)
+        return value, ~everything, everything
+
+    def skipped(self) -> Tensor:
+        return self.averages.count.new_zeros(())  # as published: nothing is skipped
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "averages": self.averages.state_dict(),
+            "num_updates": self.num_updates,
+            "param_grad_mean_ema": self.param_grad_mean_ema.clone(),
+            "param_grad_sq_ema": self.param_grad_sq_ema.clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        here = self.param_grad_mean_ema
+        for key in VECTORS:
+            saved = state.get(key)
+            if not isinstance(saved, Tensor) or saved.shape != here.shape:
+                count = len(saved) if isinstance(saved, Tensor) and saved.dim() else saved
+                raise ValueError(
+                    f"{key!r} is of {count} tensors in the checkpoint and of {len(here)} here: "
+                    "it is another model's"
+                )
+        for key in VECTORS:
+            setattr(self, key, state[key].to(here.device, here.dtype, copy=True))
+        self.num_updates = int(state["num_updates"])
+        self.averages.load_state_dict(state["averages"])
+
+    def carry(self, other: VarianceEstimator, kept: Sequence[int | None]) -> None:
+        if not isinstance(other, PublishedEstimator):
+            raise TypeError(f"cannot carry statistics of {other.name!r} over to {self.name!r}")
+        self.num_updates = other.num_updates
+        self.averages = other.averages
+        for new, old in enumerate(kept):
+            if old is not None:
+                self.param_grad_mean_ema[new] = other.param_grad_mean_ema[old]
+                self.param_grad_sq_ema[new] = other.param_grad_sq_ema[old]
+
+
+class TensorSpatial(PublishedEstimator):
+    """Versions 2.0 and 2.0.1: spread of the elements of each tensor."""
+
+    name = "tensor_spatial"
+    versions: ClassVar[tuple[str, ...]] = ("2.0",)
+    first_value = True
+
+    def statistic(self, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad.abs().mean(), grad.var(correction=0)
+
+    def variance(self, first: Tensor, second: Tensor) -> Tensor:
+        return second
+
+
+class TensorMean(PublishedEstimator):
+    """Version 3.0: variance over time of each tensor's mean."""
+
+    name = "tensor_mean"
+    versions: ClassVar[tuple[str, ...]] = ("3.0",)
+
+    def statistic(self, grad: Tensor) -> tuple[Tensor, Tensor]:
+        mean = grad.mean()
+        return mean, mean.square()
+
+    def variance(self, first: Tensor, second: Tensor) -> Tensor:
+        return second - first.square()
+
+
+class MeanSquare(TensorMean):
+    """Versions 3.1 and 3.2: mean square over elements and time, less the squared mean."""
+
+    name = "mean_square"
+    versions = ("3.1", "3.2")
+
+    def statistic(self, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad.mean(), grad.square().mean()
+
+
+class Spatial(PublishedEstimator):
+    """Versions 1.x: spread of the absolute elements of all tensors together."""
+
+    name = "spatial"
+    versions = ("1.x",)
+    first_value = True
+
+    def update(self, grads: Grads) -> None:
+        overall = whole_gradient_statistics(grads)
+        if overall is not None:
+            self.averages.update(overall)
+            self.num_updates += 1
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        blank = dict.fromkeys(VECTORS, self.param_grad_mean_ema)
+        super().load_state_dict({**state, **blank})  # 1.x files know nothing of single tensors
+
+    def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, Tensor]:
+        mean, variance = self.averages.corrected()[:2]
+        everything = torch.ones_like(self.param_grad_mean_ema, dtype=torch.bool)
+        value = _ratio(variance, mean, self.eps).expand(len(everything))
+        return value, ~everything, everything
+
+
+_ZERO = torch.zeros(())
+
+
+def _ratio(variance: Tensor, mean: Tensor, eps: float) -> Tensor:
+    value = variance.clamp(min=0) / (mean.square().clamp(min=FLOOR) + eps)
+    return torch.where(value.isfinite(), value, 0.0).clamp(0, LARGEST)

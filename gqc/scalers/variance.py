@@ -1,0 +1,315 @@
+r"""The normalised variance of each tensor's gradient, estimated from the stream of gradients.
+
+For a tensor with gradient elements :math:`g_j = \mu_j + \epsilon_j` the noise-to-signal ratio is
+
+.. math:: V = \frac{\sum_j \sigma_j^2}{\sum_j \mu_j^2}
+
+Two estimators of it, both with debiased exponentially weighted moments (:mod:`gqc.noise`):
+:class:`Elementwise` keeps the moments of every element, :class:`Sketch` those of a few random sign
+projections.  The four that were published before, which measure other things, are in
+:mod:`gqc.scalers.published`.
+
+Only the **sum** of the spread over a tensor enters V, and its recursion is linear, so one number
+per tensor holds it: :math:`S_t = (1-a_t)(S_{t-1} + a_t|g_t - m_{t-1}|^2)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from gqc.gradients import local
+from gqc.noise import debiased_moments, ema_kappa, ema_weight, noise_to_signal
+from gqc.scalers.averages import ScalarAverages
+from gqc.scalers.shards import ShardSums
+from gqc.scalers.sketch import SignSketch, real_flat, real_numel
+
+CHUNK = 1 << 18  # elements; on a CPU the scratch of a chunk stays in the cache
+
+Grads = Sequence[Tensor | None]
+
+
+class PresenceMask:
+    """1 for tensors that have a gradient, on the device; made anew only when the pattern changes.
+
+    Args:
+        device: of the mask.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pattern: tuple[bool, ...] = ()
+        self._mask = torch.zeros(0, device=device)
+
+    def __call__(self, grads: Grads) -> Tensor:
+        pattern = tuple(g is not None for g in grads)
+        if pattern != self._pattern:
+            self._pattern = pattern
+            self._mask = torch.tensor(pattern, dtype=torch.float32, device=self._device)
+        return self._mask
+
+
+class VarianceEstimator:
+    """What the scaler needs of an estimator; T is the number of tensors.
+
+    Attributes:
+        name: its name in ``estimator=``.
+        versions: published versions whose checkpoints hold its statistics.
+        reads_raw: does it read gradients before they are scaled and clipped?
+        averages: of the whole gradient's norm and the like, for logging.
+    """
+
+    name: ClassVar[str]
+    versions: ClassVar[tuple[str, ...]] = ()
+    reads_raw: ClassVar[bool]
+    averages: ScalarAverages
+
+    def update(self, grads: Grads) -> Tensor | None:
+        """Take in one gradient per tensor (None: none this time), without a host sync.
+
+        Returns: for estimators that read the raw gradient, its squared norm (exact or sketched),
+            0-dim, NaN if the gradient was not finite and therefore skipped.
+        """
+        raise NotImplementedError
+
+    def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, Tensor]:
+        """V of each tensor, which of them are unresolved, and which count at all; each [T]."""
+        raise NotImplementedError
+
+    def skipped(self) -> Tensor:
+        """Number of updates that were skipped because a gradient was not finite, 0-dim."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """Statistics as tensors, plain numbers and lists of them, copied."""
+        raise NotImplementedError
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`; raises ValueError, changing nothing, if it does not fit."""
+        raise NotImplementedError
+
+    def carry(self, other: VarianceEstimator, kept: Sequence[int | None]) -> None:
+        """Take tensor i's statistics from tensor ``kept[i]`` of ``other``; None starts afresh."""
+        raise NotImplementedError
+
+
+class DebiasedEstimator(VarianceEstimator):
+    """Debiased moments of a linear image of the gradient: state and algebra, not the image.
+
+    A subclass keeps the weighted mean of each tensor's image, flat and float32, and moves it.
+    """
+
+    reads_raw = True
+
+    def __init__(self, params: Sequence[Tensor], beta: float) -> None:
+        self.beta = beta
+        device = local(params)[0].device
+        self.count = torch.zeros(len(params), device=device)  # updates of each tensor
+        self.spread = torch.zeros_like(self.count)
+        self.mean_sq = torch.zeros_like(self.count)
+        self.num_skipped = torch.zeros((), device=device)
+        self.averages = ScalarAverages(beta, device)
+        self._shards = ShardSums(params)
+        self._mask = PresenceMask(device)
+
+    def update(self, grads: Grads) -> Tensor:
+        prepared, norm_sq = self._prepare(grads)
+        finite = norm_sq.isfinite()
+        moved = self._mask(grads) * finite
+        self.num_skipped = self.num_skipped + ~finite
+        count = self.count + moved
+        weight = ema_weight(count, self.beta) * moved
+        sums = self._shards.reduce(self._move(prepared, weight, finite))
+        # A weight of 0 leaves a tensor exactly as it was.
+        self.spread = (1 - weight) * (self.spread + weight * sums[0])
+        self.mean_sq = torch.where(moved > 0, sums[1], self.mean_sq)
+        self.count = count
+        return torch.where(finite, norm_sq, torch.nan)
+
+    def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, Tensor]:
+        kappa = ema_kappa(self.count, self.beta)
+        variance, signal = debiased_moments(self.spread, self.mean_sq, kappa)
+        largest = 1 / kappa if variance_cap is None else variance_cap
+        return *noise_to_signal(variance, signal, largest), self.count > 0
+
+    def skipped(self) -> Tensor:
+        return self.num_skipped
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {k: getattr(self, k).clone() for k in self._vectors()}
+        state["averages"] = self.averages.state_dict()
+        return {**state, **{k: [t.clone() for t in v] for k, v in self._lists().items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        expected = {k: getattr(self, k) for k in self._vectors()} | self._lists()
+        if missing := [k for k in (*expected, "averages") if k not in state]:
+            raise ValueError(f"statistics of {self.name!r} lack {missing}: the file is damaged")
+        for key, here in expected.items():
+            if _shapes(state[key]) != _shapes(here):
+                raise ValueError(
+                    f"statistics {key!r} have shape {_shapes(state[key])} in the checkpoint and "
+                    f"{_shapes(here)} here: it is another model's, or another number of ranks'"
+                )
+        for key in self._vectors():
+            here = getattr(self, key)
+            setattr(self, key, state[key].to(here.device, here.dtype, copy=True))
+        for key, here in self._lists().items():
+            for mine, saved in zip(here, state[key], strict=True):
+                mine.copy_(saved)
+        self.averages.load_state_dict(state["averages"])
+
+    def carry(self, other: VarianceEstimator, kept: Sequence[int | None]) -> None:
+        if not isinstance(other, DebiasedEstimator):
+            raise TypeError(f"cannot carry statistics of {other.name!r} over to {self.name!r}")
+        for new, old in enumerate(kept):
+            if old is not None:
+                for key in ("count", "spread", "mean_sq"):
+                    getattr(self, key)[new] = getattr(other, key)[old]
+                for key, mine in self._lists().items():
+                    mine[new].copy_(other._lists()[key][old])
+        self.num_skipped, self.averages = other.num_skipped, other.averages
+
+    def _prepare(self, grads: Grads) -> tuple[Any, Tensor]:
+        """What ``_move`` needs of the gradients, and their squared norm over all ranks."""
+        raise NotImplementedError
+
+    def _move(self, prepared: Any, weight: Tensor, finite: Tensor) -> Tensor:
+        """Move the means by ``weight`` [T]; the squares of move and mean [2, T] of this rank."""
+        raise NotImplementedError
+
+    def _vectors(self) -> list[str]:
+        return ["count", "spread", "mean_sq", "num_skipped"]
+
+    def _lists(self) -> dict[str, list[Tensor]]:
+        """State with one tensor for each parameter, at least ``means``."""
+        raise NotImplementedError
+
+
+class Elementwise(DebiasedEstimator):
+    """Moments of every element: one float per parameter, or two with ``per_element``.
+
+    Args:
+        params: the tensors.
+        beta: decay of the moments.
+        per_element: keep each element's spread too, for :meth:`element_ratios`.
+    """
+
+    name = "elementwise"
+
+    def __init__(self, params: Sequence[Tensor], beta: float, per_element: bool = False) -> None:
+        super().__init__(params, beta)
+        self.means = [torch.zeros(real_numel(p), device=p.device) for p in local(params)]
+        self.spreads = [torch.zeros_like(m) for m in self.means] if per_element else []
+
+    def element_ratios(self, index: int, variance_cap: float | None) -> Tensor:
+        """V of each element of tensor ``index``, flat (a complex element is two)."""
+        kappa = ema_kappa(self.count[index], self.beta).to(self.means[index].device)
+        variance, signal = debiased_moments(self.spreads[index], self.means[index].square(), kappa)
+        return noise_to_signal(
+            variance, signal, 1 / kappa if variance_cap is None else variance_cap
+        )[0]
+
+    def _prepare(self, grads: Grads) -> tuple[Grads, Tensor]:
+        flats = [None if g is None else real_flat(g) for g in _shards(grads)]
+        squares = [self._zero() if f is None else _square(f).to(self.count) for f in flats]
+        return flats, self._shards.reduce(torch.stack(squares)).sum()
+
+    def _move(self, prepared: Grads, weight: Tensor, finite: Tensor) -> Tensor:
+        # An integer mask makes the move exactly zero where NaN * 0 would not, and costs less than
+        # torch.where or masked_fill_.
+        mask = -finite.to(torch.int32)
+        moves, means = [], []
+        for index, (flat, mean) in enumerate(zip(prepared, self.means, strict=True)):
+            if flat is None or not flat.numel():
+                moves.append(self._zero())
+                means.append(self._zero())
+                continue
+            share, keep = weight[index].to(mean.device), mask.to(mean.device)
+            sums = self._move_tensor(flat, mean, share, keep, index).to(weight.device)
+            moves.append(sums[0])
+            means.append(sums[1])
+        return torch.stack([torch.stack(moves), torch.stack(means)])
+
+    def _move_tensor(
+        self, flat: Tensor, mean: Tensor, share: Tensor, keep: Tensor, index: int
+    ) -> Tensor:
+        chunk = CHUNK if mean.device.type == "cpu" else max(1, mean.numel())
+        scratch = torch.empty(min(chunk, mean.numel()), device=mean.device)
+        spreads = self.spreads[index].split(chunk) if self.spreads else None
+        sums = []
+        for i, (g, m) in enumerate(zip(flat.split(chunk), mean.split(chunk), strict=True)):
+            move = torch.sub(g, m, out=scratch[: m.numel()])
+            move.view(torch.int32).bitwise_and_(keep)
+            sums.append(torch.dot(move, move))
+            if spreads is not None:
+                spreads[i].add_(move.square().mul_(share)).mul_(1 - share)
+            m.add_(move.mul_(share))
+            sums.append(torch.dot(m, m))
+        return torch.stack(sums).view(-1, 2).sum(0)
+
+    def _lists(self) -> dict[str, list[Tensor]]:
+        return {"means": self.means} | ({"spreads": self.spreads} if self.spreads else {})
+
+    def _zero(self) -> Tensor:
+        return torch.zeros((), device=self.count.device)
+
+
+class Sketch(DebiasedEstimator):
+    """Moments of k sign projections a tensor: one float for 8191 parameters, at least k a tensor.
+
+    Args:
+        params: the tensors.
+        beta: decay of the moments.
+        size: k, see :class:`~gqc.scalers.sketch.SignSketch`.
+        seed: of the signs.
+    """
+
+    name = "sketch"
+
+    def __init__(
+        self, params: Sequence[Tensor], beta: float, size: int = 64, seed: int = 0
+    ) -> None:
+        super().__init__(params, beta)
+        shards = local(params)
+        numels, devices = [real_numel(p) for p in shards], [p.device for p in shards]
+        self._sketch = SignSketch(numels, devices, size, seed)
+        sizes = torch.tensor(self._sketch.sizes)
+        device = self.count.device
+        self._mean = torch.zeros(int(sizes.sum()), device=device)
+        self._sizes = sizes.to(device)
+        self._owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(device)
+
+    def _prepare(self, grads: Grads) -> tuple[Tensor, Tensor]:
+        values = self._sketch(_shards(grads))
+        return values, self._shards.reduce(self._sum(values.square())).sum()
+
+    def _move(self, prepared: Tensor, weight: Tensor, finite: Tensor) -> Tensor:
+        move = torch.where(finite, prepared - self._mean, 0.0)
+        self._mean += weight.index_select(0, self._owner) * move
+        return torch.stack([self._sum(move.square()), self._sum(self._mean.square())])
+
+    def _lists(self) -> dict[str, list[Tensor]]:
+        return {"means": list(self._mean.split(self._sketch.sizes))}
+
+    def _sum(self, values: Tensor) -> Tensor:
+        """Over the buckets of each tensor; unlike index_add the same bits every time on a GPU."""
+        return torch.segment_reduce(values, "sum", lengths=self._sizes, unsafe=True)
+
+
+def _shards(grads: Grads) -> list[Tensor | None]:
+    return [None if g is None else local([g])[0] for g in grads]
+
+
+def _square(flat: Tensor) -> Tensor:
+    """Squared norm, float32 for all but float64 elements."""
+    dtype = torch.float32 if flat.dtype in (torch.float16, torch.bfloat16) else None
+    return torch.linalg.vector_norm(flat, dtype=dtype).square()
+
+
+def _shapes(value: Tensor | list[Tensor]) -> list[int] | list[list[int]]:
+    if isinstance(value, Tensor):
+        return list(value.shape)
+    return [list(t.shape) for t in value]

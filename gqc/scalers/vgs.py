@@ -1,0 +1,347 @@
+r"""Variance gradient scaler (VGS): the noisier the gradient, the smaller it is made.
+
+.. math:: f = \mathrm{clip}\left(\frac{1}{1+\alpha\min(V, V_\max)},\; f_\min,\; 1\right)
+
+with V a normalised variance of the gradient over time; f = 1 during warmup.  Order in a training
+step: ``backward``, :meth:`~VarianceGradientScaler.scale_gradients`, clip, ``optimizer.step``,
+:meth:`~VarianceGradientScaler.step`.
+
+Source: the method's published versions 1.0 to 3.2; what V was there, and where that goes wrong, is
+in :mod:`gqc.scalers.published`, the present definition in :mod:`gqc.scalers.variance`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gqc.gradients import multiply_
+from gqc.scalers.averages import whole_gradient_statistics
+from gqc.scalers.checkpoints import VERSION, Checkpoint, VGSMigrationWarning, read_checkpoint
+from gqc.scalers.factors import multiply_by, readings, tensor_factors
+from gqc.scalers.parameters import ParameterList
+from gqc.scalers.settings import Settings, from_published_keys
+from gqc.scalers.variance import VarianceEstimator
+
+__all__ = ["VGSMigrationWarning", "VarianceGradientScaler"]
+
+
+def _setting(name: str, is_fixed: bool = False) -> Any:
+    """A hyperparameter as an attribute; assigning to it checks the value."""
+
+    def assign(self: VarianceGradientScaler, value: Any) -> None:
+        self._settings = self._settings.changed({name: value})
+
+    return property(lambda self: getattr(self._settings, name), None if is_fixed else assign)
+
+
+class VarianceGradientScaler:
+    r"""Scale all gradients by a factor that falls as their variance over time rises.
+
+    The estimators ``"sketch"`` and ``"elementwise"`` read the raw gradient in
+    :meth:`scale_gradients`; the factor at t uses what was read up to t - 1.  The published ones
+    read in :meth:`step` whatever scaling and clipping have left, as they did.  At most one host
+    sync a step, none during warmup.  A gradient with NaN or inf is not read, but counted in
+    ``num_skipped``.
+
+    Args:
+        parameters: parameters, (name, parameter) pairs (as of ``named_parameters``; adds a metric
+            for each name), or an optimizer's ``param_groups``.
+        enabled: False makes every method that acts do nothing.
+        beta: decay of the statistics in (0, 1); resolves ratios up to :math:`(1+\beta)/(1-\beta)`.
+        alpha: :math:`\alpha \ge 0`, strength; 0 never scales.
+        eps: of the published estimators only, > 0; the others do not depend on gradient scale.
+        warmup_steps: steps with factor 1.
+        logger: gets the metrics at every step (and costs its one host sync in warmup too): an
+            object with ``record(key, value)``, or a callable that takes the dict.
+        min_scaling_factor: :math:`f_\min` in [0, 1].
+        variance_cap: :math:`V_\max`, also the V of a tensor whose signal is not resolved; None:
+            the most that ``beta`` resolves.
+        estimator: ``"sketch"``, ``"elementwise"``, or a published one: ``"mean_square"`` (3.1,
+            3.2), ``"tensor_mean"`` (3.0), ``"tensor_spatial"`` (2.0), ``"spatial"`` (1.x).
+        percentile: of V over tensors, in [0, 1].
+        aggregate: ``"percentile"``, ``"mean"``, ``"numel_weighted"`` or ``"max"`` over tensors.
+        granularity: one factor for all (``"global"``), for each ``"group"``, each ``"tensor"``, or
+            each ``"element"`` (needs ``"elementwise"``, and twice its memory).
+        sketch_size: projections of a tensor at least, see :mod:`gqc.scalers.sketch`.
+        sketch_seed: of their signs.
+        track_spatial: also average mean|g|, var|g| and max|g| of the raw gradient, and the norm
+            exactly instead of from the sketch; some passes over the gradient.
+    Raises:
+        ValueError: an argument out of its range, or no parameters.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Any],
+        enabled: bool = True,
+        beta: float = 0.99,
+        alpha: float = 0.1,
+        eps: float = 1e-8,
+        warmup_steps: int = 100,
+        logger: Any = None,
+        min_scaling_factor: float = 0.1,
+        variance_cap: float | None = 50.0,
+        *,
+        estimator: str = "sketch",
+        percentile: float = 0.9,
+        aggregate: str = "percentile",
+        granularity: str = "global",
+        sketch_size: int = 64,
+        sketch_seed: int = 0,
+        track_spatial: bool = False,
+    ) -> None:
+        arguments = {k: v for k, v in locals().items() if k in Settings.__dataclass_fields__}
+        self._settings = Settings(**arguments)
+        self._parameters = ParameterList(parameters)
+        self._parameters.check(granularity)
+        self.logger = logger
+        self._is_read = False  # were this step's gradients read?
+        self._estimator: VarianceEstimator | None = None  # made when the first gradient is read
+        self._host: tuple[Settings, dict[str, float]] | None = None
+        self.reset_statistics()
+
+    @classmethod
+    def from_config(
+        cls, mapping: Mapping[str, Any], parameters: Iterable[Any], **options: Any
+    ) -> VarianceGradientScaler:
+        """From a training configuration with the published keys.
+
+        Args:
+            mapping: may hold ``variance_gradient_scaling`` (enabled), ``vgs_beta``, ``vgs_alpha``,
+                ``vgs_warmup_steps``; keys that do not start with ``vgs_`` are other people's.
+            parameters: see the class, as are ``options``.
+        Raises: ValueError: an unknown key that starts with ``vgs_``.
+        """
+        return cls(parameters, **{**from_published_keys(mapping), **options})
+
+    enabled: bool = _setting("enabled")
+    alpha: float = _setting("alpha")
+    warmup_steps: int = _setting("warmup_steps")
+    min_scaling_factor: float = _setting("min_scaling_factor")
+    variance_cap: float | None = _setting("variance_cap")
+    percentile: float = _setting("percentile")
+    aggregate: str = _setting("aggregate")
+    beta: float = _setting("beta", is_fixed=True)
+    eps: float = _setting("eps", is_fixed=True)
+    estimator: str = _setting("estimator", is_fixed=True)
+    granularity: str = _setting("granularity", is_fixed=True)
+
+    @torch.no_grad()
+    def scale_gradients(self) -> float:
+        """Scale ``.grad`` of all parameters in place; once a step, before clipping.
+
+        Returns: the factor; with a finer granularity the mean factor over tensors (or elements).
+        Raises: TypeError: a sparse gradient.
+        """
+        if not self.enabled:
+            return 1.0
+        grads = self._parameters.gradients()
+        factor, factors = 1.0, None
+        if self.step_count >= self.warmup_steps and self._estimator is not None:
+            factor = self._read()["factor"]
+            factors = tensor_factors(self._estimator, self._parameters, self._settings)
+        if self._reads_raw() and not self._is_read:
+            self._observe(grads)
+        if factors is not None:
+            for grad, own in zip(grads, factors, strict=True):
+                if grad is not None:
+                    multiply_by(grad, own)
+        elif factor != 1.0:
+            multiply_([g for g in grads if g is not None], factor)
+        return factor
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Count a step; read the gradient unless this step's was read before."""
+        if not self.enabled:
+            return
+        if not self._is_read:
+            self.update_statistics()
+        self._is_read = False
+        self.step_count += 1
+        if self.logger is not None:
+            self._log()
+
+    @torch.no_grad()
+    def update_statistics(self) -> None:
+        """Read the gradients that are there now."""
+        self._observe(self._parameters.gradients())
+
+    @torch.no_grad()
+    def compute_gradient_statistics(self) -> dict[str, float]:
+        """Of the present gradients: grad_norm, grad_mean, grad_var, grad_max, num_params.
+
+        Mean, unbiased variance and maximum are of absolute elements; num_params counts those with
+        a gradient.  All 0 without any.
+        """
+        grads = self._parameters.gradients()
+        numbers = whole_gradient_statistics(grads)
+        mean, var, norm, largest = [0.0] * 4 if numbers is None else numbers.tolist()
+        count = sum(g.numel() for g in grads if g is not None)
+        return {
+            "grad_norm": norm,
+            "grad_mean": mean,
+            "grad_var": var,
+            "grad_max": largest,
+            "num_params": count,
+        }
+
+    def get_normalized_variance(self) -> float:
+        """V, aggregated over tensors; 0 before there are statistics."""
+        return self._read()["variance"]
+
+    def get_scaling_factor(self) -> float:
+        """The factor that :meth:`scale_gradients` would use now."""
+        active = self.enabled and self.step_count >= self.warmup_steps
+        return self._read()["factor"] if active else 1.0
+
+    @property
+    def num_skipped(self) -> int:
+        """Updates that were skipped because a gradient was NaN or infinite."""
+        return int(self._read()["skipped"])
+
+    def metrics(self) -> dict[str, float]:
+        """The present numbers under their published names.
+
+        ``vgs/`` + ``stochastic_var_p10``, ``_p50``, ``_p90``, ``_mean`` (of V over tensors),
+        ``normalized_variance``, ``scaling_factor``, ``step_count``, ``warmup_active``,
+        ``unresolved`` (share of tensors), ``grad_norm_ema``; where they are tracked
+        ``grad_max_ema`` and the deprecated ``grad_mean_ema_spatial``, ``grad_var_ema_spatial``;
+        with named parameters ``normalized_variance/NAME``.
+        """
+        values = self._read()
+        names = ["stochastic_var_p10", "stochastic_var_p50", "stochastic_var_p90"]
+        names += ["stochastic_var_mean", "unresolved", "grad_norm_ema"]
+        if self._has_spatial:
+            names += ["grad_mean_ema_spatial", "grad_var_ema_spatial", "grad_max_ema"]
+        return {
+            **{f"vgs/{name}": values[name] for name in names},
+            "vgs/normalized_variance": values["variance"],
+            "vgs/scaling_factor": self.get_scaling_factor(),
+            "vgs/step_count": self.step_count,
+            "vgs/warmup_active": float(self.step_count < self.warmup_steps),
+            **{
+                f"vgs/normalized_variance/{name}": values[f"of {name}"]
+                for name in self._parameters.names
+            },
+        }
+
+    def update_parameters(self, parameters: Iterable[Any]) -> None:
+        """Scale other parameters from now on; those that stay keep their statistics."""
+        new = ParameterList(parameters)
+        new.check(self.granularity)
+        if self._estimator is not None:
+            estimator = self._settings.build(new.tensors)
+            estimator.carry(self._estimator, new.positions_in(self._parameters))
+            self._estimator = estimator
+        self._parameters, self._host = new, None
+
+    def reset_statistics(self) -> None:
+        """Forget all statistics; the warmup starts afresh."""
+        self.step_count = 0
+        self._estimator = self._host = None
+        self._has_spatial = self._settings.track_spatial or not self._reads_raw()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, as tensors, plain numbers and lists of them; exact on a resume."""
+        config = asdict(self._settings)
+        return {
+            "vgs_version": VERSION,
+            "estimator": config.pop("estimator"),
+            "config": config,
+            "step_count": self.step_count,
+            "shapes": self._parameters.shapes(),
+            "statistics": {} if self._estimator is None else self._estimator.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`, or the file of a published version.
+
+        Configuration comes from the file too.  Statistics of a published version go to the
+        estimator of that version; any other starts afresh, warmup included, with a warning.
+
+        Warns: VGSMigrationWarning: the statistics could not be used.
+        Raises: ValueError: a newer or damaged file, another estimator's or another model's; the
+            scaler is unchanged then.
+        """
+        checkpoint = read_checkpoint(state)
+        settings = self._settings.changed(checkpoint.config)
+        self._parameters.check(settings.granularity)
+        estimator = settings.build(self._parameters.tensors)
+        is_exact = checkpoint.version in (VERSION, *estimator.versions)
+        if checkpoint.version == VERSION:
+            self._check_same(checkpoint)
+        if is_exact and checkpoint.statistics:
+            estimator.load_state_dict(checkpoint.statistics)
+        elif checkpoint.version == "1.x":
+            estimator.averages.load_state_dict(checkpoint.statistics["averages"])
+        self._settings = settings
+        self.reset_statistics()
+        self.step_count = checkpoint.step_count if is_exact else 0
+        self._estimator = estimator
+        self._has_spatial |= bool(estimator.averages.count[0] > 0)
+        if not is_exact:
+            warnings.warn(
+                checkpoint.migration_message(self.estimator), VGSMigrationWarning, stacklevel=2
+            )
+
+    def _check_same(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.estimator != self.estimator:
+            raise ValueError(
+                f"checkpoint of estimator {checkpoint.estimator!r} given to {self.estimator!r}: "
+                f"construct the scaler with estimator={checkpoint.estimator!r}"
+            )
+        here, saved = self._parameters.shapes(), checkpoint.shapes or []
+        if here != saved:
+            pairs = [p for p in zip(saved, here, strict=False) if p[0] != p[1]]
+            detail = f"; first difference: {pairs[0][0]} and {pairs[0][1]}" if pairs else ""
+            raise ValueError(
+                f"checkpoint of {len(saved)} parameters given to a scaler of {len(here)}, or their "
+                f"shapes differ{detail}"
+            )
+
+    def _reads_raw(self) -> bool:
+        return self.estimator in ("sketch", "elementwise")
+
+    def _observe(self, grads: list[Tensor | None]) -> None:
+        self._is_read = True
+        if all(g is None for g in grads):
+            return
+        if self._estimator is None:
+            self._estimator = self._settings.build(self._parameters.tensors)
+        norm_sq = self._estimator.update(grads)
+        self._host = None
+        if norm_sq is not None:
+            self._estimator.averages.update(*self._to_average(grads, norm_sq))
+
+    def _to_average(self, grads: list[Tensor | None], norm_sq: Tensor) -> tuple[Tensor, Tensor]:
+        """Numbers of the whole gradient [4], and which of them count [4] (none if not finite)."""
+        finite = norm_sq.isfinite().to(norm_sq.dtype)
+        tracked = whole_gradient_statistics(grads) if self._settings.track_spatial else None
+        if tracked is not None:
+            return tracked.to(norm_sq.device), finite.repeat(4)
+        zero = torch.zeros_like(norm_sq)
+        values = torch.stack([zero, zero, norm_sq.sqrt(), zero])
+        return values, torch.stack([zero, zero, finite, zero])
+
+    @torch.no_grad()
+    def _read(self) -> dict[str, float]:
+        """All numbers on the host: one sync for each update of the statistics."""
+        if self._host is None or self._host[0] is not self._settings:
+            numbers = readings(self._estimator, self._parameters, self._settings)
+            self._host = self._settings, numbers
+        return self._host[1]
+
+    def _log(self) -> None:
+        metrics = self.metrics()
+        if hasattr(self.logger, "record"):
+            for key, value in metrics.items():
+                self.logger.record(key, value)
+        else:
+            self.logger(metrics)
