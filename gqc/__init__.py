@@ -18,7 +18,11 @@ from gqc.schedules import (
 )
 from gqc.wrappers import (
     OptimizerWrapper,
+    OptimizerWrapperGNR,
+    OptimizerWrapperGNS,
     OptimizerWrapperGNTS,
+    OptimizerWrapperMHT,
+    OptimizerWrapperNormTest,
     OptimizerWrapperReplay,
     OptimizerWrapperSBC,
 )
@@ -28,7 +32,11 @@ __version__ = "0.1.0"
 __all__ = [
     "NormWarmupScheduler",
     "OptimizerWrapper",
+    "OptimizerWrapperGNR",
+    "OptimizerWrapperGNS",
     "OptimizerWrapperGNTS",
+    "OptimizerWrapperMHT",
+    "OptimizerWrapperNormTest",
     "OptimizerWrapperReplay",
     "OptimizerWrapperSBC",
     "ParamGroupSchedule",

@@ -18,7 +18,15 @@ from torch._utils import _flatten_dense_tensors
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = ["collect", "count_nonfinite", "divide_", "local", "multiply_", "total_norm"]
+__all__ = [
+    "collect",
+    "count_nonfinite",
+    "divide_",
+    "local",
+    "multiply_",
+    "tensor_norms",
+    "total_norm",
+]
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -65,6 +73,19 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
             torch.distributed.all_reduce(square, group=mesh.get_group(dim))
         parts.append(square.sqrt())
     return torch.linalg.vector_norm(torch.stack([p.to(parts[0].device) for p in parts]))
+
+
+def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
+    r"""L2 norm of each tensor alone, :math:`\|t_i\|`, as one vector on the first device.
+
+    Args:
+        tensors: as for :func:`total_norm`, at least one.
+    """
+    kinds = {(type(t), t.dtype, t.get_device()) for t in tensors}
+    if len(kinds) == 1 and not _is_dtensor(tensors[0]):
+        return torch.stack(_foreach_norm(tensors))
+    first = tensors[0].device
+    return torch.stack([total_norm([t]).to(first, torch.float32) for t in tensors])
 
 
 def count_nonfinite(tensors: Sequence[Tensor]) -> int:

@@ -1,13 +1,21 @@
 """Optimizer wrappers: each decides when the accumulated gradient is good enough to step."""
 
 from gqc.wrappers.base import OptimizerWrapper
+from gqc.wrappers.gnr import OptimizerWrapperGNR
+from gqc.wrappers.gns import OptimizerWrapperGNS
 from gqc.wrappers.gnts import OptimizerWrapperGNTS
+from gqc.wrappers.mht import OptimizerWrapperMHT
+from gqc.wrappers.normtest import OptimizerWrapperNormTest
 from gqc.wrappers.replay import OptimizerWrapperReplay
 from gqc.wrappers.sbc import OptimizerWrapperSBC
 
 __all__ = [
     "OptimizerWrapper",
+    "OptimizerWrapperGNR",
+    "OptimizerWrapperGNS",
     "OptimizerWrapperGNTS",
+    "OptimizerWrapperMHT",
+    "OptimizerWrapperNormTest",
     "OptimizerWrapperReplay",
     "OptimizerWrapperSBC",
 ]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqc.gradients import collect, divide_, local
+from gqc.gradients import collect, divide_, local, multiply_
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -134,7 +134,7 @@ class BufferWindow:
 
     def rescale(self, factor: float) -> None:
         """Follow a change of the loss scale in mid-window."""
-        torch._foreach_mul_(local(list(self._sums.values())), factor)
+        multiply_(list(self._sums.values()), factor)
 
     def close(self, params: list[Tensor], num_draws: int) -> None:
         divide_(list(self._sums.values()), num_draws)

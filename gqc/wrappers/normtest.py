@@ -1,0 +1,60 @@
+r"""The norm test: draw until the noise in the mean gradient is small against the gradient.
+
+Source: Byrd et al. 2012, "Sample size selection in optimization methods for machine learning";
+Bollapragada et al. 2018, arXiv:1802.05374.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import Optimizer
+
+from gqc.wrappers.two_batch import TwoBatchWrapper
+
+RHS = ("debiased", "published")
+
+
+class OptimizerWrapperNormTest(TwoBatchWrapper):
+    r"""Step when :math:`\widehat{\mathrm{tr}\,\Sigma}/n \le \theta^2\,\widehat{\|G\|^2}`.
+
+    Both are the open window's own unbiased estimates,
+    :math:`\widehat{\mathrm{tr}\,\Sigma}=(S_1-S_2)\,n/(n-1)` and
+    :math:`\widehat{\|G\|^2}=S_2-\widehat{\mathrm{tr}\,\Sigma}/n` with
+    :math:`S_2=\|G_n\|^2`.
+
+    Args:
+        optimizer: see :class:`~gqc.wrappers.base.OptimizerWrapper`, as are the other keywords.
+            Always sums in a buffer, which gives the norm of each draw.
+        theta: :math:`\theta` > 0, noise-to-signal ratio of norms allowed in the mean gradient.
+        rhs: ``"published"`` puts :math:`S_2` on the right, which holds the noise itself: without
+            any signal both sides are near :math:`\mathrm{tr}\,\Sigma/n`, and it stops at once.
+        decay: of the averages that ``statistics()`` reports, in [0, 1).
+    Raises: ValueError: an argument out of its range.
+    """
+
+    strictest = {"theta": min}
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        theta: float = 1.0,
+        rhs: str = "debiased",
+        decay: float = 0.95,
+        **options: Any,
+    ) -> None:
+        if rhs not in RHS:
+            raise ValueError(f"rhs={rhs!r}: expected one of {RHS}")
+        self.rhs = rhs
+        super().__init__(optimizer, decay, {"theta": theta, **options})
+
+    def needs_grad_norm(self) -> bool:
+        return True
+
+    def should_step(self) -> bool:
+        estimate = self.window_estimate()
+        if estimate is None or self.grad_norm is None:
+            return False
+        signal_sq, noise_trace = estimate
+        right = signal_sq if self.rhs == "debiased" else self.grad_norm * self.grad_norm
+        return noise_trace / self.num_draws <= self.tunable("theta") ** 2 * right
