@@ -243,8 +243,10 @@ class Experiment(Iterator[dict[str, Any]]):
             columns = {name: list(column) for name, column in self._columns.items()}
         frame = pd.DataFrame(columns)
         for name in frame:
-            if frame[name].isna().all():  # else pandas makes it a column of objects
-                frame[name] = frame[name].astype("string" if name == "changes" else float)
+            if name == "changes":
+                frame[name] = frame[name].astype("string")
+            elif frame[name].isna().all():  # else pandas makes it a column of objects
+                frame[name] = frame[name].astype(float)
         for at, (name, value) in enumerate(self.constants.items()):
             frame.insert(at, name, [value] * rows)
         return frame

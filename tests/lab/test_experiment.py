@@ -125,6 +125,8 @@ def test_history_is_tidy_and_a_copy():
 
 def test_a_column_that_is_always_empty_is_still_a_number_column():
     experiment = run(Line(LineConfig()), until=3)
+    steered = steer(Line(LineConfig()))
+    assert experiment.history["changes"].dtype == steered.history["changes"].dtype
     assert experiment.history["error"].dtype == float
     assert experiment.history["error"].isna().all()
 
