@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 __all__ = [
+    "average_over_ranks",
     "collect",
     "count_nonfinite",
     "divide_",
@@ -112,6 +113,37 @@ def divide_(tensors: Sequence[Tensor], divisor: float) -> None:
     """Divide every tensor by ``divisor`` in place; exactly ``t.div_(divisor)`` for each."""
     if tensors and divisor != 1:
         torch._foreach_div_(local(tensors), divisor)
+
+
+def average_over_ranks(
+    params: Sequence[Tensor], sums: dict[Tensor, Tensor]
+) -> dict[Tensor, Tensor]:
+    """Average local gradients over all ranks of the default process group, in place.
+
+    Args:
+        params: the same on every rank, in the same order.
+        sums: gradient of each parameter that has one *on this rank*.
+    Returns: gradient of each parameter that has one on *any* rank; a rank without it counts as 0.
+    Raises: TypeError: a sharded parameter, whose gradient FSDP2 reduces itself.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return sums
+    if any(map(_is_dtensor, params)):
+        raise TypeError("sharded parameters: FSDP2 reduces their gradients itself")
+    has = torch.tensor([float(p in sums) for p in params], device=params[0].device)
+    torch.distributed.all_reduce(has)
+    anywhere = [p for p, count in zip(params, has.tolist(), strict=True) if count]
+    averaged = {p: sums[p] if p in sums else torch.zeros_like(p) for p in anywhere}
+    groups: dict[tuple, list[Tensor]] = {}
+    for grad in averaged.values():
+        groups.setdefault((grad.device, grad.dtype), []).append(grad)
+    for grads in groups.values():  # one message a dtype and device
+        flat = _flatten_dense_tensors(grads)
+        torch.distributed.all_reduce(flat)
+        flat /= torch.distributed.get_world_size()
+        for grad, mean in zip(grads, _unflatten_dense_tensors(flat, grads), strict=True):
+            grad.copy_(mean)
+    return averaged
 
 
 def multiply_(tensors: Sequence[Tensor], factor: float | Tensor) -> None:

@@ -12,7 +12,6 @@ A new wrapper subclasses :class:`OptimizerWrapper` and overrides ``should_step``
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gqc.gradients import collect, count_nonfinite, total_norm
+from gqc.gradients import average_over_ranks, count_nonfinite, total_norm
 from gqc.wrappers.delegate import DelegatingOptimizer
 
 ACCUMULATE = ("grad", "buffer")
@@ -44,7 +43,14 @@ class OptimizerWrapper(DelegatingOptimizer):
             ``FloatingPointError``, or ``"ignore"`` (no check at all).
         grad_scaler: the ``torch.amp.GradScaler`` whose ``scale`` the losses go through.  The
             wrapper calls its ``unscale_``, ``step`` and ``update``, once a window.
+        reduce_at_step: the loop leaves gradients local to each rank (``DDP.no_sync()``), and the
+            wrapper averages them over the ranks once a step.  Only where the decision needs no
+            gradient.
         tunables: initial values of the subclass's tunables, > 0.
+
+    Under ``torch.distributed`` there is nothing else to configure: decisions are made from reduced
+    gradients (DDP) and reduced norms (FSDP2's ``DTensor``), hence alike on all ranks.
+
     Raises:
         TypeError: ``optimizer`` is not an ``Optimizer``, or is one that re-evaluates the loss.
         ValueError: an argument out of its range, or a tunable that the groups have already.
@@ -54,6 +60,8 @@ class OptimizerWrapper(DelegatingOptimizer):
     fewest_draws: ClassVar[int] = 1
     #: does the decision read the norm of each draw alone?
     needs_draw_norm: ClassVar[bool] = False
+    #: does the decision need the gradient (reduced over all ranks)?
+    needs_gradient: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -64,15 +72,16 @@ class OptimizerWrapper(DelegatingOptimizer):
         accumulate: str | None = None,
         nonfinite: str = "discard",
         grad_scaler: torch.amp.GradScaler | None = None,
+        reduce_at_step: bool = False,
         **tunables: float,
     ) -> None:
+        self.reduce_at_step = reduce_at_step
         self.min_draws = self.fewest_draws if min_draws is None else min_draws
         self.max_draws = max_draws
         self.nonfinite = nonfinite
         self.grad_scaler = grad_scaler
         self.grad_norm: float | None = None  #: norm of G_n, if this draw read it
         self.draw_norm: float | None = None  #: norm of g_n, if this draw read it
-        self._warned: list[str] = []
         self._check_arguments(accumulate, tunables)
         super().__init__(optimizer, "buffer" if self.needs_draw_norm else accumulate, tunables)
 
@@ -160,52 +169,12 @@ class OptimizerWrapper(DelegatingOptimizer):
         """Step with the draws there are (at the end of an epoch); False where there are none."""
         return self.num_draws > 0 and self._close(self._params(), forced=False)
 
-    def statistics(self) -> dict[str, Any]:
-        """All there is to log.
-
-        ``batches`` and ``num_draws`` count the microbatch in progress: read before ``step()``, they
-        are 1 at the start, and ``num_draws`` is n at the step that closes a window of n.
-
-        - ``batches``, ``steps``: microbatches (with the one in progress), optimizer steps.
-        - ``num_draws``, ``last_num_draws``: n of the open and of the last closed window.
-        - ``last_grad_norm``: norm of the last :math:`G_n` stepped with, None where it was not read.
-        - ``num_discarded``: microbatches thrown away for NaN or inf.
-        - ``num_forced``: steps taken only because n reached ``max_draws``.
-        - each tunable: the value that decides; with several groups also ``key/group_i``.
-        - ``lr``: of the first group; with several groups also ``lr/group_i``.
-        """
-        groups = self.param_groups
-        values: dict[str, Any] = {
-            **self._counts,
-            "batches": self._counts["batches"] + 1,
-            "num_draws": self.num_draws + 1,
-            "last_num_draws": self.last_num_draws,
-            "last_grad_norm": self.last_grad_norm,
-            **{name: self.tunable(name) for name in self.strictest},
-        }
-        if groups and "lr" in groups[0]:
-            values["lr"] = float(groups[0]["lr"])
-        if len(groups) > 1:
-            for i, group in enumerate(groups):
-                keys = [name for name in (*self.strictest, "lr") if name in group]
-                values.update({f"{name}/group_{i}": float(group[name]) for name in keys})
-        return values
-
-    def vital_statistics(self) -> dict[str, Any]:
-        """The short set for a progress bar: steps, last n, last norm, tunables."""
-        return {
-            "steps": self._counts["steps"],
-            "draws": self.last_num_draws,
-            "norm": self.last_grad_norm,
-            **{name: self.tunable(name) for name in self.strictest},
-        }
-
     def _draw(self, params: list[Tensor], metric: float | Tensor | None) -> bool:
         """Add ``.grad`` to the window; False where the draw was refused."""
         self.before_draw()
         window, norms = self._window, {}
         staged = window.stage(params)
-        if staged and (self.needs_draw_norm or self._is_checked()):
+        if staged and (self.needs_draw_norm or (self._is_checked() and not self.reduce_at_step)):
             norms["draw_norm"] = total_norm(staged)
         sums = window.merge(params)
         if not (sums if staged is None else staged):
@@ -230,8 +199,11 @@ class OptimizerWrapper(DelegatingOptimizer):
 
     def _close(self, params: list[Tensor], forced: bool) -> bool:
         """Hand :math:`G_n` to the wrapped optimizer."""
-        if self._window.is_unchecked and self.grad_norm is None and self._is_checked():
-            sums = collect(params)
+        if self.reduce_at_step:
+            averaged = average_over_ranks(params, self._window.sums(params))
+            self._window.replace(averaged)
+        if self._must_check():
+            sums = list(self._window.sums(params).values())
             self._read({"grad_norm": total_norm(sums)})
             if not self._accept(sums):
                 self._refuse(params, overflow=True)
@@ -280,7 +252,11 @@ class OptimizerWrapper(DelegatingOptimizer):
             self._raise_nonfinite(params)
         if overflow and self.grad_scaler is not None:
             self._back_off()
-        lost = self._window.refuse(params, self.num_draws)
+        if self.reduce_at_step:  # ranks agree on windows, not on draws
+            self._window.clear(params)
+            lost = self.num_draws
+        else:
+            lost = self._window.refuse(params, self.num_draws)
         self._counts["num_discarded"] += lost
         if overflow and self.grad_scaler is None:
             self._warn_once(
@@ -312,6 +288,11 @@ class OptimizerWrapper(DelegatingOptimizer):
         scaler.update()
         self._window.rescale(scaler.get_scale() / before)
 
+    def _must_check(self) -> bool:
+        """Is this the first look at the gradient to be stepped with?"""
+        first_look = self.grad_norm is None and self._window.is_unchecked
+        return self._is_checked() and (first_look or self.reduce_at_step)
+
     def _is_checked(self) -> bool:
         return self.nonfinite != "ignore" or self.grad_scaler is not None
 
@@ -319,19 +300,6 @@ class OptimizerWrapper(DelegatingOptimizer):
         self.num_draws = 0
         self.grad_norm = self.draw_norm = None
         self.on_close(stepped)
-
-    def _mark_called(self) -> None:
-        """Schedulers of the wrapped optimizers warn when stepped before them: a draw counts."""
-        inner: Any = self.optimizer
-        while inner is not None:
-            inner._opt_called = True
-            inner = getattr(inner, "optimizer", None)
-
-    def _warn_once(self, message: str) -> None:
-        kind = message[:12]
-        if kind not in self._warned:
-            self._warned.append(kind)
-            warnings.warn(message, stacklevel=4)
 
     def _check_arguments(self, accumulate: str | None, tunables: dict[str, float]) -> None:
         name = type(self).__name__
@@ -350,6 +318,11 @@ class OptimizerWrapper(DelegatingOptimizer):
             raise ValueError(f"nonfinite={self.nonfinite!r}: expected one of {NONFINITE}")
         if accumulate not in (None, *ACCUMULATE):
             raise ValueError(f"accumulate={accumulate!r}: expected one of {ACCUMULATE}, or None")
+        if self.reduce_at_step and self.needs_gradient:
+            raise ValueError(
+                f"reduce_at_step=True: {name} decides by the gradient of all ranks, which "
+                "no_sync() holds back; leave no_sync() out, or use SBC, Replay or MHT"
+            )
         if accumulate == "grad" and self.needs_draw_norm:
             raise ValueError(
                 f'accumulate="grad": {name} reads the norm of each draw, which needs "buffer"'

@@ -7,6 +7,7 @@ delegate all of them.  What a wrapper does at a step is :mod:`gqc.wrappers.base`
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -36,6 +37,7 @@ class DelegatingOptimizer(Optimizer):
         self.last_grad_norm: float | None = None
         self._counts = dict.fromkeys(COUNTERS, 0)
         self._accumulate = accumulate
+        self._warned: list[str] = []
         optimizer.defaults.update(tunables)  # so that the wrapped add_param_group fills them in
         for group in optimizer.param_groups:
             group.update({k: v for k, v in tunables.items() if k not in group})
@@ -102,6 +104,46 @@ class DelegatingOptimizer(Optimizer):
         if self.num_draws == 0:
             self._window = self._new_window()
 
+    def statistics(self) -> dict[str, Any]:
+        """All there is to log.
+
+        ``batches`` and ``num_draws`` count the microbatch in progress: read before ``step()``, they
+        are 1 at the start, and ``num_draws`` is n at the step that closes a window of n.
+
+        - ``batches``, ``steps``: microbatches (with the one in progress), optimizer steps.
+        - ``num_draws``, ``last_num_draws``: n of the open and of the last closed window.
+        - ``last_grad_norm``: norm of the last :math:`G_n` stepped with, None where it was not read.
+        - ``num_discarded``: microbatches thrown away for NaN or inf.
+        - ``num_forced``: steps taken only because n reached ``max_draws``.
+        - each tunable: the value that decides; with several groups also ``key/group_i``.
+        - ``lr``: of the first group; with several groups also ``lr/group_i``.
+        """
+        groups = self.param_groups
+        values: dict[str, Any] = {
+            **self._counts,
+            "batches": self._counts["batches"] + 1,
+            "num_draws": self.num_draws + 1,
+            "last_num_draws": self.last_num_draws,
+            "last_grad_norm": self.last_grad_norm,
+            **{name: self.tunable(name) for name in self.strictest},
+        }
+        if groups and "lr" in groups[0]:
+            values["lr"] = float(groups[0]["lr"])
+        if len(groups) > 1:
+            for i, group in enumerate(groups):
+                keys = [name for name in (*self.strictest, "lr") if name in group]
+                values.update({f"{name}/group_{i}": float(group[name]) for name in keys})
+        return values
+
+    def vital_statistics(self) -> dict[str, Any]:
+        """The short set for a progress bar: steps, last n, last norm, tunables."""
+        return {
+            "steps": self._counts["steps"],
+            "draws": self.last_num_draws,
+            "norm": self.last_grad_norm,
+            **{name: self.tunable(name) for name in self.strictest},
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's ``state_dict`` and ``"wrappers"``: counters, pending gradient.
 
@@ -159,6 +201,19 @@ class DelegatingOptimizer(Optimizer):
         if kind is None:
             kind = "buffer" if any(p.dtype in HALF for p in self._params()) else "grad"
         return BufferWindow() if kind == "buffer" else GradWindow()
+
+    def _mark_called(self) -> None:
+        """Schedulers of the wrapped optimizers warn when stepped before them: a draw counts."""
+        inner: Any = self.optimizer
+        while inner is not None:
+            inner._opt_called = True
+            inner = getattr(inner, "optimizer", None)
+
+    def _warn_once(self, message: str) -> None:
+        kind = message[:12]
+        if kind not in self._warned:
+            self._warned.append(kind)
+            warnings.warn(message, stacklevel=4)
 
     def _own_state(self) -> dict[str, Any]:
         return {

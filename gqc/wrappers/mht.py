@@ -45,6 +45,7 @@ class OptimizerWrapperMHT(OptimizerWrapper):
 
     strictest = {"confidence": max, "error_tolerance": min}
     fewest_draws = 2
+    needs_gradient = False
 
     def __init__(
         self,

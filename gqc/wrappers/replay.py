@@ -25,6 +25,8 @@ class OptimizerWrapperReplay(OptimizerWrapper):
         IndexError: a draw past the end of the list, unless ``repeat_last``; the draw is not taken.
     """
 
+    needs_gradient = False
+
     def __init__(
         self, optimizer: Optimizer, draws: Sequence[int], repeat_last: bool = False, **options: Any
     ) -> None:

@@ -29,6 +29,7 @@ class OptimizerWrapperSBC(OptimizerWrapper):
     """
 
     strictest = {"logical_batch_size": max}
+    needs_gradient = False
 
     def __init__(
         self,

@@ -46,7 +46,17 @@ class GradWindow:
         return None
 
     def merge(self, params: list[Tensor]) -> list[Tensor]:
+        """The sum is there already."""
         return collect(params)
+
+    def sums(self, params: list[Tensor]) -> dict[Tensor, Tensor]:
+        """:math:`A_n` by parameter, for those that have one."""
+        return {p: p.grad for p in params if p.grad is not None}
+
+    def replace(self, sums: dict[Tensor, Tensor]) -> None:
+        """Take ``sums`` for :math:`A_n`."""
+        for param, total in sums.items():
+            param.grad = total
 
     def commit(self, params: list[Tensor]) -> None:
         for param in params:
@@ -115,6 +125,14 @@ class BufferWindow:
             *self._staged.values(),
             *(s for p, s in self._sums.items() if p not in self._staged),
         ]
+
+    def sums(self, params: list[Tensor]) -> dict[Tensor, Tensor]:
+        """:math:`A_n` by parameter, for those that have one."""
+        return self._sums
+
+    def replace(self, sums: dict[Tensor, Tensor]) -> None:
+        """Take ``sums`` for :math:`A_n`."""
+        self._sums = dict(sums)
 
     def commit(self, params: list[Tensor]) -> None:
         self._sums.update(self._staged)

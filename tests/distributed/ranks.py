@@ -1,0 +1,218 @@
+"""Runs on every rank under ``torchrun``: each check compares the ranks with one process.
+
+Rank r of W sees rows r::W of every microbatch; the reference sees all rows at once, so its gradient
+is the average of the ranks' (equal shares).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import sys
+import warnings
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+import gqc
+
+MAKERS = {
+    "gnts": lambda opt, **kw: gqc.OptimizerWrapperGNTS(opt, 1.5, max_draws=6, **kw),
+    "gns": lambda opt, **kw: gqc.OptimizerWrapperGNS(opt, 0.5, max_draws=6, **kw),
+    "normtest": lambda opt, **kw: gqc.OptimizerWrapperNormTest(opt, 0.8, max_draws=6, **kw),
+    "mht": lambda opt, **kw: gqc.OptimizerWrapperMHT(opt, 0.9, 0.2, max_draws=6, **kw),
+    "sbc": lambda opt, **kw: gqc.OptimizerWrapperSBC(opt, 8, 24, **kw),
+    "gnr": lambda opt, **kw: gqc.OptimizerWrapperGNR(opt, 1.0, **kw),
+    "gnr_independent": lambda opt, **kw: gqc.OptimizerWrapperGNR(opt, 1.0, "independent", **kw),
+    "replay": lambda opt, **kw: gqc.OptimizerWrapperReplay(opt, [1, 3, 2] * 20, **kw),
+}
+
+
+def model() -> nn.Sequential:
+    generator = torch.Generator().manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(0.5 * torch.randn(p.shape, generator=generator))
+    return net
+
+
+def batches(num: int = 40) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    data = []
+    for _ in range(num):
+        x = torch.randn(8, 6, generator=generator)
+        data.append((x, x.sum(1, keepdim=True) + torch.randn(8, 1, generator=generator)))
+    return data
+
+
+def adamw(net: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(net.parameters(), lr=0.01)
+
+
+def loss_of(net, x, y, rank: int | None = None):
+    if rank is not None:
+        x, y = x[rank :: dist.get_world_size()], y[rank :: dist.get_world_size()]
+    return (net(x) - y).square().mean()
+
+
+def train(net, wrapper, data, rank=None, after_backward=lambda: None) -> list[bool]:
+    stepped = []
+    for x, y in data:
+        loss = loss_of(net, x, y, rank)
+        loss.backward()
+        after_backward()
+        stepped.append(wrapper.step(metric=loss.detach()))
+    return stepped
+
+
+def full(net: nn.Module) -> list[torch.Tensor]:
+    return [getattr(p, "full_tensor", lambda p=p: p)().detach() for p in net.parameters()]
+
+
+def agree(name: str, decisions: list[bool], net, reference: list[bool], expected) -> None:
+    """Same decisions on all ranks and as one process; parameters to float32 rounding."""
+    seen: list = [None] * dist.get_world_size()
+    dist.all_gather_object(seen, decisions)
+    assert all(d == seen[0] for d in seen), f"{name}: ranks disagree"
+    assert decisions == reference, f"{name}: {decisions} != {reference}"
+    assert sum(decisions) >= 3, name
+    for a, b in zip(full(net), full(expected), strict=True):
+        # Reduction orders differ by rounding; Adam's division makes that up to about lr * 1e-3.
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4, msg=lambda m: f"{name}: {m}")
+
+
+def reference_run(make):
+    net = model()
+    return train(net, make(adamw(net)), batches()), net
+
+
+def check_ddp(rank: int) -> None:
+    for name, make in MAKERS.items():
+        net = DDP(model())
+        decisions = train(net, make(adamw(net)), batches(), rank)
+        agree(f"ddp {name}", decisions, net, *reference_run(make))
+
+
+def sharded() -> nn.Sequential:
+    net = model()
+    for layer in (net[0], net[2], net[4]):
+        fully_shard(layer)
+    fully_shard(net)
+    return net
+
+
+def check_fsdp2(rank: int) -> None:
+    for accumulate in ("grad", "buffer"):
+        for name, make in MAKERS.items():
+            own_buffer = name in ("gns", "normtest")
+            options = {} if own_buffer else {"accumulate": accumulate}
+            net = sharded()
+            decisions = train(net, make(adamw(net), **options), batches(), rank)
+            agree(f"fsdp2 {name} {accumulate}", decisions, net, *reference_run(make))
+
+
+def check_mixed(rank: int) -> None:
+    """Some parameters sharded, some replicated, in one optimizer."""
+    for name, make in MAKERS.items():
+        net = model()
+        fully_shard(net[2])
+        replicated = [*net[0].parameters(), *net[4].parameters()]
+
+        def reduce(replicated=replicated) -> None:
+            for p in replicated:
+                dist.all_reduce(p.grad)
+                p.grad /= dist.get_world_size()
+
+        options = {} if name in ("gns", "normtest") else {"accumulate": "buffer"}
+        decisions = train(net, make(adamw(net), **options), batches(), rank, reduce)
+        agree(f"mixed {name}", decisions, net, *reference_run(make))
+
+
+def check_no_sync(rank: int) -> None:
+    """Communicate once a step; one parameter has a gradient on rank 0 only."""
+    for accumulate in ("grad", "buffer"):
+        for name in ("sbc", "replay", "mht"):
+            make = MAKERS[name]
+            net = DDP(model())
+            wrapper = make(adamw(net), reduce_at_step=True, accumulate=accumulate)
+            with net.no_sync():
+                decisions = train(net, wrapper, batches(), rank)
+            agree(f"no_sync {name} {accumulate}", decisions, net, *reference_run(make))
+        uneven = [torch.ones(3, requires_grad=True) for _ in range(3)]
+        wrapper = gqc.OptimizerWrapperSBC(
+            torch.optim.SGD(uneven, lr=1.0), 1, 2, reduce_at_step=True, accumulate=accumulate
+        )
+        for _ in range(2):
+            loss = uneven[0].sum() + (4 * uneven[1].sum() if rank == 0 else 0.0)
+            loss.backward()
+            wrapper.step()
+        assert torch.equal(uneven[0].detach(), torch.zeros(3))
+        assert torch.equal(uneven[1].detach(), torch.full((3,), 1 - 4 / dist.get_world_size()))
+        assert uneven[2].grad is None
+    for name in ("gnts", "gns", "normtest", "gnr"):
+        with pytest.raises(ValueError, match="no_sync"):
+            MAKERS[name](adamw(model()), reduce_at_step=True)
+
+
+def check_nan_on_one_rank(rank: int) -> None:
+    for kind in ("ddp", "fsdp2", "no_sync"):
+        net = sharded() if kind == "fsdp2" else DDP(model())
+        options = {"reduce_at_step": True} if kind == "no_sync" else {}
+        wrapper = gqc.OptimizerWrapperSBC(adamw(net), 8, 16, **options)
+        data = batches(6)
+        if rank == 1:
+            data[2] = (data[2][0] * math.nan, data[2][1])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if kind == "no_sync":
+                with net.no_sync():
+                    decisions = train(net, wrapper, data, rank)
+            else:
+                decisions = train(net, wrapper, data, rank)
+        assert decisions == [False, True, False, False, False, True], (kind, decisions)
+        assert wrapper.statistics()["num_discarded"] == 2, kind
+        assert all(p.isfinite().all() for p in full(net)), kind
+
+
+def check_resume_of_shards(rank: int) -> None:
+    """FSDP2, cut in mid-window, through a file of this rank's shards."""
+    for accumulate in ("grad", "buffer"):
+        make, data = MAKERS["sbc"], batches()
+        whole = sharded()
+        train(whole, make(adamw(whole), accumulate=accumulate), data, rank)
+        first = sharded()
+        wrapper = make(adamw(first), accumulate=accumulate)
+        train(first, wrapper, data[:16], rank)
+        assert wrapper.num_draws == 1
+        own = wrapper.state_dict()["wrappers"]
+        file = io.BytesIO()
+        torch.save(own, file)
+        file.seek(0)
+        saved = {**wrapper.state_dict(), "wrappers": torch.load(file, weights_only=True)}
+        wrapper.discard()
+        wrapper.load_state_dict(saved)
+        assert wrapper.num_draws == 1
+        train(first, wrapper, data[16:], rank)
+        for a, b in zip(full(first), full(whole), strict=True):
+            assert torch.equal(a, b)
+
+
+def main() -> None:
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    torch.set_num_threads(1)
+    for name in sys.argv[1:]:
+        globals()[name](rank)
+        if rank == 0:
+            print(f"{name} ok", flush=True)
+    dist.barrier()  # a rank that leaves early breaks the other's connection
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
