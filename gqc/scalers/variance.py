@@ -278,7 +278,7 @@ class Sketch(DebiasedEstimator):
         self._sketch = SignSketch(numels, devices, size, seed)
         sizes = torch.tensor(self._sketch.sizes)
         device = self.count.device
-        self._mean = torch.zeros(int(sizes.sum()), device=device)
+        self._mean = torch.zeros(sum(self._sketch.sizes), device=device)
         self._sizes = sizes.to(device)
         self._owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(device)
 

@@ -1,0 +1,357 @@
+"""What each estimator of the variance measures: the truth table, and every promise of it.
+
+Each property is shown to hold for the right estimators and to fail on a published one, so that no
+test here would pass whatever the estimator did.
+"""
+
+import itertools
+import statistics
+
+import pytest
+import torch
+from vgs_reference import (
+    PublishedReference,
+    debiased_ratio,
+    feed,
+    heterogeneous_constant,
+    iid_noise,
+    measure,
+    normal,
+    percentile,
+    sketch_values,
+    uniform_noise,
+)
+
+from gqc.scalers import VarianceGradientScaler, sketch
+from gqc.scalers.variance import Sketch
+
+RIGHT = ["elementwise", "sketch"]
+PUBLISHED = ["spatial", "tensor_spatial", "tensor_mean", "mean_square"]
+SHAPES = ((7, 5), (300,), (1,), (2, 3, 4))
+
+
+def make(estimator, shapes=SHAPES, **options):
+    params = [torch.zeros(shape, requires_grad=True) for shape in shapes]
+    options = {"alpha": 0.0, "variance_cap": None, "warmup_steps": 0, **options}
+    return params, VarianceGradientScaler(params, estimator=estimator, **options)
+
+
+def noisy_steps(num, offset=0.0):
+    means = [offset + normal(*shape, seed=100 + i) for i, shape in enumerate(SHAPES)]
+    seeds = itertools.count()
+    return [[m + normal(*m.shape, seed=next(seeds)) for m in means] for _ in range(num)]
+
+
+# --- against slow references ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", PUBLISHED)
+@pytest.mark.parametrize("num", [1, 2, 30])
+def test_published_estimators_equal_their_formulas(estimator, num):
+    """In float32, whose roundings are 6e-8 of each of the terms."""
+    params, scaler = make(estimator)
+    reference = PublishedReference(estimator)
+    for grads in noisy_steps(num, offset=2.0):
+        feed(scaler, params, [grads])
+        reference.update(grads)
+    expected = reference.variances() * (len(SHAPES) if estimator == "spatial" else 1)
+    got, unresolved, _ = scaler._estimator.ratios(None)
+    assert not unresolved.any()
+    assert got.tolist() == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert scaler.get_normalized_variance() == pytest.approx(percentile(got.tolist(), 0.9), 1e-6)
+
+
+@pytest.mark.parametrize("num", [1, 2, 3, 60])
+def test_elementwise_equals_explicit_weights(num):
+    params, scaler = make("elementwise", beta=0.95)
+    steps = noisy_steps(num)
+    feed(scaler, params, steps)
+    got = scaler._estimator.ratios(None)[0].tolist()
+    expected = [debiased_ratio([grads[i] for grads in steps], 0.95) for i in range(len(SHAPES))]
+    assert got == pytest.approx(expected, rel=1e-4)  # sums of float32 squares; mu^2 cancels a bit
+
+
+@pytest.mark.parametrize("num", [1, 2, 60])
+def test_sketch_is_elementwise_on_the_sketch(num):
+    params, scaler = make("sketch", beta=0.95, sketch_seed=7)
+    steps = noisy_steps(num)
+    feed(scaler, params, steps)
+    tiles = sketch._tiles(64, 7, torch.device("cpu"))
+    sketched = [[sketch_values(g, tiles) for g in grads] for grads in steps]
+    got = scaler._estimator.ratios(None)[0].tolist()
+    expected = [debiased_ratio([grads[i] for grads in sketched], 0.95) for i in range(len(SHAPES))]
+    assert got == pytest.approx(expected, rel=1e-4)
+
+
+# --- the truth table -----------------------------------------------------------------------------
+
+
+def run_seven(estimator):
+    """V of seven streams of shared noise without a mean, and how many are unresolved."""
+    streams = [uniform_noise(126, seed=s) for s in range(7)]
+    params, scaler = make(estimator, [(126,)] * 7)
+    feed(scaler, params, ([stream(t) for stream in streams] for t in range(600)))
+    ratios, unresolved, _ = scaler._estimator.ratios(None)
+    return statistics.median(ratios.tolist()), unresolved.sum().item()
+
+
+@pytest.mark.parametrize("estimator", RIGHT)
+def test_shared_noise_without_a_mean_is_unresolved(estimator):
+    """One number in effect, whose mean of 199 values is 0 give or take: unresolved unless that
+    exceeds its error, which happens to a third of the streams."""
+    median, unresolved = run_seven(estimator)
+    assert unresolved >= 4
+    assert median == pytest.approx(199, rel=0.01)  # 1/kappa: the upper end
+
+
+def test_published_estimators_on_shared_noise():
+    assert run_seven("tensor_spatial")[0] < 1e-9  # blind to it
+    assert run_seven("tensor_mean")[0] > 100
+    assert run_seven("mean_square")[0] == pytest.approx(run_seven("tensor_mean")[0], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "expected"),
+    [
+        ("elementwise", 0),
+        ("sketch", 0),
+        ("tensor_mean", 0),
+        ("tensor_spatial", 5),
+        ("mean_square", 5),
+    ],
+)
+def test_constant_gradients_of_different_elements(estimator, expected):
+    """Elements that differ are not noise.  float32 averages: 1500 roundings of 6e-8 at most."""
+    variance, unresolved = measure(heterogeneous_constant(4092), 1500, estimator=estimator)
+    assert unresolved == 0
+    assert variance == pytest.approx(expected, rel=1e-4, abs=5e-6 if estimator in RIGHT else 1e-4)
+
+
+@pytest.mark.parametrize("ratio", [0.1, 1, 10, 100])
+def test_elementwise_finds_the_ratio_of_independent_noise(ratio):
+    """Five streams at once, as five tensors."""
+    streams = [iid_noise(4096, ratio, seed) for seed in range(5)]
+    params, scaler = make("elementwise", [(4096,)] * 5)
+    feed(scaler, params, ([stream(t) for stream in streams] for t in range(800)))
+    values = scaler._estimator.ratios(None)[0].tolist()
+    assert statistics.mean(values) == pytest.approx(ratio, rel=0.05)
+
+
+@pytest.mark.parametrize("numel", [4096, pytest.param(1 << 20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ratio", [0.1, 1, 10])
+def test_sketch_finds_the_ratio_in_the_median_over_signs(ratio, numel):
+    sketches = [Sketch([torch.zeros(numel)], 0.99, seed=seed) for seed in range(20)]
+    stream = iid_noise(numel, ratio)
+    for t in range(400 if numel == 4096 else 150):
+        gradient = [stream(t)]
+        for one in sketches:
+            one.update(gradient)
+    values = [one.ratios(None)[0].item() for one in sketches]
+    assert statistics.median(values) == pytest.approx(ratio, rel=0.15)
+    # relative error of the denominator sqrt(2/k), and some from the noise left in it
+    assert statistics.stdev(values) < 2.5 * ratio * (2 / len(sketches[0]._mean)) ** 0.5
+
+
+@pytest.mark.parametrize(("estimator", "least"), [("tensor_spatial", 1.5), ("mean_square", 100)])
+@pytest.mark.parametrize("ratio", [0.1, 1])
+def test_published_estimators_do_not_find_it(estimator, least, ratio):
+    """var/mean|g|^2 of a Gaussian is pi/2 = 1.57 whatever the noise."""
+    variance, _ = measure(iid_noise(4096, ratio), 800, estimator=estimator)
+    assert variance > least
+
+
+@pytest.mark.parametrize("numel", [4096, 64 * 8191])
+@pytest.mark.parametrize("estimator", RIGHT)
+def test_shared_noise_about_a_mean(estimator, numel):
+    """Mean 1, deviation 0.5: truth 0.25.  400 updates of beta 0.99 hold 1/kappa = 200 values: the
+    variance of one shared number has a relative error of sqrt(2/200) = 10%; three of them.
+    All elements agree, so the sketch is exact too; float32 sums of 5e5 squares: 1e-3."""
+    stream = uniform_noise(numel, mean=1.0, deviation=0.5, seed=1)
+    num = 400 if numel == 4096 else 150
+    variance, _ = measure(stream, num, estimator=estimator)
+    truth = debiased_ratio([stream(t)[:1] for t in range(num)], 0.99)
+    assert variance == pytest.approx(truth, rel=1e-3)
+    assert variance == pytest.approx(0.25, rel=0.3)
+
+
+# --- numerics ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", RIGHT)
+@pytest.mark.parametrize("value", [1e3, 0.1, 1e-6])
+def test_a_constant_gradient_has_no_variance(estimator, value):
+    gradient = value * (1 + 0.1 * normal(640, seed=1))
+    variance, _ = measure(lambda t: gradient.clone(), 300, estimator=estimator)
+    assert variance < 1e-12
+
+
+def test_a_constant_gradient_had_float_noise_as_published():
+    constants = 1e3 * (2 + normal(50, seed=1))
+    params, scaler = make("tensor_mean", [(1,)] * 50)
+    feed(scaler, params, ([*constants.split(1)] for _ in range(300)))
+    assert 1e-6 < scaler._estimator.ratios(None)[0].max() < 1e-3
+    params, scaler = make("elementwise", [(1,)] * 50)
+    feed(scaler, params, ([*constants.split(1)] for _ in range(300)))
+    assert scaler._estimator.ratios(None)[0].max() == 0
+
+
+@pytest.mark.parametrize("estimator", RIGHT)
+def test_small_variance_of_a_large_mean(estimator):
+    """Deviation 1e-4 of the mean: V = 1e-8, a hundredth of what float32 s - m^2 could see."""
+    stream = [1e3 + 0.1 * normal(640, seed=t) for t in range(300)]
+    variance, _ = measure(lambda t: stream[t].clone(), 300, estimator=estimator)
+    if estimator == "elementwise":
+        assert variance == pytest.approx(debiased_ratio(stream, 0.99), rel=1e-2)
+    assert 0.4e-8 < variance < 2.5e-8  # the sketch of 64 numbers: three of its errors of 18%
+
+
+@pytest.mark.parametrize("estimator", RIGHT)
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1e6])
+def test_scale_of_the_gradient_does_not_matter(estimator, scale):
+    plain, _ = measure(iid_noise(640, 1.0), 300, estimator=estimator)
+    stream = iid_noise(640, 1.0)
+    scaled, _ = measure(lambda t: scale * stream(t), 300, estimator=estimator)
+    assert scaled == pytest.approx(plain, rel=1e-4)
+
+
+def test_the_published_epsilon_breaks_at_small_gradients():
+    stream = uniform_noise(64, mean=1.0, deviation=1.0)
+    plain, _ = measure(stream, 300, estimator="tensor_mean")
+    scaled, _ = measure(lambda t: 1e-5 * stream(t), 300, estimator="tensor_mean")
+    assert scaled < 0.05 * plain
+
+
+@pytest.mark.parametrize("estimator", RIGHT)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_statistics_are_float32_whatever_the_gradient(estimator, dtype):
+    """A bf16 average would stop moving: its share of 0.01 of a small change rounds to nothing."""
+    steps = [[(1 + 0.05 * normal(640, seed=t)).to(dtype)] for t in range(200)]
+    params, scaler = make(estimator, [(640,)])
+    params = [params[0].detach().to(dtype).requires_grad_()]
+    scaler.update_parameters(params)
+    feed(scaler, params, steps)
+    twins, twin = make(estimator, [(640,)])
+    feed(twin, twins, [[g.float() for g in grads] for grads in steps])
+    assert scaler.get_normalized_variance() == pytest.approx(twin.get_normalized_variance(), 1e-5)
+    for tensor in scaler.state_dict()["statistics"]["means"]:
+        assert tensor.dtype == torch.float32
+
+
+def test_complex_gradients_count_both_parts():
+    param = torch.zeros(50, dtype=torch.complex64, requires_grad=True)
+    scaler = VarianceGradientScaler([param], estimator="elementwise", variance_cap=None)
+    steps = [
+        torch.complex(1 + normal(50, seed=2 * t), normal(50, seed=2 * t + 1)) for t in range(9)
+    ]
+    feed(scaler, [param], [[z] for z in steps])
+    expected = debiased_ratio([torch.view_as_real(z) for z in steps], 0.99)
+    assert scaler.get_normalized_variance() == pytest.approx(expected, rel=1e-4)
+
+
+# --- what the published suites promised ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", ["elementwise", "sketch", "tensor_mean"])
+def test_each_tensor_is_tracked_by_itself(estimator):
+    """One noisy tensor among four: one V is high; the published spatial one saw a single number."""
+    params, scaler = make(estimator, [(40,)] * 4)
+    ones = [torch.ones(40)] * 3
+    feed(scaler, params, ([*ones, 1 + 3 * normal(1, seed=t).expand(40)] for t in range(200)))
+    ratios = scaler._estimator.ratios(None)[0]
+    assert (ratios[:3] < 1e-4).all()
+    assert ratios[3] > 3
+
+
+def test_the_first_published_estimator_tracks_no_tensor_by_itself():
+    params, scaler = make("spatial", [(40,)] * 4)
+    ones = [torch.ones(40)] * 3
+    feed(scaler, params, ([*ones, 1 + 3 * normal(1, seed=t).expand(40)] for t in range(200)))
+    ratios = scaler._estimator.ratios(None)[0]
+    assert (ratios == ratios[0]).all()
+
+
+@pytest.mark.parametrize("estimator", ["tensor_mean", "elementwise", "sketch"])
+def test_uniform_noise_is_more_than_zero(estimator):
+    """The published test of the "critical bug": a uniform gradient times noise randn * 2."""
+    variance, _ = measure(uniform_noise(100, deviation=2.0), 30, estimator=estimator)
+    assert variance > 1
+
+
+def test_uniform_noise_was_exactly_zero_in_version_2():
+    variance, _ = measure(uniform_noise(100, deviation=2.0), 30, estimator="tensor_spatial")
+    assert f"{variance:.6f}" == "0.000000"
+
+
+@pytest.mark.parametrize("estimator", RIGHT)
+def test_more_noise_is_more_variance(estimator):
+    values = [measure(iid_noise(640, r), 300, estimator=estimator)[0] for r in (0.1, 0.3, 1, 3, 10)]
+    assert values == sorted(values)
+    assert values[-1] > 30 * values[0]
+
+
+def test_more_noise_was_not_more_variance_in_version_2():
+    values = [measure(iid_noise(640, r), 300, estimator="tensor_spatial")[0] for r in (0.1, 1, 10)]
+    assert max(values) < 1.1 * min(values)
+
+
+def test_moments_converge_to_those_of_the_stream():
+    """Mean 2 and deviation 0.5 in each of 100 elements, beta 0.9: the mean over elements of m has
+    the error 0.5 sqrt(kappa/100) = 0.011, that of the variance 0.25 sqrt(2 kappa/100) = 0.008."""
+    params, scaler = make("elementwise", [(100,)], beta=0.9)
+    feed(scaler, params, ([2 + 0.5 * normal(100, seed=t)] for t in range(200)))
+    estimator = scaler._estimator
+    assert estimator.means[0].mean().item() == pytest.approx(2.0, abs=4 * 0.0115)
+    kappa = 0.1 / 1.9
+    variance = estimator.spread.item() / 100 / (1 - kappa)
+    assert variance == pytest.approx(0.25, abs=4 * 0.0081)
+
+
+def test_biased_moments_would_saturate():
+    """Without the debiasing no stream scores above (1 + beta)/(1 - beta) = 199: here 100 is 66."""
+    source = iid_noise(4096, 100.0)
+    stream = [source(t) for t in range(800)]
+    w = [0.99 ** (799 - t) for t in range(800)]
+    m = sum(a * g for a, g in zip(w, stream, strict=True)) / sum(w)
+    s = sum(a * g**2 for a, g in zip(w, stream, strict=True)) / sum(w)
+    biased = ((s - m**2).sum() / (m**2).sum()).item()
+    assert biased == pytest.approx(100 / (1 + 100 / 199), rel=0.1)
+    assert debiased_ratio(stream, 0.99) == pytest.approx(100, rel=0.1)
+
+
+@pytest.mark.parametrize("estimator", [*RIGHT, *PUBLISHED])
+def test_zero_gradients_have_no_variance(estimator):
+    variance, unresolved = measure(lambda t: torch.zeros(10), 20, estimator=estimator)
+    assert (variance, unresolved) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("estimator", [*RIGHT, *PUBLISHED])
+def test_one_parameter_of_one_element(estimator):
+    """V of a stream 1 + noise is its noise; a spread over elements does not exist."""
+    stream = uniform_noise(1, mean=1.0, deviation=0.5, seed=1)
+    variance, _ = measure(stream, 300, estimator=estimator)
+    truth = debiased_ratio([stream(t) for t in range(300)], 0.99)
+    expected = 0.0 if estimator in ("spatial", "tensor_spatial") else truth
+    assert variance == pytest.approx(expected, rel=0.02)  # published: without the debiasing
+
+
+def test_memory_is_as_stated():
+    numel = 64 * 8191 * 3 + 5
+    params, scaler = make("sketch", [(numel,), (100,), (3,)])
+    feed(scaler, params, [[torch.ones(numel), torch.ones(100), torch.ones(3)]])
+    for mean, n in zip(scaler._estimator._lists()["means"], (numel, 100, 3), strict=True):
+        assert mean.numel() <= 64 + n // 8191 + 64  # a bucket of each element below 128 elements
+        assert mean.numel() <= 2 * (64 + n / 8191)
+    params, scaler = make("elementwise", [(numel,), (3,)])
+    feed(scaler, params, [[torch.ones(numel), torch.ones(3)]])
+    assert sum(t.numel() for t in _tensors(scaler._estimator)) < 1.01 * (numel + 3)
+    params, scaler = make("elementwise", [(numel,), (3,)], granularity="element")
+    feed(scaler, params, [[torch.ones(numel), torch.ones(3)]])
+    assert sum(t.numel() for t in _tensors(scaler._estimator)) < 2.01 * (numel + 3)
+
+
+def _tensors(estimator):
+    for value in vars(estimator).values():
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list):
+            yield from (v for v in value if isinstance(v, torch.Tensor))
