@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
@@ -24,6 +23,7 @@ class Listener(Protocol):
     """Who shows the progress."""
 
     def note(self, text: str) -> None: ...
+    def kept(self, count: int) -> None: ...
     def started(self, run: Run) -> None: ...
     def moved(self, run: Run, cell: int, text: str) -> None: ...
     def ended(self, run: Run, outcome: dict[str, Any]) -> None: ...
@@ -71,7 +71,7 @@ def execute_batch(
     retry: int = 1,
     is_fail_fast: bool = False,
     is_warm: bool = True,
-    log: Path | None = None,
+    worker: Worker | None = None,
 ) -> Outcomes:
     """Execute what is not finished; a run that fails does not stop the others.
 
@@ -83,22 +83,23 @@ def execute_batch(
             fails is not.
         is_fail_fast: stop as soon as a run has failed.
         is_warm: fork kernels from a process with torch loaded, where the system can.
-        log: file for messages of worker processes.
+        worker: one to use and to leave running; None: one of its own.
     """
     finished = set_corrupt_aside(batch, store, listener.note)
     outcomes = Outcomes({run.id: "waiting" for run in batch.runs})
     outcomes.statuses |= dict.fromkeys(finished, "kept")
+    listener.kept(len(finished))
     todo = [run for run in batch.runs if run.id not in finished]
     if not todo:
         return outcomes
-    threads = batch.threads or max(1, num_cores() // jobs)
-    worker = Worker(threads, log)
-    loop = _Loop(batch, store, listener, outcomes, worker, jobs, retry, is_fail_fast, is_warm)
+    own = worker or Worker(batch.threads or max(1, num_cores() // jobs))
+    loop = _Loop(batch, store, listener, outcomes, own, jobs, retry, is_fail_fast, is_warm)
     try:
         with _interrupts(loop.press):
             loop.run(todo)
     finally:
-        worker.close()
+        if worker is None:
+            own.close()
     return outcomes
 
 

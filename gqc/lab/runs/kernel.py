@@ -129,10 +129,8 @@ def _be_kernel(order: dict[str, Any]) -> None:
 
     from ipykernel.kernelapp import IPKernelApp
 
-    connection_file = order["argv"][order["argv"].index("-f") + 1]
-    IPKernelApp.launch_instance(
-        argv=["-f", connection_file, f"--IPKernelApp.parent_handle={os.getppid()}"]
-    )
+    options = order["argv"][order["argv"].index("-f") :]
+    IPKernelApp.launch_instance(argv=[*options, f"--IPKernelApp.parent_handle={os.getppid()}"])
 
 
 class _ForkedProvisioner(LocalProvisioner):

@@ -52,7 +52,10 @@ def execute(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
             return {"status": "busy"}
         if job["id"] in store.finished():
             return {"status": "finished", "was_there": True}
-        return _Execution(job, store, emit).outcome()
+        try:
+            return _Execution(job, store, emit).outcome()
+        except OSError as error:  # a full disk, most often; trying again would not help
+            return {"status": "failed", "error": f"could not store the run: {_one_line(error)}"}
 
 
 class _Execution:
@@ -65,13 +68,11 @@ class _Execution:
         self.stop_reason: str | None = None
         self.last_shown = 0.0
         self.cell = 0
+        self.attempts = 1
 
     def outcome(self) -> dict[str, Any]:
         started = time.time()
-        try:
-            self._prepare(started)
-        except OSError as error:
-            return {"status": "failed", "error": f"could not store the run: {_one_line(error)}"}
+        self._prepare(started)
         if self.job["is_warm"] and CAN_FORK:
             self.child = fork_kernel(self.folder / "kernel.log")
         signal.signal(signal.SIGUSR1, lambda *_: self._stop("interrupted"))
@@ -88,6 +89,8 @@ class _Execution:
             return {"status": self.stop_reason or "lost", "error": f"the kernel died: {error}"}
         except KeyboardInterrupt:
             return {"status": "interrupted"}
+        except OSError:
+            raise
         except Exception as error:
             (self.folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
             return {"status": "lost", "error": _one_line(error)}
@@ -95,10 +98,7 @@ class _Execution:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
             if self.child is not None:
                 self.child.kill()
-        try:
-            self._publish(started)
-        except (OSError, ValueError, TypeError) as error:
-            return {"status": "failed", "error": f"could not store the run: {_one_line(error)}"}
+        self._publish(started)
         return {"status": "finished", "seconds": time.time() - started}
 
     def _prepare(self, started: float) -> None:
@@ -109,7 +109,14 @@ class _Execution:
         notebook = nbformat.reads(self.job["text"], as_version=4)
         notebook.metadata.pop("widgets", None)  # stale widget state can weigh megabytes
         nbformat.write(notebook, self.folder / NOTEBOOK)
-        record = {"id": self.job["id"], "status": "running", "started": started, "pid": os.getpid()}
+        self.attempts = 1 + _attempts(self.folder / RECORD)
+        record = {
+            "id": self.job["id"],
+            "status": "running",
+            "started": started,
+            "attempts": self.attempts,
+            "pid": os.getpid(),
+        }
         write_json(self.folder / RECORD, record)
 
     def _execute(self) -> None:
@@ -209,7 +216,8 @@ class _Execution:
             "inputs": self.job["inputs"],
             "environment": self.job["environment"],
             "started": started,
-            "seconds": time.time() - started,
+            "seconds": time.time() - started,  # of the last attempt
+            "attempts": self.attempts,
         }
         self.store.publish(self.job["id"], record)
         self.store.forget_failure(self.job["id"])
@@ -220,6 +228,14 @@ class _Execution:
         about = notebook["metadata"]["papermill"]
         about["input_path"], about["output_path"] = self.job["notebook"], NOTEBOOK
         path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _attempts(record: Path) -> int:
+    """How often an interrupted run was started."""
+    try:
+        return int(json.loads(record.read_text(encoding="utf-8"))["attempts"])
+    except (OSError, ValueError, KeyError):
+        return 0
 
 
 def _without_colours(text: str) -> str:

@@ -22,6 +22,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import nbformat
+
 from gqc.lab.runs.fingerprint import environment
 from gqc.lab.runs.kernel import die_with_parent
 from gqc.lab.runs.launch import execute
@@ -124,6 +126,7 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     for name in _SLOW:
         importlib.import_module(name)
+    nbformat.validate(nbformat.v4.new_notebook())  # compiles its schema, once for all runs
     events = os.dup(1)
     os.dup2(2, 1)  # what anyone prints must not end up among the events
     server = _Server(events)

@@ -9,7 +9,6 @@ import select
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from gqc.lab.runs.plan import Batch, Run
@@ -41,11 +40,10 @@ class Worker:
 
     Args:
         threads: BLAS and OpenMP threads of each run.
-        log: file for what its processes write to standard error; None: this process's own.
     """
 
-    def __init__(self, threads: int, log: Path | None = None) -> None:
-        self.threads, self.log = threads, log
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
         self.pids: dict[str, int] = {}
@@ -53,19 +51,13 @@ class Worker:
     def start(self) -> None:
         """Begin the imports; returns at once."""
         env = os.environ | dict.fromkeys(_THREAD_COUNTS, str(self.threads))
-        error = self.log.open("ab") if self.log is not None else None
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "gqc.lab.runs.warm"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=error,
-                env=env,
-                start_new_session=True,  # Ctrl-C reaches the batch, which decides
-            )
-        finally:
-            if error is not None:
-                error.close()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "gqc.lab.runs.warm"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=env,
+            start_new_session=True,  # Ctrl-C reaches the batch, which decides
+        )
         self._buffer = b""
 
     def submit(self, job: dict[str, Any]) -> None:

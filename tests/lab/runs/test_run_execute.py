@@ -1,20 +1,23 @@
 """Batches that run, fail, are killed, interrupted and damaged."""
 
 import contextlib
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from gqc.lab.runs import load
+from gqc.lab.runs import launch, load
 from gqc.lab.runs.execute import execute_batch
 from gqc.lab.runs.plan import read_batch
 from gqc.lab.runs.store import Store
+from gqc.lab.runs.worker import Worker
 
 NOTEBOOKS = Path(__file__).parents[2] / "fixtures" / "notebooks"
 
@@ -22,23 +25,31 @@ NOTEBOOKS = Path(__file__).parents[2] / "fixtures" / "notebooks"
 class Heard:
     """A listener that remembers."""
 
-    def __init__(self, act=None):
+    def __init__(self):
         self.notes, self.texts, self.ends = [], [], []
-        self.act = act  # called at the first cell of each run
 
     def note(self, text):
         self.notes.append(text)
+
+    def kept(self, count):
+        self.num_kept = count
 
     def started(self, run):
         pass
 
     def moved(self, run, cell, text):
         self.texts.append(text)
-        if self.act is not None:
-            self.act(run)
 
     def ended(self, run, outcome):
         self.ends.append((run.id, outcome["status"]))
+
+
+@pytest.fixture(scope="module")
+def worker():
+    """One warm process for the module; that it can be shared is part of what is tested."""
+    worker = Worker(threads=1)
+    yield worker
+    worker.close()
 
 
 @pytest.fixture
@@ -57,11 +68,11 @@ def numbers(store):
     return loaded.results.drop(columns="run").to_dict("records")
 
 
-def test_a_batch_runs_once_keeps_what_failed_and_mends_what_broke(make_batch, tmp_path):
+def test_a_batch_runs_once_keeps_what_failed_and_mends_what_broke(make_batch, tmp_path, worker):
     store = Store(tmp_path / "runs")
     batch = make_batch("grid: {method: [plain, broken, double]}\nthreads: 1")
     plain, broken, double = batch.runs
-    outcomes = execute_batch(batch, store, Heard(), jobs=2)
+    outcomes = execute_batch(batch, store, Heard(), jobs=2, worker=worker)
     assert outcomes.statuses == {
         plain.id: "finished", broken.id: "failed", double.id: "finished",
     }  # fmt: skip
@@ -92,31 +103,32 @@ def test_a_batch_runs_once_keeps_what_failed_and_mends_what_broke(make_batch, tm
     result = store.folder(plain.id) / "result.json"
     result.write_text(result.read_text()[:-20])
     heard = Heard()
-    outcomes = execute_batch(batch, store, heard, jobs=2)
+    outcomes = execute_batch(batch, store, heard, jobs=2, worker=worker)
     assert outcomes.statuses[double.id] == "kept"
+    assert heard.num_kept == 1
     assert outcomes.statuses[plain.id] == "finished"
     assert any(plain.id in note and "result.json" in note for note in heard.notes)
     assert (store.root / "quarantine" / f"{plain.id}-1").is_dir()
     assert sorted(map(str, numbers(store))) == sorted(map(str, good))
 
 
-def test_nothing_starts_when_all_is_finished(make_batch, tmp_path, monkeypatch):
+def test_nothing_starts_when_all_is_finished(make_batch, tmp_path, worker, monkeypatch):
     store = Store(tmp_path / "runs")
     batch = make_batch("seeds: 1")
-    execute_batch(batch, store, Heard())
+    execute_batch(batch, store, Heard(), worker=worker)
     monkeypatch.setattr("gqc.lab.runs.execute.Worker", None)
     assert execute_batch(batch, store, Heard()).statuses == {batch.runs[0].id: "kept"}
 
 
-def test_cold_and_warm_kernels_agree(make_batch, tmp_path):
+def test_cold_and_warm_kernels_agree(make_batch, tmp_path, worker):
     batch = make_batch("seeds: 1")
     warm, cold = Store(tmp_path / "warm"), Store(tmp_path / "cold")
-    execute_batch(batch, warm, Heard())
-    execute_batch(batch, cold, Heard(), is_warm=False)
+    execute_batch(batch, warm, Heard(), worker=worker)
+    execute_batch(batch, cold, Heard(), worker=worker, is_warm=False)
     assert numbers(warm) == numbers(cold)
 
 
-def test_killed_runs_are_tried_again_from_their_checkpoint(make_batch, tmp_path):
+def test_killed_runs_are_tried_again_from_their_checkpoint(make_batch, tmp_path, worker):
     store = Store(tmp_path / "runs")
     batch = make_batch("seeds: 1\nparameters: {goal: 60}", "counting")
     killed = []
@@ -127,7 +139,7 @@ def test_killed_runs_are_tried_again_from_their_checkpoint(make_batch, tmp_path)
             os.kill(killed[0], signal.SIGKILL)
 
     heard = Watching(kill_once, batch.runs[0])
-    outcomes = execute_batch(batch, store, heard)
+    outcomes = execute_batch(batch, store, heard, worker=worker)
     assert killed
     assert outcomes.count("finished") == 1
     assert "was killed by signal 9; trying again" in heard.notes[0]
@@ -151,8 +163,6 @@ class Watching(Heard):
         self.watch, self.run = act, run
 
     def started(self, run):
-        import threading
-
         if not hasattr(self, "thread"):
             self.thread = threading.Thread(target=self.loop, daemon=True)
             self.thread.start()
@@ -163,7 +173,7 @@ class Watching(Heard):
             time.sleep(0.05)
 
 
-def test_a_run_that_is_always_lost_fails_in_the_end(make_batch, tmp_path):
+def test_a_run_that_is_always_lost_fails_in_the_end(make_batch, tmp_path, worker):
     store = Store(tmp_path / "runs")
     batch = make_batch("parameters: {goal: 1000}", "counting")
 
@@ -174,18 +184,37 @@ def test_a_run_that_is_always_lost_fails_in_the_end(make_batch, tmp_path):
                 os.kill(json.loads(record.read_text())["pid"], signal.SIGKILL)
 
     heard = Watching(kill, batch.runs[0])
-    outcomes = execute_batch(batch, store, heard, retry=0)
+    outcomes = execute_batch(batch, store, heard, retry=0, worker=worker)
     assert outcomes.count("failed") == 1
     assert store.finished() == set()
     assert "killed by signal 9" in outcomes.errors[batch.runs[0].id]
 
 
-def test_timeout_stops_a_run_where_it_is(make_batch, tmp_path):
+def test_timeout_stops_a_run_where_it_is(make_batch, tmp_path, worker):
     store = Store(tmp_path / "runs")
     batch = make_batch("parameters: {goal: 100000}\ntimeout: 2", "counting")
-    outcomes = execute_batch(batch, store, Heard())
+    outcomes = execute_batch(batch, store, Heard(), worker=worker)
     assert outcomes.errors == {batch.runs[0].id: "timeout: not finished after 2 s"}
     assert "KeyboardInterrupt" in (store.failed(batch.runs[0].id) / "traceback.txt").read_text()
+
+
+def test_fail_fast_stops_the_others(make_batch, tmp_path, worker):
+    store = Store(tmp_path / "runs")
+    batch = make_batch("zip: {method: [broken, plain, plain], pause: [0.0, 60.0, 61.0]}")
+    outcomes = execute_batch(batch, store, Heard(), jobs=2, worker=worker, is_fail_fast=True)
+    assert list(outcomes.statuses.values()) == ["failed", "interrupted", "waiting"]
+
+
+def test_a_full_disk_is_named_and_leaves_the_store_intact(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("gqc.lab.runs.launch.write_json", full)
+    job = {"id": "0" * 16, "runs": str(tmp_path), "text": (NOTEBOOKS / "tiny.ipynb").read_text()}
+    outcome = launch.execute(job, print)
+    assert outcome["status"] == "failed"
+    assert "No space left on device" in outcome["error"]
+    assert Store(tmp_path).finished() == set()
 
 
 def start_cli(tmp_path, jobs=2):
