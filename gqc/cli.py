@@ -6,13 +6,15 @@ Only Typer is imported at the start; a command imports what it needs.
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 if TYPE_CHECKING:
     import typer
     from rich.console import Console
 
+    from gqc.lab.runs.loading import Runs as LoadedRuns
     from gqc.lab.runs.plan import Batch
+    from gqc.lab.runs.store import Store
 
 _NEEDS_LAB = "gqc: the command line needs the lab extra: pip install 'gqc-kit[lab]'"
 
@@ -64,15 +66,15 @@ def _execute(
     return 1 if outcomes.errors else 0
 
 
-def _report(batch: "Batch", store: object, console: "Console") -> None:
+def _report(batch: "Batch", store: "Store", console: "Console") -> None:
     """Print the table of what is finished, and write the figure that the batch file names."""
     from gqc.lab.runs.loading import load
     from gqc.lab.runs.report import batch_results, make_table, summarize_batch, write_figure
 
-    root: Path = store.root  # type: ignore[attr-defined]
+    root = store.root
     if not root.is_dir():
         return
-    loaded = load(root, where={"run": [run.id for run in batch.runs]})
+    loaded = load(root, ids=[run.id for run in batch.runs])
     results = batch_results(batch, loaded)
     summary = summarize_batch(batch, results) if len(results) else results
     if len(summary):
@@ -86,32 +88,37 @@ def _report(batch: "Batch", store: object, console: "Console") -> None:
 def _make_app() -> "typer.Typer":
     import typer
 
-    app = typer.Typer(
-        help="Run experiment notebooks, once or as resumable batches.",
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-    )
-    batches = typer.Typer(no_args_is_help=True, help="Plan, run and inspect batches of runs.")
+    options: dict[str, Any] = {
+        "no_args_is_help": True,
+        "add_completion": False,
+        "pretty_exceptions_enable": False,
+    }
+    app = typer.Typer(help="Run experiment notebooks, once or as resumable batches.", **options)
+    batches = typer.Typer(help="Plan, run and inspect batches of runs.", **options)
+    stored = typer.Typer(help="List, show, export and clean up stored runs.", **options)
     app.add_typer(batches, name="batch")
+    app.add_typer(stored, name="runs")
+    _add_run(app)
+    _add_batch_commands(batches)
+    _add_runs_commands(stored)
+    return app
 
-    Runs = Annotated[Path, typer.Option("--runs", help="Folder of the run store.")]
-    Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")]
-    Cold = Annotated[bool, typer.Option("--cold", help="Start each kernel from scratch.")]
-    BatchFile = Annotated[Path, typer.Argument(help="A batch file (YAML).")]
+
+def _add_run(app: "typer.Typer") -> None:
+    import typer
 
     @app.command("run")
     def run_notebook(
         notebook: Annotated[Path, typer.Argument(help="An .ipynb notebook.")],
         parameters: Annotated[
             list[str] | None,
-            typer.Option("--parameter", "-p", help="name=value, or: -p name value"),
+            typer.Option("--parameter", "-p", help="-p name value, or -p name=value"),
         ] = None,
         presets: Annotated[
             list[Path] | None, typer.Option("--preset", "-f", help="YAML file of parameters.")
         ] = None,
-        runs: Runs = Path("runs"),
-        cold: Cold = False,
+        runs: Annotated[Path, typer.Option(help="Folder of the run store.")] = Path("runs"),
+        cold: Annotated[bool, typer.Option(help="Start the kernel from scratch.")] = False,
     ) -> None:
         """Run one notebook with parameters; a finished run is not repeated."""
         from gqc.lab.runs.notebook import read_notebook
@@ -131,37 +138,158 @@ def _make_app() -> "typer.Typer":
             _fail(error)
         raise typer.Exit(_execute(batch, runs, 1, cold, retry=1, is_fail_fast=False))
 
+
+def _add_batch_commands(batches: "typer.Typer") -> None:
+    import typer
+
+    File = Annotated[Path, typer.Argument(help="A batch file (YAML).")]
+    Runs = Annotated[Path, typer.Option("--runs", help="Folder of the run store.")]
+    Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")]
+
     @batches.command("run")
     def run_batch(
-        file: BatchFile,
+        file: File,
         jobs: Jobs = 1,
         runs: Runs = Path("runs"),
         retry: Annotated[
             int, typer.Option(min=0, help="Further tries of a run that was killed.")
         ] = 1,
         fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at a failure.")] = False,
-        cold: Cold = False,
+        cold: Annotated[bool, typer.Option("--cold", help="Start kernels from scratch.")] = False,
     ) -> None:
         """Execute what is not finished yet, then print the results."""
         raise typer.Exit(_execute(_read(file), runs, jobs, cold, retry, fail_fast))
 
     @batches.command("plan")
-    def plan_batch(file: BatchFile, jobs: Jobs = 1, runs: Runs = Path("runs")) -> None:
+    def plan_batch(
+        file: File,
+        jobs: Jobs = 1,
+        runs: Runs = Path("runs"),
+        explain: Annotated[
+            str | None, typer.Option(help="Say why the run of this id (or its start) is to run.")
+        ] = None,
+    ) -> None:
         """Show the runs, what is finished and the time that is left; run nothing."""
         from gqc.lab.runs.overview import print_plan
         from gqc.lab.runs.store import Store
 
-        print_plan(_read(file), Store(runs), jobs, _console())
+        batch = _read(file)
+        if explain is None:
+            print_plan(batch, Store(runs), jobs, _console())
+        else:
+            _explain(batch, Store(runs), explain)
 
     @batches.command("status")
-    def batch_status(file: BatchFile, runs: Runs = Path("runs")) -> None:
+    def batch_status(file: File, runs: Runs = Path("runs")) -> None:
         """Count finished, failed, interrupted and waiting runs; exit code 1 if one failed."""
         from gqc.lab.runs.overview import print_status
         from gqc.lab.runs.store import Store
 
         raise typer.Exit(print_status(_read(file), Store(runs), _console()))
 
-    return app
+
+def _explain(batch: "Batch", store: "Store", start: str) -> None:
+    from gqc.lab.runs.explain import explain, find_run
+    from gqc.lab.runs.parameters import BadInput
+
+    try:
+        run = find_run(batch, start)
+    except BadInput as error:
+        _fail(error)
+    print("\n".join(explain(run, batch, store)))
+
+
+def _add_runs_commands(stored: "typer.Typer") -> None:
+    import typer
+
+    Runs = Annotated[Path, typer.Option("--runs", help="Folder of the run store.")]
+    Where = Annotated[
+        str | None, typer.Option(help="SQL condition, e.g. \"method = 'gnts' AND seed < 3\".")
+    ]
+
+    @stored.command("list")
+    def list_runs(
+        where: Where = None,
+        limit: Annotated[int, typer.Option(min=1, help="Rows.")] = 50,
+        runs: Runs = Path("runs"),
+    ) -> None:
+        """Show the results of finished runs."""
+        from gqc.lab.runs.catalog import make_table
+
+        loaded = _load(runs, where)
+        console = _console()
+        console.print(make_table(loaded, limit))
+        console.print(f"{len(loaded.results)} rows", highlight=False)
+
+    @stored.command("show")
+    def show_run(
+        key: Annotated[str, typer.Argument(help="The run's id, or its start.")],
+        runs: Runs = Path("runs"),
+    ) -> None:
+        """Print all that is known of a run, as JSON."""
+        import json
+
+        from gqc.lab.runs.catalog import describe_run, find_stored
+        from gqc.lab.runs.parameters import BadInput
+        from gqc.lab.runs.store import Store
+
+        try:
+            print(json.dumps(describe_run(Store(runs), find_stored(Store(runs), key)), indent=1))
+        except BadInput as error:
+            _fail(error)
+
+    @stored.command("export")
+    def export_runs(
+        path: Annotated[Path, typer.Argument(help="A .csv or .parquet file to write.")],
+        history: Annotated[
+            bool, typer.Option("--history", help="Export the records, not the results.")
+        ] = False,
+        where: Where = None,
+        runs: Runs = Path("runs"),
+    ) -> None:
+        """Write the results, or the histories, of finished runs as one table."""
+        from gqc.lab.runs.catalog import export
+        from gqc.lab.runs.parameters import BadInput
+
+        loaded = _load(runs, where)
+        try:
+            export(loaded.history if history else loaded.results, path)
+        except BadInput as error:
+            _fail(error)
+
+    @stored.command("gc")
+    def collect_garbage(
+        files: Annotated[
+            list[Path] | None, typer.Argument(help="All batch files of the notebooks to clean.")
+        ] = None,
+        yes: Annotated[bool, typer.Option("--yes", help="Delete; without it, list.")] = False,
+        runs: Runs = Path("runs"),
+    ) -> None:
+        """Delete failed, corrupt and interrupted runs, and finished ones that no FILE asks for."""
+        from gqc.lab.runs.catalog import garbage, remove
+        from gqc.lab.runs.store import Store
+
+        store = Store(runs)
+        found = garbage(store, [_read(file) for file in files or []])
+        for folder in found:
+            print(folder)
+        if yes:
+            remove(store, found)
+        print(f"{len(found)} folders {'deleted' if yes else 'to delete; add --yes'}")
+
+
+def _load(runs: Path, where: str | None) -> "LoadedRuns":
+    from duckdb import Error
+
+    from gqc.lab.runs.loading import load
+    from gqc.lab.runs.store import CorruptRun
+
+    try:
+        return load(runs, where)
+    except (FileNotFoundError, CorruptRun) as error:
+        _fail(error)
+    except Error as error:
+        _fail(f"--where {where!r}: {str(error).splitlines()[0]}")
 
 
 def _read(file: Path) -> "Batch":

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gqc.lab.runs.store import HISTORY, CorruptRun, Store, file_hash, seal
+from gqc.lab.runs.store import HISTORY, RECORD, RESULT, CorruptRun, Store, file_hash, seal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,13 +50,19 @@ class Runs:
         return frame[["run", *(name for name in frame.columns if name != "run")]]
 
 
-def load(store: Path | str = "runs", where: str | Mapping[str, Any] | None = None) -> Runs:
+def load(
+    store: Path | str = "runs",
+    where: str | Mapping[str, Any] | None = None,
+    *,
+    ids: Collection[str] | None = None,
+) -> Runs:
     """The finished runs of ``store``.
 
     Args:
         store: the folder given to ``gqc batch run --runs``.
         where: which results: a mapping such as {"method": "gnts", "seed": [0, 1]}, or an SQL
             condition on the columns of ``results`` such as "method = 'gnts' AND seed < 3".
+        ids: only these runs are looked at, so that damage elsewhere in the store does not matter.
     Raises:
         FileNotFoundError: there is no such folder.
         KeyError: ``where`` names a column that no result has.
@@ -67,58 +73,67 @@ def load(store: Path | str = "runs", where: str | Mapping[str, Any] | None = Non
     place = Store(store)
     if not place.root.is_dir():
         raise FileNotFoundError(f"{store}: no such run store; make one with `gqc batch run`")
-    rows, files = _read(place)
+    rows, files = _read(place, ids)
     results = pd.DataFrame(rows)
     if results.empty:
         results = pd.DataFrame({"run": pd.Series(dtype=object)})
     return Runs(place, _select(results, where), files)
 
 
-def _read(store: Store) -> tuple[list[dict[str, Any]], dict[str, dict[str, str]]]:
-    """Result rows and, by run, the files' checksums; both files of a run are verified."""
+def _contents(store: Store, name: str) -> list[tuple[str, bytes, str]]:
+    """Run, content and sha256 of the file ``name`` of every run."""
     import duckdb
 
-    names = "SELECT parse_filename(parse_dirpath(filename)), content"
+    query = (
+        "SELECT parse_filename(parse_dirpath(filename)), content, sha256(content) "
+        "FROM read_blob(?) ORDER BY 1"
+    )
     with duckdb.connect() as connection:
-
-        def read(name: str, extra: str = "") -> list[tuple[str, ...]]:
-            pattern = str(store.root / "[0-9a-f]*" / name)
-            query = f"{names}{extra} FROM read_text(?) ORDER BY 1"
-            return connection.execute(query, [pattern]).fetchall()
-
         try:
-            records = read("run.json")
-            results = {
-                run: (text, sha) for run, text, sha in read("result.json", ", sha256(content)")
-            }
-        except duckdb.IOException:
-            return [], {}
+            return connection.execute(query, [str(store.root / "[0-9a-f]*" / name)]).fetchall()
+        except duckdb.IOException:  # no such file at all
+            return []
+
+
+def read_records(store: Store) -> dict[str, dict[str, Any]]:
+    """By run, each run.json that is whole; a corrupt one is left to who runs the batch again."""
+    records = {}
+    for run, content, _ in _contents(store, RECORD):
+        try:
+            records[run] = _sealed(run, content)
+        except CorruptRun:
+            continue
+    return records
+
+
+def _read(
+    store: Store, ids: Collection[str] | None
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, str]]]:
+    """Result rows and, by run, the files' checksums; both files of a run are verified."""
+    # Listed first: a run that is published meanwhile is not missed, it is not looked for.
+    wanted = store.finished() if ids is None else store.finished() & set(ids)
+    records = {run: content for run, content, _ in _contents(store, RECORD)}
+    results = {run: (content, sha) for run, content, sha in _contents(store, RESULT)}
     rows: list[dict[str, Any]] = []
     files: dict[str, dict[str, str]] = {}
-    present = store.finished()
-    for run, text in records:
-        if run not in present:
-            continue
-        record = _sealed(run, text)
-        files[run] = record["files"]
-        content, sha = results.get(run, ("", ""))
-        if sha != record["files"].get("result.json"):
-            raise CorruptRun(f"{run}/result.json: does not match its checksum; run its batch again")
+    for run in sorted(wanted):
+        files[run] = _sealed(run, records.get(run, b""))["files"]
+        content, sha = results.get(run, (b"", ""))
+        if sha != files[run].get(RESULT):
+            raise CorruptRun(f"{run}/{RESULT}: does not match its checksum; run its batch again")
         saved = json.loads(content)
         common = {"run": run, "notebook": saved["notebook"], **saved["parameters"]}
         rows += [{**common, **row} for row in saved["results"] or [{}]]
-    if missing := present - files.keys():
-        raise CorruptRun(f"{min(missing)}/run.json: missing; run its batch again")
     return rows, files
 
 
-def _sealed(run: str, text: str) -> dict[str, Any]:
+def _sealed(run: str, content: bytes) -> dict[str, Any]:
     try:
-        record: dict[str, Any] = json.loads(text)
+        record: dict[str, Any] = json.loads(content)
     except ValueError:
         record = {}
     if not record or seal(record)["seal"] != record.get("seal"):
-        raise CorruptRun(f"{run}/run.json: does not match its checksum; run its batch again")
+        raise CorruptRun(f"{run}/{RECORD}: does not match its checksum; run its batch again")
     return record
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from statistics import median
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from gqc.lab.runs.loading import read_records
 from gqc.lab.runs.plan import Batch
 from gqc.lab.runs.progress import describe, show_value
 from gqc.lab.runs.store import RECORD, CorruptRun, Store
@@ -41,17 +43,29 @@ def _names(folder: Any) -> set[str]:
     return {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
 
 
-def estimate(batch: Batch, store: Store, left: int, jobs: int) -> float | None:
-    """Seconds to go: the runs left times the median of this notebook's finished runs, or None."""
-    seconds = []
-    for key in sorted(store.finished())[:1000]:
-        try:
-            record = store.record(key)
-        except CorruptRun:
-            continue
-        if record["notebook"] == batch.notebook.name:
-            seconds.append(record["seconds"])
-    return median(seconds) * -(-left // jobs) if seconds else None
+def estimate(batch: Batch, store: Store, left: Collection[str], jobs: int) -> float | None:
+    """Seconds to go, from earlier runs, or None if no run of this notebook has finished.
+
+    A run is expected to take the median of the runs that differ from it in the seed only, or
+    else of all runs of the notebook.
+    """
+    alike: dict[str, list[float]] = {}
+    every: list[float] = []
+    for record in read_records(store).values():
+        if record["notebook"] == batch.notebook.name and record.get("attempts", 1) == 1:
+            alike.setdefault(_but_seed(record["parameters"]), []).append(record["seconds"])
+            every.append(record["seconds"])
+    if not every:
+        return None
+    medians = {key: median(seconds) for key, seconds in alike.items()}
+    usual = median(every)
+    waiting = [run for run in batch.runs if run.id in left]
+    total = sum(medians.get(_but_seed(run.parameters), usual) for run in waiting)
+    return total / min(jobs, max(1, len(waiting)))
+
+
+def _but_seed(parameters: dict[str, Any]) -> str:
+    return json.dumps({k: v for k, v in parameters.items() if k != "seed"}, sort_keys=True)
 
 
 def print_plan(batch: Batch, store: Store, jobs: int, console: Console) -> None:
@@ -66,9 +80,9 @@ def print_plan(batch: Batch, store: Store, jobs: int, console: Console) -> None:
     console.print(table)
     if len(batch.runs) > _SHOWN:
         console.print(f"... and {len(batch.runs) - _SHOWN} more", highlight=False)
-    done = sum(status == "finished" for status in found.values())
-    left = len(batch.runs) - done
-    console.print(f"{len(batch.runs)} runs, {done} finished, {left} to go", highlight=False)
+    left = {key for key, status in found.items() if status != "finished"}
+    counts = f"{len(batch.runs) - len(left)} finished, {len(left)} to go"
+    console.print(f"{len(batch.runs)} runs, {counts}", highlight=False)
     seconds = estimate(batch, store, left, jobs)
     if left and seconds is None:
         console.print("time left: unknown, no run of this notebook has finished yet")
