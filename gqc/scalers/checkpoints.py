@@ -91,6 +91,9 @@ def read_checkpoint(state: Mapping[str, Any]) -> Checkpoint:
 
 def _read_present(state: Mapping[str, Any]) -> Checkpoint:
     _require(state, ("estimator", "config", "step_count", "shapes", "statistics"), VERSION)
+    for key, kind in (("config", Mapping), ("statistics", Mapping), ("shapes", list)):
+        if not isinstance(state[key], kind):
+            raise ValueError(f"VGS checkpoint: {key!r} is a {type(state[key]).__name__}: damaged")
     return Checkpoint(
         VERSION,
         dict(state["config"]),

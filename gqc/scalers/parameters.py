@@ -71,7 +71,10 @@ class ParameterList:
             if isinstance(entry, Mapping):
                 self._has_groups = True
                 inside = entry["params"]
-                for item in [inside] if isinstance(inside, Tensor) else inside:
+                items = [inside] if isinstance(inside, Tensor) else list(inside)
+                if names := entry.get("param_names"):  # of an optimizer over named_parameters()
+                    items = list(zip(names, items, strict=True))
+                for item in items:
                     yield number, *_named(item)
             else:
                 yield 0, *_named(entry)

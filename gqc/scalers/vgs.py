@@ -15,6 +15,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -242,6 +243,12 @@ class VarianceGradientScaler:
             self._estimator = estimator
         self._parameters, self._host = new, None
 
+    def follow(self, param_groups: list[dict[str, Any]]) -> None:
+        """:meth:`update_parameters`, if the groups' parameters are others than before."""
+        current = (p for group in param_groups for p in group["params"])
+        if any(a is not b for a, b in zip_longest(current, self._parameters.tensors)):
+            self.update_parameters(param_groups)
+
     def reset_statistics(self) -> None:
         """Forget all statistics; the warmup starts afresh."""
         self.step_count = 0
@@ -278,7 +285,10 @@ class VarianceGradientScaler:
         if checkpoint.version == VERSION:
             self._check_same(checkpoint)
         if is_exact and checkpoint.statistics:
-            estimator.load_state_dict(checkpoint.statistics)
+            try:
+                estimator.load_state_dict(checkpoint.statistics)
+            except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+                raise ValueError(f"VGS checkpoint is damaged: {error!r}") from error
         elif checkpoint.version == "1.x":
             estimator.averages.load_state_dict(checkpoint.statistics["averages"])
         self._settings = settings

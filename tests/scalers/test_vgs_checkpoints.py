@@ -229,6 +229,12 @@ def damaged():
         "no number": ({**old, "grad_mean_ema": "x"}, "grad_mean_ema='x'"),
         "4.0 without statistics": ({k: new[k] for k in ("vgs_version", "config")}, "lacks"),
         "4.0 with less": ({**new, "statistics": statistics}, "lack .'spread'"),
+        "4.0 with text": ({**new, "statistics": {**new["statistics"], "means": 3}}, "damaged"),
+        "4.0 with odd averages": (
+            {**new, "statistics": {**new["statistics"], "averages": {"raw": 1}}},
+            "damaged",
+        ),
+        "config is no dict": ({**new, "config": 3}, "config"),
         "unknown setting": ({**new, "config": {**new["config"], "gamma": 1}}, "'gamma'"),
         "other estimator": ({**new, "estimator": "elementwise"}, "'elementwise' given to 'sketch'"),
         "other count": ({**new, "shapes": new["shapes"][:2]}, "of 2 parameters .* of 3"),

@@ -1,0 +1,73 @@
+"""Variance gradient scaler as a wrapper: scale each gradient that is stepped with.
+
+Source: see :mod:`gqc.scalers.vgs`, which holds the method.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch.optim import Optimizer
+
+from gqc.scalers import VarianceGradientScaler
+from gqc.wrappers.base import OptimizerWrapper
+
+WINDOW_OPTIONS = (
+    *("min_draws", "max_draws", "accumulate", "nonfinite", "grad_scaler", "reduce_at_step"),
+)
+
+
+class OptimizerWrapperVGS(OptimizerWrapper):
+    """Step every microbatch, with the gradient scaled down by its variance over the steps so far.
+
+    Inside another wrapper (``OptimizerWrapperGNTS(OptimizerWrapperVGS(optimizer))``) it scales the
+    mean gradient of each window, and the variance is that of windows.  Its own ``min_draws`` > 1
+    scales the mean of that many draws.
+
+    Args:
+        optimizer: see :class:`~gqc.wrappers.base.OptimizerWrapper`, as are its keywords.
+        options: those keywords, and the ones of
+            :class:`~gqc.scalers.vgs.VarianceGradientScaler` (``alpha``, ``estimator``, ...).
+    Attributes:
+        scaler: the :class:`~gqc.scalers.vgs.VarianceGradientScaler`; ``wrapper.scaler.alpha = 0.2``
+            acts from the next step on.
+    Raises: ValueError, TypeError: as these two.
+
+    ``statistics()`` adds the scaler's ``metrics()``.  The published estimators, which read what
+    clipping leaves, read the scaled gradient here.
+    """
+
+    strictest = {}
+    needs_gradient = False
+
+    def __init__(self, optimizer: Optimizer, **options: Any) -> None:
+        window = {key: options.pop(key) for key in WINDOW_OPTIONS if key in options}
+        super().__init__(optimizer, **window)
+        self.scaler = VarianceGradientScaler(optimizer.param_groups, **options)
+
+    def transform(self) -> None:
+        self._follow_parameters()
+        self.scaler.scale_gradients()
+        self.scaler.step()
+
+    def statistics(self) -> dict[str, Any]:
+        return {**super().statistics(), **self.scaler.metrics()}
+
+    def extra_state(self) -> dict[str, Any]:
+        self._follow_parameters()
+        return self.scaler.state_dict()
+
+    def load_extra_state(self, extra: dict[str, Any]) -> None:
+        self._follow_parameters()
+        self.scaler.load_state_dict(extra)
+
+    def _check_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        own = super()._check_state(state_dict)
+        self._follow_parameters()
+        copy.copy(self.scaler).load_state_dict(own["extra"])  # a rehearsal, on a copy
+        return own
+
+    def _follow_parameters(self) -> None:
+        """Groups may have been added, here or to the wrapped optimizer."""
+        self.scaler.follow(self.param_groups)
