@@ -22,8 +22,8 @@
 # draws as the noise needs.
 #
 # **Question.** From the same weights, on the same text in the same order, with the same number of
-# tokens: is the validation loss of a small GPT lower with GNTS than with AdamW that steps every
-# microbatch?
+# tokens: is the validation loss of a small GPT lower with GNTS than with AdamW at its best constant
+# batch?
 
 # %%
 # Only where the kit is missing, as in Colab; whatever torch is there stays.
@@ -87,7 +87,7 @@ figures.loss_against(history)
 figures.norm_against_threshold(history)
 
 # %% [markdown]
-# The draws follow from it: this is the batch size that the gradients ask for, in microbatches.
+# The draws that this takes are a batch size, in microbatches, that the gradients choose.
 
 # %% tags=["nbval-ignore-output"]
 figures.draws_per_step(history)

@@ -38,6 +38,8 @@ LABELS = {
 THRESHOLD = "gradient_norm_threshold"
 MAX_POINTS = 600  #: of a line, after thinning
 
+_TICKS = [float(f"{m}e{k}") for k in range(-8, 9) for m in (1, 2, 5)]  # of a log axis
+
 _AXIS = {
     "gridcolor": "#e5e5e5",
     "linecolor": "#444444",
@@ -103,7 +105,7 @@ def norm_against_threshold(
         seed: None: the first of each method.
     """
     figure = _figure("Norm of the mean gradient at each step", x, "grad_norm")
-    figure.update_yaxes(type="log", dtick="D2", exponentformat="power")
+    figure.update_yaxes(type="log", tickvals=_TICKS, tickformat="~g")
     needs = [x, "stepped", "grad_norm", THRESHOLD]
     for method, style, records in _methods("norm_against_threshold", history, needs):
         records = _run(records, seed)
