@@ -179,7 +179,7 @@ def _local_norm(tensors: Sequence[Tensor]) -> Tensor:
     """One kernel call where dtype and device agree, as they do but for mixed models."""
     dtypes, devices = {t.dtype for t in tensors}, {t.get_device() for t in tensors}
     if len(dtypes) == len(devices) == 1:
-        if -1 in devices and sum(t.numel() for t in tensors) <= SMALL:
+        if -1 in devices and _is_small(tensors):
             flat = _flatten_dense_tensors(list(tensors))
             return torch.linalg.vector_norm(flat, dtype=_sum_dtype(flat))
         norms = _foreach_norm(tensors)
@@ -191,6 +191,15 @@ def _local_norm(tensors: Sequence[Tensor]) -> Tensor:
         dtype = torch.float64 if any(n.dtype == torch.float64 for n in norms) else torch.float32
         norms = [norm.to(tensors[0].device, dtype) for norm in norms]
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+
+
+def _is_small(tensors: Sequence[Tensor]) -> bool:
+    numel = 0
+    for tensor in tensors:
+        numel += tensor.numel()
+        if numel > SMALL:
+            return False
+    return True
 
 
 def _foreach_norm(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -109,7 +109,6 @@ class OptimizerWrapper(DelegatingOptimizer):
     def on_close(self, stepped: bool) -> None:
         """After a window was stepped with, or thrown away."""
 
-    @torch.no_grad()
     def step(  # type: ignore[override]
         self,
         closure: Callable[[], Any] | None = None,
@@ -164,7 +163,6 @@ class OptimizerWrapper(DelegatingOptimizer):
         self._window.clear(self._params())
         self._end_window(stepped=False)
 
-    @torch.no_grad()
     def flush(self) -> bool:
         """Step with the draws there are (at the end of an epoch); False where there are none."""
         return self.num_draws > 0 and self._close(self._params(), forced=False)
@@ -174,20 +172,15 @@ class OptimizerWrapper(DelegatingOptimizer):
         self.before_draw()
         window, norms = self._window, {}
         staged = window.stage(params)
-        if staged and (self.needs_draw_norm or (self._is_checked() and not self.reduce_at_step)):
-            norms["draw_norm"] = total_norm(staged)
-        sums = window.merge(params)
-        if not (sums if staged is None else staged):
-            raise RuntimeError(
-                "no parameter has a gradient: call loss.backward() before step(), and no "
-                "zero_grad() between the two"
-            )
         self._counts["batches"] += 1
         self.num_draws += 1
+        if staged and (self.needs_draw_norm or (self._is_checked() and not self.reduce_at_step)):
+            norms["draw_norm"] = total_norm(staged)
+        window.merge()
         if self.num_draws >= self.min_draws and self.needs_grad_norm():
-            norms["grad_norm"] = total_norm(sums)
+            norms["grad_norm"] = total_norm(window.totals(params))
         self._read(norms)
-        if not self._accept(sums):
+        if not self._accept(params):
             self._refuse(params, overflow=True)
             return False
         if not self.observe_metric(metric):
@@ -197,15 +190,15 @@ class OptimizerWrapper(DelegatingOptimizer):
         self.on_draw()
         return True
 
+    @torch.no_grad()
     def _close(self, params: list[Tensor], forced: bool) -> bool:
         """Hand :math:`G_n` to the wrapped optimizer."""
         if self.reduce_at_step:
             averaged = average_over_ranks(params, self._window.sums(params))
-            self._window.replace(averaged)
+            self._window.replace(params, averaged)
         if self._must_check():
-            sums = list(self._window.sums(params).values())
-            self._read({"grad_norm": total_norm(sums)})
-            if not self._accept(sums):
+            self._read({"grad_norm": total_norm(self._window.totals(params))})
+            if not self._accept(params):
                 self._refuse(params, overflow=True)
                 return False
         self._window.close(params, self.num_draws)
@@ -239,19 +232,19 @@ class OptimizerWrapper(DelegatingOptimizer):
         if "grad_norm" in sizes:
             self.grad_norm = sizes["grad_norm"] / self.num_draws
 
-    def _accept(self, sums: list[Tensor]) -> bool:
+    def _accept(self, params: list[Tensor]) -> bool:
         """Are the norms just read finite, or too large to square though each element is finite?"""
         if not self._is_checked():
             return True
         norms = [norm for norm in (self.draw_norm, self.grad_norm) if norm is not None]
-        return all(map(math.isfinite, norms)) or count_nonfinite(sums) == 0
+        return all(map(math.isfinite, norms)) or not count_nonfinite(self._window.totals(params))
 
     def _refuse(self, params: list[Tensor], *, overflow: bool) -> None:
         """Drop the draw (its whole window where draws cannot be told apart)."""
         if overflow and self.nonfinite == "raise" and self.grad_scaler is None:
             self._raise_nonfinite(params)
         if overflow and self.grad_scaler is not None:
-            self._back_off()
+            self._back_off(params)
         if self.reduce_at_step:  # ranks agree on windows, not on draws
             self._window.clear(params)
             lost = self.num_draws
@@ -269,7 +262,7 @@ class OptimizerWrapper(DelegatingOptimizer):
             self._end_window(stepped=False)
 
     def _raise_nonfinite(self, params: list[Tensor]) -> None:
-        self._window.expose()
+        self._window.expose(params)
         self.num_draws -= not self._window.is_unchecked  # a buffer has not added the draw
         bad = [i for i, p in enumerate(params) if p.grad is not None and count_nonfinite([p.grad])]
         message = (
@@ -278,11 +271,11 @@ class OptimizerWrapper(DelegatingOptimizer):
         )
         raise FloatingPointError(message)
 
-    def _back_off(self) -> None:
+    def _back_off(self, params: list[Tensor]) -> None:
         """Tell the GradScaler of the overflow: it skips the step and lowers its scale."""
         scaler: Any = self.grad_scaler
         before = scaler.get_scale()
-        self._window.expose()
+        self._window.expose(params)
         scaler.unscale_(self.optimizer)
         scaler.step(self.optimizer)
         scaler.update()

@@ -5,8 +5,8 @@ accumulates anyway: no memory, but a microbatch cannot be looked at alone.  :cla
 moves each gradient out of ``.grad`` into a float32 buffer: one more gradient in memory, and the
 norm of each :math:`g_i` for free, and a bad one can be refused before it is added.
 
-Protocol of a draw: ``stage`` (returns :math:`g_i` alone, or None), ``merge`` (returns :math:`A_n`
-with it), then ``commit`` or ``refuse``.
+Protocol of a draw: ``stage`` (returns :math:`g_i` alone, or None), ``merge`` (adds it), then
+``commit`` or ``refuse``; ``totals`` is :math:`A_n` at any time.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ from torch import Tensor
 from gqc.gradients import collect, divide_, local, multiply_
 
 HALF = (torch.float16, torch.bfloat16)
+NO_GRADIENT = (
+    "no parameter has a gradient: call loss.backward() before step(), and no zero_grad() between "
+    "the two"
+)
 
 
 class GradWindow:
@@ -30,9 +34,10 @@ class GradWindow:
         self._watched: tuple[Tensor, Tensor] | None = None  # a parameter and its gradient
 
     def stage(self, params: list[Tensor]) -> list[Tensor] | None:
-        """Check that ``.grad`` still holds the earlier draws.
+        """Check that ``.grad`` still holds the earlier draws, and there is a gradient at all.
 
-        Raises: RuntimeError: it was cleared or replaced, and the earlier draws with it.
+        Raises: RuntimeError: it was cleared or replaced, and the earlier draws with it; or no
+            parameter has one.
         """
         if self._watched is not None:
             param, grad = self._watched
@@ -43,17 +48,22 @@ class GradWindow:
                     "wrapper clears gradients itself; call discard() to drop a window on purpose; "
                     'or pass accumulate="buffer"'
                 )
+        if all(p.grad is None for p in params):
+            raise RuntimeError(NO_GRADIENT)
         return None
 
-    def merge(self, params: list[Tensor]) -> list[Tensor]:
-        """The sum is there already."""
+    def merge(self) -> None:
+        """Autograd has added the draw already."""
+
+    def totals(self, params: list[Tensor]) -> list[Tensor]:
+        """The tensors of :math:`A_n`, with the draw in progress."""
         return collect(params)
 
     def sums(self, params: list[Tensor]) -> dict[Tensor, Tensor]:
         """:math:`A_n` by parameter, for those that have one."""
         return {p: p.grad for p in params if p.grad is not None}
 
-    def replace(self, sums: dict[Tensor, Tensor]) -> None:
+    def replace(self, params: list[Tensor], sums: dict[Tensor, Tensor]) -> None:
         """Take ``sums`` for :math:`A_n`."""
         for param, total in sums.items():
             param.grad = total
@@ -69,7 +79,7 @@ class GradWindow:
         self.clear(params)
         return num_draws
 
-    def expose(self) -> None:
+    def expose(self, params: list[Tensor]) -> None:
         """The sum with the refused draw is in ``.grad`` already."""
 
     def rescale(self, factor: float) -> None:
@@ -103,76 +113,92 @@ class BufferWindow:
     is_unchecked = False  # each draw's own norm was read
 
     def __init__(self) -> None:
-        self._sums: dict[Tensor, Tensor] = {}
-        self._staged: dict[Tensor, Tensor] = {}
+        # By parameter index; None where it has no gradient.  A group added in mid-window appends.
+        self._sums: list[Tensor | None] = []
+        self._staged: list[Tensor | None] = []
 
     def stage(self, params: list[Tensor]) -> list[Tensor] | None:
-        """Take :math:`g_i` out of ``.grad``; returned alone, before it is added."""
-        collect(params)
-        self._staged = {p: _take(p.grad) for p in params if p.grad is not None}
-        for param in self._staged:
-            param.grad = None
-        return list(self._staged.values())
+        """Take :math:`g_i` out of ``.grad``; returned alone, before it is added.
 
-    def merge(self, params: list[Tensor]) -> list[Tensor]:
+        Raises: RuntimeError: no parameter has a gradient.
+        """
+        if not collect(params):
+            raise RuntimeError(NO_GRADIENT)
+        self._staged = [None if p.grad is None else _take(p.grad) for p in params]
+        for param in params:
+            param.grad = None
+        return [g for g in self._staged if g is not None]
+
+    def merge(self) -> None:
         """Add into the storage of :math:`g_i`, so that refusing it leaves the sum untouched."""
-        both = [p for p in self._staged if p in self._sums]
-        if both:
-            torch._foreach_add_(
-                local([self._staged[p] for p in both]), local([self._sums[p] for p in both])
-            )
-        return [
-            *self._staged.values(),
-            *(s for p, s in self._sums.items() if p not in self._staged),
+        pairs = [
+            (g, s)
+            for g, s in zip(self._staged, self._sums, strict=False)
+            if g is not None and s is not None
         ]
+        if pairs:
+            new, old = zip(*pairs, strict=True)
+            torch._foreach_add_(local(new), local(old))
+
+    def totals(self, params: list[Tensor]) -> list[Tensor]:
+        """The tensors of :math:`A_n`, with the draw in progress."""
+        return [t for t in self._merged() if t is not None]
 
     def sums(self, params: list[Tensor]) -> dict[Tensor, Tensor]:
         """:math:`A_n` by parameter, for those that have one."""
-        return self._sums
+        return {p: s for p, s in zip(params, self._sums, strict=False) if s is not None}
 
-    def replace(self, sums: dict[Tensor, Tensor]) -> None:
+    def replace(self, params: list[Tensor], sums: dict[Tensor, Tensor]) -> None:
         """Take ``sums`` for :math:`A_n`."""
-        self._sums = dict(sums)
+        self._sums = [sums.get(p) for p in params]
 
     def commit(self, params: list[Tensor]) -> None:
-        self._sums.update(self._staged)
-        self._staged = {}
+        self._sums = self._merged()
+        self._staged = []
 
     def refuse(self, params: list[Tensor], num_draws: int) -> int:
         """Forget the staged draw alone.  Returns the draws lost: 1."""
-        self._staged = {}
+        self._staged = []
         for param in params:
             param.grad = None
         return 1
 
-    def expose(self) -> None:
+    def expose(self, params: list[Tensor]) -> None:
         """Put the staged draw where a GradScaler looks for an overflow: in ``.grad``."""
-        for param, grad in self._staged.items():
-            param.grad = grad.to(param.dtype)
+        for param, grad in zip(params, self._staged, strict=True):
+            param.grad = None if grad is None else grad.to(param.dtype)
 
     def rescale(self, factor: float) -> None:
         """Follow a change of the loss scale in mid-window."""
-        multiply_(list(self._sums.values()), factor)
+        multiply_([s for s in self._sums if s is not None], factor)
 
     def close(self, params: list[Tensor], num_draws: int) -> None:
-        divide_(list(self._sums.values()), num_draws)
-        for param, mean in self._sums.items():
-            param.grad = mean.to(param.dtype)  # torch refuses a float32 gradient on a bf16 one
-        self._sums = {}
+        divide_([s for s in self._sums if s is not None], num_draws)
+        for param, mean in zip(params, self._sums, strict=False):
+            if mean is not None:  # torch refuses a float32 gradient on a bf16 parameter
+                param.grad = mean.to(param.dtype)
+        self._sums = []
 
     def clear(self, params: list[Tensor]) -> None:
-        self._sums, self._staged = {}, {}
+        self._sums, self._staged = [], []
         for param in params:
             param.grad = None
 
     def save(self, params: list[Tensor]) -> dict[int, Tensor]:
-        return {i: _local(self._sums[p]).clone() for i, p in enumerate(params) if p in self._sums}
+        return {i: _local(s).clone() for i, s in enumerate(self._sums) if s is not None}
 
     def load(self, params: list[Tensor], sums: dict[int, Tensor]) -> None:
         self.clear(params)
-        for index, value in sums.items():
-            param = params[index]
-            self._sums[param] = _like(param, value.to(_wide(_local(param).dtype)))
+        self._sums = [
+            _like(p, sums[i].to(_wide(_local(p).dtype))) if i in sums else None
+            for i, p in enumerate(params)
+        ]
+
+    def _merged(self) -> list[Tensor | None]:
+        if not self._staged:
+            return self._sums
+        kept = [*self._sums, *[None] * (len(self._staged) - len(self._sums))]
+        return [s if g is None else g for g, s in zip(self._staged, kept, strict=True)]
 
 
 Window = GradWindow | BufferWindow
@@ -187,14 +213,15 @@ def _take(grad: Tensor) -> Tensor:
 
     A view's storage may be another's: DDP reuses its bucket at the next backward.
     """
-    shard = _local(grad)
-    if shard.dtype in HALF:
+    if grad.dtype in HALF:
         return grad.detach().float()
-    return grad.detach().clone() if shard._is_view() or grad.requires_grad else grad.detach()
+    if grad.requires_grad or _local(grad)._is_view():
+        return grad.detach().clone()
+    return grad
 
 
 def _local(tensor: Tensor) -> Tensor:
-    return local([tensor])[0]
+    return tensor if type(tensor) is Tensor else local([tensor])[0]
 
 
 def check_shapes(params: list[Tensor], sums: dict[int, Tensor]) -> None:

@@ -1,94 +1,169 @@
 """What a wrapper costs, as ratios to torch AdamW and to the peer: ``make bench``.
 
-A microbatch that does not step is compared with one batched norm and its host sync; a step with the
-wrapped step plus norm plus scaling.  Run as a script; ``--threads`` and ``--sizes`` choose.
+A draw that does not step is compared with one batched norm and its host sync (GNS: plus one batched
+add), a step with the wrapped step plus norm plus scaling.  ``--threads`` and ``--sizes`` choose.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from typing import Any
 
 import gradient_quality_control as peer
 import torch
+from gradient_quality_control.implementations.metric_hypothesis_test import (
+    OptimizerWrapperMHT as PeerMHT,
+)
 from interleaved import SIZES, make_parameters, medians, report, set_gradients
 
 import gqc
 from gqc.gradients import divide_, total_norm
 
+ENDLESS = 10**9
+METRICS = {"mht"}
 
-def nothing() -> None:
-    pass
 
-
-def adamw(params, **kwargs):
+def adamw(params, **kwargs) -> torch.optim.Optimizer:
     return torch.optim.AdamW(params, lr=1e-9, **kwargs)
 
 
-def ours(params, threshold, **kwargs):
-    return gqc.OptimizerWrapperGNTS(
-        adamw(params, foreach=True), threshold, max_draws=10**9, **kwargs
-    )
-
-
-def theirs(params, threshold):
-    wrapper = peer.OptimizerWrapperGNTS(adamw(params, foreach=True), max_batch_draws=10**9)
+def scheduled(wrapper, **values) -> Any:
+    """The peer takes its tunables through the param groups only."""
     for group in wrapper.param_groups:
-        group["gradient_norm_threshold"] = threshold
+        group.update(values)
     return wrapper
 
 
-def bench(numel: int, rounds: int) -> None:
-    names = ["foreach", "fused", "norm", "draw", "peer draw", "step", "peer step", "parts"]
-    params = {name: make_parameters(numel) for name in names}
-    for group in params.values():
-        set_gradients(group)
-    kept = {name: [p.grad for p in group] for name, group in params.items()}
+# name -> (ours, the peer's), each at a setting that waits or that steps at once
+WAITING: dict[str, tuple[Callable, Callable | None]] = {
+    "gnts": (
+        lambda o: gqc.OptimizerWrapperGNTS(o, 1e-30, max_draws=ENDLESS),
+        lambda o: scheduled(
+            peer.OptimizerWrapperGNTS(o, max_batch_draws=ENDLESS), gradient_norm_threshold=1e-30
+        ),
+    ),
+    "sbc": (
+        lambda o: gqc.OptimizerWrapperSBC(o, 1, ENDLESS, max_draws=ENDLESS),
+        lambda o: scheduled(
+            peer.OptimizerWrapperSBC(o, 1, max_batch_draws=ENDLESS), logical_batch_size=ENDLESS
+        ),
+    ),
+    "gns": (
+        lambda o: gqc.OptimizerWrapperGNS(o, 1e-30, max_draws=ENDLESS),
+        lambda o: scheduled(
+            peer.OptimizerWrapperGNS(o, max_batch_draws=ENDLESS), gradient_noise_scale=1e30
+        ),
+    ),
+    "normtest": (lambda o: gqc.OptimizerWrapperNormTest(o, 1e-30, max_draws=ENDLESS), None),
+    "mht": (
+        lambda o: gqc.OptimizerWrapperMHT(o, max_draws=ENDLESS, error_tolerance=1e-30),
+        lambda o: scheduled(
+            PeerMHT(o, max_batch_draws=ENDLESS),
+            confidence_level=0.98,
+            percent_error_threshold=1e-30,
+        ),
+    ),
+}
+STEPPING: dict[str, tuple[Callable, Callable | None]] = {
+    "gnts": (
+        lambda o: gqc.OptimizerWrapperGNTS(o, 1e30),
+        lambda o: scheduled(peer.OptimizerWrapperGNTS(o), gradient_norm_threshold=1e30),
+    ),
+    "sbc": (
+        lambda o: gqc.OptimizerWrapperSBC(o, 1, 1),
+        lambda o: scheduled(peer.OptimizerWrapperSBC(o, 1), logical_batch_size=1),
+    ),
+    "gnr": (gqc.OptimizerWrapperGNR, peer.OptimizerWrapperGNR),
+    "gnr independent": (lambda o: gqc.OptimizerWrapperGNR(o, 1.0, "independent"), None),
+}
 
-    def restore(name):
+
+def bench(numel: int, rounds: int) -> None:
+    kept: dict[str, tuple[list, list]] = {}
+
+    def optimizer(name: str, **kwargs) -> torch.optim.Optimizer:
+        params = make_parameters(numel)
+        set_gradients(params)
+        kept[name] = (params, [p.grad for p in params])
+        return adamw(params, **(kwargs or {"foreach": True}))
+
+    def restore(name: str) -> Callable[[], None]:
         def run() -> None:
-            for param, grad in zip(params[name], kept[name], strict=True):
-                param.grad = grad
+            buffered = name.endswith(("gns draw", "normtest draw"))  # they keep the tensor
+            for param, grad in zip(*kept[name], strict=True):
+                param.grad = grad.clone() if buffered else grad
 
         return run
 
-    optimizers = {name: adamw(params[name], foreach=True) for name in ("foreach", "parts")}
-    fused = adamw(params["fused"], fused=True)
-    draw, peer_draw = ours(params["draw"], 1e-30), theirs(params["peer draw"], 1e-30)
-    step, peer_step = ours(params["step"], 1e30), theirs(params["peer step"], 1e30)
-    plain = params["norm"]
-
     def batched_norm() -> None:
-        grads = [p.grad for p in plain if p.grad is not None]
+        grads = [p.grad for p in kept["norm"][0] if p.grad is not None]
         torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))).item()
 
+    def norm_and_add() -> None:
+        grads = [p.grad for p in kept["norm + add"][0] if p.grad is not None]
+        torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))).item()
+        torch._foreach_add_(grads, zeros)
+
     def parts() -> None:
-        grads = [p.grad for p in params["parts"]]
+        grads = [p.grad for p in kept["parts"][0]]
         total_norm(grads).item()
         divide_(grads, 1.0000001)
-        optimizers["parts"].step()
+        inner.step()
 
-    seconds = medians(
-        {
-            "AdamW(foreach).step": (restore("foreach"), optimizers["foreach"].step),
-            "AdamW(fused).step": (restore("fused"), fused.step),
-            "one batched norm and its sync": (nothing, batched_norm),
-            "gqc GNTS, a draw without a step": (nothing, draw.step),
-            "torch-gqc GNTS, a draw without a step": (nothing, peer_draw.step),
-            "norm + scaling + AdamW(foreach).step": (restore("parts"), parts),
-            "gqc GNTS, a draw with a step": (restore("step"), step.step),
-            "torch-gqc GNTS, a draw with a step": (restore("peer step"), peer_step.step),
-        },
-        rounds,
-    )
-    title = f"{numel:,} parameters in {len(plain)} tensors, {torch.get_num_threads()} threads"
-    report(title, seconds, "AdamW(foreach).step")
-    draw_ratio = (
-        seconds["gqc GNTS, a draw without a step"] / seconds["one batched norm and its sync"]
-    )
-    step_ratio = (
-        seconds["gqc GNTS, a draw with a step"] / seconds["norm + scaling + AdamW(foreach).step"]
-    )
-    print(f"  a draw / (norm + sync): {draw_ratio:.2f}   a step / its parts: {step_ratio:.2f}")
+    contestants = {}
+    for name, kwargs in (("AdamW(foreach)", {"foreach": True}), ("AdamW(fused)", {"fused": True})):
+        contestants[name] = (restore(name), optimizer(name, **kwargs).step)
+    inner = optimizer("parts")
+    optimizer("norm"), optimizer("norm + add")
+    zeros = [torch.zeros_like(p) for p in kept["norm"][0]]
+    contestants["norm"] = (restore("norm"), batched_norm)
+    contestants["norm + add"] = (restore("norm + add"), norm_and_add)
+    contestants["parts"] = (restore("parts"), parts)
+    for kind, table in (("draw", WAITING), ("step", STEPPING)):
+        for name, makers in table.items():
+            for who, make in zip(("", "peer "), makers, strict=True):
+                if make is None:
+                    continue
+                title = f"{who}{name} {kind}"
+                wrapper = make(optimizer(title))
+                metric = iter(range(10**9))
+                step = wrapper.step
+                if name in METRICS:
+                    contestants[title] = (
+                        restore(title),
+                        lambda s=step, m=metric: s(metric=1.0 + next(m) % 3),
+                    )
+                elif title == "peer gns draw":
+                    contestants[title] = (restore(title), hooked(kept[title][0], step))
+                else:
+                    contestants[title] = (restore(title), step)
+    seconds = medians(contestants, rounds)
+    title = f"{numel:,} parameters in 50 tensors, {torch.get_num_threads()} threads"
+    report(title + " (times, ratios to AdamW(foreach))", seconds, "AdamW(foreach)")
+    print("  ratios that matter:")
+    for name in WAITING:
+        base = "norm + add" if name in ("gns", "normtest") else "norm"
+        against(seconds, f"{name} draw", base)
+    for name in STEPPING:
+        against(seconds, f"{name} step", "parts")
+
+
+def hooked(params: list, step: Callable[[], Any]) -> Callable[[], None]:
+    """The peer's GNS takes a norm in a hook of every parameter during backward."""
+
+    def run() -> None:
+        for param in params:
+            param._last_grad_norm = param.grad.norm()
+        step()
+
+    return run
+
+
+def against(seconds: dict[str, float], name: str, base: str) -> None:
+    ours, theirs = seconds[name], seconds.get(f"peer {name}")
+    line = f"  {name:22s} / {base:10s} {ours / seconds[base]:6.2f}"
+    print(line + (f"   / the peer's {ours / theirs:6.2f}" if theirs else ""))
 
 
 def main() -> None:
@@ -99,7 +174,7 @@ def main() -> None:
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         for size in arguments.sizes:
-            bench(SIZES[size], rounds=200 if SIZES[size] < 5_000_000 else 40)
+            bench(SIZES[size], rounds=150 if SIZES[size] < 5_000_000 else 30)
 
 
 if __name__ == "__main__":

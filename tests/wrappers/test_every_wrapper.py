@@ -496,12 +496,19 @@ def test_a_file_that_does_not_fit_changes_nothing(case):
 
 
 @every_case
-def test_sparse_gradients_are_refused(case):
+def test_sparse_gradients_are_refused_before_a_step(case):
     embedding = torch.nn.Embedding(4, 2, sparse=True)
+    before = embedding.weight.detach().clone()
     wrapper = case.make(torch.optim.SGD(embedding.parameters(), lr=0.1))
-    embedding(torch.tensor([1, 2])).sum().backward()
+
+    def draw_until_the_gradient_is_looked_at():
+        for _ in range(7):
+            embedding(torch.tensor([1, 2])).sum().backward()
+            wrapper.step(metric=1.0)
+
     with pytest.raises(TypeError, match="sparse"):
-        wrapper.step(metric=1.0)
+        draw_until_the_gradient_is_looked_at()
+    assert torch.equal(embedding.weight, before)
 
 
 @every_case
