@@ -154,8 +154,9 @@ SCALES: dict[str, dict[str, Any]] = {
         "evaluation_tokens": 2**14,
         "evaluation_sequences": 64,
     },
-    # 0.16M parameters, half a minute per run on one core.  Microbatches of 4 sequences, since the
-    # best constant batch is 8: with microbatches of 8 no method could choose a smaller one.
+    # 0.16M parameters, half a minute per run on one core.  Microbatches of 4 sequences, where
+    # stepping on each and on pairs of them is equally good: larger ones would leave an adaptive
+    # batch nothing to choose.
     "laptop": {
         "width": 64,
         "depth": 3,
@@ -196,14 +197,20 @@ SCALES: dict[str, dict[str, Any]] = {
     },
 }
 
-#: (scale, method) -> tuned values
+#: (scale, method) -> tuned values.  Laptop: the least validation loss of ten runs per method, one
+#: seed (100, which no report uses).  adamw, by accumulation 1, 2, 4:
+#: lr 5e-3 1.546 1.550 1.585, lr 1e-2 1.577 1.552 1.560, lr 2e-2 1.774 1.590 1.585, and lr 2.5e-3
+#: 1.547 with accumulation 1.  gnts, by start-end norm .6-.6, .7-.7, .9-.5:
+#: lr 5e-3 1.699 1.621 1.565, lr 1e-2 1.548 1.561 1.587, lr 2e-2 1.774 1.762 1.760, and lr 1e-2
+#: 1.657 with .5-.5.  On seed 101 the two chosen gave 1.542 and 1.569.  Differences of 0.01 are
+#: within the spread of seeds.  Smoke: by eye, so that #: windows of several draws occur.
 TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("smoke", "adamw"): {"lr": 1e-2},
     ("smoke", "gnts"): {"lr": 1e-2, "start_norm": 0.7, "end_norm": 0.4},
     ("smoke", "sbc"): {"lr": 1e-2},
-    ("laptop", "adamw"): {"lr": 1e-2, "accumulation": 2},
-    ("laptop", "gnts"): {"lr": 1e-2, "start_norm": 0.7, "end_norm": 0.7},
-    ("laptop", "sbc"): {"lr": 1e-2},
+    ("laptop", "adamw"): {"lr": 5e-3, "accumulation": 1},
+    ("laptop", "gnts"): {"lr": 1e-2, "start_norm": 0.6, "end_norm": 0.6},
+    ("laptop", "sbc"): {"lr": 5e-3},
 }
 
 
