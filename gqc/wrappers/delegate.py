@@ -26,6 +26,7 @@ class DelegatingOptimizer(Optimizer):
 
     #: tunable -> how several groups combine: ``min`` or ``max``, whichever is stricter
     strictest: ClassVar[dict[str, Callable[..., Any]]] = {}
+    _is_wrapped = False  # by an outer wrapper
 
     def __init__(
         self, optimizer: Optimizer, accumulate: str | None, tunables: dict[str, float]
@@ -58,7 +59,25 @@ class DelegatingOptimizer(Optimizer):
                 "them before it is wrapped"
             )
         self._accumulate = "buffer"
+        self._is_wrapped = True
         self._window = self._new_window()
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Read by ``GradScaler.step(optimizer)``: the place to refuse it.
+
+        It would unscale earlier draws once more at each, and skip an overflow but leave it in the
+        sum, after which no step ever happens.
+
+        Raises: RuntimeError: always, but when an outer wrapper passes a closed window on.
+        """
+        if self._is_wrapped:
+            return False
+        raise RuntimeError(
+            f"GradScaler.step({type(self).__name__}): unscale a window once, when it closes. Pass "
+            "grad_scaler=scaler to the wrapper and call wrapper.step() alone, without "
+            "scaler.step() and scaler.update()"
+        )
 
     def extra_state(self) -> dict[str, Any]:
         """What a checkpoint holds beyond counters and pending gradient: tensors, plain numbers."""

@@ -1,0 +1,183 @@
+"""bfloat16 parameters, autocast, and a GradScaler with an overflow inside a window: real loops."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import gqc
+
+
+def model(dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.nn.Module:
+    """Two layers with weights of their own generator; the global stream is not touched."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():
+        net = torch.nn.Sequential(
+            torch.nn.Linear(6, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3)
+        ).to(dtype)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(0.4 * torch.randn(p.shape, generator=generator))
+    return net
+
+
+def batches(num: int, size: int = 8, seed: int = 1) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    rule = torch.randn(6, 3, generator=generator)
+    inputs = [torch.randn(size, 6, generator=generator) for _ in range(num)]
+    return [(x, (x @ rule).argmax(1)) for x in inputs]
+
+
+def parameters(net: torch.nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in net.parameters()]
+
+
+def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_bfloat16_parameters_step_with_the_float32_mean_of_their_gradients():
+    ours, by_hand = model(torch.bfloat16), model(torch.bfloat16)
+    optimizer = torch.optim.AdamW(by_hand.parameters(), lr=0.01)
+    wrapper = gqc.OptimizerWrapperSBC(torch.optim.AdamW(ours.parameters(), lr=0.01), 8, 32)
+    sums = [torch.zeros(p.shape) for p in by_hand.parameters()]
+    for number, (x, y) in enumerate(batches(40), start=1):
+        F.cross_entropy(ours(x.bfloat16()).float(), y).backward()
+        assert wrapper.step() is (number % 4 == 0)
+        F.cross_entropy(by_hand(x.bfloat16()).float(), y).backward()
+        for total, p in zip(sums, by_hand.parameters(), strict=True):
+            total += p.grad
+            p.grad = None
+        if number % 4 == 0:
+            for total, p in zip(sums, by_hand.parameters(), strict=True):
+                p.grad = (total / 4).bfloat16()
+                total.zero_()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert equal(ours, by_hand)
+    assert not equal(ours, model(torch.bfloat16))
+
+
+def test_autocast_is_a_plain_loop_over_the_same_windows():
+    ours, by_hand = model(), model()
+    optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.1, momentum=0.9)
+    inner = torch.optim.SGD(ours.parameters(), lr=0.1, momentum=0.9)
+    wrapper = gqc.OptimizerWrapperGNTS(inner, 0.5, max_draws=6)
+    window, lengths = 0, []
+
+    def loss(net, x, y):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = net(x)
+            assert logits.dtype == torch.bfloat16
+            return F.cross_entropy(logits, y)
+
+    for x, y in batches(60):
+        window += 1
+        loss(ours, x, y).backward()
+        loss(by_hand, x, y).backward()
+        if wrapper.step():
+            for p in by_hand.parameters():
+                p.grad /= window
+            optimizer.step()
+            optimizer.zero_grad()
+            lengths.append(window)
+            window = 0
+    assert equal(ours, by_hand)
+    assert len(set(lengths)) > 1  # the threshold decided, not a constant
+
+
+@pytest.mark.parametrize("accumulate", ["grad", "buffer"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_overflow_inside_a_window_costs_the_draw_and_a_backoff(accumulate, fused):
+    """float16 activations overflow in one microbatch of a real model under autocast.
+
+    The twin runs without a scaler and never sees that microbatch (its window, with "grad").
+    """
+    ours, twin = model(), model()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=10_000)
+    options = {"accumulate": accumulate, "max_draws": 4}
+    inner = [torch.optim.AdamW(n.parameters(), lr=0.01, fused=fused) for n in (ours, twin)]
+    wrapper = gqc.OptimizerWrapperGNTS(inner[0], 0.3, grad_scaler=scaler, **options)
+    plain = gqc.OptimizerWrapperGNTS(inner[1], 0.3, **options)
+    decisions, expected, overflows, was_open = [], [], 0, False
+    for number, (x, y) in enumerate(batches(80)):
+        is_bad = overflows == 0 and number > 20 and wrapper.num_draws == 2
+        if is_bad:
+            x = x * 1e30  # float16 ends at 65504
+        with torch.autocast("cpu", dtype=torch.float16):
+            loss = F.cross_entropy(ours(x).float(), y)
+        if is_bad:
+            loss = loss + ours[0](x.half().float()).sum() * 1e38  # Inf in the weights' gradient
+        scaler.scale(loss).backward()
+        before = parameters(ours)
+        stepped = wrapper.step()
+        if is_bad:
+            overflows, was_open = 1, wrapper.num_draws == 2
+            assert not stepped
+            assert all(torch.equal(a, b) for a, b in zip(before, ours.parameters(), strict=True))
+            if accumulate == "grad":
+                plain.discard()
+            continue
+        with torch.autocast("cpu", dtype=torch.float16):
+            loss = F.cross_entropy(twin(x).float(), y)
+        loss.backward()
+        decisions.append(stepped)
+        expected.append(plain.step())
+    assert overflows == 1
+    assert was_open is (accumulate == "buffer")
+    assert scaler.get_scale() == 2.0**9
+    assert wrapper.statistics()["num_discarded"] == (1 if accumulate == "buffer" else 3)
+    assert decisions == expected
+    assert sum(expected) > 10
+    # Backward runs in float16: a part of a gradient below its smallest number (6e-8) survives only
+    # with the scale.  Adam turns that into some 1e-6 of a parameter (measured), moves being 0.01.
+    for a, b in zip(ours.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_the_scale_grows_once_a_step_not_once_a_draw():
+    net = model()
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=3)
+    inner = torch.optim.SGD(net.parameters(), lr=0.01)
+    wrapper = gqc.OptimizerWrapperSBC(inner, 1, 5, grad_scaler=scaler)
+    scales = []
+    for x, y in batches(5 * 7):
+        scaler.scale(F.cross_entropy(net(x), y)).backward()
+        wrapper.step()
+        scales.append(scaler.get_scale())
+    assert scales == [4.0] * 14 + [8.0] * 15 + [16.0] * 6
+
+
+def test_a_scaler_that_steps_the_wrapper_itself_is_refused():
+    """It would unscale draws twice, and one overflow would stop all steps for good."""
+    net = model()
+    wrapper = gqc.OptimizerWrapperSBC(torch.optim.SGD(net.parameters(), lr=0.01), 1, 2)
+    scaler = torch.amp.GradScaler("cpu")
+    x, y = batches(1)[0]
+    scaler.scale(F.cross_entropy(net(x), y)).backward()
+    with pytest.raises(RuntimeError, match="Pass grad_scaler=scaler to the wrapper"):
+        scaler.step(wrapper)
+    off = torch.amp.GradScaler("cpu", enabled=False)  # as a loop keeps it for float32 runs
+    assert off.step(wrapper) is False
+    assert wrapper.num_draws == 1
+
+
+def test_a_scaler_works_through_two_wrappers():
+    params = [copy.deepcopy(model()) for _ in range(2)]
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=10_000)
+    stacks = []
+    for net, options in zip(params, ({"grad_scaler": scaler}, {}), strict=True):
+        inner = gqc.OptimizerWrapperGNR(torch.optim.SGD(net.parameters(), lr=0.01), 0.5)
+        stacks.append(gqc.OptimizerWrapperSBC(inner, 1, 3, **options))
+    for x, y in batches(12):
+        scaler.scale(F.cross_entropy(params[0](x), y)).backward()
+        F.cross_entropy(params[1](x), y).backward()
+        assert stacks[0].step() is stacks[1].step()
+    assert equal(*params)
+    assert stacks[0].optimizer.statistics()["steps"] == 4
+    assert math.isclose(scaler.get_scale(), 2.0**8)
