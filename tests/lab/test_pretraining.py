@@ -178,7 +178,8 @@ def test_sbc_grows_as_scheduled(tiny):
 def test_replay_of_a_run_on_its_own_data_is_that_run(tiny):
     gnts = run(pretraining.build(tiny("gnts")))
     draws = pretraining.recorded_draws(gnts.history)
-    replay = run(pretraining.build(tiny("replay", draws=draws)))
+    config = replace(gnts.config, method="replay", draws=draws)
+    replay = run(pretraining.build(config))
     columns = ["loss", "stepped", "num_draws", "lr", "val_loss"]
     pd.testing.assert_frame_equal(replay.history[columns], gnts.history[columns], check_exact=True)
 

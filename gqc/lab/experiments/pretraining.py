@@ -97,7 +97,11 @@ def recorded_draws(history: pd.DataFrame) -> tuple[int, ...]:
     """The draws of a finished run, for the method ``"replay"``.
 
     Its last window, if the run ended inside it, is listed as one draw longer than it was: the
-    replay then leaves it open too.
+    replay then leaves it open too.  The control of a run, with its lr and all else::
+
+        replace(run.config, method="replay", draws=recorded_draws(run.history), data_seed=...)
+
+    (``dataclasses.replace``); with the run's own ``data_seed`` it is that run over again.
 
     Args:
         history: of one run, with the columns ``stepped`` and ``num_draws``.
