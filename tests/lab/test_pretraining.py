@@ -17,7 +17,7 @@ from gqc.lab.placement import make_generator
 TEXT = "the quick brown fox jumps over the lazy dog; " * 60
 METHODS = {
     "adamw": {"accumulation": 3},
-    "gnts": {"start_norm": 0.9, "end_norm": 0.7, "max_draws": 6},
+    "gnts": {"start_norm": 0.9, "end_norm": 0.7, "norm_warmup": 0.05, "max_draws": 6},
     "sbc": {"final_accumulation": 5},
     "replay": {"draws": (1, 4, 2) * 9},
 }

@@ -203,8 +203,9 @@ SCALES: dict[str, dict[str, Any]] = {
 #: 1.547 with accumulation 1.  gnts, by start-end norm .6-.6, .7-.7, .9-.5:
 #: lr 5e-3 1.699 1.621 1.565, lr 1e-2 1.548 1.561 1.587, lr 2e-2 1.774 1.762 1.760, and lr 1e-2
 #: 1.657 with .5-.5.  On seed 101 the two chosen gave 1.542 and 1.569: the order within
-#: 0.02 is not resolved by one seed.  sbc: the control's lr; replay: that of gnts.  Smoke: by eye, so that windows of
-#: several draws occur (a warmup of 5 % is 13 microbatches, and seeds got stuck at max_draws).  Paper: not tuned.
+#: 0.02 is not resolved by one seed.  sbc: the control's lr; replay: that of gnts.  Smoke: by eye,
+#: so that windows of several draws occur (a warmup of 5 % is 13 microbatches there, and some seeds
+#: got stuck at max_draws).  Paper: not tuned.
 TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("smoke", "adamw"): {"lr": 1e-2},
     ("smoke", "gnts"): {"lr": 1e-2, "start_norm": 0.7, "end_norm": 0.4, "norm_warmup": 0.2},
