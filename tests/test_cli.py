@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from gqc.cli import main
+
 NOTEBOOKS = Path(__file__).parent / "fixtures" / "notebooks"
 TINY = str(NOTEBOOKS / "tiny.ipynb")
 
@@ -22,6 +24,15 @@ def gqc(*arguments, before="", cwd=None):
         [sys.executable, "-c", code, *map(str, arguments)],
         capture_output=True, text=True, cwd=cwd, env=environment, timeout=120,
     )  # fmt: skip
+
+
+def gqc_here(folder, monkeypatch, capsys, *arguments):
+    """Run the command in this process; returns its exit code and what it wrote to stderr."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["gqc", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return end.value.code, capsys.readouterr().err
 
 
 def test_without_the_lab_extra_it_names_the_extra():
@@ -58,22 +69,23 @@ def test_help_names_the_commands_and_imports_nothing_slow():
         (["--jobz", "1"], "No such option"),
     ],
 )
-def test_bad_arguments_are_one_line_and_leave_nothing(tmp_path, arguments, message):
+def test_bad_arguments_are_one_line_and_leave_nothing(
+    tmp_path, monkeypatch, capsys, arguments, message
+):
     (tmp_path / "taken").touch()
-    done = gqc("run", TINY, *arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1 or "No such option" in message
+    code, error = gqc_here(tmp_path, monkeypatch, capsys, "run", TINY, *arguments)
+    assert code == 2
+    assert message in error
+    assert len(error.strip().splitlines()) == 1 or "No such option" in message
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
 @pytest.mark.parametrize("command", ["run", "plan", "status"])
-def test_a_bad_batch_file_is_refused_by_every_command(tmp_path, command):
+def test_a_bad_batch_file_is_refused_by_every_command(tmp_path, monkeypatch, capsys, command):
     (tmp_path / "b.yaml").write_text(f"notebook: {TINY}\ngird: {{}}")
-    done = gqc("batch", command, "b.yaml", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr == "gqc: b.yaml: unknown key 'gird'; did you mean 'grid'?\n"
+    code, error = gqc_here(tmp_path, monkeypatch, capsys, "batch", command, "b.yaml")
+    assert code == 2
+    assert error == "gqc: b.yaml: unknown key 'gird'; did you mean 'grid'?\n"
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -129,3 +141,19 @@ def test_a_batch_reports_fails_and_is_planned(tmp_path):
     assert "broken on purpose" in status.stdout
     plan = gqc("batch", "plan", "b.yaml", cwd=tmp_path)
     assert re.search(r"time left: about \d+ s", plan.stdout)
+
+    failed = next((tmp_path / "runs" / "failed").iterdir()).name
+    why = gqc("batch", "plan", "b.yaml", "--explain", failed[:6], cwd=tmp_path)
+    assert "it failed: ValueError: this method is broken on purpose" in why.stdout
+    assert "parameter method: " in why.stdout
+    listed = gqc("runs", "list", "--where", "method = 'double'", cwd=tmp_path)
+    assert "2 rows" in listed.stdout
+    refused = gqc("runs", "list", "--where", "metod = 1", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "metod" in refused.stderr
+    gqc("runs", "export", "out.csv", "--history", cwd=tmp_path)
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 1 + 4 * 3
+    assert "2 folders to delete" in gqc("runs", "gc", cwd=tmp_path).stdout
+    assert "2 folders deleted" in gqc("runs", "gc", "--yes", cwd=tmp_path).stdout
+    key = json.loads(next((tmp_path / "runs").glob("*/run.json")).read_text())["id"]
+    assert json.loads(gqc("runs", "show", key[:9], cwd=tmp_path).stdout)["id"] == key

@@ -28,6 +28,8 @@ from jupyter_client.provisioning import LocalProvisioner
 
 CAN_FORK = sys.platform == "linux"
 _PR_SET_PDEATHSIG = 1
+# Modules that papermill imports and that behave otherwise when imported in a kernel.
+_LOOK_AROUND = ("tqdm.auto", "tqdm.autonotebook")
 # A unix socket's path holds 107 bytes; jupyter_client appends "-ipc-1" or so to the stem.
 _LONGEST_IPC_PATH = 90
 
@@ -113,23 +115,29 @@ def fork_kernel(log: Path) -> ForkedKernel:
 def _be_kernel(order: dict[str, Any]) -> None:
     import faulthandler
 
+    import ipykernel_launcher  # type: ignore[import-untyped]
     import numpy as np
+    import torch
 
     for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR1, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     faulthandler.enable()
+    for name in _LOOK_AROUND:
+        sys.modules.pop(name, None)
     os.environ.clear()
     os.environ.update(order["env"])
     os.chdir(order["cwd"])
-    np.random.seed()  # noqa: NPY002  a fork would share the parent's stream with its siblings
-    sys.argv = order["argv"]
-    sys.path[0] = ""
+    # A fork would share its parent's streams with its siblings; a new process has its own.
+    np.random.seed()  # noqa: NPY002
+    torch.default_generator.seed()
+    options = order["argv"][order["argv"].index("-f") :]
+    sys.argv = [ipykernel_launcher.__file__, *options]
+    del sys.path[0]  # as the launcher does; IPython adds "" in its own place
 
     from ipykernel.kernelapp import IPKernelApp
 
-    options = order["argv"][order["argv"].index("-f") :]
     IPKernelApp.launch_instance(argv=[*options, f"--IPKernelApp.parent_handle={os.getppid()}"])
 
 

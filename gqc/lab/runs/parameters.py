@@ -84,10 +84,11 @@ class Parameter:
     def _check_rules(self, element: Any, value: Any) -> None:
         if self.choices and not any(_matches(choice, element) for choice in self.choices):
             raise BadInput(f"{self.name}={value!r}: expected one of {', '.join(self.choices)}")
+        is_number = isinstance(element, int | float) and not isinstance(element, bool)
         for sign, limit in self.bounds:
-            if not _COMPARISONS[sign](element, limit):
+            if not (is_number and _COMPARISONS[sign](element, limit)):
                 allowed = ", ".join(f"{s} {n:g}" for s, n in self.bounds)
-                raise BadInput(f"{self.name}={value!r}: expected {allowed}")
+                raise BadInput(f"{self.name}={value!r}: expected a number {allowed}")
 
 
 def _matches(choice: str, element: Any) -> bool:

@@ -28,11 +28,15 @@ from gqc.lab.runs.fingerprint import environment
 from gqc.lab.runs.kernel import die_with_parent
 from gqc.lab.runs.launch import execute
 
-# Imported once for all runs; notebooks that do not need them pay nothing for them.
+# Imported once for all runs.  Not plotly: what it finds at import decides how it shows figures.
 _SLOW = (
-    "ipykernel.kernelapp", "IPython.core.completer", "torch", "numpy", "pandas", "pyarrow.parquet",
-    "plotly.graph_objects", "tqdm.auto",
-)  # fmt: skip
+    "ipykernel.kernelapp",
+    "IPython.core.completer",
+    "torch",
+    "numpy",
+    "pandas",
+    "pyarrow.parquet",
+)
 
 
 class _Server:

@@ -37,6 +37,22 @@ def children(pid):
         return []
 
 
+def processes_of(store):
+    """Ids of processes whose environment or command names the store."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                environ = (folder / "environ").read_bytes()
+                links = [os.readlink(link) for link in (folder / "fd").iterdir()]
+            except OSError:
+                continue
+            text = environ.decode(errors="replace") + " ".join(links)
+            if str(store.root) in text and int(folder.name) != os.getpid():
+                found.append(int(folder.name))
+    return found
+
+
 def start(tmp_path):
     code = "from gqc.cli import main; main()"
     command = ["batch", "run", "b.yaml", "--jobs", "2", "--retry", "5"]
@@ -98,5 +114,7 @@ def test_random_kills_lose_and_repeat_nothing(tmp_path):
     # Only what was struck was started again: a kill of a batch or warm process strikes two runs.
     attempts = [json.loads((store.folder(k) / "run.json").read_text())["attempts"] for k in ids]
     assert sum(attempts) - NUM_RUNS <= 2 * NUM_KILLS
+    # Whoever was killed took its runs and kernels along.
+    assert processes_of(store) == []
     left = list((store.root / "partial").iterdir())
     assert [path for path in left if path.is_dir()] == []
