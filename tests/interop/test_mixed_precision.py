@@ -7,38 +7,15 @@ import math
 
 import pytest
 import torch
+from interop.loops import batches, equal, model
 from torch import Tensor
 from torch.nn import functional as F
 
 import gqc
 
 
-def model(dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.nn.Module:
-    """Two layers with weights of their own generator; the global stream is not touched."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng():
-        net = torch.nn.Sequential(
-            torch.nn.Linear(6, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3)
-        ).to(dtype)
-    with torch.no_grad():
-        for p in net.parameters():
-            p.copy_(0.4 * torch.randn(p.shape, generator=generator))
-    return net
-
-
-def batches(num: int, size: int = 8, seed: int = 1) -> list[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(seed)
-    rule = torch.randn(6, 3, generator=generator)
-    inputs = [torch.randn(size, 6, generator=generator) for _ in range(num)]
-    return [(x, (x @ rule).argmax(1)) for x in inputs]
-
-
 def parameters(net: torch.nn.Module) -> list[Tensor]:
     return [p.detach().clone() for p in net.parameters()]
-
-
-def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
 def test_bfloat16_parameters_step_with_the_float32_mean_of_their_gradients():
