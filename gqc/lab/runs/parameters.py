@@ -88,7 +88,7 @@ class Parameter:
         for sign, limit in self.bounds:
             if not (is_number and _COMPARISONS[sign](element, limit)):
                 allowed = ", ".join(f"{s} {n:g}" for s, n in self.bounds)
-                raise BadInput(f"{self.name}={value!r}: expected a number {allowed}")
+                raise BadInput(f"{self.name}={value!r}: expected {allowed}")
 
 
 def _matches(choice: str, element: Any) -> bool:
