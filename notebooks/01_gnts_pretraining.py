@@ -43,8 +43,8 @@ methods = ["adamw", "gnts"]  # one of adamw, gnts, sbc
 seed = 0  # >= 0; of the weights and of the order of the text
 tokens: int | None = None  # > 0; training budget, None: the scale's
 lr: float | None = None  # > 0; peak learning rate, None: tuned for the scale and method
-corpus = "kjv"  # a text that ships with the kit, a file's path, or hf:DATASET
-device = "auto"
+corpus = "kjv"  # one of kjv, hf:*, PATH; ships with the kit, a Hugging Face data set, a file
+device = "auto"  # one of auto, cpu, cuda, cuda:*, mps
 dtype = "float32"  # one of float32, bfloat16, float64
 
 # %%

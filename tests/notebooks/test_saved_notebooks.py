@@ -10,7 +10,7 @@ import pytest
 
 from gqc.lab.notebooks import is_paired
 from gqc.lab.runs.notebook import read_notebook
-from gqc.lab.runs.parameters import parse_cell, read_mapping, resolve
+from gqc.lab.runs.parameters import BadInput, parse_cell, read_mapping, resolve
 from gqc.lab.runs.plan import read_batch
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
@@ -113,3 +113,28 @@ def test_the_flagship_batch_is_methods_by_five_seeds():
     points = {(*run.parameters["methods"], run.parameters["seed"]) for run in runs}
     assert points == {(m, s) for m in ("adamw", "gnts") for s in range(5)}
     assert {run.parameters["scale"] for run in runs} == {"laptop"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("scale", "huge"),
+        ("methods", ["gtns"]),
+        ("methods", "gnts"),
+        ("seed", -1),
+        ("tokens", -5),
+        ("tokens", "many"),
+        ("lr", 0.0),
+        ("lr", float("nan")),
+        ("lr", "nan"),
+        ("corpus", "no/such/file"),
+        ("device", "quantum"),
+        ("dtype", "float8"),
+        ("tokns", 5),
+    ],
+)
+def test_the_flagship_refuses_bad_values_before_it_runs(name, value):
+    declared = read_notebook(FOLDER / "01_gnts_pretraining.ipynb").declared
+    with pytest.raises(BadInput, match=name) as refusal:
+        resolve(declared, {name: value})
+    assert "\n" not in str(refusal.value)
