@@ -79,8 +79,8 @@ def test_an_overflow_inside_a_window_costs_the_draw_and_a_backoff(accumulate, fu
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=10_000)
     options = {"accumulate": accumulate, "max_draws": 4}
     inner = [torch.optim.AdamW(n.parameters(), lr=0.01, fused=fused) for n in (ours, twin)]
-    wrapper = gqc.OptimizerWrapperGNTS(inner[0], 0.3, grad_scaler=scaler, **options)
-    plain = gqc.OptimizerWrapperGNTS(inner[1], 0.3, **options)
+    wrapper = gqc.OptimizerWrapperGNTS(inner[0], 0.65, grad_scaler=scaler, **options)
+    plain = gqc.OptimizerWrapperGNTS(inner[1], 0.65, **options)
     decisions, expected, overflows, was_open = [], [], 0, False
     for number, (x, y) in enumerate(batches(80)):
         is_bad = overflows == 0 and number > 20 and wrapper.num_draws == 2
@@ -110,7 +110,7 @@ def test_an_overflow_inside_a_window_costs_the_draw_and_a_backoff(accumulate, fu
     assert scaler.get_scale() == 2.0**9
     assert wrapper.statistics()["num_discarded"] == (1 if accumulate == "buffer" else 3)
     assert decisions == expected
-    assert sum(expected) > 10
+    assert 25 < sum(expected) < 70, sum(expected)  # neither all forced nor all at once
     # Backward runs in float16: a part of a gradient below its smallest number (6e-8) survives only
     # with the scale.  Adam turns that into some 1e-6 of a parameter (measured), moves being 0.01.
     for a, b in zip(ours.parameters(), twin.parameters(), strict=True):
