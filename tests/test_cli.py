@@ -27,12 +27,12 @@ def gqc(*arguments, before="", cwd=None):
 
 
 def gqc_here(folder, monkeypatch, capsys, *arguments):
-    """Run the command in this process; returns its exit code and what it wrote to stderr."""
+    """Run the command in this process; returns its exit code, stdout and stderr."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["gqc", *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
         main()
-    return end.value.code, capsys.readouterr().err
+    return end.value.code or 0, *capsys.readouterr()
 
 
 def test_without_the_lab_extra_it_names_the_extra():
@@ -73,7 +73,7 @@ def test_bad_arguments_are_one_line_and_leave_nothing(
     tmp_path, monkeypatch, capsys, arguments, message
 ):
     (tmp_path / "taken").touch()
-    code, error = gqc_here(tmp_path, monkeypatch, capsys, "run", TINY, *arguments)
+    code, _, error = gqc_here(tmp_path, monkeypatch, capsys, "run", TINY, *arguments)
     assert code == 2
     assert message in error
     assert len(error.strip().splitlines()) == 1 or "No such option" in message
@@ -83,7 +83,7 @@ def test_bad_arguments_are_one_line_and_leave_nothing(
 @pytest.mark.parametrize("command", ["run", "plan", "status"])
 def test_a_bad_batch_file_is_refused_by_every_command(tmp_path, monkeypatch, capsys, command):
     (tmp_path / "b.yaml").write_text(f"notebook: {TINY}\ngird: {{}}")
-    code, error = gqc_here(tmp_path, monkeypatch, capsys, "batch", command, "b.yaml")
+    code, _, error = gqc_here(tmp_path, monkeypatch, capsys, "batch", command, "b.yaml")
     assert code == 2
     assert error == "gqc: b.yaml: unknown key 'gird'; did you mean 'grid'?\n"
     assert len(list(tmp_path.iterdir())) == 1
@@ -109,7 +109,7 @@ def test_one_run_is_stored_shown_and_not_repeated(tmp_path):
     assert time.monotonic() - begun < 15  # a run takes as long; nothing was imported for one
 
 
-def test_a_batch_reports_fails_and_is_planned(tmp_path):
+def test_a_batch_reports_fails_and_is_planned(tmp_path, monkeypatch, capsys):
     (tmp_path / "b.yaml").write_text(
         f"notebook: {TINY}\ngrid: {{method: [plain, double, broken]}}\nseeds: 2\nthreads: 1\n"
         "report: {by: [method], columns: [loss], figure: 'figure_of_test:draw'}"
@@ -135,25 +135,26 @@ def test_a_batch_reports_fails_and_is_planned(tmp_path):
     assert "Plotly.newPlot" in page
     assert not re.search(r"<(script|link)[^>]+(src|href)=.http", page)  # opens offline
 
-    status = gqc("batch", "status", "b.yaml", cwd=tmp_path)
-    assert status.returncode == 1
-    assert re.search(r"4 finished\s+2 failed", status.stdout)
-    assert "broken on purpose" in status.stdout
-    plan = gqc("batch", "plan", "b.yaml", cwd=tmp_path)
-    assert re.search(r"time left: about \d+ s", plan.stdout)
+    def here(*arguments):
+        return gqc_here(tmp_path, monkeypatch, capsys, *arguments)
+
+    code, text, _ = here("batch", "status", "b.yaml")
+    assert code == 1
+    assert re.search(r"4 finished\s+2 failed", text)
+    assert "broken on purpose" in text
+    assert re.search(r"time left: about \d+ s", here("batch", "plan", "b.yaml")[1])
 
     failed = next((tmp_path / "runs" / "failed").iterdir()).name
-    why = gqc("batch", "plan", "b.yaml", "--explain", failed[:6], cwd=tmp_path)
-    assert "it failed: ValueError: this method is broken on purpose" in why.stdout
-    assert "parameter method: " in why.stdout
-    listed = gqc("runs", "list", "--where", "method = 'double'", cwd=tmp_path)
-    assert "2 rows" in listed.stdout
-    refused = gqc("runs", "list", "--where", "metod = 1", cwd=tmp_path)
-    assert refused.returncode == 2
-    assert "metod" in refused.stderr
-    gqc("runs", "export", "out.csv", "--history", cwd=tmp_path)
+    why = here("batch", "plan", "b.yaml", "--explain", failed[:6])[1]
+    assert "it failed: ValueError: this method is broken on purpose" in why
+    assert "parameter method: " in why
+    assert "2 rows" in here("runs", "list", "--where", "method = 'double'")[1]
+    code, _, error = here("runs", "list", "--where", "metod = 1")
+    assert code == 2
+    assert "metod" in error
+    here("runs", "export", "out.csv", "--history")
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 1 + 4 * 3
-    assert "2 folders to delete" in gqc("runs", "gc", cwd=tmp_path).stdout
-    assert "2 folders deleted" in gqc("runs", "gc", "--yes", cwd=tmp_path).stdout
+    assert "2 folders to delete" in here("runs", "gc")[1]
+    assert "2 folders deleted" in here("runs", "gc", "--yes")[1]
     key = json.loads(next((tmp_path / "runs").glob("*/run.json")).read_text())["id"]
-    assert json.loads(gqc("runs", "show", key[:9], cwd=tmp_path).stdout)["id"] == key
+    assert json.loads(here("runs", "show", key[:9])[1])["id"] == key

@@ -21,6 +21,7 @@ lr = 1e-3  # above 0
 rounds: int = 3  # at least 1, at most 64
 width = 4  # >= 1, < 9; its unit
 limit = None
+budget: int | None = None  # > 0
 corpus: str | None = "kjv"  # what to read
 is_fast = True
 """
@@ -40,6 +41,7 @@ def test_defaults_rules_and_order_come_from_the_cell(declared):
         "rounds",
         "width",
         "limit",
+        "budget",
         "corpus",
         "is_fast",
     ]
@@ -82,9 +84,10 @@ def test_allowed_values_get_the_declared_type(declared, name, given, value):
         ("rounds", True, "rounds=True: expected int"),
         ("width", 9, "width=9: expected >= 1, < 9"),
         ("is_fast", 1, "is_fast=1: expected bool"),
+        ("budget", "1000x", "budget='1000x': expected > 0"),
         ("limit", math.nan, "limit=nan: expected a number"),
         ("mehtods", [], "unknown parameter 'mehtods'=.*did you mean 'methods'?"),
-        ("zzz", 1, "unknown parameter 'zzz'=1; known: corpus, is_fast"),
+        ("zzz", 1, "unknown parameter 'zzz'=1; known: budget, corpus, is_fast"),
     ],
 )
 def test_anything_else_is_refused_by_name_value_and_range(declared, name, given, message):
