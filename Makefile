@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help reproduce test lab lint bench clean setup
+.PHONY: help reproduce test lab lint bench notebooks site clean setup
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -34,6 +34,12 @@ lab: $(READY)  ## JupyterLab with the notebooks
 
 bench: $(READY)  ## benchmarks, as ratios to torch AdamW and to the peer
 	for bench in tests/benchmarks/bench_*.py; do $(BIN)/python $$bench || exit 1; done
+
+notebooks: $(READY)  ## run every notebook at smoke scale and save its outputs
+	$(BIN)/python -m gqc.lab.notebooks notebooks/*.ipynb
+
+site: $(READY)  ## README, notebooks and API reference as HTML under build/site
+	$(BIN)/python -m gqc.lab.site . build/site
 
 clean:  ## remove what the other targets made, but not the runs
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
