@@ -98,14 +98,14 @@ figures.draws_per_step(history)
 # %%
 results = pd.DataFrame([experiment.summary() for experiment in experiments])
 shown = ["val_loss", "perplexity", "steps", "mean_logical_batch_examples", "num_forced"]
-results.set_index("method")[shown].round({"val_loss": 3, "perplexity": 1, shown[3]: 1})
+results.set_index("method")[shown].round({"val_loss": 2, "perplexity": 1, shown[3]: 1})
 
 # %%
 loss = results.set_index("method")["val_loss"]
 for method in loss.index:
     if "adamw" in loss and method != "adamw":
         difference = loss[method] - loss["adamw"]
-        print(f"{method} - adamw: {difference:+.3f} nat/token, perplexity x {exp(difference):.2f},")
+        print(f"{method} - adamw: {difference:+.2f} nat/token, perplexity x {exp(difference):.2f},")
         print(f"after {results['tokens'].min():,} tokens each, of one seed: no interval")
 
 # %% [markdown]
