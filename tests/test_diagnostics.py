@@ -1,8 +1,10 @@
 """Diagnostics against slow references, real optimizers and streams whose answers are known."""
 
 import itertools
+import json
 import math
 
+import diagnostics_ranks
 import pytest
 import torch
 from problems import backward, global_norm, mean_of, parameters, stream
@@ -376,3 +378,13 @@ def test_noise_per_tensor_refuses_bad_input():
     measure.update([torch.ones(2), None])
     with pytest.raises(ValueError, match="at least two microbatches"):
         measure.close()
+
+
+def test_two_ranks_measure_sharded_gradients_as_one_process_does(tmp_path):
+    torch.multiprocessing.spawn(diagnostics_ranks.main, (str(tmp_path),), nprocs=2)
+    expected = diagnostics_ranks.measure(diagnostics_ranks.gradients())
+    for rank in range(2):
+        got = json.loads((tmp_path / f"rank{rank}").read_text())
+        for name, values in expected.items():
+            # sums of at most 18 float32 squares in another order
+            assert got[name] == pytest.approx(values, rel=1e-5, abs=1e-5)
