@@ -18,6 +18,10 @@ TEXT = "the quick brown fox jumps over the lazy dog; " * 60
 METHODS = {
     "adamw": {"accumulation": 3},
     "gnts": {"start_norm": 0.9, "end_norm": 0.7, "norm_warmup": 0.05, "max_draws": 6},
+    "gns": {"noise_tolerance": 3.0, "max_draws": 6},
+    "normtest": {"theta": 2.0, "max_draws": 6},
+    "mht": {"error_tolerance": 0.2, "max_draws": 6},
+    "gnr": {"target_gradient_norm": 0.5, "min_draws": 2},
     "sbc": {"final_accumulation": 5},
     "replay": {"draws": (1, 4, 2) * 9},
 }
@@ -132,7 +136,7 @@ def test_records_keep_their_contract(tiny, method):
     records = list(experiment)
     expected = {
         *("microbatch", "tokens", "seconds", "loss", "stepped", "num_draws", "steps", "grad_norm"),
-        *("gradient_norm_threshold", "lr", "examples", "val_loss", "changes"),
+        *("gradient_norm_threshold", "noise_scale", "lr", "examples", "val_loss", "changes"),
     }
     assert all(set(r) == expected for r in records)
     assert (records[-1]["tokens"], records[-1]["examples"]) == (768, 96)
@@ -175,13 +179,94 @@ def test_sbc_grows_as_scheduled(tiny):
     assert history.loc[history["stepped"], "num_draws"].max() > 3
 
 
+def test_gns_steps_when_past_windows_ask_for_no_more(tiny):
+    history = run(pretraining.build(tiny("gns"))).history
+    known = history["noise_scale"].shift()  # a record of a step has its window in the estimate
+    n = history["num_draws"]
+    decided = (known <= 3.0 * n) & (n >= 2)
+    assert (history["stepped"] == (decided | (n == 6))).all()
+    assert decided.any()
+    assert not decided.all()
+
+
+def test_noise_scale_is_recorded_where_a_wrapper_estimates_it(tiny):
+    is_known = {m: run(pretraining.build(tiny(m))).history["noise_scale"].notna() for m in METHODS}
+    assert {m for m in METHODS if is_known[m].any()} == {"gnts", "gns", "normtest"}
+    assert not is_known["gns"].iloc[0]  # None before the first window
+
+
+def test_mht_is_given_the_training_loss(tiny):
+    experiment = run(pretraining.build(tiny("mht")))
+    history = experiment.history
+    last = history.index[history["stepped"]][-1]
+    mean = history["loss"].iloc[0]
+    for loss in history["loss"][1 : last + 1]:
+        mean += 0.01 * (loss - mean)
+    assert experiment.wrapper.statistics()["running_mean"] == pytest.approx(mean, rel=1e-12)
+
+
+def test_gnr_hands_adamw_the_target_norm(tiny):
+    experiment, norms = pretraining.build(tiny("gnr")), []
+
+    def note(adamw, args, kwargs):
+        grads = [p.grad for p in experiment.model.parameters()]
+        norms.append(torch.nn.utils.get_total_norm(grads).item())
+
+    experiment.wrapper.optimizer.register_step_pre_hook(note)
+    history = run(experiment).history
+    assert norms == pytest.approx([0.5] * 24, rel=1e-6)  # float32 norms of a few hundred terms
+    assert history["stepped"].tolist() == [False, True] * 24
+
+
+def test_gnr_can_rescale_each_tensor(tiny):
+    losses = [
+        run(pretraining.build(tiny("gnr", gnr_mode=mode))).summary()["val_loss"]
+        for mode in ("global", "independent")
+    ]
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(("method", "tunable"), [("gns", "noise_tolerance"), ("normtest", "theta")])
+def test_tolerances_go_from_two_draws_to_the_maximum(tiny, method, tunable):
+    strict = run(pretraining.build(tiny(method, **{tunable: 1e-6}))).history
+    assert set(strict.loc[strict["stepped"], "num_draws"]) == {6}
+    loose = run(pretraining.build(tiny(method, **{tunable: 1e6}))).history
+    draws = loose.loc[loose["stepped"], "num_draws"]
+    assert (draws == 2).mean() > 0.5  # more where the signal is not resolved
+
+
+@pytest.mark.parametrize(
+    ("method", "tunable"),
+    [("gns", "noise_tolerance"), ("normtest", "theta"), ("mht", "error_tolerance")],
+)
+def test_steered_tolerances_apply_at_once_and_replay(tiny, method, tunable):
+    steered = run(pretraining.build(tiny(method)), until=12)
+    steered.controls[tunable] = 0
+    run(steered)
+    assert steered.wrapper.statistics()[tunable] == 0
+    closed = steered.history[steered.history["stepped"]]
+    assert set(closed.loc[closed["microbatch"] > 18, "num_draws"]) == {6}
+    assert run(pretraining.build(tiny(method)), until=12).history["stepped"].sum() > 2
+    replayed = pretraining.build(tiny(method))
+    replayed.replay(steered.changes)
+    assert_same_run(run(replayed), steered)
+
+
 def test_replay_of_a_run_on_its_own_data_is_that_run(tiny):
-    gnts = run(pretraining.build(tiny("gnts")))
-    draws = pretraining.recorded_draws(gnts.history)
-    config = replace(gnts.config, method="replay", draws=draws)
-    replay = run(pretraining.build(config))
+    gnts = run(pretraining.build(tiny("gnts", seed=3)))
+    replay = run(pretraining.build(pretraining.replay_config(gnts, data_seed=3)))
     columns = ["loss", "stepped", "num_draws", "lr", "val_loss"]
     pd.testing.assert_frame_equal(replay.history[columns], gnts.history[columns], check_exact=True)
+
+
+def test_replay_on_other_data_keeps_weights_and_draws(tiny):
+    gnts = run(pretraining.build(tiny("gnts")))
+    replay = pretraining.build(pretraining.replay_config(gnts, data_seed=7))
+    fresh = pretraining.build(tiny("gnts")).model
+    assert torch.equal(replay.model.tokens.weight, fresh.tokens.weight)
+    history = run(replay).history
+    assert history["num_draws"].tolist() == gnts.history["num_draws"].tolist()
+    assert history["loss"].tolist() != gnts.history["loss"].tolist()
 
 
 def test_recorded_draws_leave_an_open_window_open():
@@ -223,8 +308,9 @@ def test_a_cut_run_is_the_uncut_run(tiny, method, cut):
     assert_same_run(run(resumed), uncut)
 
 
-def test_the_cuts_fall_into_open_windows(tiny):
-    history = run(pretraining.build(tiny("gnts"))).history
+@pytest.mark.parametrize("method", METHODS)
+def test_the_cuts_fall_into_open_windows(tiny, method):
+    history = run(pretraining.build(tiny(method))).history
     assert not history["stepped"].iloc[[0, 1, 15, 22, 23, 46]].all()
 
 
@@ -261,9 +347,17 @@ def test_wrong_controls_keep_the_last_value(tiny, name, value):
     assert_same_run(run(experiment), run(pretraining.build(tiny("gnts"))))
 
 
-def test_the_threshold_is_no_control_of_the_others(tiny):
-    for method in ("adamw", "sbc", "replay"):
-        assert list(pretraining.build(tiny(method)).controls) == ["lr_scale"]
+def test_a_tunable_is_a_control_of_its_own_method_only(tiny):
+    controls = {m: list(pretraining.build(tiny(m)).controls)[1:] for m in METHODS if m != "gnts"}
+    assert controls == {
+        "adamw": [],
+        "gns": ["noise_tolerance"],
+        "normtest": ["theta"],
+        "mht": ["error_tolerance"],
+        "gnr": ["target_gradient_norm"],
+        "sbc": [],
+        "replay": [],
+    }
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
@@ -294,7 +388,7 @@ def test_it_learns(tiny):
 
 
 @pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("method", ["adamw", "gnts", "sbc"])
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "replay"])
 def test_every_scale_has_a_config_for_every_method(scale, method):
     config = pretraining.config(scale, method=method)
     assert (config.scale, config.method) == (scale, method)
@@ -306,8 +400,11 @@ def test_every_scale_has_a_config_for_every_method(scale, method):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"method": "gnst"}, "method='gnst': did you mean 'gnts'"),
-        ({"method": None}, "method=None: expected one of adamw, gnts, sbc, replay"),
+        ({"method": "normtst"}, "method='normtst': did you mean 'normtest'"),
+        (
+            {"method": None},
+            "method=None: expected one of adamw, gnts, gns, normtest, mht, gnr, sbc, replay",
+        ),
         ({"scale": "labtop"}, "scale='labtop': did you mean 'laptop'"),
         ({"learning_rate": 1.0}, "field='learning_rate'"),
         ({"start_nrom": 1.0}, "field='start_nrom': did you mean 'start_norm'"),
@@ -326,6 +423,12 @@ def test_every_scale_has_a_config_for_every_method(scale, method):
         ({"end_norm": -0.1}, "end_norm=-0.1"),
         ({"min_draws": 9, "max_draws": 8}, "max_draws=8: expected at least min_draws=9"),
         ({"width": 33}, "width=33: expected a multiple of heads=2"),
+        ({"noise_tolerance": 0.0}, "noise_tolerance=0.0"),
+        ({"theta": math.nan}, "theta=nan"),
+        ({"confidence": 1.0}, r"confidence=1.0: expected a number in \(0, 1\)"),
+        ({"error_tolerance": -0.1}, "error_tolerance=-0.1"),
+        ({"target_gradient_norm": math.inf}, "target_gradient_norm=inf"),
+        ({"gnr_mode": "globl"}, "gnr_mode='globl': did you mean 'global'"),
         ({"dtype": "float16"}, "dtype='float16'"),
         ({"tokenizer": "word"}, "tokenizer='word'"),
         ({"validation_fraction": 0}, "validation_fraction=0"),

@@ -7,8 +7,12 @@ differ in when AdamW steps:
 - ``"adamw"``: the control, every ``accumulation`` microbatches (a constant batch);
 - ``"gnts"``: when the norm of the mean gradient is under a threshold, which comes down over the
   run;
+- ``"gns"``: when the batch is as large as the gradient noise scale of past windows asks for;
+- ``"normtest"``: when the noise in the mean gradient is small against it, by this window alone;
+- ``"mht"``: when the interval of the mean training loss is narrow;
+- ``"gnr"``: every ``min_draws`` microbatches, with the mean gradient rescaled to one norm;
 - ``"sbc"``: a batch that grows on a schedule from 1 to ``final_accumulation`` microbatches;
-- ``"replay"``: as often as a recorded run did (`recorded_draws`), whatever the gradient.
+- ``"replay"``: as often as a recorded run did (`replay_config`), whatever the gradient.
 
 The learning rate warms up linearly and decays as a cosine in tokens, so equally for all methods.
 The held-out loss [nats per token] is measured on the same sequences for every method and seed.  A
@@ -19,7 +23,8 @@ gradient was not judged good enough.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -27,64 +32,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gqc.lab.controls import Control, Controls
 from gqc.lab.data.text import TextData, draw_batch, load_text_data, validation_batch
 from gqc.lab.experiment import Experiment
 from gqc.lab.experiments.pretraining_config import PretrainingConfig, config
+from gqc.lab.experiments.pretraining_methods import WRAPPERS, make_controls, make_schedules
 from gqc.lab.models.gpt import GPT, GPTConfig, make_gpt
 from gqc.lab.placement import find_device, find_dtype, make_generator
-from gqc.schedules import (
-    ParamGroupSchedule,
-    get_direct_cosine_annealing_with_warmup,
-    get_norm_threshold_cosine_annealing_with_warmup,
-    get_quadratic_batch_schedule,
-)
-from gqc.wrappers import (
-    OptimizerWrapper,
-    OptimizerWrapperGNTS,
-    OptimizerWrapperReplay,
-    OptimizerWrapperSBC,
-)
+from gqc.schedules import ParamGroupSchedule
 
-__all__ = ["Pretraining", "PretrainingConfig", "build", "config", "recorded_draws"]
+__all__ = ["Pretraining", "PretrainingConfig", "build", "config", "recorded_draws", "replay_config"]
 
 EVALUATION_CHUNK = 64  # sequences per forward pass; bounds memory, does not change the loss
-
-
-def _wrap_adamw(adamw: torch.optim.AdamW, c: PretrainingConfig) -> OptimizerWrapper:
-    return OptimizerWrapperSBC(
-        adamw,
-        physical_batch_size=c.microbatch_size,
-        logical_batch_size=c.accumulation * c.microbatch_size,
-        max_draws=c.accumulation,
-    )
-
-
-def _wrap_gnts(adamw: torch.optim.AdamW, c: PretrainingConfig) -> OptimizerWrapper:
-    return OptimizerWrapperGNTS(adamw, min_draws=c.min_draws, max_draws=c.max_draws)
-
-
-def _wrap_sbc(adamw: torch.optim.AdamW, c: PretrainingConfig) -> OptimizerWrapper:
-    return OptimizerWrapperSBC(
-        adamw,
-        physical_batch_size=c.microbatch_size,
-        logical_batch_size=c.microbatch_size,
-        max_draws=c.final_accumulation,
-    )
-
-
-def _wrap_replay(adamw: torch.optim.AdamW, c: PretrainingConfig) -> OptimizerWrapper:
-    return OptimizerWrapperReplay(adamw, draws=c.draws)
-
-
-#: method -> the wrapper that decides when AdamW steps.  A further method is one line here, its name
-#: in ``pretraining_config.METHODS``, and its schedule, if any, in `Pretraining._make_schedules`.
-WRAPPERS: dict[str, Callable[[torch.optim.AdamW, PretrainingConfig], OptimizerWrapper]] = {
-    "adamw": _wrap_adamw,
-    "gnts": _wrap_gnts,
-    "sbc": _wrap_sbc,
-    "replay": _wrap_replay,
-}
 
 
 def build(config: PretrainingConfig) -> Pretraining:
@@ -97,11 +55,7 @@ def recorded_draws(history: pd.DataFrame) -> tuple[int, ...]:
     """The draws of a finished run, for the method ``"replay"``.
 
     Its last window, if the run ended inside it, is listed as one draw longer than it was: the
-    replay then leaves it open too.  The control of a run, with its lr and all else::
-
-        replace(run.config, method="replay", draws=recorded_draws(run.history), data_seed=...)
-
-    (``dataclasses.replace``); with the run's own ``data_seed`` it is that run over again.
+    replay then leaves it open too.
 
     Args:
         history: of one run, with the columns ``stepped`` and ``num_draws``.
@@ -112,14 +66,25 @@ def recorded_draws(history: pd.DataFrame) -> tuple[int, ...]:
     return tuple(draws)
 
 
+def replay_config(run: Pretraining, data_seed: int) -> PretrainingConfig:
+    """The control of a finished run: its batch sizes, in order, without what it reacted to.
+
+    Weights, learning rate and all else are those of ``run``; so is the order of the text where
+    ``data_seed`` is the run's own, and the replay is then the run over again.
+    """
+    draws = recorded_draws(run.history)
+    return replace(run.config, method="replay", draws=draws, data_seed=data_seed)
+
+
 class Pretraining(Experiment):
     """See the module; made by `build`.
 
     Records: ``microbatch``, ``tokens``, ``seconds``, ``loss`` [nats per token], ``stepped``,
     ``num_draws`` (of the window with this microbatch, so far), ``steps``, ``grad_norm`` (of the
     mean gradient of the window so far; None where no decision read it), ``gradient_norm_threshold``
-    (None without), ``lr``, ``examples`` [sequences], ``val_loss`` (None but on evaluations),
-    ``changes``.
+    (None without), ``noise_scale`` (the wrapper's estimate of trace(Sigma) / |G|^2 [microbatches],
+    None without or while unresolved), ``lr``, ``examples`` [sequences], ``val_loss`` (None but on
+    evaluations), ``changes``.
     """
 
     unit = "tokens"
@@ -149,7 +114,7 @@ class Pretraining(Experiment):
             total=config.num_microbatches * config.microbatch_tokens,
             parts={"model": self.model, "optimizer": self.wrapper},
             generators={"data": make_generator(data_seed, "data")},
-            controls=_make_controls(config),
+            controls=make_controls(config),
             constants={"method": config.method, "seed": config.seed},
             data_hash=data.hash,
         )
@@ -157,7 +122,8 @@ class Pretraining(Experiment):
     def set_hyperparameters(self) -> None:
         applied = self.controls.applied
         if self._scheduled_for != applied:
-            self._schedules, self._scheduled_for = self._make_schedules(applied), dict(applied)
+            self._schedules = make_schedules(self.wrapper, self.config, applied)
+            self._scheduled_for = dict(applied)
         for schedule in self._schedules:
             # A warmup of the lr from 0 would make the first microbatch a step of size 0.
             step = self.microbatch + (schedule.key == "lr")
@@ -175,6 +141,10 @@ class Pretraining(Experiment):
     def compute_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         return _token_loss(self.model, *batch)
 
+    def update(self, loss: Tensor) -> bool:
+        loss.backward()
+        return self.wrapper.step(metric=loss.detach())
+
     def amount(self, batch: tuple[Tensor, Tensor]) -> int:
         return batch[0].numel()
 
@@ -185,6 +155,7 @@ class Pretraining(Experiment):
             "steps": statistics["steps"],
             "grad_norm": wrapper.last_grad_norm if stepped else wrapper.grad_norm,
             "gradient_norm_threshold": statistics.get("gradient_norm_threshold"),
+            "noise_scale": statistics.get("noise_scale"),
             "lr": statistics["lr"],
             "examples": self.microbatch * self.config.microbatch_size,
         }
@@ -227,53 +198,6 @@ class Pretraining(Experiment):
             "num_forced": statistics["num_forced"],
             "num_discarded": statistics["num_discarded"],
         }
-
-    def _make_schedules(self, controls: Mapping[str, float]) -> list[ParamGroupSchedule]:
-        c, total = self.config, self.config.num_microbatches
-        lr = c.lr * controls["lr_scale"]
-        schedules = [
-            get_direct_cosine_annealing_with_warmup(
-                self.wrapper, lr, round(c.lr_warmup * total), total, min_value=lr * c.min_lr
-            )
-        ]
-        if c.method == "gnts":
-            schedules.append(
-                get_norm_threshold_cosine_annealing_with_warmup(
-                    self.wrapper,
-                    int(controls["norm_warmup_microbatches"]),
-                    total,
-                    start_norm=controls["start_norm"],
-                    end_norm=controls["end_norm"],
-                    warmup_multiplier=controls["norm_warmup_multiplier"],
-                )
-            )
-        if c.method == "sbc":
-            schedules.append(
-                get_quadratic_batch_schedule(
-                    self.wrapper, c.microbatch_size, c.final_accumulation * c.microbatch_size, total
-                )
-            )
-        return schedules
-
-
-def _make_controls(c: PretrainingConfig) -> Controls:
-    controls = {"lr_scale": Control(1.0, doc="factor of the scheduled learning rate")}
-    if c.method == "gnts":
-        total = c.num_microbatches
-        controls |= {
-            "start_norm": Control(c.start_norm, doc="norm threshold after warmup [loss/parameter]"),
-            "end_norm": Control(c.end_norm, doc="norm threshold at the end [loss/parameter]"),
-            "norm_warmup_multiplier": Control(
-                c.norm_warmup_multiplier, doc="first threshold / start_norm"
-            ),
-            "norm_warmup_microbatches": Control(
-                round(c.norm_warmup * total),
-                high=total,
-                is_integer=True,
-                doc="length of norm warmup",
-            ),
-        }
-    return Controls(controls)
 
 
 def _make_model(c: PretrainingConfig, vocabulary: int) -> GPT:

@@ -9,8 +9,9 @@ from typing import Any
 from gqc.lab.data.text import TOKENIZERS
 from gqc.lab.names import check_name
 from gqc.lab.placement import DTYPES
+from gqc.wrappers.gnr import MODES
 
-METHODS = ("adamw", "gnts", "sbc", "replay")
+METHODS = ("adamw", "gnts", "gns", "normtest", "mht", "gnr", "sbc", "replay")
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class PretrainingConfig:
     """Everything that decides a run; use `config` for values that fit a scale.
 
     Args:
-        method: ``"adamw"``, ``"gnts"``, ``"sbc"`` or ``"replay"``.
+        method: one of `METHODS`; see `gqc.lab.experiments.pretraining`.
         scale: name of the preset that the values come from.
         seed: of the weights, and of the data unless ``data_seed`` is given.
         corpus, tokenizer, validation_fraction: see `gqc.lab.data.text.load_text_data`.
@@ -32,7 +33,10 @@ class PretrainingConfig:
         start_norm, end_norm, norm_warmup, norm_warmup_multiplier: gnts: threshold after warmup and
             at the end [loss / parameter], warmup as a fraction of the microbatches, first threshold
             / ``start_norm``.
-        min_draws, max_draws: gnts: microbatches per step.
+        min_draws, max_draws: all but adamw, sbc and replay: microbatches per step; gns, normtest
+            and mht draw two at least, gnr draws ``min_draws``.
+        noise_tolerance, theta, confidence, error_tolerance, target_gradient_norm, gnr_mode: gns,
+            normtest, mht (two) and gnr (two): see `gqc.wrappers`.
         final_accumulation: sbc: microbatches per step at the end.
         draws: replay: microbatches of each step.
         evaluation_tokens: training tokens between evaluations; there is always one at the end.
@@ -70,6 +74,12 @@ class PretrainingConfig:
     norm_warmup_multiplier: float = 10.0
     min_draws: int = 1
     max_draws: int = 64
+    noise_tolerance: float = 1.0
+    theta: float = 1.0
+    confidence: float = 0.98
+    error_tolerance: float = 0.03
+    target_gradient_norm: float = 1.0
+    gnr_mode: str = "global"
     final_accumulation: int = 8
     draws: tuple[int, ...] = ()
     device: str = "auto"
@@ -80,6 +90,7 @@ class PretrainingConfig:
         check_name("scale", self.scale, SCALES)
         check_name("tokenizer", self.tokenizer, TOKENIZERS)
         check_name("dtype", self.dtype, DTYPES)
+        check_name("gnr_mode", self.gnr_mode, MODES)
         for name in COUNTS:
             _check_integer(name, getattr(self, name), 1)
         _check_integer("seed", self.seed, 0)
@@ -139,6 +150,11 @@ RANGES: dict[str, tuple[float, bool, float, bool]] = {
     "end_norm": (0, True, math.inf, False),
     "norm_warmup": (0, True, 1, True),
     "norm_warmup_multiplier": (0, False, math.inf, False),
+    "noise_tolerance": (0, False, math.inf, False),
+    "theta": (0, False, math.inf, False),
+    "confidence": (0, False, 1, False),
+    "error_tolerance": (0, False, math.inf, False),
+    "target_gradient_norm": (0, False, math.inf, False),
 }
 
 #: scale -> what is trained, on how much
@@ -209,6 +225,10 @@ SCALES: dict[str, dict[str, Any]] = {
 TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("smoke", "adamw"): {"lr": 1e-2},
     ("smoke", "gnts"): {"lr": 1e-2, "start_norm": 0.7, "end_norm": 0.4, "norm_warmup": 0.2},
+    ("smoke", "gns"): {"lr": 1e-2},
+    ("smoke", "normtest"): {"lr": 1e-2},
+    ("smoke", "mht"): {"lr": 1e-2, "error_tolerance": 0.1},
+    ("smoke", "gnr"): {"lr": 1e-2},
     ("smoke", "sbc"): {"lr": 1e-2},
     ("smoke", "replay"): {"lr": 1e-2},
     ("laptop", "adamw"): {"lr": 5e-3, "accumulation": 1},
