@@ -234,13 +234,11 @@ def noise_to_signal(
 
     Args:
         variance, signal: from :func:`debiased_moments`, one shape.
-        largest: upper bound of the ratio, > 0; also its value where it is unresolved.
+        largest: upper bound of the ratio, > 0, a number or one shape with the others; also its
+            value where it is unresolved.
     Returns: ``(ratio, unresolved)``: the ratio in [0, largest], never inf or NaN (0 where the
         variance is not positive); unresolved where there is noise and no positive signal.
     """
-    noisy = variance > 0
-    unresolved = noisy & ~(signal > 0)
-    bound = torch.as_tensor(largest, dtype=variance.dtype, device=variance.device)
-    ratio = torch.minimum(variance / torch.where(signal > 0, signal, 1.0), bound)
-    ratio = torch.where(unresolved, bound, ratio)
-    return torch.where(noisy, ratio, 0.0), unresolved
+    unresolved = (variance > 0) & (signal <= 0)
+    ratio = (variance.clamp(min=0) / signal.clamp(min=0)).nan_to_num(0.0)  # 0/0: no noise at all
+    return ratio.clamp(max=largest), unresolved

@@ -150,14 +150,28 @@ def debiased_ratio(gradients: list[Tensor], beta: float, cap: float | None = Non
     return min(variance / signal, largest) if signal > 0 else largest
 
 
-def sketch_values(tensor: Tensor, tiles: Tensor, size: int = 64) -> Tensor:
-    """Signed bucket sums, bucket by bucket."""
+def sketch_values(tensor: Tensor, signs: Tensor) -> Tensor:
+    """Signed bucket sums, bucket by bucket: rounds of one bucket a row of signs, then the rest."""
     flat = tensor.double().flatten()
-    length = max(1, min(tiles.shape[1], len(flat) // size))
-    values = []
-    for bucket, start in enumerate(range(0, len(flat), length)):
-        part = flat[start : start + length]
-        values.append((part * tiles[bucket % len(tiles), : len(part)]).sum())
+    size, longest = signs.shape
+    if len(flat) <= size:
+        return flat * signs[: len(flat), 0]
+    rounds = fewest = math.ceil(len(flat) / (size * longest))
+    while rounds < 2 * fewest and len(flat) % (size * rounds):
+        rounds += 1
+    if len(flat) % (size * rounds):
+        rounds = fewest
+    length = len(flat) // (size * rounds)
+    whole = rounds * size * length
+    values = [
+        (flat[start : start + length] * signs[bucket % size, :length]).sum()
+        for bucket, start in enumerate(range(0, whole, length))
+    ]
+    rest = flat[whole:]
+    if len(rest) > longest:
+        return torch.cat([torch.stack(values), sketch_values(rest, signs)])
+    if len(rest):
+        values.append((rest * signs[0, : len(rest)]).sum())
     return torch.stack(values)
 
 

@@ -26,14 +26,22 @@ class ScalarAverages:
         self.first_value = first_value
         self.raw = torch.zeros(4, device=device)
         self.count = torch.zeros(4, device=device)  # of each number: some may not be tracked
+        self._only_norm = torch.tensor([0.0, 0.0, 1.0, 0.0], device=device)
 
-    def update(self, values: Tensor, moved: Tensor | None = None) -> None:
-        """Average in ``values`` [4], or those where ``moved`` [4] is 1; the others must be 0."""
+    def update(self, values: Tensor) -> None:
+        """Average in ``values`` [4], as published: a NaN stays for ever."""
         raw = self.beta * self.raw + (1 - self.beta) * values
-        if self.first_value:
-            raw = torch.where(self.count == 0, values, raw)
-        self.raw = raw if moved is None else torch.where(moved > 0, raw, self.raw)
-        self.count = self.count + (1 if moved is None else moved)
+        self.raw = torch.where(self.count == 0, values, raw) if self.first_value else raw
+        self.count = self.count + 1
+
+    def update_raw(self, norm_sq: Tensor, values: Tensor | None) -> None:
+        """Average in the norm, or all ``values`` [4]; nothing unless ``norm_sq`` is finite."""
+        finite = norm_sq.isfinite()
+        moved = finite * (self._only_norm if values is None else torch.ones_like(self.raw))
+        new = norm_sq.sqrt() if values is None else values.to(self.raw.device)
+        raw = self.beta * self.raw + (1 - self.beta) * new
+        self.raw = torch.where(moved > 0, raw, self.raw)
+        self.count = self.count + moved
 
     def corrected(self) -> Tensor:
         """Bias-corrected averages [4]; 0 before the first value."""

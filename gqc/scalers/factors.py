@@ -29,7 +29,7 @@ def readings(
     ratios, unresolved, counted = estimator.ratios(settings.variance_cap)
     variance = _aggregate(ratios, counted, parameters, settings)
     factors = tensor_factors(estimator, parameters, settings)
-    factor = _law(variance, settings) if factors is None else _mean(factors, ratios.device)
+    factor = mean_factor(estimator, parameters, settings, factors)
     packed = torch.cat(
         [
             torch.stack([variance, factor, estimator.skipped()]),
@@ -63,13 +63,31 @@ def tensor_factors(
     return list(_law(ratios, settings).unbind())
 
 
-def multiply_by(grad: Tensor, factor: Tensor) -> None:
-    """Multiply ``grad`` in place by one factor (0-dim) or by one for each real element (flat)."""
+def mean_factor(
+    estimator: VarianceEstimator,
+    parameters: ParameterList,
+    settings: Settings,
+    factors: list[Tensor] | None,
+) -> Tensor:
+    """The one factor, 0-dim; or the mean of :func:`tensor_factors`, over tensors or elements."""
+    if factors is None:
+        ratios, _, counted = estimator.ratios(settings.variance_cap)
+        return _law(_aggregate(ratios, counted, parameters, settings), settings)
+    device = estimator.averages.raw.device
+    total = torch.stack([f.sum().to(device) for f in factors]).sum()
+    return total / sum(f.numel() for f in factors)
+
+
+def multiply_by(grad: Tensor, factor: float | Tensor) -> None:
+    """Multiply ``grad`` in place by one factor, or by one for each real element (flat)."""
     shard = local([grad])[0]
-    factor = factor.to(shard.device)
-    if factor.dim():
-        shard = torch.view_as_real(shard) if shard.is_complex() else shard
-        factor = factor.view(shard.shape)
+    if isinstance(factor, Tensor):
+        factor = factor.to(shard.device)
+        if factor.dim():
+            shard = torch.view_as_real(shard) if shard.is_complex() else shard
+            factor = factor.view(shard.shape)
+    elif factor == 1.0:
+        return
     shard.mul_(factor)
 
 
@@ -82,11 +100,7 @@ def _law(variance: Tensor, settings: Settings) -> Tensor:
 def _aggregate(
     ratios: Tensor, counted: Tensor, parameters: ParameterList, settings: Settings
 ) -> Tensor:
-    numel = torch.tensor([p.numel() for p in parameters.tensors], device=ratios.device)
+    numel = None
+    if settings.aggregate == "numel_weighted":
+        numel = torch.tensor([p.numel() for p in parameters.tensors], device=ratios.device)
     return aggregate(ratios, counted, numel, settings.aggregate, settings.percentile)
-
-
-def _mean(factors: list[Tensor], device: torch.device) -> Tensor:
-    """Over tensors where each has one factor, over elements where each element has."""
-    total = torch.stack([f.sum().to(device) for f in factors]).sum()
-    return total / sum(f.numel() for f in factors)

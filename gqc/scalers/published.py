@@ -54,7 +54,7 @@ class PublishedEstimator(VarianceEstimator):
         self.num_updates = 0
         self._mask = PresenceMask(device)
 
-    def update(self, grads: Grads) -> None:
+    def update(self, grads: Grads, factor: float = 1.0) -> None:
         overall = whole_gradient_statistics(grads)
         if overall is None:
             return
@@ -171,7 +171,7 @@ class Spatial(PublishedEstimator):
     versions = ("1.x",)
     first_value = True
 
-    def update(self, grads: Grads) -> None:
+    def update(self, grads: Grads, factor: float = 1.0) -> None:
         overall = whole_gradient_statistics(grads)
         if overall is not None:
             self.averages.update(overall)

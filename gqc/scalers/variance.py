@@ -67,11 +67,14 @@ class VarianceEstimator:
     reads_raw: ClassVar[bool]
     averages: ScalarAverages
 
-    def update(self, grads: Grads) -> Tensor | None:
+    def update(self, grads: Grads, factor: float = 1.0) -> Tensor | None:
         """Take in one gradient per tensor (None: none this time), without a host sync.
 
+        Args:
+            grads: the gradients.
+            factor: then multiply each of them by it, in place, while the cache still holds it.
         Returns: for estimators that read the raw gradient, its squared norm (exact or sketched),
-            0-dim, NaN if the gradient was not finite and therefore skipped.
+            0-dim; where that is not finite, the gradient was skipped.
         """
         raise NotImplementedError
 
@@ -115,19 +118,19 @@ class DebiasedEstimator(VarianceEstimator):
         self._shards = ShardSums(params)
         self._mask = PresenceMask(device)
 
-    def update(self, grads: Grads) -> Tensor:
-        prepared, norm_sq = self._prepare(grads)
+    def update(self, grads: Grads, factor: float = 1.0) -> Tensor:
+        prepared, norm_sq = self._prepare(grads, factor)
         finite = norm_sq.isfinite()
         moved = self._mask(grads) * finite
         self.num_skipped = self.num_skipped + ~finite
         count = self.count + moved
         weight = ema_weight(count, self.beta) * moved
-        sums = self._shards.reduce(self._move(prepared, weight, finite))
+        sums = self._shards.reduce(self._move(prepared, weight, finite, factor))
         # A weight of 0 leaves a tensor exactly as it was.
         self.spread = (1 - weight) * (self.spread + weight * sums[0])
         self.mean_sq = torch.where(moved > 0, sums[1], self.mean_sq)
         self.count = count
-        return torch.where(finite, norm_sq, torch.nan)
+        return norm_sq
 
     def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, Tensor]:
         kappa = ema_kappa(self.count, self.beta)
@@ -172,12 +175,15 @@ class DebiasedEstimator(VarianceEstimator):
                     mine[new].copy_(other._lists()[key][old])
         self.num_skipped, self.averages = other.num_skipped, other.averages
 
-    def _prepare(self, grads: Grads) -> tuple[Any, Tensor]:
+    def _prepare(self, grads: Grads, factor: float) -> tuple[Any, Tensor]:
         """What ``_move`` needs of the gradients, and their squared norm over all ranks."""
         raise NotImplementedError
 
-    def _move(self, prepared: Any, weight: Tensor, finite: Tensor) -> Tensor:
-        """Move the means by ``weight`` [T]; the squares of move and mean [2, T] of this rank."""
+    def _move(self, prepared: Any, weight: Tensor, finite: Tensor, factor: float) -> Tensor:
+        """Move the means by ``weight`` [T]; the squares of move and mean [2, T] of this rank.
+
+        Whichever of the two methods reads the gradients last multiplies them by ``factor``.
+        """
         raise NotImplementedError
 
     def _vectors(self) -> list[str]:
@@ -212,31 +218,35 @@ class Elementwise(DebiasedEstimator):
             variance, signal, 1 / kappa if variance_cap is None else variance_cap
         )[0]
 
-    def _prepare(self, grads: Grads) -> tuple[Grads, Tensor]:
-        flats = [None if g is None else real_flat(g) for g in _shards(grads)]
-        squares = [self._zero() if f is None else _square(f).to(self.count) for f in flats]
-        return flats, self._shards.reduce(torch.stack(squares)).sum()
+    def _prepare(self, grads: Grads, factor: float) -> tuple[Grads, Tensor]:
+        shards = _shards(grads)
+        zero = torch.zeros_like(self.num_skipped)
+        norms = [zero if g is None else _norm(real_flat(g)).to(zero) for g in shards]
+        return shards, self._shards.reduce(torch.stack(norms).square()).sum()
 
-    def _move(self, prepared: Grads, weight: Tensor, finite: Tensor) -> Tensor:
+    def _move(self, prepared: Grads, weight: Tensor, finite: Tensor, factor: float) -> Tensor:
         # An integer mask makes the move exactly zero where NaN * 0 would not, and costs less than
         # torch.where or masked_fill_.
-        mask = -finite.to(torch.int32)
-        moves, means = [], []
-        for index, (flat, mean) in enumerate(zip(prepared, self.means, strict=True)):
-            if flat is None or not flat.numel():
-                moves.append(self._zero())
-                means.append(self._zero())
+        keep = -finite.to(torch.int32)
+        nothing = torch.zeros(2, device=weight.device)
+        sums = []
+        shares = weight.unbind()
+        for index, (grad, mean) in enumerate(zip(prepared, self.means, strict=True)):
+            if grad is None or not grad.numel():
+                sums.append(nothing)
                 continue
-            share, keep = weight[index].to(mean.device), mask.to(mean.device)
-            sums = self._move_tensor(flat, mean, share, keep, index).to(weight.device)
-            moves.append(sums[0])
-            means.append(sums[1])
-        return torch.stack([torch.stack(moves), torch.stack(means)])
+            share, mask = shares[index].to(mean.device), keep.to(mean.device)
+            totals = self._move_tensor(real_flat(grad), mean, share, mask, index)
+            sums.append(totals.to(weight.device))
+            if factor != 1.0:
+                grad.mul_(factor)
+        return torch.stack(sums, dim=1)
 
     def _move_tensor(
         self, flat: Tensor, mean: Tensor, share: Tensor, keep: Tensor, index: int
     ) -> Tensor:
-        chunk = CHUNK if mean.device.type == "cpu" else max(1, mean.numel())
+        """Move one mean; the squared norms of move and mean [2]."""
+        chunk = CHUNK if mean.device.type == "cpu" else mean.numel()
         scratch = torch.empty(min(chunk, mean.numel()), device=mean.device)
         spreads = self.spreads[index].split(chunk) if self.spreads else None
         sums = []
@@ -248,13 +258,11 @@ class Elementwise(DebiasedEstimator):
                 spreads[i].add_(move.square().mul_(share)).mul_(1 - share)
             m.add_(move.mul_(share))
             sums.append(torch.dot(m, m))
-        return torch.stack(sums).view(-1, 2).sum(0)
+        totals = torch.stack(sums)
+        return totals if len(sums) == 2 else totals.view(-1, 2).sum(0)
 
     def _lists(self) -> dict[str, list[Tensor]]:
         return {"means": self.means} | ({"spreads": self.spreads} if self.spreads else {})
-
-    def _zero(self) -> Tensor:
-        return torch.zeros((), device=self.count.device)
 
 
 class Sketch(DebiasedEstimator):
@@ -282,11 +290,11 @@ class Sketch(DebiasedEstimator):
         self._sizes = sizes.to(device)
         self._owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(device)
 
-    def _prepare(self, grads: Grads) -> tuple[Tensor, Tensor]:
-        values = self._sketch(_shards(grads))
+    def _prepare(self, grads: Grads, factor: float) -> tuple[Tensor, Tensor]:
+        values = self._sketch(_shards(grads), factor)
         return values, self._shards.reduce(self._sum(values.square())).sum()
 
-    def _move(self, prepared: Tensor, weight: Tensor, finite: Tensor) -> Tensor:
+    def _move(self, prepared: Tensor, weight: Tensor, finite: Tensor, factor: float) -> Tensor:
         move = torch.where(finite, prepared - self._mean, 0.0)
         self._mean += weight.index_select(0, self._owner) * move
         return torch.stack([self._sum(move.square()), self._sum(self._mean.square())])
@@ -303,10 +311,10 @@ def _shards(grads: Grads) -> list[Tensor | None]:
     return [None if g is None else local([g])[0] for g in grads]
 
 
-def _square(flat: Tensor) -> Tensor:
-    """Squared norm, float32 for all but float64 elements."""
+def _norm(flat: Tensor) -> Tensor:
+    """In float32 for all but float64 elements."""
     dtype = torch.float32 if flat.dtype in (torch.float16, torch.bfloat16) else None
-    return torch.linalg.vector_norm(flat, dtype=dtype).square()
+    return torch.linalg.vector_norm(flat, dtype=dtype)
 
 
 def _shapes(value: Tensor | list[Tensor]) -> list[int] | list[list[int]]:

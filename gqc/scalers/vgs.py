@@ -21,10 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqc.gradients import multiply_
 from gqc.scalers.averages import whole_gradient_statistics
 from gqc.scalers.checkpoints import VERSION, Checkpoint, VGSMigrationWarning, read_checkpoint
-from gqc.scalers.factors import multiply_by, readings, tensor_factors
+from gqc.scalers.factors import mean_factor, multiply_by, readings, tensor_factors
 from gqc.scalers.parameters import ParameterList
 from gqc.scalers.settings import Settings, from_published_keys
 from gqc.scalers.variance import VarianceEstimator
@@ -105,6 +104,7 @@ class VarianceGradientScaler:
         self._is_read = False  # were this step's gradients read?
         self._estimator: VarianceEstimator | None = None  # made when the first gradient is read
         self._host: tuple[Settings, dict[str, float]] | None = None
+        self._next: tuple[Settings, Tensor] | None = None  # the factor for the next gradient
         self.reset_statistics()
 
     @classmethod
@@ -133,31 +133,14 @@ class VarianceGradientScaler:
     estimator: str = _setting("estimator", is_fixed=True)
     granularity: str = _setting("granularity", is_fixed=True)
 
-    @torch.no_grad()
     def scale_gradients(self) -> float:
         """Scale ``.grad`` of all parameters in place; once a step, before clipping.
 
         Returns: the factor; with a finer granularity the mean factor over tensors (or elements).
         Raises: TypeError: a sparse gradient.
         """
-        if not self.enabled:
-            return 1.0
-        grads = self._parameters.gradients()
-        factor, factors = 1.0, None
-        if self.step_count >= self.warmup_steps and self._estimator is not None:
-            factor = self._read()["factor"]
-            factors = tensor_factors(self._estimator, self._parameters, self._settings)
-        if self._reads_raw() and not self._is_read:
-            self._observe(grads)
-        if factors is not None:
-            for grad, own in zip(grads, factors, strict=True):
-                if grad is not None:
-                    multiply_by(grad, own)
-        elif factor != 1.0:
-            multiply_([g for g in grads if g is not None], factor)
-        return factor
+        return self._scale() if self.enabled else 1.0
 
-    @torch.no_grad()
     def step(self) -> None:
         """Count a step; read the gradient unless this step's was read before."""
         if not self.enabled:
@@ -241,7 +224,7 @@ class VarianceGradientScaler:
             estimator = self._settings.build(new.tensors)
             estimator.carry(self._estimator, new.positions_in(self._parameters))
             self._estimator = estimator
-        self._parameters, self._host = new, None
+        self._parameters, self._host, self._next = new, None, None
 
     def follow(self, param_groups: list[dict[str, Any]]) -> None:
         """:meth:`update_parameters`, if the groups' parameters are others than before."""
@@ -252,7 +235,7 @@ class VarianceGradientScaler:
     def reset_statistics(self) -> None:
         """Forget all statistics; the warmup starts afresh."""
         self.step_count = 0
-        self._estimator = self._host = None
+        self._estimator = self._host = self._next = None
         self._has_spatial = self._settings.track_spatial or not self._reads_raw()
 
     def state_dict(self) -> dict[str, Any]:
@@ -319,26 +302,47 @@ class VarianceGradientScaler:
     def _reads_raw(self) -> bool:
         return self.estimator in ("sketch", "elementwise")
 
-    def _observe(self, grads: list[Tensor | None]) -> None:
+    @torch.no_grad()
+    def _scale(self) -> float:
+        grads = self._parameters.gradients()
+        factor, factors = 1.0, None
+        if self.step_count >= self.warmup_steps and self._estimator is not None:
+            factors = tensor_factors(self._estimator, self._parameters, self._settings)
+            factor = self._factor(self._estimator, factors)
+        must_read = self._reads_raw() and not self._is_read
+        if factors is None and must_read:
+            self._observe(grads, factor)  # reads and multiplies in one pass
+            return factor
+        if must_read:
+            self._observe(grads)
+        own: Iterable[float | Tensor] = [factor] * len(grads) if factors is None else factors
+        for grad, one in zip(grads, own, strict=True):
+            if grad is not None:
+                multiply_by(grad, one)
+        return factor
+
+    def _factor(self, estimator: VarianceEstimator, factors: list[Tensor] | None) -> float:
+        """On the host, where a reading of this update may have brought it already."""
+        if self._host is not None and self._host[0] is self._settings:
+            return self._host[1]["factor"]
+        if self._next is not None and self._next[0] is self._settings:
+            return self._next[1].item()
+        return mean_factor(estimator, self._parameters, self._settings, factors).item()
+
+    def _observe(self, grads: list[Tensor | None], factor: float = 1.0) -> None:
         self._is_read = True
         if all(g is None for g in grads):
             return
         if self._estimator is None:
             self._estimator = self._settings.build(self._parameters.tensors)
-        norm_sq = self._estimator.update(grads)
+        tracked = whole_gradient_statistics(grads) if self._settings.track_spatial else None
+        norm_sq = self._estimator.update(grads, factor)
         self._host = None
         if norm_sq is not None:
-            self._estimator.averages.update(*self._to_average(grads, norm_sq))
-
-    def _to_average(self, grads: list[Tensor | None], norm_sq: Tensor) -> tuple[Tensor, Tensor]:
-        """Numbers of the whole gradient [4], and which of them count [4] (none if not finite)."""
-        finite = norm_sq.isfinite().to(norm_sq.dtype)
-        tracked = whole_gradient_statistics(grads) if self._settings.track_spatial else None
-        if tracked is not None:
-            return tracked.to(norm_sq.device), finite.repeat(4)
-        zero = torch.zeros_like(norm_sq)
-        values = torch.stack([zero, zero, norm_sq.sqrt(), zero])
-        return values, torch.stack([zero, zero, finite, zero])
+            self._estimator.averages.update_raw(norm_sq, tracked)
+        if self.granularity == "global":  # here its few operations find the cache warm
+            factor_now = mean_factor(self._estimator, self._parameters, self._settings, None)
+            self._next = self._settings, factor_now
 
     @torch.no_grad()
     def _read(self) -> dict[str, float]:

@@ -11,16 +11,17 @@ from gqc.scalers import sketch
 from gqc.scalers.sketch import SignSketch
 
 CPU = torch.device("cpu")
-TILES = sketch._tiles(64, 0, CPU)
+SIGNS = sketch._signs(64, 0, CPU)
 
 
 @pytest.mark.parametrize(
-    "numel", [1, 2, 63, 64, 65, 100, 127, 128, 4096, 8191 * 64, 8191 * 64 + 5, 8191 * 150 + 17]
+    "numel",
+    [1, 2, 63, 64, 65, 100, 127, 128, 4096, 8191 * 64, 8191 * 64 + 5, 8191 * 150 + 17, 1 << 21],
 )
 def test_sketch_is_the_signed_sum_of_buckets(numel):
     gradient = normal(numel, seed=1)
     values = SignSketch([numel], [CPU])([gradient])
-    expected = sketch_values(gradient, TILES)
+    expected = sketch_values(gradient, SIGNS)
     # float32 sums of up to 8191 numbers of size 1: rounding of about 1e-7 * 8191 at the worst
     torch.testing.assert_close(values.double(), expected, rtol=1e-5, atol=2e-4)
     assert len(values) >= min(numel, 64)
@@ -29,14 +30,14 @@ def test_sketch_is_the_signed_sum_of_buckets(numel):
 def test_more_than_sixty_four_projections():
     gradient = normal(8191 * 200, seed=1)
     values = SignSketch([len(gradient)], [CPU], size=256, seed=3)([gradient])
-    expected = sketch_values(gradient, sketch._tiles(256, 3, CPU), size=256)
+    expected = sketch_values(gradient, sketch._signs(256, 3, CPU))
     torch.testing.assert_close(values.double(), expected, rtol=1e-5, atol=2e-4)
 
 
 def test_one_projection():
     gradient = normal(50, seed=1)
     values = SignSketch([50], [CPU], size=1)([gradient])
-    torch.testing.assert_close(values.double(), sketch_values(gradient, TILES, size=1))
+    torch.testing.assert_close(values.double(), sketch_values(gradient, sketch._signs(1, 0, CPU)))
 
 
 def test_tensors_are_sketched_one_after_another_and_missing_ones_are_zero():
@@ -72,15 +73,15 @@ def test_squared_norm_is_kept_in_expectation_with_the_stated_error():
 
 @pytest.mark.parametrize("numel", [4096, 64 * 8191])
 def test_a_constant_gradient_is_no_worse(numel):
-    """Why buckets have tiles of their own: with one tile for all the error is sqrt(2), not 0.18."""
+    """Why buckets have signs of their own: with one row for all the error is sqrt(2), not 0.18."""
     ones = torch.ones(numel)
-    with_tiles, with_one = [], []
+    with_rows, with_one = [], []
     for seed in range(60):
-        tiles = sketch._tiles(64, seed, CPU)
+        signs = sketch._signs(64, seed, CPU)
         length = numel // 64
-        with_tiles.append(SignSketch([numel], [CPU], seed=seed)([ones]).square().sum() / numel)
-        with_one.append((ones.view(64, length) @ tiles[0, :length]).square().sum() / numel)
-    spread = torch.stack(with_tiles).std().item()
+        with_rows.append(SignSketch([numel], [CPU], seed=seed)([ones]).square().sum() / numel)
+        with_one.append((ones.view(64, length) @ signs[0, :length]).square().sum() / numel)
+    spread = torch.stack(with_rows).std().item()
     # the standard deviation of 60 values is known to 1/sqrt(120) = 9%; three of them
     assert spread == pytest.approx((2 / 64) ** 0.5, rel=0.28)
     assert torch.stack(with_one).std().item() > 0.7
@@ -106,12 +107,12 @@ def test_complex_and_strided_gradients_are_read_in_logical_order():
 def test_signs_are_shared_and_do_not_touch_the_global_stream():
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    tiles = sketch._tiles(64, 12345, CPU)
+    signs = sketch._signs(64, 12345, CPU)
     assert torch.equal(before, torch.get_rng_state())
-    assert sketch._tiles(64, 12345, CPU) is tiles
-    assert tiles.abs().eq(1).all()
+    assert sketch._signs(64, 12345, CPU) is signs
+    assert signs.abs().eq(1).all()
     # 524224 signs: the mean of independent ones has standard error 1.4e-3
-    assert abs(tiles.mean().item()) < 4 * tiles.numel() ** -0.5
+    assert abs(signs.mean().item()) < 4 * signs.numel() ** -0.5
 
 
 def test_copies_make_their_signs_again():

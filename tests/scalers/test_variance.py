@@ -76,8 +76,8 @@ def test_sketch_is_elementwise_on_the_sketch(num):
     params, scaler = make("sketch", beta=0.95, sketch_seed=7)
     steps = noisy_steps(num)
     feed(scaler, params, steps)
-    tiles = sketch._tiles(64, 7, torch.device("cpu"))
-    sketched = [[sketch_values(g, tiles) for g in grads] for grads in steps]
+    signs = sketch._signs(64, 7, torch.device("cpu"))
+    sketched = [[sketch_values(g, signs) for g in grads] for grads in steps]
     got = scaler._estimator.ratios(None)[0].tolist()
     expected = [debiased_ratio([grads[i] for grads in sketched], 0.95) for i in range(len(SHAPES))]
     assert got == pytest.approx(expected, rel=1e-4)
