@@ -31,11 +31,9 @@ import importlib.util
 import subprocess
 import sys
 
-kit = ""  # address of the kit's repository: "git+https://..."
 if importlib.util.find_spec("gqc") is None:
-    if not kit:
-        raise ModuleNotFoundError("gqc is not installed: write its repository's address into `kit`")
-    subprocess.run([sys.executable, "-m", "pip", "install", f"gqc-kit[lab] @ {kit}"], check=True)
+    kit = "gqc-kit[lab]"  # or of a repository: "gqc-kit[lab] @ git+https://..."
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", kit], check=True)
 
 # %% tags=["parameters"]
 scale = "smoke"  # one of smoke, laptop, paper; seconds, a minute, a GPU

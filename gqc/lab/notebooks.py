@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jupytext
 import nbformat
@@ -76,14 +77,15 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
         tags = cell.metadata.get("tags")
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if not _is_passing(output)]
+            cell.outputs = [output for output in cell.outputs if not is_passing(output)]
     return notebook
 
 
-def _is_passing(output: NotebookNode) -> bool:
+def is_passing(output: Mapping[str, Any]) -> bool:
     """A progress bar, as text or as a widget."""
-    if output.output_type == "stream":
-        return output.name == "stderr" and ("\r" in output.text or not output.text.strip())
+    if output["output_type"] == "stream":
+        text = "".join(output["text"])  # a list of lines in a file, one string in memory
+        return output["name"] == "stderr" and ("\r" in text or not text.strip())
     return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import sys
 import warnings
 
@@ -212,6 +213,8 @@ def main() -> None:
             print(f"{name} ok", flush=True)
     dist.barrier()  # a rank that leaves early breaks the other's connection
     dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads abort some interpreters on their way out
 
 
 if __name__ == "__main__":

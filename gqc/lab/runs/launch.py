@@ -24,6 +24,7 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
+from gqc.lab.notebooks import is_passing
 from gqc.lab.runs.kernel import CAN_FORK, ForkedKernel, fork_kernel, manager_class
 from gqc.lab.runs.store import HISTORY, NOTEBOOK, RECORD, RESULT, TRACEBACK, Store, write_json
 
@@ -227,6 +228,9 @@ class _Execution:
         notebook = json.loads(path.read_text(encoding="utf-8"))
         about = notebook["metadata"]["papermill"]
         about["input_path"], about["output_path"] = self.job["notebook"], NOTEBOOK
+        for cell in notebook["cells"]:
+            if "outputs" in cell:
+                cell["outputs"] = [o for o in cell["outputs"] if not is_passing(o)]
         path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 

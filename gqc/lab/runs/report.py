@@ -127,7 +127,7 @@ def figure_function(batch: Batch) -> Callable[[pd.DataFrame, pd.DataFrame], Any]
 
 def write_figure(batch: Batch, results: pd.DataFrame, history: pd.DataFrame, path: Path) -> None:
     """Write the figure that the batch file names as a page that needs no network."""
+    from gqc.lab.figures import write_html  # plotly takes a while to import
+
     figure = figure_function(batch)(results, history)
-    temporary = path.with_name(f".{path.name}")
-    figure.write_html(temporary, include_plotlyjs=True, full_html=True)
-    temporary.replace(path)
+    write_html(figure, path.with_name(f".{path.name}")).replace(path)

@@ -17,8 +17,8 @@ import gqc
 from gqc.lab.runs.fingerprint import digest, strip_prose
 
 PACKAGE = Path(gqc.__file__).parent
-# How notebooks are run and listed does not change their numbers.
-_NOT_COUNTED = ("gqc.lab.runs", "gqc.cli")
+# How notebooks are run, listed and drawn does not change their numbers.
+_NOT_COUNTED = ("gqc.lab.runs", "gqc.lab.figures", "gqc.cli")
 
 
 def source_hashes(code: Iterable[str], folder: Path) -> dict[str, str]:
