@@ -1,4 +1,4 @@
-"""Numbers that may be changed while an experiment runs, from any thread.
+"""Values that may be changed while an experiment runs, from any thread.
 
 An assignment is checked at once and applied at the start of the next microbatch, so that a record
 is never made under two values.  What was applied is what the experiment writes into its history.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from gqc.lab.names import check_name
@@ -46,7 +47,70 @@ class Control:
         return int(value) if self.is_integer else float(value)
 
 
-class Controls(Mapping[str, float]):
+@dataclass(frozen=True)
+class Choice:
+    """One of a few texts.
+
+    Args:
+        default: at the start.
+        options: all that are allowed.
+        doc: as of `Control`.
+    """
+
+    default: str
+    options: tuple[str, ...]
+    doc: str = ""
+
+    def check(self, name: str, value: Any) -> str:
+        """``value``, one of the options.
+
+        Raises:
+            ValueError: it is not.
+        """
+        check_name(name, value, self.options)
+        return str(value)
+
+
+@dataclass(frozen=True)
+class Points:
+    """A line through (share of the run, value) pairs; none at all is allowed too.
+
+    Args:
+        default: at the start.
+        doc: as of `Control`.
+    """
+
+    default: tuple[tuple[float, float], ...] = ()
+    doc: str = ""
+
+    def check(self, name: str, value: Any) -> tuple[tuple[float, float], ...]:
+        """``value`` as pairs of numbers.
+
+        Raises:
+            ValueError: not pairs, shares outside [0, 1] or not increasing, or values not finite or
+                negative.
+        """
+        share, height = Control(0.0, high=1.0), Control(0.0)
+        expected = f"{name}={value!r}: expected pairs (share of the run, value)"
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            raise ValueError(expected)
+        points = []
+        for pair in value:
+            if isinstance(pair, str) or not isinstance(pair, Iterable) or len(both := [*pair]) != 2:
+                raise ValueError(expected)
+            points.append(
+                (share.check(f"{name}: share", both[0]), height.check(f"{name}: value", both[1]))
+            )
+        for (before, _), (after, _) in pairwise(points):
+            if not after > before:
+                raise ValueError(f"{name}: shares {before:g}, {after:g}: expected them to increase")
+        return tuple(points)
+
+
+Spec = Control | Choice | Points
+
+
+class Controls(Mapping[str, Any]):
     """A mapping of control names to their values that checks what is assigned.
 
     ``controls["lr_scale"] = 0.5`` sets one, ``controls.update(start_norm=2, end_norm=1)`` several
@@ -60,8 +124,8 @@ class Controls(Mapping[str, float]):
 
     def __init__(
         self,
-        specs: Mapping[str, Control],
-        check_together: Callable[[Mapping[str, float]], None] | None = None,
+        specs: Mapping[str, Spec],
+        check_together: Callable[[Mapping[str, Any]], object] | None = None,
     ) -> None:
         self.specs = dict(specs)
         self._check_together = check_together
@@ -69,9 +133,9 @@ class Controls(Mapping[str, float]):
         self._values = {name: spec.check(name, spec.default) for name, spec in specs.items()}
         if check_together is not None:
             check_together(self._values)
-        self.applied: dict[str, float] = dict(self._values)
+        self.applied: dict[str, Any] = dict(self._values)
 
-    def __getitem__(self, name: str) -> float:
+    def __getitem__(self, name: str) -> Any:
         return self._values[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -81,12 +145,13 @@ class Controls(Mapping[str, float]):
         return len(self._values)
 
     def __repr__(self) -> str:
-        return f"Controls({', '.join(f'{k}={v:g}' for k, v in self._values.items())})"
+        shown = {k: f"{v:g}" if isinstance(v, int | float) else v for k, v in self._values.items()}
+        return f"Controls({', '.join(f'{k}={v}' for k, v in shown.items())})"
 
-    def __setitem__(self, name: str, value: float) -> None:
+    def __setitem__(self, name: str, value: Any) -> None:
         self.update({name: value})
 
-    def update(self, values: Mapping[str, float] | None = None, /, **more: float) -> None:
+    def update(self, values: Mapping[str, Any] | None = None, /, **more: Any) -> None:
         """Set several at once: all of them, or none where one is wrong.
 
         Raises:
@@ -96,7 +161,7 @@ class Controls(Mapping[str, float]):
         with self._lock:
             self._values = self.check(self._values, changes)
 
-    def check(self, values: Mapping[str, float], changes: Mapping[str, Any]) -> dict[str, float]:
+    def check(self, values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
         """``values`` with ``changes``, checked; nothing is set."""
         for name in changes:
             check_name("control", name, self.specs)
@@ -106,18 +171,18 @@ class Controls(Mapping[str, float]):
             self._check_together(result)
         return result
 
-    def apply(self) -> dict[str, float]:
+    def apply(self) -> dict[str, Any]:
         """Take over what was set since the last call; returns what differs.  For the experiment."""
         with self._lock:
             changes = {k: v for k, v in self._values.items() if v != self.applied[k]}
             self.applied = dict(self._values)
         return changes
 
-    def state_dict(self) -> dict[str, dict[str, float]]:
+    def state_dict(self) -> dict[str, dict[str, Any]]:
         with self._lock:
             return {"values": dict(self._values), "applied": dict(self.applied)}
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, float]]) -> None:
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         values = self.check(self._values, state["values"])
         applied = self.check(self.applied, state["applied"])
         with self._lock:

@@ -212,7 +212,7 @@ class Experiment(Iterator[dict[str, Any]]):
         """
         with self._lock:
             plan = sorted((dict(c) for c in changes), key=lambda c: c["microbatch"])
-            values: dict[str, float] = dict(self.controls)
+            values: dict[str, Any] = dict(self.controls)
             for at, together in _by_microbatch(plan).items():
                 if not at > self.microbatch:
                     raise ValueError(
@@ -222,7 +222,7 @@ class Experiment(Iterator[dict[str, Any]]):
                 values = self.controls.check(values, together)
             self._plan = plan
 
-    def _apply_changes(self) -> dict[str, float]:
+    def _apply_changes(self) -> dict[str, Any]:
         number = self.microbatch + 1
         if self._plan and self._plan[0]["microbatch"] == number:
             self.controls.update(_by_microbatch(self._plan)[number])
@@ -340,8 +340,8 @@ class Experiment(Iterator[dict[str, Any]]):
                 )
 
 
-def _by_microbatch(changes: Iterable[Change]) -> dict[int, dict[str, float]]:
-    together: dict[int, dict[str, float]] = {}
+def _by_microbatch(changes: Iterable[Change]) -> dict[int, dict[str, Any]]:
+    together: dict[int, dict[str, Any]] = {}
     for change in changes:
         together.setdefault(change["microbatch"], {})[change["name"]] = change["value"]
     return together

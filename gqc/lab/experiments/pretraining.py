@@ -106,7 +106,7 @@ class Pretraining(Experiment):
         held_out = validation_batch(data.validation, config.evaluation_sequences, config.context)
         self._held_out = [t.to(self.device) for t in held_out]
         self._schedules: list[ParamGroupSchedule] = []
-        self._scheduled_for: Mapping[str, float] | None = None
+        self._scheduled_for: Mapping[str, Any] | None = None
         data_seed = config.seed if config.data_seed is None else config.data_seed
         super().__init__(
             config,

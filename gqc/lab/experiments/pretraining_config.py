@@ -6,8 +6,10 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
+from gqc.lab.controls import Points
 from gqc.lab.data.text import TOKENIZERS
 from gqc.lab.names import check_name
+from gqc.lab.norm_schedule import CURVES
 from gqc.lab.placement import DTYPES
 from gqc.wrappers.gnr import MODES
 
@@ -33,6 +35,7 @@ class PretrainingConfig:
         start_norm, end_norm, norm_warmup, norm_warmup_multiplier: gnts: threshold after warmup and
             at the end [loss / parameter], warmup as a fraction of the microbatches, first threshold
             / ``start_norm``.
+        norm_curve, norm_exponent, norm_points: gnts: see `gqc.lab.norm_schedule.NormSchedule`.
         min_draws, max_draws: all but adamw, sbc and replay: microbatches per step; gns, normtest
             and mht draw two at least, gnr draws ``min_draws``.
         noise_tolerance, theta, confidence, error_tolerance, target_gradient_norm, gnr_mode: gns,
@@ -72,6 +75,9 @@ class PretrainingConfig:
     end_norm: float = 0.5
     norm_warmup: float = 0.05
     norm_warmup_multiplier: float = 10.0
+    norm_curve: str = "cosine"
+    norm_exponent: float = 1.0
+    norm_points: tuple[tuple[float, float], ...] = ()
     min_draws: int = 1
     max_draws: int = 64
     noise_tolerance: float = 1.0
@@ -99,6 +105,9 @@ class PretrainingConfig:
         for name, bounds in RANGES.items():
             _check_number(name, getattr(self, name), *bounds)
         object.__setattr__(self, "draws", tuple(self.draws))
+        check_name("norm_curve", self.norm_curve, CURVES)
+        points = Points().check("norm_points", self.norm_points)
+        object.__setattr__(self, "norm_points", points)
         self._check_together()
 
     def _check_together(self) -> None:
@@ -150,6 +159,7 @@ RANGES: dict[str, tuple[float, bool, float, bool]] = {
     "end_norm": (0, True, math.inf, False),
     "norm_warmup": (0, True, 1, True),
     "norm_warmup_multiplier": (0, False, math.inf, False),
+    "norm_exponent": (0, False, 100, True),
     "noise_tolerance": (0, False, math.inf, False),
     "theta": (0, False, math.inf, False),
     "confidence": (0, False, 1, False),

@@ -7,16 +7,18 @@ A further method is one function and one line in `WRAPPERS`, its name in
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch.optim import AdamW
 
-from gqc.lab.controls import Control, Controls
+from gqc.lab.controls import Control, Controls, Spec
 from gqc.lab.experiments.pretraining_config import PretrainingConfig
+from gqc.lab.norm_schedule import NormSchedule, norm_controls, norm_schedule
 from gqc.schedules import (
+    THRESHOLD,
     ParamGroupSchedule,
     get_constant_schedule,
     get_direct_cosine_annealing_with_warmup,
-    get_norm_threshold_cosine_annealing_with_warmup,
     get_quadratic_batch_schedule,
 )
 from gqc.wrappers import (
@@ -110,30 +112,29 @@ TUNABLES = {
 
 def make_controls(c: PretrainingConfig) -> Controls:
     """What may be changed while the method of ``c`` runs."""
-    controls = {"lr_scale": Control(1.0, doc="factor of the scheduled learning rate")}
+    controls: dict[str, Spec] = {
+        "lr_scale": Control(1.0, doc="factor of the scheduled learning rate")
+    }
     if c.method in TUNABLES:
         name, doc = TUNABLES[c.method]
         controls[name] = Control(getattr(c, name), doc=doc)
-    if c.method == "gnts":
-        total = c.num_microbatches
-        controls |= {
-            "start_norm": Control(c.start_norm, doc="norm threshold after warmup [loss/parameter]"),
-            "end_norm": Control(c.end_norm, doc="norm threshold at the end [loss/parameter]"),
-            "norm_warmup_multiplier": Control(
-                c.norm_warmup_multiplier, doc="first threshold / start_norm"
-            ),
-            "norm_warmup_microbatches": Control(
-                round(c.norm_warmup * total),
-                high=total,
-                is_integer=True,
-                doc="length of norm warmup",
-            ),
-        }
-    return Controls(controls)
+    if c.method != "gnts":
+        return Controls(controls)
+    total = c.num_microbatches
+    plan = NormSchedule(
+        c.start_norm,
+        c.end_norm,
+        c.norm_warmup_multiplier,
+        round(c.norm_warmup * total),
+        c.norm_curve,
+        c.norm_exponent,
+        c.norm_points,
+    )
+    return Controls(controls | norm_controls(plan, total), check_together=norm_schedule)
 
 
 def make_schedules(
-    wrapper: OptimizerWrapper, c: PretrainingConfig, controls: Mapping[str, float]
+    wrapper: OptimizerWrapper, c: PretrainingConfig, controls: Mapping[str, Any]
 ) -> list[ParamGroupSchedule]:
     """The learning rate's schedule and those of the method of ``c``, under these controls."""
     total, lr = c.num_microbatches, c.lr * controls["lr_scale"]
@@ -143,15 +144,9 @@ def make_schedules(
         )
     ]
     if c.method == "gnts":
+        plan = norm_schedule(controls)
         schedules.append(
-            get_norm_threshold_cosine_annealing_with_warmup(
-                wrapper,
-                int(controls["norm_warmup_microbatches"]),
-                total,
-                start_norm=controls["start_norm"],
-                end_norm=controls["end_norm"],
-                warmup_multiplier=controls["norm_warmup_multiplier"],
-            )
+            ParamGroupSchedule(wrapper, THRESHOLD, lambda step: plan.threshold(step, total))
         )
     if c.method == "sbc":
         schedules.append(
