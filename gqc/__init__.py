@@ -1,10 +1,13 @@
 """Gradient quality control: act on the gradient before the optimizer sees it.
 
 Reading order: the wrappers decide when a gradient is good enough to step, schedules move their
-thresholds, :mod:`gqc.noise` estimates how noisy a gradient is, and :mod:`gqc.gradients` holds the
-batched operations under all of them.  Experiments, notebooks and batches live in :mod:`gqc.lab`.
+thresholds, :mod:`gqc.scalers` scales a gradient by its variance.  :mod:`gqc.noise` estimates how
+noisy a gradient is, :mod:`gqc.diagnostics` how it lies to its neighbours and to Adam's momentum, and
+:mod:`gqc.gradients` holds the batched operations under all of them.  Experiments, notebooks and
+batches live in :mod:`gqc.lab`.
 """
 
+from gqc.scalers import VarianceGradientScaler
 from gqc.schedules import (
     NormWarmupScheduler,
     ParamGroupSchedule,
@@ -25,6 +28,7 @@ from gqc.wrappers import (
     OptimizerWrapperNormTest,
     OptimizerWrapperReplay,
     OptimizerWrapperSBC,
+    OptimizerWrapperVGS,
 )
 
 __version__ = "0.1.0"
@@ -39,8 +43,10 @@ __all__ = [
     "OptimizerWrapperNormTest",
     "OptimizerWrapperReplay",
     "OptimizerWrapperSBC",
+    "OptimizerWrapperVGS",
     "ParamGroupSchedule",
     "PiecewiseSchedule",
+    "VarianceGradientScaler",
     "get_constant_schedule",
     "get_curved_batch_schedule",
     "get_direct_cosine_annealing_with_warmup",

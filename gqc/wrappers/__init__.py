@@ -8,6 +8,7 @@ from gqc.wrappers.mht import OptimizerWrapperMHT
 from gqc.wrappers.normtest import OptimizerWrapperNormTest
 from gqc.wrappers.replay import OptimizerWrapperReplay
 from gqc.wrappers.sbc import OptimizerWrapperSBC
+from gqc.wrappers.vgs import OptimizerWrapperVGS
 
 __all__ = [
     "OptimizerWrapper",
@@ -18,4 +19,5 @@ __all__ = [
     "OptimizerWrapperNormTest",
     "OptimizerWrapperReplay",
     "OptimizerWrapperSBC",
+    "OptimizerWrapperVGS",
 ]
