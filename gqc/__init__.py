@@ -2,8 +2,8 @@
 
 Reading order: the wrappers decide when a gradient is good enough to step, schedules move their
 thresholds, :mod:`gqc.scalers` scales a gradient by its variance.  :mod:`gqc.noise` estimates how
-noisy a gradient is, :mod:`gqc.diagnostics` how it lies to its neighbours and to Adam's momentum, and
-:mod:`gqc.gradients` holds the batched operations under all of them.  Experiments, notebooks and
+noisy a gradient is, :mod:`gqc.diagnostics` how it lies to its neighbours and to Adam's momentum,
+and :mod:`gqc.gradients` holds the batched operations under all of them.  Experiments, notebooks and
 batches live in :mod:`gqc.lab`.
 """
 

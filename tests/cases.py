@@ -191,6 +191,12 @@ CASES: dict[str, Case] = {
     ),
     "gnr": gnr("global", rescaled),
     "gnr_independent": gnr("independent", rescaled_alone),
+    "vgs": Case(  # its factors have a suite of their own, tests/scalers
+        make=lambda opt, **kw: gqc.OptimizerWrapperVGS(opt, **{"alpha": 0.0, **kw}),
+        plain=lambda opt: gqc.OptimizerWrapperVGS(opt, alpha=0.0),
+        reference=lambda: lambda window, metrics: True,
+        bad=(({"alpha": -1.0}, "alpha=-1.0"), ({"beta": math.nan}, "beta=nan")),
+    ),
     "replay": Case(
         make=lambda opt, **kw: gqc.OptimizerWrapperReplay(opt, REPLAYED, **kw),
         plain=lambda opt: gqc.OptimizerWrapperReplay(opt, [1], repeat_last=True),
