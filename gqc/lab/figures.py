@@ -80,7 +80,7 @@ def loss_against(
     Raises: ValueError: a column is missing, or a run has no ``y``.
     """
     figure = _figure(f"{_label(y).split(' [')[0].capitalize()} against {_label(x)}", x, y)
-    for method, style, records in _methods("loss_against", history, [x, y]):
+    for method, style, records in each_method("loss_against", history, [x, y]):
         grids = {tuple(run[x]) for _, run in records.dropna(subset=[x, y]).groupby("seed")}
         aligned = at_equal(records, x, y, points=None if len(grids) <= 1 else 100)
         curve = thin(summarize(aligned, x, y, confidence), "mean")
@@ -107,7 +107,7 @@ def norm_against_threshold(
     figure = _figure("Norm of the mean gradient at each step", x, "grad_norm")
     figure.update_yaxes(type="log", tickvals=_TICKS, tickformat="~g")
     needs = [x, "stepped", "grad_norm", THRESHOLD]
-    for method, style, records in _methods("norm_against_threshold", history, needs):
+    for method, style, records in each_method("norm_against_threshold", history, needs):
         records = _run(records, seed)
         steps = records[records["stepped"]].dropna(subset=["grad_norm"])
         forced = steps[steps["grad_norm"] > steps[THRESHOLD]]
@@ -134,7 +134,9 @@ def draws_per_step(history: pd.DataFrame, x: str = "tokens", seed: int | None = 
     """
     figure = _figure("Draws per step", x, "num_draws")
     figure.update_yaxes(type="log", dtick=np.log10(2).item())
-    for method, style, records in _methods("draws_per_step", history, [x, "stepped", "num_draws"]):
+    for method, style, records in each_method(
+        "draws_per_step", history, [x, "stepped", "num_draws"]
+    ):
         steps = _run(records, seed)
         steps = steps[steps["stepped"]]
         window = max(1, len(steps) // 50)
@@ -185,7 +187,7 @@ def _label(column: str) -> str:
     return LABELS.get(column, column.replace("_", " "))
 
 
-def _methods(
+def each_method(
     what: str, history: pd.DataFrame, columns: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, Any], pd.DataFrame]]:
     """Each method's name, line style and records; order of appearance fixes its colour."""
@@ -205,7 +207,7 @@ def _run(records: pd.DataFrame, seed: int | None) -> pd.DataFrame:
 def _add(figure: go.Figure, rows: pd.DataFrame, x: str, y: str, name: str, **style: Any) -> None:
     if len(rows):
         style = {"mode": "lines"} | style
-        figure.add_scatter(x=_numbers(rows[x]), y=_numbers(rows[y]), name=name, **style)
+        figure.add_scatter(x=plain_numbers(rows[x]), y=plain_numbers(rows[y]), name=name, **style)
 
 
 def _add_band(figure: go.Figure, curve: pd.DataFrame, x: str, color: str, group: str) -> None:
@@ -231,7 +233,7 @@ def _color(style: dict[str, Any]) -> dict[str, Any]:
     return {"color": style["color"]}
 
 
-def _numbers(values: ArrayLike) -> list[float | int | None]:
+def plain_numbers(values: ArrayLike) -> list[float | int | None]:
     """Five significant digits as plain numbers: any front end reads them, NaN is a gap."""
     return [_plain(float(v)) for v in np.asarray(values)]
 
