@@ -3,11 +3,12 @@
 import math
 from itertools import islice
 
+import pandas as pd
 import pytest
 import torch
 
 from gqc.lab.experiments import vgs_streams
-from gqc.lab.experiments.vgs_streams import VERSIONS, measure
+from gqc.lab.experiments.vgs_streams import VERSIONS, judge, measure
 
 PER_EXAMPLE = torch.randn(50, 16, generator=torch.Generator().manual_seed(3)) + 0.5
 
@@ -40,6 +41,13 @@ def test_the_published_stream_has_no_mean_and_one_value():
     assert (sample == sample[:, :1]).all()
     assert sample.std().item() == pytest.approx(2, rel=4 / math.sqrt(2 * 8000))
     assert abs(sample[:, 0].mean().item()) < 4 * 2 / math.sqrt(8000)
+
+
+def test_noise_without_a_mean_is_unresolved_or_at_the_ceiling():
+    frame = measure([vgs_streams.iid(512, math.inf)], 200)
+    ours = frame[frame["estimator"].isin(["elementwise", "sketch"])]
+    assert (ours["truth"] == math.inf).all()
+    assert judge(ours).all()
 
 
 def test_a_rotating_mean_keeps_its_power_and_comes_back():
@@ -112,10 +120,39 @@ def test_each_stream_is_read_right_by_the_right_estimator_only():
     assert constant["elementwise"] == constant["sketch"] == constant["tensor_mean"] == 0
     assert constant["mean_square"] == pytest.approx(7, rel=1e-4)
     assert gun["tensor_spatial"] < 1e-6
-    # One number z in time is resolved where its mean happens to beat kappa, V = 99 / (z^2 - 1) then.
+    # One number z in time is resolved where its mean beats kappa: V = 99 / (z^2 - 1) then.
     assert gun["sketch"] > 10
     assert gun["elementwise"] == pytest.approx(gun["sketch"], rel=0.01)  # one direction only
     assert noise["elementwise"] == pytest.approx(10, rel=0.15)  # 2 sqrt(kappa R / 512) = 3 %
     assert noise["sketch"] == pytest.approx(10, rel=1)  # sqrt(2 / 64) = 18 %, one draw of signs
     assert noise["mean_square"] > 100
     assert noise["tensor_spatial"] < 2
+
+
+@pytest.mark.parametrize(
+    ("truth", "variance", "is_unresolved", "is_right"),
+    [
+        (1.0, 1.35, False, True),
+        (1.0, 0.72, False, True),
+        (1.0, 1.45, False, False),
+        (1.0, 0.6, False, False),
+        (0.0, 0.009, False, True),
+        (0.0, 0.011, False, False),
+        (math.inf, 199.0, True, True),
+        (math.inf, 143.0, False, True),
+        (math.inf, 100.0, False, False),
+    ],
+)
+def test_a_reading_is_right_near_the_truth(truth, variance, is_unresolved, is_right):
+    row = {"truth": truth, "variance": variance, "is_unresolved": is_unresolved, "ceiling": 199.0}
+    assert judge(pd.DataFrame([row])).tolist() == [is_right]
+
+
+def test_a_gradient_in_16_bits_is_read_in_32():
+    stream = vgs_streams.iid(512, 1.0)
+    full, half = (
+        measure([stream], 200, {"e": {"estimator": "elementwise"}}, dtype=dtype)["variance"].item()
+        for dtype in ("float32", "bfloat16")
+    )
+    assert full != half
+    assert half == pytest.approx(full, rel=2 * 2**-8)  # rounding noise is 2^-9 of each element

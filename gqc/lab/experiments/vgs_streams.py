@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from gqc.lab.placement import make_generator
+from gqc.lab.placement import find_device, find_dtype, make_generator
 from gqc.noise import ema_kappa
 from gqc.scalers import VarianceGradientScaler
 
@@ -98,17 +98,18 @@ def iid(numel: int, ratio: float, has_equal_means: bool = False) -> Stream:
 
     Args:
         numel: elements.
-        ratio: R >= 0.
+        ratio: R >= 0; ``inf``: the means are 0, the noise has power 1.
         has_equal_means: all means are 1; otherwise Gaussian ones, of mean square 1.
     """
+    signal, noise = (1.0, math.sqrt(ratio)) if ratio < math.inf else (0.0, 1.0)
 
     def start(generator: torch.Generator) -> Iterator[Tensor]:
         mean = torch.ones(numel) if has_equal_means else _direction(numel, generator)
         while True:
-            yield mean + math.sqrt(ratio) * torch.randn(numel, generator=generator)
+            yield signal * mean + noise * torch.randn(numel, generator=generator)
 
     kind = "equal means" if has_equal_means else "iid noise"
-    return Stream(f"{kind}, ratio {ratio:g}", ratio, numel, start)
+    return Stream(f"{kind}, ratio {ratio:g}".replace("inf", "∞"), ratio, numel, start)
 
 
 def rotating(numel: int, ratio: float, period: float) -> Stream:
@@ -177,6 +178,8 @@ def measure(
     beta: float = 0.99,
     seeds: Iterable[int] = (0,),
     at: Iterable[int] = (),
+    device: str = "cpu",
+    dtype: str = "float32",
 ) -> pd.DataFrame:
     """V of every estimator on every stream, none of them capped but by what ``beta`` resolves.
 
@@ -190,15 +193,17 @@ def measure(
         beta: decay of the statistics, unless ``estimators`` gives one.
         seeds: of the streams.
         at: further updates at which V is read.
+        device, dtype: of the gradients, see :mod:`gqc.lab.placement`.
     Returns: a row for each reading: ``stream``, ``truth``, ``numel``, ``seed``, ``estimator``,
         ``step``, ``variance`` (V), ``is_unresolved``, ``ceiling`` (the most that beta resolves).
     """
     if estimators is None:
         estimators = {name: {"estimator": name} for name in VERSIONS}
+    place: dict[str, Any] = {"device": find_device(device), "dtype": find_dtype(dtype)}
     read_at, rows = {steps, *at}, []
     for stream in streams:
         for seed in seeds:
-            parameter = torch.zeros(stream.numel, requires_grad=True)
+            parameter = torch.zeros(stream.numel, **place, requires_grad=True)
             scalers = {
                 label: VarianceGradientScaler(
                     [parameter], **{"beta": beta, "variance_cap": None, **options}
@@ -206,7 +211,7 @@ def measure(
                 for label, options in estimators.items()
             }
             for step, gradient in enumerate(islice(stream.gradients(seed), steps), 1):
-                parameter.grad = gradient
+                parameter.grad = gradient.to(**place)
                 for scaler in scalers.values():
                     scaler.update_statistics()
                 if step in read_at:
@@ -217,6 +222,19 @@ def measure(
                     ]
     columns = ["stream", "truth", "numel", "seed", "estimator", "step"]
     return pd.DataFrame(rows, columns=[*columns, "variance", "is_unresolved", "ceiling"])
+
+
+def judge(frame: pd.DataFrame, factor: float = 1.4) -> pd.Series:
+    """Is each reading of :func:`measure` right, within ``factor``?
+
+    Where the truth is 0: V < 0.01.  Where it is infinite: the signal is not resolved, or V is at
+    least the most that beta resolves, divided by ``factor``.
+    """
+    v, truth = frame["variance"], frame["truth"]
+    is_near = (v <= factor * truth) & (v >= truth / factor)
+    is_top = frame["is_unresolved"] | (v >= frame["ceiling"] / factor)
+    right = is_near.where(truth > 0, v < 0.01).where(truth < math.inf, is_top)
+    return right.rename("is_right")
 
 
 def _reading(scaler: VarianceGradientScaler, step: int) -> tuple[float, bool, float]:
