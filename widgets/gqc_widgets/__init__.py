@@ -1,1 +1,30 @@
-"""ipywidgets views of :mod:`gqc.lab` objects."""
+"""Steer a training from the notebook while it runs: ipywidgets views of :mod:`gqc.lab` objects.
+
+`LiveRun` trains an experiment in a thread; `NormScheduleEditor` edits its norm threshold on the
+way; `Compare` draws saved runs.  The views are thin.  What they show is computed in
+:mod:`~gqc_widgets.runner`, :mod:`~gqc_widgets.display`, :mod:`~gqc_widgets.schedule` and
+:mod:`~gqc_widgets.comparison`, which need no ipywidgets.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from gqc_widgets.colab import enable_custom_widgets
+
+_VIEWS = {
+    "LiveRun": "live_run",
+    "NormScheduleEditor": "schedule_editor",
+    "Compare": "compare",
+}
+
+__all__ = ["Compare", "LiveRun", "NormScheduleEditor"]
+
+enable_custom_widgets()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _VIEWS:
+        raise AttributeError(f"module 'gqc_widgets' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"gqc_widgets.{_VIEWS[name]}"), name)

@@ -1,0 +1,182 @@
+"""The norm schedule editor's model: drafts, what is wrong with them, what a plan costs."""
+
+import math
+
+import pytest
+import yaml
+
+from gqc.lab.experiments import pretraining
+from gqc.lab.norm_schedule import CURVES, norm_schedule
+from gqc_widgets.schedule import NormScheduleModel
+
+TOTAL = 40
+
+
+def make(**fields):
+    fields = {"tokens": TOTAL * 512, "start_norm": 0.8, "end_norm": 0.4, **fields}
+    return pretraining.build(pretraining.config("smoke", **fields))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("start_norm", "", "start_norm: expected a number; the field is empty"),
+        ("start_norm", "fast", "start_norm='fast': expected a number"),
+        ("start_norm", "-1", r"start_norm=-1.0: expected a finite number in \[0, inf\]"),
+        ("start_norm", "nan", "start_norm=nan"),
+        ("end_norm", "0.9", "end_norm=0.9: expected at most start_norm=0.8"),
+        ("norm_warmup_microbatches", "41", r"whole number in \[0, 40\]"),
+        ("norm_warmup_microbatches", "2.5", "whole number"),
+        ("norm_curve", "cosin", "did you mean 'cosine'"),
+        ("norm_points", "0 1, 0.5", "expected pairs"),
+        ("norm_points", " ", "the field is empty"),
+        ("norm_points", "0 1, 2 1", r"share=2.0: expected a finite number in \[0, 1\]"),
+    ],
+)
+def test_a_bad_field_says_so_and_training_keeps_the_last_good_plan(name, content, message):
+    experiment = make()
+    model = NormScheduleModel(experiment)
+    before = dict(experiment.controls)
+    model.edit(name, content)
+    assert list(model.errors) == [name]
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(model.errors[name])
+    assert dict(experiment.controls) == before
+    assert model.text(name) == content  # what was typed stays to be mended
+    model.edit(name, before[name])
+    assert model.errors == {}
+
+
+def test_two_fields_that_fit_only_together_are_set_together():
+    experiment = make()
+    model = NormScheduleModel(experiment)
+    model.edit("start_norm", "0.3")
+    assert model.errors == {"start_norm": next(iter(model.errors.values()))}
+    assert experiment.controls["start_norm"] == 0.8
+    model.edit("end_norm", "0.2")
+    assert model.errors == {}
+    assert (experiment.controls["start_norm"], experiment.controls["end_norm"]) == (0.3, 0.2)
+
+
+def test_a_control_set_elsewhere_is_not_set_back():
+    experiment = make()
+    model = NormScheduleModel(experiment)
+    experiment.controls["start_norm"] = 0.9
+    model.edit("end_norm", "0.5")
+    assert experiment.controls["start_norm"] == 0.9
+    assert model.text("start_norm") == "0.9"
+
+
+def test_an_edit_counts_from_the_next_microbatch_and_leaves_the_past():
+    experiment = make()
+    model = NormScheduleModel(experiment)
+    before = model.plan
+    for _ in range(10):
+        next(experiment)
+    model.edit("start_norm", "3")
+    after = model.plan
+    record = next(experiment)
+    assert record["gradient_norm_threshold"] == after.threshold(10, TOTAL)
+    thresholds = experiment.history["gradient_norm_threshold"].tolist()
+    assert thresholds[:10] == [before.threshold(t, TOTAL) for t in range(10)]
+
+
+@pytest.mark.parametrize("curve", CURVES)
+def test_the_drawn_plan_is_what_the_run_applies(curve):
+    experiment = make(norm_curve=curve, norm_points=[(0.0, 2.0), (0.3, 0.7), (1.0, 0.9)])
+    model = NormScheduleModel(experiment)
+    steps, norms = model.curve()
+    assert (steps[0], steps[-1]) == (0, TOTAL)
+    applied = [record["gradient_norm_threshold"] for record in experiment]
+    drawn = dict(zip(steps, norms, strict=True))  # 241 points: each microbatch is among them
+    assert [drawn[t] for t in range(TOTAL)] == pytest.approx(applied, rel=1e-12)
+
+
+def test_points_drawn_by_hand_begin_as_the_curve_and_can_be_put_and_removed():
+    experiment = make()
+    model = NormScheduleModel(experiment)
+    curve = model.plan
+    model.edit("norm_curve", "points")
+    assert model.errors == {}
+    points = experiment.controls["norm_points"]
+    assert len(points) >= 7
+    assert [y for _, y in points] == pytest.approx(
+        [curve.threshold(x * TOTAL, TOTAL) for x, _ in points], rel=1e-3
+    )
+    model.put_point(0.5, 1.5)  # where there may be one already: it is moved
+    model.put_point(0.503, 1.6)
+    assert dict(experiment.controls["norm_points"])[0.5] == 1.6
+    before = len(experiment.controls["norm_points"])
+    model.remove_point(0.501)
+    assert len(experiment.controls["norm_points"]) == before - 1
+    for share, _ in experiment.controls["norm_points"]:
+        model.remove_point(share)
+    assert len(experiment.controls["norm_points"]) == 1
+    model.edit("norm_points", model.text("norm_points"))
+    assert model.errors == {}
+
+
+def test_expected_draws_are_those_of_the_formula():
+    model = NormScheduleModel(make(), max_draws=10)
+    statistics = {"signal_sq": 0.25, "noise_trace": 0.9}
+    expected = [
+        max(0.9 / (tau**2 - 0.25), 1.0) if tau**2 > 0.25 else None for tau in model.curve()[1]
+    ]
+    found = model.expected_draws(statistics)
+    assert [n is None for n in found] == [n is None for n in expected]
+    assert [n or 0 for n in found] == pytest.approx([n or 0 for n in expected], rel=1e-12)
+    assert None in expected  # the plan ends at 0.4, below a norm of 0.5
+    assert model.expected_draws({"signal_sq": None, "noise_trace": None}) is None
+    assert model.expected_draws({"signal_sq": 0.1, "noise_trace": -0.1}) is None
+    assert model.expected_draws({}) is None
+
+
+def test_a_threshold_out_of_reach_is_warned_of_with_its_share_of_what_is_left():
+    experiment = make(norm_warmup=0.0)
+    model = NormScheduleModel(experiment, max_draws=10)
+    statistics = {"signal_sq": 0.25, "noise_trace": 0.9}
+    steps, norms = model.curve()
+    bad = [t for t, tau in zip(steps, norms, strict=True) if tau**2 <= 0.25 + 0.09]
+    warning = model.warning(statistics)
+    assert f"out of reach in {len(bad) / len(steps):.0%} of what is left" in warning
+    assert f"microbatch {bad[0]:,.0f}:" in warning
+    assert "forced at 10 draws (norm without noise about 0.5)" in warning
+    assert model.warning({"signal_sq": 0.01, "noise_trace": 1e-4}) is None
+    assert model.warning({}) is None
+    model.edit("end_norm", "0.8")
+    assert model.warning(statistics) is None
+
+
+def test_the_share_of_forced_steps():
+    model = NormScheduleModel(make())
+    assert model.forced_share({"steps": 0, "num_forced": 0}) is None
+    assert model.forced_share({"steps": 8, "num_forced": 2}) == 0.25
+    experiment = make(start_norm=1e-6, end_norm=0.0, norm_warmup=0.0, max_draws=2)
+    list(experiment)
+    assert NormScheduleModel(experiment).forced_share(experiment.wrapper.statistics()) == 1.0
+
+
+def test_what_was_tuned_by_hand_is_exported_as_parameters_that_make_the_same_plan():
+    experiment = make()
+    model = NormScheduleModel(experiment)
+    for name, content in {
+        "start_norm": "1.5",
+        "end_norm": "0.25",
+        "norm_warmup_microbatches": "7",
+        "norm_warmup_multiplier": "3",
+        "norm_exponent": "2",
+        "norm_curve": "points",
+    }.items():
+        model.edit(name, content)
+    model.put_point(0.5, 0.9)
+    parameters = yaml.safe_load(model.export_yaml())
+    assert parameters == model.export()
+    again = make(**parameters)
+    assert norm_schedule(again.controls) == model.plan
+
+
+def test_an_experiment_without_a_norm_schedule_is_refused():
+    experiment = pretraining.build(pretraining.config("smoke", method="adamw"))
+    with pytest.raises(ValueError, match="'adamw' has no norm schedule: expected controls start_"):
+        NormScheduleModel(experiment)
+    assert math.isfinite(experiment.controls["lr_scale"])

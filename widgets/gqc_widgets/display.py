@@ -1,0 +1,122 @@
+r"""Curves of a run that goes on: records in, at most some hundred points out, at any length.
+
+The experiment keeps every record; what is thinned here is only for the eye.  A record costs the
+same however many came before it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Record = Mapping[str, Any]
+Points = tuple[list[float], list[float]]
+
+LIMIT = 600  #: points of a curve
+SMOOTHING = 0.98  #: decay of the smoothed loss, an average over about 50 microbatches
+
+
+class Thinned:
+    """The lowest and the highest of equal stretches of a curve; stretches double as it grows.
+
+    Peaks stay, and so do the first and the last point.  Points without a finite y are left out.
+
+    Args:
+        limit: points at most, >= 8.
+    """
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        if not limit >= 8:
+            raise ValueError(f"limit={limit!r}: expected at least 8 points")
+        self._limit = limit
+        self._first: tuple[float, float] | None = None
+        self._last: tuple[float, float] | None = None
+        self._width = 1  # points in a whole stretch
+        self._count = 0  # points in the last stretch
+        self._stretches: list[list[tuple[float, float]]] = []  # its points of interest, in order
+
+    def add(self, x: float, y: float | None) -> None:
+        """One more point, right of the others."""
+        if y is None or not math.isfinite(y):
+            return
+        point = (float(x), float(y))
+        self._first = self._first or point
+        self._last = point
+        if self._stretches and self._count < self._width:
+            self._stretches[-1] = _extremes([*self._stretches[-1], point])
+            self._count += 1
+            return
+        if len(self._stretches) == (self._limit - 2) // 2:
+            pairs = [self._stretches[i : i + 2] for i in range(0, len(self._stretches), 2)]
+            self._stretches = [_extremes([p for part in pair for p in part]) for pair in pairs]
+            self._count += self._width * (len(pairs[-1]) - 1)
+            self._width *= 2
+            self.add(*point)
+            return
+        self._stretches.append([point])
+        self._count = 1
+
+    def points(self) -> Points:
+        """x and y, in order."""
+        inner = [p for stretch in self._stretches for p in stretch]
+        if self._first is None or self._last is None:
+            return [], []
+        shown = dict.fromkeys([self._first, *inner, self._last])  # without repetitions
+        return [x for x, _ in shown], [y for _, y in shown]
+
+
+def _extremes(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    low = min(points, key=lambda point: point[1])
+    high = max(points, key=lambda point: point[1])
+    return sorted({low, high})
+
+
+class Curves:
+    """The curves of one run, by name, from records as `gqc.lab.Experiment` makes them.
+
+    ``loss``, ``smooth_loss`` (its bias-corrected exponential average), ``val_loss``; at steps
+    ``grad_norm``, ``num_draws``, ``forced`` (steps with a norm above their threshold); and
+    ``gradient_norm_threshold``, ``noise_scale``.  What a run does not record stays empty.
+
+    Args:
+        x: key of the records that is drawn to the right.
+        records: those that there are already.
+    """
+
+    NAMES = (
+        *("loss", "smooth_loss", "val_loss", "grad_norm", "num_draws", "forced"),
+        *("gradient_norm_threshold", "noise_scale"),
+    )
+
+    def __init__(self, x: str, records: Iterable[Record] = ()) -> None:
+        self.x = x
+        self._curves = {name: Thinned() for name in self.NAMES}
+        self._smooth, self._weight = 0.0, 0.0
+        for record in records:
+            self.add(record)
+
+    def add(self, record: Record) -> None:
+        """The next record."""
+        x, loss = record[self.x], record["loss"]
+        self._put("loss", x, loss)
+        if math.isfinite(loss):
+            # The sum of the weights so far: dividing by it removes the pull towards 0.
+            self._weight += (1 - SMOOTHING) * (1 - self._weight)
+            self._smooth += (1 - SMOOTHING) / self._weight * (loss - self._smooth)
+            self._put("smooth_loss", x, self._smooth)
+        for name in ("val_loss", "gradient_norm_threshold", "noise_scale"):
+            self._put(name, x, record.get(name))
+        if record["stepped"]:
+            norm, threshold = record.get("grad_norm"), record.get("gradient_norm_threshold")
+            self._put("grad_norm", x, norm)
+            self._put("num_draws", x, record.get("num_draws"))
+            if norm is not None and threshold is not None and norm > threshold:
+                self._put("forced", x, norm)
+
+    def _put(self, name: str, x: float, y: float | None) -> None:
+        self._curves[name].add(x, None if y is None else float(y))
+
+    def points(self, name: str) -> Points:
+        """x and y of the curve ``name``."""
+        return self._curves[name].points()
