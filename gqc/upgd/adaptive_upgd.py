@@ -1,0 +1,99 @@
+r"""AdaptiveUPGD: UPGD along Adam's direction.
+
+.. math:: w \leftarrow w (1 - \eta\lambda)
+    - k\eta\left(\frac{\hat m}{\sqrt{\hat v}+\epsilon} + \xi\right)(1 - s(\hat u))
+
+Source: arXiv:2404.00781 and its released code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from gqc.upgd import published, utility
+from gqc.upgd.base import UtilityOptimizer
+from gqc.upgd.batches import Batch, Block
+from gqc.upgd.settings import ADAM, DECAY, Rule
+
+__all__ = ["AdaptiveUPGD"]
+
+
+class AdaptiveUPGD(UtilityOptimizer):
+    r"""UPGD whose direction is Adam's; three floats of state per parameter.
+
+    The direction does not change when all gradients are scaled, so a fixed ``sigma`` is a fixed
+    ratio of noise to direction; ``adaptive_noise`` makes the noise follow the scale of the
+    gradient, and this ratio with it.
+
+    Args:
+        betas: decays of Adam's moments, each in [0, 1); also taken as ``beta1`` and ``beta2``.
+        eps: :math:`\epsilon > 0` [gradient].
+        others: see :class:`~gqc.upgd.upgd.UPGD`.
+    Raises:
+        ValueError: a hyperparameter out of its range.
+    """
+
+    kept: ClassVar[tuple[str, ...]] = ("avg_utility", "first_moment", "sec_moment")
+    rules: ClassVar[dict[str, Rule]] = {"beta_utility": DECAY, **ADAM}
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-5,
+        weight_decay: float = 0.001,
+        beta_utility: float = 0.999,
+        sigma: float = 0.001,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        beta1: float | None = None,
+        beta2: float | None = None,
+        eps: float = 1e-8,
+        normalization: str = "minmax",
+        scope: str = "global",
+        protect: bool = True,
+        step_scale: float = 1.0,
+        adaptive_noise: bool = False,
+        noise_reference: str = "rms",
+        noise_beta: float = 0.999,
+        min_noise_std: float = 1e-6,
+        instant_noise_scale: bool = True,
+        generator: torch.Generator | None = None,
+        nonfinite: str = "raise",
+        foreach: bool | None = None,
+    ) -> None:
+        if beta1 is not None or beta2 is not None:
+            betas = (betas[0] if beta1 is None else beta1, betas[1] if beta2 is None else beta2)
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "beta_utility": beta_utility,
+            "sigma": sigma,
+            "betas": betas,
+            "eps": eps,
+            "normalization": normalization,
+            "scope": scope,
+            "protect": protect,
+            "step_scale": step_scale,
+            "adaptive_noise": adaptive_noise,
+            "noise_reference": noise_reference,
+            "noise_beta": noise_beta,
+            "min_noise_std": min_noise_std,
+            "instant_noise_scale": instant_noise_scale,
+            "foreach": foreach,
+        }
+        super().__init__(params, defaults, generator, nonfinite)
+
+    def accumulate(self, batch: Batch, block: Block) -> None:
+        maths = published if batch.is_published else utility
+        _, first, second = block.kept
+        maths.update_moments_(first, second, block.grads, batch.group["betas"])
+
+    def directions(self, batch: Batch, block: Block) -> list[Tensor]:
+        maths = published if batch.is_published else utility
+        _, first, second = block.kept
+        steps = [batch.states[row]["step"] for row in block.rows]
+        return maths.adam_directions(first, second, batch.group["betas"], steps, batch.group["eps"])

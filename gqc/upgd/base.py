@@ -1,0 +1,194 @@
+"""The step that the UPGD optimizers share.
+
+First all utilities are brought up to date, then their extrema are known, then every weight moves.
+A subclass says which direction a weight would take without gates and noise.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gqc.gradients import count_nonfinite, tensor_norms
+from gqc.upgd import published, utility
+from gqc.upgd.batches import Batch, Block, make_batches, share_out, state_dtype
+from gqc.upgd.checkpoints import CheckpointedOptimizer
+from gqc.upgd.utility import Bounds
+
+
+class Scaling(NamedTuple):
+    """How a batch's utilities become gates, see :func:`gqc.upgd.utility.gates`."""
+
+    corrections: list[float]  #: of each parameter
+    limits: Bounds | list[Bounds] | None  #: for all, or of each
+
+
+class UtilityOptimizer(CheckpointedOptimizer):
+    """The base of :class:`~gqc.upgd.upgd.UPGD` and its kin; not for use on its own."""
+
+    def utility_decay(self, group: dict[str, Any]) -> float:
+        return float(group["beta_utility"])
+
+    def accumulate(self, batch: Batch, block: Block) -> None:
+        """Take the gradients into what is kept besides the utility; no weight has moved yet."""
+
+    def directions(self, batch: Batch, block: Block) -> list[Tensor]:
+        """Where the weights would go without gates and noise."""
+        return block.grads
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Move every parameter that has a gradient.
+
+        Args:
+            closure: called first, with gradients enabled, to make the gradients.
+        Returns: what ``closure`` returned.
+        Raises:
+            ValueError: a NaN or infinite gradient (see ``nonfinite``); nothing was changed.
+            TypeError: a sparse gradient, a complex or ``DTensor`` parameter; nothing was changed.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        batches = make_batches(self.param_groups)
+        if not batches or not self._is_finite(batches):
+            return loss
+        extrema = [pair for batch in batches for pair in self._update_state(batch)]
+        for batch, scaling in zip(batches, self._scalings(batches, extrema), strict=True):
+            stds = self._noise_stds(batch)
+            share_out(partial(self._move, batch, scaling, stds), self._noisy(batch, stds))
+        return loss
+
+    def _is_finite(self, batches: list[Batch]) -> bool:
+        """May the step go on?  Waits for the host once, unless told not to look."""
+        if self.nonfinite == "ignore":
+            return True
+        grads = [grad for batch in batches for grad in batch.grads]
+        # A norm may overflow though each element is finite: only then they are looked at.
+        if tensor_norms(grads).isfinite().all().item() or count_nonfinite(grads) == 0:
+            return True
+        if self.nonfinite == "skip":
+            self.num_skipped += 1
+            return False
+        params = [p for group in self.param_groups for p in group["params"]]
+        with_grad = [(i, p) for i, p in enumerate(params) if p.grad is not None]
+        index, param = next((i, p) for i, p in with_grad if count_nonfinite([p.grad]))
+        raise ValueError(
+            f"parameter {index} of shape {tuple(param.shape)} has a NaN or infinite gradient: "
+            'expected finite ones; nothing was changed. nonfinite="skip" passes over such steps'
+        )
+
+    def _update_state(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        """Advance the state.  Returns: least and largest utility of each parameter."""
+        batch.states = [self._advance(param) for param in batch.params]
+        work = partial(self._accumulate, batch)
+        pieces = share_out(work, batch.blocks(self.kept))
+        return utility.merge_extrema(itertools.chain(*pieces), len(batch.params))
+
+    def _advance(self, param: Tensor) -> dict[str, Any]:
+        state: dict[str, Any] = self.state[param]
+        if not state:
+            state["step"] = 0
+            dtype = state_dtype(param)
+            state.update({key: torch.zeros_like(param, dtype=dtype) for key in self.kept})
+        state["step"] += 1
+        return state
+
+    def _accumulate(self, batch: Batch, block: Block) -> list[tuple[int, Tensor, Tensor]]:
+        """Update a block's state.  Returns: row, least and largest utility of each piece."""
+        maths = published if batch.is_published else utility
+        utilities, beta = block.kept[0], self.utility_decay(batch.group)
+        maths.accumulate_utility_(utilities, block.grads, block.params, beta)
+        self.accumulate(batch, block)
+        return [(row, *torch.aminmax(u)) for row, u in zip(block.rows, utilities, strict=True)]
+
+    def _scalings(
+        self, batches: list[Batch], extrema: list[tuple[Tensor, Tensor]]
+    ) -> Iterator[Scaling]:
+        """For each batch: bias corrections, and what the corrected utilities are scaled by."""
+        factors = [
+            c for b in batches for c in utility.corrections(self.utility_decay(b.group), b.steps)
+        ]
+        # Gates do not change with a factor common to all utilities: only in a model whose
+        # parameters took different numbers of steps is there something to correct.
+        relative = [factor / factors[0] for factor in factors]
+        corrected = [(low / c, high / c) for (low, high), c in zip(extrema, relative, strict=True)]
+        last = 0
+        for batch in batches:
+            mine = slice(last, last := last + len(batch.params))
+            name = batch.group["normalization"]
+            pairs = extrema if batch.is_published else corrected
+            limits: Bounds | list[Bounds] | None = None
+            if batch.group["scope"] == "global":
+                to = batch.device, batch.dtype
+                low = torch.stack([low.to(*to) for low, _ in pairs]).amin()
+                high = torch.stack([high.to(*to) for _, high in pairs]).amax()
+                limits = utility.bounds(low, high, name)
+            elif not batch.is_row_wise:
+                limits = [utility.bounds(low, high, name) for low, high in pairs[mine]]
+            is_absolute = batch.is_published or batch.is_row_wise
+            yield Scaling((factors if is_absolute else relative)[mine], limits)
+
+    def _noise_stds(self, batch: Batch) -> float | list[Tensor]:
+        """Sigma; or relative to each gradient, or to the average of its norms."""
+        group = batch.group
+        if not group["adaptive_noise"]:
+            return float(group["sigma"])
+        norms = [norm.to(batch.dtype) for norm in tensor_norms(batch.grads).unbind()]
+        if not group["instant_noise_scale"]:
+            beta = group["noise_beta"]
+            for state, norm in zip(batch.states, norms, strict=True):
+                if "grad_norm_ema" not in state:  # as if all norms before had been this one
+                    state["grad_norm_ema"] = norm * (1 - beta ** (state["step"] - 1))
+            averages = [state["grad_norm_ema"] for state in batch.states]
+            utility.update_averages_(averages, norms, beta)
+            norms = list(torch._foreach_div(averages, utility.corrections(beta, batch.steps)))
+        numels = [param.numel() for param in batch.params]
+        return utility.noise_stds(
+            norms, numels, group["sigma"], group["noise_reference"], group["min_noise_std"]
+        )
+
+    def _noisy(self, batch: Batch, stds: float | list[Tensor]) -> Iterator[Block]:
+        """The blocks of ``batch``, with noise of standard deviation 1 unless ``stds`` is 0."""
+        blocks = batch.blocks(self.kept)
+        if stds == 0:
+            yield from blocks
+            return
+        numel = sum(param.numel() for param in batch.params)
+        generator = self._generators.on(batch.device)
+        deal = utility.noise_source(numel, batch.dtype, batch.device, generator)
+        for block in blocks:
+            block.noise = deal(block.params)
+            yield block
+
+    def _move(
+        self, batch: Batch, scaling: Scaling, stds: float | list[Tensor], block: Block
+    ) -> None:
+        """Move the weights of a block."""
+        maths = published if batch.is_published else utility
+        group, rows, limits = batch.group, block.rows, scaling.limits
+        if block.noise is not None:
+            std = [stds[row] for row in rows] if isinstance(stds, list) else stds
+            torch._foreach_mul_(block.noise, std)
+        gate = maths.gates(
+            block.kept[0],
+            [scaling.corrections[row] for row in rows],
+            [limits[row] for row in rows] if isinstance(limits, list) else limits,
+            group["normalization"],
+        )
+        maths.update_(
+            block.params,
+            self.directions(batch, block),
+            block.noise,
+            gate,
+            protect=group["protect"],
+            decay=1 - group["lr"] * group["weight_decay"],
+            rate=group["step_scale"] * group["lr"],
+        )
+        block.write_back()

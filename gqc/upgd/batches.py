@@ -1,0 +1,146 @@
+"""Sort a model's parameters into lists that one kernel call may take, and cut these for the cache.
+
+Only tensors are handled here; what is done with them is in :mod:`gqc.upgd.base`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from gqc.gradients import collect
+from gqc.upgd import utility
+
+T = TypeVar("T")
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass
+class Block:
+    """A part of a batch: pieces of tensors, as parallel lists."""
+
+    rows: list[int]  #: place in the batch of the parameter that each piece belongs to
+    stored: list[Tensor]  #: the weights
+    params: list[Tensor]  #: the same, or float32 copies of 16-bit ones
+    grads: list[Tensor]  #: in the dtype of ``params``
+    kept: list[list[Tensor]]  #: state, utility first
+    noise: list[Tensor] | None = None
+
+    def write_back(self) -> None:
+        """Round ``params`` into the weights, where they are copies."""
+        if self.params is not self.stored:
+            torch._foreach_copy_(self.stored, self.params)
+
+
+@dataclass
+class Batch:
+    """Parameters with a gradient that agree in group, device and dtype, as parallel lists."""
+
+    group: dict[str, Any]
+    device: torch.device
+    dtype: torch.dtype  #: of state and arithmetic
+    params: list[Tensor] = field(default_factory=list)
+    grads: list[Tensor] = field(default_factory=list)
+    states: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def is_published(self) -> bool:
+        return str(self.group["normalization"]).endswith("_published")
+
+    @property
+    def is_row_wise(self) -> bool:
+        """Are utilities scaled by norms along the last dimension, which needs whole tensors?"""
+        return self.group["scope"] == "local" and self.group["normalization"].startswith("max")
+
+    @property
+    def steps(self) -> list[int]:
+        return [state["step"] for state in self.states]
+
+    def blocks(self, kept: tuple[str, ...]) -> Iterator[Block]:
+        """Cut the batch; ``kept`` names the state that comes along."""
+        size = utility.BLOCK
+        if self.device.type != "cpu":
+            size = sys.maxsize  # one kernel takes all and has nothing to gain
+        elif self.group["foreach"] is False:
+            size = 0
+        columns = [self.params, self.grads]
+        columns += [[state[key] for state in self.states] for key in kept]
+        is_split = size > 0 and not self.is_row_wise
+        for rows, (stored, grads, *state) in utility.blocks(columns, size, is_split=is_split):
+            params, grads = _cast(stored, self.dtype), _cast(grads, self.dtype)
+            yield Block(rows, stored, params, grads, state)
+
+
+def share_out(work: Callable[[Block], T], blocks: Iterator[Block]) -> list[T]:
+    """``[work(block) for block in blocks]`` on torch's number of threads.
+
+    Torch's own threads wait for each other at the end of every operation, which takes many times
+    the operation's own time where other processes want the cores; these only at the end of all.
+    Blocks are disjoint, so that the result does not depend on who does what.  They are taken from
+    ``blocks`` here, in order (and noise drawn), while the threads work.
+    """
+    first = list(itertools.islice(blocks, 2))
+    threads = torch.get_num_threads()
+    if len(first) < 2 or threads == 1:
+        return [work(block) for block in itertools.chain(first, blocks)]
+    # whether gradients are recorded is each thread's own affair
+    with ThreadPoolExecutor(threads, initializer=_record_no_gradients) as pool:
+        futures = [pool.submit(work, block) for block in itertools.chain(first, blocks)]
+    return [future.result() for future in futures]
+
+
+def make_batches(groups: Iterable[dict[str, Any]]) -> list[Batch]:
+    """Batches of all parameters that have a gradient, in their order.
+
+    Raises: TypeError: a sparse gradient, a complex or a ``DTensor`` parameter.
+    """
+    batches: dict[Any, Batch] = {}
+    index = 0
+    for place, group in enumerate(groups):
+        collect(group["params"])  # refuses sparse gradients
+        for param in group["params"]:
+            grad = param.grad
+            if grad is not None and grad.numel():
+                _check_kind(param, index)
+                key = (place, param.device, param.dtype, grad.dtype)
+                if key not in batches:
+                    batches[key] = Batch(group, param.device, state_dtype(param))
+                batches[key].params.append(param)
+                batches[key].grads.append(grad)
+            index += 1
+    return list(batches.values())
+
+
+def state_dtype(param: Tensor) -> torch.dtype:
+    """Averages in 16 bit would lose what they average: 0.999 is 1 in bfloat16."""
+    return torch.float32 if param.dtype in HALF else param.dtype
+
+
+def _record_no_gradients() -> None:
+    torch.set_grad_enabled(False)
+
+
+def _check_kind(param: Tensor, index: int) -> None:
+    name = f"parameter {index} of shape {tuple(param.shape)}"
+    if param.is_complex():
+        raise TypeError(
+            f"{name} is {param.dtype}: expected a real one, since utilities have to be ordered "
+            "(optimize torch.view_as_real of it)"
+        )
+    if hasattr(param, "device_mesh"):  # an isinstance check would import torch.distributed
+        raise TypeError(
+            f"{name} is a DTensor: expected a plain tensor, since the utilities of other ranks' "
+            "shards are not compared (DDP works, FSDP2 does not)"
+        )
+
+
+def _cast(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    return tensors if tensors[0].dtype == dtype else [t.to(dtype) for t in tensors]

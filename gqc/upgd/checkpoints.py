@@ -1,0 +1,127 @@
+"""The part of the UPGD optimizers that is not arithmetic: groups, checkpoints, copies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch.optim import Optimizer
+
+from gqc.upgd.batches import state_dtype
+from gqc.upgd.generators import Generators
+from gqc.upgd.settings import SHARED, Rule, check, rename_betas
+
+NONFINITE = ("raise", "skip", "ignore")
+
+
+class CheckpointedOptimizer(Optimizer):
+    """Checks hyperparameters, and saves, loads and copies noise streams and float32 state.
+
+    Args:
+        params: as for any torch optimizer.
+        defaults: hyperparameters; groups may override each, and a checkpoint holds them.
+        generator, nonfinite: see :class:`~gqc.upgd.upgd.UPGD`.
+    """
+
+    #: names of the tensors that are kept for each parameter, in its shape; utility first
+    kept: ClassVar[tuple[str, ...]] = ("avg_utility",)
+    #: hyperparameters beyond those that all share
+    rules: ClassVar[dict[str, Rule]]
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        defaults: dict[str, Any],
+        generator: torch.Generator | None,
+        nonfinite: str,
+    ) -> None:
+        if nonfinite not in NONFINITE:
+            raise ValueError(f"nonfinite={nonfinite!r}: expected one of {NONFINITE}")
+        check(defaults, {**SHARED, **self.rules})
+        self.nonfinite = nonfinite
+        self.num_skipped = 0  #: steps passed over for NaN or inf
+        self._generators = Generators(generator)
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; what it does not set has the constructor's value.
+
+        Raises: ValueError: a hyperparameter out of its range; nothing is added then.
+        """
+        if isinstance(param_group, dict):  # torch refuses anything else
+            rename_betas(param_group)
+            check({**self.defaults, **param_group}, {**SHARED, **self.rules})
+        super().add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, and ``"upgd"``: where the noise streams are, and the skipped steps.
+
+        Loads with ``torch.load(..., weights_only=True)``.
+        """
+        saved = super().state_dict()
+        generators = self._generators.state_dict()
+        saved["upgd"] = {"generators": generators, "num_skipped": self.num_skipped}
+        return saved
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken; files of the published classes load too.
+
+        The state is copied, and that of 16-bit parameters stays float32, which torch would round.
+        Hyperparameters that the file lacks get the constructor's values.
+
+        Raises: ValueError: the file is another optimizer's; nothing is changed then.
+        """
+        final: dict[str, Any] = {}
+
+        def inspect(_: Optimizer, loaded: dict[str, Any]) -> None:
+            self._check_state(loaded)
+            final.update(loaded)
+
+        hook = self.register_load_state_dict_pre_hook(inspect)  # runs after the user's hooks
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
+        self._copy_state(final)
+        if "upgd" in final:
+            self._generators.load_state_dict(final["upgd"]["generators"])
+            self.num_skipped = final["upgd"]["num_skipped"]
+
+    def _check_state(self, state_dict: dict[str, Any]) -> None:
+        for index, state in state_dict["state"].items():
+            if missing := {"step", *self.kept} - set(state):
+                raise ValueError(
+                    f"state of parameter {index} lacks {sorted(missing)}: expected a file of "
+                    f"{type(self).__name__}"
+                )
+
+    def _copy_state(self, state_dict: dict[str, Any]) -> None:
+        """Put copies of what was saved where torch has cast to the dtype of the parameters."""
+        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+        pairs = [(param, group) for group in self.param_groups for param in group["params"]]
+        for index, (param, group) in zip(saved, pairs, strict=True):
+            if index not in state_dict["state"]:
+                continue
+            state: dict[str, Any] = dict(state_dict["state"][index])
+            state["step"] = int(state["step"])
+            average = state.get("grad_norm_ema")
+            if isinstance(average, float):
+                # The published average starts from 1, of which beta^t is left.
+                rest = group["noise_beta"] ** state["step"]
+                state["grad_norm_ema"] = torch.tensor(max(average - rest, 0.0))
+            for name in {*self.kept, "grad_norm_ema"} & set(state):
+                state[name] = state[name].to(param.device, state_dtype(param), copy=True)
+            self.state[param] = state
+
+    def __getstate__(self) -> dict[str, Any]:
+        # torch copies groups, state and defaults only
+        own = ("nonfinite", "num_skipped", "_generators")
+        return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # load_state_dict comes here too
+        for group in self.param_groups:
+            rename_betas(group)
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)

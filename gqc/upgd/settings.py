@@ -1,0 +1,70 @@
+"""Hyperparameters of the UPGD optimizers: what each may be, and their published names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gqc.upgd.utility import NORMALIZATIONS
+
+__all__ = ["ADAM", "SHARED", "Rule", "check", "rename_betas"]
+
+Rule = tuple[Callable[[Any], bool], str]
+"""Is the value allowed?  And what is, in words."""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_decay(value: Any) -> bool:
+    return _is_number(value) and 0 <= value < 1
+
+
+def _is_two_decays(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and all(map(_is_decay, value))
+
+
+def _one_of(*allowed: Any) -> Rule:
+    return lambda value: any(value is x or value == x for x in allowed), f"one of {allowed}"
+
+
+NOT_NEGATIVE: Rule = (lambda value: _is_number(value) and value >= 0, "a finite number >= 0")
+POSITIVE: Rule = (lambda value: _is_number(value) and value > 0, "a finite number > 0")
+DECAY: Rule = (_is_decay, "a number in [0, 1)")
+FLAG: Rule = (lambda value: isinstance(value, bool), "True or False")
+
+SHARED: dict[str, Rule] = {
+    "lr": NOT_NEGATIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "sigma": NOT_NEGATIVE,
+    "normalization": _one_of(*NORMALIZATIONS),
+    "scope": _one_of("global", "local"),
+    "protect": FLAG,
+    "step_scale": POSITIVE,
+    "adaptive_noise": FLAG,
+    "noise_reference": _one_of("rms", "norm"),
+    "noise_beta": DECAY,
+    "min_noise_std": NOT_NEGATIVE,
+    "instant_noise_scale": FLAG,
+    "foreach": (lambda value: value is None or isinstance(value, bool), "None, True or False"),
+}
+ADAM: dict[str, Rule] = {
+    "betas": (_is_two_decays, "two numbers in [0, 1)"),
+    "eps": POSITIVE,  # with 0 a zero gradient would be 0 / 0
+}
+
+
+def check(group: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
+    """Raise ValueError with name, value and range unless every hyperparameter is allowed."""
+    for name, (is_allowed, allowed) in rules.items():
+        if not is_allowed(group[name]):
+            raise ValueError(f"{name}={group[name]!r}: expected {allowed}")
+
+
+def rename_betas(group: dict[str, Any]) -> None:
+    """Give a group in the published spelling, ``beta1`` and ``beta2``, its ``betas``."""
+    if "beta1" in group or "beta2" in group:
+        beta1, beta2 = group.get("betas", (0.9, 0.999))
+        group["betas"] = (group.pop("beta1", beta1), group.pop("beta2", beta2))

@@ -1,0 +1,107 @@
+r"""UPGD: perturb the weights that are of little use, protect those that are of much.
+
+.. math::
+
+    u &\leftarrow \beta u - (1-\beta)\, g w, \qquad \hat u = u / (1-\beta^t) \\
+    w &\leftarrow w (1 - \eta\lambda) - k\eta\,(g + \xi)\,(1 - s(\hat u)), \quad
+        \xi \sim N(0, \sigma^2)
+
+Source: Elsayed and Mahmood, Addressing Loss of Plasticity and Catastrophic Forgetting in Continual
+Learning, ICLR 2024, arXiv:2404.00781.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+
+from gqc.upgd.base import UtilityOptimizer
+from gqc.upgd.settings import DECAY, Rule
+
+__all__ = ["UPGD"]
+
+
+class UPGD(UtilityOptimizer):
+    r"""Utility-based perturbed gradient descent.
+
+    With ``sigma=0`` and equal utilities a step is that of SGD with ``step_scale * lr / 2``.  One
+    float of state per parameter (float32 for 16-bit ones).  Weight decay is decoupled.
+
+    Args:
+        params: parameters, or group dicts that may override each hyperparameter.
+        lr: :math:`\eta \ge 0`.
+        weight_decay: :math:`\lambda \ge 0`.
+        beta_utility: :math:`\beta` in [0, 1), decay of the utility.
+        sigma: :math:`\sigma \ge 0`, standard deviation of the noise [gradient]; with
+            ``adaptive_noise`` the ratio of noise to gradient.
+        normalization: how s scales utilities, see :func:`gqc.upgd.utility.gates`.  ``"minmax"``
+            keeps gates in [0.2689, 0.7311] whatever their sign.  ``"max"`` (the paper's) protects
+            the useless weights where the largest utility is negative.  ``"max_published"`` and
+            ``"minmax_published"`` are as in released code, where bounds lack the bias correction
+            that utilities have: gates then sit at the ends of their range for about
+            :math:`1/(1-\beta)` steps.
+        scope: extrema over all parameters with a gradient (``"global"``) or each tensor's own
+            (``"local"``; for ``"max"`` its L2 norm along the last dimension, as in released code).
+        protect: False gates the noise only, not the gradient.
+        step_scale: k > 0: 1 in the authors' experiments, 2 in their README, where a neutral gate of
+            1/2 makes it plain SGD.
+        adaptive_noise: let the noise follow the gradient of its tensor, so that scaling gradients
+            leaves their ratio as it is.
+        noise_reference: ``"rms"``: :math:`\sigma\|g\|/\sqrt N`; ``"norm"``: :math:`\sigma\|g\|`, as
+            in released code, whose ratio grows with the tensor.
+        noise_beta: decay in [0, 1) of the average of :math:`\|g\|`.
+        min_noise_std: least standard deviation of adaptive noise, >= 0; also where ``sigma`` is 0.
+        instant_noise_scale: follow the present gradient rather than the average.
+        generator: where the noise comes from; saved in ``state_dict``.  Parameters on other devices
+            get one of the same seed.  None: a constant seed, the same for every optimizer; the
+            global stream is never touched.
+        nonfinite: on a NaN or infinite gradient ``"raise"`` ValueError, ``"skip"`` the step
+            (counted in ``num_skipped``), or ``"ignore"``: do not look, nor ever wait for the host.
+        foreach: None or True: on the CPU, cache-sized blocks.  False: one tensor at a time; noise
+            is then drawn in another order.
+    Raises:
+        ValueError: a hyperparameter out of its range.
+    """
+
+    rules: ClassVar[dict[str, Rule]] = {"beta_utility": DECAY}
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-5,
+        weight_decay: float = 0.001,
+        beta_utility: float = 0.999,
+        sigma: float = 0.001,
+        *,
+        normalization: str = "minmax",
+        scope: str = "global",
+        protect: bool = True,
+        step_scale: float = 1.0,
+        adaptive_noise: bool = False,
+        noise_reference: str = "rms",
+        noise_beta: float = 0.999,
+        min_noise_std: float = 1e-6,
+        instant_noise_scale: bool = True,
+        generator: torch.Generator | None = None,
+        nonfinite: str = "raise",
+        foreach: bool | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "beta_utility": beta_utility,
+            "sigma": sigma,
+            "normalization": normalization,
+            "scope": scope,
+            "protect": protect,
+            "step_scale": step_scale,
+            "adaptive_noise": adaptive_noise,
+            "noise_reference": noise_reference,
+            "noise_beta": noise_beta,
+            "min_noise_std": min_noise_std,
+            "instant_noise_scale": instant_noise_scale,
+            "foreach": foreach,
+        }
+        super().__init__(params, defaults, generator, nonfinite)

@@ -1,0 +1,303 @@
+r"""The maths of UPGD on lists of tensors: utilities, gates, noise, update.
+
+.. math::
+
+    u &\leftarrow \beta u - (1-\beta)\, g w, \qquad \hat u = u / (1-\beta^t) \\
+    w &\leftarrow w (1 - \eta\lambda) - k\eta\, (d + \xi)\, (1 - s(\hat u)), \quad
+        \xi \sim N(0, \sigma^2)
+
+u is the first-order utility: how much the loss would rise if the weight were zero, in loss units.
+A weight of high utility has a scaled utility s near its upper end, and so a small gate 1 - s.
+d is the gradient (UPGD) or Adam's direction (AdaptiveUPGD, UPGDW).
+
+Every function works on parallel lists with torch's ``_foreach`` kernels and never waits for the
+host: extrema stay tensors.  :func:`blocks` cuts long lists into parts that fit the CPU's cache, so
+that an operation finds there what the one before it wrote.  :mod:`gqc.upgd.published` has the
+released code's version of some of these functions.
+
+Source: Elsayed and Mahmood, ICLR 2024, arXiv:2404.00781, and its released code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+NORMALIZATIONS = ("minmax", "max", "minmax_published", "max_published")
+
+BLOCK = 2**18
+"""Elements of a block on the CPU: 1 MB of float32 an operand.
+
+Below 2**16 the calls cost as much as the arithmetic, above 2**20 the operands leave the cache.
+"""
+
+DRAW = 2**18
+"""Elements of one draw of noise; another value is another, equally valid, run."""
+
+
+class Bounds(NamedTuple):
+    """What is subtracted from utilities, and what the rest is divided by; of any shape."""
+
+    shift: Tensor | None
+    scale: Tensor
+
+
+def blocks(
+    columns: Sequence[list[Tensor]], size: int, *, is_split: bool = True
+) -> Iterator[tuple[list[int], list[list[Tensor]]]]:
+    """Parallel lists of tensors, a cache-sized part of them at a time.
+
+    Args:
+        columns: lists of equal length; the tensors of a row have equal shapes.
+        size: most elements of a block; a row that stays whole may have more.
+        is_split: cut larger contiguous tensors into flat pieces (views).
+    Yields: the row number of each piece, and the columns restricted to these pieces.
+    """
+    rows: list[int] = []
+    parts: list[list[Tensor]] = [[] for _ in columns]
+    filled = 0
+    for row, tensors in enumerate(zip(*columns, strict=True)):
+        pieces: list[tuple[Tensor, ...]] = [tensors]
+        if is_split and tensors[0].numel() > size and all(t.is_contiguous() for t in tensors):
+            pieces = list(zip(*(t.view(-1).split(size) for t in tensors), strict=True))
+        for piece in pieces:
+            numel = piece[0].numel()
+            if rows and filled + numel > size:
+                yield rows, parts
+                rows, parts, filled = [], [[] for _ in columns], 0
+            rows.append(row)
+            filled += numel
+            for part, tensor in zip(parts, piece, strict=True):
+                part.append(tensor)
+    if rows:
+        yield rows, parts
+
+
+def corrections(beta: float, steps: Sequence[int]) -> list[float]:
+    r"""Bias corrections :math:`1-\beta^t` of averages that started from 0."""
+    return [1 - beta**step for step in steps]
+
+
+def accumulate_utility_(
+    utilities: list[Tensor], grads: list[Tensor], params: list[Tensor], beta: float
+) -> None:
+    r""":math:`u \leftarrow \beta u - (1-\beta) g w`, in place.
+
+    Args:
+        utilities: u, [loss].
+        grads, params: g and w, of the same shapes.
+        beta: decay in [0, 1).
+    """
+    torch._foreach_mul_(utilities, beta)
+    torch._foreach_addcmul_(utilities, grads, params, value=beta - 1)
+
+
+def merge_extrema(
+    pieces: Iterable[tuple[int, Tensor, Tensor]], num_rows: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Least and largest utility of each whole tensor from those of its pieces.
+
+    Args:
+        pieces: the tensor that each piece belongs to, 0-dim least, 0-dim largest.
+    Returns: ``num_rows`` pairs of 0-dim tensors.
+    """
+    lows: list[list[Tensor]] = [[] for _ in range(num_rows)]
+    highs: list[list[Tensor]] = [[] for _ in range(num_rows)]
+    for row, low, high in pieces:
+        lows[row].append(low)
+        highs[row].append(high)
+    return [
+        (low[0], high[0]) if len(low) == 1 else (torch.stack(low).amin(), torch.stack(high).amax())
+        for low, high in zip(lows, highs, strict=True)
+    ]
+
+
+def bounds(low: Tensor, high: Tensor, normalization: str) -> Bounds:
+    r"""Shift and scale of a normalization from the extrema, never a scale of 0.
+
+    ``"minmax"``: centre and half the range, so that the quotient is :math:`2(z-\frac12)` without
+    forming z; ``"minmax_published"``: minimum and range + 1e-8; ``"max"``, ``"max_published"``: no
+    shift, and the maximum.
+
+    Args:
+        low, high: extrema of :math:`\hat u`, of u for the published ones; any shape.
+    """
+    if normalization == "minmax":
+        half = high / 2 - low / 2  # high - low may overflow
+        return Bounds(low / 2 + high / 2, half.masked_fill(half == 0, 1.0))  # 0 / 1: gate 1/2
+    if normalization == "minmax_published":
+        return Bounds(low, high - low + 1e-8)
+    # Below a maximum of 0 quotients are -inf with tiny too, but 0 / tiny = 0 where 0 / 0 is NaN.
+    tiny = torch.finfo(high.dtype).tiny
+    return Bounds(None, high.masked_fill(high == 0, tiny))
+
+
+def gates(
+    utilities: list[Tensor],
+    correction: list[float],
+    limits: Bounds | list[Bounds] | None,
+    normalization: str,
+) -> list[Tensor]:
+    r"""Gates :math:`1 - s(\hat u)`, near 1 for a weight that may move and smaller to protect it.
+
+    ``"minmax"``: :math:`s = \sigma(2(z-\frac12))` with z the place of :math:`\hat u` in its range,
+    1/2 where that is empty.  ``"max"``: :math:`s = \sigma(\hat u / \max\hat u)`, 1/2 at 0/0.
+
+    Args:
+        utilities: u.
+        correction: what gives :math:`\hat u` when u is divided by it, but for a factor that the
+            extrema have too.
+        limits: of all, or of each of ``utilities``, see :func:`bounds`.  None: s is
+            :math:`\sigma` of :math:`\hat u` over its L2 norm along the last dimension, at least
+            1e-12, as in the authors' local variants.
+        normalization: only for the signature of :func:`gqc.upgd.published.gates`.
+    Returns: new tensors.
+    """
+    gate = utilities
+    if any(factor != 1 for factor in correction) or limits is None:
+        gate = list(torch._foreach_div(utilities, correction))
+    gate = [normalize(x, dim=-1) for x in gate] if limits is None else shift_and_scale(gate, limits)
+    torch._foreach_neg_(gate)
+    torch._foreach_sigmoid_(gate)  # 1 - sigmoid(x) = sigmoid(-x)
+    return gate
+
+
+def shift_and_scale(tensors: list[Tensor], limits: Bounds | list[Bounds]) -> list[Tensor]:
+    """``(t - shift) / scale``, new tensors."""
+    if isinstance(limits, Bounds):
+        if limits.shift is None:
+            return list(torch._foreach_div(tensors, limits.scale))
+        shifted = list(torch._foreach_add(tensors, limits.shift, alpha=-1))
+        torch._foreach_div_(shifted, limits.scale)
+        return shifted
+    scales = [limit.scale for limit in limits]
+    shifts = [limit.shift for limit in limits if limit.shift is not None]
+    shifted = list(torch._foreach_sub(tensors, shifts)) if shifts else tensors
+    return list(torch._foreach_div(shifted, scales))
+
+
+def update_moments_(
+    first: list[Tensor], second: list[Tensor], grads: list[Tensor], betas: Sequence[float]
+) -> None:
+    r"""Adam's :math:`m \leftarrow \beta_1 m + (1-\beta_1) g` and v with :math:`g^2`, in place."""
+    torch._foreach_lerp_(first, grads, 1 - betas[0])
+    torch._foreach_mul_(second, betas[1])
+    torch._foreach_addcmul_(second, grads, grads, value=1 - betas[1])
+
+
+def adam_directions(
+    first: list[Tensor],
+    second: list[Tensor],
+    betas: Sequence[float],
+    steps: Sequence[int],
+    eps: float,
+) -> list[Tensor]:
+    r"""Adam's :math:`\hat m / (\sqrt{\hat v} + \epsilon)`, new tensors.
+
+    Args:
+        steps: t of each, for the bias corrections.
+    """
+    factors1, factors2 = corrections(betas[0], steps), corrections(betas[1], steps)
+    # the correction of m goes into the denominator, which saves a pass
+    denominators = list(torch._foreach_rsqrt(second))  # sqrt would start threads of its own
+    torch._foreach_reciprocal_(denominators)
+    ratios = [c1 / math.sqrt(c2) for c1, c2 in zip(factors1, factors2, strict=True)]
+    torch._foreach_mul_(denominators, ratios)
+    torch._foreach_add_(denominators, [eps * c1 for c1 in factors1])
+    return list(torch._foreach_div(first, denominators))
+
+
+def update_averages_(averages: list[Tensor], norms: list[Tensor], beta: float) -> None:
+    r""":math:`a \leftarrow \beta a + (1-\beta) \|g\|`, in place."""
+    torch._foreach_mul_(averages, beta)
+    torch._foreach_add_(averages, norms, alpha=1 - beta)
+
+
+def noise_stds(
+    norms: list[Tensor], numels: Sequence[int], sigma: float, reference: str, floor: float
+) -> list[Tensor]:
+    r"""Standard deviation of each tensor's noise relative to its gradient.
+
+    :math:`\max(\sigma\|g\|/\sqrt N, \mathrm{floor})` for ``reference="rms"``; ``"norm"`` leaves out
+    :math:`\sqrt N`, so that the noise-to-signal ratio is :math:`\sigma\sqrt N`, as published.
+
+    Args:
+        norms: :math:`\|g\|` of each tensor, or its average; 0-dim.
+        numels: N, elements of each.
+        sigma: noise-to-signal ratio, >= 0.
+        floor: least standard deviation, >= 0.
+    Returns: 0-dim tensors.
+    """
+    stds = list(torch._foreach_mul(norms, sigma))
+    if reference == "rms":
+        torch._foreach_div_(stds, [math.sqrt(numel) for numel in numels])
+    torch._foreach_clamp_min_(stds, floor)
+    return stds
+
+
+def noise_source(
+    numel: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator
+) -> Callable[[list[Tensor]], list[Tensor]]:
+    """Standard Gaussian numbers, ``numel`` altogether, dealt out in one fixed order.
+
+    They are drawn ``DRAW`` at a time (one draw a tensor costs more, and one for all leaves the
+    cache), and do not depend on how the tensors are cut into blocks.
+
+    Returns: a function from a list of tensors to noise in their shapes, which the caller may write
+        into.
+    """
+    rest = torch.empty(0, dtype=dtype, device=device)
+    left = numel
+
+    def deal(like: list[Tensor]) -> list[Tensor]:
+        nonlocal rest, left
+        numels = [t.numel() for t in like]
+        wanted, parts = sum(numels), []
+        while wanted:
+            if not rest.numel():
+                rest = torch.empty(min(DRAW, left), dtype=dtype, device=device)
+                rest.normal_(generator=generator)
+                left -= rest.numel()
+            parts.append(rest[:wanted])
+            rest = rest[wanted:]
+            wanted -= parts[-1].numel()
+        flat = parts[0] if len(parts) == 1 else torch.cat(parts)
+        pieces = zip(flat.split(numels), like, strict=True)
+        return [piece.view(t.shape) for piece, t in pieces]
+
+    return deal
+
+
+def update_(
+    params: list[Tensor],
+    directions: list[Tensor],
+    noise: list[Tensor] | None,
+    gate: list[Tensor],
+    *,
+    protect: bool,
+    decay: float,
+    rate: float,
+) -> None:
+    r""":math:`w \leftarrow \mathrm{decay}\, w - \mathrm{rate}\,(d+\xi)\,\mathrm{gate}`, in place.
+
+    Args:
+        directions: d; not modified.
+        noise: :math:`\xi`, or None for none; overwritten.
+        gate: overwritten.
+        protect: False gates the noise only: :math:`d + \xi\,\mathrm{gate}`.
+    """
+    if decay != 1:
+        torch._foreach_mul_(params, decay)
+    if protect:
+        if noise is not None:
+            torch._foreach_add_(noise, directions)
+        torch._foreach_addcmul_(params, gate, noise or directions, value=-rate)
+    else:
+        torch._foreach_add_(params, directions, alpha=-rate)
+        if noise is not None:
+            torch._foreach_addcmul_(params, gate, noise, value=-rate)
