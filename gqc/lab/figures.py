@@ -37,6 +37,7 @@ LABELS = {
 
 THRESHOLD = "gradient_norm_threshold"
 MAX_POINTS = 600  #: of a line, after thinning
+MAX_DOTTED = 4  #: methods whose single steps are drawn
 
 _TICKS = [float(f"{m}e{k}") for k in range(-8, 9) for m in (1, 2, 5)]  # of a log axis
 
@@ -126,7 +127,8 @@ def norm_against_threshold(
 def draws_per_step(history: pd.DataFrame, x: str = "tokens", seed: int | None = None) -> go.Figure:
     """Microbatches averaged into each step (log scale), with a moving average, of one seed.
 
-    The average runs over a fiftieth of the steps.
+    The average runs over a fiftieth of the steps.  Up to `MAX_DOTTED` methods have a dot for each
+    step too; more would hide each other.
 
     Args:
         history: records with ``method``, ``seed``, ``x``, ``stepped`` and ``num_draws``.
@@ -134,17 +136,18 @@ def draws_per_step(history: pd.DataFrame, x: str = "tokens", seed: int | None = 
     """
     figure = _figure("Draws per step", x, "num_draws")
     figure.update_yaxes(type="log", dtick=np.log10(2).item())
-    for method, style, records in each_method(
-        "draws_per_step", history, [x, "stepped", "num_draws"]
-    ):
+    methods = list(each_method("draws_per_step", history, [x, "stepped", "num_draws"]))
+    figure.update_layout(height=max(HOUSE.layout.height, 130 + 42 * len(methods)))  # of the legend
+    for method, style, records in methods:
         steps = _run(records, seed)
         steps = steps[steps["stepped"]]
         window = max(1, len(steps) // 50)
         mean = steps["num_draws"].rolling(window, center=True, min_periods=1).mean()
         steps = steps.assign(moving_mean=mean)
-        dots = {"mode": "markers", "marker": {"size": 5, "opacity": 0.4, **_color(style)}}
-        raw = thin(steps, "num_draws")
-        _add(figure, raw, x, "num_draws", method, showlegend=False, hoverinfo="skip", **dots)
+        if len(methods) <= MAX_DOTTED:
+            dots = {"mode": "markers", "marker": {"size": 5, "opacity": 0.4, **_color(style)}}
+            raw = thin(steps, "num_draws")
+            _add(figure, raw, x, "num_draws", method, showlegend=False, hoverinfo="skip", **dots)
         name = f"{method}: {len(steps)} steps,<br>mean {steps['num_draws'].mean():.2f}"
         line = style | {"width": 2.5}
         _add(figure, thin(steps, "moving_mean"), x, "moving_mean", name, line=line)

@@ -148,6 +148,16 @@ def test_draws_are_of_steps_only_with_their_mean():
     assert set(figure.data[2].y) == {3}
 
 
+def test_many_methods_have_lines_without_dots_and_room_for_the_legend():
+    few = draws_per_step(history([f"m{i}" for i in range(4)], seeds=1))
+    many = draws_per_step(history([f"m{i}" for i in range(8)], seeds=1))
+    assert [t.mode for t in few.data] == ["markers", "lines"] * 4
+    assert [t.mode for t in many.data] == ["lines"] * 8
+    styles = {(t.line.color, t.line.dash) for t in many.data}
+    assert len(styles) == 8  # told apart though there are seven colours
+    assert many.layout.height > few.layout.height == few.layout.template.layout.height
+
+
 def test_a_seed_can_be_chosen():
     frame = history(["gnts"])
     frame.loc[frame["seed"] == 2, "num_draws"] = 7
