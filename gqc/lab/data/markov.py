@@ -19,6 +19,8 @@ from torch import Tensor
 
 from gqc.lab.placement import make_generator
 
+SQUARINGS = 24  # 2^24 steps: a cycle of S states takes about S^2 to forget where it began
+
 
 @dataclass(frozen=True)
 class MarkovChain:
@@ -46,13 +48,16 @@ class MarkovChain:
 
     @cached_property
     def occupancy(self) -> Tensor:
-        """Stationary distribution [S], float64: how often a long walk is in each state."""
-        identity = torch.eye(len(self.rewards), dtype=torch.float64)
-        equations = torch.cat([self.transitions.T - identity, torch.ones_like(identity[:1])])
-        right = torch.zeros(len(equations), dtype=torch.float64)
-        right[-1] = 1
-        solution = torch.linalg.lstsq(equations, right).solution
-        return solution.clamp(min=0) / solution.clamp(min=0).sum()
+        """Stationary distribution [S], float64: how often a long walk is in each state.
+
+        By squaring the chain that stays where it is half of the time, in plain sums: the last bits
+        of a LAPACK solution vary from call to call, and a resumed run has to see the same chain.
+        """
+        lazy = (torch.eye(len(self.rewards), dtype=torch.float64) + self.transitions) / 2
+        for _ in range(SQUARINGS):
+            lazy = (lazy.unsqueeze(2) * lazy.unsqueeze(0)).sum(1)
+            lazy = lazy / lazy.sum(1, keepdim=True)
+        return lazy[0]
 
     @property
     def hash(self) -> str:

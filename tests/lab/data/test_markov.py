@@ -72,3 +72,10 @@ def test_hash_and_seeds():
 def test_bad_values_are_named(name, value):
     with pytest.raises(ValueError, match=f"{name}={value}"):
         make_chain(**{name: value})
+
+
+def test_a_chain_that_is_built_twice_is_the_same_to_the_bit():
+    chains = [make_chain() for _ in range(5)]
+    for chain in chains:
+        assert torch.equal(chain.occupancy, chains[0].occupancy)
+        assert torch.equal(chain.values, chains[0].values)
