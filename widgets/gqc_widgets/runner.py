@@ -13,11 +13,13 @@ import math
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from gqc.lab import Experiment
 from gqc_widgets.display import Curves
+from gqc_widgets.saving import save_run
 
 READY, RUNNING, PAUSED = "ready", "running", "paused"
 STOPPED, FINISHED, FAILED = "stopped", "finished", "failed"
@@ -123,6 +125,17 @@ class Runner:
             self.experiment.controls.update(values)
             self._look()
         self._tell()
+
+    def save(self, folder: str | Path, parameters: Mapping[str, Any]) -> Path:
+        """`save_run`, between two microbatches; a run that was going on goes on."""
+        was_running = self.state == RUNNING
+        self.pause()
+        self.wait()
+        try:
+            return save_run(self.experiment, folder, parameters)
+        finally:
+            if was_running:
+                self.start()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until no thread is left; returns whether so [s]."""

@@ -7,6 +7,7 @@ right plan.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,7 @@ from gqc.lab.norm_schedule import NAMES, NormSchedule, has_norm_schedule, norm_s
 from gqc.noise import predicted_draws
 
 NUM_POINTS = 241  #: of a drawn plan
+NUM_COLUMNS, NUM_ROWS = 50, 30  #: of the grid that takes clicks
 NUM_DRAWN = 7  #: points that a curve turns into when it is to be drawn by hand
 
 
@@ -132,6 +134,25 @@ class NormScheduleModel:
             return None
         draws = [predicted_draws(signal_sq, noise_trace, tau) for tau in self.curve()[1]]
         return [max(n, 1.0) if math.isfinite(n) else None for n in draws]
+
+    def expected_draws_now(self, statistics: Mapping[str, Any]) -> str | None:
+        """:math:`n^*` of the next microbatch as a text; None while the noise is not known."""
+        expected = self.expected_draws(statistics)
+        if expected is None:
+            return None
+        steps = self.curve()[0]
+        now = min(bisect.bisect_left(steps, self.experiment.microbatch), len(steps) - 1)
+        draws = expected[now]
+        return "out of reach" if draws is None else f"{draws:.1f}"
+
+    def raster(self) -> tuple[list[float], list[float]]:
+        """A grid of points over the figure that can be clicked on: to draw is to click one."""
+        norms = [norm for norm in self.curve()[1] if norm > 0] or [1.0]
+        low, high = math.log(min(norms) / 2), math.log(max(norms) * 2)
+        xs = [self.total * i / NUM_COLUMNS for i in range(NUM_COLUMNS + 1)]
+        ys = [math.exp(low + (high - low) * i / NUM_ROWS) for i in range(NUM_ROWS + 1)]
+        ys = [float(f"{y:.3g}") for y in ys]
+        return [x for x in xs for _ in ys], [y for _ in xs for y in ys]
 
     def forced_share(self, statistics: Mapping[str, Any]) -> float | None:
         """Share of the steps that ``max_draws`` forced; None before the first step."""

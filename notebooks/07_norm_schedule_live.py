@@ -1,0 +1,160 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags
+#     notebook_metadata_filter: kernelspec,jupytext
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # What does moving the norm threshold do to a run that is under way?
+#
+# The threshold of GNTS decides how many microbatches are averaged before a step: lower means less
+# noise, more draws and fewer steps. Its schedule is a curve with five numbers, and how it should
+# run is easiest found by watching.
+#
+# **To steer.** Set `interactive = True` in the next but one cell, run all cells, press *Start*, and
+# edit the schedule while the model trains. An edit counts from the next microbatch. *Save* keeps
+# the run with every change that you made, as parameters that repeat it exactly.
+#
+# **To read.** Below is a run that was steered: its threshold was lowered on the way, then raised.
+# The changes are in the parameters cell, and this notebook has replayed them.
+
+# %%
+# Only where the kit is missing, as in Colab; whatever torch is there stays.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("gqc_widgets") is None:
+    kit = "gqc-kit[widgets]"  # or of a repository: "gqc-kit[widgets] @ git+https://..."
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", kit], check=True)
+
+# %% tags=["parameters"]
+interactive = False  # True: wait for a person; False: replay `changes` and train to the end
+scale = "smoke"  # one of smoke, laptop, paper; seconds, minutes, a GPU
+seed = 0  # >= 0; of the weights and of the order of the text
+tokens: int | None = None  # > 0; training budget, None: the scale's
+lr: float | None = None  # > 0; peak learning rate, None: the scale's
+corpus = "kjv"  # one of kjv, hf:*, PATH; ships with the kit, a Hugging Face data set, a file
+device = "auto"  # one of auto, cpu, cuda, cuda:*, mps
+dtype = "float32"  # one of float32, bfloat16, float64
+start_norm: float | None = None  # > 0; threshold after warmup, None: the scale's
+end_norm: float | None = None  # >= 0; threshold at the end, None: the scale's
+norm_warmup: float | None = None  # >= 0, <= 1; share of the run, None: the scale's
+norm_warmup_multiplier = 10.0  # > 0; first threshold / start_norm
+norm_curve = "cosine"  # one of cosine, linear, polynomial, constant, points
+norm_exponent = 1.0  # > 0; of polynomial
+norm_points: list = []  # of points: [share of the run, threshold] pairs
+max_draws = 16  # >= 1; microbatches after which a step is forced
+changes = [
+    {"microbatch": 101, "name": "start_norm", "value": 0.4},
+    {"microbatch": 101, "name": "end_norm", "value": 0.25},
+    {"microbatch": 181, "name": "norm_curve", "value": "constant"},
+    {"microbatch": 181, "name": "start_norm", "value": 0.8},
+]  # controls that were changed, and the first microbatch under the new value
+
+# %%
+from IPython.display import display
+
+from gqc.lab import figures, runs, track
+from gqc.lab.experiments import pretraining
+
+# %% [markdown]
+# ## Run
+
+# %%
+config = {"scale": scale, "seed": seed, "tokens": tokens, "lr": lr, "corpus": corpus}
+config |= {"device": device, "dtype": dtype, "max_draws": max_draws}
+config |= {"start_norm": start_norm, "end_norm": end_norm, "norm_warmup": norm_warmup}
+config |= {"norm_warmup_multiplier": norm_warmup_multiplier, "norm_curve": norm_curve}
+config |= {"norm_exponent": norm_exponent, "norm_points": norm_points}
+config = {name: value for name, value in config.items() if value is not None}
+experiment = pretraining.build(pretraining.config(method="gnts", **config))
+
+# %% tags=["nbval-ignore-output"]
+if interactive:
+    from gqc_widgets import LiveRun, NormScheduleEditor
+
+    live = LiveRun(experiment, parameters=config)
+    display(live)
+else:
+    experiment.replay(changes)
+    for _ in track(experiment):
+        pass
+
+# %% tags=["nbval-ignore-output"]
+if interactive:
+    editor = NormScheduleEditor(live)
+    display(editor)
+
+# %% [markdown]
+# ## What became of it
+#
+# Of the run so far: run the cells below again while it trains, or at its end. The threshold is an
+# upper bound: at every step the norm is below it, but where `max_draws` forced the step (crosses).
+
+# %% tags=["nbval-ignore-output"]
+history = experiment.history
+if len(history):
+    display(figures.norm_against_threshold(history, x="microbatch"))
+
+# %% tags=["nbval-ignore-output"]
+if len(history):
+    display(figures.draws_per_step(history, x="microbatch"))
+
+# %%
+for change in experiment.changes:
+    print(f"from microbatch {change['microbatch']}: {change['name']} = {change['value']}")
+
+# %% [markdown]
+# ## Answer
+#
+# Draws per step in each stretch between two changes:
+
+# %%
+if len(history):
+    started = history["changes"].notna().cumsum().rename("changes")
+    steps = history[history["stepped"]].astype({"num_draws": float})
+    by_stretch = steps.groupby(started.loc[steps.index])
+    table = by_stretch.agg(
+        first_microbatch=("microbatch", "min"),
+        threshold=("gradient_norm_threshold", "mean"),
+        steps=("stepped", "size"),
+        mean_draws=("num_draws", "mean"),
+    )
+    display(table.round({"threshold": 2, "mean_draws": 1}))
+
+# %%
+summary = experiment.summary()
+if summary["val_loss"] is not None:
+    print(f"validation loss {summary['val_loss']:.2f} nat/token after {summary['tokens']:,} tokens")
+    print(f"{summary['num_forced']} of {summary['steps']} steps forced at {max_draws} draws")
+
+# %% [markdown]
+# Lowering the threshold costs draws from the next microbatch on, raising it gives them back: the
+# norm of a mean of $n$ draws falls as $\sqrt{|G|^2 + \mathrm{tr}\,\Sigma/n}$, so a threshold near
+# $|G|$ needs many, and one below it cannot be met at all.
+#
+# **Limits.** One seed of a small model, steered by eye: such a run shows how the threshold works,
+# not whether it helps. A saved run that was steered says so (`is_steered`), and its
+# `parameters.yaml` repeats it without a person:
+#
+# ```
+# gqc run notebooks/07_norm_schedule_live.ipynb -f runs/live/.../parameters.yaml
+# ```
+#
+# The editor's *Export* gives the schedule alone, to be run as a batch over seeds. For evidence see
+# notebook 01.
+
+# %%
+if not interactive:
+    saved = runs.save(history, summary, data_hash=experiment.data_hash)

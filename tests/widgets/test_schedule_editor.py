@@ -1,0 +1,100 @@
+"""The norm schedule's view, without a browser: fields, clicks and what the figure shows."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from gqc.lab.experiments import pretraining
+from gqc.lab.norm_schedule import norm_schedule
+from gqc_widgets import LiveRun, NormScheduleEditor
+
+
+def make(**fields):
+    fields = {"tokens": 40 * 512, "start_norm": 0.8, "end_norm": 0.4, **fields}
+    return pretraining.build(pretraining.config("smoke", **fields))
+
+
+def trace(view, key):
+    return next(t for t in view.figure.data if t.meta == key)
+
+
+def shown(view):
+    return {name for name, box in view._boxes.items() if box.layout.display != "none"}
+
+
+def test_fields_are_those_of_the_curve():
+    view = NormScheduleEditor(make())
+    norms = {"start_norm", "end_norm", "norm_warmup_microbatches", "norm_warmup_multiplier"}
+    assert shown(view) == norms
+    view.curve.value = "polynomial"
+    assert shown(view) == norms | {"norm_exponent"}
+    view.curve.value = "constant"
+    assert shown(view) == norms - {"end_norm"}
+    view.curve.value = "points"
+    assert shown(view) == {"norm_points"}
+
+
+def test_an_edit_moves_the_plan_and_a_bad_one_says_what_is_wrong():
+    experiment = make()
+    view = NormScheduleEditor(experiment)
+    before = list(trace(view, "plan").y)
+    view.fields["start_norm"].value = ""
+    assert "the field is empty" in view.errors["start_norm"].value
+    assert list(trace(view, "plan").y) == before
+    view.fields["start_norm"].value = "0.9"
+    assert view.errors["start_norm"].value == ""
+    plan = norm_schedule(experiment.controls)
+    assert list(trace(view, "plan").y) == [plan.threshold(t, 40) for t in trace(view, "plan").x]
+    view.fields["end_norm"].value = "<1>"
+    assert "&lt;1&gt;" in view.errors["end_norm"].value
+
+
+def test_it_follows_a_run_and_draws_what_was_applied_over_the_plan():
+    experiment = make(max_draws=4, start_norm=0.45, end_norm=0.05, norm_warmup=0.0)
+    live = LiveRun(experiment)
+    view = NormScheduleEditor(live)
+    live.runner.start()
+    assert live.runner.wait(60)
+    history = experiment.history
+    assert list(trace(view, "applied").y) == history["gradient_norm_threshold"].tolist()
+    assert list(trace(view, "applied").x) == pytest.approx(history["microbatch"].tolist())
+    assert list(trace(view, "max_draws").y) == [4, 4]
+    assert len(trace(view, "expected").y) == len(trace(view, "plan").y)
+    forced = experiment.summary()["num_forced"] / experiment.summary()["steps"]
+    assert f"<b>{forced:.1%}</b>" in view.notes.value
+    view.close()
+    assert view._follow not in live.runner.listeners
+    assert live.runner.state == "finished"
+
+
+def test_a_click_draws_a_point_and_a_click_on_it_removes_it():
+    experiment = make()
+    view = NormScheduleEditor(experiment)
+    assert len(trace(view, "clicks").x) == 0
+    view.curve.value = "points"
+    before = experiment.controls["norm_points"]
+    grid = trace(view, "clicks")
+    assert len(grid.x) > 1000
+    click = SimpleNamespace(point_inds=[0], xs=[0.1 * 40], ys=[1.7])
+    view._put(grid, click, None)
+    assert (0.1, 1.7) in experiment.controls["norm_points"]
+    assert 1.7 in list(trace(view, "points").y)
+    view._remove(trace(view, "points"), click, None)
+    assert experiment.controls["norm_points"] == before
+    nothing = SimpleNamespace(point_inds=[], xs=[], ys=[])
+    view._put(grid, nothing, None)  # plotly tells every trace of every click
+    view._remove(grid, nothing, None)
+    assert experiment.controls["norm_points"] == before
+
+
+def test_export_shows_the_parameters():
+    view = NormScheduleEditor(make())
+    view.button.click()
+    assert "start_norm: 0.8" in view.text.value
+    assert view.export()["start_norm"] == 0.8
+
+
+def test_an_experiment_without_a_threshold_is_refused():
+    experiment = pretraining.build(pretraining.config("smoke", method="adamw"))
+    with pytest.raises(ValueError, match="has no norm schedule"):
+        NormScheduleEditor(experiment)

@@ -1,0 +1,151 @@
+"""The view of a run that goes on: buttons, progress, numbers, curves."""
+
+from __future__ import annotations
+
+import html
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+import plotly.graph_objects as go
+
+from gqc.lab import Experiment
+from gqc.lab.runs import current_run_dir
+from gqc_widgets.cell import current_cell
+from gqc_widgets.panels import fill, run_figure, run_points
+from gqc_widgets.runner import FAILED, FINISHED, PAUSED, READY, RUNNING, STOPPED, Runner, claim
+from gqc_widgets.status import progress_text, rows
+
+#: button -> (icon, tooltip, states in which it can be pressed)
+BUTTONS = {
+    "start": ("play", "Train on, in the background", (READY, PAUSED)),
+    "pause": ("pause", "Hold after this microbatch", (RUNNING,)),
+    "step": ("step-forward", "Train on one microbatch", (READY, PAUSED)),
+    "stop": ("stop", "End the run for good", (READY, PAUSED, RUNNING)),
+    "reset": ("undo", "Back to the beginning, with the controls as they are set now",
+              (PAUSED, RUNNING, STOPPED, FINISHED, FAILED)),
+    "save": ("save", "Keep the run so far, and what repeats it",
+             (PAUSED, RUNNING, STOPPED, FINISHED)),
+}  # fmt: skip
+
+
+class LiveRun(widgets.VBox):
+    """Train ``experiment`` in a thread while this is on the page; the kernel stays free.
+
+    Running the cell again stops what it ran before, as does `close`.
+
+    Args:
+        experiment: any; it may have begun.
+        parameters: of the notebook that built it: what `save` writes beside the changes.
+        folder: where `save` makes a folder for each save.
+    Attributes:
+        runner: what the buttons drive; it can be driven from a cell as well.
+    Raises: RuntimeError: inside a batch.
+    """
+
+    _is_made = False
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        parameters: Mapping[str, Any] | None = None,
+        folder: str | Path = "runs/live",
+    ) -> None:
+        super().__init__(layout=widgets.Layout(width="100%"))
+        if current_run_dir() is not None:
+            raise RuntimeError(
+                "LiveRun in a batch: nobody is there to press Start; run it with interactive=False"
+            )
+        self.experiment = experiment
+        self._parameters, self._folder = dict(parameters or {}), folder
+        cell = current_cell()
+        self.runner = Runner(experiment, enter=cell.enter if cell else None)
+        if cell:
+            claim(self.runner, cell.owner, cell.turn)
+        self._drawing = threading.RLock()  # a button's thread and the training thread
+        self._make_parts()
+        top = widgets.HBox([*self.buttons.values(), self.state])
+        middle = widgets.HBox([self.bar, self.progress])
+        self.children = [top, middle, self.message, self.figure, self.table]
+        self.add_class("gqc-live-run")
+        self._is_made = True
+        self.runner.listeners.append(self._show)
+        self._show(self.runner)
+
+    def _make_parts(self) -> None:
+        self.buttons = {name: self._button(name) for name in BUTTONS}
+        self.state = widgets.HTML(layout=widgets.Layout(margin="2px 0 0 12px"))
+        total = self.experiment.total
+        self.bar = widgets.FloatProgress(
+            max=total, bar_style="info", layout=widgets.Layout(width="240px")
+        )
+        self.progress = widgets.HTML()
+        self.message = widgets.HTML()
+        self.figure = go.FigureWidget(run_figure(self.experiment.unit))
+        self.table = widgets.HTML()
+
+    def _button(self, name: str) -> widgets.Button:
+        icon, tooltip, _ = BUTTONS[name]
+        button = widgets.Button(
+            description=name.capitalize(),
+            icon=icon,
+            tooltip=tooltip,
+            layout=widgets.Layout(width="88px"),
+        )
+        button.on_click(lambda _: self._press(name))
+        return button
+
+    def _press(self, name: str) -> None:
+        self.message.value = ""
+        try:
+            if name == "save":
+                place = self.runner.save(self._folder, self._parameters)
+                self.message.value = f"saved to <code>{html.escape(str(place))}</code>"
+            else:
+                getattr(self.runner, name)()
+        except Exception as error:  # Jupyter hides what a callback raises
+            self.message.value = f"<b>{name}:</b> {html.escape(f'{error!r}')}"
+
+    def _show(self, runner: Runner) -> None:
+        with self._drawing:
+            for name, (_, _, states) in BUTTONS.items():
+                self.buttons[name].disabled = runner.state not in states
+            self.buttons["start"].description = "Resume" if runner.state == PAUSED else "Start"
+            steered = ", steered" if self.experiment.is_steered else ""
+            self.state.value = (
+                f"<b>{html.escape(self.experiment.label)}</b>: {runner.state}{steered}"
+            )
+            self.bar.value = self.experiment.done
+            self.bar.bar_style = {FAILED: "danger", FINISHED: "success"}.get(runner.state, "info")
+            self.progress.value = progress_text(runner)
+            self.table.value = _table(rows(runner))
+            if runner.error is not None:
+                self.message.value = _traceback(runner.error)
+            fill(self.figure, run_points(runner.curves))
+
+    def close(self) -> None:
+        """Stop the run and take the view off the page."""
+        if self._is_made:  # ipywidgets closes what was refused too
+            self.runner.listeners.clear()
+            self.runner.stop()
+        super().close()
+
+
+def _table(entries: list[tuple[str, str]]) -> str:
+    cells = "".join(
+        f"<td style='padding:2px 20px 2px 0'><span style='opacity:.75'>{html.escape(name)}</span>"
+        f"<br><b>{html.escape(value)}</b></td>"
+        for name, value in entries
+    )
+    return f"<table style='line-height:1.35'><tr>{cells}</tr></table>"
+
+
+def _traceback(text: str) -> str:
+    last = html.escape(text.strip().splitlines()[-1])
+    return (
+        "<div class='gqc-error' style='border-left:4px solid #d55e00;padding-left:8px'>"
+        f"<b>{last}</b><pre style='white-space:pre-wrap;line-height:1.3'>{html.escape(text)}</pre>"
+        "</div>"
+    )

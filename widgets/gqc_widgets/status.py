@@ -1,0 +1,55 @@
+"""A run's numbers as texts, for people."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from gqc_widgets.runner import Runner
+
+#: key of a record or of the wrapper's statistics -> what it is called
+NUMBERS = {
+    "microbatch": "microbatches",
+    "steps": "steps",
+    "loss": "loss",
+    "val_loss": "validation loss",
+    "lr": "learning rate",
+    "grad_norm": "gradient norm",
+    "gradient_norm_threshold": "norm threshold",
+    "num_draws": "draws",
+    "noise_scale": "noise / signal",
+    "num_forced": "forced steps",
+    "num_discarded": "discarded",
+}
+
+
+def progress_text(runner: Runner) -> str:
+    """How far, how fast, how long still."""
+    experiment = runner.experiment
+    text = f"{experiment.done:,} of {experiment.total:,} {experiment.unit}"
+    speed, left = runner.speed, runner.seconds_left
+    if speed is not None and left is not None:
+        text += f" · {speed:,.0f} {experiment.unit}/s · {clock(left)} left"
+    return text
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are some."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def rows(runner: Runner) -> list[tuple[str, str]]:
+    """What the run knows of itself now: names and values, in a fixed order."""
+    values = {**runner.statistics, **(runner.record or {})}
+    validation = runner.curves.points("val_loss")[1]
+    values["val_loss"] = validation[-1] if validation else None
+    return [(label, _text(key, values[key])) for key, label in NUMBERS.items() if key in values]
+
+
+def _text(key: str, value: Any) -> str:
+    is_nan = isinstance(value, float) and math.isnan(value)
+    if value is None or (is_nan and key != "loss"):  # what a resumed history has in place of None
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
