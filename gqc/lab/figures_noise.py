@@ -38,7 +38,8 @@ def estimates_against_truth(measured: pd.DataFrame) -> go.Figure:
     titles = ("all estimates", "two-batch, over the truth")
     figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.14)
     figure.update_layout(template=HOUSE, title_text="Noise scale of a known stream")
-    figure.update_layout(margin_t=90, legend={"tracegroupgap": 6})
+    below = {"orientation": "h", "y": -0.28, "x": 0}
+    figure.update_layout(height=480, margin={"t": 80, "b": 130}, legend=below)
     ours = measured[measured["measurement"] == "two-batch"]
     published = measured[measured["measurement"] == "published"]
     estimates = pd.concat([ours, published])
@@ -124,8 +125,8 @@ def noise_scale_against(
     figure = go.Figure(layout={"template": HOUSE, "showlegend": True})
     figure.update_layout(title_text="Noise scale as the wrappers estimate it")
     figure.update_xaxes(title_text=LABELS.get(x, x))
-    ticks = {"tickvals": [10.0**k * m for k in range(-3, 7) for m in (1, 2, 5)], "tickformat": "~g"}
-    figure.update_yaxes(title_text="noise scale R [microbatches]", type="log", **ticks)
+    decades = {"type": "log", "dtick": 1, "exponentformat": "power"}
+    figure.update_yaxes(title_text="noise scale R [microbatches]", **decades)
     for method, style, records in each_method("noise_scale_against", history, [x, "noise_scale"]):
         records = records[records["seed"] == (records["seed"].iloc[0] if seed is None else seed)]
         rows = thin(records[records["noise_scale"] > 0], "noise_scale")

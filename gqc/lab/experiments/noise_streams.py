@@ -4,20 +4,14 @@ A stream's gradients are :math:`g_i = G + \epsilon_i` with :math:`|G|^2 = 1` and
 :math:`\epsilon_i \sim N(0, (R/d) I)`, so that :math:`\mathrm{tr}\,\Sigma = R`: the noise scale
 (the :math:`B_{simple}` of McCandlish et al. 2018, arXiv:1812.06162) is R microbatches.
 
-Three measurements return tidy frames with the same columns (`COLUMNS`), a row per thing measured:
-
-- `measure_estimates`: the noise scale by the two-batch estimator and by the ratio that torch-gqc
-  publishes under that name, against R;
-- `measure_draws`: the draws that a norm threshold takes, against the prediction
-  :math:`n^* = \mathrm{tr}\,\Sigma / (\tau^2 - |G|^2)`;
-- `measure_reach`: the same around :math:`\tau = |G|`, below which no number of draws suffices.
+`measure_estimates` holds the two-batch estimator, and the ratio that torch-gqc publishes under that
+name, to R; `gqc.lab.experiments.noise_wrappers` has the wrappers draw from the same streams.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -30,8 +24,7 @@ from torch import Tensor
 from gqc.lab.analysis import summarize
 from gqc.lab.names import check_name
 from gqc.lab.placement import find_device, find_dtype, make_generator
-from gqc.noise import NoiseScaleEMA, predicted_draws, two_batch, two_batch_errors
-from gqc.wrappers import OptimizerWrapperGNTS
+from gqc.noise import NoiseScaleEMA, two_batch, two_batch_errors
 
 #: scale -> windows per point: the standard errors fall with their square root
 NUM_WINDOWS = {"smoke": 40, "laptop": 200, "paper": 2000}
@@ -45,8 +38,6 @@ COLUMNS = (
     *("measurement", "noise_scale", "dimension", "threshold", "truth", "measured", "low", "high"),
     *("predicted_error", "num_windows", "num_forced", "is_flagged"),
 )
-
-CHUNK = 32  # gradients drawn at a time
 
 
 def find_num_windows(scale: str) -> int:
@@ -167,7 +158,7 @@ def measure_estimates(
             for name, (measured, low, high) in estimates.items():
                 row = {"measurement": name, "measured": measured, "low": low, "high": high}
                 rows.append(row | point | ({"predicted_error": error} if name == OURS else {}))
-    return _tidy(rows)
+    return tidy(rows)
 
 
 OURS, RUNNING, PUBLISHED = "two-batch", "two-batch, running", "published"
@@ -188,7 +179,7 @@ def _estimate(
     signal_sq, noise_trace = zip(*pairs, strict=True)
     mean_signal, mean_trace = (math.fsum(x) / num_windows for x in (signal_sq, noise_trace))
     ours = mean_trace / mean_signal if mean_signal > 0 else None
-    theirs = summarize(pd.DataFrame({"value": published, "all": 0}), "all", "value").iloc[0]
+    theirs = mean_interval(published)
     return {
         OURS: (ours, *ratio_interval(noise_trace, signal_sq)),
         RUNNING: (running.noise_scale, math.nan, math.nan),
@@ -196,97 +187,13 @@ def _estimate(
     }
 
 
-def measure_draws(
-    predicted: Sequence[float],
-    dimensions: Sequence[int],
-    num_windows: int,
-    noise_scale: float = 10.0,
-    **where: Any,
-) -> pd.DataFrame:
-    r"""Mean draws of `OptimizerWrapperGNTS` at the thresholds :math:`\tau^2 = 1 + R/n^*`.
-
-    ``truth`` is :math:`\lceil n^* \rceil`, the first draw whose expected squared norm is below the
-    threshold.  Windows may run to 8 times that.
-
-    Args:
-        predicted: :math:`n^*`, > 0.
-        where: seed, device, dtype of `stream`.
-    """
-    rows = []
-    for dimension in dimensions:
-        for target in predicted:
-            threshold, limit = math.sqrt(1 + noise_scale / target), math.ceil(target)
-            row = _run_gnts(noise_scale, dimension, threshold, 8 * limit, num_windows, where)
-            rows.append(row | {"measurement": "draws", "truth": limit})
-    return _tidy(rows)
+def mean_interval(values: Sequence[float]) -> pd.Series:
+    """``mean``, ``low``, ``high``: with a t interval."""
+    return summarize(pd.DataFrame({"value": values, "all": 0}), "all", "value").iloc[0]
 
 
-def measure_reach(
-    thresholds: Sequence[float],
-    dimensions: Sequence[int],
-    num_windows: int,
-    noise_scale: float = 10.0,
-    max_draws: int = 64,
-    **where: Any,
-) -> pd.DataFrame:
-    r"""Mean draws of `OptimizerWrapperGNTS` at thresholds around :math:`|G| = 1`.
-
-    ``truth`` is :math:`\min(\lceil n^* \rceil, n_{max})`: ``max_draws`` where the threshold cannot
-    be reached, or not by then.
-
-    Args:
-        thresholds: :math:`\tau/|G|`, > 0.
-        where: seed, device, dtype of `stream`.
-    """
-    rows = []
-    for dimension in dimensions:
-        for threshold in thresholds:
-            row = _run_gnts(noise_scale, dimension, threshold, max_draws, num_windows, where)
-            needed = predicted_draws(1.0, noise_scale, threshold)
-            truth = math.ceil(needed) if needed < max_draws else max_draws
-            rows.append(row | {"measurement": "reach", "truth": truth})
-    return _tidy(rows)
-
-
-def _run_gnts(
-    noise_scale: float,
-    dimension: int,
-    threshold: float,
-    max_draws: int,
-    num_windows: int,
-    where: dict[str, Any],
-) -> dict[str, Any]:
-    """Windows of the wrapper on a stream: their mean draws with its t interval, and its flag."""
-    gradients = chain.from_iterable(stream(noise_scale, dimension, CHUNK, **where))
-    first = next(gradients)
-    param = torch.zeros_like(first, requires_grad=True)
-    sgd = torch.optim.SGD([param], lr=0.0)
-    wrapper = OptimizerWrapperGNTS(sgd, threshold, max_draws=max_draws)
-    draws = [0]  # of each window; the last one is open
-    for gradient in chain([first], gradients):
-        param.grad = gradient.clone() if param.grad is None else param.grad.add_(gradient)
-        draws[-1] += 1
-        if wrapper.step():
-            if len(draws) == num_windows:
-                break
-            draws.append(0)
-    statistics = wrapper.statistics()
-    frame = pd.DataFrame({"draws": draws, "all": 0})
-    mean = summarize(frame, "all", "draws").iloc[0]
-    return {
-        "noise_scale": noise_scale,
-        "dimension": dimension,
-        "threshold": threshold,
-        "measured": mean["mean"],
-        "low": mean["low"],
-        "high": mean["high"],
-        "num_windows": len(draws),
-        "num_forced": statistics["num_forced"],
-        "is_flagged": statistics["threshold_unreachable"],
-    }
-
-
-def _tidy(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def tidy(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows of measurements as a frame of `COLUMNS`; what a row lacks is NaN."""
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     numbers = [name for name in COLUMNS if name not in ("measurement", "is_flagged", "dimension")]
     return frame.astype(dict.fromkeys(numbers, float))
