@@ -247,6 +247,15 @@ def test_stability_by_hand():
     assert (found["mean_factor"], found["factor_sd"], found["unresolved"]) == (0.5, 0, 0.25)
 
 
+def test_summary_counts_steps_at_the_cap():
+    experiment = run(vgs_training.build(tiny(variance_cap=15.0)))
+    v = experiment.history["vgs/normalized_variance"][5:]
+    assert 0 < experiment.summary()["at_cap"] == (v == 15.0).mean() < 1
+    uncapped = run(vgs_training.build(tiny(variance_cap=None)))
+    assert uncapped.summary()["at_cap"] == 0
+    assert "at_cap" not in vgs_training.build(tiny()).summary()
+
+
 def test_stability_of_a_run_without_evaluations_says_none():
     frame = history_of([1.0] * 20, [1.0]).assign(val_loss=None, val_error=None)
     found = vgs_training.stability(frame.astype({"val_loss": float, "val_error": float}), 50)

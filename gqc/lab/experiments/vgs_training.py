@@ -126,9 +126,15 @@ class VGSTraining(Experiment):
         return self.done >= self.total or self.microbatch % self.config.evaluation_steps == 0
 
     def summary(self) -> dict[str, Any]:
-        """Result numbers so far: the base's, those of `stability`, ``lr`` and ``steps``."""
-        numbers = stability(self.history, self.config.warmup_steps) if self.microbatch else {}
-        return {**super().summary(), "lr": self.config.lr, "steps": self.microbatch, **numbers}
+        """Result numbers so far: the base's, those of `stability`, ``lr``, ``steps`` and
+        ``at_cap``, the share of steps after the warmup whose V is the cap or more."""
+        history, c, numbers = self.history, self.config, {}
+        if self.microbatch:
+            numbers = stability(history, c.warmup_steps)
+            v = history["vgs/normalized_variance"][history["microbatch"] > c.warmup_steps]
+            cap = math.inf if c.variance_cap is None else c.variance_cap
+            numbers["at_cap"] = float((v >= cap).mean()) if len(v) else None
+        return {**super().summary(), "lr": c.lr, "steps": self.microbatch, **numbers}
 
 
 class Digits(VGSTraining):

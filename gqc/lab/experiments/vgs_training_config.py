@@ -158,12 +158,12 @@ def comparison(
     r"""Configs of a fair comparison: no scaling, each alpha, and a factor that does not react.
 
     The constant factor is what VGS with alpha 0.1 makes of a variance that is never resolved,
-    :math:`1/(1 + 0.1 V_\max)`, after the same warmup.
+    :math:`1/(1 + 0.1 V_\max)`, after the same warmup (with no cap: of 50).
 
     Args:
         alphas: those > 0; ``options``: for `config`.
     """
-    cap = options.get("variance_cap", VGSTrainingConfig.variance_cap)
+    cap = options.get("variance_cap") or 50.0
     ways: list[dict[str, Any]] = [{"alpha": 0.0}, *({"alpha": a} for a in alphas)]
     ways.append({"alpha": 0.0, "constant_factor": 1 / (1 + 0.1 * cap)})
     return [
