@@ -36,7 +36,7 @@ bench: $(READY)  ## benchmarks, as ratios to torch AdamW and to the peer
 	for bench in tests/benchmarks/bench_*.py; do $(BIN)/python $$bench || exit 1; done
 
 notebooks: $(READY)  ## run every notebook at smoke scale and save its outputs
-	OMP_NUM_THREADS=1 $(BIN)/python -m gqc.lab.notebooks notebooks/*.ipynb
+	$(BIN)/python -m gqc.lab.notebooks notebooks/*.ipynb
 
 site: $(READY)  ## README, notebooks and API reference as HTML under build/site
 	$(BIN)/python -m gqc.lab.site . build/site

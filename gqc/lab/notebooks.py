@@ -55,6 +55,7 @@ def refresh(notebook: Path, renderer: str, timeout: float = 600.0) -> None:
     content = nbformat.read(notebook, as_version=4)
     running = on_cpu(nbformat.from_dict(content))
     os.environ["PLOTLY_RENDERER"] = renderer
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums split over threads differ in a last bit
     folder = {"metadata": {"path": str(notebook.parent)}}
     NotebookClient(
         running, timeout=timeout, resources=folder, record_timing=False, store_widget_state=False
