@@ -155,14 +155,15 @@ class UtilityOptimizer(CheckpointedOptimizer):
         )
 
     def _noisy(self, batch: Batch, stds: float | list[Tensor]) -> Iterator[Block]:
-        """The blocks of ``batch``, with noise of standard deviation 1 unless ``stds`` is 0."""
+        """The blocks of ``batch`` with noise, of deviation 1 where each tensor has its own."""
         blocks = batch.blocks(self.kept)
         if stds == 0:
             yield from blocks
             return
         numel = sum(param.numel() for param in batch.params)
         generator = self._generators.on(batch.device)
-        deal = utility.noise_source(numel, batch.dtype, batch.device, generator)
+        std = 1.0 if isinstance(stds, list) else stds
+        deal = utility.noise_source(numel, std, batch.dtype, batch.device, generator)
         for block in blocks:
             block.noise = deal(block.params)
             yield block
@@ -173,9 +174,8 @@ class UtilityOptimizer(CheckpointedOptimizer):
         """Move the weights of a block."""
         maths = published if batch.is_published else utility
         group, rows, limits = batch.group, block.rows, scaling.limits
-        if block.noise is not None:
-            std = [stds[row] for row in rows] if isinstance(stds, list) else stds
-            torch._foreach_mul_(block.noise, std)
+        if block.noise is not None and isinstance(stds, list):
+            torch._foreach_mul_(block.noise, [stds[row] for row in rows])
         gate = maths.gates(
             block.kept[0],
             [scaling.corrections[row] for row in rows],

@@ -241,9 +241,9 @@ def noise_stds(
 
 
 def noise_source(
-    numel: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator
+    numel: int, std: float, dtype: torch.dtype, device: torch.device, generator: torch.Generator
 ) -> Callable[[list[Tensor]], list[Tensor]]:
-    """Standard Gaussian numbers, ``numel`` altogether, dealt out in one fixed order.
+    """Gaussian numbers of deviation ``std``, ``numel`` altogether, dealt out in one fixed order.
 
     They are drawn ``DRAW`` at a time (one draw a tensor costs more, and one for all leaves the
     cache), and do not depend on how the tensors are cut into blocks.
@@ -261,7 +261,7 @@ def noise_source(
         while wanted:
             if not rest.numel():
                 rest = torch.empty(min(DRAW, left), dtype=dtype, device=device)
-                rest.normal_(generator=generator)
+                rest.normal_(0.0, std, generator=generator)
                 left -= rest.numel()
             parts.append(rest[:wanted])
             rest = rest[wanted:]

@@ -429,3 +429,16 @@ def test_it_minimizes_a_quadratic_and_follows_a_gradient_scaler(make):
         optimizer.step()
         vgs.step()
     assert quadratic(w.detach()) < 0.01 * quadratic(torch.full((10,), 2.0))
+
+
+def test_averaging_of_norms_may_start_in_mid_run():
+    """The average then starts from the present norm, whatever the step count."""
+    params = parameters()
+    optimizer = UPGD(params, lr=0.0)
+    feed(optimizer, params, stream(3))
+    optimizer.param_groups[0].update(AVERAGED)
+    (draw,) = stream(1, seed=5)
+    feed(optimizer, params, [draw])
+    for p, g in zip(params, draw, strict=True):
+        average = optimizer.state[p]["grad_norm_ema"].item() / (1 - 0.999**4)
+        assert average == pytest.approx(g.norm().item(), rel=1e-4)  # 1 - 0.999^4 costs 2 digits
