@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gqc.lab.experiments import pretraining
-from gqc_widgets.display import LIMIT, Curves, Thinned
+from gqc_widgets.display import LIMIT, SMOOTHING, Curves, Thinned
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 31, 32, 100, 1000, 12345])
@@ -58,7 +58,7 @@ def test_the_smoothed_loss_is_a_bias_corrected_average():
     losses = [4.0, 2.0, 5.0, math.nan, 1.0]
     curves = Curves("tokens", [record(i, loss=loss) for i, loss in enumerate(losses)])
     seen = [loss for loss in losses if not math.isnan(loss)]
-    weights = [0.98 ** (len(seen) - 1 - i) for i in range(len(seen))]
+    weights = [SMOOTHING ** (len(seen) - 1 - i) for i in range(len(seen))]
     expected = sum(w * v for w, v in zip(weights, seen, strict=True)) / sum(weights)
     assert curves.points("smooth_loss")[1][-1] == pytest.approx(expected, rel=1e-13)
     assert curves.points("smooth_loss")[1][0] == 4.0

@@ -14,7 +14,7 @@ Record = Mapping[str, Any]
 Points = tuple[list[float], list[float]]
 
 LIMIT = 600  #: points of a curve
-SMOOTHING = 0.98  #: decay of the smoothed loss, an average over about 50 microbatches
+SMOOTHING = 0.95  #: decay of the smoothed loss, an average over about 20 microbatches
 
 
 class Thinned:

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
-import plotly.graph_objects as go
 
 from gqc.lab import Experiment
 from gqc.lab.runs import current_run_dir
 from gqc_widgets.cell import current_cell
-from gqc_widgets.panels import fill, run_figure, run_points
+from gqc_widgets.panels import fill, live, run_figure, run_points
 from gqc_widgets.runner import FAILED, FINISHED, PAUSED, READY, RUNNING, STOPPED, Runner, claim
 from gqc_widgets.status import progress_text, rows
 
@@ -83,7 +82,9 @@ class LiveRun(widgets.VBox):
         )
         self.progress = widgets.HTML()
         self.message = widgets.HTML()
-        self.figure = go.FigureWidget(run_figure(self.experiment.unit))
+        optimizer = self.experiment.parts.get("optimizer")
+        max_draws = getattr(optimizer, "max_draws", None)
+        self.figure = live(run_figure(self.experiment.unit, max_draws))
         self.table = widgets.HTML()
 
     def _button(self, name: str) -> widgets.Button:
@@ -135,11 +136,12 @@ class LiveRun(widgets.VBox):
 
 def _table(entries: list[tuple[str, str]]) -> str:
     cells = "".join(
-        f"<td style='padding:2px 20px 2px 0'><span style='opacity:.75'>{html.escape(name)}</span>"
-        f"<br><b>{html.escape(value)}</b></td>"
+        f"<div><span style='opacity:.8'>{html.escape(name)}</span><br>"
+        f"<b>{html.escape(value)}</b></div>"
         for name, value in entries
     )
-    return f"<table style='line-height:1.35'><tr>{cells}</tr></table>"
+    style = "display:flex;flex-wrap:wrap;gap:6px 28px;white-space:nowrap;line-height:1.35"
+    return f"<div style='{style}'>{cells}</div>"
 
 
 def _traceback(text: str) -> str:

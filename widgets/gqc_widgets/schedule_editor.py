@@ -7,13 +7,12 @@ import threading
 from typing import Any
 
 import ipywidgets as widgets
-import plotly.graph_objects as go
 
 from gqc.lab import Experiment
 from gqc.lab.norm_schedule import CURVES
 from gqc_widgets.display import Points
 from gqc_widgets.live_run import LiveRun
-from gqc_widgets.panels import fill, schedule_figure
+from gqc_widgets.panels import fill, live, schedule_figure
 from gqc_widgets.runner import Runner
 from gqc_widgets.schedule import NormScheduleModel
 
@@ -22,9 +21,9 @@ FIELDS = {
     "start_norm": ("start norm", CURVES[:4]),
     "end_norm": ("end norm", CURVES[:3]),
     "norm_warmup_microbatches": ("warmup [microbatches]", CURVES[:4]),
-    "norm_warmup_multiplier": ("warmup: first / start norm", CURVES[:4]),
+    "norm_warmup_multiplier": ("first / start norm", CURVES[:4]),
     "norm_exponent": ("exponent", ("polynomial",)),
-    "norm_points": ("points (share norm, ...)", ("points",)),
+    "norm_points": ("points: share norm, ...", ("points",)),
 }
 
 
@@ -52,6 +51,7 @@ class NormScheduleEditor(widgets.VBox):
         self.model = NormScheduleModel(experiment, getattr(optimizer, "max_draws", None))
         self._drawing = threading.RLock()  # an edit and the training thread
         self._is_refreshing = False
+        self._shown: dict[str, Any] = {}
         self._make_parts()
         fields = [self.curve, *(self._boxes[name] for name in FIELDS), self.button, self.text]
         left = widgets.VBox(fields, layout=widgets.Layout(width="300px", flex="0 0 300px"))
@@ -83,7 +83,7 @@ class NormScheduleEditor(widgets.VBox):
         self.button.on_click(lambda _: self._export())
         self.text = widgets.HTML()
         self.notes = widgets.HTML()
-        self.figure = go.FigureWidget(schedule_figure(self.model.total))
+        self.figure = live(schedule_figure(self.model.total, self.model.max_draws))
         catcher, self._dots = (self._trace(name) for name in ("clicks", "points"))
         catcher.on_click(self._put)
         self._dots.on_click(self._remove)
@@ -108,9 +108,10 @@ class NormScheduleEditor(widgets.VBox):
     # ---- what a person does
 
     def _edit(self, name: str, content: str) -> None:
-        if not self._is_refreshing:
-            self.model.edit(name, content)
-            self._refresh()
+        with self._drawing:  # the training thread may be refreshing the fields
+            if not self._is_refreshing:
+                self.model.edit(name, content)
+                self._refresh()
 
     def _put(self, trace: Any, points: Any, state: Any) -> None:
         if points.point_inds:
@@ -136,7 +137,7 @@ class NormScheduleEditor(widgets.VBox):
         """Fields and figure after an edit."""
         model = self.model
         with self._drawing:
-            self._is_refreshing = True
+            self._is_refreshing, self._shown = True, dict(model.controls)
             self.curve.value = model.text("norm_curve")
             for name, (_, curves) in FIELDS.items():
                 self.fields[name].value = model.text(name)
@@ -154,7 +155,10 @@ class NormScheduleEditor(widgets.VBox):
 
     def _follow(self, runner: Runner) -> None:
         with self._drawing:
-            self._draw()
+            if self._shown != dict(self.model.controls):  # a cell has set them
+                self._refresh()
+            else:
+                self._draw()
 
     def _draw(self) -> None:
         model = self.model
@@ -166,7 +170,7 @@ class NormScheduleEditor(widgets.VBox):
         points = model.plan.norm_points if is_drawn else ()
         curves["points"] = [s * model.total for s, _ in points], [y for _, y in points]
         if model.max_draws is not None:
-            curves["max_draws"] = [0, model.total], [model.max_draws] * 2
+            curves["max_draws"] = plan[0], [float(model.max_draws)] * len(plan[0])
         fill(self.figure, curves)
         self.notes.value = self._notes(statistics)
 

@@ -1,0 +1,211 @@
+"""Notebook 07 in a real JupyterLab and a real browser, with nothing but localhost to talk to."""
+
+import json
+import time
+
+import nbformat
+import pytest
+from lab_page import THEMES
+
+from gqc_widgets.schedule_editor import FIELDS
+
+LONG = {"interactive": True, "changes": [], "tokens": 2**21}  # half a minute at least
+PLOTS = ".js-plotly-plot .main-svg"
+
+
+def until(condition, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+    return value
+
+
+@pytest.fixture(scope="module")
+def opened(lab, server):
+    lab.open(server.put("07_norm_schedule_live", **LONG))
+    return lab
+
+
+@pytest.fixture
+def live(opened):
+    """The notebook, run anew (which ends what ran before) and waiting for a person."""
+    opened.page.set_viewport_size({"width": 1280, "height": 900})
+    opened.run_all()
+    for view in ("gqc-live-run", "gqc-norm-schedule"):
+        opened.page.locator(f".{view} {PLOTS}").first.wait_for(timeout=60_000)
+    assert microbatch(opened) == threads(opened) == 0
+    return opened
+
+
+def microbatch(lab):
+    return lab.ask("experiment.microbatch")
+
+
+def threads(lab):
+    return lab.ask("sum(t.name.startswith('gqc ') for t in __import__('threading').enumerate())")
+
+
+def field(lab, name):
+    view = lab.page.locator(".gqc-norm-schedule")
+    return view.get_by_role("textbox", name=FIELDS[name][0], exact=True)
+
+
+def type_into(lab, name, text):
+    field(lab, name).fill(text)
+    field(lab, name).press("Enter")
+
+
+def test_a_run_is_started_held_steered_and_stopped(live):
+    lab = live
+    assert lab.elsewhere == []
+    assert lab.errors == []
+    assert lab.page.get_by_text("Error displaying widget").count() == 0
+    assert lab.page.locator(".jp-RenderedText[data-mime-type*='stderr']").count() == 0
+
+    lab.button("Start").click()
+    first = len(until(lambda: lab.curve("gqc-live-run", "loss")))
+    until(lambda: len(lab.curve("gqc-live-run", "loss")) > first)
+    until(lambda: len(lab.curve("gqc-norm-schedule", "applied")) > first)
+    assert threads(lab) == 1
+
+    lab.button("Pause").click()
+    time.sleep(0.5)
+    held = microbatch(lab)
+    time.sleep(0.3)
+    assert microbatch(lab) == held
+    assert threads(lab) == 0
+    until(lambda: len(lab.curve("gqc-live-run", "loss")) >= min(held, 300))
+    lab.button("Resume").click()
+    until(lambda: microbatch(lab) > held)
+
+    before = lab.ask("experiment.controls['start_norm']")
+    type_into(lab, "start_norm", "")
+    error = lab.page.locator(".gqc-norm-schedule .gqc-error")
+    error.wait_for()
+    assert "the field is empty" in error.inner_text()
+    assert lab.ask("experiment.controls['start_norm']") == before
+    type_into(lab, "start_norm", "1.25")
+    asked = time.monotonic()
+    change = until(lambda: lab.ask("experiment.changes"))[0]
+    assert time.monotonic() - asked < 2.0  # a bound on hanging; the delay itself is in the bench
+    assert (change["name"], change["value"]) == ("start_norm", 1.25)
+    at = change["microbatch"]
+    until(lambda: microbatch(lab) > at + 2)
+    rows = lab.ask(f"experiment.history['gradient_norm_threshold'].tolist()[{at - 2}:{at}]")
+    plan = "__import__('gqc.lab.norm_schedule', fromlist=['a']).norm_schedule(experiment.controls)"
+    total = "experiment.config.num_microbatches"
+    assert rows[1] == lab.ask(f"{plan}.threshold({at - 1}, {total})")
+    assert rows[1] / rows[0] == pytest.approx(1.25 / before, rel=0.01)  # the plan itself falls
+    assert lab.page.locator(".gqc-norm-schedule .gqc-error").count() == 0
+    until(lambda: "steered" in lab.page.locator(".gqc-live-run").inner_text())
+
+    lab.button("Stop").click()
+    until(lambda: threads(lab) == 0, 5)
+    lab.page.locator(".gqc-live-run").get_by_text("stopped").wait_for()
+    assert lab.button("Start").is_disabled()
+    assert (lab.elsewhere, lab.errors) == ([], [])
+
+
+def test_an_exception_shows_and_a_cell_that_runs_again_leaves_no_thread(live):
+    lab = live
+    lab.button("Start").click()
+    until(lambda: microbatch(lab) > 3)
+    cells = lab.ask("len([c for c in In if 'LiveRun(' in c])")
+    lab.page.evaluate(
+        """() => { const notebook = jupyterapp.shell.currentWidget.content;
+        const at = notebook.widgets.findIndex(
+            c => c.model.sharedModel.source.includes('live = LiveRun('));
+        notebook.activeCellIndex = at;
+        return jupyterapp.commands.execute('notebook:run-cell'); }"""
+    )
+    until(lambda: lab.ask("len([c for c in In if 'LiveRun(' in c])") == cells + 1)
+    until(lambda: threads(lab) == 0, 5)
+    lab.page.locator(".gqc-live-run").get_by_text("paused").wait_for()
+
+    lab.tell("def broken():\n    raise ValueError('no such text')\nexperiment.draw_batch = broken")
+    lab.button("Resume").click()
+    error = lab.page.locator(".gqc-live-run .gqc-error")
+    error.wait_for()
+    text = error.inner_text()
+    assert "ValueError: no such text" in text
+    assert "in broken" in text
+    assert threads(lab) == 0
+    lab.tell("del experiment.draw_batch")
+    lab.button("Reset").click()
+    lab.button("Start").click()
+    until(lambda: microbatch(lab) > 2)
+    lab.button("Stop").click()
+    until(lambda: threads(lab) == 0, 5)
+
+
+def test_points_are_drawn_by_clicks_and_the_saved_file_is_small(live, server, tmp_path):
+    lab = live
+    lab.page.locator(".gqc-norm-schedule select").select_option("points")
+    until(lambda: lab.curve("gqc-norm-schedule", "points"))
+    before = lab.ask("len(experiment.controls['norm_points'])")
+    plot = lab.page.locator(".gqc-norm-schedule .js-plotly-plot")
+    plot.scroll_into_view_if_needed()
+    panel = plot.locator(".draglayer .xy .nsewdrag").bounding_box()
+    lab.page.mouse.move(panel["x"] + 0.5 * panel["width"], panel["y"] + 0.2 * panel["height"])
+    time.sleep(0.2)  # plotly finds what is hovered over before it takes a click
+    lab.page.mouse.click(panel["x"] + 0.5 * panel["width"], panel["y"] + 0.2 * panel["height"])
+    until(lambda: lab.ask("len(experiment.controls['norm_points'])") == before + 1)
+    drawn = [x for x, _ in lab.ask("experiment.controls['norm_points']")]
+    assert min(abs(x - 0.5) for x in drawn) < 0.02
+
+    lab.button("Start").click()
+    until(lambda: microbatch(lab) > 20)
+    lab.button("Stop").click()
+    until(lambda: threads(lab) == 0, 5)
+    lab.page.evaluate("() => jupyterapp.commands.execute('docmanager:save')")
+    file = server.folder / "07_norm_schedule_live.ipynb"
+    until(lambda: "widget-view" in file.read_text())
+    assert file.stat().st_size < 2_000_000
+    nbformat.validate(json.loads(file.read_text()))
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_it_is_legible(live, theme, tmp_path_factory):
+    """What overlaps is measured; the pictures are kept for eyes (pytest --basetemp)."""
+    lab = live
+    lab.page.evaluate(
+        "theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", THEMES[theme]
+    )
+    low = "start_norm=0.7, end_norm=0.3, norm_warmup_microbatches=80"  # so that draws are needed
+    lab.tell(f"experiment.controls.update({low})")
+    lab.button("Start").click()
+    until(lambda: lab.curve("gqc-live-run", "noise_scale") and microbatch(lab) > 150)
+    lab.button("Pause").click()
+    lab.button("Resume").wait_for()
+    folder = tmp_path_factory.getbasetemp() / "pictures"
+    folder.mkdir(exist_ok=True)
+    for width in (1280, 1920):
+        lab.page.set_viewport_size({"width": width, "height": 1000})
+        time.sleep(0.5)  # plotly draws anew
+        for view in ("gqc-live-run", "gqc-norm-schedule"):
+            place = lab.page.locator(f".{view}")
+            place.scroll_into_view_if_needed()
+            place.screenshot(path=folder / f"{view}-{theme}-{width}.png")
+            plot = place.locator(".js-plotly-plot").bounding_box()
+            whole = place.bounding_box()
+            assert plot["x"] + plot["width"] <= whole["x"] + whole["width"] + 1
+            assert plot["width"] > 0.5 * whole["width"]
+            assert lab.page.evaluate(OVERLAPS, view) == []
+
+
+#: pairs of texts of a figure that cover each other
+OVERLAPS = """view => {
+  const plot = document.querySelector('.' + view + ' .js-plotly-plot');
+  const texts = [...plot.querySelectorAll(
+    '.xtick text, .ytick text, .xtitle, .ytitle, .x2title, .y2title, .x3title, .y3title, '
+    + '.x4title, .y4title, .legendtext, .annotation-text')].filter(t => t.textContent.trim());
+  const boxes = texts.map(t => t.getBoundingClientRect());
+  const pairs = [];
+  for (let i = 0; i < boxes.length; i++) for (let j = 0; j < i; j++) {
+    const [a, b] = [boxes[i], boxes[j]];
+    if (a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1
+        && b.top < a.bottom - 1) pairs.push([texts[i].textContent, texts[j].textContent]);
+  }
+  return pairs;
+}"""
