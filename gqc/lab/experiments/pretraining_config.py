@@ -224,14 +224,28 @@ SCALES: dict[str, dict[str, Any]] = {
 }
 
 #: (scale, method) -> tuned values.  Laptop: the least validation loss of ten runs per method, one
-#: seed (100, which no report uses).  adamw, by accumulation 1, 2, 4:
-#: lr 5e-3 1.546 1.550 1.585, lr 1e-2 1.577 1.552 1.560, lr 2e-2 1.774 1.590 1.585, and lr 2.5e-3
-#: 1.547 with accumulation 1.  gnts, by start-end norm .6-.6, .7-.7, .9-.5:
-#: lr 5e-3 1.699 1.621 1.565, lr 1e-2 1.548 1.561 1.587, lr 2e-2 1.774 1.762 1.760, and lr 1e-2
-#: 1.657 with .5-.5.  On seed 101 the two chosen gave 1.542 and 1.569: the order within
-#: 0.02 is not resolved by one seed.  sbc: the control's lr; replay: that of gnts.  Smoke: by eye,
-#: so that windows of several draws occur (a warmup of 5 % is 13 microbatches there, and some seeds
-#: got stuck at max_draws).  Paper: not tuned.
+#: seed (100, which no report uses), three settings at lr 5e-3 | 1e-2 | 2e-2:
+#:
+#: - adamw, accumulation 1, 2, 4:
+#:   1.546 1.550 1.585 | 1.577 1.552 1.560 | 1.774 1.590 1.585, and lr 2.5e-3 with 1: 1.547
+#: - gnts, start-end norm .6-.6, .7-.7, .9-.5:
+#:   1.699 1.621 1.565 | 1.548 1.561 1.587 | 1.774 1.762 1.760, and lr 1e-2 with .5-.5: 1.657
+#: - gns, tolerance 10, 3, 1:
+#:   1.546 1.599 1.693 | 1.548 1.574 1.635 | 1.563 1.592 1.624, and lr 2.5e-3 with 10: 1.590
+#: - normtest, theta 4, 2, 1:
+#:   1.562 1.613 1.832 | 1.574 1.590 1.712 | 1.588 1.604 1.694, and lr 2.5e-3 with 4: 1.602
+#: - mht, error tolerance .2, .1, .05:
+#:   1.560 1.609 1.719 | 1.564 1.617 1.741 | 1.979 1.775 2.239, and lr 2.5e-3 with .2: 1.609
+#: - gnr, min_draws 1, 2, 4:
+#:   1.551 1.543 1.577 | 1.583 1.565 1.551 | 1.754 1.619 1.565, and lr 2.5e-3 with 1: 1.549
+#: - sbc, final accumulation 2, 4, 8:
+#:   1.543 1.549 1.558 | 1.555 1.553 1.551 | 1.599 1.594 1.590, and lr 2.5e-3 with 2: 1.577
+#:
+#: The best of gns, normtest, mht and sbc lie at the loosest setting, where they draw two or three
+#: microbatches.  One seed does not resolve 0.02: sbc from 1 to 2 is adamw with 2 but for the first
+#: step, and they differ by 0.007; adamw and gnts as chosen gave 1.542 and 1.569 on seed 101.
+#: replay: the lr of gnts.  Smoke: by eye, so that windows of several draws occur (a warmup of 5 %
+#: is 13 microbatches there, and some seeds got stuck at max_draws).  Paper: not tuned.
 TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("smoke", "adamw"): {"lr": 1e-2},
     ("smoke", "gnts"): {"lr": 1e-2, "start_norm": 0.7, "end_norm": 0.4, "norm_warmup": 0.2},
@@ -243,7 +257,11 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("smoke", "replay"): {"lr": 1e-2},
     ("laptop", "adamw"): {"lr": 5e-3, "accumulation": 1},
     ("laptop", "gnts"): {"lr": 1e-2, "start_norm": 0.6, "end_norm": 0.6},
-    ("laptop", "sbc"): {"lr": 5e-3},
+    ("laptop", "gns"): {"lr": 5e-3, "noise_tolerance": 10.0},
+    ("laptop", "normtest"): {"lr": 5e-3, "theta": 4.0},
+    ("laptop", "mht"): {"lr": 5e-3, "error_tolerance": 0.2},
+    ("laptop", "gnr"): {"lr": 5e-3, "min_draws": 2},
+    ("laptop", "sbc"): {"lr": 5e-3, "final_accumulation": 2},
     ("laptop", "replay"): {"lr": 1e-2},
 }
 
