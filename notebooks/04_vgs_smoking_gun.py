@@ -100,7 +100,9 @@ by_size = pd.concat(by_size, ignore_index=True)
 by_size["is_right"] = vgs_streams.judge(by_size)
 
 # %% tags=["nbval-ignore-output"]
-figures_vgs.against_size(by_size)
+figures_vgs.against(
+    by_size, "numel", "V against the size of a tensor", ["elements of the tensor"] * 2
+)
 
 # %% [markdown]
 # ## Answer

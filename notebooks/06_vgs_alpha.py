@@ -40,7 +40,7 @@ tasks = ["digits", "values"]  # one of digits, values
 optimizers = ["sgd", "adamw"]  # one of sgd, momentum, adamw
 alphas = [0.1]  # above 0; strengths of VGS
 betas = [0.9, 0.99, 0.999]  # above 0, below 1; of its averages, in the question of what is resolved
-warmup_steps = 50  # at least 0; steps before it scales
+warmup_steps = 40  # at least 0; steps before it scales
 seed = 0  # >= 0; the first one, of weights, order and wrong labels
 num_seeds = 2  # at least 1; an interval needs two
 lr_of = "control"  # one of control, vgs; whose tuned learning rate all methods use

@@ -6,6 +6,7 @@ As :mod:`gqc.lab.figures`: data in, a figure out, the same for the same data.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -75,22 +76,26 @@ def estimates_and_truths(frame: pd.DataFrame, floor: float = 1e-3, roof: float =
     return figure
 
 
-def against_size(frame: pd.DataFrame) -> go.Figure:
-    """V of each estimator against the number of elements, a panel for each kind of stream.
+def against(frame: pd.DataFrame, x: str, title: str, x_titles: Sequence[str]) -> go.Figure:
+    """V of each estimator and the truth against ``x``, both log, a panel for each kind of stream.
 
     Args:
-        frame: readings with ``kind``, ``numel``, ``truth``, ``estimator``, ``variance``; several
-            seeds: their median.
+        frame: readings with ``kind``, ``x``, ``truth``, ``estimator``, ``variance``; several seeds:
+            their median.
+        x: column that varies; title: of the figure; x_titles: of the panels' axes.
     """
-    check_columns("against_size", frame, ["kind", "numel", "truth", "estimator", "variance"])
+    check_columns("against", frame, ["kind", x, "truth", "estimator", "variance"])
     kinds = list(frame["kind"].unique())
     figure = make_subplots(1, len(kinds), shared_yaxes=True, subplot_titles=kinds)
     figure.update_layout(template=HOUSE, hovermode="closest", height=480, **LEGEND_ABOVE)
-    figure.update_layout(title_text="V against the size of a tensor", legend_y=1.1, margin_t=170)
+    figure.update_layout(title_text=title, legend_y=1.1, margin_t=170)
+    order, shown = list(frame["estimator"].unique()), set()
     for column, (_, group) in enumerate(frame.groupby("kind", sort=False), 1):
         place = {"row": 1, "col": column}
-        for i, (estimator, rows) in enumerate(group.groupby("estimator", sort=False)):
-            middle = rows.groupby("numel")["variance"].median()
+        for estimator, rows in group.groupby("estimator", sort=False):
+            i, is_new = order.index(estimator), estimator not in shown
+            shown.add(estimator)
+            middle = rows.groupby(x)["variance"].median()
             marker = {"symbol": SYMBOLS[i % 6], "size": 9, **_style(i)}
             line = {"color": marker["color"], "width": 1.5}
             figure.add_scatter(
@@ -98,12 +103,12 @@ def against_size(frame: pd.DataFrame) -> go.Figure:
                 y=plain_numbers(middle),
                 name=_estimator_name(str(estimator)),
                 legendgroup=str(estimator),
-                showlegend=column == 1,
+                showlegend=is_new,
                 marker=marker,
                 line=line,
                 **place,
             )
-        truth = group.groupby("numel")["truth"].first()
+        truth = group.groupby(x)["truth"].first()
         black = {"color": BLACK, "width": 4, "dash": "dot"}
         style: dict[str, Any] = {"mode": "lines", "line": black, "showlegend": column == 1}
         figure.add_scatter(
@@ -114,9 +119,35 @@ def against_size(frame: pd.DataFrame) -> go.Figure:
             **style,
             **place,
         )
-    figure.update_xaxes(type="log", dtick=1, title_text="elements of the tensor")
+    for column, name in enumerate(x_titles, 1):
+        figure.update_xaxes(type="log", dtick=1, title_text=name, tickformat="~s", col=column)
     figure.update_yaxes(type="log", dtick=1, tickformat="~g", exponentformat="none")
     figure.update_yaxes(title_text="noise-to-signal ratio V", col=1)
+    return figure
+
+
+def error_against_memory(frame: pd.DataFrame) -> go.Figure:
+    """Error of V against bytes per parameter, both log; the legend states the time.
+
+    Args:
+        frame: a row for each estimator: ``estimator``, ``error`` (relative, > 0),
+            ``bytes_per_parameter`` (> 0), ``time`` (in steps of AdamW).
+    """
+    needs = ["estimator", "error", "bytes_per_parameter", "time"]
+    check_columns("error_against_memory", frame, needs)
+    layout = {"template": HOUSE, "title_text": "Error and memory (time in steps of AdamW)"}
+    figure = go.Figure(layout=layout | {"height": 460, "hovermode": "closest"})
+    for i, row in enumerate(frame.to_dict("records")):
+        figure.add_scatter(
+            x=plain_numbers([row["bytes_per_parameter"]]),
+            y=plain_numbers([row["error"]]),
+            name=f"{_estimator_name(row['estimator'])}: {row['time']:.2g}",
+            mode="markers",
+            marker={"symbol": SYMBOLS[i % 6], "size": 12, **_style(i)},
+        )
+    figure.update_xaxes(type="log", dtick=1, title_text="statistics [bytes/parameter]")
+    figure.update_yaxes(type="log", dtick=1, title_text="relative error of V, root mean square")
+    figure.update_layout(xaxis_exponentformat="power", yaxis_exponentformat="power")
     return figure
 
 

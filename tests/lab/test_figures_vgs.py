@@ -34,9 +34,19 @@ def trace(figure, name):
     return next(t for t in figure.data if (t.name or "").startswith(name))
 
 
+def against(frame):
+    return figures_vgs.against(frame, "numel", "V against size", ["elements", "more elements"])
+
+
+def costs():
+    rows = [("sketch", 0.18, 1e-3, 0.07), ("elementwise", 0.01, 4.0, 0.4)]
+    return pd.DataFrame(rows, columns=["estimator", "error", "bytes_per_parameter", "time"])
+
+
 DRAWN = {
     figures_vgs.estimates_and_truths: readings,
-    figures_vgs.against_size: by_size,
+    against: by_size,
+    figures_vgs.error_against_memory: costs,
 }
 
 
@@ -75,9 +85,28 @@ def test_estimates_stand_in_their_streams_row_at_their_value():
 
 
 def test_size_figure_has_a_panel_for_each_kind_and_one_legend():
-    figure = figures_vgs.against_size(by_size())
+    figure = against(by_size())
+    assert figure.layout.xaxis2.title.text == "more elements"
     assert [a.text for a in figure.layout.annotations] == ["a", "b"]
     names = [t.name for t in figure.data if t.showlegend]
     assert names == [*(f"{e} ({v})" for e, v in VERSIONS.items()), "truth"]
     assert trace(figure, "tensor_mean").y == (4, 4)
     assert trace(figure, "truth").x == (8, 64)
+
+
+def test_an_estimator_of_a_later_panel_is_in_the_legend_with_its_own_colour():
+    frame = by_size()
+    extra = frame[(frame["kind"] == "b") & (frame["estimator"] == "sketch")]
+    figure = against(pd.concat([frame, extra.assign(estimator="predicted")]))
+    found = [t for t in figure.data if t.name == "predicted"]
+    assert [t.showlegend for t in found] == [True]
+    colors = {t.marker.color for t in figure.data if t.name == "sketch (4.0)"}
+    assert len(colors) == 1
+    assert found[0].marker.color not in colors
+
+
+def test_each_estimator_is_a_point_with_its_time():
+    figure = figures_vgs.error_against_memory(costs())
+    sketch = trace(figure, "sketch (4.0): 0.07")
+    assert (sketch.x, sketch.y) == ((0.001,), (0.18,))
+    assert len(figure.data) == 2

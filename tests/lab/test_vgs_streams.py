@@ -6,9 +6,13 @@ from itertools import islice
 import pandas as pd
 import pytest
 import torch
+from torch.nn import functional as F
 
+from gqc.lab.data.images import load_image_data
 from gqc.lab.experiments import vgs_streams
 from gqc.lab.experiments.vgs_streams import VERSIONS, judge, measure
+from gqc.lab.models.mlp import MLPConfig, make_mlp
+from gqc.lab.placement import make_generator
 
 PER_EXAMPLE = torch.randn(50, 16, generator=torch.Generator().manual_seed(3)) + 0.5
 
@@ -156,3 +160,15 @@ def test_a_gradient_in_16_bits_is_read_in_32():
     )
     assert full != half
     assert half == pytest.approx(full, rel=2 * 2**-8)  # rounding noise is 2^-9 of each element
+
+
+def test_digits_gradients_are_those_of_single_images():
+    found = vgs_streams.digits_gradients(width=4, label_noise=0.5, seed=1)
+    data = load_image_data(label_noise=0.5, seed=1)
+    model = make_mlp(MLPConfig(64, 4, 2, 10), make_generator(1, "weights"))
+    assert found.shape == (1438, sum(p.numel() for p in model.parameters()))
+    for i in (0, 700, 1437):
+        loss = F.cross_entropy(model(data.train_images[i : i + 1]), data.train_labels[i : i + 1])
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+        expected = torch.cat([g.flatten() for g in grads])
+        torch.testing.assert_close(found[i], expected, rtol=1e-4, atol=1e-6)

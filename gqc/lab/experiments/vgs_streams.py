@@ -26,6 +26,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from gqc.lab.data.images import load_image_data
+from gqc.lab.models.mlp import MLPConfig, make_mlp
 from gqc.lab.placement import find_device, find_dtype, make_generator
 from gqc.noise import ema_kappa
 from gqc.scalers import VarianceGradientScaler
@@ -168,6 +170,27 @@ def minibatches(per_example: Tensor, batch_size: int) -> Stream:
             yield per_example[rows].mean(0)
 
     return Stream(f"minibatches of {batch_size}", truth, per_example.shape[1], start)
+
+
+def digits_gradients(width: int = 16, label_noise: float = 0.3, seed: int = 0) -> Tensor:
+    """Gradient of every training image of the digits, for :func:`minibatches`.
+
+    Of a perceptron with two hidden layers at its initial weights.
+
+    Returns: [images, parameters].
+    """
+    data = load_image_data("digits", label_noise, seed)
+    sizes = MLPConfig(data.train_images.shape[1], width, 2, data.num_classes)
+    model = make_mlp(sizes, make_generator(seed, "weights"))
+    weights: dict[str, Tensor] = dict(model.named_parameters())
+
+    def loss(weights: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        logits = torch.func.functional_call(model, weights, (image[None],))
+        return torch.nn.functional.cross_entropy(logits, label[None])
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
+    grads = each(weights, data.train_images, data.train_labels)
+    return torch.cat([g.detach().flatten(1) for g in grads.values()], dim=1)
 
 
 def measure(

@@ -1,0 +1,181 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags
+#     notebook_metadata_filter: kernelspec,jupytext
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # What does a true gradient variance cost?
+#
+# Two estimators find the noise-to-signal ratio on every stream of notebook 04. `elementwise`
+# averages every element of the gradient, `sketch` a few random sign projections of each tensor.
+#
+# **Question.** How wrong is each, in how much memory and time, and what else makes them wrong: few
+# elements, a mean that moves, the batch size?
+
+# %%
+# Only where the kit is missing, as in Colab; whatever torch is there stays.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("gqc") is None:
+    kit = "gqc-kit[lab]"  # or of a repository: "gqc-kit[lab] @ git+https://..."
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", kit], check=True)
+
+# %% tags=["parameters"]
+scale = "smoke"  # one of smoke, laptop, paper; seconds, minutes, minutes on a large machine
+seed = 0  # >= 0; of the streams
+num_signs = 8  # at least 2; draws of a sketch's signs
+steps = 200  # at least 30; gradients of each stream
+beta = 0.98  # above 0, below 1; of the averages: they resolve ratios up to (1 + beta) / (1 - beta)
+numel = 2048  # at least 8; elements of a gradient
+sketch_sizes = [16, 64, 256]  # at least 1; projections of a tensor
+sizes = [32, 256, 2048]  # at least 8; elements, where their number varies
+periods = [200, 400, 1600, 6400]  # at least 4; updates in which the mean turns once
+batch_sizes = [1, 8, 64, 512]  # at least 1; images in a minibatch
+width = 256  # at least 1; of the network whose memory and time are measured
+layers = 4  # at least 1; of that network
+device = "auto"  # one of auto, cpu, cuda, cuda:*, mps
+dtype = "float32"  # one of float32, bfloat16, float64
+
+# %%
+from math import sqrt
+
+import pandas as pd
+
+from gqc.lab import figures_vgs, runs
+from gqc.lab.experiments import vgs_costs, vgs_streams
+from gqc.lab.experiments.vgs_streams import VERSIONS, iid, minibatches, rotating
+
+place = {"device": device, "dtype": dtype}
+
+# %% [markdown]
+# ## Error by sketch size
+#
+# One stream of ratio 1, read by sketches that differ in their signs only. Their error should be
+# about $\sqrt{2/k}$ for k projections. The others are read on as many streams.
+
+# %%
+sketches = {
+    f"sketch, k = {k}, signs {i}": {"estimator": "sketch", "sketch_size": k, "sketch_seed": i}
+    for k in sketch_sizes
+    for i in range(num_signs)
+}
+common = {"beta": beta, **place}
+by_signs = vgs_streams.measure([iid(numel, 1.0)], steps, sketches, seeds=[seed], **common)
+others = {name: {"estimator": name} for name in VERSIONS if name != "sketch"}
+seeds = range(seed, seed + num_signs)
+by_seed = vgs_streams.measure([iid(numel, 1.0)], steps, others, seeds=seeds, **common)
+readings = pd.concat([by_signs, by_seed], ignore_index=True)
+readings["of"] = readings["estimator"].str.replace(r", signs \d+", "", regex=True)
+readings["squared_error"] = (readings["variance"] / readings["truth"] - 1) ** 2
+errors = readings.groupby("of", sort=False)["squared_error"].mean() ** 0.5
+errors.round(2)
+
+# %%
+for k in sketch_sizes:
+    print(f"k = {k:4}: error {errors[f'sketch, k = {k}']:.2f}, expected {sqrt(2 / k):.2f}")
+
+# %% [markdown]
+# ## Memory and time
+#
+# The method's documents state 12 MB per million parameters: three numbers for each. Bytes are
+# counted here, in a network of `layers` square layers: what a checkpoint carries, and what the
+# scaler holds in all, with a sketch's signs and working memory, which do not grow with the network.
+
+# %%
+options = others | {
+    f"sketch, k = {k}": {"estimator": "sketch", "sketch_size": k} for k in sketch_sizes
+}
+shapes = [(width, width), (width,)] * layers
+costs = vgs_costs.measure_costs(options, shapes, **place).set_index("estimator")
+millions = costs["parameters"].iloc[0] / 1e6
+memory = costs[["checkpoint_bytes", "held_bytes"]].copy()
+memory["checkpoint_MB_per_million"] = memory["checkpoint_bytes"] / 1e6 / millions
+print(f"{millions:.2f} million parameters in {costs['tensors'].iloc[0]} tensors")
+memory.round(4)
+
+# %% tags=["nbval-ignore-output"]
+costs["error"] = errors
+costs["bytes_per_parameter"] = costs["checkpoint_bytes"] / costs["parameters"]
+costs["time"] = costs["seconds"] / costs["adamw_seconds"]
+figures_vgs.error_against_memory(costs.reset_index())
+
+# %% [markdown]
+# ## Elements, drift, and batch size
+#
+# *Elements*: ratio 1, tensors of several sizes. *Drift*: ratio 0.1 around a mean that turns; what
+# moves within the averages' memory counts as noise, as predicted. *Batch*: gradients of minibatches
+# of digits at fixed weights, where the ratio of one image is known from all of them.
+
+# %%
+per_image = vgs_streams.digits_gradients(seed=seed)
+panels = {
+    "elements, R = 1": [(n, iid(n, 1.0)) for n in sizes],
+    "drift, R = 0.1": [(p, rotating(numel, 0.1, p)) for p in periods],
+    "digits": [(b, minibatches(per_image, b)) for b in batch_sizes],
+}
+chosen = {name: {"estimator": name} for name in ("mean_square", "elementwise", "sketch")}
+varied = []
+for kind, streams in panels.items():
+    for x, stream in streams:
+        reading = vgs_streams.measure([stream], steps, chosen, seeds=[seed], **common)
+        varied.append(reading.assign(kind=kind, x=x))
+for p in periods:
+    expected = vgs_streams.drift_prediction(0.1, p, beta)
+    row = {"kind": "drift, R = 0.1", "x": p, "truth": 0.1, "estimator": "predicted"}
+    varied.append(pd.DataFrame([row | {"variance": expected}]))
+varied = pd.concat(varied, ignore_index=True)
+
+# %% tags=["nbval-ignore-output"]
+axes = ["elements of the tensor", "updates per turn", "images per batch"]
+figures_vgs.against(varied, "x", "What makes estimates wrong", axes)
+
+# %% [markdown]
+# ## Answer
+
+# %%
+table = varied.pivot_table("variance", ["kind", "x", "truth"], "estimator", sort=False)
+table.map("{:.2g}".format)
+
+# %%
+per_million = memory["checkpoint_MB_per_million"]
+print("statistics, MB per million parameters (documents: 12):")
+for name in ("mean_square", "elementwise", "sketch, k = 64"):
+    print(f"  {name:15} {per_million.get(name, float('nan')):8.4f}")
+ceiling = (1 + beta) / (1 - beta)
+digits = varied[(varied["kind"] == "digits") & (varied["estimator"] == "elementwise")]
+beyond = digits.loc[digits["truth"] > ceiling, "x"].tolist()
+print(f"beta {beta:g} resolves ratios up to {ceiling:.0f}: not those of batches {beyond}")
+
+# %% [markdown]
+# The published code keeps three numbers for each *tensor*, not for each parameter, and cannot see
+# the noise in them. `elementwise` keeps one number for each parameter; the sketch a fixed number
+# for each tensor, and working memory of some megabytes for all.
+#
+# A mean that turns within the averages' memory, $1/(1-\beta)$ updates, is taken for noise by both;
+# a larger beta resolves more noise and less drift.
+#
+# **Limits.** Times are of one machine and of small networks, where fixed costs dominate: `make
+# bench` measures up to ten million parameters. Gradients of digits at initial weights only. For
+# longer streams and five seeds:
+#
+# ```
+# gqc batch run notebooks/batches/05_vgs_estimators.yaml --jobs 2
+# ```
+
+# %%
+results = costs.reset_index().assign(kind="cost")
+results = pd.concat([results, varied.drop(columns=["stream", "step"])], ignore_index=True)
+saved = runs.save(readings, results)
