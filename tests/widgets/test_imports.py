@@ -47,7 +47,7 @@ def test_the_models_need_no_ipywidgets():
     code = """
         import sys
         import gqc_widgets.runner, gqc_widgets.display, gqc_widgets.schedule, gqc_widgets.saving
-        import gqc_widgets.status
+        import gqc_widgets.status, gqc_widgets.comparison
         print(sorted({"ipywidgets", "IPython", "anywidget"} & set(sys.modules)))
     """
     assert run(code) == "[]"

@@ -215,7 +215,7 @@ def test_updates_are_coalesced_and_the_last_one_is_whole():
     assert told[-1][1] == 1500
 
 
-def test_a_slow_listener_takes_a_twentieth_of_the_time():
+def test_a_slow_listener_takes_its_share_of_the_time():
     experiment = Descent(length=1500, sleep=0.001)
     runner = Runner(experiment)
     spent = []

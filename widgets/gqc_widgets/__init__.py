@@ -1,8 +1,9 @@
 """Steer a training from the notebook while it runs: ipywidgets views of :mod:`gqc.lab` objects.
 
 `LiveRun` trains an experiment in a thread; `NormScheduleEditor` edits its norm threshold on the
-way.  The views are thin.  What they show is computed in :mod:`~gqc_widgets.runner`,
-:mod:`~gqc_widgets.display` and :mod:`~gqc_widgets.schedule`, which need no ipywidgets.
+way; `Compare` draws saved runs.  The views are thin.  What they show is computed in
+:mod:`~gqc_widgets.runner`, :mod:`~gqc_widgets.display`, :mod:`~gqc_widgets.schedule` and
+:mod:`~gqc_widgets.comparison`, which need no ipywidgets.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import Any
 from gqc_widgets.colab import enable_custom_widgets
 
 _VIEWS = {
+    "Compare": "compare",
     "LiveRun": "live_run",
     "NormScheduleEditor": "schedule_editor",
 }
 
-__all__ = ["LiveRun", "NormScheduleEditor"]
+__all__ = ["Compare", "LiveRun", "NormScheduleEditor"]
 
 enable_custom_widgets()
 

@@ -2,7 +2,7 @@
 
 There is a thread only while training goes on: a paused run is an iterator between two records, and
 needs none.  Who listens is told of news at most ten times a second, and less often where telling
-is slow, so that watching costs a twentieth of the time at most.
+is slow, so that watching costs a thirtieth of the time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ READY, RUNNING, PAUSED = "ready", "running", "paused"
 STOPPED, FINISHED, FAILED = "stopped", "finished", "failed"
 
 SHORTEST = 0.1  #: seconds between two updates
-SHARE = 0.05  #: of the training time that updates may take
+SHARE = 0.03  #: of the training time that updates may take
 SPEED_SECONDS = 2.0  #: over which the rate is measured
 
 Listener = Callable[["Runner"], None]
