@@ -118,20 +118,23 @@ class UtilityOptimizer(CheckpointedOptimizer):
         # Gates do not change with a factor common to all utilities: only in a model whose
         # parameters took different numbers of steps is there something to correct.
         relative = [factor / factors[0] for factor in factors]
-        corrected = [(low / c, high / c) for (low, high), c in zip(extrema, relative, strict=True)]
+        corrected = extrema
+        if set(relative) != {1.0}:
+            pairs = zip(extrema, relative, strict=True)
+            corrected = [(low / c, high / c) for (low, high), c in pairs]
         last = 0
         for batch in batches:
             mine = slice(last, last := last + len(batch.params))
             name = batch.group["normalization"]
-            pairs = extrema if batch.is_published else corrected
+            chosen = extrema if batch.is_published else corrected
             limits: Bounds | list[Bounds] | None = None
             if batch.group["scope"] == "global":
                 to = batch.device, batch.dtype
-                low = torch.stack([low.to(*to) for low, _ in pairs]).amin()
-                high = torch.stack([high.to(*to) for _, high in pairs]).amax()
+                low = torch.stack([low.to(*to) for low, _ in chosen]).amin()
+                high = torch.stack([high.to(*to) for _, high in chosen]).amax()
                 limits = utility.bounds(low, high, name)
             elif not batch.is_row_wise:
-                limits = [utility.bounds(low, high, name) for low, high in pairs[mine]]
+                limits = [utility.bounds(low, high, name) for low, high in chosen[mine]]
             is_absolute = batch.is_published or batch.is_row_wise
             yield Scaling((factors if is_absolute else relative)[mine], limits)
 

@@ -30,13 +30,13 @@ from torch.nn.functional import normalize
 
 NORMALIZATIONS = ("minmax", "max", "minmax_published", "max_published")
 
-BLOCK = 2**18
-"""Elements of a block on the CPU: 1 MB of float32 an operand.
+BLOCK = 2**17
+"""Elements of a block on the CPU: 0.5 MB of float32 an operand.
 
 Below 2**16 the calls cost as much as the arithmetic, above 2**20 the operands leave the cache.
 """
 
-DRAW = 2**18
+DRAW = 2**17
 """Elements of one draw of noise; another value is another, equally valid, run."""
 
 
