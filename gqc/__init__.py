@@ -1,9 +1,10 @@
 """Gradient quality control: act on the gradient before the optimizer sees it.
 
 Reading order: the wrappers decide when a gradient is good enough to step, schedules move their
-thresholds, :mod:`gqc.scalers` scales a gradient by its variance.  :mod:`gqc.noise` estimates how
-noisy a gradient is, :mod:`gqc.diagnostics` how it lies to its neighbours and to Adam's momentum,
-and :mod:`gqc.gradients` holds the batched operations under all of them.  Experiments, notebooks and
+thresholds, :mod:`gqc.scalers` scales a gradient by its variance, and :mod:`gqc.upgd` has optimizers
+that protect useful weights.  :mod:`gqc.noise` estimates how noisy a gradient is,
+:mod:`gqc.diagnostics` how it lies to its neighbours and to Adam's momentum, and
+:mod:`gqc.gradients` holds the batched operations under all of them.  Experiments, notebooks and
 batches live in :mod:`gqc.lab`.
 """
 
@@ -19,6 +20,7 @@ from gqc.schedules import (
     get_norm_threshold_cosine_annealing_with_warmup,
     get_quadratic_batch_schedule,
 )
+from gqc.upgd import UPGD, UPGDW, AdaptiveUPGD
 from gqc.wrappers import (
     OptimizerWrapper,
     OptimizerWrapperGNR,
@@ -34,6 +36,9 @@ from gqc.wrappers import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "UPGD",
+    "UPGDW",
+    "AdaptiveUPGD",
     "NormWarmupScheduler",
     "OptimizerWrapper",
     "OptimizerWrapperGNR",
