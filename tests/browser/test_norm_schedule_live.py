@@ -88,7 +88,7 @@ def test_a_run_is_started_held_steered_and_stopped(live):
     type_into(lab, "start_norm", "1.25")
     asked = time.monotonic()
     change = until(lambda: lab.ask("experiment.changes"))[0]
-    assert time.monotonic() - asked < 2.0  # a bound on hanging; the delay itself is in the bench
+    assert time.monotonic() - asked < 2.0  # 0.25 s is asked for; on a busy machine
     assert (change["name"], change["value"]) == ("start_norm", 1.25)
     at = change["microbatch"]
     until(lambda: microbatch(lab) > at + 2)
@@ -167,7 +167,7 @@ def test_points_are_drawn_by_clicks_and_the_saved_file_is_small(live, server, tm
 
 @pytest.mark.parametrize("theme", THEMES)
 def test_it_is_legible(live, theme, tmp_path_factory):
-    """What overlaps is measured; the pictures are kept for eyes (pytest --basetemp)."""
+    """What overlaps is measured; the pictures are kept for eyes (in pytest's --basetemp)."""
     lab = live
     lab.page.evaluate(
         "theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", THEMES[theme]
