@@ -11,9 +11,8 @@ import statistics
 import time
 from collections.abc import Callable
 
-from gqc_widgets import LiveRun, NormScheduleEditor
-
 from gqc.lab.experiments import pretraining
+from gqc_widgets import LiveRun, NormScheduleEditor
 
 
 def rate(train: Callable[[int], None], count: int) -> float:
@@ -35,9 +34,7 @@ def main(rounds: int, count: int) -> None:
         watched.runner.step(count)
         watched.runner.wait()
 
-    ratios = []
-    for _ in range(rounds):
-        ratios.append(1 / rate(train, count) * rate(train_watched, count))
+    ratios = [1 / rate(train, count) * rate(train_watched, count) for _ in range(rounds)]
     spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
     print(f"watched / headless: median {statistics.median(ratios):.2f} of {rounds} ({spread})")
     editor.close()
