@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -102,11 +101,9 @@ def test_one_run_is_stored_shown_and_not_repeated(tmp_path):
     }  # fmt: skip
     assert f"{content['results'][0]['loss']:.4g}" in done.stdout
 
-    begun = time.monotonic()
     again = gqc(*arguments, cwd=tmp_path)
     assert again.returncode == 0
     assert "1 kept" in again.stdout
-    assert time.monotonic() - begun < 15  # a run takes as long; nothing was imported for one
 
 
 def test_a_batch_reports_fails_and_is_planned(tmp_path, monkeypatch, capsys):

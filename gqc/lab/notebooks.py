@@ -11,15 +11,16 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jupytext
 import nbformat
 from jupytext.cli import jupytext as run_jupytext
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+
+from gqc.lab.runs.notebook import is_passing
 
 FORMAT = "py:percent"
 
@@ -80,14 +81,6 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not is_passing(output)]
     return notebook
-
-
-def is_passing(output: Mapping[str, Any]) -> bool:
-    """A progress bar, as text or as a widget."""
-    if output["output_type"] == "stream":
-        text = "".join(output["text"])  # a list of lines in a file, one string in memory
-        return output["name"] == "stderr" and ("\r" in text or not text.strip())
-    return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
 
 
 def find_renderer() -> str:

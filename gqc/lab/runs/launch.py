@@ -24,8 +24,8 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from gqc.lab.notebooks import is_passing
 from gqc.lab.runs.kernel import CAN_FORK, ForkedKernel, fork_kernel, manager_class
+from gqc.lab.runs.notebook import is_passing
 from gqc.lab.runs.store import HISTORY, NOTEBOOK, RECORD, RESULT, TRACEBACK, Store, write_json
 
 Emit = Callable[[dict[str, Any]], None]

@@ -6,6 +6,7 @@ The file is parsed as JSON, not with nbformat, so that planning stays quick.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,3 +88,11 @@ def _check_pair(path: Path, sources: list[str]) -> None:
         raise BadInput(
             f"{path} and {script.name} differ; run `jupytext --sync {path}` and try again"
         )
+
+
+def is_passing(output: Mapping[str, Any]) -> bool:
+    """A progress bar, as text or as a widget."""
+    if output["output_type"] == "stream":
+        text = "".join(output["text"])  # a list of lines in a file, one string in memory
+        return output["name"] == "stderr" and ("\r" in text or not text.strip())
+    return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
