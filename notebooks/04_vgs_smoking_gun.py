@@ -37,9 +37,9 @@ if importlib.util.find_spec("gqc") is None:
 # %% tags=["parameters"]
 scale = "smoke"  # one of smoke, laptop, paper; seconds, a minute, minutes
 seed = 0  # >= 0; of the streams
-steps = 250  # at least 30; gradients of each stream
-numel = 1024  # at least 8; elements of a gradient
-sizes = [64, 512, 4096]  # at least 8; elements, where their number varies
+steps = 150  # at least 30; gradients of each stream
+numel = 512  # at least 8; elements of a gradient
+sizes = [64, 512, 2048]  # at least 8; elements, where their number varies
 beta = 0.98  # above 0, below 1; of the averages: they resolve ratios up to (1 + beta) / (1 - beta)
 device = "auto"  # one of auto, cpu, cuda, cuda:*, mps
 dtype = "float32"  # one of float32, bfloat16, float64
