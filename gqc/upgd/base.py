@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gqc.gradients import count_nonfinite, tensor_norms
 from gqc.upgd import published, utility
-from gqc.upgd.batches import Batch, Block, make_batches, share_out, state_dtype
+from gqc.upgd.batches import Batch, Block, hand_out, make_batches, state_dtype
 from gqc.upgd.checkpoints import CheckpointedOptimizer
 from gqc.upgd.utility import Bounds
 
@@ -62,7 +62,12 @@ class UtilityOptimizer(CheckpointedOptimizer):
         extrema = [pair for batch in batches for pair in self._update_state(batch)]
         for batch, scaling in zip(batches, self._scalings(batches, extrema), strict=True):
             stds = self._noise_stds(batch)
-            share_out(partial(self._move, batch, scaling, stds), self._noisy(batch, stds))
+            move = partial(self._move, batch, scaling, stds)
+            if stds != 0:
+                hand_out(move, self._noisy(batch, stds))
+            else:
+                for block in batch.blocks(self.kept):
+                    move(block)
         return loss
 
     def _is_finite(self, batches: list[Batch]) -> bool:
@@ -87,8 +92,7 @@ class UtilityOptimizer(CheckpointedOptimizer):
     def _update_state(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """Advance the state.  Returns: least and largest utility of each parameter."""
         batch.states = [self._advance(param) for param in batch.params]
-        work = partial(self._accumulate, batch)
-        pieces = share_out(work, batch.blocks(self.kept))
+        pieces = [self._accumulate(batch, block) for block in batch.blocks(self.kept)]
         return utility.merge_extrema(itertools.chain(*pieces), len(batch.params))
 
     def _advance(self, param: Tensor) -> dict[str, Any]:
@@ -159,15 +163,11 @@ class UtilityOptimizer(CheckpointedOptimizer):
 
     def _noisy(self, batch: Batch, stds: float | list[Tensor]) -> Iterator[Block]:
         """The blocks of ``batch`` with noise, of deviation 1 where each tensor has its own."""
-        blocks = batch.blocks(self.kept)
-        if stds == 0:
-            yield from blocks
-            return
         numel = sum(param.numel() for param in batch.params)
         generator = self._generators.on(batch.device)
         std = 1.0 if isinstance(stds, list) else stds
         deal = utility.noise_source(numel, std, batch.dtype, batch.device, generator)
-        for block in blocks:
+        for block in batch.blocks(self.kept):
             block.noise = deal(block.params)
             yield block
 

@@ -10,15 +10,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gqc.gradients import collect
 from gqc.upgd import utility
-
-T = TypeVar("T")
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -79,22 +77,25 @@ class Batch:
             yield Block(rows, stored, params, grads, state)
 
 
-def share_out(work: Callable[[Block], T], blocks: Iterator[Block]) -> list[T]:
-    """``[work(block) for block in blocks]`` on torch's number of threads.
+def hand_out(work: Callable[[Block], None], blocks: Iterator[Block]) -> None:
+    """``for block in blocks: work(block)``, on other threads while this one makes the blocks.
 
-    Torch's own threads wait for each other at the end of every operation, which takes many times
-    the operation's own time where other processes want the cores; these only at the end of all.
-    Blocks are disjoint, so that the result does not depend on who does what.  They are taken from
-    ``blocks`` here, in order (and noise drawn), while the threads work.
+    For blocks that are slow to make: drawing noise takes one thread, and as long as all the rest.
+    Torch's own threads would have to be woken after every draw, which costs many times the
+    arithmetic where other processes want the cores.  Blocks are disjoint, so that the result does
+    not depend on who does what.
     """
     first = list(itertools.islice(blocks, 2))
-    threads = torch.get_num_threads()
-    if len(first) < 2 or threads == 1:
-        return [work(block) for block in itertools.chain(first, blocks)]
+    workers = torch.get_num_threads() - 1
+    if len(first) < 2 or workers == 0:
+        for block in itertools.chain(first, blocks):
+            work(block)
+        return
     # whether gradients are recorded is each thread's own affair
-    with ThreadPoolExecutor(threads, initializer=_record_no_gradients) as pool:
+    with ThreadPoolExecutor(workers, initializer=_record_no_gradients) as pool:
         futures = [pool.submit(work, block) for block in itertools.chain(first, blocks)]
-    return [future.result() for future in futures]
+    for future in futures:
+        future.result()
 
 
 def make_batches(groups: Iterable[dict[str, Any]]) -> list[Batch]:
