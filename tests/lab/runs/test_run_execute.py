@@ -207,6 +207,30 @@ def test_timeout_stops_a_run_where_it_is(make_batch, tmp_path, worker):
     assert "KeyboardInterrupt" in (store.failed(batch.runs[0].id) / "traceback.txt").read_text()
 
 
+def test_a_second_interrupt_kills_what_does_not_listen(make_batch, tmp_path, worker):
+    text = (NOTEBOOKS / "counting.ipynb").read_text()
+    deaf = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+    # In the cell that counts: ipykernel puts its own handler back after each cell.
+    line = r'"    state[\"chain\"]'
+    assert line in text
+    (tmp_path / "deaf.ipynb").write_text(text.replace(line, rf'"    {deaf}\n", {line}'))
+    batch = make_batch("parameters: {goal: 100000}", tmp_path / "deaf")
+    store = Store(tmp_path / "runs")
+    presses = []
+
+    def press(run):
+        if counted(store, run.id) and len(presses) < 2:
+            presses.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+
+    outcomes = execute_batch(batch, store, Watching(press, batch.runs[0]), worker=worker)
+    assert len(presses) == 2
+    assert outcomes.is_interrupted
+    assert outcomes.count("interrupted") == 1
+    assert counted(store, batch.runs[0].id)["count"] > 0  # the checkpoint is still there
+
+
 def test_fail_fast_stops_the_others(make_batch, tmp_path, worker):
     store = Store(tmp_path / "runs")
     batch = make_batch("zip: {method: [broken, plain, plain], pause: [0.0, 60.0, 61.0]}")
