@@ -160,6 +160,8 @@ def multiply_(tensors: Sequence[Tensor], factor: float | Tensor) -> None:
 
 def local(tensors: Sequence[Tensor]) -> list[Tensor]:
     """What this rank holds of each tensor: a ``DTensor``'s shard, any other tensor itself."""
+    if not any(map(_is_dtensor_type, set(map(type, tensors)))):
+        return list(tensors)
     return [getattr(t, "_local_tensor", t) for t in tensors]
 
 
@@ -194,12 +196,7 @@ def _local_norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _is_small(tensors: Sequence[Tensor]) -> bool:
-    numel = 0
-    for tensor in tensors:
-        numel += tensor.numel()
-        if numel > SMALL:
-            return False
-    return True
+    return sum(map(Tensor.numel, tensors)) <= SMALL
 
 
 def _foreach_norm(tensors: Sequence[Tensor]) -> list[Tensor]:

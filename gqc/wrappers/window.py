@@ -122,12 +122,18 @@ class BufferWindow:
 
         Raises: RuntimeError: no parameter has a gradient.
         """
-        if not collect(params):
+        grads = collect(params)
+        if not grads:
             raise RuntimeError(NO_GRADIENT)
-        self._staged = [None if p.grad is None else _take(p.grad) for p in params]
+        if len(grads) == len(params):
+            grads = list(map(_take, grads))
+            self._staged = [*grads]
+        else:
+            self._staged = [None if p.grad is None else _take(p.grad) for p in params]
+            grads = [g for g in self._staged if g is not None]
         for param in params:
             param.grad = None
-        return [g for g in self._staged if g is not None]
+        return grads
 
     def merge(self) -> None:
         """Add into the storage of :math:`g_i`, so that refusing it leaves the sum untouched."""
@@ -215,9 +221,8 @@ def _take(grad: Tensor) -> Tensor:
     """
     if grad.dtype in HALF:
         return grad.detach().float()
-    if grad.requires_grad or _local(grad)._is_view():
-        return grad.detach().clone()
-    return grad
+    own = grad if type(grad) is Tensor else _local(grad)
+    return grad.detach().clone() if grad.requires_grad or own._is_view() else grad
 
 
 def _local(tensor: Tensor) -> Tensor:
