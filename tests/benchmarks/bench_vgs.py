@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gqc.scalers import VarianceGradientScaler
 
-BARS = {"sketch": 0.15, "elementwise": 0.4}  # of an AdamW step at 10M parameters
+BARS = {"sketch": 0.15, "elementwise": 0.7}  # of an AdamW step at 10M parameters
 WIDTHS = {"0.1M": (64, 2), "1M": (160, 3), "10M": (480, 3)}  # of a transformer: width, layers
 
 
