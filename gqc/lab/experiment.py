@@ -53,7 +53,9 @@ class Experiment(Iterator[dict[str, Any]]):
     """
 
     unit: ClassVar[str] = "tokens"  #: what `total` and `done` count; also a key of the records
+    loss_unit: ClassVar[str] = ""  #: of ``loss`` and ``val_loss``, for axes
     evaluated: ClassVar[tuple[str, ...]] = ()  #: keys of `evaluate`, None in other records
+    measured: tuple[str, ...] = ()  #: keys of `measure` that a view wants to know before a record
 
     def __init__(
         self,
@@ -234,6 +236,14 @@ class Experiment(Iterator[dict[str, Any]]):
         return changes
 
     # ---- history
+
+    def column(self, name: str) -> list[Any]:
+        """One column of the history, a copy, also while another thread trains; none: empty.
+
+        Unlike `history` it does not wait for the microbatch under way, so that columns that are
+        asked for one after the other may differ in length.
+        """
+        return list(self._columns.get(name, ()))
 
     @property
     def history(self) -> pd.DataFrame:

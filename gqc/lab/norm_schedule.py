@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from gqc.lab.controls import Choice, Control, Controls, Points, Spec
+from gqc.lab.controls import Choice, Control, Points, Spec
 from gqc.schedules import interpolate
 
 CURVES = ("cosine", "linear", "polynomial", "constant", "points")
@@ -86,7 +86,7 @@ def norm_schedule(controls: Mapping[str, Any]) -> NormSchedule:
     return NormSchedule(**{name: controls[name] for name in NAMES})
 
 
-def has_norm_schedule(controls: Controls) -> bool:
+def has_norm_schedule(controls: Mapping[str, Any]) -> bool:
     """Do ``controls`` hold all that makes a plan?"""
     return all(name in controls for name in NAMES)
 

@@ -13,6 +13,9 @@ from gqc.lab.data.text import draw_batch, load_text_data
 from gqc.lab.experiments import pretraining
 from gqc.lab.experiments.pretraining_config import SCALES, TUNED
 from gqc.lab.placement import make_generator
+from gqc.lab.scaler_controls import NAMES
+from gqc.scalers import VarianceGradientScaler
+from gqc.scalers.settings import ESTIMATORS
 
 TEXT = "the quick brown fox jumps over the lazy dog; " * 60
 METHODS = {
@@ -24,7 +27,9 @@ METHODS = {
     "gnr": {"target_gradient_norm": 0.5, "min_draws": 2},
     "sbc": {"final_accumulation": 5},
     "replay": {"draws": (1, 4, 2) * 9},
+    "vgs": {"accumulation": 2, "vgs_warmup_steps": 5, "vgs_beta": 0.9},
 }
+SCALED = {"vgs_alpha": 0.2, "vgs_warmup_steps": 3, "vgs_beta": 0.9}  # inside any method
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +143,10 @@ def test_records_keep_their_contract(tiny, method):
         *("microbatch", "tokens", "seconds", "loss", "stepped", "num_draws", "steps", "grad_norm"),
         *("gradient_norm_threshold", "noise_scale", "lr", "examples", "val_loss", "changes"),
     }
+    if method == "vgs":
+        expected |= {"factor", *experiment.scaler.metrics()}
     assert all(set(r) == expected for r in records)
+    assert set(experiment.measured) <= expected
     assert (records[-1]["tokens"], records[-1]["examples"]) == (768, 96)
     at = [r["tokens"] for r in records if r["val_loss"] is not None]
     assert at == [160, 320, 480, 640, 768]
@@ -252,6 +260,107 @@ def test_steered_tolerances_apply_at_once_and_replay(tiny, method, tunable):
     assert_same_run(run(replayed), steered)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_scaler_that_only_measures_changes_nothing(tiny, method):
+    plain = run(pretraining.build(tiny(method, vgs_alpha=0)))
+    assert (plain.history["factor"].dropna() == 1).all()
+    if method == "vgs":
+        without = run(pretraining.build(replace(tiny(method), method="adamw", vgs_alpha=None)))
+    else:
+        without = run(pretraining.build(tiny(method)))
+    columns = list(without.history.drop(columns=["seconds", "method"]))
+    pd.testing.assert_frame_equal(plain.history[columns], without.history[columns])
+    assert plain.history["vgs/normalized_variance"].iloc[-1] > 0
+    assert "vgs/normalized_variance" not in without.history
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_vgs_is_adamw_with_a_scaled_gradient(tiny, estimator):
+    """Against a plain loop: the mean gradient of two microbatches, scaled, then a step of AdamW."""
+    config = tiny("vgs", vgs_alpha=0.5, vgs_estimator=estimator)
+    experiment = run(pretraining.build(config))
+    data, model = load_text_data(config.corpus), pretraining.build(config).model
+    groups = [
+        {"params": [p for p in model.parameters() if (p.ndim > 1) == is_matrix]}
+        for is_matrix in (True, False)
+    ]
+    groups[0]["weight_decay"], groups[1]["weight_decay"] = 0.1, 0.0
+    adamw = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.99), fused=True)
+    scaler = VarianceGradientScaler(
+        groups, alpha=0.5, beta=0.9, warmup_steps=5, estimator=estimator
+    )
+    generator, losses, factors = make_generator(config.seed, "data"), [], []
+    lrs = experiment.history["lr"].tolist()
+    for t in range(48):
+        inputs, targets = draw_batch(data.train, 2, 8, generator)
+        loss = F.cross_entropy(model(inputs).reshape(16, -1), targets.reshape(16))
+        (loss / 2).backward()
+        losses.append(loss.item())
+        if t % 2:
+            factors.append(scaler.scale_gradients())
+            for group in adamw.param_groups:
+                group["lr"] = lrs[t]
+            adamw.step()
+            scaler.step()
+            adamw.zero_grad()
+    history = experiment.history
+    # As in the test of plain AdamW; the ratio of two estimated moments magnifies rounding.
+    assert history["loss"].tolist() == pytest.approx(losses, rel=1e-3)
+    found = history.loc[history["stepped"], "factor"].tolist()
+    assert found == pytest.approx(factors, rel=2e-2)
+    assert found[:5] == [1.0] * 5
+    assert min(found) < 0.95
+    assert history["factor"].isna().tolist() == (~history["stepped"]).tolist()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("cut", [1, 16, 23])
+def test_a_cut_run_with_a_scaler_is_the_uncut_run(tiny, method, cut):
+    config = tiny(method, **SCALED)
+    uncut = run(pretraining.build(config))
+    file = io.BytesIO()
+    torch.save(run(pretraining.build(config), until=cut).state_dict(), file)
+    file.seek(0)
+    resumed = pretraining.build(config)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    assert_same_run(run(resumed), uncut)
+    assert uncut.history["factor"].min() < 0.9  # so that the scaler's state matters
+
+
+def test_a_method_with_a_scaler_has_a_name_of_its_own(tiny):
+    both = pretraining.build(tiny("gnts", vgs_alpha=0.1))
+    assert both.label == both.constants["method"] == "gnts + vgs"
+    assert pretraining.build(tiny("vgs")).label == "vgs"
+    assert pretraining.build(tiny("vgs")).config.vgs_alpha == 0.1
+    assert pretraining.build(tiny("gnts")).scaler is None
+
+
+def test_a_scaler_inside_gnts_is_steered_beside_its_threshold_and_replays(tiny):
+    steered = run(pretraining.build(tiny("gnts", **SCALED)), until=20)
+    steered.controls.update(start_norm=2.0, end_norm=2.0, alpha=0.0, beta=0.8)
+    run(steered)
+    late = steered.history.iloc[20:]
+    assert (late["gradient_norm_threshold"] == 2.0).all()
+    assert (late["factor"].dropna() == 1).all()
+    assert steered.history["factor"][:20].min() < 1
+    assert steered.scaler.beta == 0.8
+    with pytest.raises(ValueError, match="end_norm=3"):
+        steered.controls["end_norm"] = 3.0
+    with pytest.raises(ValueError, match="beta=1"):
+        steered.controls["beta"] = 1
+    replayed = pretraining.build(tiny("gnts", **SCALED))
+    replayed.replay(steered.changes)
+    assert_same_run(run(replayed), steered)
+
+
+def test_a_twin_is_the_same_run_from_its_beginning(tiny):
+    experiment = run(pretraining.build(tiny("vgs")))
+    assert_same_run(run(experiment.twin()), experiment)
+    other = experiment.twin("elementwise")
+    assert other.scaler.estimator == "elementwise"
+    assert other.data is experiment.data
+
+
 def test_replay_of_a_run_on_its_own_data_is_that_run(tiny):
     gnts = run(pretraining.build(tiny("gnts", seed=3)))
     replay = run(pretraining.build(pretraining.replay_config(gnts, data_seed=3)))
@@ -357,6 +466,7 @@ def test_a_tunable_is_a_control_of_its_own_method_only(tiny):
         "gnr": ["target_gradient_norm"],
         "sbc": [],
         "replay": [],
+        "vgs": list(NAMES),
     }
 
 
@@ -403,7 +513,7 @@ def test_every_scale_has_a_config_for_every_method(scale, method):
         ({"method": "normtst"}, "method='normtst': did you mean 'normtest'"),
         (
             {"method": None},
-            "method=None: expected one of adamw, gnts, gns, normtest, mht, gnr, sbc, replay",
+            "method=None: expected one of adamw, gnts, gns, normtest, mht, gnr, sbc, replay, vgs",
         ),
         ({"scale": "labtop"}, "scale='labtop': did you mean 'laptop'"),
         ({"learning_rate": 1.0}, "field='learning_rate'"),
@@ -435,6 +545,11 @@ def test_every_scale_has_a_config_for_every_method(scale, method):
         ({"draws": (1,)}, "draws has 1 entries with method='gnts'"),
         ({"method": "replay"}, "draws has 0 entries with method='replay'"),
         ({"method": "replay", "draws": (1, 0)}, "draws: one of them=0"),
+        ({"vgs_alpha": -0.1}, r"vgs_alpha=-0.1: expected a number in \[0, inf\)"),
+        ({"vgs_alpha": math.nan}, "vgs_alpha=nan"),
+        ({"method": "vgs", "vgs_beta": 1.0}, r"vgs_beta=1.0: expected a number in \(0, 1\)"),
+        ({"vgs_warmup_steps": -1}, "vgs_warmup_steps=-1"),
+        ({"vgs_estimator": "skech"}, "vgs_estimator='skech': did you mean 'sketch'"),
     ],
 )
 def test_a_wrong_config_is_one_clear_line(overrides, message):

@@ -186,6 +186,97 @@ def test_steered_alpha_applies_at_once_and_replays(task):
     assert_same_run(run(replayed), steered)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("alpha", 1.0),
+        ("percentile", 0.1),
+        ("min_scaling_factor", 0.75),  # exact in float32
+        ("variance_cap", 3.0),
+        ("warmup_steps", 30),
+    ],
+)
+def test_a_control_of_the_scaler_acts_on_the_next_gradient(name, value):
+    plain = run(vgs_training.build(tiny(min_scaling_factor=0.0)))
+    experiment = run(vgs_training.build(tiny(min_scaling_factor=0.0)), until=20)
+    experiment.controls[name] = value
+    run(experiment)
+    factors, before = experiment.history["factor"], plain.history["factor"]
+    assert factors[:20].tolist() == before[:20].tolist()
+    assert factors[20] != before[20]  # the very next one
+    assert getattr(experiment.wrapper.scaler, name) == value
+    if name == "warmup_steps":
+        assert factors[20:30].tolist() == [1.0] * 10
+    if name == "min_scaling_factor":
+        assert factors[20:].min() == 0.75
+    replayed = vgs_training.build(tiny(min_scaling_factor=0.0))
+    replayed.replay(experiment.changes)
+    assert_same_run(run(replayed), experiment)
+
+
+def test_a_change_of_beta_starts_the_statistics_and_the_warmup_afresh():
+    config = tiny("values", "adamw")
+    experiment = run(vgs_training.build(config), until=20)
+    experiment.controls["beta"] = 0.8
+    run(experiment, until=24)
+    file = io.BytesIO()
+    torch.save(experiment.state_dict(), file)
+    run(experiment)
+    history = experiment.history
+    assert history["vgs/step_count"][18:22].tolist() == [19, 20, 1, 2]
+    assert history["factor"][20:25].tolist() == [1.0] * 5
+    assert experiment.wrapper.scaler.beta == 0.8
+    # The new statistics are those of a scaler that sees these gradients as its first.
+    fresh = vgs_training.build(tiny("values", "adamw", beta=0.8))
+    fresh.model.load_state_dict(run(vgs_training.build(config), until=20).model.state_dict())
+    fresh.generators["data"].set_state(
+        run(vgs_training.build(config), until=20).generators["data"].get_state()
+    )
+    first = next(fresh)
+    assert first["vgs/grad_norm_ema"] == history["vgs/grad_norm_ema"][20]
+    file.seek(0)
+    resumed = vgs_training.build(config)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    assert_same_run(run(resumed), experiment)
+
+
+def test_no_cap_is_a_cap_of_zero():
+    experiment = run(vgs_training.build(tiny()), until=20)
+    experiment.controls["variance_cap"] = 0
+    next(experiment)
+    assert experiment.wrapper.scaler.variance_cap is None
+    assert vgs_training.build(tiny(variance_cap=None)).controls["variance_cap"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("alpha", -0.1, "alpha=-0.1"),
+        ("alpha", "", "alpha=''"),
+        ("beta", 1.0, r"beta=1.0: expected in \(0, 1\)"),
+        ("beta", 0, "beta=0"),
+        ("warmup_steps", 1.5, "warmup_steps=1.5: expected a whole number"),
+        ("percentile", 1.1, "percentile=1.1"),
+        ("min_scaling_factor", math.nan, "min_scaling_factor=nan"),
+        ("variance_cap", -1, "variance_cap=-1"),
+        ("estimator", "elementwise", "control='estimator'"),
+    ],
+)
+def test_a_wrong_control_is_refused_and_the_run_goes_on_as_before(name, value, message):
+    experiment = run(vgs_training.build(tiny()), until=20)
+    with pytest.raises(ValueError, match=message):
+        experiment.controls[name] = value
+    assert_same_run(run(experiment), run(vgs_training.build(tiny())))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_twin_is_the_same_run_from_its_beginning(task):
+    experiment = run(vgs_training.build(tiny(task)))
+    assert set(experiment.measured) <= set(experiment.history)
+    assert_same_run(run(experiment.twin()), experiment)
+    assert experiment.twin("elementwise").wrapper.scaler.estimator == "elementwise"
+
+
 def test_methods_share_weights_data_and_labels():
     built = [vgs_training.build(tiny(alpha=a, optimizer=o)) for a in (0, 0.5) for o in OPTIMIZERS]
     assert len({next(e)["loss"] for e in built}) == 1

@@ -12,7 +12,9 @@ differ in when AdamW steps:
 - ``"mht"``: when the interval of the mean training loss is narrow;
 - ``"gnr"``: every ``min_draws`` microbatches, with the mean gradient rescaled to one norm;
 - ``"sbc"``: a batch that grows on a schedule from 1 to ``final_accumulation`` microbatches;
-- ``"replay"``: as often as a recorded run did (`replay_config`), whatever the gradient.
+- ``"replay"``: as often as a recorded run did (`replay_config`), whatever the gradient;
+- ``"vgs"``: as ``"adamw"``, with each step's gradient scaled down by its variance over the steps so
+  far.  With ``vgs_alpha`` every other method does so too.
 
 The learning rate warms up linearly and decays as a cosine in tokens, so equally for all methods.
 The held-out loss [nats per token] is measured on the same sequences for every method and seed.  A
@@ -35,13 +37,18 @@ from torch.nn import functional as F
 from gqc.lab.data.text import TextData, draw_batch, load_text_data, validation_batch
 from gqc.lab.experiment import Experiment
 from gqc.lab.experiments.pretraining_config import PretrainingConfig, config
-from gqc.lab.experiments.pretraining_methods import WRAPPERS, make_controls, make_schedules
+from gqc.lab.experiments.pretraining_methods import WRAPPERS, make_controls, make_schedules, scale
 from gqc.lab.models.gpt import GPT, GPTConfig, make_gpt
 from gqc.lab.placement import find_device, find_dtype, make_generator
+from gqc.lab.scaler_controls import COUNT, VARIANCE, apply_scaler
 from gqc.schedules import ParamGroupSchedule
 
 __all__ = ["Pretraining", "PretrainingConfig", "build", "config", "recorded_draws", "replay_config"]
 
+MEASURED = (
+    *("num_draws", "steps", "grad_norm", "gradient_norm_threshold", "noise_scale", "lr"),
+    "examples",
+)
 EVALUATION_CHUNK = 64  # sequences per forward pass; bounds memory, does not change the loss
 
 
@@ -84,10 +91,14 @@ class Pretraining(Experiment):
     mean gradient of the window so far; None where no decision read it), ``gradient_norm_threshold``
     (None without), ``noise_scale`` (the wrapper's estimate of trace(Sigma) / |G|^2 [microbatches],
     None without or while unresolved), ``lr``, ``examples`` [sequences], ``val_loss`` (None but on
-    evaluations), ``changes``.
+    evaluations), ``changes``.  With a scaler also ``factor`` (on the gradient of this step, None
+    without a step) and the scaler's metrics after this microbatch (``vgs/...``).
+
+    Controls: ``lr_scale``, the method's own, and those of `gqc.lab.scaler_controls` with a scaler.
     """
 
     unit = "tokens"
+    loss_unit = "nat/token"
     evaluated = ("val_loss",)
 
     def __init__(self, config: PretrainingConfig, data: TextData) -> None:
@@ -96,7 +107,10 @@ class Pretraining(Experiment):
         self.model = _make_model(config, data.tokenizer.size).to(
             self.device, find_dtype(config.dtype)
         )
-        self.wrapper = WRAPPERS[config.method](_make_adamw(self.model, config), config)
+        optimizer, self.scaler = scale(_make_adamw(self.model, config), config)
+        self.wrapper = WRAPPERS[config.method](optimizer, config)
+        self.measured = MEASURED + (() if self.scaler is None else ("factor", VARIANCE, COUNT))
+        self._factor: float | None = None
         self.data = data
         if len(data.train) <= config.context:
             raise ValueError(
@@ -110,12 +124,12 @@ class Pretraining(Experiment):
         data_seed = config.seed if config.data_seed is None else config.data_seed
         super().__init__(
             config,
-            label=config.method,
+            label=config.name,
             total=config.num_microbatches * config.microbatch_tokens,
             parts={"model": self.model, "optimizer": self.wrapper},
             generators={"data": make_generator(data_seed, "data")},
-            controls=make_controls(config),
-            constants={"method": config.method, "seed": config.seed},
+            controls=make_controls(config, self.scaler),
+            constants={"method": config.name, "seed": config.seed},
             data_hash=data.hash,
         )
 
@@ -128,6 +142,14 @@ class Pretraining(Experiment):
             # A warmup of the lr from 0 would make the first microbatch a step of size 0.
             step = self.microbatch + (schedule.key == "lr")
             schedule.load_state_dict({"key": schedule.key, "last_step": step})
+        if self.scaler is not None:
+            apply_scaler(self.scaler, applied)
+
+    def twin(self, estimator: str | None = None) -> Pretraining:
+        """Another of the same config, at its beginning; with another ``vgs_estimator`` if one is
+        given."""
+        estimator = estimator or self.config.vgs_estimator
+        return Pretraining(replace(self.config, vgs_estimator=estimator), self.data)
 
     def draw_batch(self) -> tuple[Tensor, Tensor]:
         inputs, targets = draw_batch(
@@ -143,13 +165,17 @@ class Pretraining(Experiment):
 
     def update(self, loss: Tensor) -> bool:
         loss.backward()
-        return self.wrapper.step(metric=loss.detach())
+        factor = None if self.scaler is None else self.scaler.get_scaling_factor()
+        stepped = self.wrapper.step(metric=loss.detach())
+        self._factor = factor if stepped else None
+        return stepped
 
     def amount(self, batch: tuple[Tensor, Tensor]) -> int:
         return batch[0].numel()
 
     def measure(self, batch: tuple[Tensor, Tensor], stepped: bool) -> dict[str, Any]:
         wrapper, statistics = self.wrapper, self.wrapper.statistics()
+        scaled = {} if self.scaler is None else {"factor": self._factor, **self.scaler.metrics()}
         return {
             "num_draws": wrapper.last_num_draws if stepped else wrapper.num_draws,
             "steps": statistics["steps"],
@@ -158,6 +184,7 @@ class Pretraining(Experiment):
             "noise_scale": statistics.get("noise_scale"),
             "lr": statistics["lr"],
             "examples": self.microbatch * self.config.microbatch_size,
+            **scaled,
         }
 
     def is_evaluation_due(self) -> bool:

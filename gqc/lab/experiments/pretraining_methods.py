@@ -1,5 +1,7 @@
 """The methods that pretraining compares: when each lets AdamW step, by which schedule or control.
 
+Between a wrapper and AdamW there may be a variance gradient scaler (`scale`).
+
 A further method is one function and one line in `WRAPPERS`, its name in
 ``pretraining_config.METHODS``, and its schedule, if any, in `make_schedules`.
 """
@@ -9,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 from gqc.lab.controls import Control, Controls, Spec
 from gqc.lab.experiments.pretraining_config import PretrainingConfig
-from gqc.lab.norm_schedule import NormSchedule, norm_controls, norm_schedule
+from gqc.lab.norm_schedule import NormSchedule, has_norm_schedule, norm_controls, norm_schedule
+from gqc.lab.scaler_controls import has_scaler, scaler_controls, scaler_settings
+from gqc.scalers import VarianceGradientScaler
 from gqc.schedules import (
     THRESHOLD,
     ParamGroupSchedule,
@@ -30,39 +34,54 @@ from gqc.wrappers import (
     OptimizerWrapperNormTest,
     OptimizerWrapperReplay,
     OptimizerWrapperSBC,
+    OptimizerWrapperVGS,
 )
 
-__all__ = ["WRAPPERS", "make_controls", "make_schedules"]
+__all__ = ["WRAPPERS", "make_controls", "make_schedules", "scale"]
 
 
-def _wrap_adamw(adamw: AdamW, c: PretrainingConfig) -> OptimizerWrapper:
-    return OptimizerWrapperSBC(
+def scale(adamw: AdamW, c: PretrainingConfig) -> tuple[Optimizer, VarianceGradientScaler | None]:
+    """What a wrapper is to wrap, and the scaler in it, if ``c`` asks for one."""
+    if c.vgs_alpha is None:
+        return adamw, None
+    scaled = OptimizerWrapperVGS(
         adamw,
+        alpha=c.vgs_alpha,
+        beta=c.vgs_beta,
+        warmup_steps=c.vgs_warmup_steps,
+        estimator=c.vgs_estimator,
+    )
+    return scaled, scaled.scaler
+
+
+def _wrap_adamw(optimizer: Optimizer, c: PretrainingConfig) -> OptimizerWrapper:
+    return OptimizerWrapperSBC(
+        optimizer,
         physical_batch_size=c.microbatch_size,
         logical_batch_size=c.accumulation * c.microbatch_size,
         max_draws=c.accumulation,
     )
 
 
-def _wrap_gnts(adamw: AdamW, c: PretrainingConfig) -> OptimizerWrapper:
-    return OptimizerWrapperGNTS(adamw, min_draws=c.min_draws, max_draws=c.max_draws)
+def _wrap_gnts(optimizer: Optimizer, c: PretrainingConfig) -> OptimizerWrapper:
+    return OptimizerWrapperGNTS(optimizer, min_draws=c.min_draws, max_draws=c.max_draws)
 
 
-def _wrap_gns(adamw: AdamW, c: PretrainingConfig) -> OptimizerWrapper:
+def _wrap_gns(optimizer: Optimizer, c: PretrainingConfig) -> OptimizerWrapper:
     return OptimizerWrapperGNS(
-        adamw, c.noise_tolerance, min_draws=max(2, c.min_draws), max_draws=c.max_draws
+        optimizer, c.noise_tolerance, min_draws=max(2, c.min_draws), max_draws=c.max_draws
     )
 
 
-def _wrap_normtest(adamw: AdamW, c: PretrainingConfig) -> OptimizerWrapper:
+def _wrap_normtest(optimizer: Optimizer, c: PretrainingConfig) -> OptimizerWrapper:
     return OptimizerWrapperNormTest(
-        adamw, c.theta, min_draws=max(2, c.min_draws), max_draws=c.max_draws
+        optimizer, c.theta, min_draws=max(2, c.min_draws), max_draws=c.max_draws
     )
 
 
-def _wrap_mht(adamw: AdamW, c: PretrainingConfig) -> OptimizerWrapper:
+def _wrap_mht(optimizer: Optimizer, c: PretrainingConfig) -> OptimizerWrapper:
     return OptimizerWrapperMHT(
-        adamw,
+        optimizer,
         confidence=c.confidence,
         error_tolerance=c.error_tolerance,
         min_draws=max(2, c.min_draws),
@@ -70,27 +89,27 @@ def _wrap_mht(adamw: AdamW, c: PretrainingConfig) -> OptimizerWrapper:
     )
 
 
-def _wrap_gnr(adamw: AdamW, c: PretrainingConfig) -> OptimizerWrapper:
+def _wrap_gnr(optimizer: Optimizer, c: PretrainingConfig) -> OptimizerWrapper:
     return OptimizerWrapperGNR(
-        adamw, c.target_gradient_norm, c.gnr_mode, min_draws=c.min_draws, max_draws=c.max_draws
+        optimizer, c.target_gradient_norm, c.gnr_mode, min_draws=c.min_draws, max_draws=c.max_draws
     )
 
 
-def _wrap_sbc(adamw: AdamW, c: PretrainingConfig) -> OptimizerWrapper:
+def _wrap_sbc(optimizer: Optimizer, c: PretrainingConfig) -> OptimizerWrapper:
     return OptimizerWrapperSBC(
-        adamw,
+        optimizer,
         physical_batch_size=c.microbatch_size,
         logical_batch_size=c.microbatch_size,
         max_draws=c.final_accumulation,
     )
 
 
-def _wrap_replay(adamw: AdamW, c: PretrainingConfig) -> OptimizerWrapper:
-    return OptimizerWrapperReplay(adamw, draws=c.draws)
+def _wrap_replay(optimizer: Optimizer, c: PretrainingConfig) -> OptimizerWrapper:
+    return OptimizerWrapperReplay(optimizer, draws=c.draws)
 
 
 #: method -> the wrapper that decides when AdamW steps
-WRAPPERS: dict[str, Callable[[AdamW, PretrainingConfig], OptimizerWrapper]] = {
+WRAPPERS: dict[str, Callable[[Optimizer, PretrainingConfig], OptimizerWrapper]] = {
     "adamw": _wrap_adamw,
     "gnts": _wrap_gnts,
     "gns": _wrap_gns,
@@ -99,6 +118,7 @@ WRAPPERS: dict[str, Callable[[AdamW, PretrainingConfig], OptimizerWrapper]] = {
     "gnr": _wrap_gnr,
     "sbc": _wrap_sbc,
     "replay": _wrap_replay,
+    "vgs": _wrap_adamw,
 }
 
 #: method -> (its tunable, a field of the config and a live control; what it is)
@@ -110,16 +130,29 @@ TUNABLES = {
 }
 
 
-def make_controls(c: PretrainingConfig) -> Controls:
-    """What may be changed while the method of ``c`` runs."""
+def make_controls(c: PretrainingConfig, scaler: VarianceGradientScaler | None) -> Controls:
+    """What may be changed while the method of ``c`` runs, and ``scaler`` with it."""
     controls: dict[str, Spec] = {
         "lr_scale": Control(1.0, doc="factor of the scheduled learning rate")
     }
     if c.method in TUNABLES:
         name, doc = TUNABLES[c.method]
         controls[name] = Control(getattr(c, name), doc=doc)
-    if c.method != "gnts":
-        return Controls(controls)
+    if scaler is not None:
+        controls |= scaler_controls(scaler)
+    if c.method == "gnts":
+        controls |= _threshold_controls(c)
+    return Controls(controls, check_together=_check_together)
+
+
+def _check_together(values: Mapping[str, Any]) -> None:
+    if has_norm_schedule(values):
+        norm_schedule(values)
+    if has_scaler(values):
+        scaler_settings(values)
+
+
+def _threshold_controls(c: PretrainingConfig) -> dict[str, Spec]:
     total = c.num_microbatches
     plan = NormSchedule(
         c.start_norm,
@@ -130,7 +163,7 @@ def make_controls(c: PretrainingConfig) -> Controls:
         c.norm_exponent,
         c.norm_points,
     )
-    return Controls(controls | norm_controls(plan, total), check_together=norm_schedule)
+    return norm_controls(plan, total)
 
 
 def make_schedules(

@@ -12,7 +12,8 @@ tells "reacts to noise" from "smaller steps".
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,7 @@ from gqc.lab.experiment import Experiment
 from gqc.lab.experiments.vgs_training_config import VGSTrainingConfig, comparison, config
 from gqc.lab.models.mlp import MLPConfig, make_mlp
 from gqc.lab.placement import find_device, find_dtype, make_generator
+from gqc.lab.scaler_controls import COUNT, VARIANCE, apply_scaler, scaler_controls, scaler_settings
 from gqc.wrappers import OptimizerWrapperVGS
 
 __all__ = [
@@ -57,10 +59,13 @@ class VGSTraining(Experiment):
     ``grad_norm`` (of the raw gradient), ``factor`` (on this gradient), ``update_norm`` (of the
     change of all weights), the scaler's metrics after this step (``vgs/...``), ``val_loss`` and
     ``val_error`` (None but on evaluations), ``changes``.
+
+    Controls: those of `gqc.lab.scaler_controls`, and ``lr_scale``.
     """
 
     unit = "examples"
     evaluated = ("val_loss", "val_error")
+    measured = ("lr", "grad_norm", "factor", "update_norm", VARIANCE, COUNT)
 
     def __init__(self, config: VGSTrainingConfig, sizes: tuple[int, int], data_hash: str) -> None:
         self.config: VGSTrainingConfig = config
@@ -70,6 +75,7 @@ class VGSTraining(Experiment):
         model = make_mlp(layers, make_generator(config.seed, "weights"))
         self.model = model.to(self.device, self.dtype)
         self.wrapper = _wrap(self.model, config)
+        self.scaler = self.wrapper.scaler
         self._parameters = list(self.model.parameters())
         self._measured: dict[str, float] = {}
         constants = {"task": config.task, "optimizer": config.optimizer, "method": config.method}
@@ -81,26 +87,31 @@ class VGSTraining(Experiment):
             generators={"data": make_generator(config.seed, "data")},
             controls=Controls(
                 {
-                    "alpha": Control(config.alpha, doc="strength of the scaling"),
+                    **scaler_controls(self.scaler),
                     "lr_scale": Control(1.0, doc="factor of the learning rate"),
-                }
+                },
+                check_together=scaler_settings,
             ),
             constants={**constants, "alpha": config.alpha, "seed": config.seed},
             data_hash=data_hash,
         )
+
+    def twin(self, estimator: str | None = None) -> VGSTraining:
+        """Another of the same config, at its beginning; with another ``estimator`` if one is
+        given."""
+        return build(replace(self.config, estimator=estimator or self.config.estimator))
 
     def set_hyperparameters(self) -> None:
         applied, c = self.controls.applied, self.config
         warm = min(1.0, (self.microbatch + 1) / max(c.lr_warmup, 1))
         for group in self.wrapper.param_groups:
             group["lr"] = c.lr * applied["lr_scale"] * warm
-        if self.wrapper.scaler.alpha != applied["alpha"]:
-            self.wrapper.scaler.alpha = applied["alpha"]
+        apply_scaler(self.scaler, applied)
 
     def update(self, loss: Tensor) -> bool:
         loss.backward()
         grads = collect(self._parameters)
-        norm, factor = total_norm(grads), self.wrapper.scaler.get_scaling_factor()
+        norm, factor = total_norm(grads), self.scaler.get_scaling_factor()
         constant = self.config.constant_factor
         if constant is not None and self.microbatch >= self.config.warmup_steps:
             multiply_(grads, constant)
@@ -119,7 +130,7 @@ class VGSTraining(Experiment):
         return {
             "lr": self.wrapper.param_groups[0]["lr"],
             **self._measured,
-            **self.wrapper.scaler.metrics(),
+            **self.scaler.metrics(),
         }
 
     def is_evaluation_due(self) -> bool:
@@ -139,6 +150,8 @@ class VGSTraining(Experiment):
 
 class Digits(VGSTraining):
     """Cross-entropy [nat] on wrong labels; ``val_error`` is the share of errors on true ones."""
+
+    loss_unit: ClassVar[str] = "nat"
 
     def __init__(self, config: VGSTrainingConfig) -> None:
         self.data: ImageData = load_image_data("digits", config.label_noise, config.seed)
@@ -169,6 +182,8 @@ class Digits(VGSTraining):
 class Values(VGSTraining):
     """Mean square TD error; ``val_loss`` is the mean square error of the values, exact, and
     ``val_error`` its root relative to the values' own standard deviation."""
+
+    loss_unit: ClassVar[str] = "reward²"
 
     def __init__(self, config: VGSTrainingConfig) -> None:
         chain = make_chain(discount=config.discount, reward_noise=config.reward_noise)
