@@ -1,0 +1,163 @@
+"""What the paper's runs gave, small enough to commit: parquet files and the seal on them.
+
+::
+
+    paper/results/<batch>/
+      results.parquet   a row per saved result, as `gqc.lab.runs.load` gives it
+      history.parquet   the records and columns that claims and figures read
+      runs.json         each run's id, inputs, environment and time; the files' checksums
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gqc.lab.runs.loading import load, read_records
+from gqc.lab.runs.parameters import BadInput
+from gqc.lab.runs.plan import Batch
+from gqc.lab.runs.store import CorruptRun, Store, file_hash, seal, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RESULTS, HISTORY, RUNS = "results.parquet", "history.parquet", "runs.json"
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The committed results of one batch.
+
+    Args:
+        name: of the batch.
+        folder: where they are.
+        record: runs.json.
+    """
+
+    name: str
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def runs(self) -> list[dict[str, Any]]:
+        """A row per run: id, parameters, seconds, started, environment (place in the list)."""
+        return list(self.record["runs"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that was frozen."""
+        return str(self.record["seal"])
+
+    @cached_property
+    def results(self) -> pd.DataFrame:
+        import pandas as pd
+
+        return pd.read_parquet(self.folder / RESULTS)
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """Empty where the notebook saves none."""
+        import pandas as pd
+
+        path = self.folder / HISTORY
+        return pd.read_parquet(path) if path.is_file() else pd.DataFrame({"run": []})
+
+
+def load_frozen(folder: Path | str) -> dict[str, Frozen]:
+    """The committed batches under ``folder``, by name, every file checked against its seal.
+
+    Raises: CorruptRun: a file was changed, is missing, or was never frozen.
+    """
+    batches = {}
+    for place in sorted(Path(folder).glob(f"*/{RUNS}")):
+        record = json.loads(place.read_text(encoding="utf-8"))
+        if seal(record)["seal"] != record.get("seal"):
+            raise CorruptRun(f"{place}: does not match its own checksum")
+        for name, expected in record["files"].items():
+            path = place.parent / name
+            if not path.is_file() or file_hash(path) != expected:
+                raise CorruptRun(f"{path}: is not what was frozen; freeze the batch again")
+        batches[place.parent.name] = Frozen(place.parent.name, place.parent, record)
+    return batches
+
+
+def freeze(
+    batch: Batch,
+    store: Path | str,
+    folder: Path | str,
+    columns: list[str] | None = None,
+    rows: str = "",
+) -> Frozen:
+    """Copy a batch's finished runs from a run store to ``folder/<batch>``.
+
+    A run whose notebook or source has changed since is taken where no present one is in the store;
+    runs.json says so (``is_current``).
+
+    Args:
+        columns: of the histories to keep; None: all; []: no histories.
+        rows: SQL condition on the history's rows to keep; "": all.
+    Raises: BadInput: a run of the batch is in the store in no version, or a column is unknown.
+    """
+    import duckdb
+
+    place = Store(store)
+    chosen = _choose(batch, place)
+    loaded = load(place.root, ids=[record["id"] for record in chosen])
+    target = Path(folder) / batch.name
+    target.mkdir(parents=True, exist_ok=True)
+    for old in target.iterdir():
+        old.unlink()
+    loaded.results.to_parquet(target / RESULTS, index=False, compression="zstd")
+    if columns != []:
+        history = loaded.history
+        if missing := [name for name in columns or [] if name not in history]:
+            raise BadInput(f"{batch.name}: no history column {', '.join(missing)}")
+        kept = ["run", *(n for n in columns or history.columns if n != "run")]
+        shown = ", ".join(f'"{name}"' for name in kept)
+        with duckdb.connect() as connection:
+            connection.register("history", history)
+            query = f"SELECT {shown} FROM history" + (f" WHERE {rows}" if rows else "")
+            history = connection.execute(query).df()
+        history.to_parquet(target / HISTORY, index=False, compression="zstd")
+    write_json(target / RUNS, seal(_record(batch, chosen, target)))
+    return load_frozen(folder)[batch.name]
+
+
+def _choose(batch: Batch, store: Store) -> list[dict[str, Any]]:
+    """Each run's record: the present one, else the latest with the same parameters."""
+    records = read_records(store)
+    mine = [r for r in records.values() if r["notebook"] == batch.notebook.name]
+    chosen = []
+    for run in batch.runs:
+        alike = [r for r in mine if r["parameters"] == run.parameters]
+        record = records.get(run.id) or max(alike, key=lambda r: r["started"], default=None)
+        if record is None:
+            varied = [name for name in (*run.varied, "seed") if name in run.parameters]
+            wanted = {name: run.parameters[name] for name in varied}
+            raise BadInput(
+                f"{batch.name}: no finished run of {wanted} in {store.root}; run the batch first"
+            )
+        chosen.append({**record, "is_current": record["id"] == run.id})
+    return chosen
+
+
+def _record(batch: Batch, chosen: list[dict[str, Any]], target: Path) -> dict[str, Any]:
+    environments: list[dict[str, Any]] = []
+    runs = []
+    for record in chosen:
+        if record["environment"] not in environments:
+            environments.append(record["environment"])
+        kept = {k: record[k] for k in ("id", "is_current", "parameters", "started", "seconds")}
+        runs.append({**kept, "environment": environments.index(record["environment"])})
+    files = sorted(path.name for path in target.iterdir())
+    return {
+        "format": 1,
+        "notebook": batch.notebook.name,
+        "runs": runs,
+        "inputs": chosen[0]["inputs"],
+        "environments": environments,
+        "files": {name: file_hash(target / name) for name in files},
+    }

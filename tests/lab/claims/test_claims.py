@@ -1,0 +1,212 @@
+"""Claims from rules and sealed results: verdicts, their statistics, and what tampering does."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from gqc.lab.analysis import holm
+from gqc.lab.claims import evaluate, load_frozen, read_claims
+from gqc.lab.claims.commands import check, write
+from gqc.lab.claims.frozen import HISTORY, RESULTS, RUNS
+from gqc.lab.claims.tables import camel, escape, interval, latex, macros, markdown, number, page
+from gqc.lab.claims.verdicts import changes
+from gqc.lab.runs import BadInput, CorruptRun
+from gqc.lab.runs.store import file_hash, seal, write_json
+
+RULES = """
+- id: better-x2
+  group: First
+  statement: b is better than a by 10% & more
+  source: somewhere
+  notebook: 01_question
+  scale: laptop
+  parts:
+    - name: final loss, over a's
+      batch: demo
+      value: arg_max(loss, step)
+      compare: {by: method, of: b, against: a, ratio: true}
+      holds: "< 1"
+    - name: size
+      batch: demo
+      table: results
+      value: max(size)
+      where: method = 'b'
+      holds: "> 5"
+      unit: B
+- id: other
+  group: Second
+  statement: nobody looked
+  source: elsewhere
+  notebook: 02_other
+  scale: laptop
+  not_tested: "budget: too dear"
+"""
+
+
+def put(folder, history, results):
+    """Results as `freeze` leaves them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    history.to_parquet(folder / HISTORY, index=False)
+    results.to_parquet(folder / RESULTS, index=False)
+    files = {name: file_hash(folder / name) for name in (HISTORY, RESULTS)}
+    runs = [{"id": f"{i:016x}", "is_current": True, "seconds": 1.0} for i in range(6)]
+    write_json(folder / RUNS, seal({"format": 1, "notebook": "01", "runs": runs, "files": files}))
+
+
+def losses(method, seed):
+    generator = np.random.default_rng([seed, ord(method)])
+    return 2.0 + 0.1 * seed - 0.2 * (method == "b") + 0.01 * generator.standard_normal(3)
+
+
+@pytest.fixture
+def paper(tmp_path):
+    rows = [
+        {"run": f"{m}{s}", "method": m, "seed": s, "step": i, "loss": loss}
+        for m in "ab"
+        for s in range(3)
+        for i, loss in enumerate(losses(m, s))
+    ]
+    history = pd.DataFrame(rows)
+    results = history.groupby(["run", "method", "seed"], as_index=False)["loss"].last()
+    put(tmp_path / "results" / "demo", history, results.assign(size=4.0))
+    (tmp_path / "claims.yaml").write_text(RULES)
+    return tmp_path
+
+
+def verdicts(paper):
+    return evaluate(read_claims(paper / "claims.yaml"), load_frozen(paper / "results"))
+
+
+def test_effects_are_paired_over_seeds_and_corrected_over_parts(paper):
+    first, second = verdicts(paper)
+    ratios = [math.log(losses("b", s)[-1] / losses("a", s)[-1]) for s in range(3)]
+    ratio, size = first.effects
+    low, high = stats.t.interval(0.95, 2, np.mean(ratios), stats.sem(ratios))
+    assert ratio.mean == pytest.approx(math.exp(np.mean(ratios)))
+    assert (ratio.low, ratio.high) == pytest.approx((math.exp(low), math.exp(high)))
+    p = stats.ttest_1samp(ratios, 0.0).pvalue
+    assert [ratio.p, size.p] == pytest.approx([p, 0.0])
+    assert [ratio.p_holm, size.p_holm] == pytest.approx(holm([p, 0.0]).tolist())
+    assert (ratio.status, size.status) == ("holds", "fails")  # 4 is not above 5
+    assert (size.mean, size.low, size.high, size.n) == (4.0, 4.0, 4.0, 3)
+    assert (first.verdict, first.num_runs) == ("mixed", 6)
+    assert (second.verdict, second.effects, second.num_runs) == ("not tested", (), 0)
+
+
+@pytest.mark.parametrize(
+    ("rule", "verdict"),
+    [("'< 1'", "reproduced"), ("'> 1'", "refuted"), ("'< 0.9'", "mixed"), ("'< 1e-3'", "refuted")],
+)
+def test_the_verdict_follows_the_rule(paper, rule, verdict):
+    text = RULES.replace('"< 1"', rule).replace('"> 5"', '"> 3"' if "<" in rule else '"> 5"')
+    text = text.replace('"> 3"', '"> 5"') if verdict == "refuted" else text
+    (paper / "claims.yaml").write_text(text)
+    assert verdicts(paper)[0].verdict == verdict
+
+
+def test_one_seed_decides_nothing(paper):
+    (paper / "claims.yaml").write_text(
+        RULES.replace("value: arg_max(loss, step)\n", "value: max(loss)\n      where: seed = 0\n")
+    )
+    effect = verdicts(paper)[0].effects[0]
+    assert (effect.n, effect.status) == (1, "unresolved")
+    assert math.isnan(effect.low)
+
+
+def test_the_check_passes_until_a_number_changes(paper):
+    write(verdicts(paper), paper)
+    assert check(paper) == []
+    committed = json.loads((paper / "verdicts.json").read_text())
+    committed[0]["effects"][0]["mean"] += 1e-3
+    (paper / "verdicts.json").write_text(json.dumps(committed))
+    assert len(check(paper)) == 1
+    assert "better-x2: effects 1 mean is committed as" in check(paper)[0]
+
+
+def test_new_gone_and_turned_claims_are_told(paper):
+    now = verdicts(paper)
+    plain = [verdict.plain() for verdict in now]
+    assert changes(now, plain) == []
+    assert changes(now, plain[:1]) == ["other: is not in the committed verdicts"]
+    assert changes(now[:1], plain) == ["other: is committed, but no claim any more"]
+    turned = [{**plain[0], "verdict": "refuted"}, plain[1]]
+    assert changes(now, turned) == [
+        "better-x2: verdict is committed as 'refuted', the results give 'mixed'"
+    ]
+
+
+def test_a_changed_result_file_is_refused(paper):
+    folder = paper / "results" / "demo"
+    frame = pd.read_parquet(folder / RESULTS)
+    frame.loc[0, "loss"] += 1e-9
+    frame.to_parquet(folder / RESULTS, index=False)
+    with pytest.raises(CorruptRun, match=r"results\.parquet: is not what was frozen"):
+        verdicts(paper)
+    (folder / RUNS).write_text((folder / RUNS).read_text().replace('"01"', '"02"'))
+    with pytest.raises(CorruptRun, match="own checksum"):
+        verdicts(paper)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("holds: \"> 5\"", "holds: about 5", "expected such as '< 1.5'"),
+        ("holds: \"< 1\"", "holds: \"< -1\"", "a ratio is above 0"),
+        ("table: results", "table: result", "expected one of history, results"),
+        ("unit: B", "units: B", "unknown key 'units'; did you mean 'unit'"),
+        ("by: method, of: b, ", "by: method, ", "compare lacks of"),
+        ("id: other", "id: better-x2", "there are two of that id"),
+        ("not_tested: \"budget: too dear\"", "note: x", "expected either parts or not_tested"),
+        ("statement: nobody looked", "statement: 3", "statement=3: expected a text"),
+    ],
+)  # fmt: skip
+def test_a_bad_rule_is_named(paper, old, new, message):
+    assert old in RULES
+    (paper / "claims.yaml").write_text(RULES.replace(old, new))
+    with pytest.raises(BadInput, match=message):
+        read_claims(paper / "claims.yaml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("batch: demo", "batch: demos", "no results of 'demos'; there are demo"),
+        ("arg_max(loss, step)", "arg_max(lost, step)", "lost"),
+        ("of: b", "of: c", "no method 'c'; has"),
+    ],
+)
+def test_a_rule_that_does_not_fit_the_results_is_named(paper, old, new, message):
+    (paper / "claims.yaml").write_text(RULES.replace(old, new, 1))
+    with pytest.raises(BadInput, match=rf"better-x2.*{message}"):
+        verdicts(paper)
+
+
+def test_tables_show_every_claim(paper):
+    all_of_them = verdicts(paper)
+    text = markdown(all_of_them)
+    assert "| **better-x2** b is better" in text
+    assert "size (> 5 B): 4 [4, 4] B, n = 3: fails" in text
+    assert "budget: too dear" in text
+    document = page(all_of_them)
+    assert 'href="../../notebooks/01_question.ipynb"' in document
+    assert "10% &amp; more" in document
+    assert "http" not in document.replace("<!doctype", "")
+    assert r"10\% \& more" in latex(all_of_them)
+    written = macros(all_of_them)
+    assert r"\newcommand{\verdictBetterXTwo}{mixed}" in written
+    assert r"\newcommand{\numNotTested}{1}" in written
+    assert r"\newcommand{\seedsBetterXTwoA}{3}" in written
+    names = [line.split("{")[1].rstrip("}") for line in written.splitlines()]
+    assert len(set(names)) == len(names)
+    assert all(name[1:].isalpha() for name in names)
+
+
+def test_numbers_are_short_and_honest(paper):
+    shown = [number(x) for x in (0.0, 1.23456, -0.012345, 123.4, 12345.6, 6.16e10, 1e-5, math.nan)]
+    assert shown == ["0", "1.23", "-0.0123", "123", "12,346", "6.16e+10", "1.00e-05", "-"]
+    assert interval(verdicts(paper)[0].effects[1]) == "4 [4, 4]"
+    assert (camel("gqc-16x"), escape("5% < a_b")) == ("GqcOneSixx", r"5\% $<$ a\_b")
