@@ -47,7 +47,8 @@ def test_the_models_need_no_ipywidgets():
     code = """
         import sys
         import gqc_widgets.runner, gqc_widgets.display, gqc_widgets.schedule, gqc_widgets.saving
-        import gqc_widgets.status, gqc_widgets.comparison
+        import gqc_widgets.status, gqc_widgets.comparison, gqc_widgets.draft, gqc_widgets.scaler
+        import gqc_widgets.side_by_side
         print(sorted({"ipywidgets", "IPython", "anywidget"} & set(sys.modules)))
     """
     assert run(code) == "[]"

@@ -72,22 +72,28 @@ def _extremes(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return sorted({low, high})
 
 
+#: curves of all records, those of steps only, and what is made of them; named as in the records
+ALWAYS = (
+    *("val_loss", "gradient_norm_threshold", "noise_scale", "vgs/normalized_variance"),
+    *("vgs/stochastic_var_p10", "vgs/stochastic_var_p50", "vgs/stochastic_var_p90"),
+)
+AT_STEPS = ("grad_norm", "num_draws", "factor")
+MADE = ("loss", "smooth_loss", "forced")
+
+
 class Curves:
     """The curves of one run, by name, from records as `gqc.lab.Experiment` makes them.
 
-    ``loss``, ``smooth_loss`` (its bias-corrected exponential average), ``val_loss``; at steps
-    ``grad_norm``, ``num_draws``, ``forced`` (steps with a norm above their threshold); and
-    ``gradient_norm_threshold``, ``noise_scale``.  What a run does not record stays empty.
+    ``loss``, ``smooth_loss`` (its bias-corrected exponential average), ``forced`` (steps with a
+    norm above their threshold), and the fields `ALWAYS` and, at steps, `AT_STEPS`.  What a run does
+    not record stays empty.
 
     Args:
         x: key of the records that is drawn to the right.
         records: those that there are already.
     """
 
-    NAMES = (
-        *("loss", "smooth_loss", "val_loss", "grad_norm", "num_draws", "forced"),
-        *("gradient_norm_threshold", "noise_scale"),
-    )
+    NAMES = (*MADE, *ALWAYS, *AT_STEPS)
 
     def __init__(self, x: str, records: Iterable[Record] = ()) -> None:
         self.x = x
@@ -105,17 +111,18 @@ class Curves:
             self._weight += (1 - SMOOTHING) * (1 - self._weight)
             self._smooth += (1 - SMOOTHING) / self._weight * (loss - self._smooth)
             self._put("smooth_loss", x, self._smooth)
-        for name in ("val_loss", "gradient_norm_threshold", "noise_scale"):
+        for name in ALWAYS:
             self._put(name, x, record.get(name))
         if record["stepped"]:
+            for name in AT_STEPS:
+                self._put(name, x, record.get(name))
             norm, threshold = record.get("grad_norm"), record.get("gradient_norm_threshold")
-            self._put("grad_norm", x, norm)
-            self._put("num_draws", x, record.get("num_draws"))
             if norm is not None and threshold is not None and norm > threshold:
                 self._put("forced", x, norm)
 
     def _put(self, name: str, x: float, y: float | None) -> None:
-        self._curves[name].add(x, None if y is None else float(y))
+        if y is not None:
+            self._curves[name].add(x, float(y))
 
     def points(self, name: str) -> Points:
         """x and y of the curve ``name``."""

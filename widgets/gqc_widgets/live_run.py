@@ -13,7 +13,7 @@ import ipywidgets as widgets
 from gqc.lab import Experiment
 from gqc.lab.runs import current_run_dir
 from gqc_widgets.cell import current_cell
-from gqc_widgets.panels import fill, live, run_figure, run_points
+from gqc_widgets.panels import fill, live, run_figure, run_panels, run_points
 from gqc_widgets.runner import FAILED, FINISHED, PAUSED, READY, RUNNING, STOPPED, Runner, claim
 from gqc_widgets.status import progress_text, rows
 
@@ -67,7 +67,8 @@ class LiveRun(widgets.VBox):
         self._make_parts()
         top = widgets.HBox([*self.buttons.values(), self.state])
         middle = widgets.HBox([self.bar, self.progress])
-        self.children = [top, middle, self.message, self.figure, self.table]
+        self._frame = [top, middle, self.message, self.table]
+        self._make_figure()
         self.add_class("gqc-live-run")
         self._is_made = True
         self.runner.listeners.append(self._show)
@@ -82,10 +83,23 @@ class LiveRun(widgets.VBox):
         )
         self.progress = widgets.HTML()
         self.message = widgets.HTML()
-        optimizer = self.experiment.parts.get("optimizer")
-        max_draws = getattr(optimizer, "max_draws", None)
-        self.figure = live(run_figure(self.experiment.unit, max_draws))
         self.table = widgets.HTML()
+
+    def _make_figure(self) -> None:
+        """With a panel for all that is recorded, as far as that is known."""
+        experiment = self.experiment
+        self._fields = self._recorded()
+        optimizer = experiment.parts.get("optimizer")
+        max_draws = getattr(optimizer, "max_draws", None)
+        self.figure = live(
+            run_figure(experiment.unit, self._fields, experiment.loss_unit, max_draws)
+        )
+        *above, table = self._frame
+        self.children = [*above, self.figure, table]
+
+    def _recorded(self) -> set[str]:
+        experiment = self.experiment
+        return {"loss", *experiment.evaluated, *experiment.measured, *(self.runner.record or {})}
 
     def _button(self, name: str) -> widgets.Button:
         icon, tooltip, _ = BUTTONS[name]
@@ -124,6 +138,8 @@ class LiveRun(widgets.VBox):
             self.table.value = _table(rows(runner))
             if runner.error is not None:
                 self.message.value = _traceback(runner.error)
+            if run_panels(self._recorded()) != run_panels(self._fields):
+                self._make_figure()  # the first record has told of more
             fill(self.figure, run_points(runner.curves))
 
     def close(self) -> None:

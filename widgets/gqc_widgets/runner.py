@@ -8,14 +8,15 @@ is slow, so that watching costs a thirtieth of the time.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import copy
 import math
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from gqc.lab import Experiment
 from gqc_widgets.display import Curves
@@ -128,11 +129,26 @@ class Runner:
 
     def save(self, folder: str | Path, parameters: Mapping[str, Any]) -> Path:
         """`save_run`, between two microbatches; a run that was going on goes on."""
+        with self._held():
+            return save_run(self.experiment, folder, parameters)
+
+    def snapshot(self) -> dict[str, Any]:
+        """A copy of the experiment's state, as `save` is made."""
+        with self._held():
+            return copy.deepcopy(self.experiment.state_dict())
+
+    @property
+    def beginning(self) -> dict[str, Any]:
+        """A copy of the state that `reset` goes back to."""
+        return copy.deepcopy(self._beginning)
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
         was_running = self.state == RUNNING
         self.pause()
         self.wait()
         try:
-            return save_run(self.experiment, folder, parameters)
+            yield
         finally:
             if was_running:
                 self.start()
@@ -220,14 +236,23 @@ class Runner:
             listener(self)
 
 
+class Stoppable(Protocol):
+    """A `Runner`, or what drives several."""
+
+    listeners: list[Any]
+
+    def stop(self) -> None: ...
+
+
 _running: set[Runner] = set()
-_owners: dict[str, tuple[object, list[Runner]]] = {}
+_owners: dict[str, tuple[object, list[Stoppable]]] = {}
 
 
-def claim(runner: Runner, owner: str, turn: object) -> None:
+def claim(runner: Stoppable, owner: str, turn: object) -> None:
     """Stop what ``owner`` ran in earlier turns: a cell that is run again leaves no thread behind.
 
     Args:
+        runner: what this turn runs.
         owner: the cell.
         turn: its execution; several runners of one turn go on side by side.
     """

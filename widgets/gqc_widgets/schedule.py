@@ -1,8 +1,6 @@
 """What the norm schedule editor shows: a draft of the plan, what is wrong with it, what it costs.
 
-The draft is what was edited and is not right yet.  As soon as all of it is, it is set on the
-experiment's controls, which apply it from the next microbatch; until then training keeps the last
-right plan.
+The draft is `gqc_widgets.draft`.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from gqc.lab import Experiment
 from gqc.lab.controls import Control
 from gqc.lab.norm_schedule import NAMES, NormSchedule, has_norm_schedule, norm_schedule
 from gqc.noise import predicted_draws
+from gqc_widgets.draft import Draft
 
 NUM_POINTS = 241  #: of a drawn plan
 NUM_COLUMNS, NUM_ROWS = 50, 30  #: of the grid that takes clicks
@@ -30,8 +29,6 @@ class NormScheduleModel:
     Args:
         experiment: with the controls of `gqc.lab.norm_schedule`.
         max_draws: microbatches after which a step is forced, or None.
-    Attributes:
-        errors: field -> what is wrong with it; empty when the draft is the plan.
     Raises: ValueError: the experiment has no norm schedule.
     """
 
@@ -44,8 +41,7 @@ class NormScheduleModel:
         self.experiment = experiment
         self.controls = experiment.controls
         self.max_draws = max_draws
-        self.errors: dict[str, str] = {}
-        self._draft: dict[str, Any] = {}
+        self._draft = Draft(self.controls)
 
     @property
     def plan(self) -> NormSchedule:
@@ -63,31 +59,19 @@ class NormScheduleModel:
 
     def edit(self, name: str, content: Any) -> None:
         """Put ``content``, a text or a value, into the field ``name``."""
-        self._draft[name] = content
+        more = {}
         if name == "norm_curve" and content == "points" and not self.controls["norm_points"]:
-            self._draft["norm_points"] = self.drawn()
-        self.errors, values = {}, {}
-        for field, draft in self._draft.items():
-            try:
-                values[field] = self.controls.specs[field].check(field, _read(field, draft))
-            except ValueError as error:
-                self.errors[field] = str(error)
-        if self.errors:
-            return
-        try:
-            self.controls.update(values)
-            self._draft = {}
-        except ValueError as error:  # they do not fit each other
-            self.errors[name] = str(error)
+            more["norm_points"] = self.drawn()
+        self._draft.edit(name, content, **more)
+
+    @property
+    def errors(self) -> dict[str, str]:
+        """Field -> what is wrong with it; empty when the draft is the plan."""
+        return self._draft.errors
 
     def text(self, name: str) -> str:
         """The field's content as a text that `edit` reads."""
-        value = self._draft.get(name, self.controls[name])
-        if isinstance(value, str):
-            return value
-        if name == "norm_points":
-            return ", ".join(f"{share:g} {norm:g}" for share, norm in value)
-        return f"{value:g}"
+        return self._draft.text(name)
 
     def put_point(self, share: float, norm: float) -> None:
         """Draw the point at ``share`` of the run, instead of one that is there."""
@@ -194,24 +178,3 @@ class NormScheduleModel:
 def _nearest(points: Mapping[float, float], share: float) -> float:
     """The share of the point at ``share``, up to half a percent of the run, or ``share``."""
     return next((x for x in points if abs(x - share) < 0.005), share)
-
-
-def _read(name: str, content: Any) -> Any:
-    """A field's text as a value; a value as it is."""
-    if not isinstance(content, str) or name == "norm_curve":
-        return content
-    if name == "norm_points":
-        pairs = [pair.split() for pair in content.replace(";", ",").split(",") if pair.strip()]
-        if not pairs:
-            raise ValueError(f"{name}: expected pairs such as '0 2, 1 0.5'; the field is empty")
-        return [[_number(name, word) for word in pair] for pair in pairs]
-    return _number(name, content)
-
-
-def _number(name: str, text: str) -> float:
-    if not text.strip():
-        raise ValueError(f"{name}: expected a number; the field is empty")
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{name}={text.strip()!r}: expected a number such as 0.5") from None

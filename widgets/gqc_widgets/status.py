@@ -18,6 +18,9 @@ NUMBERS = {
     "gradient_norm_threshold": "norm threshold",
     "num_draws": "draws",
     "noise_scale": "noise / signal",
+    "factor": "factor",
+    "vgs/normalized_variance": "variance V",
+    "vgs/unresolved": "unresolved tensors",
     "num_forced": "forced steps",
     "num_discarded": "discarded",
 }

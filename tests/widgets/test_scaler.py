@@ -1,0 +1,183 @@
+"""What the alpha tuner shows and exports, without a browser; training follows its edits."""
+
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from gqc.lab import Experiment
+from gqc.lab.experiments import pretraining, vgs_training
+from gqc.lab.scaler_controls import LAW, scaled_steps, what_if
+from gqc_widgets.display import Curves
+from gqc_widgets.scaler import ScalerModel, parse_alphas
+
+NUM_STEPS = 60
+
+
+def make(**overrides):
+    values = {"steps": NUM_STEPS, "batch_size": 4, "width": 8, "beta": 0.9, "warmup_steps": 5}
+    return vgs_training.build(vgs_training.config("smoke", device="cpu", **values | overrides))
+
+
+def run(experiment, until=None):
+    while experiment.microbatch != until and next(experiment, None) is not None:
+        pass
+    return experiment
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("alpha", "", "alpha: expected a number; the field is empty"),
+        ("alpha", "much", "alpha='much': expected a number such as 0.5"),
+        ("alpha", "-0.1", r"alpha=-0.1: expected a finite number in \[0, inf\]"),
+        ("beta", "1", r"beta=1.0: expected in \(0, 1\)"),
+        ("warmup_steps", "2.5", "warmup_steps=2.5: expected a whole number"),
+        ("percentile", "90", r"percentile=90.0: expected a finite number in \[0, 1\]"),
+        ("min_scaling_factor", "2", "min_scaling_factor=2.0"),
+        ("variance_cap", "-1", "variance_cap=-1.0"),
+    ],
+)
+def test_a_bad_field_says_so_and_training_keeps_the_last_good_value(name, content, message):
+    experiment = make()
+    model, before = ScalerModel(experiment), dict(experiment.controls)
+    model.draft.edit(name, content)
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(model.draft.errors[name])
+    assert dict(experiment.controls) == before
+    assert model.draft.text(name) == content
+    model.draft.edit(name, str(before[name]))
+    assert model.draft.errors == {}
+
+
+def test_an_edit_counts_from_the_next_microbatch():
+    experiment = run(make(), until=20)
+    ScalerModel(experiment).draft.edit("alpha", "3")
+    record = next(experiment)
+    v = experiment.history["vgs/normalized_variance"][19]
+    assert record["factor"] == pytest.approx(max(1 / (1 + 3 * min(v, 50)), 0.1), rel=1e-6)
+    assert experiment.changes == [{"microbatch": 21, "name": "alpha", "value": 3.0}]
+
+
+def test_the_guess_steers_nothing_and_begins_as_the_run_is():
+    experiment = run(make(), until=20)
+    experiment.controls["alpha"] = 0.3
+    model, before = ScalerModel(experiment), dict(experiment.controls)
+    assert dict(model.guess.controls) == {name: before[name] for name in LAW}
+    model.guess.edit("alpha", "9")
+    model.guess.edit("warmup_steps", "0")
+    assert dict(experiment.controls) == before
+    assert model.guess.controls["alpha"] == 9
+
+
+def test_what_if_is_the_law_on_the_record_and_follows_a_run_that_goes_on():
+    experiment = run(make(), until=20)
+    model = ScalerModel(experiment)
+    assert len(model.what_if()["recorded"][0]) == 20
+    assert not model.is_behind
+    run(experiment, until=30)
+    assert model.is_behind
+    model.guess.edit("alpha", "0.7")
+    found = model.what_if()
+    history = experiment.history
+    assert found["recorded"] == (history["examples"].tolist(), history["factor"].tolist())
+    assert found["what_if"][0] == history["examples"].tolist()
+    v = [0.0, *history["vgs/normalized_variance"][:-1]]
+    law = [1.0] * 5 + [max(1 / (1 + 0.7 * min(x, 50)), 0.1) for x in v[5:]]
+    assert found["what_if"][1] == pytest.approx(law, rel=1e-12)
+    note = model.what_if_note()
+    assert f"mean factor {history['factor'][5:].mean():.3f} recorded" in note
+    assert f"{np.mean(law[5:]):.3f} what if" in note
+
+
+def test_a_saved_run_can_be_asked_instead():
+    saved = run(make(seed=3)).history
+    model = ScalerModel(make(), recorded=saved)
+    assert model.what_if()["recorded"][1] == saved["factor"].tolist()
+    model.guess.edit("variance_cap", "1000")
+    assert "no variance above" in model.what_if_note()
+    with pytest.raises(ValueError, match="expected a run with a variance scaler"):
+        ScalerModel(make(), recorded=saved.drop(columns="factor"))
+
+
+def long_history(length=100_000):
+    generator = np.random.default_rng(0)
+    variance = generator.lognormal(1.0, 1.0, length).clip(max=50.0)
+    before = np.concatenate([[0.0], variance[:-1]])
+    factor = np.where(np.arange(length) < 100, 1.0, (1 / (1 + 0.1 * before)).clip(0.1, 1.0))
+    frame = pd.DataFrame({"examples": 16 * np.arange(1, length + 1), "stepped": True})
+    frame["vgs/normalized_variance"], frame["vgs/step_count"] = variance, np.arange(1, length + 1)
+    return frame.assign(factor=factor)
+
+
+def test_a_hundred_thousand_records_are_thinned_with_their_peaks_at_once():
+    history = long_history()
+    model = ScalerModel(make(), recorded=history)
+    model.guess.edit("alpha", "0.5")
+    began = time.process_time()
+    found = model.what_if()
+    seconds = time.process_time() - began
+    assert seconds < 0.3  # of this process alone; 0.02 or so
+    law = what_if(scaled_steps(history, "examples"), model.guess.controls)
+    for name, whole in (("recorded", history["factor"]), ("what_if", law)):
+        x, y = found[name]
+        assert len(x) <= 600
+        assert (min(y), max(y)) == (whole.min(), whole.max())
+        assert (x[0], x[-1]) == (16, 1_600_000)
+
+
+def test_single_percentiles_are_put_through_the_law():
+    experiment = run(make(alpha=0.5))
+    curves = Curves("examples", experiment.history.to_dict("records"))
+    model = ScalerModel(experiment)
+    found = model.factors_at(curves)
+    for level in ("p10", "p50", "p90"):
+        v = experiment.history[f"vgs/stochastic_var_{level}"].clip(upper=50)
+        assert found[f"at {level}"][1] == pytest.approx((1 / (1 + 0.5 * v)).clip(0.1).tolist())
+    assert model.cap(curves) == ([4, 4 * NUM_STEPS], [50, 50])
+    model.draft.edit("variance_cap", "0")
+    assert model.cap(curves) == ([], [])
+
+
+def test_what_was_tuned_by_hand_is_exported_as_parameters_that_make_the_same_scaler():
+    experiment = make()
+    model = ScalerModel(experiment)
+    edits = {"alpha": "0.7", "beta": "0.95", "warmup_steps": "7", "percentile": "0.5"}
+    for name, content in {**edits, "min_scaling_factor": "0.2", "variance_cap": "0"}.items():
+        model.draft.edit(name, content)
+    parameters = yaml.safe_load(model.export_yaml())
+    assert parameters == model.export()
+    assert parameters["variance_cap"] is None
+    assert dict(make(**parameters).controls) == dict(experiment.controls)
+
+
+def test_a_scaler_inside_a_wrapper_can_be_tuned_too():
+    config = pretraining.config("smoke", method="gnts", vgs_alpha=0.1, tokens=10 * 512)
+    model = ScalerModel(pretraining.build(config))
+    model.draft.edit("alpha", "0.4")
+    run(model.experiment)
+    assert model.experiment.scaler.alpha == 0.4
+    assert model.what_if()["recorded"][0][-1] <= 10 * 512
+
+
+@pytest.mark.parametrize("method", ["adamw", "gnts"])
+def test_an_experiment_without_a_scaler_is_refused(method):
+    experiment: Experiment = pretraining.build(pretraining.config("smoke", method=method))
+    with pytest.raises(ValueError, match=f"'{method}' has no variance scaler: expected controls"):
+        ScalerModel(experiment)
+
+
+def test_alphas_are_read_from_a_text():
+    specs = make().controls.specs
+    assert parse_alphas("0, 0.1; 1e0", specs) == [0.0, 0.1, 1.0]
+    for text, message in {
+        "0.1": "expected two or more that differ",
+        "0.1, 0.1": "expected two or more that differ",
+        "0, -1": "alpha=-1.0",
+        "0,": "the field is empty",
+        "0, x": "alpha='x'",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            parse_alphas(text, specs)

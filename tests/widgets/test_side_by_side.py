@@ -1,0 +1,140 @@
+"""Twins at several alphas: the same start, the same data, and each the run that it would be."""
+
+import threading
+
+import pandas as pd
+import pytest
+
+from gqc.lab.experiments import pretraining, vgs_training
+from gqc_widgets.runner import Runner, stop_all
+from gqc_widgets.side_by_side import SideBySide
+
+
+def make(**overrides):
+    values = {"steps": 60, "batch_size": 4, "width": 8, "beta": 0.9, "warmup_steps": 5}
+    return vgs_training.build(vgs_training.config("smoke", device="cpu", **values | overrides))
+
+
+def run(experiment, until=None):
+    while experiment.microbatch != until and next(experiment, None) is not None:
+        pass
+    return experiment
+
+
+def wait(side):
+    assert all(runner.wait(60) for runner in side.runners.values())
+
+
+def rows(experiment, since=0):
+    kept = experiment.history.drop(columns=["seconds", "changes", "alpha", "method"])
+    return kept.iloc[since:].reset_index(drop=True)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    before = set(threading.enumerate())
+    yield
+    stop_all()
+    assert set(threading.enumerate()) == before
+
+
+def test_from_the_beginning_each_is_the_run_with_its_alpha():
+    experiment = run(make(), until=10)
+    side = SideBySide(experiment)
+    side.start([0.0, 0.1, 2.0])
+    wait(side)
+    for alpha in (0.0, 0.1, 2.0):
+        twin = side.runners[alpha].experiment
+        pd.testing.assert_frame_equal(rows(twin), rows(run(make(alpha=alpha))), check_exact=True)
+    assert side.runners[0.0].experiment.is_steered  # and says so
+    assert experiment.microbatch == 10
+    losses = [y[-1] for _, y in side.points("val_loss")]
+    assert len(set(losses)) == 3
+    assert all(text.startswith("finished, 240 of 240") for text in side.progress().values())
+    assert f"validation loss {losses[2]:.4g}" in side.progress()[2.0]
+
+
+def test_from_where_the_run_is_they_share_its_past_and_the_same_alpha_goes_on_alike():
+    experiment = run(make(), until=30)
+    runner = Runner(experiment)
+    side = SideBySide(experiment)
+    side.start([0.1, 1.0], runner.snapshot())
+    wait(side)
+    run(experiment)
+    same, other = (side.runners[a].experiment for a in (0.1, 1.0))
+    pd.testing.assert_frame_equal(rows(same), rows(experiment), check_exact=True)
+    pd.testing.assert_frame_equal(rows(other)[:30], rows(experiment)[:30], check_exact=True)
+    assert other.changes == [{"microbatch": 31, "name": "alpha", "value": 1.0}]
+    assert other.history["factor"][30] < experiment.history["factor"][30]
+
+
+def test_the_present_controls_are_theirs_too():
+    experiment = make()
+    experiment.controls.update(lr_scale=0.5, percentile=0.2)
+    side = SideBySide(experiment)
+    side.start([0.0, 0.5])
+    wait(side)
+    assert {r.experiment.controls["lr_scale"] for r in side.runners.values()} == {0.5}
+    assert {r.experiment.scaler.percentile for r in side.runners.values()} == {0.2}
+
+
+def test_another_estimator_starts_at_the_beginning():
+    experiment = run(make(), until=20)
+    side = SideBySide(experiment)
+    with pytest.raises(ValueError, match=r"estimator='elementwise': .* start at the beginning"):
+        side.start([0.0, 0.1], experiment.state_dict(), "elementwise")
+    side.start([0.0, 0.1], estimator="elementwise")
+    wait(side)
+    assert {r.experiment.scaler.estimator for r in side.runners.values()} == {"elementwise"}
+
+
+def test_stop_ends_all_and_a_new_start_ends_the_old():
+    side = SideBySide(make(steps=10**6))
+    told = []
+    side.listeners.append(lambda s: told.append(len(s.runners)))
+    side.start([0.0, 0.1])
+    assert side.is_running
+    old = list(side.runners.values())
+    side.start([0.0, 0.1, 0.5])
+    assert not any(runner.is_alive for runner in old)
+    side.stop()
+    assert not side.is_running
+    assert not any(runner.is_alive for runner in side.runners.values())
+    assert set(told) == {2, 3}
+
+
+def test_what_was_planned_for_the_run_is_not_planned_for_its_twins():
+    experiment = make()
+    experiment.replay([{"microbatch": 20, "name": "alpha", "value": 3.0}])
+    side = SideBySide(experiment)
+    side.start([0.0, 0.1], Runner(experiment).beginning)
+    wait(side)
+    assert (side.runners[0.0].experiment.history["factor"] == 1).all()
+
+
+def test_an_exception_of_one_is_kept():
+    side = SideBySide(make())
+    side.start([0.0, 0.1])
+    wait(side)
+    assert side.errors == []
+
+    class Broken(vgs_training.Digits):
+        def twin(self, estimator=None):
+            return Broken(self.config)
+
+        def draw_batch(self):
+            raise ValueError("no such digit")
+
+    side = SideBySide(Broken(make().config))
+    side.start([0.0, 0.1])
+    wait(side)
+    assert len(side.errors) == 2
+    assert "no such digit" in side.errors[0]
+
+
+def test_text_pretraining_can_be_compared_too():
+    config = pretraining.config("smoke", method="vgs", vgs_warmup_steps=2, tokens=8 * 512)
+    side = SideBySide(pretraining.build(config))
+    side.start([0.0, 0.5])
+    wait(side)
+    assert [r.state for r in side.runners.values()] == ["finished"] * 2
