@@ -1,0 +1,183 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags
+#     notebook_metadata_filter: kernelspec,jupytext
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # What does moving alpha do to a run that is under way?
+#
+# VGS multiplies each gradient by $f = 1/(1 + \alpha \min(V, V_\max))$, with $V$ the variance of the
+# gradient over the steps so far. How strong should it be? A record of $V$ answers for every
+# $\alpha$ at once which factor would have come of it. It cannot answer what training would have
+# become: that takes another run.
+#
+# **To steer.** Set `interactive = True` in the next but one cell, run all cells, press *Start*, and
+# move alpha while the model trains. *What if* redraws the factor for other settings without
+# training; *Side by side* trains several alphas from one start.
+#
+# **To read.** Below is a run that was steered: alpha was raised on the way, then set to 0. Beside
+# it are three runs at one alpha each, and what the record of the first says of the others.
+
+# %%
+# Only where the kit is missing, as in Colab; whatever torch is there stays.
+import importlib.util
+import subprocess
+import sys
+
+kit = ""  # address of the kit's repository: "git+https://..."
+if importlib.util.find_spec("gqc_widgets") is None:
+    if not kit:
+        raise ModuleNotFoundError("gqc is not installed: write its repository's address into `kit`")
+    kit = f"gqc-kit[widgets] @ {kit}"
+    subprocess.run([sys.executable, "-m", "pip", "install", kit], check=True)
+
+# %% tags=["parameters"]
+interactive = False  # True: wait for a person; False: replay `changes` and train to the end
+scale = "smoke"  # one of smoke, laptop, paper; seconds, minutes, hours
+task = "values"  # one of digits, values; wrong labels, or TD targets
+optimizer = "sgd"  # one of sgd, momentum, adamw
+seed = 0  # >= 0; of weights, order and wrong labels
+steps: int | None = 400  # >= 1; None: the scale's
+lr: float | None = None  # > 0; None: the one tuned for the plain optimizer
+alpha = 0.1  # >= 0; strength at the start, 0 measures only
+beta = 0.97  # > 0, < 1; decay of the statistics
+warmup_steps = 40  # >= 0; steps with factor 1
+percentile = 0.5  # >= 0, <= 1; of the variance over tensors
+min_scaling_factor = 0.1  # >= 0, <= 1; least factor
+variance_cap: float | None = 50.0  # > 0; None: as far as beta resolves
+estimator = "sketch"  # one of sketch, elementwise; or a published one: see notebook 04
+alphas = [0.0, 0.1, 0.5]  # >= 0; side by side
+device = "auto"  # one of auto, cpu, cuda, cuda:*, mps
+dtype = "float32"  # one of float32, bfloat16, float64
+changes = [
+    {"microbatch": 161, "name": "alpha", "value": 0.5},
+    {"microbatch": 281, "name": "alpha", "value": 0.0},
+]  # controls that were changed, and the first microbatch under the new value
+
+# %%
+from dataclasses import replace
+
+import pandas as pd
+from IPython.display import display
+
+from gqc.lab import figures_scaler, figures_vgs_training, runs, track
+from gqc.lab.experiments import vgs_training
+from gqc.lab.scaler_controls import LAW, scaled_steps, what_if
+
+# %% [markdown]
+# ## Run
+
+# %%
+config = {"scale": scale, "task": task, "optimizer": optimizer, "seed": seed, "steps": steps}
+config |= {"lr": lr, "alpha": alpha, "beta": beta, "warmup_steps": warmup_steps}
+config |= {"percentile": percentile, "min_scaling_factor": min_scaling_factor}
+config |= {"estimator": estimator, "device": device, "dtype": dtype}
+config = {name: value for name, value in config.items() if value is not None}
+config |= {"variance_cap": variance_cap}
+experiment = vgs_training.build(vgs_training.config(**config))
+
+# %% tags=["nbval-ignore-output"]
+if interactive:
+    from gqc_widgets import LiveRun, VGSAlphaTuner
+
+    live = LiveRun(experiment, parameters=config)
+    display(live)
+else:
+    experiment.replay(changes)
+    for _ in track(experiment):
+        pass
+
+# %% tags=["nbval-ignore-output"]
+compared = {}
+if interactive:
+    tuner = VGSAlphaTuner(live)
+    display(tuner)
+else:
+    for strength in alphas:
+        other = vgs_training.build(replace(experiment.config, alpha=strength))
+        compared[strength] = other
+        for _ in track(other, has_bar=False):
+            pass
+
+# %% [markdown]
+# ## What became of it
+#
+# Of the run so far: run the cells below again while it trains, or at its end. Dotted lines are
+# where alpha was moved: the factor jumps, while V, which is read from the gradient before it is
+# scaled, goes on.
+
+# %% tags=["nbval-ignore-output"]
+history = experiment.history
+if len(history):
+    display(figures_scaler.variance_and_factor(history))
+
+# %%
+for change in experiment.changes:
+    print(f"from microbatch {change['microbatch']}: {change['name']} = {change['value']}")
+
+# %% [markdown]
+# ## Side by side
+
+# %% tags=["nbval-ignore-output"]
+if interactive:
+    compared = {strength: runner.experiment for strength, runner in tuner.side.runners.items()}
+    compared = {strength: other for strength, other in compared.items() if other.microbatch}
+parts = [o.history.assign(method=f"alpha {a:g}", alpha=a) for a, o in compared.items()]
+if parts:
+    together = pd.concat(parts, ignore_index=True)
+    display(figures_vgs_training.loss_panels(together))
+
+# %% tags=["nbval-ignore-output"]
+laws = {f"alpha {a:g}": {n: o.controls[n] for n in LAW} for a, o in compared.items()}
+if parts:
+    display(figures_scaler.what_if_against_runs(together, laws, recorded=next(iter(laws))))
+
+# %% [markdown]
+# ## Answer
+#
+# The mean factor after the warmup that the record of the first run promises for each alpha, the one
+# that its own run had, and what became of the held-out loss and of the spread of the training loss
+# (both over the second half):
+
+# %%
+rows = []
+for strength, other in compared.items():
+    record = scaled_steps(next(iter(compared.values())).history, "microbatch")
+    warm = record["count"] >= other.controls["warmup_steps"]
+    promised = what_if(record, {n: other.controls[n] for n in LAW})[warm].mean()
+    measured = vgs_training.stability(other.history, other.controls["warmup_steps"])
+    rows.append({"alpha": strength, "promised_factor": promised, **measured})
+results = pd.DataFrame(rows)
+if rows:
+    columns = ["promised_factor", "mean_factor", "tail_val_loss", "loss_sd"]
+    display(results.set_index("alpha")[columns].round(2))
+
+# %% [markdown]
+# The factor follows alpha from the next microbatch on. What the record promises for another alpha
+# holds as long as both trainings are at the same place: a smaller factor is a slower training,
+# whose gradients are those of an earlier time, with more signal in them; so a stronger scaling
+# meets less variance than the record has, and is weaker than promised.
+#
+# **Limits.** One seed of a small network. Steered by eye, a run shows how alpha works, not whether
+# it helps, and a smaller factor is also a smaller step: for evidence, with a constant factor as
+# control, see notebook 06. A saved run that was steered says so (`is_steered`), and its
+# `parameters.yaml` repeats it without a person:
+#
+# ```
+# gqc run notebooks/08_vgs_alpha_live.ipynb -f runs/live/.../parameters.yaml
+# ```
+
+# %%
+if not interactive:
+    saved = runs.save(together, results, data_hash=experiment.data_hash)
