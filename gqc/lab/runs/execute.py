@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections import deque
@@ -14,7 +13,7 @@ from typing import Any, Protocol
 
 from gqc.lab.runs.plan import Batch, Run
 from gqc.lab.runs.store import CorruptRun, Store
-from gqc.lab.runs.worker import Worker, make_job
+from gqc.lab.runs.worker import Executor, Worker, make_job, num_cores
 
 _BUSY_PAUSE = 1.0  # seconds before a run that another batch has in hand is tried again
 
@@ -41,11 +40,6 @@ class Outcomes:
         return sum(each == status for each in self.statuses.values())
 
 
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def set_corrupt_aside(batch: Batch, store: Store, note: Callable[[str], None]) -> set[str]:
     """Ids of the batch's finished runs, all their files verified; corrupt ones are quarantined."""
     stored = store.finished()
@@ -67,23 +61,24 @@ def execute_batch(
     store: Store,
     listener: Listener,
     *,
-    jobs: int = 1,
+    jobs: int | None = None,
     retry: int = 1,
     is_fail_fast: bool = False,
     is_warm: bool = True,
-    worker: Worker | None = None,
+    worker: Executor | None = None,
 ) -> Outcomes:
     """Execute what is not finished; a run that fails does not stop the others.
 
     Ctrl-C or SIGTERM lets running cells save their checkpoints and stops; a second one kills.
 
     Args:
-        jobs: runs at a time.
+        jobs: runs at a time; None: what the worker can take.
         retry: how often a run that was lost (killed, no kernel) is tried again; a notebook that
             fails is not.
         is_fail_fast: stop as soon as a run has failed.
         is_warm: fork kernels from a process with torch loaded, where the system can.
-        worker: one to use and to leave running; None: one of its own.
+        worker: where runs are executed, left running; None: a warm process of this machine.
+    Raises: gqc.lab.runs.cluster.SchedulerLost: the worker is a cluster, and out of reach.
     """
     finished = set_corrupt_aside(batch, store, listener.note)
     outcomes = Outcomes({run.id: "waiting" for run in batch.runs})
@@ -92,7 +87,7 @@ def execute_batch(
     todo = [run for run in batch.runs if run.id not in finished]
     if not todo:
         return outcomes
-    own = worker or Worker(batch.threads or max(1, num_cores() // jobs))
+    own = worker or Worker(batch.threads or max(1, num_cores() // (jobs or 1)))
     loop = _Loop(batch, store, listener, outcomes, own, jobs, retry, is_fail_fast, is_warm)
     try:
         with _interrupts(loop.press):
@@ -109,8 +104,8 @@ class _Loop:
     store: Store
     listener: Listener
     outcomes: Outcomes
-    worker: Worker
-    jobs: int
+    worker: Executor
+    jobs: int | None
     retry: int
     is_fail_fast: bool
     is_warm: bool
@@ -146,7 +141,8 @@ class _Loop:
         now = time.monotonic()
         self.waiting.extend(run for when, run in self.later if when <= now)
         self.later = [(when, run) for when, run in self.later if when > now]
-        while self.waiting and len(self.running) < self.jobs and not self.is_stopping:
+        limit = self.jobs or self.worker.capacity()
+        while self.waiting and len(self.running) < limit and not self.is_stopping:
             run = self.waiting.popleft()
             self.running[run.id] = run
             self.worker.submit(make_job(self.batch, run, self.store, is_warm=self.is_warm))

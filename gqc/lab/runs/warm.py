@@ -126,8 +126,9 @@ def _wake(number: int, frame: FrameType | None) -> None:
 def main() -> None:
     """Import, report ready, serve until standard input closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Kept pending until a run has its handler.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    # Kept pending until a run has its handler.  Nothing else stays blocked: who starts this process
+    # may have blocked Ctrl-C, which kernels have to hear.
+    signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGUSR1})
     for name in _SLOW:
         importlib.import_module(name)
     nbformat.validate(nbformat.v4.new_notebook())  # compiles its schema, once for all runs

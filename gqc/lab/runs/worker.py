@@ -1,4 +1,4 @@
-"""The batch's end of a warm process: start it, give it runs, hear what happens."""
+"""What executes a batch's runs; on this machine, the batch's end of a warm process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import select
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from gqc.lab.runs.plan import Batch, Run
 from gqc.lab.runs.store import Store
@@ -18,6 +18,11 @@ _THREAD_COUNTS = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )  # fmt: skip
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def make_job(batch: Batch, run: Run, store: Store, *, is_warm: bool = True) -> dict[str, Any]:
@@ -35,6 +40,19 @@ def make_job(batch: Batch, run: Run, store: Store, *, is_warm: bool = True) -> d
     }
 
 
+class Executor(Protocol):
+    """The seam between a batch and where its runs are executed."""
+
+    def capacity(self) -> int:
+        """Runs that are worth submitting at a time where ``--jobs`` does not say."""
+
+    def submit(self, job: dict[str, Any]) -> None: ...
+    def interrupt(self, key: str) -> None: ...
+    def kill(self, key: str) -> None: ...
+    def events(self, timeout: float) -> Iterator[dict[str, Any]]: ...
+    def close(self) -> None: ...
+
+
 class Worker:
     """A warm process (:mod:`gqc.lab.runs.warm`) that executes any number of runs at once.
 
@@ -47,6 +65,10 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
         self.pids: dict[str, int] = {}
+
+    def capacity(self) -> int:
+        """One run at a time: the user's other work may need the machine."""
+        return 1
 
     def start(self) -> None:
         """Begin the imports; returns at once."""
@@ -78,7 +100,8 @@ class Worker:
         process = self._process
         if process is None or process.stdin is None:
             return
-        with contextlib.suppress(BrokenPipeError):  # events() reports the loss
+        # events() reports the loss; where it does so in another thread, the pipe may be closed.
+        with contextlib.suppress(BrokenPipeError, ValueError):
             process.stdin.write(json.dumps(order).encode() + b"\n")
             process.stdin.flush()
 

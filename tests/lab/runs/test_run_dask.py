@@ -1,0 +1,333 @@
+"""Batches on a Dask cluster: the same runs as on one machine, whatever becomes of its workers."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("distributed")
+
+from distributed import LocalCluster
+
+from gqc.lab.runs import load
+from gqc.lab.runs.cluster import SchedulerLost, connect
+from gqc.lab.runs.execute import execute_batch
+from gqc.lab.runs.parameters import BadInput
+from gqc.lab.runs.plan import read_batch
+from gqc.lab.runs.seat import Seat
+from gqc.lab.runs.store import Store
+
+NOTEBOOKS = Path(__file__).parents[2] / "fixtures" / "notebooks"
+
+# What Dask's own threads and sockets leave behind is not ours to warn of.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
+
+class Heard:
+    """A listener that remembers, and acts on a run's first sign of life."""
+
+    def __init__(self, act=None):
+        self.notes, self.ends, self.act = [], [], act
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def kept(self, count):
+        self.num_kept = count
+
+    def started(self, run):
+        pass
+
+    def moved(self, run, cell, text):
+        if self.act:
+            self.act(run)
+
+    def ended(self, run, outcome):
+        self.ends.append((run.id, outcome["status"]))
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Somebody's cluster: two workers of one thread, each with a nanny that replaces it."""
+    with LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        processes=True,
+        memory_limit=0,
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+    ) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def make_batch(tmp_path):
+    def make(text, notebook="tiny"):
+        path = tmp_path / f"{Path(notebook).stem}.yaml"
+        path.write_text(f"notebook: {NOTEBOOKS / notebook}.ipynb\n{text}")
+        return read_batch(path)
+
+    return make
+
+
+def run_on(cluster, batch, store, heard, **options):
+    with contextlib.closing(connect(cluster.scheduler_address, batch, store, heard.note)) as worker:
+        return execute_batch(batch, store, heard, worker=worker, **options)
+
+
+def numbers(store):
+    rows = load(store.root).results.to_dict("records")
+    return sorted(rows, key=lambda row: row["run"])
+
+
+def counted(store, key):
+    """The state that the counting notebook has saved so far, or None."""
+    try:
+        return json.loads((store.partial(key) / "counting.ckpt").read_text())
+    except FileNotFoundError:
+        return None
+
+
+def wait_for(condition, seconds=60):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def processes_of(store):
+    """Ids of processes that have a file of the store open, or its name in their environment."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and int(folder.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                text = (folder / "environ").read_bytes().decode(errors="replace")
+                text += " ".join(os.readlink(link) for link in (folder / "fd").iterdir())
+                if str(store.root) in text:
+                    found.append(int(folder.name))
+    return found
+
+
+def test_a_cluster_gives_the_runs_of_one_machine(cluster, make_batch, tmp_path):
+    batch = make_batch("grid: {method: [plain, broken, double]}\nseeds: 2\nthreads: 1")
+    here, there, heard = Store(tmp_path / "here"), Store(tmp_path / "there"), Heard()
+    local = execute_batch(batch, here, Heard())
+    remote = run_on(cluster, batch, there, heard)
+    assert remote.statuses == local.statuses
+    assert remote.errors == local.errors
+    assert numbers(there) == numbers(here)
+    assert all(there.verify(key)["environment"]["threads"] == 1 for key in there.finished())
+    again = run_on(cluster, batch, there, heard)
+    assert again.count("kept") == 4
+    assert [path.name for path in there.root.iterdir() if path.is_file()] == []  # no probe is left
+
+
+def worker_of(store, key):
+    """The Dask worker's process: of the run, it is the parent's parent."""
+    pid = json.loads((store.partial(key) / "run.json").read_text())["pid"]
+    for _ in range(2):
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return pid
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds its victims in /proc")
+def test_a_run_whose_worker_is_lost_goes_on_elsewhere(cluster, make_batch, tmp_path):
+    store, killed = Store(tmp_path / "runs"), []
+    batch = make_batch("seeds: 2\nparameters: {goal: 100}", "counting")
+
+    def kill_once(run):
+        if not killed:
+            wait_for(lambda: (state := counted(store, run.id)) and state["count"] >= 5)
+            victim = worker_of(store, run.id)
+            killed.append(run.id)
+            os.kill(victim, signal.SIGKILL)
+
+    heard = Heard()
+    heard.act = lambda run: counted(store, run.id) and kill_once(run)
+    heard.started = kill_once
+    outcomes = run_on(cluster, batch, store, heard)
+    assert outcomes.count("finished") == 2
+    assert any("Dask worker that had the run was lost; trying again" in n for n in heard.notes)
+    rows = {row["run"]: row for row in numbers(store)}
+    assert {row["count"] for row in rows.values()} == {100}
+    assert rows[killed[0]]["starts"] == 2
+    assert sum(row["starts"] for row in rows.values()) == 3
+    wait_for(lambda: processes_of(store) == [])
+
+
+def test_a_run_that_always_loses_its_worker_fails(cluster, make_batch, tmp_path):
+    store = Store(tmp_path / "runs")
+    batch = make_batch("parameters: {goal: 100000}", "counting")
+
+    def kill(run):
+        wait_for(lambda: counted(store, run.id))
+        os.kill(worker_of(store, run.id), signal.SIGKILL)
+
+    heard = Heard()
+    heard.started = kill
+    outcomes = run_on(cluster, batch, store, heard, retry=0)
+    assert outcomes.count("failed") == 1
+    assert "Dask worker that had the run was lost" in outcomes.errors[batch.runs[0].id]
+    assert counted(store, batch.runs[0].id)["starts"] == 1
+
+
+def test_interrupt_saves_and_the_next_batch_goes_on(cluster, make_batch, tmp_path):
+    store, pressed = Store(tmp_path / "runs"), []
+    batch = make_batch("seeds: 3\nparameters: {goal: 150}", "counting")
+
+    def press(run):
+        if not pressed:
+            wait_for(lambda: counted(store, run.id))
+            pressed.append(run.id)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    heard = Heard()
+    heard.started = press
+    outcomes = run_on(cluster, batch, store, heard)
+    assert outcomes.is_interrupted
+    assert set(outcomes.statuses.values()) <= {"interrupted", "waiting"}
+    reached = counted(store, pressed[0])["count"]
+    assert 1 <= reached < 150
+    wait_for(lambda: processes_of(store) == [])
+    outcomes = run_on(cluster, batch, store, Heard())
+    assert outcomes.count("finished") == 3
+    rows = {row["run"]: row for row in numbers(store)}
+    assert (rows[pressed[0]]["starts"], rows[pressed[0]]["count"]) == (2, 150)
+
+
+def start_cli(folder, *arguments):
+    command = [sys.executable, "-c", "from gqc.cli import main; main()", "batch", "run"]
+    return subprocess.Popen(
+        [*command, *map(str, arguments)],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_a_killed_batch_leaves_nothing_running_on_the_cluster(cluster, make_batch, tmp_path):
+    store = Store(tmp_path / "runs")
+    (run,) = make_batch("parameters: {goal: 150}", "counting").runs
+    arguments = ("counting.yaml", "--scheduler", cluster.scheduler_address)
+    process = start_cli(tmp_path, *arguments)
+    wait_for(lambda: counted(store, run.id))
+    process.kill()
+    process.communicate()
+    wait_for(lambda: processes_of(store) == [])
+    assert 1 <= counted(store, run.id)["count"] < 150
+    process = start_cli(tmp_path, *arguments)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert f"Dask dashboard: {cluster.dashboard_link}" in output
+    (row,) = numbers(store)
+    assert (row["count"], row["starts"]) == (150, 2)
+
+
+def test_local_workers_end_with_the_batch(make_batch, tmp_path):
+    """A terminal's Ctrl-C goes to the whole process group, the Dask workers included."""
+    store = Store(tmp_path / "runs")
+    runs = make_batch("seeds: 2\nparameters: {goal: 100000}", "counting").runs
+    code = "import os; os.setpgid(0, 0); from gqc.cli import main; main()"
+    command = [sys.executable, "-c", code, "batch", "run", "counting.yaml"]
+    process = subprocess.Popen(
+        [*command, "--scheduler", "local", "--jobs", "2"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    wait_for(lambda: all(counted(store, run.id) for run in runs))
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "2 interrupted" in output
+    assert "Traceback" not in output
+    assert processes_of(store) == []
+
+
+def test_a_scheduler_that_goes_away_is_named(make_batch, tmp_path):
+    store = Store(tmp_path / "runs")
+    batch = make_batch("parameters: {goal: 100000}", "counting")
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+    ) as doomed:
+        heard = Heard()
+        heard.started = lambda run: doomed.close(timeout=10)
+        with pytest.raises(SchedulerLost, match="goes on from here"):
+            run_on(doomed, batch, store, heard)
+    wait_for(lambda: processes_of(store) == [])
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("tcp://127.0.0.1:1", "no Dask scheduler answered within 5 s"),
+        ("tcp://no.such.host.invalid:8786", "no Dask scheduler answered within 5 s"),
+        ("8786", "expected tcp://host:port, or local"),
+    ],
+)
+def test_an_unreachable_scheduler_is_bad_input(make_batch, tmp_path, address, message):
+    make_batch("seeds: 1")
+    process = start_cli(tmp_path, "tiny.yaml", "--scheduler", address)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert f"gqc: --scheduler {address}: {message}" in " ".join(output.split())
+    assert "Traceback" not in output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_workers_that_do_not_see_the_store_are_named(cluster, make_batch, tmp_path, monkeypatch):
+    monkeypatch.setattr("gqc.lab.runs.cluster.DaskWorker.write_probe", lambda self: None)
+    batch = make_batch("seeds: 1")
+    with pytest.raises(BadInput) as refusal:
+        run_on(cluster, batch, Store(tmp_path / "runs"), Heard())
+    assert "tcp://127.0.0.1" in str(refusal.value)
+    assert f"cannot see the run store {tmp_path / 'runs'}" in str(refusal.value)
+    assert "--runs" in str(refusal.value)
+
+
+def test_a_worker_says_why_it_cannot_work(make_batch, tmp_path):
+    sources = make_batch("seeds: 1", "surroundings").runs[0].inputs["source"]
+    probe = tmp_path / "probe"
+    probe.write_text("")
+    folder = str(NOTEBOOKS)
+
+    def problem(*arguments):
+        seat = Seat(*arguments)
+        seat.setup(None)
+        return seat.problem
+
+    assert problem(str(probe), folder, sources) == ""
+    assert "cannot see the run store" in problem(str(tmp_path / "none"), folder, sources)
+    assert "cannot see the notebook's folder" in problem(str(probe), "/no/such", sources)
+    wrong = {"gqc.schedules": "0" * 64}
+    assert problem(str(probe), folder, wrong) == (
+        "has another version of gqc.schedules; install the same gqc on every machine"
+    )
+
+
+def test_resources_go_to_workers_that_have_them(cluster, make_batch, tmp_path):
+    batch, store, heard = make_batch("seeds: 2\nresources: {GPU: 1}"), Store(tmp_path), Heard()
+    command = [sys.executable, "-m", "distributed.cli.dask_worker", cluster.scheduler_address]
+    command += ["--resources", "GPU=1", "--nthreads", "1", "--no-dashboard"]
+    added = []
+
+    def note(text):
+        heard.notes.append(text)
+        if "waiting" in text:
+            added.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+
+    with contextlib.closing(connect(cluster.scheduler_address, batch, store, note)) as worker:
+        outcomes = execute_batch(batch, store, heard, worker=worker)
+    (process,) = added
+    process.terminate()
+    process.wait()
+    assert outcomes.count("finished") == 2
+    assert "waiting for a Dask worker with GPU=1" in heard.notes[-1]
