@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     import typer
     from rich.console import Console
 
+    from gqc.lab.runs.execute import Outcomes
     from gqc.lab.runs.loading import Runs as LoadedRuns
     from gqc.lab.runs.plan import Batch
+    from gqc.lab.runs.progress import BatchProgress
     from gqc.lab.runs.store import Store
 
 _NEEDS_LAB = "gqc: the command line needs the lab extra: pip install 'gqc-kit[lab]'"
@@ -32,10 +34,15 @@ def _console() -> "Console":
 
 
 def _execute(
-    batch: "Batch", runs: Path, jobs: int, is_cold: bool, retry: int, is_fail_fast: bool
+    batch: "Batch",
+    runs: Path,
+    jobs: int | None,
+    is_cold: bool,
+    retry: int,
+    is_fail_fast: bool,
+    scheduler: str | None = None,
 ) -> int:
     """Execute and report; returns the exit code."""
-    from gqc.lab.runs.execute import execute_batch
     from gqc.lab.runs.parameters import BadInput
     from gqc.lab.runs.progress import BatchProgress
     from gqc.lab.runs.report import figure_function
@@ -50,10 +57,16 @@ def _execute(
         _fail(error)
     console, store = _console(), Store(runs)
     with BatchProgress(batch, console) as progress:
-        outcomes = execute_batch(
-            batch, store, progress, jobs=jobs, retry=retry, is_fail_fast=is_fail_fast,
-            is_warm=not is_cold,
-        )  # fmt: skip
+        try:
+            outcomes = _execute_on(
+                scheduler, batch, store, progress, jobs=jobs, retry=retry,
+                is_fail_fast=is_fail_fast, is_warm=not is_cold,
+            )  # fmt: skip
+        except BadInput as error:
+            _fail(error)
+        except ConnectionError as error:
+            print(f"gqc: {error}", file=sys.stderr)
+            return 1
     counts = [f"{outcomes.count(s)} {s}" for s in dict.fromkeys(outcomes.statuses.values())]
     console.print(f"{batch.name}: {len(batch.runs)} runs: {', '.join(counts)}", highlight=False)
     try:
@@ -64,6 +77,29 @@ def _execute(
         console.print("interrupted; the same command goes on from here")
         return 130
     return 1 if outcomes.errors else 0
+
+
+def _execute_on(
+    scheduler: str | None, batch: "Batch", store: "Store", progress: "BatchProgress", **options: Any
+) -> "Outcomes":
+    """Execute on a Dask cluster, or on this machine without ``scheduler``."""
+    from contextlib import closing
+
+    from gqc.lab.runs.execute import execute_batch
+    from gqc.lab.runs.parameters import BadInput
+
+    if scheduler is None:
+        if batch.resources:
+            progress.note("resources: only Dask workers have them; here --jobs is the only limit")
+        return execute_batch(batch, store, progress, **options)
+    try:
+        from gqc.lab.runs.cluster import connect
+    except ModuleNotFoundError as error:
+        raise BadInput(
+            f"--scheduler needs the dask extra, pip install 'gqc-kit[dask]': no {error.name}"
+        ) from None
+    with closing(connect(scheduler, batch, store, progress.note, options["jobs"])) as worker:
+        return execute_batch(batch, store, progress, worker=worker, **options)
 
 
 def _report(batch: "Batch", store: "Store", console: "Console") -> None:
@@ -149,8 +185,15 @@ def _add_batch_commands(batches: "typer.Typer") -> None:
     @batches.command("run")
     def run_batch(
         file: File,
-        jobs: Jobs = 1,
+        jobs: Annotated[
+            int | None,
+            typer.Option("--jobs", "-j", min=1, help="Runs at a time; default 1, or the cluster."),
+        ] = None,
         runs: Runs = Path("runs"),
+        scheduler: Annotated[
+            str | None,
+            typer.Option(help="Run on Dask workers: tcp://host:port, or local to start some here."),
+        ] = None,
         retry: Annotated[
             int, typer.Option(min=0, help="Further tries of a run that was killed.")
         ] = 1,
@@ -158,7 +201,7 @@ def _add_batch_commands(batches: "typer.Typer") -> None:
         cold: Annotated[bool, typer.Option("--cold", help="Start kernels from scratch.")] = False,
     ) -> None:
         """Execute what is not finished yet, then print the results."""
-        raise typer.Exit(_execute(_read(file), runs, jobs, cold, retry, fail_fast))
+        raise typer.Exit(_execute(_read(file), runs, jobs, cold, retry, fail_fast, scheduler))
 
     @batches.command("plan")
     def plan_batch(
@@ -171,11 +214,15 @@ def _add_batch_commands(batches: "typer.Typer") -> None:
     ) -> None:
         """Show the runs, what is finished and the time that is left; run nothing."""
         from gqc.lab.runs.overview import print_plan
+        from gqc.lab.runs.parameters import BadInput
         from gqc.lab.runs.store import Store
 
         batch = _read(file)
         if explain is None:
-            print_plan(batch, Store(runs), jobs, _console())
+            try:
+                print_plan(batch, Store(runs), jobs, _console())
+            except BadInput as error:
+                _fail(error)
         else:
             _explain(batch, Store(runs), explain)
 
