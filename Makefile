@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help reproduce test lab lint bench notebooks site clean setup
+.PHONY: help reproduce test lab lint bench notebooks results paper site clean setup
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -37,6 +37,21 @@ bench: $(READY)  ## benchmarks, as ratios to torch AdamW and to the peer
 
 notebooks: $(READY)  ## run every notebook at smoke scale and save its outputs
 	$(BIN)/python -m gqc.lab.notebooks notebooks/*.ipynb
+
+results: $(READY)  ## run all that the paper rests on, again or on; hours; then commit paper/
+	for batch in $$($(BIN)/gqc freeze --list); do $(BIN)/gqc batch run $$batch --jobs 2 || exit 1; done
+	$(BIN)/gqc freeze
+	$(BIN)/gqc claims
+
+paper: $(READY)  ## verdicts, figures and paper from the committed results, without training
+	$(BIN)/gqc claims
+	$(BIN)/gqc figures
+	@if command -v pdflatex >/dev/null; then \
+	  cd paper && for pass in 1 2; do \
+	    pdflatex -interaction=nonstopmode -halt-on-error -output-directory=build main.tex \
+	      >build/main.out || { tail -30 build/main.out; exit 1; }; done; \
+	  echo "paper: paper/build/main.pdf"; \
+	else echo "paper: pdflatex is missing (Debian: apt install texlive-latex-recommended lmodern)"; fi
 
 site: $(READY)  ## README, notebooks and API reference as HTML under build/site
 	$(BIN)/python -m gqc.lab.site . build/site

@@ -6,6 +6,7 @@ histories is kept::
     01_gnts_pretraining:
       columns: [method, seed, tokens, val_loss]   # none: no history
       rows: val_loss IS NOT NULL                  # SQL; default: all
+      tuning: ten runs a method on seed 100       # ranges and budget, for the appendix
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gqc.lab.claims import tables
+from gqc.lab.claims import appendix, tables
 from gqc.lab.claims.frozen import Frozen, freeze, load_frozen
 from gqc.lab.claims.rules import read_claims
 from gqc.lab.claims.verdicts import Verdict, changes, evaluate
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 CLAIMS, RESULTS, PLAN, VERDICTS = "claims.yaml", "results", "results.yaml", "verdicts.json"
+KEYS = ("columns", "rows", "tuning")
 
 
 def decide(paper: Path) -> list[Verdict]:
@@ -47,7 +49,10 @@ def write(verdicts: Sequence[Verdict], paper: Path) -> list[Path]:
     build = paper / "build"
     build.mkdir(parents=True, exist_ok=True)
     write_json(paper / VERDICTS, [verdict.plain() for verdict in verdicts])
+    results, plan = load_frozen(paper / RESULTS), read_plan(paper)
     texts = {
+        "reproducibility.md": appendix.markdown(results, plan),
+        "reproducibility.tex": appendix.latex(results, plan),
         "claims.md": tables.markdown(verdicts),
         "claims.html": tables.page(verdicts),
         "claims.tex": tables.latex(verdicts),
@@ -87,8 +92,8 @@ def read_plan(paper: Path) -> dict[str, dict[str, Any]]:
         raise BadInput(f"{path}: {error}") from None
     for name, entry in plan.items():
         for key in entry or ():
-            if key not in ("columns", "rows"):
-                hint = nearest(key, ("columns", "rows"))
+            if key not in KEYS:
+                hint = nearest(key, KEYS)
                 raise BadInput(f"{path}: {name}: unknown key {key!r}{hint}")
     return {name: entry or {} for name, entry in plan.items()}
 

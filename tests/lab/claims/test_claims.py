@@ -53,8 +53,10 @@ def put(folder, history, results):
     history.to_parquet(folder / HISTORY, index=False)
     results.to_parquet(folder / RESULTS, index=False)
     files = {name: file_hash(folder / name) for name in (HISTORY, RESULTS)}
-    runs = [{"id": f"{i:016x}", "is_current": True, "seconds": 1.0} for i in range(6)]
-    write_json(folder / RUNS, seal({"format": 1, "notebook": "01", "runs": runs, "files": files}))
+    common = {"is_current": True, "seconds": 1.0, "started": 0.0, "parameters": {}}
+    runs = [{"id": f"{i:016x}", **common} for i in range(6)]
+    record = {"format": 1, "notebook": "01", "runs": runs, "files": files}
+    write_json(folder / RUNS, seal({**record, "inputs": {}, "environments": []}))
 
 
 def losses(method, seed):
@@ -74,6 +76,7 @@ def paper(tmp_path):
     results = history.groupby(["run", "method", "seed"], as_index=False)["loss"].last()
     put(tmp_path / "results" / "demo", history, results.assign(size=4.0))
     (tmp_path / "claims.yaml").write_text(RULES)
+    (tmp_path / "results.yaml").write_text("demo: {}")
     return tmp_path
 
 

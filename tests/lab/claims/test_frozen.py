@@ -1,0 +1,177 @@
+"""Freezing runs, the appendix about them, printed figures and the commands, without training."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from gqc.cli import main
+from gqc.lab.claims import freeze, load_frozen
+from gqc.lab.claims.appendix import latex, machines, markdown, totals
+from gqc.lab.printing import print_figures
+from gqc.lab.runs import BadInput
+from gqc.lab.runs.plan import read_batch
+from gqc.lab.runs.store import Store, write_json
+
+NOTEBOOKS = Path(__file__).parents[2] / "fixtures" / "notebooks"
+STYLE = Path(__file__).parents[3] / "paper" / "figures" / "gqc.mplstyle"
+BATCH = "notebook: ../tiny.ipynb\ngrid: {method: [plain, double]}\nseeds: 3\n"
+PLACE = {
+    "platform": "Linux",
+    "cores": 2,
+    "threads": 1,
+    "python": "3.11",
+    "packages": {"torch": "2"},
+}
+CLAIMS = """
+- id: doubling
+  group: Only
+  statement: doubling doubles
+  source: this test
+  notebook: tiny
+  scale: smoke
+  parts:
+    - name: ratio of the losses
+      batch: tiny-batch
+      value: max(loss)
+      compare: {by: method, of: double, against: plain, ratio: true}
+      holds: "> 1.9"
+"""
+SCRIPT = """
+from matplotlib import pyplot
+from gqc.lab import printing
+
+def draw(results):
+    figure, axes = pyplot.subplots()
+    history = results["tiny-batch"].history
+    printing.curve(axes, history[history["method"] == "plain"], "microbatch", "loss", 0, "plain")
+    axes.set(xlabel="microbatches", ylabel="loss")
+    return figure
+"""
+
+
+def finish(store, run, started=0.0, **changed):
+    """Store ``run`` as finished, without executing it."""
+    folder = store.partial(run.id)
+    folder.mkdir(parents=True)
+    parameters = run.parameters
+    common = {"notebook": "tiny", "parameters": parameters}
+    factor = 2.0 if parameters["method"] == "double" else 1.0
+    kind = {"method": parameters["method"], "seed": parameters["seed"]}
+    rows = [
+        {**kind, "microbatch": i, "loss": factor * (1 + parameters["seed"] + i)} for i in range(3)
+    ]
+    pd.DataFrame(rows).to_parquet(folder / "history.parquet", index=False)
+    content = {"run": run.id, **common, "results": [{"loss": rows[-1]["loss"]}], "info": {}}
+    write_json(folder / "result.json", content)
+    record = {"id": run.id, **common, "inputs": run.inputs, "environment": PLACE}
+    store.publish(run.id, {**record, "started": started, "seconds": 60.0, **changed})
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project of one small batch, all of it run."""
+    batches, paper = tmp_path / "notebooks" / "batches", tmp_path / "paper"
+    for folder in (batches, paper / "figures"):
+        folder.mkdir(parents=True)
+    shutil.copy(NOTEBOOKS / "tiny.ipynb", tmp_path / "notebooks")
+    shutil.copy(STYLE, paper / "figures")
+    (batches / "tiny-batch.yaml").write_text(BATCH)
+    (paper / "claims.yaml").write_text(CLAIMS)
+    (paper / "results.yaml").write_text("tiny-batch: {columns: [method, seed, microbatch, loss]}")
+    (paper / "figures" / "losses.py").write_text(SCRIPT)
+    store = Store(tmp_path / "runs")
+    for run in read_batch(batches / "tiny-batch.yaml").runs:
+        finish(store, run)
+    return tmp_path
+
+
+def batch_of(project):
+    return read_batch(project / "notebooks" / "batches" / "tiny-batch.yaml")
+
+
+def gqc(project, monkeypatch, capsys, *arguments):
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(sys, "argv", ["gqc", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return end.value.code or 0, *capsys.readouterr()
+
+
+def test_what_is_asked_for_is_frozen_and_sealed(project):
+    rows = "microbatch = 2"
+    frozen = freeze(batch_of(project), project / "runs", project / "r", ["seed", "loss"], rows)
+    assert list(frozen.history) == ["run", "seed", "loss"]
+    assert len(frozen.history) == len(frozen.results) == len(frozen.runs) == 6
+    assert all(run["is_current"] for run in frozen.runs)
+    assert load_frozen(project / "r")["tiny-batch"].fingerprint == frozen.fingerprint
+    without = freeze(batch_of(project), project / "runs", project / "r", [])
+    assert without.history.empty
+    assert sorted(p.name for p in without.folder.iterdir()) == ["results.parquet", "runs.json"]
+
+
+def test_runs_of_an_older_code_are_taken_and_told(project):
+    store, batch = Store(project / "runs"), batch_of(project)
+    gone, older = batch.runs[0], "0" * 16
+    shutil.rmtree(store.folder(gone.id))
+    with pytest.raises(BadInput, match=r"no finished run of \{'method': 'plain', 'seed': 0\}"):
+        freeze(batch, store.root, project / "r")
+    finish(store, type(gone)(older, gone.parameters, gone.varied, gone.inputs))
+    runs = freeze(batch, store.root, project / "r").runs
+    assert [run["is_current"] for run in runs] == [False, *[True] * 5]
+    assert runs[0]["id"] == older
+
+
+def test_an_unknown_column_is_named(project):
+    with pytest.raises(BadInput, match="tiny-batch: no history column lost"):
+        freeze(batch_of(project), project / "runs", project / "r", ["seed", "lost"])
+
+
+def test_the_appendix_counts_runs_and_machines(project):
+    freeze(batch_of(project), project / "runs", project / "r")
+    results = load_frozen(project / "r")
+    assert totals(results) == {"batches": 1, "runs": 6, "hours": pytest.approx(0.1)}
+    assert machines(results) == ["Linux, 1 of 2 cores a run, Python 3.11, torch 2"]
+    text = markdown(results, {"tiny-batch": {"tuning": "two runs"}})
+    assert "| tiny-batch | 6 | 0, 1, 2 | 6 | 1970-01-01 | - | two runs |" in text
+    assert r"\newcommand{\numRuns}{6}" in latex(results, {})
+
+
+def test_figures_are_the_same_bytes_and_name_their_sources(project, tmp_path):
+    frozen = freeze(batch_of(project), project / "runs", project / "paper" / "results")
+    ((name, files),) = print_figures(project / "paper", to=tmp_path / "one")
+    assert name == "losses"
+    assert [file.suffix for file in files] == [".pdf", ".svg", ".png"]
+    ((_, again),) = print_figures(project / "paper", ["losses"], to=tmp_path / "two")
+    for first, second in zip(files, again, strict=True):
+        assert first.read_bytes() == second.read_bytes()
+        if first.suffix != ".svg":
+            assert frozen.fingerprint.encode() in first.read_bytes()
+    assert b"/Type3" not in files[0].read_bytes()  # fonts are embedded as TrueType
+    with pytest.raises(BadInput, match="'loses': no such figure; did you mean 'losses'"):
+        list(print_figures(project / "paper", ["loses"]))
+
+
+def test_from_runs_to_verdicts_by_command(project, monkeypatch, capsys):
+    code, out, _ = gqc(project, monkeypatch, capsys, "freeze", "--list")
+    assert (code, out.strip()) == (0, "notebooks/batches/tiny-batch.yaml")
+    assert gqc(project, monkeypatch, capsys, "claims", "--check")[0] == 2  # nothing committed
+    code, out, _ = gqc(project, monkeypatch, capsys, "freeze")
+    assert (code, "tiny-batch: 6 runs\n" in out) == (0, True)
+    code, out, _ = gqc(project, monkeypatch, capsys, "claims")
+    assert (code, "1 claims: 1 reproduced" in out) == (0, True)
+    assert "2 [2, 2]" in out
+    assert gqc(project, monkeypatch, capsys, "claims", "--check")[0] == 0
+    path = project / "paper" / "verdicts.json"
+    verdicts = json.loads(path.read_text())
+    verdicts[0]["verdict"] = "refuted"
+    path.write_text(json.dumps(verdicts))
+    code, _, error = gqc(project, monkeypatch, capsys, "claims", "--check")
+    assert (code, "committed as 'refuted', the results give 'reproduced'" in error) == (1, True)
+    code, out, _ = gqc(project, monkeypatch, capsys, "figures")
+    assert (code, "losses: paper/build/figures/losses.pdf" in out) == (0, True)
+    code, _, error = gqc(project, monkeypatch, capsys, "freeze", "tiny-bach")
+    assert (code, "did you mean 'tiny-batch'" in error) == (2, True)
