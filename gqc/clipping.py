@@ -1,0 +1,191 @@
+r"""Clip gradients: the total norm, that of each parameter group, or that of each tensor.
+
+.. math:: g' = g\,\min\Bigl(1, \frac{c}{\|g\| + 10^{-6}}\Bigr)
+
+with the norm over all gradients, over those of the tensor's group, or over the tensor.  Norms are
+taken in one batched pass and stay on the device.  Per group, it is bit for bit what
+``torch.nn.utils.clip_grad_norm_`` does to one group after the other; 16-bit gradients differ, whose
+norm is summed in float32 here and in 16 bits there.
+
+**With wrappers and VGS.**  What is clipped first is a matter of which optimizer clips
+(:func:`clip_before_step`):
+
+- the *wrapped* one: the wrapper averages its window and changes the mean (VGS scales it), then it
+  is clipped.  What the optimizer steps with is bounded; decisions and variances are those of raw
+  gradients.  This is the order that VGS was published with.
+- the *wrapper*: each microbatch is clipped before it is drawn.  Decisions are made from, and VGS
+  measures and scales, clipped gradients; VGS may make the step smaller still.
+
+Source: Pascanu et al. 2013, arXiv:1211.5063, for the total norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gqc.gradients import collect, local, multiply_, tensor_norms, total_norm
+from gqc.wrappers.window import GradWindow
+
+__all__ = [
+    "clip_before_step",
+    "clip_grad_norm_per_group_",
+    "clip_grad_norm_per_tensor_",
+    "clip_grad_norm_total_",
+]
+
+EPS = 1e-6  # as in torch.nn.utils.clip_grad_norm_
+
+
+def clip_grad_norm_per_group_(
+    groups: Optimizer | Iterable[Any], max_norm: float, *, error_if_nonfinite: bool = False
+) -> Tensor:
+    """Clip each parameter group's gradients to a norm of at most ``max_norm``, in place.
+
+    Args:
+        groups: an optimizer, its ``param_groups``, or lists of parameters.  Parameters without a
+            gradient are left out.  ``DTensor``: the norm of the whole tensor, alike on all ranks.
+        max_norm: c > 0 [loss / parameter], of each group; ``math.inf`` only measures.
+        error_if_nonfinite: raise where a norm is NaN or infinite.  Else, as in torch, an infinite
+            norm makes finite elements 0 and infinite ones NaN, and a NaN spreads in its group.
+    Returns: the norms before, shape (groups,); 0 for a group without gradients.
+    Raises:
+        ValueError: ``max_norm`` is not > 0.
+        RuntimeError: a norm is not finite; nothing has changed.
+        TypeError: a sparse gradient.
+    """
+    return _clip([collect(params) for params in _groups(groups)], max_norm, error_if_nonfinite)
+
+
+def clip_grad_norm_per_tensor_(
+    groups: Optimizer | Iterable[Any], max_norm: float, *, error_if_nonfinite: bool = False
+) -> Tensor:
+    """Clip each gradient to a norm of at most ``max_norm``, in place.
+
+    As :func:`clip_grad_norm_per_group_` with a group for each tensor that has a gradient.
+    """
+    grads = [grad for params in _groups(groups) for grad in collect(params)]
+    return _clip([[grad] for grad in grads], max_norm, error_if_nonfinite)
+
+
+def clip_grad_norm_total_(
+    groups: Optimizer | Iterable[Any], max_norm: float, *, error_if_nonfinite: bool = False
+) -> Tensor:
+    """Clip all gradients together to a norm of at most ``max_norm``, in place.
+
+    As :func:`clip_grad_norm_per_group_` with all parameters in one group.  Returns: shape (1,).
+    """
+    grads = [grad for params in _groups(groups) for grad in collect(params)]
+    return _clip([grads], max_norm, error_if_nonfinite)
+
+
+#: what a norm is taken over -> the function that clips it
+CLIPPERS: dict[str, Callable[..., Tensor]] = {
+    "total": clip_grad_norm_total_,
+    "group": clip_grad_norm_per_group_,
+    "tensor": clip_grad_norm_per_tensor_,
+}
+
+
+def clip_before_step(
+    optimizer: Optimizer,
+    max_norm: float,
+    per: str = "group",
+    *,
+    error_if_nonfinite: bool = False,
+    on_norms: Callable[[Tensor], object] | None = None,
+) -> Any:
+    """Clip whenever ``optimizer.step()`` is called, before it does anything else.
+
+    Args:
+        optimizer: any.  The one inside a wrapper: the gradient of each window, as the wrapper hands
+            it on.  A wrapper: each microbatch; one that averages several needs
+            ``accumulate="buffer"``, since ``.grad`` holds their sum otherwise.
+        max_norm, error_if_nonfinite: see :func:`clip_grad_norm_per_group_`.
+        per: ``"total"``, ``"group"`` or ``"tensor"``.
+        on_norms: called with the norms before clipping, to log them.
+    Returns: a handle whose ``remove()`` ends it.  As all hooks in torch, it is not part of a
+        checkpoint, a copy or a pickle of the optimizer.
+    Raises:
+        ValueError: a bad argument, or a wrapper with a ``grad_scaler``, which unscales gradients
+            only once a window is full; clip in its wrapped optimizer.
+        RuntimeError: at a step: ``.grad`` is the sum of a window that is under way.
+    """
+    if per not in CLIPPERS:
+        raise ValueError(f"per={per!r}: expected one of {', '.join(CLIPPERS)}")
+    _check_max_norm(max_norm)
+    if getattr(optimizer, "grad_scaler", None) is not None:
+        raise ValueError(
+            f"{type(optimizer).__name__} has a grad_scaler: its microbatches are scaled; clip in "
+            "the wrapped optimizer, wrapper.optimizer"
+        )
+
+    def clip(stepping: Optimizer, args: Any, kwargs: Any) -> None:
+        if getattr(stepping, "num_draws", 0) and isinstance(
+            getattr(stepping, "_window", None), GradWindow
+        ):
+            raise RuntimeError(
+                f"{type(stepping).__name__}: .grad is the sum of several microbatches, which "
+                'cannot be clipped one by one; pass accumulate="buffer" to the wrapper, or clip '
+                "in the wrapped optimizer, wrapper.optimizer"
+            )
+        norms = CLIPPERS[per](stepping, max_norm, error_if_nonfinite=error_if_nonfinite)
+        if on_norms is not None:
+            on_norms(norms)
+
+    return optimizer.register_step_pre_hook(clip)
+
+
+@torch.no_grad()
+def _clip(lists: list[list[Tensor]], max_norm: float, error_if_nonfinite: bool) -> Tensor:
+    _check_max_norm(max_norm)
+    norms = _norms(lists)
+    if error_if_nonfinite and not bool(norms.isfinite().all()):
+        bad = [i for i, norm in enumerate(norms.tolist()) if not abs(norm) < float("inf")]
+        raise RuntimeError(
+            f"gradient norms {bad[:5]} of {len(lists)} are NaN or infinite; gradients are as they "
+            "were. Pass error_if_nonfinite=False to clip them all the same"
+        )
+    factors = (max_norm / (norms + EPS)).clamp(max=1.0).unbind()
+    if _are_single(lists) and len({grads[0].device for grads in lists}) == 1:
+        torch._foreach_mul_(local([grads[0] for grads in lists]), list(factors))
+        return norms
+    for grads, factor in zip(lists, factors, strict=True):
+        multiply_(grads, factor)
+    return norms
+
+
+def _norms(lists: list[list[Tensor]]) -> Tensor:
+    """The norm of each list, as one vector on the device of the first gradient."""
+    flat = [grad for grads in lists for grad in grads]
+    if not flat:
+        return torch.zeros(len(lists))
+    if any(shard is not grad for shard, grad in zip(local(flat), flat, strict=True)):
+        norms = [total_norm(grads) for grads in lists]  # one message a group, not one a tensor
+        return torch.stack([norm.to(flat[0].device, torch.float32) for norm in norms])
+    each = tensor_norms(flat)
+    if _are_single(lists):
+        return each
+    parts = each.split([len(grads) for grads in lists])
+    return torch.stack([torch.linalg.vector_norm(part) for part in parts])
+
+
+def _are_single(lists: list[list[Tensor]]) -> bool:
+    return all(len(grads) == 1 for grads in lists)
+
+
+def _groups(groups: Optimizer | Iterable[Any]) -> list[list[Tensor]]:
+    found = list(getattr(groups, "param_groups", groups))
+    if found and all(isinstance(item, Tensor) for item in found):
+        return [found]
+    lists: list[Sequence[Tensor]] = [g["params"] if isinstance(g, dict) else g for g in found]
+    return [list(params) for params in lists]
+
+
+def _check_max_norm(max_norm: float) -> None:
+    if not max_norm > 0:
+        raise ValueError(f"max_norm={max_norm!r}: expected > 0; math.inf only measures")
