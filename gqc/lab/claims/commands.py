@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from gqc.lab.claims import appendix, tables
 from gqc.lab.claims.frozen import Frozen, freeze, load_frozen
+from gqc.lab.claims.readme import fill
 from gqc.lab.claims.rules import read_claims
 from gqc.lab.claims.verdicts import Verdict, changes, evaluate
 from gqc.lab.runs.parameters import BadInput, nearest
@@ -45,7 +46,10 @@ def check(paper: Path) -> list[str]:
 
 
 def write(verdicts: Sequence[Verdict], paper: Path) -> list[Path]:
-    """Write ``verdicts.json`` and, under ``build``, the tables and macros; returns the paths."""
+    """Write the verdicts, tables and macros; returns the paths.
+
+    ``verdicts.json`` and the README's blocks are to be committed; the rest is under ``build``.
+    """
     build = paper / "build"
     build.mkdir(parents=True, exist_ok=True)
     write_json(paper / VERDICTS, [verdict.plain() for verdict in verdicts])
@@ -60,6 +64,12 @@ def write(verdicts: Sequence[Verdict], paper: Path) -> list[Path]:
     }
     for name, text in texts.items():
         (build / name).write_text(text, encoding="utf-8")
+    readme = paper.resolve().parent / "README.md"
+    if readme.is_file():
+        old = readme.read_text(encoding="utf-8")
+        new = fill(old, verdicts, results)
+        if new != old:
+            readme.write_text(new, encoding="utf-8")
     return [paper / VERDICTS, *(build / name for name in texts)]
 
 

@@ -1,0 +1,64 @@
+"""Blocks of the README that are written from the committed results, between two comments::
+
+<!-- begin claims -->
+...
+<!-- end claims -->
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+from gqc.lab.analysis import summarize
+from gqc.lab.claims.frozen import Frozen
+from gqc.lab.claims.tables import count, number
+from gqc.lab.claims.verdicts import VERDICTS, Verdict
+
+FLAGSHIP = "01_gnts_pretraining"
+COLUMNS = ("val_loss", "perplexity", "mean_logical_batch_examples", "steps")
+
+
+def fill(text: str, verdicts: Sequence[Verdict], results: Mapping[str, Frozen]) -> str:
+    """``text`` with its blocks written anew; blocks that are not there are not added."""
+    blocks: dict[str, Callable[[], str]] = {
+        "claims": lambda: claims_block(verdicts),
+        "flagship": lambda: flagship_block(results[FLAGSHIP]),
+    }
+    for name, write in blocks.items():
+        pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+        if pattern.search(text):
+            body = write()
+            text = pattern.sub(lambda match, body=body: match[1] + body + match[2], text)
+    return text
+
+
+def claims_block(verdicts: Sequence[Verdict]) -> str:
+    """How many claims of each group have which verdict, and which ones."""
+    lines = [f"| claims of | {' | '.join(VERDICTS)} |", "|---|" + "---|" * len(VERDICTS)]
+    for group in dict.fromkeys(v.claim.group for v in verdicts):
+        mine = [v for v in verdicts if v.claim.group == group]
+        cells = []
+        for verdict, n in count(mine).items():
+            names = ", ".join(v.claim.id.partition("-")[2] for v in mine if v.verdict == verdict)
+            cells.append(f"{n}: {names}" if n else "0")
+        lines.append(f"| {group} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def flagship_block(frozen: Frozen) -> str:
+    """Mean and 95 % interval over seeds of each method of the flagship."""
+    lines = [f"| method | runs | {' | '.join(COLUMNS)} |", "|---|---|" + "---|" * len(COLUMNS)]
+    frames = [summarize(frozen.results, "method", c).to_dict("records") for c in COLUMNS]
+    for rows in zip(*frames, strict=True):  # of one method
+        cells = " | ".join(_cell(row) for row in rows)
+        lines.append(f"| {rows[0]['method']} | {rows[0]['n']} | {cells} |")
+    return "\n".join([*lines, ""])
+
+
+def _cell(row: Mapping[Hashable, Any]) -> str:
+    mean = number(row["mean"]) if row["mean"] < 1000 else f"{row['mean']:,.0f}"
+    if not row["high"] > row["low"]:
+        return mean
+    return f"{mean} [{number(row['low'])}, {number(row['high'])}]"
