@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from gqc.lab.analysis import summarize
@@ -22,15 +22,12 @@ COLUMNS = ("val_loss", "perplexity", "mean_logical_batch_examples", "steps")
 
 def fill(text: str, verdicts: Sequence[Verdict], results: Mapping[str, Frozen]) -> str:
     """``text`` with its blocks written anew; blocks that are not there are not added."""
-    blocks: dict[str, Callable[[], str]] = {
-        "claims": lambda: claims_block(verdicts),
-        "flagship": lambda: flagship_block(results[FLAGSHIP]),
-    }
-    for name, write in blocks.items():
+    for name in ("claims", "flagship"):
         pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
-        if pattern.search(text):
-            body = write()
-            text = pattern.sub(lambda match, body=body: match[1] + body + match[2], text)
+        if match := pattern.search(text):
+            is_claims = name == "claims"
+            body = claims_block(verdicts) if is_claims else flagship_block(results[FLAGSHIP])
+            text = text[: match.start()] + match[1] + body + match[2] + text[match.end() :]
     return text
 
 
