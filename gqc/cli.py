@@ -137,6 +137,7 @@ def _make_app() -> "typer.Typer":
     _add_run(app)
     _add_batch_commands(batches)
     _add_runs_commands(stored)
+    _add_gallery(app)
     _add_paper_commands(app)
     return app
 
@@ -333,6 +334,29 @@ def _add_paper_commands(app: "typer.Typer") -> None:
         except ModuleNotFoundError as error:
             _fail(f"figures need the paper extra: pip install 'gqc-kit[paper]' ({error})")
         except (BadInput, CorruptRun) as error:
+            _fail(error)
+
+
+def _add_gallery(app: "typer.Typer") -> None:
+    import typer
+
+    @app.command("gallery")
+    def render_gallery(
+        file: Annotated[
+            Path | None, typer.Argument(help="A batch file (YAML); without it, the whole store.")
+        ] = None,
+        runs: Annotated[Path, typer.Option(help="Folder of the run store.")] = Path("runs"),
+        output: Annotated[Path, typer.Option(help="Folder to write.")] = Path("build/gallery"),
+    ) -> None:
+        """Render finished runs as HTML pages with an index, to be opened without a network."""
+        from gqc.lab.gallery import build_gallery
+        from gqc.lab.runs.parameters import BadInput
+        from gqc.lab.runs.store import Store
+
+        batch = _read(file) if file else None
+        try:
+            print(f"open {build_gallery(Store(runs), output, batch)}")
+        except BadInput as error:
             _fail(error)
 
 

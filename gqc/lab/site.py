@@ -1,13 +1,11 @@
 """The documentation as a folder of HTML pages that opens without a network: ``make site``.
 
-README, notebooks with the outputs they were saved with, the API reference (pdoc), and where gqc
-differs from torch-gqc.  Figures stay interactive: plotly's script is one file of the site.
+README, notebooks with the outputs they were saved with, the runs of the store ``runs`` if there are
+any, the API reference (pdoc), and where gqc differs from torch-gqc.
 """
 
 from __future__ import annotations
 
-import html
-import json
 import pkgutil
 import re
 import shutil
@@ -17,57 +15,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
-import plotly.io as pio
-from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html
-from nbformat import NotebookNode
-from plotly.offline import get_plotlyjs
 
 import gqc
+from gqc.lab.gallery import build_gallery
+from gqc.lab.pages import page, render_notebook, write_script
+from gqc.lab.runs.store import Store
 
-PLOTLY = "application/vnd.plotly.v1+json"
-STYLE = """
-body { font: 16px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-pre { background: #8881; padding: .8rem; overflow-x: auto } code { font-size: .92em }
-table { border-collapse: collapse; display: block; overflow-x: auto }
-td, th { border-bottom: 1px solid #8886; padding: .3rem .6rem; text-align: left }
-td { vertical-align: top }
-nav a { margin-right: 1.2rem } img { max-width: 100% }
-@media (prefers-color-scheme: dark) { body { background: #16181c; color: #ddd } a { color: #8bf } }
-"""
-
-
-def page(title: str, body: str) -> str:
-    """A whole HTML page with the site's navigation."""
-    links = (
-        ("index.html", "gqc"),
-        ("notebooks.html", "Notebooks"),
-        ("api/gqc.html", "API"),
-        ("differences.html", "Differences from torch-gqc"),
-        ("changelog.html", "Changes"),
-    )
-    bar = "".join(f'<a href="{target}">{name}</a>' for target, name in links)
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}'
-        f'</title><meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>'
-        f"<body><nav>{bar}</nav>{body}</body></html>"
-    )
-
-
-def render_notebook(notebook: NotebookNode, script: str = "plotly.min.js") -> str:
-    """``notebook`` with its saved outputs as one page; figures load ``script`` from beside it."""
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            figure = output.get("data", {}).get(PLOTLY)
-            if figure is not None:
-                shown = pio.from_json(json.dumps(figure))
-                output.data = nbformat.from_dict(
-                    {"text/html": pio.to_html(shown, include_plotlyjs=False, full_html=False)}
-                )
-    exporter = HTMLExporter(require_js_url="", mathjax_url="")
-    body, _ = exporter.from_notebook_node(notebook)
-    body = re.sub(r'<script[^>]+src="(?:https?:)?//[^"]*"[^>]*>\s*</script>', "", body)
-    return body.replace("<head>", f'<head><script src="{script}"></script>', 1)
+_LINKS = (
+    ("index.html", "gqc"),
+    ("notebooks.html", "Notebooks"),
+    ("api/gqc.html", "API"),
+    ("differences.html", "Differences from torch-gqc"),
+    ("changelog.html", "Changes"),
+)
 
 
 def build(root: Path, target: Path) -> Path:
@@ -80,7 +41,7 @@ def build(root: Path, target: Path) -> Path:
     readme = (root / "README.md").read_text(encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    (target / "plotly.min.js").write_text(get_plotlyjs(), encoding="utf-8")
+    write_script(target)
     listed = []
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
@@ -95,8 +56,12 @@ def build(root: Path, target: Path) -> Path:
         "changelog": ("Changes", (root / "CHANGELOG.md").read_text(encoding="utf-8")),
         "differences": ("Differences", _differences(root)),
     }
+    store, links = Store(root / "runs"), list(_LINKS)
+    if store.finished():
+        build_gallery(store, target / "runs", links=[("../index.html", "gqc")])
+        links.append(("runs/index.html", "Runs"))
     for name, (heading, text) in pages.items():
-        content = page(heading, markdown2html(text))
+        content = page(heading, markdown2html(text), links)
         (target / f"{name}.html").write_text(content, encoding="utf-8")
     for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", readme):
         (target / picture).parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from gqc.lab import site
+from gqc.lab import pages, site
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,9 +31,9 @@ def test_the_site_links_to_pages_that_exist_and_loads_nothing_from_elsewhere(tmp
 
 def test_a_figure_is_kept_interactive():
     figure = {"data": [{"type": "scatter", "y": [1, 2]}], "layout": {}}
-    output = nbformat.v4.new_output("display_data", {site.PLOTLY: figure, "image/png": "x"})
+    output = nbformat.v4.new_output("display_data", {pages.PLOTLY: figure, "image/png": "x"})
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("f", outputs=[output])])
-    body = site.render_notebook(notebook)
+    body = pages.render_notebook(notebook)
     assert "Plotly.newPlot" in body
     assert '<script src="plotly.min.js">' in body
     assert "<img" not in body

@@ -91,12 +91,13 @@ def make_table(batch: Batch, summary: pd.DataFrame) -> Table:
         table.add_column(name, justify="right")
     for key, group in summary.groupby(by, sort=False, dropna=False):
         cells = group.set_index("column")
-        shown = [_interval(cells.loc[c]) if c in cells.index else "" for c in columns]
+        shown = [show_interval(cells.loc[c]) if c in cells.index else "" for c in columns]
         table.add_row(*map(str, key), str(int(group["n"].max())), *shown)
     return table
 
 
-def _interval(row: Any) -> str:
+def show_interval(row: Any) -> str:
+    """``mean [low, high]`` of a row of the summary."""
     if math.isnan(row["low"]):
         return _number(row["mean"])
     # As many digits as the interval's width can tell apart, and one more.

@@ -1,0 +1,48 @@
+"""The gallery in a real browser, from a folder: figures are drawn, nothing is asked of a host."""
+
+import re
+
+import nbformat
+
+from gqc.lab.gallery import build_gallery
+from gqc.lab.pages import PLOTLY
+from gqc.lab.runs.store import Store, write_json
+
+FIGURE = {"data": [{"type": "scatter", "y": [3, 1, 2]}], "layout": {"title": {"text": "Loss"}}}
+KEY = "{:08x}00000000"
+
+
+def finish(store, key, seed):
+    folder = store.partial(key)
+    folder.mkdir(parents=True)
+    output = nbformat.v4.new_output("display_data", {PLOTLY: FIGURE})
+    cell = nbformat.v4.new_code_cell("draw()", outputs=[output])
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / "notebook.ipynb")
+    common = {"notebook": "drawn", "parameters": {"seed": seed}}
+    results = [{"loss": 1.5 + seed}]
+    write_json(folder / "result.json", {"run": key, **common, "results": results, "info": {}})
+    store.publish(key, {"id": key, **common, "inputs": {}, "started": 0.0, "seconds": 1.0})
+
+
+def test_thumbnails_and_pages_are_drawn_offline(browser, tmp_path):
+    store = Store(tmp_path / "runs")
+    for seed in range(20):  # more than fit on a screen
+        finish(store, KEY.format(seed), seed)
+    index = build_gallery(store, tmp_path / "gallery")
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, offline=True)
+    page = context.new_page()
+    asked, errors = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(index.as_uri())
+    page.wait_for_function("document.querySelectorAll('.thumbnail .scatterlayer path').length > 2")
+    drawn = page.locator(".thumbnail:has(.main-svg)")
+    assert drawn.count() < 20  # those that are out of sight wait
+    page.locator(".thumbnail").last.scroll_into_view_if_needed()
+    page.wait_for_selector(f"#thumbnail-{KEY.format(19)} .scatterlayer path")
+    page.click(f"text={KEY.format(19)[:8]}")
+    page.wait_for_selector(".js-plotly-plot .scatterlayer path")
+    assert page.url.endswith(f"{KEY.format(19)}.html")
+    assert [url for url in asked if not re.match("file:|data:|blob:", url)] == []
+    assert errors == []
+    context.close()
