@@ -1,5 +1,5 @@
-"""Kills at random moments, of runs, kernels, warm processes and batches: nothing is lost, nothing
-counted twice, and the numbers are those of an undisturbed batch."""
+"""Kills at random moments, of runs, kernels, warm processes, Dask workers and batches: nothing is
+lost, nothing counted twice, and the numbers are those of an undisturbed batch."""
 
 import contextlib
 import hashlib
@@ -31,10 +31,12 @@ def chain(seed):
 
 
 def children(pid):
-    try:
-        return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
+    """Of all threads of the process."""
+    found = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += [int(child) for child in path.read_text().split()]
+    return found
 
 
 def processes_of(store):
@@ -53,23 +55,32 @@ def processes_of(store):
     return found
 
 
-def start(tmp_path):
+def start(tmp_path, *where):
     code = "from gqc.cli import main; main()"
-    command = ["batch", "run", "b.yaml", "--jobs", "2", "--retry", "5"]
+    command = ["batch", "run", "b.yaml", "--jobs", "2", "--retry", "5", *where]
     return subprocess.Popen(
         [sys.executable, "-c", code, *command],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 
-def strike(stream, batch):
-    """Kill one of: the batch, its warm process, a run, a kernel; returns which."""
-    warm = children(batch)
-    runs = [run for server in warm for run in children(server)]
-    kernels = [kernel for run in runs for kernel in children(run)]
-    kind, targets = stream.choice(
-        [("batch", [batch]), ("warm", warm), ("run", runs), ("run", runs), ("kernel", kernels)]
-    )
+def below(parents):
+    return [child for parent in parents for child in children(parent)]
+
+
+def strike(stream, batch, nannies=None):
+    """Kill one of: the batch, a Dask worker, a warm process, a run, a kernel; returns which.
+
+    Args:
+        nannies: parents of the Dask workers; None: there are none.
+    """
+    workers = [p for p in below(nannies or []) if "multiprocessing.spawn" in command_of(p)]
+    warm = [p for p in below(workers or [batch]) if "gqc.lab.runs.warm" in command_of(p)]
+    runs = below(warm)
+    kernels = below(runs)
+    victims = [("batch", [batch]), ("warm", warm), ("run", runs), ("run", runs)]
+    victims += [("kernel", kernels)] + ([("worker", workers)] * 2 if nannies else [])
+    kind, targets = stream.choice(victims)
     if not targets or not runs:  # nothing is running yet
         return None
     with contextlib.suppress(ProcessLookupError):
@@ -77,16 +88,44 @@ def strike(stream, batch):
     return kind
 
 
+def command_of(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+@pytest.fixture(params=["here", "dask"])
+def place(request):
+    """Options that say where the batch is to run, and the nannies of the Dask workers there."""
+    if request.param == "here":
+        yield [], None
+        return
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0"]
+    command += ["--host", "127.0.0.1", "--no-dashboard"]
+    scheduler = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    address = next(line.split()[-1] for line in scheduler.stderr if "Scheduler at:" in line)
+    command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-dashboard"]
+    nannies = [
+        subprocess.Popen([*command, "--nthreads", "1"], stderr=subprocess.DEVNULL) for _ in "ab"
+    ]
+    yield ["--scheduler", address], [nanny.pid for nanny in nannies]
+    for process in (*nannies, scheduler):
+        process.kill()
+        process.communicate()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds its victims in /proc")
-def test_random_kills_lose_and_repeat_nothing(tmp_path):
+def test_random_kills_lose_and_repeat_nothing(tmp_path, place):
+    where, nannies = place
     (tmp_path / "b.yaml").write_text(
         f"notebook: {NOTEBOOK}\nseeds: {NUM_RUNS}\nparameters: {{goal: {GOAL}}}\nthreads: 1\n"
     )
     ids = {run.id for run in read_batch(tmp_path / "b.yaml").runs}
     store, stream = Store(tmp_path / "runs"), random.Random(8)
     kills, published = [], {}
-    process = start(tmp_path)
+    process = start(tmp_path, *where)
     until = time.monotonic() + 240
     while True:
         assert time.monotonic() < until, kills
@@ -95,8 +134,8 @@ def test_random_kills_lose_and_repeat_nothing(tmp_path):
             process.communicate()
             if process.returncode == 0:
                 break
-            process = start(tmp_path)
-        elif len(kills) < NUM_KILLS and (kind := strike(stream, process.pid)):
+            process = start(tmp_path, *where)
+        elif len(kills) < NUM_KILLS and (kind := strike(stream, process.pid, nannies)):
             kills.append(kind)
         for key in store.finished() - published.keys():
             published[key] = store.verify(key)["started"]
@@ -111,10 +150,12 @@ def test_random_kills_lose_and_repeat_nothing(tmp_path):
     assert dict(zip(rows["seed"], rows["chain"], strict=True)) == {
         seed: chain(seed) for seed in range(NUM_RUNS)
     }
-    # Only what was struck was started again: a kill of a batch or warm process strikes two runs.
+    # Only what was struck was started again: a kill strikes two runs, or one.
     attempts = [json.loads((store.folder(k) / "run.json").read_text())["attempts"] for k in ids]
     assert sum(attempts) - NUM_RUNS <= 2 * NUM_KILLS
     # Whoever was killed took its runs and kernels along.
-    assert processes_of(store) == []
+    while processes_of(store):
+        assert time.monotonic() < until
+        time.sleep(0.05)
     left = list((store.root / "partial").iterdir())
     assert [path for path in left if path.is_dir()] == []
