@@ -21,7 +21,7 @@ Source: Pascanu et al. 2013, arXiv:1211.5063, for the total norm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -179,10 +179,10 @@ def _are_single(lists: list[list[Tensor]]) -> bool:
 
 
 def _groups(groups: Optimizer | Iterable[Any]) -> list[list[Tensor]]:
-    found = list(getattr(groups, "param_groups", groups))
+    found: list[Any] = groups.param_groups if isinstance(groups, Optimizer) else list(groups)
     if found and all(isinstance(item, Tensor) for item in found):
         return [found]
-    lists: list[Sequence[Tensor]] = [g["params"] if isinstance(g, dict) else g for g in found]
+    lists = [g["params"] if isinstance(g, dict) else g for g in found]
     return [list(params) for params in lists]
 
 
