@@ -1,5 +1,6 @@
 """The pretraining experiment: its methods, its records, its config, resume."""
 
+import copy
 import io
 import math
 from dataclasses import replace
@@ -378,6 +379,52 @@ def test_replay_on_other_data_keeps_weights_and_draws(tiny):
     assert history["loss"].tolist() != gnts.history["loss"].tolist()
 
 
+def test_only_the_first_training_tokens_are_read(tiny):
+    few = pretraining.build(tiny("adamw", train_tokens=20))
+    allowed = {tuple(window) for window in few.data.train[:20].unfold(0, 9, 1).tolist()}
+    seen = set()
+    for _ in range(40):
+        inputs, targets = few.draw_batch()
+        seen |= {tuple(row) for row in torch.cat([inputs, targets[:, -1:]], dim=1).tolist()}
+    assert seen == allowed
+    assert torch.equal(few._held_out[0], pretraining.build(tiny("adamw"))._held_out[0])
+
+
+def test_noisy_microbatches_have_their_own_targets_in_another_order(tiny):
+    clean, noisy = (
+        pretraining.build(tiny("gnts", noisy_share=s, microbatch_size=4)) for s in (0.0, 0.3)
+    )
+    shares = []
+    for _ in range(400):
+        inputs, targets = clean.draw_batch()
+        same, shuffled = noisy.draw_batch()
+        assert torch.equal(same, inputs)  # the order of the text does not depend on the noise
+        assert torch.equal(shuffled, targets) != noisy._is_noisy
+        assert torch.equal(shuffled.flatten().sort()[0], targets.flatten().sort()[0])
+        shares.append(noisy._is_noisy)
+    assert abs(sum(shares) / 400 - 0.3) < 4 * math.sqrt(0.3 * 0.7 / 400)
+    history = run(pretraining.build(tiny("gnts", noisy_share=0.3))).history
+    assert history["is_noisy"].dtype == bool
+    assert history["is_noisy"].any()
+    losses = history[history["microbatch"] > 24].groupby("is_noisy")["loss"].mean()
+    assert losses[True] > losses[False]
+
+
+@pytest.mark.parametrize("cut", [1, 17, 30])
+def test_a_cut_run_with_noise_on_few_tokens_is_the_uncut_run(tiny, cut):
+    config = tiny("gns", noisy_share=0.4, train_tokens=100, gns_reactive=True)
+    uncut = run(pretraining.build(config))
+    state = copy.deepcopy(run(pretraining.build(config), until=cut).state_dict())
+    resumed = pretraining.build(config)
+    resumed.load_state_dict(state)
+    assert_same_run(run(resumed), uncut)
+
+
+def test_a_reactive_gns_decides_otherwise(tiny):
+    assert pretraining.build(tiny("gns", gns_reactive=True)).wrapper.reactive
+    assert not pretraining.build(tiny("gns")).wrapper.reactive
+
+
 def test_recorded_draws_leave_an_open_window_open():
     def frame(stepped, draws):
         return pd.DataFrame({"stepped": stepped, "num_draws": draws})
@@ -548,6 +595,8 @@ def test_every_scale_has_a_config_for_every_method(scale, method):
         ({"vgs_alpha": -0.1}, r"vgs_alpha=-0.1: expected a number in \[0, inf\)"),
         ({"vgs_alpha": math.nan}, "vgs_alpha=nan"),
         ({"method": "vgs", "vgs_beta": 1.0}, r"vgs_beta=1.0: expected a number in \(0, 1\)"),
+        ({"train_tokens": 64}, "train_tokens=64: expected an integer of at least 65"),
+        ({"noisy_share": 1.5}, r"noisy_share=1.5: expected a number in \[0, 1\]"),
         ({"vgs_warmup_steps": -1}, "vgs_warmup_steps=-1"),
         ({"vgs_estimator": "skech"}, "vgs_estimator='skech': did you mean 'sketch'"),
     ],

@@ -92,7 +92,8 @@ class Pretraining(Experiment):
     (None without), ``noise_scale`` (the wrapper's estimate of trace(Sigma) / |G|^2 [microbatches],
     None without or while unresolved), ``lr``, ``examples`` [sequences], ``val_loss`` (None but on
     evaluations), ``changes``.  With a scaler also ``factor`` (on the gradient of this step, None
-    without a step) and the scaler's metrics after this microbatch (``vgs/...``).
+    without a step) and the scaler's metrics after this microbatch (``vgs/...``); with
+    ``noisy_share``, ``is_noisy``.
 
     Controls: ``lr_scale``, the method's own, and those of `gqc.lab.scaler_controls` with a scaler.
     """
@@ -119,15 +120,18 @@ class Pretraining(Experiment):
             )
         held_out = validation_batch(data.validation, config.evaluation_sequences, config.context)
         self._held_out = [t.to(self.device) for t in held_out]
+        self._train = data.train[: config.train_tokens]
+        self._is_noisy = False
         self._schedules: list[ParamGroupSchedule] = []
         self._scheduled_for: Mapping[str, Any] | None = None
         data_seed = config.seed if config.data_seed is None else config.data_seed
+        streams = ("data", "noise") if config.noisy_share else ("data",)
         super().__init__(
             config,
             label=config.name,
             total=config.num_microbatches * config.microbatch_tokens,
             parts={"model": self.model, "optimizer": self.wrapper},
-            generators={"data": make_generator(data_seed, "data")},
+            generators={name: make_generator(data_seed, name) for name in streams},
             controls=make_controls(config, self.scaler),
             constants={"method": config.name, "seed": config.seed},
             data_hash=data.hash,
@@ -152,12 +156,14 @@ class Pretraining(Experiment):
         return Pretraining(replace(self.config, vgs_estimator=estimator), self.data)
 
     def draw_batch(self) -> tuple[Tensor, Tensor]:
+        c = self.config
         inputs, targets = draw_batch(
-            self.data.train,
-            self.config.microbatch_size,
-            self.config.context,
-            self.generators["data"],
+            self._train, c.microbatch_size, c.context, self.generators["data"]
         )
+        if c.noisy_share:
+            targets, self._is_noisy = shuffle_targets(
+                targets, c.noisy_share, self.generators["noise"]
+            )
         return inputs.to(self.device), targets.to(self.device)
 
     def compute_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -176,6 +182,7 @@ class Pretraining(Experiment):
     def measure(self, batch: tuple[Tensor, Tensor], stepped: bool) -> dict[str, Any]:
         wrapper, statistics = self.wrapper, self.wrapper.statistics()
         scaled = {} if self.scaler is None else {"factor": self._factor, **self.scaler.metrics()}
+        noisy = {"is_noisy": self._is_noisy} if self.config.noisy_share else {}
         return {
             "num_draws": wrapper.last_num_draws if stepped else wrapper.num_draws,
             "steps": statistics["steps"],
@@ -185,6 +192,7 @@ class Pretraining(Experiment):
             "lr": statistics["lr"],
             "examples": self.microbatch * self.config.microbatch_size,
             **scaled,
+            **noisy,
         }
 
     def is_evaluation_due(self) -> bool:
@@ -225,6 +233,23 @@ class Pretraining(Experiment):
             "num_forced": statistics["num_forced"],
             "num_discarded": statistics["num_discarded"],
         }
+
+
+def shuffle_targets(
+    targets: Tensor, share: float, generator: torch.Generator
+) -> tuple[Tensor, bool]:
+    """With probability ``share`` the targets in random order, and whether they are.
+
+    Args:
+        targets: of one microbatch, any shape; all of them change places with each other.
+        share: in [0, 1].
+        generator: advanced alike whatever comes out.
+    """
+    chance = torch.rand((), generator=generator).item()
+    order = torch.randperm(targets.numel(), generator=generator)
+    if not chance < share:
+        return targets, False
+    return targets.flatten()[order].view_as(targets), True
 
 
 def _make_model(c: PretrainingConfig, vocabulary: int) -> GPT:

@@ -28,6 +28,10 @@ class PretrainingConfig:
         seed: of the weights, and of the data unless ``data_seed`` is given.
         corpus, tokenizer, validation_fraction: see `gqc.lab.data.text.load_text_data`.
         width, depth, heads, context: see `gqc.lab.models.gpt.GPTConfig`.
+        train_tokens: only that many of the first training tokens are read, again and again; None:
+            all.
+        noisy_share: share of the microbatches, drawn at random, whose targets change places; their
+            records say ``is_noisy``.
         microbatch_size: sequences per microbatch.
         tokens: training budget; whole microbatches are trained.
         lr: peak learning rate; min_lr: final one, as a fraction of it; lr_warmup: fraction of the
@@ -42,6 +46,7 @@ class PretrainingConfig:
             and mht draw two at least, gnr draws ``min_draws``.
         noise_tolerance, theta, confidence, error_tolerance, target_gradient_norm, gnr_mode: gns,
             normtest, mht (two) and gnr (two): see `gqc.wrappers`.
+        gns_reactive: gns: let the open window into its estimate.
         final_accumulation: sbc: microbatches per step at the end.
         draws: replay: microbatches of each step.
         vgs_alpha: scale the gradient of each step by its variance, whatever the method: ``alpha``
@@ -70,6 +75,8 @@ class PretrainingConfig:
     corpus: str = "kjv"
     tokenizer: str = "character"
     validation_fraction: float = 0.05
+    train_tokens: int | None = None
+    noisy_share: float = 0.0
     lr: float = 3e-3
     min_lr: float = 0.1
     lr_warmup: float = 0.05
@@ -87,6 +94,7 @@ class PretrainingConfig:
     min_draws: int = 1
     max_draws: int = 64
     noise_tolerance: float = 1.0
+    gns_reactive: bool = False
     theta: float = 1.0
     confidence: float = 0.98
     error_tolerance: float = 0.03
@@ -118,6 +126,8 @@ class PretrainingConfig:
             _check_number("vgs_alpha", self.vgs_alpha, 0, True, math.inf, False)
         if self.data_seed is not None:
             _check_integer("data_seed", self.data_seed, 0)
+        if self.train_tokens is not None:
+            _check_integer("train_tokens", self.train_tokens, self.context + 1)
         for name, bounds in RANGES.items():
             _check_number(name, getattr(self, name), *bounds)
         object.__setattr__(self, "draws", tuple(self.draws))
@@ -188,6 +198,7 @@ RANGES: dict[str, tuple[float, bool, float, bool]] = {
     "error_tolerance": (0, False, math.inf, False),
     "target_gradient_norm": (0, False, math.inf, False),
     "vgs_beta": (0, False, 1, False),
+    "noisy_share": (0, True, 1, True),
 }
 
 #: scale -> what is trained, on how much

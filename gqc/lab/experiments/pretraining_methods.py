@@ -69,7 +69,11 @@ def _wrap_gnts(optimizer: Optimizer, c: PretrainingConfig) -> OptimizerWrapper:
 
 def _wrap_gns(optimizer: Optimizer, c: PretrainingConfig) -> OptimizerWrapper:
     return OptimizerWrapperGNS(
-        optimizer, c.noise_tolerance, min_draws=max(2, c.min_draws), max_draws=c.max_draws
+        optimizer,
+        c.noise_tolerance,
+        reactive=c.gns_reactive,
+        min_draws=max(2, c.min_draws),
+        max_draws=c.max_draws,
     )
 
 
