@@ -36,7 +36,7 @@ if importlib.util.find_spec("gqc") is None:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", kit], check=True)
 
 # %% tags=["parameters"]
-scale = "smoke"  # one of smoke, laptop, paper; seconds, a minute, a GPU
+scale = "smoke"  # one of smoke, laptop, paper, paper-16x; seconds, a minute, GPUs
 methods = ["adamw", "gnts"]  # one of adamw, gnts, sbc
 seed = 0  # >= 0; of the weights and of the order of the text
 tokens: int | None = None  # > 0; training budget, None: the scale's

@@ -16,8 +16,9 @@ from gqc.lab.runs.catalog import (
     make_table,
     remove,
 )
+from gqc.lab.runs.cost import count_flops, describe_cost
 from gqc.lab.runs.explain import explain, find_run
-from gqc.lab.runs.overview import estimate, statuses
+from gqc.lab.runs.overview import estimate, print_plan, statuses
 from gqc.lab.runs.plan import read_batch
 from gqc.lab.runs.report import batch_results, summarize_batch
 from gqc.lab.runs.report import make_table as make_summary
@@ -86,6 +87,38 @@ def test_estimate_prefers_runs_that_differ_in_the_seed_only(make_batch, store):
     left.discard(batch.runs[3].id)
     assert estimate(batch, store, left, jobs=1) == 2 * 10.0
     assert estimate(batch, store, left, jobs=8) == 10.0
+
+
+def test_cost_is_of_the_runs_that_are_left(make_batch, store, tmp_path, monkeypatch):
+    (tmp_path / "costs_of_test.py").write_text(
+        "def flops(p):\n"
+        "    if p['seed'] == 9:\n"
+        "        raise ValueError('seed=9: too dear')\n"
+        "    return 3.6e15 * (1 + p['seed'])\n"
+        "def nothing(p):\n"
+        "    return None\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    cost = "cost: {{flops: 'costs_of_test:{}', flops_per_second: 1.0e+12}}\n"
+    batch = make_batch("seeds: 3\n" + cost.format("flops"))  # an hour, two, and three
+    flops = count_flops(batch)
+    assert list(flops.values()) == [3.6e15, 7.2e15, 10.8e15]
+    finish(store, batch.runs[0])
+    left = [run.id for run in batch.runs[1:]]
+    assert "1.8e+16 floating-point operations to go, 5 h" in describe_cost(batch, flops, left, 1)
+    assert ", 3 h at" in describe_cost(batch, flops, left, 4)  # the longest has to end
+    console = Console(width=200)
+    with console.capture() as capture:
+        print_plan(batch, store, 1, console)
+    assert "1.8e+16 floating-point operations to go, 5 h at 1e+12" in capture.get()
+    assert describe_cost(make_batch("seeds: 3"), {}, left, 1) == ""
+
+    wrong = {"seeds: [9]\n" + cost.format("flops"): "costs_of_test:flops: seed=9: too dear"}
+    wrong["seeds: 1\n" + cost.format("nothing")] = "returned None: expected a number"
+    wrong["seeds: 1\n" + cost.format("absent")] = "cost: flops: 'costs_of_test:absent'"
+    for text, message in wrong.items():
+        with pytest.raises(BadInput, match=message):
+            count_flops(make_batch(text))
 
 
 def test_explanation_names_what_changed(make_batch, store, tmp_path):

@@ -122,6 +122,13 @@ def test_changed_data_make_runs_stale(plan, tmp_path):
         ("data: [no-such-thing]", "data: 'no-such-thing'"),
         ("parameters: {scale: .nan}", "scale=nan"),
         ("list: [1]", "expected a list of mappings"),
+        ("resources: {GPU: }", "resources: GPU: None: expected a number > 0"),
+        ("resources: {GPU: .nan}", "resources: GPU: nan"),
+        ("resources: [GPU]", r"resources: \['GPU'\]: expected a mapping"),
+        ("cost: {flops: a:b}", "cost: expected flops_per_second too"),
+        ("cost: {flops: a:b, flops_per_second: 0}", "flops_per_second: 0: expected a number > 0"),
+        ("cost: {flops_per_second: 1}", "cost: flops: None: expected package.module:function"),
+        ("cost: {flop: a:b}", "cost: unknown key 'flop'; did you mean 'flops'"),
     ],
 )
 def test_mistakes_are_named_in_one_line(plan, text, message):
