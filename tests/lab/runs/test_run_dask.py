@@ -331,3 +331,34 @@ def test_resources_go_to_workers_that_have_them(cluster, make_batch, tmp_path):
     process.wait()
     assert outcomes.count("finished") == 2
     assert "waiting for a Dask worker with GPU=1" in heard.notes[-1]
+
+
+def test_the_slurm_example_starts_workers_and_the_batch(make_batch, tmp_path):
+    """With a stand-in for dask-jobqueue that starts its workers here instead of asking SLURM."""
+    make_batch("seeds: 2\nresources: {GPU: 1}")
+    (tmp_path / "dask_jobqueue.py").write_text(
+        "from distributed import LocalCluster\n"
+        "class SLURMCluster(LocalCluster):\n"
+        "    def __init__(self, *, queue, account, job_cpu, cores, processes, memory, walltime,\n"
+        "                 job_extra_directives, worker_extra_args):\n"
+        "        assert (queue, job_cpu, memory) == ('gpu', 4, '32GB')\n"
+        "        assert job_extra_directives == ['--gres=gpu:1']\n"
+        "        name, value = worker_extra_args[1].split('=')\n"
+        "        super().__init__(n_workers=0, threads_per_worker=cores, host='127.0.0.1',\n"
+        "                         dashboard_address=None, resources={name: float(value)})\n"
+        "    def scale(self, jobs):\n"
+        "        super().scale(jobs)\n"
+    )
+    script = Path(__file__).parents[3] / "notebooks" / "batches" / "slurm.py"
+    command = [sys.executable, str(script), "tiny.yaml", "--queue", "gpu"]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path), "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "tiny: 2 runs: 2 finished" in done.stdout
