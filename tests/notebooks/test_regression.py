@@ -1,7 +1,9 @@
 """Run every notebook as it is saved and compare what it prints (nbval).
 
 Cells tagged ``nbval-ignore-output`` (figures, progress) only have to run.  Each notebook is run in
-a pytest of its own, two at a time, so that neither this process's settings nor xdist matter.
+a pytest of its own, two at a time, so that neither this process's settings nor xdist matter, and
+its kernel listens on sockets in a folder of its own: ports that are free when they are chosen may
+be taken when they are opened.
 ``make notebooks`` saves new outputs when a change is meant.
 """
 
@@ -20,10 +22,19 @@ NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 FLAGSHIP = next(n for n in NOTEBOOKS if n.stem == "01_gnts_pretraining")
 
 
+NO_PORTS = """
+from functools import partial
+from nbval import kernel
+
+kernel.KernelManager = partial(kernel.KernelManager, transport="ipc")
+"""
+
+
 def compare(notebook, folder):
     """Run and compare ``notebook``, on the CPU: exit code and report."""
     path = folder / "notebook.ipynb"
     nbformat.write(on_cpu(notebook), path)
+    (folder / "conftest.py").write_text(NO_PORTS)
     one_thread = {"OMP_NUM_THREADS": "1", "PLOTLY_RENDERER": "plotly_mimetype"}
     command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", path.name]
     command += ["-q", "--color=no", "-p", "no:xdist", "-p", "no:cacheprovider"]
@@ -88,6 +99,11 @@ def notebook_of(source, output, tags=()):
     return nbformat.v4.new_notebook(cells=[cell])
 
 
+ASK_TRANSPORT = """import json
+from ipykernel.connect import get_connection_info
+print(json.loads(get_connection_info())["transport"])"""
+
+
 @pytest.mark.parametrize(
     ("source", "output", "tags", "code"),
     [
@@ -95,8 +111,9 @@ def notebook_of(source, output, tags=()):
         ("print(1.25)", "1.26\n", (), 1),
         ("print(1.25)", "1.26\n", ("nbval-ignore-output",), 0),
         ("print(1 / 0)", "1.25\n", ("nbval-ignore-output",), 1),
+        (ASK_TRANSPORT, "ipc\n", (), 0),
     ],
-    ids=["same", "changed", "not compared", "fails though not compared"],
+    ids=["same", "changed", "not compared", "fails though not compared", "no port is opened"],
 )
 def test_what_the_comparison_notices(source, output, tags, code, tmp_path):
     assert compare(notebook_of(source, output, tags), tmp_path)[0] == code
