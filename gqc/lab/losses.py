@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -95,7 +96,8 @@ def inverse_decoding_loss(
 def spectral_loss(predicted: Tensor, target: Tensor) -> Tensor:
     """``spectral``, of fields (batch, points): blind to where waves are, not to how high."""
     _check_pair("spectral", predicted, target)
-    spectra = (torch.fft.rfft(u, norm="ortho").abs() for u in (predicted, target))
+    wide = torch.promote_types(predicted.dtype, torch.float32)  # no FFT in bfloat16
+    spectra = (torch.fft.rfft(u.to(wide), norm="ortho").abs() for u in (predicted, target))
     return F.mse_loss(*spectra)
 
 
@@ -207,7 +209,7 @@ def compute_operator_loss_bundle(
         values = {name: loss.item() for name, loss in components.items()}
         used = cap_shares(values, used, {"inv_enc": max_share, "inv_dec": max_share})
     parts = [used[name] * loss for name, loss in components.items()]
-    total = torch.stack(parts).sum() if parts else torch.zeros((), requires_grad=True)
+    total = reduce(torch.add, parts) if parts else torch.zeros((), requires_grad=True)
     return LossBundle(total, components, used)
 
 
