@@ -81,6 +81,7 @@ class OperatorLearning(Experiment):
             config.lr,
             betas=(config.beta1, config.beta2),
             weight_decay=config.weight_decay,
+            fused=True,
         )
         self._positions = data.positions.to(self.device, self.dtype)
         self._fields = data.train.to(self.device, self.dtype)
@@ -214,6 +215,8 @@ class OperatorLearning(Experiment):
         }
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.microbatch == self.config.pretraining_epochs * self.batches:
+            self.average.n_averaged.zero_()  # the next update copies
         self.average.update_parameters(self.model)
         return True
 

