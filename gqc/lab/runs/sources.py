@@ -18,7 +18,7 @@ from gqc.lab.runs.fingerprint import digest, strip_prose
 
 PACKAGE = Path(gqc.__file__).parent
 # How notebooks are run, listed and drawn does not change their numbers.
-_NOT_COUNTED = ("gqc.lab.runs", "gqc.lab.figures", "gqc.cli")
+_NOT_COUNTED = re.compile(r"gqc\.(lab\.runs|lab\.figures\w*|cli)(\.|$)")
 
 
 def source_hashes(code: Iterable[str], folder: Path) -> dict[str, str]:
@@ -42,7 +42,7 @@ def source_hashes(code: Iterable[str], folder: Path) -> dict[str, str]:
             continue
         seen.add(name)
         module, rest = _split(name, folder)
-        if not module or module.startswith(_NOT_COUNTED):
+        if not module or _NOT_COUNTED.match(module):
             continue
         path = _path(module, folder)
         exports = _exports(path, module) if path.name == "__init__.py" else None

@@ -43,6 +43,10 @@ def package(tmp_path, monkeypatch):
         "busy/inner.py": "z = 3\n",
         "lazy.py": 'import importlib\nimportlib.import_module("gqc.other")\n',
         "lab/runs/__init__.py": "from gqc.base import B\n",
+        "lab/figures_of_noise.py": "from gqc.base import B\n",
+        "cli/__init__.py": "from gqc.base import B\n",
+        "cli/paper.py": "from gqc.base import B\n",
+        "clipping.py": "limit = 1\n",
     }
     root = tmp_path / "gqc"
     for name, text in files.items():
@@ -72,6 +76,8 @@ def package(tmp_path, monkeypatch):
         ("from gqc import lazy", ["gqc.base", "gqc.lazy", "gqc.other"]),
         ("%matplotlib inline\nimport gqc.base", ["gqc.base"]),
         ("from gqc.lab import runs\nruns.save()", []),
+        ("from gqc.lab import figures_of_noise\nimport gqc.cli.paper", []),
+        ("from gqc import clipping", ["gqc.clipping"]),  # its name begins like the command line's
         ("import numpy, torch.nn", []),
         ("import helper", ["helper"]),
         ("x = !ls\nimport gqc.other", ["gqc.a", "gqc.base", "gqc.other", "gqc.sub.deep"]),
