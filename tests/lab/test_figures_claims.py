@@ -1,0 +1,183 @@
+"""What the figures of the claims say about data that are known exactly."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gqc.lab import figures_claims as figures
+from gqc.lab.figures import MAX_POINTS
+
+
+def comparison():
+    rows = [
+        {"comparison": c, "method": m, "seed": s, "tokens": t, "val_loss": base + s + 100 / t}
+        for c in ("control", "size")
+        for base, m in ((1.0, "adamw"), (2.0, "gnts"))
+        for s in (0, 2)
+        for t in (50, 100)
+    ]
+    frame = pd.DataFrame(rows)
+    return pd.concat([frame, frame.assign(tokens=75, val_loss=None)], ignore_index=True)
+
+
+def by_microbatch():
+    rows = [
+        {
+            "microbatch_size": n,
+            "seed": s,
+            "mean_logical_batch_examples": 16 + s,
+            "val_loss": 2.0 + s,
+        }
+        for n in (1, 2, 4)
+        for s in (0, 1, 2)
+    ]
+    return pd.DataFrame(rows)
+
+
+def warmups():
+    t = np.arange(1, 41)
+    frame = pd.DataFrame({"microbatch": t, "steps": t, "loss": 4.0, "is_warmup": t <= 10})
+    frame["gradient_norm_threshold"] = 0.5
+    runs = [frame.assign(method=m, seed=s) for m in ("inverted", "none") for s in (0, 1)]
+    return pd.concat(runs, ignore_index=True)
+
+
+def reacted():
+    rows = [
+        {"method": m, "seed": s, "extra_draws": e + s, "correlation": 0.5, "clean_correlation": 0.1}
+        for m, e in (("gnts", 3.0), ("gnts, replay", -1.0))
+        for s in (0, 1, 2)
+    ]
+    rows.append({"method": "mht", "seed": 0, "extra_draws": None, "correlation": 0.0})
+    return pd.DataFrame(rows)
+
+
+def angled():
+    t = np.arange(1, 101)
+    steps = pd.DataFrame(
+        {"tokens": t, "angle": [0.0] + [64.0] * 99, "angle_before": [None, *[90.0] * 99]}
+    )
+    n = [1, 2, 4]
+    probes = [
+        pd.DataFrame({"microbatch": k, "tokens": k, "num_draws": n, "norm_ratio": [1, 0.7, 0.5]})
+        for k in (0, 100)
+    ]
+    probed = pd.concat(probes).assign(predicted_ratio=0.9, predicted_angle=60.0, kind="probe")
+    return pd.concat([steps.assign(kind="step"), probed], ignore_index=True)
+
+
+def ends():
+    rows = [
+        {"method": m, "seed": s, "tokens": t, "val_loss": 8 * t**-0.25}
+        for m in ("adamw", "gnts")
+        for s in (0, 1)
+        for t in (2**12, 2**14, 2**16)
+    ]
+    return pd.DataFrame(rows)
+
+
+DRAWN = {
+    figures.comparison_losses: (comparison, "comparison"),
+    figures.batch_invariance: (by_microbatch, "microbatch_size"),
+    figures.warmup_panels: (warmups, "is_warmup"),
+    figures.reactions: (reacted, "extra_draws"),
+    figures.angles: (angled, "angle_before"),
+    figures.norms_against_draws: (angled, "norm_ratio"),
+    figures.power_laws: (ends, "tokens"),
+}
+each_figure = pytest.mark.parametrize("draw", DRAWN, ids=lambda d: d.__name__)
+
+
+@each_figure
+def test_figures_are_deterministic_plain_and_leave_the_data_alone(draw):
+    frame = DRAWN[draw][0]()
+    before = frame.copy()
+    text = draw(frame).to_json()
+    assert text == draw(frame).to_json()
+    assert "bdata" not in text
+    assert '"uid"' not in text
+    pd.testing.assert_frame_equal(frame, before)
+
+
+@each_figure
+def test_a_missing_column_is_named(draw):
+    make, column = DRAWN[draw]
+    with pytest.raises(ValueError, match=f"{draw.__name__}: no column '{column}'"):
+        draw(make().drop(columns=column))
+
+
+@each_figure
+def test_axes_say_what_they_show(draw):
+    layout = draw(DRAWN[draw][0]()).to_plotly_json()["layout"]
+    titles = [
+        a["title"]["text"] for n, a in layout.items() if n.startswith("yaxis") and "title" in a
+    ]
+    assert titles or draw is figures.reactions  # its rows are methods
+    assert all(titles)
+    assert any("title" in a for n, a in layout.items() if n.startswith("xaxis"))
+
+
+def named(figure, name):
+    return [t for t in figure.data if t.name == name]
+
+
+def test_losses_are_means_over_seeds_in_a_panel_for_each_comparison():
+    figure = figures.comparison_losses(comparison())
+    control, size = named(figure, "gnts")
+    assert (control.xaxis, size.xaxis) == ("x", "x2")
+    assert (control.x, control.y) == ((50, 100), (5, 4))
+    assert control.line.color != named(figure, "adamw")[0].line.color
+
+
+def test_batches_have_their_intervals_over_seeds():
+    batch, loss = named(figures.batch_invariance(by_microbatch()), "gnts")
+    assert (batch.x, batch.y) == ((1, 2, 4), (17, 17, 17))
+    assert loss.y == (3, 3, 3)
+    assert batch.error_y.array[0] == pytest.approx(4.3027 / 3**0.5, rel=1e-4)  # t of 2 degrees
+
+
+def test_one_seed_has_no_bars():
+    one = by_microbatch()[lambda f: f["seed"] == 0]
+    batch, _ = named(figures.batch_invariance(one), "gnts")
+    assert batch.error_y.array is None
+
+
+def test_the_warmup_is_drawn_to_twice_its_length():
+    figure = figures.warmup_panels(warmups())
+    assert {t.x[-1] for t in figure.data} == {20}
+    assert len(figure.data) == 6
+
+
+def test_reactions_leave_out_methods_without_any():
+    first = figures.reactions(reacted()).data[0]
+    assert first.y == ("gnts", "gnts, replay")
+    assert first.x == (4, 0)
+
+
+def test_angles_begin_with_the_first_step_and_keep_the_prediction():
+    figure = figures.angles(angled())
+    (angle,) = named(figure, "momentum with<br>this gradient")
+    assert (angle.x[0], angle.y[0], angle.y[1], angle.y[-1]) == (1, 0, 32, 64)
+    (predicted,) = [t for t in figure.data if t.name.startswith("predicted")]
+    assert (predicted.x, predicted.y) == ((0, 100), (60, 60))
+
+
+def test_norms_stand_beside_predictions_and_noise_alone():
+    figure = figures.norms_against_draws(angled())
+    assert named(figure, "after 100 steps")[0].y == (1, 0.7, 0.5)
+    assert [t.y for t in named(figure, "predicted")] == [(0.9, 0.9, 0.9)] * 2
+    assert named(figure, "noise alone, 1/√n")[0].y == (1, 0.70711, 0.5)
+
+
+def test_a_power_law_is_named_by_its_exponent():
+    figure = figures.power_laws(ends())
+    curves = [t for t in figure.data if "exponent 0.250" in (t.name or "")]
+    assert len(curves) == 2
+    points = named(figure, "adamw")[0]
+    assert curves[0].y == pytest.approx(points.y)
+
+
+def test_long_curves_are_thinned():
+    frame = pd.concat([comparison().dropna().assign(tokens=k) for k in range(2000)])
+    figure = figures.comparison_losses(frame)
+    assert max(len(t.x) for t in figure.data) <= MAX_POINTS
