@@ -1,0 +1,132 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags
+#     notebook_metadata_filter: kernelspec,jupytext
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # What does GNTS give at equal tokens, and against whom?
+#
+# GNTS is said to reach 41 % better perplexity than AdamW, to beat a control of 16 times the size by
+# 5 %, to use largely the same logical batch whatever the physical one, and to need a warmup of its
+# threshold that is inverted: high first.
+#
+# **Question.** From the same weights (where the model is the same), on the same text, with the same
+# number of tokens: which of this holds for a small GPT?
+
+# %%
+# Only where the kit is missing, as in Colab; whatever torch is there stays.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("gqc") is None:
+    kit = "gqc-kit[lab]"  # or of a repository: "gqc-kit[lab] @ git+https://..."
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", kit], check=True)
+
+# %% tags=["parameters"]
+scale = "smoke"  # one of smoke, laptop, paper; seconds, minutes, a GPU
+comparisons = [
+    "control",
+    "size",
+    "microbatch",
+    "warmup",
+]  # one of control, size, microbatch, warmup
+seed = 0  # >= 0; of the weights and of the order of the text
+tokens: int | None = 16384  # > 0; training budget, None: the scale's
+corpus = "kjv"  # one of kjv, hf:*, PATH; ships with the kit, a Hugging Face data set, a file
+device = "auto"  # one of auto, cpu, cuda, cuda:*, mps
+dtype = "float32"  # one of float32, bfloat16, float64
+
+# %%
+from math import exp
+
+import pandas as pd
+
+from gqc.lab import figures_claims, runs, track
+from gqc.lab.experiments import equal_tokens, pretraining
+
+# %% [markdown]
+# ## Run
+#
+# - `control`: GNTS beside AdamW as tuned at the same budget of runs, and beside AdamW *untuned*:
+#   torch's defaults, learning rate 0.001, betas 0.9 and 0.999, a step on every microbatch;
+# - `size`: beside AdamW on 16 times the parameters, its learning rate divided by the factor of the
+#   width, 4;
+# - `microbatch`: GNTS with 1 to 16 sequences per microbatch, and the same largest logical batch;
+# - `warmup`: a threshold that starts at 10 times its value (*inverted*), at a tenth (*upright*), or
+#   at itself (*none*).
+
+# %% tags=["nbval-ignore-output"]
+place = {"corpus": corpus, "device": device, "dtype": dtype, "seed": seed}
+place |= {} if tokens is None else {"tokens": tokens, "evaluation_tokens": max(tokens // 8, 1)}
+histories, rows = [], []
+for name in comparisons:
+    for label, config in equal_tokens.comparison(name, scale, **place).items():
+        experiment = pretraining.build(config)
+        for _ in track(experiment, has_bar=False):
+            pass
+        histories.append(equal_tokens.labelled(experiment, label, name))
+        rows.append(equal_tokens.numbers(experiment, label, name))
+history, results = pd.concat(histories, ignore_index=True), pd.DataFrame(rows)
+
+# %% tags=["nbval-ignore-output"]
+figures_claims.comparison_losses(history)
+
+# %% [markdown]
+# ## The logical batch against the physical one
+#
+# A batch is never smaller than a microbatch: where the threshold asks for less, the points lie on
+# the dashed line.
+
+# %% tags=["nbval-ignore-output"]
+if "microbatch" in comparisons:
+    by_size = results[results["comparison"] == "microbatch"]
+    figures_claims.batch_invariance(by_size).show()
+
+# %% [markdown]
+# ## During the warmup of the threshold
+
+# %% tags=["nbval-ignore-output"]
+if "warmup" in comparisons:
+    figures_claims.warmup_panels(history[history["comparison"] == "warmup"]).show()
+
+# %% [markdown]
+# ## Answer
+
+# %%
+shown = {"parameters": 0, "lr": 5, "val_loss": 2, "perplexity": 1, "steps": 0}
+shown |= {"mean_logical_batch_examples": 1, "warmup_steps": 0, "warmup_loss": 2}
+results.set_index(["comparison", "method"])[list(shown)].round(shown)
+
+# %%
+for name, table in results[results["comparison"].isin(["control", "size"])].groupby("comparison"):
+    loss = table.set_index("method")["val_loss"]
+    for method in loss.index.drop("gnts"):
+        ratio = exp(loss["gnts"] - loss[method])
+        print(f"{name}: perplexity of gnts / {method}: {ratio:.2f}")
+print(f"after {results['tokens'].min():,} tokens each, of one seed: no interval")
+
+# %% [markdown]
+# **Limits.** The saved output is of the `smoke` scale and a budget in which nothing is learnt well:
+# a regression test, and no evidence. Tuned values are those of the scale's own budget. AdamW's
+# untuned control keeps the warmup and decay of the learning rate that all others have. The larger
+# control's rate follows a rule and is not tuned; more tuning could only help it. For several seeds:
+#
+# ```
+# gqc batch run notebooks/batches/15_equal_tokens.yaml --jobs 2
+# gqc batch run notebooks/batches/15_larger_control.yaml --jobs 2
+# ```
+
+# %%
+saved = runs.save(history, results, data_hash=experiment.data_hash)
