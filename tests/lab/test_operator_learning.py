@@ -96,6 +96,7 @@ def test_the_loop_by_hand():
     groups = [list(p.parameters()) for p in (model.encoder, model.approximator, model.decoder)]
     adamw = torch.optim.AdamW([{"params": g} for g in groups], weight_decay=config.weight_decay)
     encoder, step, decoder = model.encoder, model.approximator, model.decoder
+    average = weights(model)
     for t, record in enumerate(experiment):
         at = t % 2
         order = torch.randperm(10, generator=make_generator(0, f"order {t // 2}"))
@@ -109,8 +110,10 @@ def test_the_loop_by_hand():
         if t < 2:
             loss = inv_enc + 0.1 * inv_dec
         else:
+            decoder.requires_grad_(False)
             spectrum = [torch.fft.rfft(f, norm="ortho").abs() for f in (decoder(step(z), x), v)]
             spectral = F.mse_loss(*spectrum)
+            decoder.requires_grad_(True)
             loss = F.mse_loss(step(z), w) + 0.05 * spectral + 0.5 * (inv_enc + inv_dec)
         loss.backward()
         assert record["loss"] == pytest.approx(loss.item(), rel=1e-10)
@@ -206,6 +209,45 @@ def test_what_the_encoder_learns_from(learns):
     before = weights(exploding.model.encoder)
     run(exploding, until=12)
     assert torch.equal(weights(exploding.model.encoder), before) == (learns == "none")
+
+
+def test_what_the_decoder_learns_from():
+    for learns in ("inverse", "all"):
+        experiment = run(make("baseline", decoder_learns=learns), until=8)
+        before = weights(experiment.model.decoder)
+        run(experiment, until=12)
+        moved = not torch.equal(weights(experiment.model.decoder), before)
+        assert moved == (learns == "all")
+
+
+def test_under_adam_the_weight_of_what_a_part_learns_from_alone_is_no_matter():
+    """E and D see the inverse losses only: a weight 512 times smaller moves them alike, once Adam
+    has forgotten gradients of another weight, or never saw any."""
+    ends, options = [], {"max_norm": 1e9, "dtype": "float64", "pretraining_epochs": 0}
+    for weight in (0.512, 0.001):
+        both = {"lambda_inv_enc": weight, "lambda_inv_dec": weight}
+        experiment = run(make("exploding", **options, **both))
+        ends.append(weights(experiment.model.encoder))
+    start = weights(make("exploding", **options).model.encoder)
+    assert (ends[0] - ends[1]).norm() < 0.02 * (ends[0] - start).norm()
+
+
+def test_variants_keep_the_weight_and_change_what_they_say():
+    tuned = operator_learning.variant_config("smoke", "lr 0.1", 0.3, lr=1.0, epochs=3)
+    assert (tuned.lambda_inv_enc, tuned.lambda_inv_dec) == (0.3, 0.3)
+    assert (tuned.lr, tuned.epochs, tuned.pretraining_epochs) == (0.1, 3, 0)
+    for variant in operator_learning.VARIANTS:
+        assert not operator_learning.variant_config("smoke", variant, 0.3).has_curriculum
+    with pytest.raises(ValueError, match=r"variant='lr 1': did you mean 'lr 0\.1'"):
+        operator_learning.variant_config("smoke", "lr 1", 0.3)
+
+
+def test_a_lost_run_is_known_by_its_record():
+    experiment = make("baseline", pretraining_epochs=0)
+    assert not operator_learning.is_lost(next(experiment))
+    with torch.no_grad():
+        experiment.model.approximator.out.bias.fill_(math.inf)
+    assert operator_learning.is_lost(next(experiment))
 
 
 def test_a_rollout_loss_is_of_decoded_states():

@@ -1,14 +1,15 @@
 """Learning Burgers' equation in a latent space, with inverse losses weighed in several ways.
 
 E and D are trained as an autoencoder first, the same for every method of a seed.  Then A learns to
-step latents that E makes; E and D go on learning from the inverse losses (see
-``encoder_learns``), D from the spectral loss too.  The two phases are in one history: ``epoch`` is
+step latents that E makes, while E and D go on learning from the inverse losses (see
+``encoder_learns`` and ``decoder_learns``).  The two phases are in one history: ``epoch`` is
 negative in the first.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,10 @@ from gqc.lab.data.burgers import BurgersData, load_burgers_data
 from gqc.lab.experiment import Experiment
 from gqc.lab.experiments.operator_learning_config import (
     METHODS,
+    VARIANTS,
     OperatorLearningConfig,
     config,
+    variant_config,
 )
 from gqc.lab.experiments.operator_measures import (
     EVALUATED,
@@ -38,11 +41,14 @@ from gqc.lab.placement import find_device, find_dtype, make_generator
 
 __all__ = [
     "METHODS",
+    "VARIANTS",
     "OperatorLearning",
     "OperatorLearningConfig",
     "build",
     "by_epoch",
     "config",
+    "is_lost",
+    "variant_config",
 ]
 
 PARTS = ("encoder", "approximator", "decoder")  #: parameter groups
@@ -54,6 +60,11 @@ def build(config: OperatorLearningConfig) -> OperatorLearning:
         config.source, config.num_train, config.num_test, config.nu, config.data_seed
     )
     return OperatorLearning(config, data)
+
+
+def is_lost(record: Mapping[str, Any]) -> bool:
+    """Is this record's loss or gradient NaN or infinite, from which nothing comes back?"""
+    return not (math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"]))
 
 
 class OperatorLearning(Experiment):
@@ -176,10 +187,15 @@ class OperatorLearning(Experiment):
         with torch.set_grad_enabled(c.encoder_learns == "all"):
             latents = model.encoder(fields, x)
         predicted = model.approximator(latents)
-        rollout = None
+        predicted_fields = rollout = None
+        # Frozen for these two, the decoder passes gradients on to A and gets none.
+        model.decoder.requires_grad_(c.decoder_learns == "all")
+        if c.lambda_spectral:
+            predicted_fields = model.decoder(predicted, x)
         if c.lambda_rollout:
             states = model.rollout(latents, c.rollout_steps)
             rollout = model.decoder(states.flatten(0, 1), x).unflatten(0, states.shape[:2])
+        model.decoder.requires_grad_(True)
         scale = self.controls.applied["inverse_scale"]
         weights = dict(c.loss_weights)
         for name in ("lambda_inv_enc", "lambda_inv_dec"):
@@ -188,7 +204,7 @@ class OperatorLearning(Experiment):
             weights=weights,
             predicted_latents=predicted,
             next_latents=next_latents,
-            predicted_fields=model.decoder(predicted, x) if c.lambda_spectral else None,
+            predicted_fields=predicted_fields,
             next_fields=following[:, 0],
             predicted_rollout=rollout,
             target_rollout=following if rollout is not None else None,

@@ -13,6 +13,7 @@ from gqc.lab.names import check_name
 from gqc.lab.placement import DTYPES
 
 ENCODER_LEARNS = ("inverse", "all", "none")
+DECODER_LEARNS = ("inverse", "all")
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,9 @@ class OperatorLearningConfig:
         rollout_steps: of ``rollout``.
         clip, max_norm: what a gradient norm is taken over, "total", "group" (E, A, D) or "tensor",
             and its bound.
-        encoder_learns: from ``"inverse"`` losses alone, as where latents are computed beforehand;
-            from ``"all"``; or ``"none"``, frozen after the pretraining.
+        encoder_learns: after the pretraining, from the ``"inverse"`` losses alone, as where latents
+            are computed beforehand; from ``"all"``; or from ``"none"``, frozen.
+        decoder_learns: from the ``"inverse"`` losses alone, or from ``"all"``: spectral, rollout.
         test_steps: of rollouts in evaluations.
         evaluation_epochs: epochs between evaluations; there is always one at the end.
         seed: of weights and order; device, dtype: see `gqc.lab.placement`.
@@ -91,6 +93,7 @@ class OperatorLearningConfig:
     clip: str = "total"
     max_norm: float = 1.0
     encoder_learns: str = "inverse"
+    decoder_learns: str = "inverse"
     test_steps: int = 19
     evaluation_epochs: int = 1
     seed: int = 0
@@ -101,6 +104,7 @@ class OperatorLearningConfig:
         check_name("scale", self.scale, SCALES)
         check_name("clip", self.clip, CLIPPERS)
         check_name("encoder_learns", self.encoder_learns, ENCODER_LEARNS)
+        check_name("decoder_learns", self.decoder_learns, DECODER_LEARNS)
         check_name("dtype", self.dtype, DTYPES)
         for name, least in COUNTS.items():
             value = getattr(self, name)
@@ -161,8 +165,8 @@ SCALES: dict[str, dict[str, Any]] = {
         **_SOURCE,
         "num_train": 40,
         "num_test": 16,
-        "stride": 4,
-        "pretraining_epochs": 15,
+        "stride": 8,
+        "pretraining_epochs": 30,
         "ema_decay": 0.99,  # a fiftieth of the source's batches
         "hidden": 48,
         "blocks": 2,
@@ -197,10 +201,24 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-#: variant -> what it changes in an exploding run, to find what an explosion takes
+_UNPRETRAINED = {"pretraining_epochs": 0}
+_NO_NORMS = {**_UNPRETRAINED, "is_normalized": False}
+
+#: variant -> what it changes in an exploding run, to find what an explosion takes; each of its
+#: words changes one thing, and all but the first begin without pretraining
 VARIANTS: dict[str, dict[str, Any]] = {
     "as published": {},
-    "no pretraining": {"pretraining_epochs": 0},
+    "no pretraining": _UNPRETRAINED,
+    "encoder frozen": {**_UNPRETRAINED, "encoder_learns": "none"},
+    "encoder from all": {**_UNPRETRAINED, "encoder_learns": "all", "decoder_learns": "all"},
+    "unclipped": {**_UNPRETRAINED, "max_norm": 1e30},
+    "lr 0.1": {**_UNPRETRAINED, "lr": 0.1},
+    "deep": {**_UNPRETRAINED, "blocks": 6, "codec_blocks": 6},
+    "no norms": _NO_NORMS,
+    "no norms, lr 0.01": {**_NO_NORMS, "lr": 0.01},
+    "no norms, lr 0.1": {**_NO_NORMS, "lr": 0.1},
+    "no norms, lr 0.1, unclipped": {**_NO_NORMS, "lr": 0.1, "max_norm": 1e30},
+    "no norms, deep, lr 0.01": {**_NO_NORMS, "lr": 0.01, "blocks": 6, "codec_blocks": 6},
 }
 
 
@@ -225,3 +243,17 @@ def config(
     if method == "diagnostic":
         values["epochs"] = max(1, values["epochs"] // 7)
     return OperatorLearningConfig(**{"method": method, "scale": scale, **values, **overrides})
+
+
+def variant_config(
+    scale: str, variant: str, weight: float, **overrides: Any
+) -> OperatorLearningConfig:
+    """The config of a run without curriculum whose inverse losses both have ``weight``.
+
+    Args:
+        variant: of `VARIANTS`.
+        overrides: as of `config`; they give way to the variant's own.
+    """
+    check_name("variant", variant, VARIANTS)
+    both = {"lambda_inv_enc": weight, "lambda_inv_dec": weight}
+    return config(scale, "exploding", **{**overrides, **both, **VARIANTS[variant]})
