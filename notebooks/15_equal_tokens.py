@@ -43,7 +43,7 @@ comparisons = [
     "warmup",
 ]  # one of control, size, microbatch, warmup
 seed = 0  # >= 0; of the weights and of the order of the text
-tokens: int | None = 16384  # > 0; training budget, None: the scale's
+tokens: int | None = 8192  # > 0; training budget, None: the scale's
 corpus = "kjv"  # one of kjv, hf:*, PATH; ships with the kit, a Hugging Face data set, a file
 device = "auto"  # one of auto, cpu, cuda, cuda:*, mps
 dtype = "float32"  # one of float32, bfloat16, float64

@@ -42,7 +42,7 @@ scale = "smoke"  # one of smoke, laptop, paper; seconds, minutes, a GPU
 methods = ["gnts", "gns", "gns, reactive", "mht"]  # taken as they are
 noisy_share = 0.2  # above 0, below 1; of the microbatches whose targets are shuffled
 seed = 0  # >= 0; of the weights, the order of the text and the noise
-tokens: int | None = 65536  # > 0; training budget, None: the scale's
+tokens: int | None = 49152  # > 0; training budget, None: the scale's
 corpus = "kjv"  # one of kjv, hf:*, PATH; ships with the kit, a Hugging Face data set, a file
 device = "auto"  # one of auto, cpu, cuda, cuda:*, mps
 dtype = "float32"  # one of float32, bfloat16, float64

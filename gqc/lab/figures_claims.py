@@ -111,9 +111,9 @@ def reactions(results: pd.DataFrame) -> go.Figure:
             ``clean_correlation``; methods without any are left out.
     """
     shown = {
-        "extra_draws": "extra draws [microbatches]",
-        "correlation": "rank correlation, all windows",
-        "clean_correlation": "rank correlation, clean first",
+        "extra_draws": "extra draws<br>[microbatches]",
+        "correlation": "rank correlation,<br>all windows",
+        "clean_correlation": "rank correlation,<br>clean first",
     }
     check_columns("reactions", results, ["method", "seed", *shown])
     results = results.dropna(subset=["extra_draws"])
