@@ -111,7 +111,7 @@ def norms_by_part(history: pd.DataFrame, clip: dict[str, float] | None = None) -
     for i, method in enumerate(methods):
         rows = history[history["method"] == method]
         for number, part in enumerate(parts):
-            curve = rows[rows[part] > 0]
+            curve = rows.assign(**{part: rows[part].where(rows[part] > 0)})  # 0: it did not learn
             style = {"color": OKABE_ITO[number], "dash": DASHES[number]}
             _curve(figure, curve, part, part.split("/")[1], style, i, len(methods))
         if clip and method in clip:
@@ -141,8 +141,9 @@ def over_epochs(
             curve = values[values["method"] == method].groupby("epoch")[column].mean().reset_index()
             style = {"color": OKABE_ITO[i % 7], "dash": DASHES[i % 6]}
             _curve(figure, curve, column, str(method), style, panel, len(columns))
-    if has_log:
-        figure.update_yaxes(type="log", exponentformat="power", dtick=1)
+        if has_log:
+            axis = {"row": panel // 3 + 1, "col": panel % 3 + 1}
+            figure.update_yaxes(type="log", **_log_ticks(values[column]), **axis)
     figure.update_yaxes(matches=None, showticklabels=True)
     return figure
 
@@ -208,6 +209,14 @@ def curves(
     return figure
 
 
+def _log_ticks(values: pd.Series) -> dict[str, Any]:
+    """1, 2, 5, 10, ... of a short axis, powers of ten of a long one."""
+    positive = values[values > 0]
+    if len(positive) and positive.max() < 300 * positive.min():
+        return {"tickvals": [m * t for t in TICKS for m in (1, 2, 5)], "tickformat": "~g"}
+    return {"tickvals": TICKS, "tickformat": ".0e"}
+
+
 def _panels(titles: Sequence[str], title: str) -> go.Figure:
     """Up to three beside each other."""
     columns = min(3, len(titles))
@@ -238,7 +247,7 @@ def _curve(
 ) -> None:
     columns = min(3, num_panels)
     is_first = not any(trace.name == name for trace in figure.data)
-    curve = thin(rows.dropna(subset=[y]), y)
+    curve = thin(rows, y)
     figure.add_scatter(
         x=plain_numbers(curve["epoch"]),
         y=plain_numbers(curve[y]),

@@ -1,7 +1,7 @@
 """Learning Burgers' equation in a latent space, with inverse losses weighed in several ways.
 
-E and D are trained as an autoencoder first, the same for every method of a seed.  Then A learns to
-step latents that E makes, while E and D go on learning from the inverse losses (see
+E and D are trained as an autoencoder first, the same for every method of a seed.  Then, with a new
+optimizer, A learns to step latents that E makes, while E and D learn from the inverse losses (see
 ``encoder_learns`` and ``decoder_learns``).  The two phases are in one history: ``epoch`` is
 negative in the first.
 """
@@ -141,6 +141,10 @@ class OperatorLearning(Experiment):
     def set_hyperparameters(self) -> None:
         c, before = self.config, self.config.pretraining_epochs * self.batches
         is_first = self.is_pretraining
+        if self.microbatch == before:
+            # The average's next update copies; moments of other losses would only mislead Adam.
+            self.average.n_averaged.zero_()
+            self.optimizer.state.clear()
         at = self.microbatch if is_first else self.microbatch - before
         length = before if is_first else c.epochs * self.batches
         warm = min(1.0, (at + 1) / max(c.lr_warmup, 1))
@@ -231,8 +235,6 @@ class OperatorLearning(Experiment):
         }
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.microbatch == self.config.pretraining_epochs * self.batches:
-            self.average.n_averaged.zero_()  # the next update copies
         self.average.update_parameters(self.model)
         return True
 
