@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
@@ -84,9 +85,14 @@ class Server:
             self._process.kill()
             self._process.wait()
 
-    def put(self, name: str, **parameters: object) -> str:
-        """A copy of a notebook of the repository without outputs, with other parameters."""
+    def put(self, name: str, cells: Sequence[str] = (), **parameters: object) -> str:
+        """A copy of a notebook of the repository without outputs, with other parameters.
+
+        Args:
+            cells: code of more cells, after those that there are.
+        """
         notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+        notebook.cells += [nbformat.v4.new_code_cell(code) for code in cells]
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
@@ -112,7 +118,7 @@ class Lab:
         self.elsewhere: list[str] = []
         self.errors: list[str] = []
         page.on("request", self._note)
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("pageerror", lambda error: self.errors.append(f"{error}: {error.stack}"))
 
     def _note(self, request) -> None:
         local = (self.server.url, self.server.url.replace("http", "ws", 1), "data:", "blob:")
@@ -148,9 +154,33 @@ class Lab:
         """The y of a curve as the browser holds it."""
         return self.page.evaluate(CURVE, {"view": view, "key": key})
 
-    def button(self, name: str):
-        return self.page.locator(".gqc-live-run button", has_text=name)
+    def button(self, name: str, view: str = "gqc-live-run"):
+        return self.page.locator(f".{view} button", has_text=name)
 
+    def scroll_to(self, view: str) -> None:
+        """Bring the cell that shows ``view`` onto the page, which holds only cells in sight."""
+        self.page.evaluate(SCROLL, view)
+        self.page.locator(f".{view}").scroll_into_view_if_needed()
+
+    def press(self, handle, key: str) -> float:
+        """Press ``key`` on ``handle``; when the browser took it [s since 1970]."""
+        self.page.evaluate(NOTE_PRESS)
+        handle.focus()
+        self.page.keyboard.press(key)
+        return self.page.evaluate("() => window.gqcPressed")
+
+
+NOTE_PRESS = """() => document.addEventListener(
+  'keydown', () => { window.gqcPressed = Date.now() / 1000; }, {capture: true, once: true})"""
+
+SCROLL = """async view => {
+  const notebook = jupyterapp.shell.currentWidget.content;
+  for (let i = 0; i < notebook.widgets.length; i++) {
+    if (document.querySelector('.' + view)) return;
+    await notebook.scrollToItem(i);
+    await new Promise(done => setTimeout(done, 50));
+  }
+}"""
 
 ASK = """async ({code, expression}) => {
   const kernel = jupyterapp.shell.currentWidget.sessionContext.session.kernel;

@@ -6,44 +6,33 @@ import time
 import nbformat
 import pytest
 from lab_page import THEMES
+from watching import PLOTS, look, microbatch, nothing_is_wrong, threads, until
 
 from gqc_widgets.schedule_editor import FIELDS
 
 LONG = {"interactive": True, "changes": [], "tokens": 2**21}  # half a minute at least
-PLOTS = ".js-plotly-plot .main-svg"
-
-
-def until(condition, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-    return value
 
 
 @pytest.fixture(scope="module")
 def opened(lab, server):
     lab.open(server.put("07_norm_schedule_live", **LONG))
+    lab.run_all()
+    for view in ("gqc-live-run", "gqc-norm-schedule"):
+        lab.page.locator(f".{view} {PLOTS}").first.wait_for(timeout=120_000)
+    until(lambda: lab.ask("'summary' in dir()"), 60)  # all cells have run
+    lab.tell("at_first = dict(experiment.controls)")
     return lab
 
 
 @pytest.fixture
 def live(opened):
-    """The notebook, run anew (which ends what ran before) and waiting for a person."""
+    """The notebook with a run that waits for a person."""
     opened.page.set_viewport_size({"width": 1280, "height": 900})
-    opened.run_all()
-    for view in ("gqc-live-run", "gqc-norm-schedule"):
-        opened.page.locator(f".{view} {PLOTS}").first.wait_for(timeout=60_000)
+    opened.tell("live.runner.stop(), experiment.controls.update(at_first)")
+    opened.tell("live.runner.reset()")
+    until(lambda: opened.curve("gqc-live-run", "loss") == [])
     assert microbatch(opened) == threads(opened) == 0
     return opened
-
-
-def microbatch(lab):
-    return lab.ask("experiment.microbatch")
-
-
-def threads(lab):
-    return lab.ask("sum(t.name.startswith('gqc ') for t in __import__('threading').enumerate())")
 
 
 def field(lab, name):
@@ -58,10 +47,7 @@ def type_into(lab, name, text):
 
 def test_a_run_is_started_held_steered_and_stopped(live):
     lab = live
-    assert lab.elsewhere == []
-    assert lab.errors == []
-    assert lab.page.get_by_text("Error displaying widget").count() == 0
-    assert lab.page.locator(".jp-RenderedText[data-mime-type*='stderr']").count() == 0
+    nothing_is_wrong(lab)
 
     lab.button("Start").click()
     first = len(until(lambda: lab.curve("gqc-live-run", "loss")))
@@ -107,38 +93,6 @@ def test_a_run_is_started_held_steered_and_stopped(live):
     assert (lab.elsewhere, lab.errors) == ([], [])
 
 
-def test_an_exception_shows_and_a_cell_that_runs_again_leaves_no_thread(live):
-    lab = live
-    lab.button("Start").click()
-    until(lambda: microbatch(lab) > 3)
-    cells = lab.ask("len([c for c in In if 'LiveRun(' in c])")
-    lab.page.evaluate(
-        """() => { const notebook = jupyterapp.shell.currentWidget.content;
-        const at = notebook.widgets.findIndex(
-            c => c.model.sharedModel.source.includes('live = LiveRun('));
-        notebook.activeCellIndex = at;
-        return jupyterapp.commands.execute('notebook:run-cell'); }"""
-    )
-    until(lambda: lab.ask("len([c for c in In if 'LiveRun(' in c])") == cells + 1)
-    until(lambda: threads(lab) == 0, 5)
-    lab.page.locator(".gqc-live-run").get_by_text("paused").wait_for()
-
-    lab.tell("def broken():\n    raise ValueError('no such text')\nexperiment.draw_batch = broken")
-    lab.button("Resume").click()
-    error = lab.page.locator(".gqc-live-run .gqc-error")
-    error.wait_for()
-    text = error.inner_text()
-    assert "ValueError: no such text" in text
-    assert "in broken" in text
-    assert threads(lab) == 0
-    lab.tell("del experiment.draw_batch")
-    lab.button("Reset").click()
-    lab.button("Start").click()
-    until(lambda: microbatch(lab) > 2)
-    lab.button("Stop").click()
-    until(lambda: threads(lab) == 0, 5)
-
-
 def test_points_are_drawn_by_clicks_and_the_saved_file_is_small(live, server, tmp_path):
     lab = live
     lab.page.locator(".gqc-norm-schedule select").select_option("points")
@@ -179,33 +133,37 @@ def test_it_is_legible(live, theme, tmp_path_factory):
     lab.button("Pause").click()
     lab.button("Resume").wait_for()
     folder = tmp_path_factory.getbasetemp() / "pictures"
-    folder.mkdir(exist_ok=True)
-    for width in (1280, 1920):
-        lab.page.set_viewport_size({"width": width, "height": 1000})
-        time.sleep(0.5)  # plotly draws anew
-        for view in ("gqc-live-run", "gqc-norm-schedule"):
-            place = lab.page.locator(f".{view}")
-            place.scroll_into_view_if_needed()
-            place.screenshot(path=folder / f"{view}-{theme}-{width}.png")
-            plot = place.locator(".js-plotly-plot").bounding_box()
-            whole = place.bounding_box()
-            assert plot["x"] + plot["width"] <= whole["x"] + whole["width"] + 1
-            assert plot["width"] > 0.5 * whole["width"]
-            assert lab.page.evaluate(OVERLAPS, view) == []
+    look(lab, ("gqc-live-run", "gqc-norm-schedule"), theme, folder)
 
 
-#: pairs of texts of a figure that cover each other
-OVERLAPS = """view => {
-  const plot = document.querySelector('.' + view + ' .js-plotly-plot');
-  const texts = [...plot.querySelectorAll(
-    '.xtick text, .ytick text, .xtitle, .ytitle, .x2title, .y2title, .x3title, .y3title, '
-    + '.x4title, .y4title, .legendtext, .annotation-text')].filter(t => t.textContent.trim());
-  const boxes = texts.map(t => t.getBoundingClientRect());
-  const pairs = [];
-  for (let i = 0; i < boxes.length; i++) for (let j = 0; j < i; j++) {
-    const [a, b] = [boxes[i], boxes[j]];
-    if (a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1
-        && b.top < a.bottom - 1) pairs.push([texts[i].textContent, texts[j].textContent]);
-  }
-  return pairs;
-}"""
+def test_an_exception_shows_and_a_cell_that_runs_again_leaves_no_thread(live):
+    """The last one: the new view of the run begins where the cell found the run."""
+    lab = live
+    lab.button("Start").click()
+    until(lambda: microbatch(lab) > 3)
+    cells = lab.ask("len([c for c in In if 'LiveRun(' in c])")
+    lab.page.evaluate(
+        """() => { const notebook = jupyterapp.shell.currentWidget.content;
+        const at = notebook.widgets.findIndex(
+            c => c.model.sharedModel.source.includes('live = LiveRun('));
+        notebook.activeCellIndex = at;
+        return jupyterapp.commands.execute('notebook:run-cell'); }"""
+    )
+    until(lambda: lab.ask("len([c for c in In if 'LiveRun(' in c])") == cells + 1)
+    until(lambda: threads(lab) == 0, 5)
+    lab.page.locator(".gqc-live-run").get_by_text("paused").wait_for()
+
+    lab.tell("def broken():\n    raise ValueError('no such text')\nexperiment.draw_batch = broken")
+    lab.button("Resume").click()
+    error = lab.page.locator(".gqc-live-run .gqc-error")
+    error.wait_for()
+    text = error.inner_text()
+    assert "ValueError: no such text" in text
+    assert "in broken" in text
+    assert threads(lab) == 0
+    lab.tell("del experiment.draw_batch")
+    lab.button("Reset").click()
+    lab.button("Start").click()
+    until(lambda: microbatch(lab) > 2)
+    lab.button("Stop").click()
+    until(lambda: threads(lab) == 0, 5)

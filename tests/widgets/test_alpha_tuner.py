@@ -25,7 +25,7 @@ def no_thread_is_left():
 
 
 def trace(figure, key):
-    return next(t for t in figure.data if t.meta == key)
+    return next(t for t in figure.plot.data if t.meta == key)
 
 
 def train(live, count=None):
@@ -109,7 +109,7 @@ def test_side_by_side_runs_shows_progress_and_can_be_stopped():
     assert tuner.stop.disabled
     assert "alpha <b>0</b>: stopped" in tuner.progress.value
     assert "alpha <b>0.5</b>: stopped" in tuner.progress.value
-    assert [t.name for t in tuner.side_figure.data if t.showlegend] == ["alpha 0", "alpha 0.5"]
+    assert [t.name for t in tuner.side_figure.plot.data if t.showlegend] == ["alpha 0", "alpha 0.5"]
     factors = [list(trace(tuner.side_figure, f"factor {i}").y)[:20] for i in (0, 1)]
     assert factors[0] == factors[1] == experiment.history["factor"][:20].tolist()
 

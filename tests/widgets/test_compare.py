@@ -109,6 +109,6 @@ def test_the_view_draws_what_is_chosen_and_says_what_cannot_be(tmp_path):
     view.group.value = "lr"
     assert view.message.value == ""
     assert view.metric.value == "val_loss"
-    assert len(view.figure.data) == 2
+    assert len(view.figure.plot.data) == 2
     view.metric.value, view.axis.value = "loss", "steps"
-    assert view.figure.data[0].x[-1] == 200
+    assert view.figure.plot.data[0].x[-1] == 200

@@ -30,7 +30,7 @@ def disabled(view):
 
 
 def trace(view, key):
-    return next(t for t in view.figure.data if t.meta == key)
+    return next(t for t in view.figure.plot.data if t.meta == key)
 
 
 def test_buttons_can_be_pressed_when_they_mean_something():
@@ -61,7 +61,7 @@ def test_at_the_end_it_shows_the_whole_run():
     assert "finished" in view.state.value
     assert "10,240 of 10,240 tokens" in view.progress.value
     assert f"{history['loss'].iloc[-1]:.4g}" in view.table.value
-    drawn = {t.meta for t in view.figure.data}
+    drawn = {t.meta for t in view.figure.plot.data}
     assert drawn == {name for name in Curves.NAMES if "vgs/" not in name} - {"factor"}
 
 

@@ -17,7 +17,7 @@ SCALER = ["variance / signal", "factor on the gradient"]
 
 
 def titles(view):
-    layout = view.figure.to_dict()["layout"]
+    layout = view.figure.plot.to_dict()["layout"]
     axes = sorted((k for k in layout if k.startswith("yaxis")), key=lambda k: int(k[5:] or 1))
     return [layout[axis]["title"]["text"] for axis in axes if "title" in layout[axis]]
 
@@ -43,12 +43,12 @@ def test_panels_are_those_of_the_experiment_before_and_after_its_first_record(
     assert view.runner.wait(30)
     assert titles(view) == expected
     assert view.figure is figure  # nothing new was learnt
-    drawn = {t.meta for t in view.figure.data}
+    drawn = {t.meta for t in view.figure.plot.data}
     for name in drawn - {"forced", "val_loss", "noise_scale", "gradient_norm_threshold"}:
-        curve = next(t for t in view.figure.data if t.meta == name)
+        curve = next(t for t in view.figure.plot.data if t.meta == name)
         has_none = view.runner.record.get(name, 0) is None
         assert len(curve.y) > 0 or has_none, name
-    assert unit in str(view.figure.layout)
+    assert unit in str(view.figure.plot.layout)
 
 
 def text(**fields):
@@ -96,9 +96,9 @@ def test_a_panel_comes_with_the_first_record_that_tells_of_it():
     assert view.runner.state == "finished"
     assert titles(view) == ["loss", "norm of mean gradient"]
     assert view.figure in view.children
-    norms = next(t for t in view.figure.data if t.meta == "grad_norm")
+    norms = next(t for t in view.figure.plot.data if t.meta == "grad_norm")
     assert list(norms.y) == [2.0, 2.0, 2.0]
-    assert {t.meta for t in view.figure.data} == {"loss", "smooth_loss", "grad_norm"}
+    assert {t.meta for t in view.figure.plot.data} == {"loss", "smooth_loss", "grad_norm"}
 
 
 def test_every_curve_that_is_kept_has_a_panel():

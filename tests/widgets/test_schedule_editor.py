@@ -1,7 +1,5 @@
 """The norm schedule's view, without a browser: fields, clicks and what the figure shows."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from gqc.lab.experiments import pretraining
@@ -15,7 +13,7 @@ def make(**fields):
 
 
 def trace(view, key):
-    return next(t for t in view.figure.data if t.meta == key)
+    return next(t for t in view.figure.plot.data if t.meta == key)
 
 
 def shown(view):
@@ -75,15 +73,14 @@ def test_a_click_draws_a_point_and_a_click_on_it_removes_it():
     before = experiment.controls["norm_points"]
     grid = trace(view, "clicks")
     assert len(grid.x) > 1000
-    click = SimpleNamespace(point_inds=[0], xs=[0.1 * 40], ys=[1.7])
-    view._put(grid, click, None)
+    click = {"clicks": [["clicks", 0.1 * 40, 1.7]]}
+    view.figure._clicked(view.figure, click, [])
     assert (0.1, 1.7) in experiment.controls["norm_points"]
     assert 1.7 in list(trace(view, "points").y)
-    view._remove(trace(view, "points"), click, None)
+    view.figure._clicked(view.figure, {"clicks": [["points", 0.1 * 40, 1.7]]}, [])
     assert experiment.controls["norm_points"] == before
-    nothing = SimpleNamespace(point_inds=[], xs=[], ys=[])
-    view._put(grid, nothing, None)  # plotly tells every trace of every click
-    view._remove(grid, nothing, None)
+    for other in ({"clicks": [["plan", 0.1 * 40, 1.7]]}, {"clicks": []}, {}):
+        view.figure._clicked(view.figure, other, [])
     assert experiment.controls["norm_points"] == before
 
 

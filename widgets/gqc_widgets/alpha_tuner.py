@@ -12,8 +12,8 @@ from gqc.lab import Experiment
 from gqc.scalers.settings import ESTIMATORS
 from gqc_widgets.cell import current_cell
 from gqc_widgets.fields import STYLE, WIDE, Fields, say
+from gqc_widgets.live_figure import LiveFigure
 from gqc_widgets.live_run import LiveRun
-from gqc_widgets.panels import fill, live
 from gqc_widgets.runner import Runner, claim
 from gqc_widgets.scaler import ScalerModel, parse_alphas
 from gqc_widgets.scaler_panels import VARIANCES, scaler_figure, side_figure, what_if_figure
@@ -87,7 +87,7 @@ class VGSAlphaTuner(widgets.VBox):
         )
         self.button.on_click(lambda _: self._export())
         self.text = widgets.HTML()
-        self.figure = live(scaler_figure(model.experiment.unit))
+        self.figure = LiveFigure(scaler_figure(model.experiment.unit))
         left = [self.fields, kept, self.button, self.text]
         self._steering = _section("Steer", left, [self.figure], "gqc-steer")
 
@@ -95,7 +95,7 @@ class VGSAlphaTuner(widgets.VBox):
         labels = {name: LABELS[name] for name in self.model.guess.controls}
         self.guesses = Fields(self.model.guess, labels, self._guess, slider="alpha")
         self.note = widgets.HTML()
-        self.what_if_figure = live(what_if_figure(self.model.x))
+        self.what_if_figure = LiveFigure(what_if_figure(self.model.x))
         right = [self.what_if_figure, self.note]
         self._what_if = _section("What if", [self.guesses], right, "gqc-what-if")
 
@@ -155,7 +155,7 @@ class VGSAlphaTuner(widgets.VBox):
             with self._drawing:
                 experiment = self.model.experiment
                 figure = side_figure(experiment.unit, experiment.loss_unit, alphas)
-                self.side_figure = live(figure)
+                self.side_figure = LiveFigure(figure)
                 self._side_place.children = [self.side_figure]
             self.side.start(alphas, state, estimator)
         except Exception as error:  # Jupyter hides what a callback raises
@@ -178,12 +178,12 @@ class VGSAlphaTuner(widgets.VBox):
             curves = self._runner.curves
             points = {name: curves.points(name) for name in (*VARIANCES, "factor")}
             points["cap"] = self.model.cap(curves)
-            fill(self.figure, points | self.model.factors_at(curves))
+            self.figure.fill(points | self.model.factors_at(curves))
 
     def _guess(self) -> None:
         """The recorded factor and the guess."""
         with self._drawing:
-            fill(self.what_if_figure, self.model.what_if())
+            self.what_if_figure.fill(self.model.what_if())
             note = html.escape(self.model.what_if_note())
             self.note.value = f"<div style='line-height:1.4;padding-left:70px'>{note}</div>"
 
@@ -195,7 +195,7 @@ class VGSAlphaTuner(widgets.VBox):
             for name in ("smooth_loss", "val_loss", "factor"):
                 for i, points in enumerate(self.side.points(name)):
                     curves[f"{name} {i}"] = points
-            fill(self.side_figure, curves)
+            self.side_figure.fill(curves)
             lines = [f"alpha <b>{a:g}</b>: {text}" for a, text in self.side.progress().items()]
             errors = [f"<pre>{html.escape(error)}</pre>" for error in self.side.errors]
             self.progress.value = (

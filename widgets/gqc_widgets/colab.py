@@ -1,4 +1,4 @@
-"""Colab draws widgets of other packages (plotly's FigureWidget) only after being asked to."""
+"""Colab draws widgets of other packages (anywidget, for our figures) only after being asked to."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import ipywidgets as widgets
 
 from gqc.lab.runs import Runs
 from gqc_widgets.comparison import Comparison
-from gqc_widgets.panels import live
+from gqc_widgets.live_figure import LiveFigure
 
 
 class Compare(widgets.VBox):
@@ -49,5 +49,5 @@ class Compare(widgets.VBox):
             self.children = [self._top, self.message]
             return
         self.message.value = ""
-        self.figure = live(figure)
+        self.figure = LiveFigure(figure)
         self.children = [self._top, self.message, self.figure]

@@ -13,7 +13,8 @@ import ipywidgets as widgets
 from gqc.lab import Experiment
 from gqc.lab.runs import current_run_dir
 from gqc_widgets.cell import current_cell
-from gqc_widgets.panels import fill, live, run_figure, run_panels, run_points
+from gqc_widgets.live_figure import LiveFigure
+from gqc_widgets.panels import run_figure, run_panels, run_points
 from gqc_widgets.runner import FAILED, FINISHED, PAUSED, READY, RUNNING, STOPPED, Runner, claim
 from gqc_widgets.status import progress_text, rows
 
@@ -91,8 +92,9 @@ class LiveRun(widgets.VBox):
         self._fields = self._recorded()
         optimizer = experiment.parts.get("optimizer")
         max_draws = getattr(optimizer, "max_draws", None)
-        self.figure = live(
-            run_figure(experiment.unit, self._fields, experiment.loss_unit, max_draws)
+        self.figure = LiveFigure(
+            run_figure(experiment.unit, self._fields, experiment.loss_unit, max_draws),
+            run_points(self.runner.curves),
         )
         *above, table = self._frame
         self.children = [*above, self.figure, table]
@@ -140,7 +142,7 @@ class LiveRun(widgets.VBox):
                 self.message.value = _traceback(runner.error)
             if run_panels(self._recorded()) != run_panels(self._fields):
                 self._make_figure()  # the first record has told of more
-            fill(self.figure, run_points(runner.curves))
+            self.figure.fill(run_points(runner.curves))
 
     def close(self) -> None:
         """Stop the run and take the view off the page."""

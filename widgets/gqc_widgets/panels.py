@@ -7,7 +7,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -18,7 +17,6 @@ BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = OKABE_ITO
 _TICKS = [float(f"{m}e{k}") for k in range(-8, 9) for m in (1, 2, 5)]  # of a log axis
 LOG = {"type": "log", "tickvals": _TICKS, "tickformat": "~g"}
 _LEGEND = {"orientation": "h", "xanchor": "left", "yanchor": "bottom", "font": {"size": 12}}
-_HIDDEN = ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d"]  # buttons over the figure
 
 
 @dataclass(frozen=True)
@@ -179,26 +177,6 @@ def schedule_figure(total: int, max_draws: int | None) -> go.Figure:
     return figure
 
 
-def live(figure: go.Figure) -> go.FigureWidget:
-    """``figure`` as a widget that is as wide as its place on the page."""
-    widget = go.FigureWidget(figure)
-    look = {"responsive": True, "displaylogo": False, "modeBarButtonsToRemove": _HIDDEN}
-    widget._config = {**widget._config, **look}
-    return widget
-
-
-def fill(figure: go.Figure, curves: dict[str, Points]) -> None:
-    """Give each curve its points, in one message to the browser."""
-    with figure.batch_update():
-        for trace in figure.data:
-            if trace.meta in curves:
-                x, y = curves[trace.meta]
-                trace.x, trace.y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-        for note in figure.layout.annotations:
-            if note.name in curves:
-                note.visible = len(curves[note.name][0]) == 0
-
-
 def run_points(curves: Curves) -> dict[str, Points]:
     """All curves of a run by name."""
     return {name: curves.points(name) for name in Curves.NAMES}
@@ -218,7 +196,7 @@ def add_curve(
     size: int = 6,
     **line: Any,
 ) -> None:
-    """An empty curve that `fill` knows as ``key``."""
+    """An empty curve that `LiveFigure.fill` knows as ``key``."""
     style: dict[str, Any] = {"line": {"color": color, **line}} if "lines" in mode else {}
     if "markers" in mode:
         style["marker"] = {"color": color, "symbol": symbol, "size": size}

@@ -11,8 +11,9 @@ import ipywidgets as widgets
 from gqc.lab import Experiment
 from gqc.lab.norm_schedule import CURVES
 from gqc_widgets.display import Points
+from gqc_widgets.live_figure import LiveFigure
 from gqc_widgets.live_run import LiveRun
-from gqc_widgets.panels import fill, live, schedule_figure
+from gqc_widgets.panels import schedule_figure
 from gqc_widgets.runner import Runner
 from gqc_widgets.schedule import NormScheduleModel
 
@@ -83,10 +84,9 @@ class NormScheduleEditor(widgets.VBox):
         self.button.on_click(lambda _: self._export())
         self.text = widgets.HTML()
         self.notes = widgets.HTML()
-        self.figure = live(schedule_figure(self.model.total, self.model.max_draws))
-        catcher, self._dots = (self._trace(name) for name in ("clicks", "points"))
-        catcher.on_click(self._put)
-        self._dots.on_click(self._remove)
+        self.figure = LiveFigure(schedule_figure(self.model.total, self.model.max_draws))
+        self.figure.on_click("clicks", self._put)
+        self.figure.on_click("points", self._remove)
 
     def _make_field(self, name: str) -> None:
         label, _ = FIELDS[name]
@@ -102,9 +102,6 @@ class NormScheduleEditor(widgets.VBox):
         self.fields[name], self.errors[name] = field, widgets.HTML()
         self._boxes[name] = widgets.VBox([field, self.errors[name]])
 
-    def _trace(self, key: str) -> Any:
-        return next(trace for trace in self.figure.data if trace.meta == key)
-
     # ---- what a person does
 
     def _edit(self, name: str, content: str) -> None:
@@ -113,15 +110,13 @@ class NormScheduleEditor(widgets.VBox):
                 self.model.edit(name, content)
                 self._refresh()
 
-    def _put(self, trace: Any, points: Any, state: Any) -> None:
-        if points.point_inds:
-            self.model.put_point(points.xs[0] / self.model.total, points.ys[0])
-            self._refresh()
+    def _put(self, step: float, norm: float) -> None:
+        self.model.put_point(step / self.model.total, norm)
+        self._refresh()
 
-    def _remove(self, trace: Any, points: Any, state: Any) -> None:
-        if points.point_inds:
-            self.model.remove_point(points.xs[0] / self.model.total)
-            self._refresh()
+    def _remove(self, step: float, norm: float) -> None:
+        self.model.remove_point(step / self.model.total)
+        self._refresh()
 
     def export(self) -> dict[str, Any]:
         """The plan as a dict of parameters; see `NormScheduleModel.export`."""
@@ -150,7 +145,8 @@ class NormScheduleEditor(widgets.VBox):
                 is_used = self.curve.value in curves
                 self._boxes[name].layout.display = None if is_used else "none"
             self._is_refreshing = False
-            fill(self.figure, {"clicks": model.raster() if self.curve.value == "points" else _NONE})
+            is_drawn = self.curve.value == "points"
+            self.figure.fill({"clicks": model.raster() if is_drawn else _NONE})
             self._draw()
 
     def _follow(self, runner: Runner) -> None:
@@ -171,7 +167,7 @@ class NormScheduleEditor(widgets.VBox):
         curves["points"] = [s * model.total for s, _ in points], [y for _, y in points]
         if model.max_draws is not None:
             curves["max_draws"] = plan[0], [float(model.max_draws)] * len(plan[0])
-        fill(self.figure, curves)
+        self.figure.fill(curves)
         self.notes.value = self._notes(statistics)
 
     def _past(self) -> dict[str, Points]:
