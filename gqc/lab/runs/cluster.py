@@ -7,6 +7,7 @@ run store and the notebook at the same path.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -17,7 +18,8 @@ from queue import Empty, SimpleQueue
 from typing import Any
 from uuid import uuid4
 
-from distributed import Client, Future, LocalCluster
+from distributed import Client, Future, LocalCluster, Security
+from distributed.comm import connect as open_connection
 
 from gqc.lab.runs.parameters import BadInput
 from gqc.lab.runs.plan import Batch
@@ -25,7 +27,7 @@ from gqc.lab.runs.seat import Seat, find_problem, obey, run_job
 from gqc.lab.runs.store import Store
 from gqc.lab.runs.worker import num_cores
 
-CONNECT_SECONDS = 5.0
+CONNECT_SECONDS = 4.0
 _REFRESH_SECONDS = 2.0  # between looks at how large the cluster is
 
 
@@ -55,13 +57,9 @@ def connect(
         jobs = jobs or num_cores()
         threads = batch.threads or max(1, num_cores() // jobs)
         cluster = _start_local(jobs, batch.resources)
-    try:
-        client = Client(cluster or scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise BadInput(
-            f"--scheduler {scheduler}: no Dask scheduler answered within {CONNECT_SECONDS:g} s "
-            f"({' '.join(str(error).split())})"
-        ) from None
+    else:
+        _knock(scheduler)
+    client = Client(cluster or scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
     worker = DaskWorker(client, cluster, batch, store, threads)
     try:
         worker.prepare(note)
@@ -69,6 +67,29 @@ def connect(
         worker.close()
         raise
     return worker
+
+
+def _knock(scheduler: str) -> None:
+    """Raises: BadInput: what is at the address is no Dask scheduler.
+
+    A client that fails to connect would hold the exit up for ten seconds; this leaves nothing.
+    """
+
+    async def knock() -> None:
+        options = Security().get_connection_args("client")
+        # Dask's own time limit does not count the wait for a greeting.
+        async with asyncio.timeout(CONNECT_SECONDS + 0.5):
+            comm = await open_connection(scheduler, timeout=CONNECT_SECONDS, **options)
+            await comm.close()
+
+    try:
+        asyncio.run(knock())
+    except Exception as error:  # another server's answer is read as anything
+        why = " ".join(str(error).split()) or type(error).__name__
+        limit = f"within {CONNECT_SECONDS:g} s"
+        raise BadInput(
+            f"--scheduler {scheduler}: no Dask scheduler answered {limit} ({why})"
+        ) from None
 
 
 def _start_local(num_workers: int, resources: dict[str, float]) -> LocalCluster:
