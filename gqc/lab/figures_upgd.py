@@ -107,7 +107,7 @@ def by_task(
             figure.update_yaxes(type="log", tickformat="~g", row=number)
     figure.update_xaxes(rangemode="normal")
     figure.update_xaxes(title_text="task", row=len(measures))
-    _lay_out(figure, title, 230 * len(measures) + 60, len(methods))
+    _lay_out(figure, title, 160 * len(measures) + 20, len(methods))
     return figure
 
 
