@@ -96,8 +96,10 @@ def test_a_saved_run_can_be_asked_instead():
     saved = run(make(seed=3)).history
     model = ScalerModel(make(), recorded=saved)
     assert model.what_if()["recorded"][1] == saved["factor"].tolist()
+    assert "cut" not in model.what_if_note()
     model.guess.edit("variance_cap", "1000")
-    assert "no variance above" in model.what_if_note()
+    share = (saved["vgs/normalized_variance"].shift(fill_value=0)[5:] == 50).mean()
+    assert f"cut at a variance of 50, in {share:.0%} of steps" in model.what_if_note()
     with pytest.raises(ValueError, match="expected a run with a variance scaler"):
         ScalerModel(make(), recorded=saved.drop(columns="factor"))
 

@@ -103,10 +103,10 @@ class ScalerModel:
             f"after {warmup} steps of warmup: mean factor {steps['factor'][is_warm].mean():.3f} "
             f"recorded, {factor.mean():.3f} what if ({least:.0%} of steps at the least factor)"
         )
-        most = float(steps["variance"].max())
-        cap = guess["variance_cap"] or np.inf
-        if cap > most:
-            text += f"; no variance above {most:.3g} is on record, where a cap may have cut it"
+        most = steps["variance"].max()
+        at_most = float(np.mean(steps["variance"][is_warm] == most))
+        if at_most > 0.01 and (guess["variance_cap"] or np.inf) > most:
+            text += f"; the record is cut at a variance of {most:.3g}, in {at_most:.0%} of steps"
         return text
 
     # ---- the run that goes on
