@@ -26,14 +26,14 @@ class Compare(widgets.VBox):
         first = "val_loss" if "val_loss" in metrics else metrics[0]
         self.metric = widgets.Dropdown(options=metrics, value=first, description="metric")
         self.axis = widgets.Dropdown(options=self.model.axes, description="against")
-        self.group = widgets.Dropdown(options=self.model.groups, description="told apart by")
+        self.group = widgets.Dropdown(options=self.model.groups, description="grouped by")
         self.smoothing = widgets.IntSlider(
             1, min=1, max=200, description="smoothing", tooltip="records averaged, about"
         )
         self.message = widgets.HTML()
         choices = [self.metric, self.axis, self.group, self.smoothing]
         for choice in choices:
-            choice.layout.width = "240px"
+            choice.layout.width, choice.style.description_width = "240px", "initial"
             choice.observe(lambda _: self._draw(), "value")
         self._top = widgets.HBox(choices, layout=widgets.Layout(flex_flow="row wrap"))
         self.add_class("gqc-compare")

@@ -48,11 +48,22 @@ class Comparison:
 
     @property
     def groups(self) -> list[str]:
-        """What runs can be told apart by: the method, and every parameter that differs."""
+        """What runs can be told apart by: the method, and all that differs but not by seed.
+
+        A store's results hold a run's parameters beside what came out, which each seed changes.
+        """
         identity = ("run", "notebook", "method", "seed")
         names = [str(name) for name in self.results if name not in identity]
         shown = self.results[names].astype(str)
-        return ["method", *(n for n in names if shown[n].nunique() > 1 and n not in self.metrics)]
+        seeds = self.results["seed"]
+        fewest = min(2, seeds.nunique())
+        return ["method"] + [
+            name
+            for name in names
+            if name not in self.metrics
+            and shown[name].nunique() > 1
+            and seeds.groupby(shown[name]).nunique().min() >= fewest
+        ]
 
     def rows(self, metric: str, axis: str, group: str = "method", smoothing: int = 1) -> Any:
         """One row per drawn point: ``method`` (the group's name), ``seed``, x and ``metric``.
