@@ -165,8 +165,8 @@ SCALES: dict[str, dict[str, Any]] = {
         **_SOURCE,
         "num_train": 40,
         "num_test": 16,
-        "stride": 8,
-        "pretraining_epochs": 30,
+        "stride": 4,
+        "pretraining_epochs": 15,
         "ema_decay": 0.99,  # a fiftieth of the source's batches
         "hidden": 48,
         "blocks": 2,

@@ -84,15 +84,15 @@ def by_epoch(history: pd.DataFrame) -> pd.DataFrame:
     evaluated at its end.
 
     Args:
-        history: records of one or more runs, told apart by ``method``, ``inverse_weight``, ``seed``
-            and whatever else is constant.
+        history: records of one or more runs, told apart by ``method``, ``inverse_weight``, ``seed``,
+            and ``run`` or ``variant`` where there are such columns.
     Returns: ``loss`` and ``loss/NAME`` (means; NaN where a loss was never computed), ``weighted``
         (mean of the inverse losses over that of the forward loss, with their weights),
         ``unweighted`` (the same of held-out losses, without them), ``grad_norm`` and
         ``grad_norm/PART`` (maxima), ``share/NAME`` and ``weight/NAME`` (maxima), the evaluations,
         ``num_not_finite`` (batches whose loss or gradient is NaN or infinite).
     """
-    keys = [k for k in ("run", "method", "inverse_weight", "seed") if k in history]
+    keys = [k for k in ("run", "variant", "method", "inverse_weight", "seed") if k in history]
     check_columns("by_epoch", history, ["epoch", "loss", "grad_norm", *EVALUATED])
     norms = [str(c) for c in history if str(c).split("/")[0] == "grad_norm"]
     rows = history.assign(epoch=np.floor(history["epoch"] + 1e-9).astype(int))
