@@ -84,8 +84,8 @@ def by_epoch(history: pd.DataFrame) -> pd.DataFrame:
     evaluated at its end.
 
     Args:
-        history: records of one or more runs, told apart by ``method``, ``inverse_weight``, ``seed``,
-            and ``run`` or ``variant`` where there are such columns.
+        history: records of one or more runs, told apart by those of ``run``, ``variant``,
+            ``method``, ``inverse_weight`` and ``seed`` that are there.
     Returns: ``loss`` and ``loss/NAME`` (means; NaN where a loss was never computed), ``weighted``
         (mean of the inverse losses over that of the forward loss, with their weights),
         ``unweighted`` (the same of held-out losses, without them), ``grad_norm`` and
