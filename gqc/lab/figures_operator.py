@@ -123,9 +123,7 @@ def norms_by_part(history: pd.DataFrame, clip: dict[str, float] | None = None) -
     return figure
 
 
-def over_epochs(
-    frame: pd.DataFrame, columns: dict[str, str], title: str, has_log: bool = True
-) -> go.Figure:
+def over_epochs(frame: pd.DataFrame, columns: dict[str, str], title: str) -> go.Figure:
     """Some columns over the epochs of the operator, a panel each, a line a method (mean of seeds).
 
     Args:
@@ -141,9 +139,7 @@ def over_epochs(
             curve = values[values["method"] == method].groupby("epoch")[column].mean().reset_index()
             style = {"color": OKABE_ITO[i % 7], "dash": DASHES[i % 6]}
             _curve(figure, curve, column, str(method), style, panel, len(columns))
-        if has_log:
-            axis = {"row": panel // 3 + 1, "col": panel % 3 + 1}
-            figure.update_yaxes(type="log", **_log_ticks(values[column]), **axis)
+        figure.update_yaxes(row=panel // 3 + 1, col=panel % 3 + 1, **_scale(values[column]))
     figure.update_yaxes(matches=None, showticklabels=True)
     return figure
 
@@ -209,12 +205,16 @@ def curves(
     return figure
 
 
-def _log_ticks(values: pd.Series) -> dict[str, Any]:
-    """1, 2, 5, 10, ... of a short axis, powers of ten of a long one."""
+def _scale(values: pd.Series) -> dict[str, Any]:
+    """A log axis where values differ by a factor of ten or more, with ticks that fit."""
     positive = values[values > 0]
-    if len(positive) and positive.max() < 300 * positive.min():
-        return {"tickvals": [m * t for t in TICKS for m in (1, 2, 5)], "tickformat": "~g"}
-    return {"tickvals": TICKS, "tickformat": ".0e"}
+    ratio = positive.max() / positive.min() if len(positive) else 1.0
+    if ratio < 10:
+        return {"type": "linear"}
+    if ratio < 300:
+        ticks = [m * t for t in TICKS for m in (1, 2, 5)]
+        return {"type": "log", "tickvals": ticks, "tickformat": "~g"}
+    return {"type": "log", "tickvals": TICKS, "tickformat": ".0e"}
 
 
 def _panels(titles: Sequence[str], title: str) -> go.Figure:
