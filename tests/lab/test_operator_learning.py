@@ -123,8 +123,9 @@ def test_the_loop_by_hand():
         found = [record[f"grad_norm/{part}"] for part in operator_learning.PARTS]
         assert found == pytest.approx(norms, rel=1e-9)
         assert record["grad_norm"] == pytest.approx(math.hypot(*norms), rel=1e-9)
-        for group in adamw.param_groups:
-            group["lr"] = config.lr * 0.5 * (1 + math.cos(math.pi * at / 2))
+        for group, own in zip(adamw.param_groups, (0.1, 1, 0.1), strict=True):
+            share = own if t >= 2 else 1
+            group["lr"] = share * config.lr * 0.5 * (1 + math.cos(math.pi * at / 2))
         adamw.step()
         adamw.zero_grad()
         now = weights(model)
@@ -237,7 +238,7 @@ def test_under_adam_the_weight_of_what_a_part_learns_from_alone_is_no_matter():
 def test_variants_keep_the_weight_and_change_what_they_say():
     tuned = operator_learning.variant_config("smoke", "lr 0.1", 0.3, lr=1.0, epochs=3)
     assert (tuned.lambda_inv_enc, tuned.lambda_inv_dec) == (0.3, 0.3)
-    assert (tuned.lr, tuned.epochs, tuned.pretraining_epochs) == (0.1, 3, 0)
+    assert (tuned.lr, tuned.epochs, tuned.pretraining_epochs, tuned.codec_lr) == (0.1, 3, 0, 1)
     for variant in operator_learning.VARIANTS:
         assert not operator_learning.variant_config("smoke", variant, 0.3).has_curriculum
     with pytest.raises(ValueError, match=r"variant='lr 1': did you mean 'lr 0\.1'"):
@@ -371,6 +372,7 @@ def test_published_methods():
         ({"encoder_learns": "never"}, "encoder_learns='never'"),
         ({"max_norm": 0.0}, "max_norm=0.0"),
         ({"lr": math.inf}, "lr=inf"),
+        ({"codec_lr": 0.0}, r"codec_lr=0.0: expected a share in \(0, 1\]"),
         ({"ema_decay": 1.0}, "ema_decay=1.0"),
         ({"epochs": 0}, "epochs=0"),
         ({"lambda_inv_enc": -1.0}, "lambda_inv_enc=-1.0"),

@@ -149,8 +149,9 @@ class OperatorLearning(Experiment):
         length = before if is_first else c.epochs * self.batches
         warm = min(1.0, (at + 1) / max(c.lr_warmup, 1))
         share = warm * 0.5 * (1 + math.cos(math.pi * at / length))
-        for group in self.optimizer.param_groups:
-            group["lr"] = c.lr * share * self.controls.applied["lr_scale"]
+        for part, group in zip(PARTS, self.optimizer.param_groups, strict=True):
+            own = 1.0 if is_first or part == "approximator" else c.codec_lr
+            group["lr"] = c.lr * share * self.controls.applied["lr_scale"] * own
         self.model.encoder.requires_grad_(is_first or c.encoder_learns != "none")
 
     def draw_batch(self) -> tuple[Tensor, Tensor]:
@@ -245,7 +246,7 @@ class OperatorLearning(Experiment):
         bundle: Any = self._bundle
         return {
             "epoch": (self.microbatch - 1) / self.batches - self.config.pretraining_epochs,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.optimizer.param_groups[PARTS.index("approximator")]["lr"],
             **self._norms,
             **bundle.record(),
         }

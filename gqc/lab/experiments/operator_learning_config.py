@@ -33,6 +33,9 @@ class OperatorLearningConfig:
         tokens, latent_dim, hidden, blocks, codec_blocks, heads, neighbors, is_normalized: see
             `gqc.lab.models.operator.OperatorConfig`.
         lr, lr_warmup: cosine to 0 in each of the two phases, after a warmup of so many batches.
+        codec_lr: share of ``lr`` with which E and D learn after the pretraining, in (0, 1].  At 1
+            the onset of inverse losses throws A back for some epochs, at any weight: Adam takes
+            steps of the same size for gradients of any.
         weight_decay, beta1, beta2: of AdamW.
         ema_decay: of the averaged weights that are evaluated; the average begins anew with A.
         lambda_forward, lambda_spectral, lambda_rollout, lambda_inv_enc, lambda_inv_dec,
@@ -77,6 +80,7 @@ class OperatorLearningConfig:
     pretraining_inv_dec: float = 0.1
     lr: float = 1e-3
     lr_warmup: int = 50
+    codec_lr: float = 0.1
     weight_decay: float = 0.03
     beta1: float = 0.9
     beta2: float = 0.999
@@ -115,6 +119,8 @@ class OperatorLearningConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected a number above 0")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay!r}: expected a number in [0, 1)")
+        if not 0 < self.codec_lr <= 1:
+            raise ValueError(f"codec_lr={self.codec_lr!r}: expected a share in (0, 1]")
         for name in ("lr", "pretraining_inv_dec", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected a finite number >= 0")
@@ -166,7 +172,7 @@ SCALES: dict[str, dict[str, Any]] = {
         "num_train": 40,
         "num_test": 16,
         "stride": 4,
-        "pretraining_epochs": 15,
+        "pretraining_epochs": 25,
         "ema_decay": 0.99,  # a fiftieth of the source's batches
         "hidden": 48,
         "blocks": 2,
@@ -201,11 +207,11 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-_UNPRETRAINED = {"pretraining_epochs": 0}
+_UNPRETRAINED = {"pretraining_epochs": 0, "codec_lr": 1.0}
 _NO_NORMS = {**_UNPRETRAINED, "is_normalized": False}
 
 #: variant -> what it changes in an exploding run, to find what an explosion takes; each of its
-#: words changes one thing, and all but the first begin without pretraining
+#: words changes one thing, and all but the first begin without pretraining, at one learning rate
 VARIANTS: dict[str, dict[str, Any]] = {
     "as published": {},
     "no pretraining": _UNPRETRAINED,
