@@ -6,11 +6,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from gqc.lab.experiments import pretraining
+from gqc.lab.experiments import pretraining, vgs_training
 from gqc.lab.runs.notebook import read_notebook
 from gqc.lab.runs.parameters import read_mapping, resolve
 from gqc.lab.track import load_checkpoint
-from gqc_widgets import LiveRun, NormScheduleEditor
+from gqc_widgets import LiveRun, NormScheduleEditor, VGSAlphaTuner
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "07_norm_schedule_live.ipynb"
 PARAMETERS = {"scale": "smoke", "seed": 3, "tokens": 24 * 512, "start_norm": 0.8}
@@ -93,3 +93,28 @@ def test_a_save_while_it_trains_lets_it_train_on(tmp_path):
     assert "saved to" in live.message.value
     assert live.runner.wait(60)
     assert live.runner.state == "finished"
+
+
+def test_a_steered_scaler_is_saved_as_parameters_of_its_notebook_that_repeat_it(tmp_path):
+    parameters = {"scale": "smoke", "task": "values", "optimizer": "sgd", "seed": 3, "steps": 30}
+    parameters |= {"alpha": 0.1, "beta": 0.9, "warmup_steps": 5, "variance_cap": None}
+    experiment = vgs_training.build(vgs_training.config(**parameters))
+    live = LiveRun(experiment, parameters=parameters, folder=tmp_path)
+    tuner = VGSAlphaTuner(live)
+    live.runner.step(12)
+    assert live.runner.wait(30)
+    tuner.fields.slider.value = 0.8
+    tuner.fields.texts["percentile"].value = "0.5"
+    live.buttons["start"].click()
+    assert live.runner.wait(60)
+    live.buttons["save"].click()
+    (place,) = tmp_path.iterdir()
+    given = read_mapping(place / "parameters.yaml")
+    values = resolve(read_notebook(NOTEBOOK.with_name("08_vgs_alpha_live.ipynb")).declared, given)
+    assert [c["name"] for c in values["changes"]] == ["alpha", "percentile"]
+    assert {name: values[name] for name in parameters} == parameters
+    changes = given.pop("changes")
+    again = vgs_training.build(vgs_training.config(**given))
+    again.replay(changes)
+    list(again)
+    assert again.history["loss"].tolist() == experiment.history["loss"].tolist()
