@@ -154,9 +154,11 @@ print("\n".join(one_line(row) for _, row in summary.iterrows()))
 # **What to make of it.** The column `factor` says what VGS was: where it is the same in all tasks
 # it did not react, and is a smaller learning rate.
 #
-# **Limits.** As of notebook 10: small images and networks, tens of tasks, three hyperparameters
-# sampled by ten settings; nothing is corrected for the number of comparisons. The saved output is
-# of the `smoke` scale: a regression test of some seconds, and no evidence. For five seeds:
+# **Limits.** All four were tuned over one range of decay, and decay does not shrink with gradients:
+# beside gradients that VGS makes five times smaller, most of that range is too strong, and fewer of
+# the ten settings are of use. As of notebook 10: small images and networks, tens of tasks; nothing
+# is corrected for the number of comparisons. The saved output is of the `smoke` scale: a regression
+# test of some seconds, and no evidence. For five seeds:
 #
 # ```
 # gqc batch run notebooks/batches/11_upgd_vgs.yaml --jobs 2
