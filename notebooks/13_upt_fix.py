@@ -151,9 +151,9 @@ print("largest gradient norm: " + ", ".join(f"{m} {v:.1g}" for m, v in steady.it
 # 5 epochs ends within the warmup of 15: inverse losses are absent from it, and it cannot test them.
 #
 # Encoder and decoder learn from the inverse losses alone, as where latents are computed beforehand.
-# Adam divides each gradient by its size: to them a weight of 0.001 is as good as one of 0.5, a ramp
-# of the weight is a step, and a clipped gradient is any gradient. Of the three fixes only the delay
-# does something of its own. The weight and the clip act where one part learns from several terms.
+# Adam divides each gradient by its size: to them a weight of 0.001 should be nearly as good as one
+# of 0.5, a ramp of the weight a step, and a clipped gradient any gradient, so that of the three
+# fixes the delay alone would do something of its own. The runs with one part each test that.
 #
 # **Limits.** One viscosity, one time step, small networks; the pretraining of encoder and decoder
 # is this project's, and much of what inverse losses could teach is learnt there. The saved output
