@@ -49,7 +49,7 @@ paper: $(READY)  ## verdicts, figures and paper from the committed results, with
 	@if command -v pdflatex >/dev/null; then \
 	  cd paper && for pass in 1 2; do \
 	    pdflatex -interaction=nonstopmode -halt-on-error -output-directory=build main.tex \
-	      >build/main.out || { tail -30 build/main.out; exit 1; }; done; \
+	      >build/pdflatex.txt || { tail -30 build/pdflatex.txt; exit 1; }; done; \
 	  echo "paper: paper/build/main.pdf"; \
 	else echo "paper: pdflatex is missing (Debian: apt install texlive-latex-recommended lmodern)"; fi
 

@@ -1,35 +1,30 @@
-"""Validation loss at equal tokens: every wrapper against AdamW at its best constant batch."""
+"""Validation loss against tokens, and against what the threshold makes of the batch."""
 
 from matplotlib import pyplot
 
-from gqc.lab import analysis, printing
+from gqc.lab import printing
 
-NAMES = {
-    "adamw": "AdamW",
-    "gnts": "GNTS",
-    "replay": "its replay",
-    "gns": "GNS",
-    "normtest": "norm test",
-    "mht": "MHT",
-    "gnr": "GNR",
-    "sbc": "SBC",
-}
-DRAWN = ("adamw", "gnts", "replay")
+NAMES = {"adamw": "AdamW, tuned", "gnts": "GNTS, tuned"}
 
 
 def draw(results):
-    frozen = results["02_all_wrappers"]
+    history = results["01_gnts_pretraining"].history
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(6.9, 2.4))
-    history = frozen.history.dropna(subset=["val_loss"])
-    for place, method in enumerate(DRAWN):
-        rows = history[history["method"] == method]
-        printing.curve(left, rows, "tokens", "val_loss", place, NAMES[method])
-    left.set(xlabel="training tokens", ylabel="validation loss [nat/token]", title="a")
-    left.set_ylim(top=2.6)
+    for place, (method, name) in enumerate(NAMES.items()):
+        rows = history[(history["method"] == method) & history["val_loss"].notna()]
+        printing.curve(left, rows, "tokens", "val_loss", place, name)
+    left.set(xlabel="training tokens", ylabel="validation loss [nat/character]", title="a")
+    left.set_ylim(1.4, 2.8)
     left.legend()
-    differences = analysis.paired_difference(frozen.results, "val_loss", control="adamw")
-    differences = differences.set_index("method").loc[[m for m in NAMES if m != "adamw"]]
-    printing.intervals(right, differences, [NAMES[m] for m in differences.index])
-    right.axvline(0.0, color="0.3", linewidth=0.8)
-    right.set(xlabel="validation loss minus AdamW's [nat/token]", title="b")
+    steps = history[history["stepped"] & (history["method"] == "gnts")]
+    for seed, rows in steps.groupby("seed"):
+        draws = rows["num_draws"].astype(float).rolling(40, min_periods=1).mean()
+        style = {"linestyle": printing.DASHES[seed], "lw": 0.9, "color": f"C{seed + 1}"}
+        right.plot(rows["tokens"], draws, label=f"seed {seed}", **style)
+    right.set(xlabel="training tokens", ylabel="microbatches per step", title="b", yscale="log")
+    right.set_yticks([1, 4, 16, 64], ["1", "4", "16", "64"])
+    right.minorticks_off()
+    right.legend(ncols=2)
+    for axes in (left, right):
+        axes.set_xticks([0, 5e5, 1e6], ["0", "0.5M", "1M"])
     return figure

@@ -1,6 +1,6 @@
 """Published claims, the rules that decide them, and their verdicts from committed results.
 
-``paper/claims.yaml`` states each claim and the rule that decides it, written before the runs
+``paper/claims.yaml`` states each claim and the rule that decides it
 (:mod:`~gqc.lab.claims.rules`); ``paper/results`` holds what the runs gave, small and sealed
 (:mod:`~gqc.lab.claims.frozen`); :mod:`~gqc.lab.claims.verdicts` puts the two together, and
 :mod:`~gqc.lab.claims.tables` writes what people read.  Nothing here trains.

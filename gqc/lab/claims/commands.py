@@ -84,8 +84,8 @@ def overview(verdicts: Sequence[Verdict]) -> Table:
         claim = verdict.claim
         rows = [
             (part.name, part.holds, tables.interval(e), str(e.n), tables.number(e.p_holm))
-            for part, e in zip(claim.parts, verdict.effects, strict=True)
-        ] or [(claim.not_tested, "", "", "", "")]
+            for part, e in zip(claim.parts, verdict.effects, strict=False)
+        ] or [(verdict.reason, "", "", "", "")]
         for place, row in enumerate(rows):
             table.add_row(*((claim.id, verdict.verdict) if place == 0 else ("", "")), *row)
     return table

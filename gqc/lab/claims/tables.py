@@ -31,9 +31,9 @@ def interval(effect: Effect) -> str:
 
 
 def _rows(verdict: Verdict) -> list[tuple[str, str, str]]:
-    """(what, rule, effect) of each part."""
+    """(what, rule, effect) of each part; none where the claim was not tested."""
     rows = []
-    for part, effect in zip(verdict.claim.parts, verdict.effects, strict=True):
+    for part, effect in zip(verdict.claim.parts, verdict.effects, strict=False):
         unit = f" {part.unit}" if part.unit else ""
         measured = f"{interval(effect)}{unit}, n = {effect.n}: {_MARKS[effect.status]}"
         rows.append((part.name, f"{part.holds}{unit}", measured))
@@ -58,7 +58,7 @@ def markdown(verdicts: Sequence[Verdict], links: str = "../../notebooks") -> str
         for verdict in (v for v in verdicts if v.claim.group == group):
             claim = verdict.claim
             parts = [f"{what} ({rule}): {effect}" for what, rule, effect in _rows(verdict)]
-            measured = "<br>".join(parts) or claim.not_tested
+            measured = "<br>".join(parts) or verdict.reason
             link = f"[{claim.notebook[:2]}]({links}/{claim.notebook}.ipynb)"
             text = f"**{claim.id}** {claim.statement}" + (f" *{claim.note}*" if claim.note else "")
             scale = f"{claim.scale}, {verdict.num_runs} runs" if parts else ""
@@ -92,7 +92,7 @@ def _html_row(verdict: Verdict, links: str) -> str:
         f"{note}",
         f'<span class="{kind}">{verdict.verdict}</span>',
         "<br>".join(html.escape(f"{what}: {rule}") for what, rule, _ in rows),
-        "<br>".join(html.escape(effect) for _, _, effect in rows) or html.escape(claim.not_tested),
+        "<br>".join(html.escape(effect) for _, _, effect in rows) or html.escape(verdict.reason),
         f"{verdict.num_runs}, {html.escape(claim.scale)}" if rows else "",
     ]
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
@@ -106,7 +106,7 @@ def latex(verdicts: Sequence[Verdict]) -> str:
         lines.append(rf"\multicolumn{{3}}{{@{{}}l}}{{\textbf{{{escape(group)}}}}} \\")
         for verdict in (v for v in verdicts if v.claim.group == group):
             parts = [f"{what} (${rule}$): {effect}" for what, rule, effect in _tex_rows(verdict)]
-            measured = r" \newline ".join(parts) or escape(verdict.claim.not_tested)
+            measured = r" \newline ".join(parts) or escape(verdict.reason)
             claim = rf"\textit{{{escape(verdict.claim.id)}}}: {escape(verdict.claim.statement)}"
             lines.append(rf"{claim} & {verdict.verdict} & {measured} \\[2pt]")
     return "\n".join([*lines, r"\end{longtable}", ""])
@@ -114,7 +114,7 @@ def latex(verdicts: Sequence[Verdict]) -> str:
 
 def _tex_rows(verdict: Verdict) -> list[tuple[str, str, str]]:
     rows = _rows(verdict)
-    parts = zip(rows, verdict.claim.parts, strict=True)
+    parts = zip(rows, verdict.claim.parts, strict=False)
     return [(escape(what), part.holds, escape(effect)) for (what, _, effect), part in parts]
 
 
@@ -131,13 +131,13 @@ def macros(verdicts: Sequence[Verdict]) -> str:
     for verdict in verdicts:
         key = camel(verdict.claim.id)
         lines.append(rf"\newcommand{{\verdict{key}}}{{{verdict.verdict}}}")
-        for place, effect in enumerate(verdict.effects):
-            letter = chr(ord("A") + place)
-            lines += [
-                rf"\newcommand{{\effect{key}{letter}}}{{{escape(interval(effect))}}}",
-                rf"\newcommand{{\mean{key}{letter}}}{{{escape(number(effect.mean))}}}",
-                rf"\newcommand{{\seeds{key}{letter}}}{{{effect.n}}}",
-            ]
+        for place in range(len(verdict.claim.parts)):
+            effect = verdict.effects[place] if verdict.effects else None
+            shown = ("not measured", "not measured", "no")
+            if effect is not None:
+                shown = (escape(interval(effect)), escape(number(effect.mean)), str(effect.n))
+            for kind, text in zip(("effect", "mean", "seeds"), shown, strict=True):
+                lines.append(rf"\newcommand{{\{kind}{key}{chr(ord('A') + place)}}}{{{text}}}")
     return "\n".join([*lines, ""])
 
 

@@ -50,12 +50,17 @@ class Effect:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim's verdict, its effects and how many runs they come from."""
+    """A claim's verdict, its effects and how many runs they come from.
+
+    Args:
+        reason: why it was not tested, if so.
+    """
 
     claim: Claim
     verdict: str
     effects: tuple[Effect, ...] = ()
     num_runs: int = 0
+    reason: str = ""
 
     def plain(self) -> dict[str, Any]:
         """As JSON: id, verdict, number of runs, effects."""
@@ -67,8 +72,25 @@ class Verdict:
 def evaluate(claims: Sequence[Claim], results: Mapping[str, Frozen]) -> list[Verdict]:
     """A verdict for each claim, from the committed results alone.
 
-    Raises: BadInput: a part names a batch that is not committed, or an SQL expression that fails.
+    A claim that needs a batch of which none are committed is not tested, and says so.
+
+    Raises: BadInput: an SQL expression fails, or a group that is compared is not there.
     """
+    reasons = [_untested(claim, results) for claim in claims]
+    tested = [claim for claim, reason in zip(claims, reasons, strict=True) if not reason]
+    decided = iter(_decide(tested, results))
+    return [
+        Verdict(claim, "not tested", reason=reason) if reason else next(decided)
+        for claim, reason in zip(claims, reasons, strict=True)
+    ]
+
+
+def _untested(claim: Claim, results: Mapping[str, Frozen]) -> str:
+    missing = sorted({part.batch for part in claim.parts} - results.keys())
+    return claim.not_tested or (f"no committed results of {', '.join(missing)}" if missing else "")
+
+
+def _decide(claims: Sequence[Claim], results: Mapping[str, Frozen]) -> list[Verdict]:
     values = [[_differences(claim, part, results) for part in claim.parts] for claim in claims]
     p_values = [_p_value(d, p) for c, row in zip(claims, values, strict=True)
                 for d, p in zip(row, c.parts, strict=True)]  # fmt: skip
@@ -115,9 +137,6 @@ def _differences(claim: Claim, part: Part, results: Mapping[str, Frozen]) -> np.
     """One number for each seed: the value, or its (log) difference between the two groups."""
     import duckdb
 
-    if part.batch not in results:
-        have = ", ".join(results) or "none"
-        raise BadInput(f"{claim.id}: {part.name!r}: no results of {part.batch!r}; there are {have}")
     frozen, compare = results[part.batch], part.compare
     keys = [part.pair, *([compare.by] if compare else [])]
     shown = ", ".join(f'"{key}"' for key in keys)
@@ -178,8 +197,6 @@ def _effect(part: Part, values: np.ndarray, p: float, p_holm: float) -> Effect:
 
 def _together(effects: Sequence[Effect]) -> str:
     statuses = {effect.status for effect in effects}
-    if not effects:
-        return "not tested"
     if statuses == {"holds"}:
         return "reproduced"
     return "refuted" if statuses == {"fails"} else "mixed"

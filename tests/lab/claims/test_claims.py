@@ -177,7 +177,6 @@ def test_a_bad_rule_is_named(paper, old, new, message):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("batch: demo", "batch: demos", "no results of 'demos'; there are demo"),
         ("arg_max(loss, step)", "arg_max(lost, step)", "lost"),
         ("of: b", "of: c", "no method 'c'; has"),
     ],
@@ -186,6 +185,14 @@ def test_a_rule_that_does_not_fit_the_results_is_named(paper, old, new, message)
     (paper / "claims.yaml").write_text(RULES.replace(old, new, 1))
     with pytest.raises(BadInput, match=rf"better-x2.*{message}"):
         verdicts(paper)
+
+
+def test_a_claim_without_results_is_not_tested_and_says_why(paper):
+    (paper / "claims.yaml").write_text(RULES.replace("batch: demo", "batch: demos", 1))
+    first, _ = verdicts(paper)
+    assert (first.verdict, first.effects) == ("not tested", ())
+    assert first.reason == "no committed results of demos"
+    assert "| not tested | no committed results of demos |" in markdown([first])
 
 
 def test_tables_show_every_claim(paper):

@@ -1,0 +1,70 @@
+"""The paper says what the committed results say, and nobody typed its numbers."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gqc.lab.claims import load_frozen, read_claims
+from gqc.lab.claims.commands import batch_path, check, decide, read_plan
+from gqc.lab.claims.readme import fill
+from gqc.lab.claims.tables import macros
+from gqc.lab.printing import print_figures, scripts
+from gqc.lab.runs.notebook import read_notebook
+
+ROOT = Path(__file__).parents[1]
+PAPER = ROOT / "paper"
+LIMIT = 10_000_000  # bytes of all committed results
+
+
+def test_committed_verdicts_are_what_the_results_give():
+    assert check(PAPER) == []
+
+
+def test_every_claim_has_a_verdict_or_a_reason():
+    for verdict in decide(PAPER):
+        assert verdict.effects or len(verdict.reason) > 10
+
+
+def test_claims_point_to_notebooks_and_batches_that_exist():
+    plan = read_plan(PAPER)
+    for claim in read_claims(PAPER / "claims.yaml"):
+        if claim.notebook:
+            read_notebook(ROOT / "notebooks" / f"{claim.notebook}.ipynb")
+        assert {part.batch for part in claim.parts} <= set(plan)
+    assert set(load_frozen(PAPER / "results")) <= set(plan)
+    assert all(batch_path(PAPER, name).is_file() for name in plan)
+
+
+def test_the_results_are_small():
+    assert sum(path.stat().st_size for path in (PAPER / "results").rglob("*")) < LIMIT
+
+
+def test_the_readme_says_what_the_results_say():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "<!-- begin claims -->" in text
+    assert "<!-- begin flagship -->" in text
+    assert fill(text, decide(PAPER), load_frozen(PAPER / "results")) == text
+
+
+def test_no_number_in_the_results_is_typed():
+    text = (PAPER / "results-text.tex").read_text(encoding="utf-8")
+    text = re.sub(r"\\(ref|label|includegraphics|input|cite)(\[[^]]*\])?\{[^}]*\}", "", text)
+    text = re.sub(r"\\[A-Za-z]+", "", text)  # macros have no digits in their names
+    text = re.sub(r"(?m)%.*$", "", text)
+    assert re.findall(r"[^\n]*[0-9][^\n]*", text) == []
+
+
+def test_every_macro_of_the_text_is_written():
+    known = set(re.findall(r"\\newcommand\{\\(\w+)\}", macros(decide(PAPER))))
+    text = (PAPER / "results-text.tex").read_text(encoding="utf-8")
+    text += (PAPER / "main.tex").read_text(encoding="utf-8")
+    used = set(re.findall(r"\\((?:verdict|effect|mean|seeds)[A-Z]\w*)", text))
+    assert used
+    assert used <= known
+
+
+@pytest.mark.parametrize("name", scripts(PAPER))
+def test_a_figure_can_be_drawn(name, tmp_path):
+    ((_, files),) = print_figures(PAPER, [name], tmp_path)
+    assert all(path.stat().st_size > 5_000 for path in files)
