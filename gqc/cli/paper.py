@@ -49,6 +49,9 @@ def add_paper_commands(app: "typer.Typer") -> None:
         ] = None,
         runs: Annotated[Path, typer.Option(help="Folder of the run store.")] = Path("runs"),
         paper: Annotated[Path, folder] = Path("paper"),
+        is_partial: Annotated[
+            bool, typer.Option("--partial", help="Take what there is of unfinished batches.")
+        ] = False,
         is_list: Annotated[
             bool, typer.Option("--list", help="Only print the paths of the batch files.")
         ] = False,
@@ -63,13 +66,14 @@ def add_paper_commands(app: "typer.Typer") -> None:
                 for name in names or commands.read_plan(paper):
                     print(os.path.relpath(commands.batch_path(paper, name)))
                 return
-            frozen = commands.freeze_all(paper, runs, names or [])
+            frozen = commands.freeze_all(paper, runs, names or [], is_partial=is_partial)
         except (BadInput, CorruptRun, FileNotFoundError) as error:
             fail(error)
         console = make_console()
         for batch in frozen:
             stale = sum(not run["is_current"] for run in batch.runs)
             note = f", {stale} of an older code" if stale else ""
+            note += f", {batch.record['missing']} missing" if batch.record["missing"] else ""
             console.print(f"{batch.name}: {len(batch.runs)} runs{note}", highlight=False)
         console.print("next: gqc claims")
 

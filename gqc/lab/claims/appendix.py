@@ -28,7 +28,7 @@ def rows(results: Mapping[str, Frozen], plan: Mapping[str, Any]) -> list[dict[st
         found.append(
             {
                 "batch": name,
-                "runs": str(len(runs)),
+                "runs": _of(len(runs), frozen.record.get("missing", 0)),
                 "seeds": ", ".join(map(str, seeds)),
                 "minutes": number(sum(run["seconds"] for run in runs) / 60),
                 "day": " to ".join(days[:: max(len(days) - 1, 1)]),
@@ -38,6 +38,10 @@ def rows(results: Mapping[str, Frozen], plan: Mapping[str, Any]) -> list[dict[st
             }
         )
     return found
+
+
+def _of(number_of_runs: int, missing: int) -> str:
+    return f"{number_of_runs} of {number_of_runs + missing}" if missing else str(number_of_runs)
 
 
 def machines(results: Mapping[str, Frozen]) -> list[str]:

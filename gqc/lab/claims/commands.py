@@ -113,7 +113,9 @@ def batch_path(paper: Path, name: str) -> Path:
     return paper.resolve().parent / "notebooks" / "batches" / f"{name}.yaml"
 
 
-def freeze_all(paper: Path, store: Path, names: Sequence[str] = ()) -> list[Frozen]:
+def freeze_all(
+    paper: Path, store: Path, names: Sequence[str] = (), *, is_partial: bool = False
+) -> list[Frozen]:
     """Commit the batches of the plan (or those named) from a run store to the paper's results."""
     plan = read_plan(paper)
     for name in names:
@@ -124,5 +126,6 @@ def freeze_all(paper: Path, store: Path, names: Sequence[str] = ()) -> list[Froz
         entry = plan[name]
         batch = read_batch(batch_path(paper, name))
         columns, rows = entry.get("columns", []), entry.get("rows", "")
-        frozen.append(freeze(batch, store, paper / RESULTS, columns, rows))
+        options = {"is_partial": is_partial}
+        frozen.append(freeze(batch, store, paper / RESULTS, columns, rows, **options))
     return frozen

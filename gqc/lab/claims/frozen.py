@@ -90,6 +90,8 @@ def freeze(
     folder: Path | str,
     columns: list[str] | None = None,
     rows: str = "",
+    *,
+    is_partial: bool = False,
 ) -> Frozen:
     """Copy a batch's finished runs from a run store to ``folder/<batch>``.
 
@@ -99,12 +101,14 @@ def freeze(
     Args:
         columns: of the histories to keep; None: all; []: no histories.
         rows: SQL condition on the history's rows to keep; "": all.
-    Raises: BadInput: a run of the batch is in the store in no version, or a column is unknown.
+        is_partial: take what there is of the batch; runs.json counts what is missing.
+    Raises: BadInput: a run of the batch (or every one) is in the store in no version, or a column
+        is unknown.
     """
     import duckdb
 
     place = Store(store)
-    chosen = _choose(batch, place)
+    chosen = _choose(batch, place, is_partial)
     loaded = load(place.root, ids=[record["id"] for record in chosen])
     target = Path(folder) / batch.name
     target.mkdir(parents=True, exist_ok=True)
@@ -126,14 +130,16 @@ def freeze(
     return load_frozen(folder)[batch.name]
 
 
-def _choose(batch: Batch, store: Store) -> list[dict[str, Any]]:
+def _choose(batch: Batch, store: Store, is_partial: bool) -> list[dict[str, Any]]:
     """Each run's record: the present one, else the latest with the same parameters."""
     records = read_records(store)
     mine = [r for r in records.values() if r["notebook"] == batch.notebook.name]
-    chosen = []
+    chosen: list[dict[str, Any]] = []
     for run in batch.runs:
         alike = [r for r in mine if r["parameters"] == run.parameters]
         record = records.get(run.id) or max(alike, key=lambda r: r["started"], default=None)
+        if record is None and is_partial and (chosen or run is not batch.runs[-1]):
+            continue
         if record is None:
             varied = [name for name in (*run.varied, "seed") if name in run.parameters]
             wanted = {name: run.parameters[name] for name in varied}
@@ -157,6 +163,7 @@ def _record(batch: Batch, chosen: list[dict[str, Any]], target: Path) -> dict[st
         "format": 1,
         "notebook": batch.notebook.name,
         "runs": runs,
+        "missing": len(batch.runs) - len(runs),
         "inputs": chosen[0]["inputs"],
         "environments": environments,
         "files": {name: file_hash(target / name) for name in files},

@@ -100,6 +100,9 @@ def _decide(claims: Sequence[Claim], results: Mapping[str, Frozen]) -> list[Verd
         effects = tuple(
             _effect(part, d, *next(corrected)) for part, d in zip(claim.parts, row, strict=True)
         )
+        if not any(effect.n for effect in effects):
+            verdicts.append(Verdict(claim, "not tested", reason="its runs are not finished"))
+            continue
         batches = {part.batch for part in claim.parts}
         num_runs = sum(len(results[name].runs) for name in batches)
         verdicts.append(Verdict(claim, _together(effects), effects, num_runs))
@@ -148,10 +151,12 @@ def _differences(claim: Claim, part: Part, results: Mapping[str, Frozen]) -> np.
             frame = connection.execute(query).df()
         except duckdb.Error as error:
             raise BadInput(f"{claim.id}: {part.name!r}: {error}") from None
-    return _by_seed(claim, part, frame.astype({"value": float}))
+    is_partial = frozen.record.get("missing", 0) > 0
+    return _by_seed(claim, part, frame.astype({"value": float}), is_partial)
 
 
-def _by_seed(claim: Claim, part: Part, frame: pd.DataFrame) -> np.ndarray:
+def _by_seed(claim: Claim, part: Part, frame: pd.DataFrame, is_partial: bool) -> np.ndarray:
+    """Empty where a group is among the runs that are missing."""
     compare = part.compare
     if compare is None:
         return frame.sort_values(part.pair)["value"].to_numpy()
@@ -159,6 +164,8 @@ def _by_seed(claim: Claim, part: Part, frame: pd.DataFrame) -> np.ndarray:
     groups = {}
     for name in (compare.of, compare.against):
         mine = frame[frame[compare.by].astype(str) == str(name)]
+        if mine.empty and is_partial:
+            return np.empty(0)
         if mine.empty:
             raise BadInput(f"{claim.id}: {part.name!r}: no {compare.by} {name!r}; has {known}")
         groups[name] = mine.set_index(part.pair)["value"]

@@ -125,6 +125,18 @@ def test_runs_of_an_older_code_are_taken_and_told(project):
     assert runs[0]["id"] == older
 
 
+def test_what_there_is_of_a_batch_can_be_taken(project):
+    store, batch = Store(project / "runs"), batch_of(project)
+    for run in batch.runs[1:]:
+        shutil.rmtree(store.folder(run.id))
+    frozen = freeze(batch, store.root, project / "r", is_partial=True)
+    assert (len(frozen.runs), frozen.record["missing"]) == (1, 5)
+    assert "| tiny-batch | 1 of 6 | 0 | 1 |" in markdown({"tiny-batch": frozen}, {})
+    shutil.rmtree(store.folder(batch.runs[0].id))
+    with pytest.raises(BadInput, match="no finished run of"):
+        freeze(batch, store.root, project / "r", is_partial=True)
+
+
 def test_an_unknown_column_is_named(project):
     with pytest.raises(BadInput, match="tiny-batch: no history column lost"):
         freeze(batch_of(project), project / "runs", project / "r", ["seed", "lost"])

@@ -1,0 +1,112 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags
+#     notebook_metadata_filter: kernelspec,jupytext
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Start here
+#
+# Gradient quality control: methods that act on the gradient before the optimizer sees it. Here is
+# the map, what has been measured, and one live run.
+#
+# | to find out | open |
+# |---|---|
+# | whether waiting for a better gradient pays | [01](01_gnts_pretraining.ipynb), [02](02_all_wrappers.ipynb), [15](15_equal_tokens.ipynb) |
+# | what the noise scale of a gradient is, and who measures it | [03](03_noise_scale.ipynb) |
+# | which variance VGS scales by, and whether that steadies training | [04](04_vgs_smoking_gun.ipynb), [05](05_vgs_estimators.ipynb), [06](06_vgs_alpha.ipynb) |
+# | how it feels to steer a norm threshold, or the alpha of VGS | [07](07_norm_schedule_live.ipynb), [08](08_vgs_alpha_live.ipynb) |
+# | whether UPGD keeps a network plastic | [09](09_upgd_normalisation.ipynb), [10](10_upgd_continual.ipynb), [11](11_upgd_vgs.ipynb) |
+# | what makes operator learning explode, and what cures it | [12](12_upt_explosion.ipynb), [13](13_upt_fix.ipynb), [14](14_curricula.ipynb) |
+# | many epochs, hard batches, angles, scaling | [16](16_multi_epoch_floor.ipynb), [17](17_anomaly_smoothing.ipynb), [18](18_angle_paradox.ipynb), [19](19_scaling_fit.ipynb) |
+#
+# **Question.** Which of the published claims hold?
+
+# %%
+# Only where the kit is missing, as in Colab; whatever torch is there stays.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("gqc_widgets") is None:
+    kit = "gqc-kit[widgets]"  # or of a repository: "gqc-kit[widgets] @ git+https://..."
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", kit], check=True)
+
+# %% tags=["parameters"]
+interactive = False  # True: show the widgets and wait for a person
+paper = "../paper"  # folder of the claims and the committed results, in a checkout
+scale = "smoke"  # one of smoke, laptop, paper; of the live run
+seed = 0  # >= 0; of the live run
+device = "auto"  # one of auto, cpu, cuda, cuda:*, mps
+dtype = "float32"  # one of float32, bfloat16, float64
+
+# %%
+from pathlib import Path
+
+from IPython.display import Markdown, display
+
+from gqc.lab import figures, runs, track
+from gqc.lab.claims import commands, tables
+from gqc.lab.experiments import pretraining
+
+# %% [markdown]
+# ## Claims and verdicts
+#
+# Each rule is evaluated anew from the committed results: the mean over seeds with its 95 %
+# interval. A part *holds* or *fails* where Holm's correction over all parts leaves p < 0.05, and is
+# *open* otherwise.
+
+# %%
+verdicts = commands.decide(Path(paper)) if Path(paper, "claims.yaml").is_file() else []
+print(", ".join(f"{n} {name}" for name, n in tables.count(verdicts).items()))
+Markdown(tables.markdown(verdicts, links="."))
+
+# %% [markdown]
+# ## One live run
+#
+# A small language model under GNTS. With `interactive = True`: press *Start*, and edit the schedule
+# of the norm threshold while it trains.
+
+# %% tags=["nbval-ignore-output"]
+config = pretraining.config(scale, method="gnts", seed=seed, device=device, dtype=dtype)
+experiment = pretraining.build(config)
+if interactive:
+    from gqc_widgets import LiveRun, NormScheduleEditor
+
+    live = LiveRun(experiment)
+    display(live, NormScheduleEditor(live))
+else:
+    for _ in track(experiment):
+        pass
+    display(figures.norm_against_threshold(experiment.history))
+
+# %% [markdown]
+# ## Answer
+
+# %%
+for verdict in verdicts:
+    print(f"{verdict.verdict:12} {verdict.claim.id}")
+
+# %% [markdown]
+# **Limits.** Small models on two processor cores: a claim made at fifty million parameters may hold
+# there and not here. To decide the claims again, to draw the figures and build the paper, or to run
+# everything once more:
+#
+# ```
+# gqc claims
+# make paper
+# make results
+# ```
+
+# %%
+saved = runs.save(None, [{"claim": v.claim.id, "verdict": v.verdict} for v in verdicts])
