@@ -142,9 +142,9 @@ for (stream, control), rows in differences.groupby(["stream", "control"], sort=F
 # At laptop scale, five seeds, the online accuracy of tuned SGD does not fall in thirty tasks, so
 # there is little for UPGD to save: on permuted inputs it has 77.3 % [77.2, 77.4] of the examples
 # right, SGD 76.9 and shrink & perturb 77.1 (neither told from it), AdamW 74.8; on permuted labels
-# 87.2 %, less than SGD with 88.8 and PGD with 89.0, more than AdamW with 74.8. AdamW does fall, by 6
-# and 4 points. Along Adam's direction UPGD is above AdamW by 0.2 to 2.8 points, not told from none
-# after correction, and below SGD on both streams.
+# 87.2 %, less than SGD with 88.8 and PGD with 89.0, more than AdamW with 74.8. AdamW does fall, by
+# 6 and 4 points. Along Adam's direction UPGD is above AdamW by 0.2 to 2.8 points, not told from
+# none after correction, and below SGD on both streams.
 #
 # **Limits.** Digits of 64 pixels, networks of nine thousand parameters, tens of tasks where the
 # source has hundreds: a method whose advantage shows late has no time for it. Ten settings sample
