@@ -22,6 +22,7 @@ def draw(results):
         style = {"linestyle": printing.DASHES[seed], "lw": 0.9, "color": f"C{seed + 1}"}
         right.plot(rows["tokens"], draws, label=f"seed {seed}", **style)
     right.set(xlabel="training tokens", ylabel="microbatches per step", title="b", yscale="log")
+    right.set_ylim(0.8, 300)
     right.set_yticks([1, 4, 16, 64], ["1", "4", "16", "64"])
     right.minorticks_off()
     right.legend(ncols=2)
