@@ -66,7 +66,7 @@ from gqc.lab.experiments import pretraining
 # interval. A part *holds* or *fails* where Holm's correction over all parts leaves p < 0.05, and is
 # *open* otherwise.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 verdicts = commands.decide(Path(paper)) if Path(paper, "claims.yaml").is_file() else []
 print(", ".join(f"{n} {name}" for name, n in tables.count(verdicts).items()))
 Markdown(tables.markdown(verdicts, links="."))
@@ -93,7 +93,7 @@ else:
 # %% [markdown]
 # ## Answer
 
-# %%
+# %% tags=["nbval-ignore-output"]
 for verdict in verdicts:
     print(f"{verdict.verdict:12} {verdict.claim.id}")
 

@@ -49,7 +49,9 @@ def build(root: Path, target: Path) -> Path:
         listed.append(f"- [{title[1] if title else path.stem}](notebooks/{path.stem}.html)")
         destination = target / "notebooks" / f"{path.stem}.html"
         destination.parent.mkdir(exist_ok=True)
-        destination.write_text(render_notebook(notebook, "../plotly.min.js"), encoding="utf-8")
+        text = render_notebook(notebook, "../plotly.min.js")
+        text = re.sub(r'href="((?:\./)?[\w-]+)\.ipynb"', r'href="\1.html"', text)
+        destination.write_text(text, encoding="utf-8")
     pages = {
         "index": ("gqc", re.sub(r"\((notebooks/[\w-]+)\.ipynb\)", r"(\1.html)", readme)),
         "notebooks": ("Notebooks", "# Notebooks\n\n" + "\n".join(listed)),

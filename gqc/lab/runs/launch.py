@@ -29,7 +29,7 @@ from gqc.lab.runs.notebook import is_passing
 from gqc.lab.runs.store import HISTORY, NOTEBOOK, RECORD, RESULT, TRACEBACK, Store, write_json
 
 Emit = Callable[[dict[str, Any]], None]
-_GRACE = 10.0  # seconds that a cell has to save its checkpoint after the run's time is up
+_GRACE = 10.0  # seconds that a cell has to save its checkpoint when the run is to end
 
 
 def execute(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class _Execution:
         self._prepare(started)
         if self.job["is_warm"] and CAN_FORK:
             self.child = fork_kernel(self.folder / "kernel.log")
-        signal.signal(signal.SIGUSR1, lambda *_: self._stop("interrupted"))
+        signal.signal(signal.SIGUSR1, self._interrupted)
         signal.signal(signal.SIGALRM, self._time_is_up)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
         signal.setitimer(signal.ITIMER_REAL, self.job["timeout"] or 0.0)
@@ -167,8 +167,13 @@ class _Execution:
         if self.child is not None:
             self.child.send_signal(signal.SIGINT)
 
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        self._stop("interrupted")
+        # Between two cells a kernel swallows the interrupt, and the run would wait for ever.
+        signal.setitimer(signal.ITIMER_REAL, _GRACE)
+
     def _time_is_up(self, number: int, frame: FrameType | None) -> None:
-        if self.stop_reason == "timeout" and self.child is not None:
+        if self.stop_reason is not None and self.child is not None:
             self.child.kill()
             return
         self._stop("timeout")
