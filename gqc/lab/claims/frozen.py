@@ -71,17 +71,20 @@ def load_frozen(folder: Path | str) -> dict[str, Frozen]:
 
     Raises: CorruptRun: a file was changed, is missing, or was never frozen.
     """
-    batches = {}
-    for place in sorted(Path(folder).glob(f"*/{RUNS}")):
-        record = json.loads(place.read_text(encoding="utf-8"))
-        if seal(record)["seal"] != record.get("seal"):
-            raise CorruptRun(f"{place}: does not match its own checksum")
-        for name, expected in record["files"].items():
-            path = place.parent / name
-            if not path.is_file() or file_hash(path) != expected:
-                raise CorruptRun(f"{path}: is not what was frozen; freeze the batch again")
-        batches[place.parent.name] = Frozen(place.parent.name, place.parent, record)
-    return batches
+    places = sorted(Path(folder).glob(f"*/{RUNS}"))
+    return {place.parent.name: _read(place.parent) for place in places}
+
+
+def _read(folder: Path) -> Frozen:
+    place = folder / RUNS
+    record = json.loads(place.read_text(encoding="utf-8"))
+    if seal(record)["seal"] != record.get("seal"):
+        raise CorruptRun(f"{place}: does not match its own checksum")
+    for name, expected in record["files"].items():
+        path = folder / name
+        if not path.is_file() or file_hash(path) != expected:
+            raise CorruptRun(f"{path}: is not what was frozen; freeze the batch again")
+    return Frozen(folder.name, folder, record)
 
 
 def freeze(
@@ -127,7 +130,7 @@ def freeze(
             history = connection.execute(query).df()
         history.to_parquet(target / HISTORY, index=False, compression="zstd")
     write_json(target / RUNS, seal(_record(batch, chosen, target)))
-    return load_frozen(folder)[batch.name]
+    return _read(target)
 
 
 def _choose(batch: Batch, store: Store, is_partial: bool) -> list[dict[str, Any]]:
