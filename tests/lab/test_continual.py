@@ -3,9 +3,9 @@
 import io
 import math
 
-import pandas as pd
 import pytest
 import torch
+from same_runs import assert_same_run, run, weights
 from torch.nn import functional as F
 
 from gqc.lab.data.streams import KINDS, make_stream
@@ -22,22 +22,6 @@ def tiny(method="upgd", **overrides):
     values = {"num_tasks": 3, "task_examples": 32, "batch_size": 4, "width": 8, "device": "cpu"}
     values |= {"measure_every": 3, "probe_examples": 16, "vgs_warmup_steps": 4, "vgs_beta": 0.9}
     return continual.config("smoke", method=method, **{**values, **overrides})
-
-
-def run(experiment, until=None):
-    while experiment.microbatch != until and next(experiment, None) is not None:
-        pass
-    return experiment
-
-
-def weights(experiment):
-    return torch.cat([p.detach().flatten() for p in experiment.model.parameters()])
-
-
-def assert_same_run(a, b):
-    left, right = (e.history.drop(columns="seconds") for e in (a, b))
-    pd.testing.assert_frame_equal(left, right, check_exact=True)
-    assert torch.equal(weights(a), weights(b))
 
 
 ADDED = [

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from same_runs import assert_same_run, run, weights
 from torch.nn import functional as F
 
 from gqc.lab.data.images import load_image_data
@@ -23,22 +24,6 @@ def tiny(task="digits", optimizer="sgd", **overrides):
     values = {"steps": STEPS, "batch_size": 4, "evaluation_steps": 8, "width": 8, "device": "cpu"}
     values |= {"warmup_steps": 5, "beta": 0.9, "task": task, "optimizer": optimizer}
     return vgs_training.config("smoke", **{**values, **overrides})
-
-
-def run(experiment, until=None):
-    while experiment.microbatch != until and next(experiment, None) is not None:
-        pass
-    return experiment
-
-
-def weights(experiment):
-    return torch.cat([p.detach().flatten() for p in experiment.model.parameters()])
-
-
-def assert_same_run(a, b):
-    left, right = (e.history.drop(columns="seconds") for e in (a, b))
-    pd.testing.assert_frame_equal(left, right, check_exact=True)
-    assert torch.equal(weights(a), weights(b))
 
 
 def make_optimizer(name, parameters, lr):
