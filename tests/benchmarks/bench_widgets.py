@@ -1,7 +1,7 @@
 """What live views cost, against their bars; there is no browser, so this is the kernel's side.
 
-- *watched*: microbatches a second of processor time with the views attached, to the run headless;
-  the two take turns in one process, so that the ratio holds on a busy machine.  At least 0.9.
+- *watched*: microbatches a second in a thread with the views attached, to those of the run headless
+  in a cell; the two take turns in one process.  At least 0.9.
 - *slider*: from an edit to the gradient that it acts on, beyond the microbatch under way.  At most
   0.25 s; tests/browser measures the whole way from the key.
 - *first figure*: processor time until the views are made, imports done.  At most 2 s.
@@ -38,9 +38,9 @@ def watch(method: str) -> tuple[LiveRun, Any]:
 
 
 def rate(train: Callable[[int], None], count: int) -> float:
-    began = time.process_time()
+    began = time.perf_counter()
     train(count)
-    return count / (time.process_time() - began)
+    return count / (time.perf_counter() - began)
 
 
 def watched_to_headless(method: str, rounds: int, count: int) -> float:

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from gqc.lab import Experiment
 from gqc_widgets.display import Curves
+from gqc_widgets.openmp import release_threads
 from gqc_widgets.saving import save_run
 
 READY, RUNNING, PAUSED = "ready", "running", "paused"
@@ -88,6 +89,7 @@ class Runner:
     def _go(self, count: float) -> None:
         if self.state == PAUSED:
             self.wait()  # for the thread that has paused and still tells its listeners
+        release_threads()
         with self._lock:
             if self.state == RUNNING:
                 self._is_wanted = True  # a pause that was not yet noticed is taken back
