@@ -63,8 +63,9 @@ from gqc.lab.experiments import pretraining
 # ## Claims and verdicts
 #
 # Each rule is evaluated anew from the committed results: the mean over seeds with its 95 %
-# interval. A part *holds* or *fails* where Holm's correction over all parts leaves p < 0.05, and is
-# *open* otherwise.
+# interval. A part *holds* or *fails* where its interval lies on one side of the bound, and is *open*
+# otherwise. The verdict is of all parts at once: where Holm's correction over all claims leaves
+# p < 0.05 the claim is reproduced (all hold), refuted (all fail) or mixed (they disagree), else open.
 
 # %% tags=["nbval-ignore-output"]
 verdicts = commands.decide(Path(paper)) if Path(paper, "claims.yaml").is_file() else []
@@ -95,7 +96,7 @@ else:
 
 # %% tags=["nbval-ignore-output"]
 for verdict in verdicts:
-    print(f"{verdict.verdict:12} {verdict.claim.id}")
+    print(f"{tables.shown(verdict):12} {verdict.claim.id}")
 
 # %% [markdown]
 # **Limits.** Small models on two processor cores: a claim made at fifty million parameters may hold
@@ -109,4 +110,4 @@ for verdict in verdicts:
 # ```
 
 # %%
-saved = runs.save(None, [{"claim": v.claim.id, "verdict": v.verdict} for v in verdicts])
+saved = runs.save(None, [{"claim": v.claim.id, "verdict": tables.shown(v)} for v in verdicts])

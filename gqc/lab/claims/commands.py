@@ -78,16 +78,17 @@ def overview(verdicts: Sequence[Verdict]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for name in ("claim", "verdict", "measured", "rule", "effect [95 %]", "n", "p (Holm)"):
+    for name in ("claim", "verdict", "p (Holm)", "measured", "rule", "effect [95 %]", "n", "part"):
         table.add_column(name)
     for verdict in verdicts:
         claim = verdict.claim
         rows = [
-            (part.name, part.holds, tables.interval(e), str(e.n), tables.number(e.p_holm))
+            (part.name, part.holds, tables.interval(e), str(e.n), e.status)
             for part, e in zip(claim.parts, verdict.effects, strict=False)
         ] or [(verdict.reason, "", "", "", "")]
         for place, row in enumerate(rows):
-            table.add_row(*((claim.id, verdict.verdict) if place == 0 else ("", "")), *row)
+            head = (claim.id, tables.shown(verdict), tables.number(verdict.p_holm))
+            table.add_row(*(head if place == 0 else ("", "", "")), *row)
     return table
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from gqc.lab.analysis import summarize
 from gqc.lab.claims.frozen import Frozen
-from gqc.lab.claims.tables import count, number
-from gqc.lab.claims.verdicts import VERDICTS, Verdict
+from gqc.lab.claims.tables import SHOWN, count, number, shown
+from gqc.lab.claims.verdicts import Verdict
 
 FLAGSHIP = "01_gnts_pretraining"
 COLUMNS = ("val_loss", "perplexity", "mean_logical_batch_examples", "steps")
@@ -33,12 +33,12 @@ def fill(text: str, verdicts: Sequence[Verdict], results: Mapping[str, Frozen]) 
 
 def claims_block(verdicts: Sequence[Verdict]) -> str:
     """How many claims of each group have which verdict, and which ones."""
-    lines = [f"| claims of | {' | '.join(VERDICTS)} |", "|---|" + "---|" * len(VERDICTS)]
+    lines = [f"| claims of | {' | '.join(SHOWN)} |", "|---|" + "---|" * len(SHOWN)]
     for group in dict.fromkeys(v.claim.group for v in verdicts):
         mine = [v for v in verdicts if v.claim.group == group]
         cells = []
         for verdict, n in count(mine).items():
-            names = ", ".join(v.claim.id.partition("-")[2] for v in mine if v.verdict == verdict)
+            names = ", ".join(v.claim.id.partition("-")[2] for v in mine if shown(v) == verdict)
             cells.append(f"{n}: {names}" if n else "0")
         lines.append(f"| {group} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])

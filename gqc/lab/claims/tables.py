@@ -9,9 +9,6 @@ from collections.abc import Sequence
 
 from gqc.lab.claims.verdicts import VERDICTS, Effect, Verdict
 
-_MARKS = {"holds": "holds", "fails": "fails", "unresolved": "open"}
-
-
 def number(value: float) -> str:
     """Three significant digits; thousands with commas; text for what is not finite."""
     if not math.isfinite(value):
@@ -35,14 +32,23 @@ def _rows(verdict: Verdict) -> list[tuple[str, str, str]]:
     rows = []
     for part, effect in zip(verdict.claim.parts, verdict.effects, strict=False):
         unit = f" {part.unit}" if part.unit else ""
-        measured = f"{interval(effect)}{unit}, n = {effect.n}: {_MARKS[effect.status]}"
+        measured = f"{interval(effect)}{unit}, n = {effect.n}: {effect.status}"
         rows.append((part.name, f"{part.holds}{unit}", measured))
     return rows
 
 
+#: verdicts as they are shown: a mixed one says whether its parts disagree or the seeds do not tell
+SHOWN = tuple(s for v in VERDICTS for s in (("mixed", "mixed (open)") if v == "mixed" else (v,)))
+
+
+def shown(verdict: Verdict) -> str:
+    """Of `SHOWN`."""
+    return "mixed (open)" if verdict.is_open else verdict.verdict
+
+
 def count(verdicts: Sequence[Verdict]) -> dict[str, int]:
-    """How many claims have each verdict."""
-    return {name: sum(v.verdict == name for v in verdicts) for name in VERDICTS}
+    """How many claims have each verdict of `SHOWN`."""
+    return {name: sum(shown(v) == name for v in verdicts) for name in SHOWN}
 
 
 def markdown(verdicts: Sequence[Verdict], links: str = "../../notebooks") -> str:
@@ -62,7 +68,8 @@ def markdown(verdicts: Sequence[Verdict], links: str = "../../notebooks") -> str
             link = f"[{claim.notebook[:2]}]({links}/{claim.notebook}.ipynb)"
             text = f"**{claim.id}** {claim.statement}" + (f" *{claim.note}*" if claim.note else "")
             scale = f"{claim.scale}, {verdict.num_runs} runs" if parts else ""
-            cells = [text, verdict.verdict, measured, scale, link if claim.notebook else ""]
+            said = shown(verdict) + (f"<br>p = {number(verdict.p_holm)}" if parts else "")
+            cells = [text, said, measured, scale, link if claim.notebook else ""]
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         lines.append("")
     return "\n".join(lines)
@@ -82,7 +89,7 @@ def page(verdicts: Sequence[Verdict], links: str = "../../notebooks") -> str:
 
 def _html_row(verdict: Verdict, links: str) -> str:
     claim, rows = verdict.claim, _rows(verdict)
-    kind = verdict.verdict.replace(" ", "-")
+    kind = "open" if verdict.is_open else verdict.verdict.replace(" ", "-")
     note = f"<br><em>{html.escape(claim.note)}</em>" if claim.note else ""
     name = f"<b>{html.escape(claim.id)}</b>"
     if claim.notebook:
@@ -90,12 +97,16 @@ def _html_row(verdict: Verdict, links: str) -> str:
     cells = [
         f"{name}<br>{html.escape(claim.statement)}<br><small>{html.escape(claim.source)}</small>"
         f"{note}",
-        f'<span class="{kind}">{verdict.verdict}</span>',
+        f'<span class="{kind}">{shown(verdict)}</span>{_p(verdict)}',
         "<br>".join(html.escape(f"{what}: {rule}") for what, rule, _ in rows),
         "<br>".join(html.escape(effect) for _, _, effect in rows) or html.escape(verdict.reason),
         f"{verdict.num_runs}, {html.escape(claim.scale)}" if rows else "",
     ]
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _p(verdict: Verdict) -> str:
+    return f"<br><small>p = {number(verdict.p_holm)}</small>" if verdict.effects else ""
 
 
 def latex(verdicts: Sequence[Verdict]) -> str:
@@ -108,7 +119,7 @@ def latex(verdicts: Sequence[Verdict]) -> str:
             parts = [f"{what} (${rule}$): {effect}" for what, rule, effect in _tex_rows(verdict)]
             measured = r" \newline ".join(parts) or escape(verdict.reason)
             claim = rf"\textit{{{escape(verdict.claim.id)}}}: {escape(verdict.claim.statement)}"
-            lines.append(rf"{claim} & {verdict.verdict} & {measured} \\[2pt]")
+            lines.append(rf"{claim} & {shown(verdict)} & {measured} \\[2pt]")
     return "\n".join([*lines, r"\end{longtable}", ""])
 
 
@@ -123,20 +134,20 @@ def macros(verdicts: Sequence[Verdict]) -> str:
 
     Of claim ``gqc-x16``, whose first part is A: ``\verdictGqcXOneSix``, ``\effectGqcXOneSixA``
     (with interval), ``\meanGqcXOneSixA``, ``\seedsGqcXOneSixA``; and ``\numClaims``,
-    ``\numReproduced``, ``\numRefuted``, ``\numMixed``, ``\numNotTested``.
+    ``\numReproduced``, ``\numRefuted``, ``\numMixed``, ``\numMixedOpen``, ``\numNotTested``.
     """
     lines = [rf"\newcommand{{\numClaims}}{{{len(verdicts)}}}"]
     for name, n in count(verdicts).items():
         lines.append(rf"\newcommand{{\num{camel(name)}}}{{{n}}}")
     for verdict in verdicts:
         key = camel(verdict.claim.id)
-        lines.append(rf"\newcommand{{\verdict{key}}}{{{verdict.verdict}}}")
+        lines.append(rf"\newcommand{{\verdict{key}}}{{{shown(verdict)}}}")
         for place in range(len(verdict.claim.parts)):
             effect = verdict.effects[place] if verdict.effects else None
-            shown = ("not measured", "not measured", "no")
+            texts = ("not measured", "not measured", "no")
             if effect is not None:
-                shown = (escape(interval(effect)), escape(number(effect.mean)), str(effect.n))
-            for kind, text in zip(("effect", "mean", "seeds"), shown, strict=True):
+                texts = (escape(interval(effect)), escape(number(effect.mean)), str(effect.n))
+            for kind, text in zip(("effect", "mean", "seeds"), texts, strict=True):
                 lines.append(rf"\newcommand{{\{kind}{key}{chr(ord('A') + place)}}}{{{text}}}")
     return "\n".join([*lines, ""])
 
@@ -169,10 +180,10 @@ td:first-child {{ width: 32%; }} td:nth-child(2) {{ white-space: nowrap; }}
 small {{ color: #666; }}
 span {{ padding: .1rem .5rem; border-radius: .6rem; background: #eee; }}
 .reproduced {{ background: #cfe8d5; }} .refuted {{ background: #f6d1cc; }}
-.mixed {{ background: #fbe8c0; }}
+.mixed {{ background: #fbe8c0; }} .open {{ background: none; outline: 1px dashed #999; }}
 @media (prefers-color-scheme: dark) {{
   body {{ background: #181818; color: #ddd; }} td, th {{ border-color: #444; }}
-  span {{ color: #111; }} a {{ color: #8ab4f8; }} small {{ color: #999; }} }}
+  span {{ color: #111; }} .open {{ color: inherit; }} a {{ color: #8ab4f8; }} small {{ color: #999; }} }}
 </style></head><body>
 {body}
 </body></html>

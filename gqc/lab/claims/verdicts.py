@@ -1,11 +1,21 @@
 r"""Verdicts: each part's effect with its 95 % interval, and what they say of the claim together.
 
-A part **holds** where its effect lies on the claim's side of the bound and Holm's correction over
-all parts of all claims leaves p < 0.05; it **fails** where the same is true of the other side; else
-it is **unresolved**.  The p value is two-sided, of Student's t over seeds against the bound; equal
-values of all seeds (a count, a size in bytes) have p = 0.  A claim is *reproduced* where all its
-parts hold, *refuted* where all fail, *not tested* at this scale where there are none, and *mixed*
-otherwise: where parts disagree or the seeds leave them open.
+A part **holds** where its 95 % interval lies on the claim's side of the bound, **fails** where it
+lies on the other, and is **open** where the bound is inside.  Its p value is two-sided, of
+Student's t over seeds against the bound; equal values of all seeds (a count, a size in bytes) have
+p = 0.
+
+A verdict says more, of all parts at once and beside the other claims.  With p_1 .. p_m of the parts
+its own p value is
+
+.. math:: p = \min\bigl(\max_i p_i,\; m \max(\min_{i\,\mathrm{holds}} p_i,
+          \min_{i\,\mathrm{fails}} p_i)\bigr)
+
+the first for "every part is as measured" (intersection and union), the second for "one holds and
+another fails" (Bonferroni's); a wrong verdict is as unlikely as p says, since each p_i spends half
+of itself on either side.  Where Holm's correction over the tested claims leaves p < 0.05 the claim
+is **reproduced** (all parts hold), **refuted** (all fail) or **mixed** (they disagree); else it is
+mixed too, and **open**: the seeds do not tell.
 """
 
 from __future__ import annotations
@@ -34,8 +44,8 @@ class Effect:
 
     Args:
         mean, low, high: the effect and its interval; as a factor where the part is a ratio.
-        n: seeds; p, p_holm: against the bound, by itself and among all parts.
-        status: holds, fails or unresolved.
+        n: seeds; p: two-sided, against the bound.
+        status: holds, fails or open.
     """
 
     name: str
@@ -44,7 +54,6 @@ class Effect:
     high: float
     n: int
     p: float
-    p_holm: float
     status: str
 
 
@@ -53,6 +62,7 @@ class Verdict:
     """A claim's verdict, its effects and how many runs they come from.
 
     Args:
+        p, p_holm: of the verdict, by itself and among all tested claims; NaN where not tested.
         reason: why it was not tested, if so.
     """
 
@@ -60,13 +70,22 @@ class Verdict:
     verdict: str
     effects: tuple[Effect, ...] = ()
     num_runs: int = 0
+    p: float = math.nan
+    p_holm: float = math.nan
     reason: str = ""
+
+    @property
+    def is_open(self) -> bool:
+        """Tested, and left open by the seeds?"""
+        return bool(self.effects) and not self.p_holm < LEVEL
 
     def plain(self) -> dict[str, Any]:
         """As JSON: id, verdict, number of runs, effects."""
         effects = [asdict(effect) for effect in self.effects]
-        return {"id": self.claim.id, "verdict": self.verdict, "num_runs": self.num_runs,
-                "effects": effects}  # fmt: skip
+        numbers = {"num_runs": self.num_runs, "effects": effects}
+        if effects:
+            numbers |= {"p": self.p, "p_holm": self.p_holm, "is_open": self.is_open}
+        return {"id": self.claim.id, "verdict": self.verdict, **numbers}
 
 
 def evaluate(claims: Sequence[Claim], results: Mapping[str, Frozen]) -> list[Verdict]:
@@ -77,36 +96,28 @@ def evaluate(claims: Sequence[Claim], results: Mapping[str, Frozen]) -> list[Ver
     Raises: BadInput: an SQL expression fails, or a group that is compared is not there.
     """
     reasons = [_untested(claim, results) for claim in claims]
-    tested = [claim for claim, reason in zip(claims, reasons, strict=True) if not reason]
-    decided = iter(_decide(tested, results))
-    return [
-        Verdict(claim, "not tested", reason=reason) if reason else next(decided)
+    effects = [
+        () if reason else tuple(_effect(part, _differences(claim, part, results))
+                                for part in claim.parts)
         for claim, reason in zip(claims, reasons, strict=True)
-    ]
+    ]  # fmt: skip
+    p_values = [_p_together(row) for row in effects if _is_measured(row)]
+    corrected = iter(zip(p_values, holm(p_values) if p_values else [], strict=True))
+    verdicts = []
+    for claim, reason, row in zip(claims, reasons, effects, strict=True):
+        if not _is_measured(row):
+            reason = reason or "its runs are not finished"
+            verdicts.append(Verdict(claim, "not tested", reason=reason))
+            continue
+        p, p_holm = map(float, next(corrected))
+        num_runs = sum(len(results[name].runs) for name in {part.batch for part in claim.parts})
+        verdicts.append(Verdict(claim, _together(row, p_holm), row, num_runs, p, p_holm))
+    return verdicts
 
 
 def _untested(claim: Claim, results: Mapping[str, Frozen]) -> str:
     missing = sorted({part.batch for part in claim.parts} - results.keys())
     return claim.not_tested or (f"no committed results of {', '.join(missing)}" if missing else "")
-
-
-def _decide(claims: Sequence[Claim], results: Mapping[str, Frozen]) -> list[Verdict]:
-    values = [[_differences(claim, part, results) for part in claim.parts] for claim in claims]
-    p_values = [_p_value(d, p) for c, row in zip(claims, values, strict=True)
-                for d, p in zip(row, c.parts, strict=True)]  # fmt: skip
-    corrected = iter(zip(p_values, holm(p_values) if p_values else [], strict=True))
-    verdicts = []
-    for claim, row in zip(claims, values, strict=True):
-        effects = tuple(
-            _effect(part, d, *next(corrected)) for part, d in zip(claim.parts, row, strict=True)
-        )
-        if not any(effect.n for effect in effects):
-            verdicts.append(Verdict(claim, "not tested", reason="its runs are not finished"))
-            continue
-        batches = {part.batch for part in claim.parts}
-        num_runs = sum(len(results[name].runs) for name in batches)
-        verdicts.append(Verdict(claim, _together(effects), effects, num_runs))
-    return verdicts
 
 
 def changes(verdicts: Sequence[Verdict], committed: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -189,21 +200,33 @@ def _p_value(values: np.ndarray, part: Part) -> float:
     return 2 * float(stats.t.sf(abs(values.mean() - _bound(part)) / error, len(values) - 1))
 
 
-def _effect(part: Part, values: np.ndarray, p: float, p_holm: float) -> Effect:
+def _effect(part: Part, values: np.ndarray) -> Effect:
     mean, low, high = math.nan, math.nan, math.nan
     if len(values):
         row = summarize(pd.DataFrame({"all": 0, "value": values}), "all", "value").iloc[0]
         mean, low, high = float(row["mean"]), float(row["low"]), float(row["high"])
-    status = "unresolved"
-    if p_holm < LEVEL:
+    p, status = _p_value(values, part), "open"
+    if p < LEVEL:
         status = "holds" if SIDES[part.side](mean, _bound(part)) else "fails"
     if part.compare and part.compare.ratio:
         mean, low, high = math.exp(mean), math.exp(low), math.exp(high)
-    return Effect(part.name, mean, low, high, len(values), p, float(p_holm), status)
+    return Effect(part.name, mean, low, high, len(values), p, status)
 
 
-def _together(effects: Sequence[Effect]) -> str:
+def _is_measured(effects: Sequence[Effect]) -> bool:
+    return any(effect.n for effect in effects)
+
+
+def _p_together(effects: Sequence[Effect]) -> float:
+    """See the module; 1 where nothing can be said."""
+    together = max(1.0 if math.isnan(effect.p) else effect.p for effect in effects)
+    sides = [[e.p for e in effects if e.status == side] for side in ("holds", "fails")]
+    apart = len(effects) * max(map(min, sides)) if all(sides) else 1.0
+    return min(together, apart)
+
+
+def _together(effects: Sequence[Effect], p: float) -> str:
     statuses = {effect.status for effect in effects}
-    if statuses == {"holds"}:
+    if p < LEVEL and statuses == {"holds"}:
         return "reproduced"
-    return "refuted" if statuses == {"fails"} else "mixed"
+    return "refuted" if p < LEVEL and statuses == {"fails"} else "mixed"

@@ -13,7 +13,7 @@ from gqc.lab.claims import evaluate, load_frozen, read_claims
 from gqc.lab.claims.commands import check, write
 from gqc.lab.claims.frozen import HISTORY, RESULTS, RUNS
 from gqc.lab.claims.tables import camel, escape, interval, latex, macros, markdown, number, page
-from gqc.lab.claims.verdicts import changes
+from gqc.lab.claims.verdicts import LEVEL, Effect, _p_together, changes
 from gqc.lab.runs import BadInput, CorruptRun
 from gqc.lab.runs.store import file_hash, seal, write_json
 
@@ -84,7 +84,7 @@ def verdicts(paper):
     return evaluate(read_claims(paper / "claims.yaml"), load_frozen(paper / "results"))
 
 
-def test_effects_are_paired_over_seeds_and_corrected_over_parts(paper):
+def test_effects_are_paired_over_seeds_and_corrected_over_claims(paper):
     first, second = verdicts(paper)
     ratios = [math.log(losses("b", s)[-1] / losses("a", s)[-1]) for s in range(3)]
     ratio, size = first.effects
@@ -93,7 +93,8 @@ def test_effects_are_paired_over_seeds_and_corrected_over_parts(paper):
     assert (ratio.low, ratio.high) == pytest.approx((math.exp(low), math.exp(high)))
     p = stats.ttest_1samp(ratios, 0.0).pvalue
     assert [ratio.p, size.p] == pytest.approx([p, 0.0])
-    assert [ratio.p_holm, size.p_holm] == pytest.approx(holm([p, 0.0]).tolist())
+    assert first.p == pytest.approx(max(p, 0.0))  # of "one holds and the other fails"
+    assert first.p_holm == pytest.approx(holm([first.p])[0])
     assert (ratio.status, size.status) == ("holds", "fails")  # 4 is not above 5
     assert (size.mean, size.low, size.high, size.n) == (4.0, 4.0, 4.0, 3)
     assert (first.verdict, first.num_runs) == ("mixed", 6)
@@ -116,8 +117,65 @@ def test_one_seed_decides_nothing(paper):
         RULES.replace("value: arg_max(loss, step)\n", "value: max(loss)\n      where: seed = 0\n")
     )
     effect = verdicts(paper)[0].effects[0]
-    assert (effect.n, effect.status) == (1, "unresolved")
+    assert (effect.n, effect.status) == (1, "open")
     assert math.isnan(effect.low)
+    assert verdicts(paper)[0].is_open
+
+
+def effects_of(*parts):
+    """Effects with these p values; a negative one fails, one above the level is open."""
+    made = []
+    for p in parts:
+        status = "open" if not abs(p) < LEVEL else "fails" if p < 0 else "holds"
+        made.append(Effect("part", 1.0, 0.0, 2.0, 5, abs(p), status))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("parts", "p"),
+    [
+        ((0.01, 0.03), 0.03),  # all hold: as likely as the least certain of them
+        ((-0.01, -0.03), 0.03),
+        ((0.01, 0.5), 0.5),  # one is open
+        ((0.01, -0.03), 0.03),
+        ((0.001, -0.002, 0.5), 0.006),  # one holds, one fails, whatever the third does
+        ((0.001, -0.04, 0.04), 0.04),
+        ((0.001, math.nan), 1.0),  # one was not measured
+    ],
+)
+def test_a_claim_is_as_certain_as_its_parts_together(parts, p):
+    assert _p_together(effects_of(*parts)) == pytest.approx(p)
+
+
+@pytest.mark.parametrize("truth", [(0.0, 0.0, 0.0), (9.0, 0.0, -9.0), (9.0, 9.0, 0.0)])
+def test_a_wrong_verdict_is_no_more_frequent_than_its_level(truth):
+    """Effects on the bound neither hold nor fail; those far from it are what they seem."""
+    generator, wrong, trials = np.random.default_rng(0), 0, 4000
+    scores = generator.standard_normal((trials, 3)) + np.array(truth)
+    p_values = 2 * stats.norm.sf(abs(scores))
+    for score, p in zip(scores, p_values, strict=True):
+        signs = np.where(score > 0, 1, -1)
+        effects = effects_of(*(p * signs))
+        decided = _p_together(effects) < LEVEL
+        statuses = {e.status for e in effects}
+        # With a part on each side of the bound "they disagree" is right, whatever the third is.
+        is_right = {9.0, -9.0} <= set(truth) and statuses >= {"holds", "fails"}
+        wrong += decided and not is_right
+    assert wrong / trials < LEVEL + 3 * math.sqrt(LEVEL * (1 - LEVEL) / trials)
+
+
+def test_holm_corrects_over_claims_and_leaves_some_open(paper):
+    """A claim that is tested beside many needs more than one that is tested alone."""
+    noisy = RULES.replace("arg_max(loss, step)", "max(loss) + 0.35 * (max(seed) = 1)::INT")
+    noisy = noisy.replace("where: method = 'b'\n      holds: \"> 5\"", "holds: \"> 3\"")
+    (paper / "claims.yaml").write_text(noisy)
+    alone = verdicts(paper)[0]
+    head = noisy.split("- id: other")[0]
+    copies = "".join(head.replace("better-x2", f"copy{i}") for i in range(9))
+    (paper / "claims.yaml").write_text(head + copies)
+    many = verdicts(paper)
+    assert many[0].p == alone.p
+    assert many[0].p_holm == pytest.approx(min(1.0, 10 * alone.p_holm))
 
 
 def test_the_check_passes_until_a_number_changes(paper):
@@ -200,7 +258,7 @@ def test_a_group_that_is_not_run_yet_leaves_its_part_open(paper):
     only = frozen.history[frozen.history["method"] == "a"]
     put(paper / "results" / "demo", only, frozen.results, missing=3)
     ratio, size = verdicts(paper)[0].effects
-    assert (ratio.n, ratio.status, math.isnan(ratio.mean)) == (0, "unresolved", True)
+    assert (ratio.n, ratio.status, math.isnan(ratio.mean)) == (0, "open", True)
     assert size.status == "fails"
     write(verdicts(paper), paper)
     assert check(paper) == []
