@@ -98,58 +98,97 @@ def freeze(
 ) -> Frozen:
     """Copy a batch's finished runs from a run store to ``folder/<batch>``.
 
-    A run whose notebook or source has changed since is taken where no present one is in the store;
-    runs.json says so (``is_current``).
+    Runs that are frozen there already stay where the store has none of their parameters, so that
+    one seed more does not ask for the others again.  A run whose notebook or source has changed
+    since is taken where there is no present one; runs.json says so (``is_current``).
 
     Args:
         columns: of the histories to keep; None: all; []: no histories.
         rows: SQL condition on the history's rows to keep; "": all.
         is_partial: take what there is of the batch; runs.json counts what is missing.
-    Raises: BadInput: a run of the batch (or every one) is in the store in no version, or a column
-        is unknown.
+    Raises: BadInput: a run of the batch (or every one) is neither in the store nor frozen, a column
+        is unknown, or what is frozen lacks one.
     """
-    import duckdb
-
-    place = Store(store)
-    chosen = _choose(batch, place, is_partial)
-    loaded = load(place.root, ids=[record["id"] for record in chosen])
-    target = Path(folder) / batch.name
-    target.mkdir(parents=True, exist_ok=True)
-    for old in target.iterdir():
-        old.unlink()
-    loaded.results.to_parquet(target / RESULTS, index=False, compression="zstd")
+    place, target = Store(store), Path(folder) / batch.name
+    old = _read(target) if (target / RUNS).is_file() else None
+    chosen = _choose(batch, place, old, is_partial)
+    loaded = load(place.root, ids=[r["id"] for r in chosen if not r["is_frozen"]])
+    kept = [r["id"] for r in chosen if r["is_frozen"]]
+    frames = {RESULTS: _join(batch, loaded.results, old.results if old else None, kept)}
     if columns != []:
-        history = loaded.history
-        if missing := [name for name in columns or [] if name not in history]:
-            raise BadInput(f"{batch.name}: no history column {', '.join(missing)}")
-        kept = ["run", *(n for n in columns or history.columns if n != "run")]
-        shown = ", ".join(f'"{name}"' for name in kept)
-        with duckdb.connect() as connection:
-            connection.register("history", history)
-            query = f"SELECT {shown} FROM history" + (f" WHERE {rows}" if rows else "")
-            history = connection.execute(query).df()
-        history.to_parquet(target / HISTORY, index=False, compression="zstd")
+        history = _select(batch, loaded.history, columns, rows)
+        frames[HISTORY] = _join(batch, history, old.history if old else None, kept)
+    target.mkdir(parents=True, exist_ok=True)
+    for path in target.iterdir():
+        path.unlink()
+    for name, frame in frames.items():
+        frame.to_parquet(target / name, index=False, compression="zstd")
     write_json(target / RUNS, seal(_record(batch, chosen, target)))
     return _read(target)
 
 
-def _choose(batch: Batch, store: Store, is_partial: bool) -> list[dict[str, Any]]:
+def _select(
+    batch: Batch, history: pd.DataFrame, columns: list[str] | None, rows: str
+) -> pd.DataFrame:
+    """The columns and rows of histories that are to be kept."""
+    import duckdb
+
+    if history.empty:
+        return history
+    if missing := [name for name in columns or [] if name not in history]:
+        raise BadInput(f"{batch.name}: no history column {', '.join(missing)}")
+    kept = ["run", *(n for n in columns or history.columns if n != "run")]
+    shown = ", ".join(f'"{name}"' for name in kept)
+    with duckdb.connect() as connection:
+        connection.register("history", history)
+        query = f"SELECT {shown} FROM history" + (f" WHERE {rows}" if rows else "")
+        return connection.execute(query).df()
+
+
+def _join(
+    batch: Batch, new: pd.DataFrame, old: pd.DataFrame | None, kept: list[str]
+) -> pd.DataFrame:
+    """New rows and those of the runs that are kept, which have to have the same columns."""
+    import pandas as pd
+
+    if old is None or not kept:
+        return new
+    old = old[old["run"].isin(kept)]
+    if new.empty:
+        return old
+    if missing := sorted(map(str, set(new) ^ set(old))):
+        raise BadInput(
+            f"{batch.name}: column {', '.join(missing)} is not in both the frozen runs and the new "
+            "ones: run the whole batch again, or delete what is frozen of it"
+        )
+    return pd.concat([old, new[list(old)]], ignore_index=True)
+
+
+def _choose(
+    batch: Batch, store: Store, old: Frozen | None, is_partial: bool
+) -> list[dict[str, Any]]:
     """Each run's record: the present one, else the latest with the same parameters."""
-    records = read_records(store)
-    mine = [r for r in records.values() if r["notebook"] == batch.notebook.name]
+    records = [
+        {**r, "is_frozen": False}
+        for r in read_records(store).values()
+        if r["notebook"] == batch.notebook.name
+    ]
+    if old is not None:
+        common = {"is_frozen": True, "inputs": old.record["inputs"]}
+        places = old.record["environments"]
+        records += [{**r, **common, "environment": places[r["environment"]]} for r in old.runs]
     chosen: list[dict[str, Any]] = []
     for run in batch.runs:
-        alike = [r for r in mine if r["parameters"] == run.parameters]
-        record = records.get(run.id) or max(alike, key=lambda r: r["started"], default=None)
-        if record is None and is_partial and (chosen or run is not batch.runs[-1]):
-            continue
-        if record is None:
+        alike = [r for r in records if r["parameters"] == run.parameters]
+        if alike:
+            best = max(alike, key=lambda r: (r["id"] == run.id, not r["is_frozen"], r["started"]))
+            chosen.append({**best, "is_current": best["id"] == run.id})
+        elif not is_partial or (not chosen and run is batch.runs[-1]):
             varied = [name for name in (*run.varied, "seed") if name in run.parameters]
             wanted = {name: run.parameters[name] for name in varied}
             raise BadInput(
                 f"{batch.name}: no finished run of {wanted} in {store.root}; run the batch first"
             )
-        chosen.append({**record, "is_current": record["id"] == run.id})
     return chosen
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from gqc.lab.claims.verdicts import VERDICTS, Effect, Verdict
 
+
 def number(value: float) -> str:
     """Three significant digits; thousands with commas; text for what is not finite."""
     if not math.isfinite(value):
@@ -183,7 +184,8 @@ span {{ padding: .1rem .5rem; border-radius: .6rem; background: #eee; }}
 .mixed {{ background: #fbe8c0; }} .open {{ background: none; outline: 1px dashed #999; }}
 @media (prefers-color-scheme: dark) {{
   body {{ background: #181818; color: #ddd; }} td, th {{ border-color: #444; }}
-  span {{ color: #111; }} .open {{ color: inherit; }} a {{ color: #8ab4f8; }} small {{ color: #999; }} }}
+  span {{ color: #111; }} .open {{ color: inherit; }}
+  a {{ color: #8ab4f8; }} small {{ color: #999; }} }}
 </style></head><body>
 {body}
 </body></html>

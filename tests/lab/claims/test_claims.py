@@ -167,7 +167,7 @@ def test_a_wrong_verdict_is_no_more_frequent_than_its_level(truth):
 def test_holm_corrects_over_claims_and_leaves_some_open(paper):
     """A claim that is tested beside many needs more than one that is tested alone."""
     noisy = RULES.replace("arg_max(loss, step)", "max(loss) + 0.35 * (max(seed) = 1)::INT")
-    noisy = noisy.replace("where: method = 'b'\n      holds: \"> 5\"", "holds: \"> 3\"")
+    noisy = noisy.replace("where: method = 'b'\n      holds: \"> 5\"", 'holds: "> 3"')
     (paper / "claims.yaml").write_text(noisy)
     alone = verdicts(paper)[0]
     head = noisy.split("- id: other")[0]

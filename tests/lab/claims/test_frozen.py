@@ -134,7 +134,40 @@ def test_what_there_is_of_a_batch_can_be_taken(project):
     assert "| tiny-batch | 1 of 6 | 0 | 1 |" in markdown({"tiny-batch": frozen}, {})
     shutil.rmtree(store.folder(batch.runs[0].id))
     with pytest.raises(BadInput, match="no finished run of"):
-        freeze(batch, store.root, project / "r", is_partial=True)
+        freeze(batch, store.root, project / "other", is_partial=True)
+
+
+def test_frozen_runs_stay_where_the_store_has_none(project):
+    batch, store, target = batch_of(project), Store(project / "runs"), project / "r"
+    whole = freeze(batch, store.root, target)
+    for run in batch.runs[:-1]:
+        shutil.rmtree(store.folder(run.id))
+    again = freeze(batch, store.root, target)
+    assert [r["id"] for r in again.runs] == [run.id for run in batch.runs]
+    by = ["run", "microbatch"]
+    pd.testing.assert_frame_equal(
+        again.history.sort_values(by, ignore_index=True),
+        whole.history.sort_values(by, ignore_index=True),
+    )
+    shutil.rmtree(store.folder(batch.runs[-1].id))
+    nothing_new = freeze(batch, store.root, target)
+    assert sorted(nothing_new.results["run"]) == sorted(whole.results["run"])
+    run = batch.runs[0]
+    finish(store, run, started=9.0)
+    first = freeze(batch, store.root, target).runs[0]
+    assert (first["id"], first["started"]) == (run.id, 9.0)  # the store's is newer
+    with pytest.raises(BadInput, match="column seed is not in both"):
+        freeze(batch, store.root, target, ["loss", "microbatch", "method"])
+
+
+def test_a_present_frozen_run_is_better_than_an_old_stored_one(project):
+    batch, store, target = batch_of(project), Store(project / "runs"), project / "r"
+    freeze(batch, store.root, target)
+    gone = batch.runs[0]
+    shutil.rmtree(store.folder(gone.id))
+    finish(store, type(gone)("0" * 16, gone.parameters, gone.varied, gone.inputs), started=9.0)
+    first = freeze(batch, store.root, target).runs[0]
+    assert (first["id"], first["is_current"]) == (gone.id, True)
 
 
 def test_an_unknown_column_is_named(project):
