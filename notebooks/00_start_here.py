@@ -65,7 +65,7 @@ from gqc.lab.experiments import pretraining
 # Each rule is evaluated anew from the committed results: the mean over seeds with its 95 %
 # interval. A part *holds* or *fails* where its interval lies on one side of the bound, and is *open*
 # otherwise. The verdict is of all parts at once: where Holm's correction over all claims leaves
-# p < 0.05 the claim is reproduced (all hold), refuted (all fail) or mixed (they disagree), else open.
+# p < 0.05 the claim is reproduced (all hold), refuted (some fail, none holds) or mixed, else open.
 
 # %% tags=["nbval-ignore-output"]
 verdicts = commands.decide(Path(paper)) if Path(paper, "claims.yaml").is_file() else []

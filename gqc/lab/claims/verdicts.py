@@ -8,14 +8,14 @@ p = 0.
 A verdict says more, of all parts at once and beside the other claims.  With p_1 .. p_m of the parts
 its own p value is
 
-.. math:: p = \min\bigl(\max_i p_i,\; m \max(\min_{i\,\mathrm{holds}} p_i,
-          \min_{i\,\mathrm{fails}} p_i)\bigr)
+.. math:: p = \min\bigl(\max_i p_i,\; m \max(\min_{i\,\mathrm{fails}} p_i,
+          \min_{i\,\mathrm{holds}} p_i)\bigr)
 
-the first for "every part is as measured" (intersection and union), the second for "one holds and
-another fails" (Bonferroni's); a wrong verdict is as unlikely as p says, since each p_i spends half
-of itself on either side.  Where Holm's correction over the tested claims leaves p < 0.05 the claim
-is **reproduced** (all parts hold), **refuted** (all fail) or **mixed** (they disagree); else it is
-mixed too, and **open**: the seeds do not tell.
+the first for "every part is as measured" (intersection and union), the second for "one fails" and,
+if any does, "one holds" (Bonferroni's); a wrong verdict is as unlikely as p says, since each p_i
+spends half of itself on either side.  Where Holm's correction over the tested claims leaves
+p < 0.05 the claim is **reproduced** (all parts hold), **refuted** (parts fail and none holds) or
+**mixed** (they disagree); else it is mixed too, and **open**: the seeds do not tell.
 """
 
 from __future__ import annotations
@@ -220,13 +220,14 @@ def _is_measured(effects: Sequence[Effect]) -> bool:
 def _p_together(effects: Sequence[Effect]) -> float:
     """See the module; 1 where nothing can be said."""
     together = max(1.0 if math.isnan(effect.p) else effect.p for effect in effects)
-    sides = [[e.p for e in effects if e.status == side] for side in ("holds", "fails")]
-    apart = len(effects) * max(map(min, sides)) if all(sides) else 1.0
-    return min(together, apart)
+    fails, holds = ([e.p for e in effects if e.status == side] for side in ("fails", "holds"))
+    if not fails:
+        return together
+    return min(together, len(effects) * max(map(min, filter(None, (fails, holds)))))
 
 
 def _together(effects: Sequence[Effect], p: float) -> str:
     statuses = {effect.status for effect in effects}
     if p < LEVEL and statuses == {"holds"}:
         return "reproduced"
-    return "refuted" if p < LEVEL and statuses == {"fails"} else "mixed"
+    return "refuted" if p < LEVEL and "holds" not in statuses else "mixed"

@@ -119,6 +119,12 @@ def test_one_seed_decides_nothing(paper):
     effect = verdicts(paper)[0].effects[0]
     assert (effect.n, effect.status) == (1, "open")
     assert math.isnan(effect.low)
+    assert not verdicts(paper)[0].is_open  # its other part fails
+    (paper / "claims.yaml").write_text(
+        RULES.replace(
+            "value: arg_max(loss, step)\n", "value: max(loss)\n      where: seed = 0\n"
+        ).replace("> 5", "> 3")
+    )
     assert verdicts(paper)[0].is_open
 
 
@@ -135,11 +141,14 @@ def effects_of(*parts):
     ("parts", "p"),
     [
         ((0.01, 0.03), 0.03),  # all hold: as likely as the least certain of them
-        ((-0.01, -0.03), 0.03),
+        ((-0.01, -0.03), 0.02),  # one fails: two chances
+        ((-0.02, -0.03), 0.03),  # both fail
         ((0.01, 0.5), 0.5),  # one is open
         ((0.01, -0.03), 0.03),
         ((0.001, -0.002, 0.5), 0.006),  # one holds, one fails, whatever the third does
         ((0.001, -0.04, 0.04), 0.04),
+        ((-0.001, 0.5, 0.6), 0.003),  # one fails and none holds
+        ((0.001, 0.5, 0.6), 0.6),  # one holds: the others may fail
         ((0.001, math.nan), 1.0),  # one was not measured
     ],
 )
@@ -147,7 +156,9 @@ def test_a_claim_is_as_certain_as_its_parts_together(parts, p):
     assert _p_together(effects_of(*parts)) == pytest.approx(p)
 
 
-@pytest.mark.parametrize("truth", [(0.0, 0.0, 0.0), (9.0, 0.0, -9.0), (9.0, 9.0, 0.0)])
+@pytest.mark.parametrize(
+    "truth", [(0.0, 0.0, 0.0), (9.0, 0.0, -9.0), (9.0, 9.0, 0.0), (-9.0, 0.0, 0.0)]
+)
 def test_a_wrong_verdict_is_no_more_frequent_than_its_level(truth):
     """Effects on the bound neither hold nor fail; those far from it are what they seem."""
     generator, wrong, trials = np.random.default_rng(0), 0, 4000
@@ -158,8 +169,10 @@ def test_a_wrong_verdict_is_no_more_frequent_than_its_level(truth):
         effects = effects_of(*(p * signs))
         decided = _p_together(effects) < LEVEL
         statuses = {e.status for e in effects}
-        # With a part on each side of the bound "they disagree" is right, whatever the third is.
+        # With parts on both sides "they disagree" is right, whatever the third is; with one that
+        # fails "it is refuted" is, unless another holds.
         is_right = {9.0, -9.0} <= set(truth) and statuses >= {"holds", "fails"}
+        is_right |= -9.0 in truth and 9.0 not in truth and "holds" not in statuses
         wrong += decided and not is_right
     assert wrong / trials < LEVEL + 3 * math.sqrt(LEVEL * (1 - LEVEL) / trials)
 
