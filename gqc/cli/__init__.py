@@ -16,6 +16,7 @@ def _make_app() -> "typer.Typer":
     import typer
 
     from gqc.cli.batches import add_batch_commands, add_run
+    from gqc.cli.new import add_new_commands
     from gqc.cli.paper import add_paper_commands
     from gqc.cli.stored import add_gallery, add_runs_commands
 
@@ -27,13 +28,16 @@ def _make_app() -> "typer.Typer":
     app = typer.Typer(help="Run experiment notebooks, once or as resumable batches.", **options)
     batches = typer.Typer(help="Plan, run and inspect batches of runs.", **options)
     stored = typer.Typer(help="List, show, export and clean up stored runs.", **options)
+    new = typer.Typer(**options)
     app.add_typer(batches, name="batch")
     app.add_typer(stored, name="runs")
+    app.add_typer(new, name="new")
     add_run(app)
     add_batch_commands(batches)
     add_runs_commands(stored)
     add_gallery(app)
     add_paper_commands(app)
+    add_new_commands(new)
     return app
 
 

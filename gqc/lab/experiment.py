@@ -4,8 +4,8 @@
 concrete experiment (one file in ``gqc.lab.experiments``) supplies what is trained on what, by
 overriding a few methods::
 
-    set_hyperparameters   this microbatch's learning rate, threshold, ... from schedules and
-    controls draw_batch            the data of one microbatch
+    set_hyperparameters   this microbatch's learning rate, threshold, ... from schedules, controls
+    draw_batch            the data of one microbatch
     compute_loss          the loss to differentiate
     update                backward and step; override to scale gradients or to clip in between
     amount                how far this batch goes towards `total`
@@ -291,8 +291,7 @@ class Experiment(Iterator[dict[str, Any]]):
 
         Raises:
             ValueError: the state is of another experiment, config, data or format, or incomplete;
-            nothing has
-                changed then.
+                nothing has changed then.
         """
         with self._lock:
             self._check_identity(state)
