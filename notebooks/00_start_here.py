@@ -29,6 +29,7 @@
 # | whether UPGD keeps a network plastic | [09](09_upgd_normalisation.ipynb), [10](10_upgd_continual.ipynb), [11](11_upgd_vgs.ipynb) |
 # | what makes operator learning explode, and what cures it | [12](12_upt_explosion.ipynb), [13](13_upt_fix.ipynb), [14](14_curricula.ipynb) |
 # | many epochs, hard batches, angles, scaling | [16](16_multi_epoch_floor.ipynb), [17](17_anomaly_smoothing.ipynb), [18](18_angle_paradox.ipynb), [19](19_scaling_fit.ipynb) |
+# | memory, old checkpoints, utilities of any sign | [20](20_without_training.ipynb) |
 #
 # **Question.** Which of the published claims hold?
 

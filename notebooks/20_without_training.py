@@ -1,0 +1,155 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags
+#     notebook_metadata_filter: kernelspec,jupytext
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Which claims can be decided without training?
+#
+# Three published claims are about bytes, files and formulas:
+#
+# - the memory of gradient accumulation is constant in the number of draws;
+# - checkpoints of old versions of VGS load with a warning, statistics and warmup restart, and
+#   training goes on;
+# - in UPGD a min-max normalization handles all-negative, mixed and extreme utilities, where one by
+#   the maximum reverses protection.
+#
+# **Question.** Do they hold, to the byte, the bit and the rank?
+
+# %%
+# Only where the kit is missing, as in Colab; whatever torch is there stays.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("gqc") is None:
+    kit = "gqc-kit[lab]"  # or of a repository: "gqc-kit[lab] @ git+https://..."
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", kit], check=True)
+
+# %% tags=["parameters"]
+scale = "smoke"  # one of smoke, laptop, paper; seconds, half a minute, minutes
+seed = 0  # >= 0; of data, noise, configurations and utilities
+draws = [1, 2, 4, 16]  # at least 1; microbatches of a window, two numbers of 2 or more among them
+widths = [64, 400]  # at least 1; of networks with 50 kB and 1.3 MB of gradient
+num_weights = 200  # at least 2; random utilities of each case
+device = "auto"  # one of auto, cpu, cuda, cuda:*, mps; memory and gates are always the CPU's
+dtype = "float32"  # one of float32, bfloat16, float64
+
+# %%
+import pandas as pd
+
+from gqc.lab import figures_promises, runs
+from gqc.lab.experiments import upgd_order, vgs_migration, window_memory
+
+# %% [markdown]
+# ## Memory
+#
+# The most bytes of tensors that are alive at once while a network draws n microbatches and steps:
+# weights, data, activations and gradients. Beside the wrappers: plain accumulation, and a list that
+# keeps every gradient until the step.
+
+# %%
+memory = window_memory.measure(draws, widths, seed, dtype)
+compared = window_memory.compare(memory)
+
+# %% tags=["nbval-ignore-output"]
+figures_promises.peak_memory(memory[memory["width"] == max(widths)])
+
+# %% [markdown]
+# `growth`: peak at the most draws over that at the fewest of 2 or more. `over_plain`: over plain
+# accumulation's. `more_gradients`: difference to it, in sizes of one gradient.
+
+# %%
+numbers = ["growth", "over_plain", "more_gradients"]
+compared.set_index(["width", "method", "accumulate"])[numbers].round(3)
+
+# %% [markdown]
+# ## Checkpoints
+#
+# A small noisy problem is trained under the estimator of each version and saved in its format; a
+# scaler of today loads the file and goes on.
+
+# %%
+migrated = vgs_migration.measure(seed=seed, device=device, dtype=dtype)
+shown = [*vgs_migration.PROMISES, "loss_before", "loss_after", "least_factor"]
+migrated.set_index("version")[shown].round(2)
+
+# %% [markdown]
+# ## Order of protection
+#
+# *Kept*: the more useful a weight, the smaller its gate. The published normalizations divide
+# utilities with bias correction by bounds without it, which matters at the first step and not late.
+
+# %%
+constructed = upgd_order.constructed_orders()
+constructed.pivot(index=["when", "case"], columns="normalization", values="order")
+
+# %% tags=["nbval-ignore-output"]
+random = upgd_order.random_orders(num_weights=num_weights, seed=seed, dtype=dtype)
+figures_promises.protection(random)
+
+# %% [markdown]
+# ## Answer
+
+# %%
+wrapped = compared[compared["method"].isin(window_memory.WRAPPERS)]
+stored = compared[compared["method"] == window_memory.STORED]
+large = wrapped[wrapped["width"] == max(widths)].groupby("accumulate")["more_gradients"].max()
+print(f"from 2 to {max(draws)} draws the peak grows {wrapped['growth'].max():.3f} times at most,")
+print(f"with a list of gradients {stored['growth'].max():.1f} times;")
+print(f"above plain accumulation's: {large['grad']:.2f} gradients with the sum in .grad,")
+print(f"{large['buffer']:.2f} with a buffer")
+
+# %%
+for promise in vgs_migration.PROMISES:
+    print(f"{promise:18} {migrated[promise].sum()} of {len(migrated)} versions")
+
+# %%
+kept = constructed.groupby(["normalization", "when"], sort=False)["is_kept"].mean()
+least = random.groupby(["normalization", "when"], sort=False)["correlation"].min()
+asked = [("minmax", "first"), ("minmax", "late")]
+asked += [("minmax_published", "late"), ("minmax_published", "first")]
+for name, when in asked:
+    line = f"{kept[name, when]:4.0%} of the cases kept, least correlation {least[name, when]:5.2f}"
+    print(f"{name:17}{when:6}{line}")
+negative = random[(random["case"] == "negative") & (random["normalization"] == "max")]
+print(f"max, all negative: correlation {negative['correlation'].max():.2f} at most")
+
+# %% [markdown]
+# **What to make of it.** A sum does not grow. In `.grad` it costs nothing; a buffer costs one
+# gradient, less what the backward pass holds in any case. On the CPU the norm of up to 1 MB of
+# gradient is read from a copy: what the narrow network holds more. Min-max is right once its bounds
+# have the bias correction of the utilities; as published it is right late, and at the first step
+# has one gate for all negative utilities.
+#
+# **Limits.** Bytes are those of tensors: what an operation allocates within itself is not seen, nor
+# the one Python number that MHT keeps for each draw. The loader of checkpoints is this kit's, and
+# the files are written by its estimators in the published formats. Gates of extreme utilities are
+# told apart to the last bit of `dtype`: beside a utility of 1e6, float32 hides differences below
+# 0.03. The saved output is of the `smoke` scale. For ten seeds:
+#
+# ```
+# gqc batch run notebooks/batches/20_without_training.yaml --jobs 2
+# ```
+
+# %%
+parts = {
+    "memory": memory,
+    "compared": compared,
+    "migration": migrated,
+    "constructed": constructed,
+    "random": random,
+}
+results = pd.concat([p.assign(kind=kind) for kind, p in parts.items()], ignore_index=True)
+saved = runs.save(None, results)

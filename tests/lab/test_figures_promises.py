@@ -1,0 +1,53 @@
+"""What the figures of memory and of protection say about data that are known exactly."""
+
+import pandas as pd
+import pytest
+
+from gqc.lab import figures_promises as figures
+
+
+def memory():
+    rows = [
+        {"method": m, "accumulate": a, "num_draws": n, "peak_bytes": 100 * peak}
+        for m, a, peaks in [("gnts", "buffer", (3, 3)), ("list of gradients", "list", (3, 17))]
+        for n, peak in zip((2, 16), peaks, strict=True)
+    ]
+    return pd.DataFrame(rows).assign(gradient_bytes=100)
+
+
+def orders():
+    rows = [
+        {"case": c, "normalization": n, "when": w, "correlation": -1.0 if n == "max" else 1.0}
+        for c in ("negative", "mixed")
+        for n in ("minmax", "max")
+        for w in ("first", "late")
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_rings_of_constant_memory_are_concentric():
+    few, many = figures.peak_memory(memory()).data
+    assert (few.name, many.name) == ("2 draws", "16 draws")
+    assert list(few.x) == [3, 3]
+    assert list(many.x) == [3, 17]
+    assert list(many.y) == ["gnts, buffer", "list of gradients"]
+    assert many.marker.size > few.marker.size
+
+
+def test_protection_has_a_panel_for_each_moment():
+    figure = figures.protection(orders())
+    assert [a.text for a in figure.layout.annotations] == ["first step", "late"]
+    assert len(figure.data) == 4
+    assert [t.showlegend for t in figure.data] == [True, False, True, False]
+    first = figure.data[0]
+    assert list(first.x) == [1, -1]
+    assert [round(y) for y in first.y] == [0, -1]  # in the rows of minmax and max
+    assert list(figure.layout.yaxis.ticktext) == ["minmax", "max"]
+
+
+@pytest.mark.parametrize(("draw", "data"), [("peak_memory", memory), ("protection", orders)])
+def test_the_same_data_give_the_same_figure_and_a_lack_is_named(draw, data):
+    make = getattr(figures, draw)
+    assert make(data()).to_json() == make(data()).to_json()
+    with pytest.raises(ValueError, match=draw):
+        make(data().iloc[:, 1:])
