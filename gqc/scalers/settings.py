@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from gqc.scalers.aggregate import AGGREGATES
+from gqc.scalers.compiled_elementwise import CompiledElementwise
 from gqc.scalers.published import MeanSquare, PublishedEstimator, Spatial, TensorMean, TensorSpatial
 from gqc.scalers.variance import Elementwise, Sketch, VarianceEstimator
 
@@ -45,6 +46,7 @@ class Settings:
     sketch_size: int = 64
     sketch_seed: int = 0
     track_spatial: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         one_of("estimator", self.estimator, ESTIMATORS)
@@ -62,13 +64,18 @@ class Settings:
         _check("percentile", level, _is_number(level) and 0 <= level <= 1, "in [0, 1]")
         _check("sketch_size", self.sketch_size, _is_count(self.sketch_size, 1), "integer >= 1")
         _check("sketch_seed", self.sketch_seed, _is_count(self.sketch_seed, 0), "integer >= 0")
-        for name in ("enabled", "track_spatial"):
+        for name in ("enabled", "track_spatial", "compile"):
             value = getattr(self, name)
             _check(name, value, isinstance(value, bool), "True or False")
         if self.granularity == "element" and self.estimator != "elementwise":
             raise ValueError(
                 f"granularity='element' with estimator={self.estimator!r}: only "
                 "estimator='elementwise' knows single elements"
+            )
+        if self.compile and (self.estimator in PUBLISHED or self.granularity == "element"):
+            raise ValueError(
+                f"compile=True with estimator={self.estimator!r} and granularity="
+                f"{self.granularity!r}: expected 'sketch' or 'elementwise', and not 'element'"
             )
 
     def changed(self, config: Mapping[str, Any]) -> Settings:
@@ -82,8 +89,10 @@ class Settings:
     def build(self, params: Sequence[Tensor]) -> VarianceEstimator:
         """The estimator, with empty statistics, for ``params``."""
         if self.estimator == "sketch":
-            return Sketch(params, self.beta, self.sketch_size, self.sketch_seed)
+            return Sketch(params, self.beta, self.sketch_size, self.sketch_seed, self.compile)
         if self.estimator == "elementwise":
+            if self.compile:
+                return CompiledElementwise(params, self.beta)
             return Elementwise(params, self.beta, per_element=self.granularity == "element")
         return PUBLISHED[self.estimator](params, self.beta, self.eps)
 

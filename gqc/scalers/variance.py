@@ -218,13 +218,13 @@ class Elementwise(DebiasedEstimator):
             variance, signal, 1 / kappa if variance_cap is None else variance_cap
         )[0]
 
-    def _prepare(self, grads: Grads, factor: float) -> tuple[Grads, Tensor]:
+    def _prepare(self, grads: Grads, factor: float) -> tuple[Any, Tensor]:
         shards = _shards(grads)
         zero = torch.zeros_like(self.num_skipped)
         norms = [zero if g is None else _norm(real_flat(g)).to(zero) for g in shards]
         return shards, self._shards.reduce(torch.stack(norms).square()).sum()
 
-    def _move(self, prepared: Grads, weight: Tensor, finite: Tensor, factor: float) -> Tensor:
+    def _move(self, prepared: Any, weight: Tensor, finite: Tensor, factor: float) -> Tensor:
         # An integer mask makes the move exactly zero where NaN * 0 would not, and costs less than
         # torch.where or masked_fill_.
         keep = -finite.to(torch.int32)
@@ -273,17 +273,23 @@ class Sketch(DebiasedEstimator):
         beta: decay of the moments.
         size: k, see :class:`~gqc.scalers.sketch.SignSketch`.
         seed: of the signs.
+        compile: see there, too.
     """
 
     name = "sketch"
 
     def __init__(
-        self, params: Sequence[Tensor], beta: float, size: int = 64, seed: int = 0
+        self,
+        params: Sequence[Tensor],
+        beta: float,
+        size: int = 64,
+        seed: int = 0,
+        compile: bool = False,
     ) -> None:
         super().__init__(params, beta)
         shards = local(params)
         numels, devices = [real_numel(p) for p in shards], [p.device for p in shards]
-        self._sketch = SignSketch(numels, devices, size, seed)
+        self._sketch = SignSketch(numels, devices, size, seed, compile)
         sizes = torch.tensor(self._sketch.sizes)
         device = self.count.device
         self._mean = torch.zeros(sum(self._sketch.sizes), device=device)
