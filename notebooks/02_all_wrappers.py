@@ -67,7 +67,7 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc.lab import figures, figures_noise, runs, track
+from gqc.lab import figures, runs, track
 from gqc.lab.experiments import pretraining
 
 # %% [markdown]
@@ -115,7 +115,7 @@ figures.draws_per_step(history)
 # makes R too low, `gnts` when the norm does, which makes the signal too small and R too high.
 
 # %% tags=["nbval-ignore-output"]
-figures_noise.noise_scale_against(history)
+figures.noise.noise_scale_against(history)
 
 # %% [markdown]
 # ## Answer

@@ -48,7 +48,7 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc.lab import figures_noise, runs
+from gqc.lab import figures, runs
 from gqc.lab.experiments import noise_streams, noise_wrappers
 
 # %% [markdown]
@@ -72,7 +72,7 @@ where = {"seed": seed, "device": device, "dtype": dtype}
 estimates = noise_streams.measure_estimates(noise_scales, dimensions, num_windows, **where)
 
 # %% tags=["nbval-ignore-output"]
-figures_noise.estimates_against_truth(estimates)
+figures.noise.estimates_against_truth(estimates)
 
 # %%
 table = estimates.pivot(index=["dimension", "truth"], columns="measurement", values="measured")
@@ -104,7 +104,7 @@ predicted = [1.5, 3.5, 7.5, 15.5, 31.5]
 draws = noise_wrappers.measure_draws(predicted, dimensions, num_windows, **where)
 
 # %% tags=["nbval-ignore-output"]
-figures_noise.draws_against_prediction(draws)
+figures.noise.draws_against_prediction(draws)
 
 # %% [markdown]
 # ## A threshold below the signal
@@ -117,7 +117,7 @@ thresholds = [0.5, 0.7, 0.9, 0.95, 1.05, 1.1, 1.2, 1.4, 1.7, 2.0]
 reach = noise_wrappers.measure_reach(thresholds, dimensions, num_windows, **where)
 
 # %% tags=["nbval-ignore-output"]
-figures_noise.draws_against_threshold(reach)
+figures.noise.draws_against_threshold(reach)
 
 # %% [markdown]
 # ## Answer

@@ -49,7 +49,7 @@ import math
 
 import pandas as pd
 
-from gqc.lab import figures_vgs, runs
+from gqc.lab import figures, runs
 from gqc.lab.experiments import vgs_streams
 from gqc.lab.experiments.vgs_streams import heterogeneous, iid, smoking_gun, uniform
 
@@ -69,7 +69,7 @@ readings = vgs_streams.measure(streams, steps, beta=beta, seeds=[seed], at=[30],
 readings["is_right"] = vgs_streams.judge(readings)
 
 # %% tags=["nbval-ignore-output"]
-figures_vgs.estimates_and_truths(readings)
+figures.vgs.estimates_and_truths(readings)
 
 # %% [markdown]
 # ## The published test
@@ -100,7 +100,7 @@ by_size = pd.concat(by_size, ignore_index=True)
 by_size["is_right"] = vgs_streams.judge(by_size)
 
 # %% tags=["nbval-ignore-output"]
-figures_vgs.against(
+figures.vgs.against(
     by_size, "numel", "V against the size of a tensor", ["elements of the tensor"] * 2
 )
 

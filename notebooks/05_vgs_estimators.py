@@ -54,7 +54,7 @@ from math import sqrt
 
 import pandas as pd
 
-from gqc.lab import figures_vgs, runs
+from gqc.lab import figures, runs
 from gqc.lab.experiments import vgs_costs, vgs_streams
 from gqc.lab.experiments.vgs_streams import VERSIONS, iid, minibatches, rotating
 
@@ -110,7 +110,7 @@ memory.round(4)
 costs["error"] = errors
 costs["bytes_per_parameter"] = costs["checkpoint_bytes"] / costs["parameters"]
 costs["time"] = costs["seconds"] / costs["adamw_seconds"]
-figures_vgs.error_against_memory(costs.reset_index())
+figures.vgs.error_against_memory(costs.reset_index())
 
 # %% [markdown]
 # ## Elements, drift, and batch size
@@ -140,7 +140,7 @@ varied = pd.concat(varied, ignore_index=True)
 
 # %% tags=["nbval-ignore-output"]
 axes = ["elements of the tensor", "updates per turn", "images per batch"]
-figures_vgs.against(varied, "x", "What makes estimates wrong", axes)
+figures.vgs.against(varied, "x", "What makes estimates wrong", axes)
 
 # %% [markdown]
 # ## Answer

@@ -50,7 +50,7 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc.lab import analysis, figures_vgs_training, runs, track
+from gqc.lab import analysis, figures, runs, track
 from gqc.lab.experiments import vgs_training
 
 # %% [markdown]
@@ -80,7 +80,7 @@ history = pd.concat([experiment.history for experiment in experiments], ignore_i
 results = pd.DataFrame([experiment.summary() for experiment in experiments])
 
 # %% tags=["nbval-ignore-output"]
-figures_vgs_training.loss_panels(history)
+figures.vgs_training.loss_panels(history)
 
 
 # %% [markdown]
@@ -132,7 +132,7 @@ for beta in betas:
     would_be = 1 / (1 + 0.1 * watcher.history["vgs/normalized_variance"].clip(upper=50))
     watched.append(watcher.history.assign(beta=beta, would_be_factor=would_be))
 watched = pd.concat(watched, ignore_index=True)
-figures_vgs_training.resolution(watched)
+figures.vgs_training.resolution(watched)
 
 # %%
 late = watched[watched["microbatch"] > watched["microbatch"].max() / 2]
@@ -159,7 +159,7 @@ scaled, plain = (runs_of[runs_of["method"] == m] for m in (name, "no scaling"))
 frame = pd.DataFrame({"factor": scaled["factor"]})
 frame["measured"] = scaled["update_norm"] / plain["update_norm"]
 frame["predicted"] = vgs_training.adam_response(scaled["factor"], 0.9, 0.999)
-figures_vgs_training.update_ratio(frame.reset_index())
+figures.vgs_training.update_ratio(frame.reset_index())
 
 
 # %% [markdown]

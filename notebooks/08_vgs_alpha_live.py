@@ -71,7 +71,7 @@ from dataclasses import replace
 import pandas as pd
 from IPython.display import display
 
-from gqc.lab import figures_scaler, figures_vgs_training, runs, track
+from gqc.lab import figures, runs, track
 from gqc.lab.experiments import vgs_training
 from gqc.lab.scaler_controls import LAW, scaled_steps, what_if
 
@@ -120,7 +120,7 @@ else:
 # %% tags=["nbval-ignore-output"]
 history = experiment.history
 if len(history):
-    display(figures_scaler.variance_and_factor(history))
+    display(figures.scaler.variance_and_factor(history))
 
 # %%
 for change in experiment.changes:
@@ -136,12 +136,12 @@ if interactive:
 parts = [o.history.assign(method=f"alpha {a:g}", alpha=a) for a, o in compared.items()]
 if parts:
     together = pd.concat(parts, ignore_index=True)
-    display(figures_vgs_training.loss_panels(together))
+    display(figures.vgs_training.loss_panels(together))
 
 # %% tags=["nbval-ignore-output"]
 laws = {f"alpha {a:g}": {n: o.controls[n] for n in LAW} for a, o in compared.items()}
 if parts:
-    display(figures_scaler.what_if_against_runs(together, laws, recorded=next(iter(laws))))
+    display(figures.scaler.what_if_against_runs(together, laws, recorded=next(iter(laws))))
 
 # %% [markdown]
 # ## Answer

@@ -60,7 +60,7 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc.lab import analysis, figures_upgd, runs
+from gqc.lab import analysis, figures, runs
 from gqc.lab.experiments import upgd_gates
 
 # %% [markdown]
@@ -100,7 +100,7 @@ tasks = pd.concat([experiment.tasks.assign(lr=experiment.config.lr) for experime
 
 # %% tags=["nbval-ignore-output"]
 first_lr = sorted(bars["lr"].unique())[len(lr_factors) // 2]
-figures_upgd.gate_histograms(bars[(bars["stream"] == streams[0]) & (bars["lr"] == first_lr)])
+figures.upgd.gate_histograms(bars[(bars["stream"] == streams[0]) & (bars["lr"] == first_lr)])
 
 # %% [markdown]
 # `at_ends`: share of gates within 0.001 of an end of their range. `unused`: share of weights whose
@@ -119,7 +119,7 @@ by_step.round(3)
 # larger on average are a larger step, so every normalization is run at several learning rates.
 
 # %% tags=["nbval-ignore-output"]
-figures_upgd.against_lr(results)
+figures.upgd.against_lr(results)
 
 # %%
 means = results.groupby(["stream", "normalization", "lr"], sort=False)["online_accuracy"].mean()

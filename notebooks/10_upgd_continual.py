@@ -70,7 +70,7 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc.lab import analysis, figures_upgd, runs, track
+from gqc.lab import analysis, figures, runs, track
 from gqc.lab.experiments import continual
 
 # %% [markdown]
@@ -94,7 +94,7 @@ results = pd.DataFrame([experiment.summary() for experiment in experiments])
 
 # %% tags=["nbval-ignore-output"]
 over = max(1, tasks["task"].max() // 6)
-figures_upgd.by_task(tasks, ("online_accuracy", "plasticity"), over)
+figures.upgd.by_task(tasks, ("online_accuracy", "plasticity"), over)
 
 # %% [markdown]
 # ## What the network loses
@@ -103,7 +103,7 @@ figures_upgd.by_task(tasks, ("online_accuracy", "plasticity"), over)
 
 # %% tags=["nbval-ignore-output"]
 measures = ("dead_share", "effective_rank")
-figures_upgd.by_task(tasks, measures, over, "What is left of the network")
+figures.upgd.by_task(tasks, measures, over, "What is left of the network")
 
 # %% [markdown]
 # ## Answer

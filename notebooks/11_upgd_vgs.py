@@ -50,7 +50,7 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc.lab import analysis, figures_upgd, runs, track
+from gqc.lab import analysis, figures, runs, track
 from gqc.lab.experiments import continual
 
 place = {"device": device, "dtype": dtype}
@@ -111,7 +111,7 @@ results = pd.DataFrame([experiment.summary() for experiment in experiments])
 # %% tags=["nbval-ignore-output"]
 over = max(1, tasks["task"].max() // 6)
 title = "UPGD with and without VGS"
-figures_upgd.by_task(tasks, ("online_accuracy", "noise_to_signal", "factor"), over, title)
+figures.upgd.by_task(tasks, ("online_accuracy", "noise_to_signal", "factor"), over, title)
 
 # %%
 columns = ["online_accuracy", "accuracy_change", "factor", "noise_to_signal", "lr", "sigma"]

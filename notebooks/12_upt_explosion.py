@@ -48,7 +48,7 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc.lab import figures_operator, runs, track
+from gqc.lab import figures, runs, track
 from gqc.lab.experiments import operator_learning
 
 # %% [markdown]
@@ -75,7 +75,7 @@ for variant in variants:
 history, results = pd.concat(histories, ignore_index=True), pd.DataFrame(rows)
 
 # %% tags=["nbval-ignore-output"]
-figures_operator.against_weight(results)
+figures.operator.against_weight(results)
 
 # %% [markdown]
 # ## Through which part
@@ -85,13 +85,13 @@ figures_operator.against_weight(results)
 # %% tags=["nbval-ignore-output"]
 epochs_of = operator_learning.by_epoch(history)
 largest = epochs_of[epochs_of["inverse_weight"] == max(weights)]
-figures_operator.norms_by_part(largest)
+figures.operator.norms_by_part(largest)
 
 # %% [markdown]
 # ## Losses and shares
 
 # %% tags=["nbval-ignore-output"]
-figures_operator.over_epochs(
+figures.operator.over_epochs(
     epochs_of[epochs_of["variant"] == variants[0]].assign(
         share=lambda f: f["share/inv_enc"] + f["share/inv_dec"]
     ),

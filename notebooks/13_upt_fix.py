@@ -52,7 +52,7 @@ dtype = "float32"  # one of float32, bfloat16, float64
 import pandas as pd
 from IPython.display import display
 
-from gqc.lab import analysis, figures_operator, runs, track
+from gqc.lab import analysis, figures, runs, track
 from gqc.lab.experiments import operator_learning
 
 # %% [markdown]
@@ -76,7 +76,7 @@ results = pd.DataFrame([e.summary() for e in experiments])
 
 # %% tags=["nbval-ignore-output"]
 epochs = operator_learning.by_epoch(history)
-figures_operator.over_epochs(
+figures.operator.over_epochs(
     epochs,
     {
         "loss/forward": "forward loss",
@@ -91,17 +91,17 @@ figures_operator.over_epochs(
 
 # %% tags=["nbval-ignore-output"]
 bounds = {e.config.method: e.config.max_norm for e in experiments}
-figures_operator.norms_by_part(epochs[epochs["seed"] == seed], bounds)
+figures.operator.norms_by_part(epochs[epochs["seed"] == seed], bounds)
 
 # %% [markdown]
 # ## A rollout of the last method
 
 # %% tags=["nbval-ignore-output"]
 truth, predicted = experiments[-1].predict(0)
-figures_operator.space_time(truth, predicted)
+figures.operator.space_time(truth, predicted)
 
 # %% tags=["nbval-ignore-output"]
-figures_operator.spectra(truth, predicted, [1, len(truth) - 1])
+figures.operator.spectra(truth, predicted, [1, len(truth) - 1])
 
 # %% [markdown]
 # ## The bars
@@ -155,10 +155,10 @@ print("largest gradient norm: " + ", ".join(f"{m} {v:.1g}" for m, v in steady.it
 # of 0.5, a ramp of the weight a step, and a clipped gradient any gradient, so that of the three
 # fixes the delay alone would do something of its own. The runs with one part each test that.
 #
-# **Five seeds at laptop scale** (paired, over no inverse losses): no part changes the largest gradient
-# norm, which is the forward loss's, early on. A weight of 0.5 alone makes the error of one step 15 %
-# [3, 28] larger, all three fixes together 1 % [-3, 5] smaller; clipping by group alone is within 1 %
-# [-9, 12] too. The conservation gap is told from that without inverse losses in none of them.
+# **Five seeds at laptop scale** (paired, over no inverse losses): no part changes the largest
+# gradient norm, which is the forward loss's, early on. A weight of 0.5 alone makes the error of one
+# step 15 % [3, 28] larger, all three fixes together 1 % [-3, 5] smaller; clipping by group alone is
+# within 1 % [-9, 12] too. The conservation gap is told from that without inverse losses in none.
 #
 # **Limits.** One viscosity, one time step, small networks; the pretraining of encoder and decoder
 # is this project's, and much of what inverse losses could teach is learnt there. The saved output

@@ -52,7 +52,7 @@ import numpy as np
 import pandas as pd
 
 from gqc import Curriculum, compute_inverse_loss_curriculum_weight
-from gqc.lab import figures_operator, runs, track
+from gqc.lab import figures, runs, track
 from gqc.lab.experiments import operator_learning
 
 # %% [markdown]
@@ -71,7 +71,7 @@ def curve(name, weight_at):
 def preview(base=0.5, delay=warmup_epochs, ramp=warmup_epochs, cap=max_weight):
     made = [curve(s, Curriculum(base, delay, ramp, s, cap)) for s in shapes]
     title = f"Weight of a term, base {base:g}, cap {cap:g}"
-    return figures_operator.curves(pd.concat(made), "weight", title, "weight")
+    return figures.operator.curves(pd.concat(made), "weight", title, "weight")
 
 
 # %% tags=["nbval-ignore-output"]
@@ -130,7 +130,7 @@ history = history[history["epoch"] >= 0]
 history["share"] = history[["share/inv_enc", "share/inv_dec"]].max(axis=1)
 
 # %% tags=["nbval-ignore-output"]
-figures_operator.curves(
+figures.operator.curves(
     history, "share", "Share of the larger inverse loss", "share of the total", max_share
 )
 

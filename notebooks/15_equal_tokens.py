@@ -53,7 +53,7 @@ from math import exp
 
 import pandas as pd
 
-from gqc.lab import figures_claims, runs, track
+from gqc.lab import figures, runs, track
 from gqc.lab.experiments import equal_tokens, pretraining
 
 # %% [markdown]
@@ -81,7 +81,7 @@ for name in comparisons:
 history, results = pd.concat(histories, ignore_index=True), pd.DataFrame(rows)
 
 # %% tags=["nbval-ignore-output"]
-figures_claims.comparison_losses(history)
+figures.claims.comparison_losses(history)
 
 # %% [markdown]
 # ## The logical batch against the physical one
@@ -92,14 +92,14 @@ figures_claims.comparison_losses(history)
 # %% tags=["nbval-ignore-output"]
 if "microbatch" in comparisons:
     by_size = results[results["comparison"] == "microbatch"]
-    figures_claims.batch_invariance(by_size).show()
+    figures.claims.batch_invariance(by_size).show()
 
 # %% [markdown]
 # ## During the warmup of the threshold
 
 # %% tags=["nbval-ignore-output"]
 if "warmup" in comparisons:
-    figures_claims.warmup_panels(history[history["comparison"] == "warmup"]).show()
+    figures.claims.warmup_panels(history[history["comparison"] == "warmup"]).show()
 
 # %% [markdown]
 # ## Answer

@@ -43,7 +43,7 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc.lab import figures_claims, runs, track
+from gqc.lab import figures, runs, track
 from gqc.lab.experiments import equal_tokens, pretraining
 
 # %% [markdown]
@@ -75,7 +75,7 @@ training = by_stretch.groupby(keys, sort=False)["loss"].mean().reset_index()
 both = [training.assign(comparison="training")]
 held_out = history.dropna(subset=["val_loss"]).assign(comparison="held out")
 both.append(held_out[["comparison", *keys, "val_loss"]].rename(columns={"val_loss": "loss"}))
-figures_claims.comparison_losses(pd.concat(both), "loss").update_yaxes(title="loss [nat/token]")
+figures.claims.comparison_losses(pd.concat(both), "loss").update_yaxes(title="loss [nat/token]")
 
 # %% [markdown]
 # ## Answer

@@ -50,7 +50,7 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc.lab import figures_claims, runs, track
+from gqc.lab import figures, runs, track
 from gqc.lab.experiments import noisy_batches, pretraining
 
 # %% [markdown]
@@ -76,7 +76,7 @@ for label in methods:
 history, results = pd.concat(histories, ignore_index=True), pd.DataFrame(rows)
 
 # %% tags=["nbval-ignore-output"]
-figures_claims.reactions(results)
+figures.claims.reactions(results)
 
 # %% [markdown]
 # ## Answer

@@ -49,7 +49,7 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc.lab import figures_claims, runs, track
+from gqc.lab import figures, runs, track
 from gqc.lab.experiments import gradient_angles, pretraining
 from gqc.lab.placement import make_generator
 
@@ -80,7 +80,7 @@ history = pd.concat([run.history.assign(kind="step"), probed], ignore_index=True
 # momentum before it does not. Diamonds: what independent noise of the measured strength predicts.
 
 # %% tags=["nbval-ignore-output"]
-figures_claims.angles(history)
+figures.claims.angles(history)
 
 # %% [markdown]
 # ## The norm of a mean
@@ -89,7 +89,7 @@ figures_claims.angles(history)
 # microbatches than the points.
 
 # %% tags=["nbval-ignore-output"]
-figures_claims.norms_against_draws(history)
+figures.claims.norms_against_draws(history)
 
 # %% [markdown]
 # ## Answer

@@ -44,7 +44,7 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc.lab import figures_claims, runs, track
+from gqc.lab import figures, runs, track
 from gqc.lab.experiments import pretraining, scaling
 
 # %% [markdown]
@@ -64,7 +64,7 @@ for config in scaling.budgets(scale, methods, budgets, **place):
 history, ends = pd.concat(histories, ignore_index=True), pd.DataFrame(rows)
 
 # %% tags=["nbval-ignore-output"]
-figures_claims.power_laws(ends)
+figures.claims.power_laws(ends)
 
 # %% [markdown]
 # ## Answer

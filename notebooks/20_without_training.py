@@ -49,7 +49,7 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc.lab import figures_promises, runs
+from gqc.lab import figures, runs
 from gqc.lab.experiments import upgd_order, vgs_migration, window_memory
 
 # %% [markdown]
@@ -64,7 +64,7 @@ memory = window_memory.measure(draws, widths, seed, dtype)
 compared = window_memory.compare(memory)
 
 # %% tags=["nbval-ignore-output"]
-figures_promises.peak_memory(memory[memory["width"] == max(widths)])
+figures.promises.peak_memory(memory[memory["width"] == max(widths)])
 
 # %% [markdown]
 # `growth`: peak at the most draws over that at the fewest of 2 or more. `over_plain`: over plain
@@ -97,7 +97,7 @@ constructed.pivot(index=["when", "case"], columns="normalization", values="order
 
 # %% tags=["nbval-ignore-output"]
 random = upgd_order.random_orders(num_weights=num_weights, seed=seed, dtype=dtype)
-figures_promises.protection(random)
+figures.promises.protection(random)
 
 # %% [markdown]
 # ## Answer

@@ -13,8 +13,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from gqc.lab.analysis import check_columns
-from gqc.lab.figures import DASHES, HOUSE, LABELS, OKABE_ITO, plain_numbers, thin
-from gqc.lab.figures_vgs import LEGEND_ABOVE
+from gqc.lab.figures.style import DASHES, HOUSE, LABELS, OKABE_ITO, plain_numbers, thin
+from gqc.lab.figures.vgs import LEGEND_ABOVE
 from gqc.lab.scaler_controls import VARIANCE, scaled_steps, what_if
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = OKABE_ITO

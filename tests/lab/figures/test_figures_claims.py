@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gqc.lab import figures_claims as figures
 from gqc.lab.figures import MAX_POINTS
+from gqc.lab.figures import claims as figures
 
 
 def comparison():

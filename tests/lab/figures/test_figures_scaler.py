@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gqc.lab import figures_scaler as figures
 from gqc.lab.experiments import vgs_training
+from gqc.lab.figures import scaler as figures
 from gqc.lab.scaler_controls import LAW
 
 

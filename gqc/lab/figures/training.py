@@ -1,71 +1,20 @@
-"""Interactive figures from tidy histories: data in, a plotly figure out.
-
-Nothing here trains, shows or, but for :func:`write_html`, writes.  The same data gives the same
-JSON, so that a saved notebook changes only when its numbers do: values are rounded to five digits
-and long histories thinned for display.  What is counted or averaged is so before thinning.
-
-Colours: Okabe & Ito 2008, "Color universal design", told apart with any colour vision.
-"""
+"""Curves of trainings: loss, gradient norm and draws, against whatever grows during a run."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from numpy.typing import ArrayLike
 
-from gqc.lab.analysis import at_equal, check_columns, summarize
-
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")  # legible in grey
-
-LABELS = {
-    "tokens": "training tokens",
-    "steps": "optimizer steps",
-    "microbatch": "microbatches",
-    "seconds": "training time [s]",
-    "loss": "training loss [nat/token]",
-    "val_loss": "validation loss [nat/token]",
-    "grad_norm": "norm of the mean gradient",
-    "num_draws": "draws per step [microbatches]",
-}
+from gqc.lab.analysis import at_equal, summarize
+from gqc.lab.figures.style import HOUSE, LABELS, each_method, plain_numbers, thin
 
 THRESHOLD = "gradient_norm_threshold"
-MAX_POINTS = 600  #: of a line, after thinning
 MAX_DOTTED = 4  #: methods whose single steps are drawn
 
 _TICKS = [float(f"{m}e{k}") for k in range(-8, 9) for m in (1, 2, 5)]  # of a log axis
-
-_AXIS = {
-    "gridcolor": "#e5e5e5",
-    "linecolor": "#444444",
-    "showline": True,
-    "ticks": "outside",
-    "tickcolor": "#444444",
-    "zeroline": False,
-    "automargin": True,
-    "title": {"standoff": 12},
-}
-
-HOUSE = go.layout.Template(
-    layout={
-        "font": {"family": "Helvetica, Arial, sans-serif", "size": 14, "color": "#222222"},
-        "colorway": OKABE_ITO,
-        "plot_bgcolor": "white",
-        "paper_bgcolor": "white",
-        "height": 420,
-        "margin": {"l": 70, "r": 20, "t": 60, "b": 60},
-        "title": {"x": 0, "xref": "paper", "font": {"size": 17}},
-        "hovermode": "x unified",
-        "xaxis": _AXIS | {"rangemode": "tozero"},
-        "yaxis": _AXIS,
-    }
-)  #: passed to every figure; the user's own default template is left alone
 
 
 def loss_against(
@@ -159,28 +108,6 @@ def batch_loss(results: pd.DataFrame, history: pd.DataFrame) -> go.Figure:
     return loss_against(history)
 
 
-def thin(rows: pd.DataFrame, y: str, limit: int = MAX_POINTS) -> pd.DataFrame:
-    """At most ``limit`` rows: the lowest and the highest ``y`` of equal stretches, in order.
-
-    Peaks stay, which taking each k-th row would lose.  The first and last row stay too.
-    """
-    if len(rows) <= limit:
-        return rows
-    values = rows[y].to_numpy(dtype=float)
-    kept = {0, len(rows) - 1}
-    for stretch in np.array_split(np.arange(len(rows)), limit // 2 - 1):
-        kept |= {int(stretch[values[stretch].argmin()]), int(stretch[values[stretch].argmax()])}
-    return rows.iloc[sorted(kept)]
-
-
-def write_html(figure: go.Figure, path: str | Path) -> Path:
-    """Write ``figure`` as one page that opens offline (it carries plotly.js, 5 MB)."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.write_html(path, include_plotlyjs=True, include_mathjax=False, div_id="figure")
-    return path
-
-
 def _figure(title: str, x: str, y: str) -> go.Figure:
     layout = {"template": HOUSE, "title_text": title, "showlegend": True}
     return go.Figure(layout=layout | {"xaxis_title_text": _label(x), "yaxis_title_text": _label(y)})
@@ -188,17 +115,6 @@ def _figure(title: str, x: str, y: str) -> go.Figure:
 
 def _label(column: str) -> str:
     return LABELS.get(column, column.replace("_", " "))
-
-
-def each_method(
-    what: str, history: pd.DataFrame, columns: Sequence[str]
-) -> Iterator[tuple[str, dict[str, Any], pd.DataFrame]]:
-    """Each method's name, line style and records; order of appearance fixes its colour."""
-    check_columns(what, history, ["method", "seed", *columns])
-    types = {c: bool if c == "stepped" else float for c in columns}
-    for i, (method, records) in enumerate(history.groupby("method", sort=False)):
-        style = {"color": OKABE_ITO[i % len(OKABE_ITO)], "dash": DASHES[i % len(DASHES)]}
-        yield str(method), style, records.astype(types)
 
 
 def _run(records: pd.DataFrame, seed: int | None) -> pd.DataFrame:
@@ -234,15 +150,3 @@ def _or_say(figure: go.Figure, why: str) -> go.Figure:
 
 def _color(style: dict[str, Any]) -> dict[str, Any]:
     return {"color": style["color"]}
-
-
-def plain_numbers(values: ArrayLike) -> list[float | int | None]:
-    """Five significant digits as plain numbers: any front end reads them, NaN is a gap."""
-    return [_plain(float(v)) for v in np.asarray(values)]
-
-
-def _plain(value: float) -> float | int | None:
-    if not math.isfinite(value):
-        return None
-    value = float(f"{value:.5g}") if abs(value) < 1e5 else round(value)
-    return int(value) if value == int(value) else value

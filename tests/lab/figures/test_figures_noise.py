@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gqc.lab import figures_noise
+from gqc.lab import figures
 from gqc.lab.experiments.noise_streams import COLUMNS
 from gqc.lab.figures import OKABE_ITO
-from gqc.lab.figures_noise import (
+from gqc.lab.figures.noise import (
     batch_estimates,
     draws_against_prediction,
     draws_against_threshold,
@@ -155,7 +155,7 @@ def test_noise_scales_are_drawn_for_methods_that_have_one():
 
 
 def test_every_public_name_is_drawn_here():
-    assert set(figures_noise.__all__) == {f.__name__ for f in FIGURES} | {
+    assert set(figures.noise.__all__) == {f.__name__ for f in FIGURES} | {
         "batch_estimates",
         "noise_scale_against",
     }

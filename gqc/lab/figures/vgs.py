@@ -15,7 +15,7 @@ from plotly.subplots import make_subplots
 
 from gqc.lab.analysis import check_columns
 from gqc.lab.experiments.vgs_streams import VERSIONS
-from gqc.lab.figures import HOUSE, OKABE_ITO, plain_numbers
+from gqc.lab.figures.style import HOUSE, OKABE_ITO, plain_numbers
 
 SYMBOLS = ("circle-open", "square-open", "diamond-open", "triangle-up-open", "circle", "square")
 BLACK = "#000000"

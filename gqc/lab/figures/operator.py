@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
 from gqc.lab.analysis import check_columns
-from gqc.lab.figures import DASHES, HOUSE, OKABE_ITO, plain_numbers, thin
-from gqc.lab.figures_vgs import BLACK, LEGEND_ABOVE
+from gqc.lab.figures.style import DASHES, HOUSE, OKABE_ITO, plain_numbers, thin
+from gqc.lab.figures.vgs import BLACK, LEGEND_ABOVE
 
 MAX_CELLS = 64  #: positions of a space-time picture
 DIVERGING = ((0.0, OKABE_ITO[0]), (0.5, "#f7f7f7"), (1.0, OKABE_ITO[1]))

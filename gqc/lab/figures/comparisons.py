@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from gqc.lab.analysis import check_columns
-from gqc.lab.figures import DASHES, HOUSE, LABELS, OKABE_ITO, plain_numbers
+from gqc.lab.figures.style import DASHES, HOUSE, LABELS, OKABE_ITO, plain_numbers
 
 MAX_BANDS = 3
 

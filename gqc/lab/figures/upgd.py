@@ -13,8 +13,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from gqc.lab.analysis import check_columns, summarize
-from gqc.lab.figures import DASHES, HOUSE, OKABE_ITO, plain_numbers
-from gqc.lab.figures_vgs import LEGEND_ABOVE
+from gqc.lab.figures.style import DASHES, HOUSE, OKABE_ITO, plain_numbers
+from gqc.lab.figures.vgs import LEGEND_ABOVE
 
 LABELS = {
     "online_accuracy": "online accuracy",

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from gqc.lab.analysis import check_columns, power_law, summarize
-from gqc.lab.figures import DASHES, HOUSE, LABELS, OKABE_ITO, plain_numbers, thin
+from gqc.lab.figures.style import DASHES, HOUSE, LABELS, OKABE_ITO, plain_numbers, thin
 
 __all__ = ["angles", "batch_invariance", "comparison_losses", "norms_against_draws"]
 __all__ += ["power_laws", "reactions", "warmup_panels"]

@@ -12,8 +12,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from gqc.lab.analysis import check_columns
-from gqc.lab.figures import DASHES, HOUSE, OKABE_ITO, plain_numbers, thin
-from gqc.lab.figures_vgs import BLACK, LEGEND_ABOVE
+from gqc.lab.figures.style import DASHES, HOUSE, OKABE_ITO, plain_numbers, thin
+from gqc.lab.figures.vgs import BLACK, LEGEND_ABOVE
 
 UNITS = {"digits": "nat", "values": "reward²"}
 

@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from gqc.lab.analysis import check_columns, summarize
-from gqc.lab.figures import HOUSE, LABELS, OKABE_ITO, each_method, plain_numbers, thin
+from gqc.lab.figures.style import HOUSE, LABELS, OKABE_ITO, each_method, plain_numbers, thin
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star")
 CROSSES = ("x", "cross", "x-thin-open", "cross-thin-open", "asterisk-open")

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from gqc.lab.analysis import check_columns
-from gqc.lab.figures import HOUSE, OKABE_ITO, plain_numbers
+from gqc.lab.figures.style import HOUSE, OKABE_ITO, plain_numbers
 
 __all__ = ["peak_memory", "protection"]
 

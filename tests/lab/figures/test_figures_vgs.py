@@ -6,7 +6,7 @@ import pandas as pd
 import plotly.io as pio
 import pytest
 
-from gqc.lab import figures_vgs
+from gqc.lab import figures
 from gqc.lab.experiments.vgs_streams import VERSIONS
 
 TRUTHS = {"one": 1.0, "none": 0.0, "all": math.inf}
@@ -35,7 +35,7 @@ def trace(figure, name):
 
 
 def against(frame):
-    return figures_vgs.against(frame, "numel", "V against size", ["elements", "more elements"])
+    return figures.vgs.against(frame, "numel", "V against size", ["elements", "more elements"])
 
 
 def costs():
@@ -44,9 +44,9 @@ def costs():
 
 
 DRAWN = {
-    figures_vgs.estimates_and_truths: readings,
+    figures.vgs.estimates_and_truths: readings,
     against: by_size,
-    figures_vgs.error_against_memory: costs,
+    figures.vgs.error_against_memory: costs,
 }
 
 
@@ -70,7 +70,7 @@ def test_a_missing_column_is_named(draw):
 
 
 def test_estimates_stand_in_their_streams_row_at_their_value():
-    figure = figures_vgs.estimates_and_truths(readings(), floor=1e-2, roof=1e3)
+    figure = figures.vgs.estimates_and_truths(readings(), floor=1e-2, roof=1e3)
     rows = dict(zip(figure.layout.yaxis.ticktext, figure.layout.yaxis.tickvals, strict=True))
     assert list(rows) == ["none", "one", "all"]  # in the order of the truth
     shown = trace(figure, "mean_square (3.1)")
@@ -106,7 +106,7 @@ def test_an_estimator_of_a_later_panel_is_in_the_legend_with_its_own_colour():
 
 
 def test_each_estimator_is_a_point_with_its_time():
-    figure = figures_vgs.error_against_memory(costs())
+    figure = figures.vgs.error_against_memory(costs())
     sketch = trace(figure, "sketch (4.0): 0.07")
     assert (sketch.x, sketch.y) == ((0.001,), (0.18,))
     assert len(figure.data) == 2

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gqc.lab import figures_comparisons as figures
 from gqc.lab.analysis_comparisons import performance_profiles, probability_of_improvement
+from gqc.lab.figures import comparisons as figures
 
 
 @pytest.fixture
