@@ -10,7 +10,6 @@ VARIANTS = {
     "as published": "as published",
     "no norms": "no layer norms",
     "lr 0.1": "learning rate 0.1",
-    "no norms, lr 0.1": "both",
 }
 METHODS = {
     "exploding": "weight 0.5",
