@@ -1,0 +1,114 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags
+#     notebook_metadata_filter: kernelspec,jupytext
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Is what GNTS does Adam's?
+#
+# GNTS is published with AdamW inside. Adam divides each gradient by its own size, so that a noisy
+# gradient makes a step as long as a clean one; SGD does not, and Muon makes the singular values of
+# a whole matrix equal. A naive theory says of Adam that more noisy steps are worth fewer clean
+# ones.
+#
+# **Question.** At equal tokens, against a constant batch that was tuned alike: does GNTS help
+# inside AdamW, SGD with momentum, or Muon? And is AdamW with n times the batch, a rate √n times as
+# large and betas of the same half-life in tokens, worth the same?
+
+# %%
+# Only where the kit is missing, as in Colab; whatever torch is there stays.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("gqc") is None:
+    kit = "gqc-kit[lab]"  # or of a repository: "gqc-kit[lab] @ git+https://..."
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", kit], check=True)
+
+# %% tags=["parameters"]
+scale = "smoke"  # one of smoke, laptop, paper; seconds, minutes, a GPU
+comparisons = [
+    "adamw",
+    "sgd",
+    "muon",
+    "tradeoff",
+]  # one of adamw, sgd, muon, tradeoff
+seed = 0  # >= 0; of the weights and of the order of the text
+tokens: int | None = 16384  # > 0; training budget, None: the scale's
+corpus = "kjv"  # one of kjv, hf:*, PATH; ships with the kit, a Hugging Face data set, a file
+device = "auto"  # one of auto, cpu, cuda, cuda:*, mps
+dtype = "float32"  # one of float32, bfloat16, float64
+
+# %%
+from math import exp
+
+import pandas as pd
+
+from gqc.lab import figures, runs, track
+from gqc.lab.experiments import equal_tokens, inner_optimizers
+
+# %% [markdown]
+# ## Run
+#
+# - `adamw`, `sgd` (momentum 0.9), `muon` (for the matrices of the blocks, AdamW for the rest): a
+#   step on a constant number of microbatches (*control*), and GNTS;
+# - `tradeoff`: AdamW with a step on every n microbatches, by the rule.
+
+# %% tags=["nbval-ignore-output"]
+place = {"corpus": corpus, "device": device, "dtype": dtype, "seed": seed}
+place |= {} if tokens is None else {"tokens": tokens, "evaluation_tokens": max(tokens // 8, 1)}
+histories, rows = [], []
+for name in comparisons:
+    for label, config in inner_optimizers.comparison(name, scale, **place).items():
+        experiment = inner_optimizers.build(config)
+        for _ in track(experiment, has_bar=False):
+            pass
+        histories.append(equal_tokens.labelled(experiment, label, name))
+        rows.append(equal_tokens.numbers(experiment, label, name))
+history, results = pd.concat(histories, ignore_index=True), pd.DataFrame(rows)
+
+# %% tags=["nbval-ignore-output"]
+figures.claims.comparison_losses(history)
+
+# %% [markdown]
+# ## Answer
+
+# %%
+shown = {"lr": 4, "val_loss": 1, "perplexity": 0, "steps": 0, "mean_logical_batch_examples": 0}
+results.set_index(["comparison", "method"])[list(shown)].round(shown)
+
+# %%
+for name, table in results.groupby("comparison", sort=False):
+    loss = table.set_index("method")["val_loss"]
+    for method in loss.index[1:]:
+        difference = loss[method] - loss.iloc[0]
+        print(f"{name}: {method} minus {loss.index[0]}: {difference:+.2f} nat/token", end=", ")
+        print(f"perplexity {exp(difference):.2f} times")
+print(f"after {results['tokens'].min():,} tokens each, of one seed: no interval")
+
+# %% [markdown]
+# **Limits.** The saved output is of the `smoke` scale and a budget in which nothing is learnt well:
+# a regression test, and no evidence. Rate and batch, or rate and threshold, of each run were chosen
+# by ten runs on one seed that no report uses, for the laptop's model and budget alone. Inside AdamW
+# and SGD the loosest threshold tried was best, and lets nearly every microbatch through. The
+# momentum of SGD and Muon is not tuned; Shampoo is left out. The rule of √n leaves the weight decay
+# as it is, which then decays less per token. For several seeds:
+#
+# ```
+# gqc batch run notebooks/batches/21_inner_optimizers.yaml --jobs 2
+# gqc batch run notebooks/batches/21_adam_tradeoff.yaml --jobs 2
+# ```
+
+# %%
+saved = runs.save(history, results, data_hash=experiment.data_hash)
