@@ -98,6 +98,13 @@ for name, table in results.groupby("comparison", sort=False):
 print(f"after {results['tokens'].min():,} tokens each, of one seed: no interval")
 
 # %% [markdown]
+# **Five seeds at laptop scale** (paired): GNTS is seen to help inside none of the three. Perplexity
+# over the control's is 1.07 [1.00, 1.15] inside AdamW, 1.25 [0.94, 1.67] inside SGD and 1.015
+# [1.006, 1.024] inside Muon, where GNTS makes half as many steps. AdamW with twice the batch is
+# worth the same (eight seeds: -0.004 nat [-0.012, 0.005]); with four times it loses 0.019 [0.009,
+# 0.029], just at the margin of 0.02 that the rule allows; with eight times, where 256 steps are
+# left, 0.38 [0.24, 0.52].
+#
 # **Limits.** The saved output is of the `smoke` scale and a budget in which nothing is learnt well:
 # a regression test, and no evidence. Rate and batch, or rate and threshold, of each run were chosen
 # by ten runs on one seed that no report uses, for the laptop's model and budget alone. Inside AdamW
