@@ -182,7 +182,7 @@ for control, rows in differences[is_vgs].groupby("control", sort=False):
 #
 # **Limits.** Networks of some thousand parameters, constant learning rates tuned on one other seed,
 # and nothing corrected for the number of comparisons. The saved output is of the `smoke` scale: a
-# regression test of some seconds, and no evidence. For five seeds of a thousand steps:
+# regression test of some seconds, and no evidence. For ten seeds of a thousand steps:
 #
 # ```
 # gqc batch run notebooks/batches/06_vgs_alpha.yaml --jobs 2
