@@ -110,7 +110,7 @@ def freeze(
         is unknown, or what is frozen lacks one.
     """
     place, target = Store(store), Path(folder) / batch.name
-    old = _read(target) if (target / RUNS).is_file() else None
+    old = _read_if_whole(target)
     chosen = _choose(batch, place, old, is_partial)
     loaded = load(place.root, ids=[r["id"] for r in chosen if not r["is_frozen"]])
     kept = [r["id"] for r in chosen if r["is_frozen"]]
@@ -125,6 +125,14 @@ def freeze(
         frame.to_parquet(target / name, index=False, compression="zstd")
     write_json(target / RUNS, seal(_record(batch, chosen, target)))
     return _read(target)
+
+
+def _read_if_whole(folder: Path) -> Frozen | None:
+    """What is frozen there, if it can be kept: freezing again is what mends a damaged one."""
+    try:
+        return _read(folder) if (folder / RUNS).is_file() else None
+    except CorruptRun:
+        return None
 
 
 def _select(

@@ -170,6 +170,17 @@ def test_a_present_frozen_run_is_better_than_an_old_stored_one(project):
     assert (first["id"], first["is_current"]) == (gone.id, True)
 
 
+def test_freezing_again_mends_what_was_damaged(project):
+    batch, store, target = batch_of(project), Store(project / "runs"), project / "r"
+    whole = freeze(batch, store.root, target)
+    (whole.folder / "results.parquet").write_bytes(b"damaged")
+    shutil.rmtree(store.folder(batch.runs[0].id))
+    with pytest.raises(BadInput, match="no finished run of"):  # nothing of it can be kept
+        freeze(batch, store.root, target)
+    finish(store, batch.runs[0])
+    assert freeze(batch, store.root, target).fingerprint == whole.fingerprint
+
+
 def test_an_unknown_column_is_named(project):
     with pytest.raises(BadInput, match="tiny-batch: no history column lost"):
         freeze(batch_of(project), project / "runs", project / "r", ["seed", "lost"])
