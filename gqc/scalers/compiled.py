@@ -72,6 +72,15 @@ def even_parts(items: list[Any], most: int = TOGETHER) -> list[list[Any]]:
     return [items[a:b] for a, b in itertools.pairwise(ends)]
 
 
+def whole_or_single(members: list[Any], present: list[Any]) -> list[list[Any]]:
+    """Which of ``members``' tensors go together, where only those in ``present`` have a gradient.
+
+    All, or each by itself: a pattern of missing gradients may never come again, and would be
+    another graph.
+    """
+    return [present] if len(present) == len(members) else [[one] for one in present]
+
+
 def _nothing() -> None:
     pass
 

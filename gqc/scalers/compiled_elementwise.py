@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gqc.gradients import local, tensor_norms
-from gqc.scalers.compiled import compiled, computed, even_parts
+from gqc.scalers.compiled import compiled, computed, even_parts, whole_or_single
 from gqc.scalers.sketch import SMALL, real_flat
 from gqc.scalers.variance import Elementwise, Grads
 
@@ -109,8 +109,7 @@ class CompiledElementwise(Elementwise):
         """Numbers of large tensors that have a gradient, those to be done in one call together."""
         for part in self._large:
             present = [i for i in part if grads[i] is not None]
-            # a pattern of missing gradients may never come again: no graph for each
-            yield from [present] if len(present) == len(part) else [[i] for i in present]
+            yield from whole_or_single(part, present)
 
 
 def _move_stacked(

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gqc.scalers.compiled import LEAST, compiled, computed, even_parts
+from gqc.scalers.compiled import LEAST, compiled, computed, even_parts, whole_or_single
 
 TILE = 8191  # prime, so that no power-of-two structure of a tensor falls in step with a row
 ROUNDS = 2  # done in one go, with scratch of 4 MB for k = 64
@@ -171,9 +171,7 @@ class _Batches:
                 for index, value in zip(members, values, strict=True)
                 if index in flats
             ]
-            # a pattern of missing gradients may never come again: no graph for each
-            whole = len(present) == len(members)
-            for part in [present] if whole else [[one] for one in present]:
+            for part in whole_or_single(members, present):
                 call = compiled(project_and_scale, shape, len(part), signs.device)
                 sums = call([rounds for rounds, _ in part], signs, column)
                 torch._foreach_copy_([value for _, value in part], sums)

@@ -26,29 +26,29 @@ def draw(results):
     rows = results["12_upt_explosion"].results
     for place, (variant, label) in enumerate(VARIANTS.items()):
         mine = rows[rows["variant"] == variant].dropna(subset=["max_grad_norm"])
-        if len(mine):
-            medians = mine.groupby("inverse_weight")["max_grad_norm"].agg(["median", "min", "max"])
-            left.plot(
-                medians.index,
-                medians["median"],
-                color=f"C{place}",
-                marker=printing.MARKERS[place],
-                linestyle=printing.DASHES[place],
-                label=label,
-            )
-            left.fill_between(
-                medians.index,
-                medians["min"],
-                medians["max"],
-                color=f"C{place}",
-                alpha=0.15,
-                linewidth=0,
-            )
+        medians = mine.groupby("inverse_weight")["max_grad_norm"].agg(["median", "min", "max"])
+        left.plot(
+            medians.index,
+            medians["median"],
+            color=f"C{place}",
+            marker=printing.MARKERS[place],
+            linestyle=printing.DASHES[place],
+            label=label,
+        )
+        left.fill_between(
+            medians.index,
+            medians["min"],
+            medians["max"],
+            color=f"C{place}",
+            alpha=0.15,
+            linewidth=0,
+        )
     left.plot([0.5], [6.16e10], "*", color="0.0", markersize=8, label="reported")
     left.axhline(100, color="0.4", linewidth=0.8, linestyle=":")
     left.set(xscale="log", yscale="log", xlabel="weight of the inverse losses", title="a")
     left.set(ylabel="largest gradient norm")
-    left.set_xticks(sorted(rows["inverse_weight"].unique()), ["0.001", "0.05", "0.5", "50"])
+    weights = sorted(rows["inverse_weight"].unique())
+    left.set_xticks(weights, [f"{w:g}" for w in weights])
     left.minorticks_off()
     left.legend(loc="upper left")
     rows = results["13_upt_fix"].results
@@ -56,7 +56,7 @@ def draw(results):
         logs = rows.assign(log=np.log(rows[measure].astype(float)))
         means = paired_difference(logs, "log", by="method", control="baseline")
         means = means.set_index("method").reindex(list(METHODS))
-        heights = [4 - i + 0.12 * (0.5 - place) * 2 for i in range(len(METHODS))]
+        heights = [4 - i + 0.12 * (1 - 2 * place) for i in range(len(METHODS))]
         factor = np.exp(means[["mean", "low", "high"]])
         error = [factor["mean"] - factor["low"], factor["high"] - factor["mean"]]
         style = {"marker": printing.MARKERS[place], "linestyle": "none", "elinewidth": 0.9}

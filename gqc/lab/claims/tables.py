@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from gqc.lab.claims.verdicts import VERDICTS, Effect, Verdict
+from gqc.lab.claims.verdicts import Effect, Verdict
 
 
 def number(value: float) -> str:
@@ -39,7 +39,7 @@ def _rows(verdict: Verdict) -> list[tuple[str, str, str]]:
 
 
 #: verdicts as they are shown: a mixed one says whether its parts disagree or the seeds do not tell
-SHOWN = tuple(s for v in VERDICTS for s in (("mixed", "mixed (open)") if v == "mixed" else (v,)))
+SHOWN = ("reproduced", "refuted", "mixed", "mixed (open)", "not tested")
 
 
 def shown(verdict: Verdict) -> str:
@@ -69,7 +69,7 @@ def markdown(verdicts: Sequence[Verdict], links: str = "../../notebooks") -> str
             link = f"[{claim.notebook[:2]}]({links}/{claim.notebook}.ipynb)"
             text = f"**{claim.id}** {claim.statement}" + (f" *{claim.note}*" if claim.note else "")
             scale = f"{claim.scale}, {verdict.num_runs} runs" if parts else ""
-            said = shown(verdict) + (f"<br>p = {number(verdict.p_holm)}" if parts else "")
+            said = "<br>".join(filter(None, (shown(verdict), _p(verdict))))
             cells = [text, said, measured, scale, link if claim.notebook else ""]
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         lines.append("")
@@ -90,6 +90,7 @@ def page(verdicts: Sequence[Verdict], links: str = "../../notebooks") -> str:
 
 def _html_row(verdict: Verdict, links: str) -> str:
     claim, rows = verdict.claim, _rows(verdict)
+    certainty = f"<br><small>{_p(verdict)}</small>" if rows else ""
     kind = "open" if verdict.is_open else verdict.verdict.replace(" ", "-")
     note = f"<br><em>{html.escape(claim.note)}</em>" if claim.note else ""
     name = f"<b>{html.escape(claim.id)}</b>"
@@ -98,7 +99,7 @@ def _html_row(verdict: Verdict, links: str) -> str:
     cells = [
         f"{name}<br>{html.escape(claim.statement)}<br><small>{html.escape(claim.source)}</small>"
         f"{note}",
-        f'<span class="{kind}">{shown(verdict)}</span>{_p(verdict)}',
+        f'<span class="{kind}">{shown(verdict)}</span>{certainty}',
         "<br>".join(html.escape(f"{what}: {rule}") for what, rule, _ in rows),
         "<br>".join(html.escape(effect) for _, _, effect in rows) or html.escape(verdict.reason),
         f"{verdict.num_runs}, {html.escape(claim.scale)}" if rows else "",
@@ -107,7 +108,7 @@ def _html_row(verdict: Verdict, links: str) -> str:
 
 
 def _p(verdict: Verdict) -> str:
-    return f"<br><small>p = {number(verdict.p_holm)}</small>" if verdict.effects else ""
+    return f"p = {number(verdict.p_holm)}" if verdict.effects else ""
 
 
 def latex(verdicts: Sequence[Verdict]) -> str:

@@ -35,7 +35,6 @@ from gqc.lab.claims.rules import SIDES, Claim, Part
 from gqc.lab.runs.parameters import BadInput
 
 LEVEL = 0.05
-VERDICTS = ("reproduced", "refuted", "mixed", "not tested")
 
 
 @dataclass(frozen=True)
