@@ -63,11 +63,13 @@ class UtilityOptimizer(CheckpointedOptimizer):
         for batch, scaling in zip(batches, self._scalings(batches, extrema), strict=True):
             stds = self._noise_stds(batch)
             move = partial(self._move, batch, scaling, stds)
-            if stds != 0:
-                hand_out(move, self._noisy(batch, stds))
+            generator = self._generators.on(batch.device) if stds != 0 else None
+            if generator is not None and batch.is_shared:
+                blocks = batch.blocks(self.kept, utility.SERIAL)
+                hand_out(move, zip(blocks, utility.noise_streams(generator), strict=False))
             else:
                 for block in batch.blocks(self.kept):
-                    move(block)
+                    move(block, generator)
         return loss
 
     def _is_finite(self, batches: list[Batch]) -> bool:
@@ -161,24 +163,21 @@ class UtilityOptimizer(CheckpointedOptimizer):
             norms, numels, group["sigma"], group["noise_reference"], group["min_noise_std"]
         )
 
-    def _noisy(self, batch: Batch, stds: float | list[Tensor]) -> Iterator[Block]:
-        """The blocks of ``batch`` with noise, of deviation 1 where each tensor has its own."""
-        numel = sum(param.numel() for param in batch.params)
-        generator = self._generators.on(batch.device)
-        std = 1.0 if isinstance(stds, list) else stds
-        deal = utility.noise_source(numel, std, batch.dtype, batch.device, generator)
-        for block in batch.blocks(self.kept):
-            block.noise = deal(block.params)
-            yield block
-
     def _move(
-        self, batch: Batch, scaling: Scaling, stds: float | list[Tensor], block: Block
+        self,
+        batch: Batch,
+        scaling: Scaling,
+        stds: float | list[Tensor],
+        block: Block,
+        generator: torch.Generator | None,
     ) -> None:
-        """Move the weights of a block."""
+        """Move the weights of a block, with noise from ``generator`` if there is one."""
         maths = published if batch.is_published else utility
         group, rows, limits = batch.group, block.rows, scaling.limits
-        if block.noise is not None and isinstance(stds, list):
-            torch._foreach_mul_(block.noise, [stds[row] for row in rows])
+        noise = None
+        if generator is not None:
+            std = [stds[row] for row in rows] if isinstance(stds, list) else stds
+            noise = utility.draw_noise(block.params, std, generator)
         gate = maths.gates(
             block.kept[0],
             [scaling.corrections[row] for row in rows],
@@ -188,7 +187,7 @@ class UtilityOptimizer(CheckpointedOptimizer):
         maths.update_(
             block.params,
             self.directions(batch, block),
-            block.noise,
+            noise,
             gate,
             protect=group["protect"],
             decay=1 - group["lr"] * group["weight_decay"],

@@ -5,11 +5,11 @@ Only tensors are handled here; what is done with them is in :mod:`gqc.upgd.base`
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,10 +27,17 @@ class Block:
 
     rows: list[int]  #: place in the batch of the parameter that each piece belongs to
     stored: list[Tensor]  #: the weights
-    params: list[Tensor]  #: the same, or float32 copies of 16-bit ones
-    grads: list[Tensor]  #: in the dtype of ``params``
+    stored_grads: list[Tensor]
     kept: list[list[Tensor]]  #: state, utility first
-    noise: list[Tensor] | None = None
+
+    @cached_property
+    def params(self) -> list[Tensor]:
+        """The weights in the dtype of the state: copies of 16-bit ones."""
+        return _cast(self.stored, self.kept[0][0].dtype)
+
+    @cached_property
+    def grads(self) -> list[Tensor]:
+        return _cast(self.stored_grads, self.kept[0][0].dtype)
 
     def write_back(self) -> None:
         """Round ``params`` into the weights, where they are copies."""
@@ -62,40 +69,47 @@ class Batch:
     def steps(self) -> list[int]:
         return [state["step"] for state in self.states]
 
-    def blocks(self, kept: tuple[str, ...]) -> Iterator[Block]:
-        """Cut the batch; ``kept`` names the state that comes along."""
-        size = utility.BLOCK
+    @property
+    def block_size(self) -> int:
+        """Elements of a block at most; 0: a tensor each."""
         if self.device.type != "cpu":
-            size = sys.maxsize  # one kernel takes all and has nothing to gain
-        elif self.group["foreach"] is False:
-            size = 0
+            return sys.maxsize  # one kernel takes all and has nothing to gain
+        return 0 if self.group["foreach"] is False else utility.BLOCK
+
+    @property
+    def is_shared(self) -> bool:
+        """Do threads share the blocks that get noise?"""
+        return 0 < self.block_size < sum(param.numel() for param in self.params)
+
+    def blocks(self, kept: tuple[str, ...], piece: int | None = None) -> Iterator[Block]:
+        """Cut the batch; ``kept`` names the state that comes along.
+
+        Args:
+            piece: see :func:`gqc.upgd.utility.blocks`.
+        """
         columns = [self.params, self.grads]
         columns += [[state[key] for state in self.states] for key in kept]
-        is_split = size > 0 and not self.is_row_wise
-        for rows, (stored, grads, *state) in utility.blocks(columns, size, is_split=is_split):
-            params, grads = _cast(stored, self.dtype), _cast(grads, self.dtype)
-            yield Block(rows, stored, params, grads, state)
+        is_split = self.block_size > 0 and not self.is_row_wise
+        cut = utility.blocks(columns, self.block_size, piece=piece, is_split=is_split)
+        for rows, (stored, grads, *state) in cut:
+            yield Block(rows, stored, grads, state)
 
 
-def hand_out(work: Callable[[Block], None], blocks: Iterator[Block]) -> None:
-    """``for block in blocks: work(block)``, on other threads while this one makes the blocks.
+def hand_out(work: Callable[..., None], items: Iterator[tuple[Any, ...]]) -> None:
+    """``for item in items: work(*item)``, on as many threads as torch has.
 
-    For blocks that are slow to make: drawing noise takes one thread, and as long as all the rest.
-    Torch's own threads would have to be woken after every draw, which costs many times the
-    arithmetic where other processes want the cores.  Blocks are disjoint, so that the result does
-    not depend on who does what.
+    For work that torch does on the thread that calls it, as drawing noise.  Items are disjoint, so
+    that the result does not depend on who does what.
     """
-    first = list(itertools.islice(blocks, 2))
-    workers = torch.get_num_threads() - 1
-    if len(first) < 2 or workers == 0:
-        for block in itertools.chain(first, blocks):
-            work(block)
+    workers = torch.get_num_threads()
+    if workers == 1:
+        for item in items:
+            work(*item)
         return
     # whether gradients are recorded is each thread's own affair
     with ThreadPoolExecutor(workers, initializer=_record_no_gradients) as pool:
-        futures = [pool.submit(work, block) for block in itertools.chain(first, blocks)]
-    for future in futures:
-        future.result()
+        for future in [pool.submit(work, *item) for item in items]:
+            future.result()
 
 
 def make_batches(groups: Iterable[dict[str, Any]]) -> list[Batch]:

@@ -59,8 +59,9 @@ class UPGD(UtilityOptimizer):
             global stream is never touched.
         nonfinite: on a NaN or infinite gradient ``"raise"`` ValueError, ``"skip"`` the step
             (counted in ``num_skipped``), or ``"ignore"``: do not look, nor ever wait for the host.
-        foreach: None or True: on the CPU, cache-sized blocks.  False: one tensor at a time; noise
-            is then drawn in another order.
+        foreach: None or True: on the CPU, cache-sized blocks, whose noise threads draw side by
+            side; it does not depend on their number.  False: one tensor at a time; noise is then
+            another.
     Raises:
         ValueError: a hyperparameter out of its range.
     """

@@ -21,7 +21,7 @@ Source: Elsayed and Mahmood, ICLR 2024, arXiv:2404.00781, and its released code.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -36,8 +36,8 @@ BLOCK = 2**18
 Below 2**16 the calls cost as much as the arithmetic, above 2**20 the operands leave the cache.
 """
 
-DRAW = 2**18
-"""Elements of one draw of noise; another value is another, equally valid, run."""
+SERIAL = 2**15
+"""Elements of a tensor up to which torch's operations stay on the thread that calls them."""
 
 
 class Bounds(NamedTuple):
@@ -48,34 +48,42 @@ class Bounds(NamedTuple):
 
 
 def blocks(
-    columns: Sequence[list[Tensor]], size: int, *, is_split: bool = True
+    columns: Sequence[list[Tensor]], size: int, *, piece: int | None = None, is_split: bool = True
 ) -> Iterator[tuple[list[int], list[list[Tensor]]]]:
     """Parallel lists of tensors, a cache-sized part of them at a time.
 
     Args:
         columns: lists of equal length; the tensors of a row have equal shapes.
         size: most elements of a block; a row that stays whole may have more.
+        piece: most elements of a tensor in a block, which changes nothing of where blocks begin and
+            end.  None: ``size``.
         is_split: cut larger contiguous tensors into flat pieces (views).
     Yields: the row number of each piece, and the columns restricted to these pieces.
     """
     rows: list[int] = []
     parts: list[list[Tensor]] = [[] for _ in columns]
-    filled = 0
+    filled, piece = 0, min(piece or size, size)
     for row, tensors in enumerate(zip(*columns, strict=True)):
-        pieces: list[tuple[Tensor, ...]] = [tensors]
-        if is_split and tensors[0].numel() > size and all(t.is_contiguous() for t in tensors):
-            pieces = list(zip(*(t.view(-1).split(size) for t in tensors), strict=True))
-        for piece in pieces:
-            numel = piece[0].numel()
+        can_split = is_split and all(t.is_contiguous() for t in tensors)
+        for chunk in _cut(tensors, size) if can_split else [tensors]:
+            numel = chunk[0].numel()
             if rows and filled + numel > size:
                 yield rows, parts
                 rows, parts, filled = [], [[] for _ in columns], 0
-            rows.append(row)
             filled += numel
-            for part, tensor in zip(parts, piece, strict=True):
-                part.append(tensor)
+            for pieces in _cut(chunk, piece) if can_split else [chunk]:
+                rows.append(row)
+                for part, tensor in zip(parts, pieces, strict=True):
+                    part.append(tensor)
     if rows:
         yield rows, parts
+
+
+def _cut(tensors: tuple[Tensor, ...], size: int) -> list[tuple[Tensor, ...]]:
+    """Contiguous tensors of one size as flat pieces of at most ``size`` elements."""
+    if tensors[0].numel() <= size:
+        return [tensors]
+    return list(zip(*(t.view(-1).split(size) for t in tensors), strict=True))
 
 
 def corrections(beta: float, steps: Sequence[int]) -> list[float]:
@@ -239,37 +247,30 @@ def noise_stds(
     return stds
 
 
-def noise_source(
-    numel: int, std: float, dtype: torch.dtype, device: torch.device, generator: torch.Generator
-) -> Callable[[list[Tensor]], list[Tensor]]:
-    """Gaussian numbers of deviation ``std``, ``numel`` altogether, dealt out in one fixed order.
+def noise_streams(generator: torch.Generator) -> Iterator[torch.Generator]:
+    """A CPU generator for each block, as threads cannot share one; ``generator`` draws the seeds.
 
-    They are drawn ``DRAW`` at a time (one draw a tensor costs more, and one for all leaves the
-    cache), and do not depend on how the tensors are cut into blocks.
-
-    Returns: a function from a list of tensors to noise in their shapes, which the caller may write
-        into.
+    A seed has 32 bits, which is what the generator takes of it.
     """
-    rest = torch.empty(0, dtype=dtype, device=device)
-    left = numel
+    while True:
+        seed = int(torch.randint(2**32, (), generator=generator))
+        yield torch.Generator().manual_seed(seed)
 
-    def deal(like: list[Tensor]) -> list[Tensor]:
-        nonlocal rest, left
-        numels = [t.numel() for t in like]
-        wanted, parts = sum(numels), []
-        while wanted:
-            if not rest.numel():
-                rest = torch.empty(min(DRAW, left), dtype=dtype, device=device)
-                rest.normal_(0.0, std, generator=generator)
-                left -= rest.numel()
-            parts.append(rest[:wanted])
-            rest = rest[wanted:]
-            wanted -= parts[-1].numel()
-        flat = parts[0] if len(parts) == 1 else torch.cat(parts)
-        pieces = zip(flat.split(numels), like, strict=True)
-        return [piece.view(t.shape) for piece, t in pieces]
 
-    return deal
+def draw_noise(
+    like: list[Tensor], std: float | list[Tensor], generator: torch.Generator
+) -> list[Tensor]:
+    """Gaussian numbers in the shapes of ``like``, of deviation ``std``, or of one for each.
+
+    One draw for all: one a tensor costs more.
+    """
+    numels = [t.numel() for t in like]
+    flat = torch.empty(sum(numels), dtype=like[0].dtype, device=like[0].device)
+    flat.normal_(0.0, 1.0 if isinstance(std, list) else std, generator=generator)
+    noise = [n.view(t.shape) for n, t in zip(flat.split(numels), like, strict=True)]
+    if isinstance(std, list):
+        torch._foreach_mul_(noise, std)
+    return noise
 
 
 def update_(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -216,35 +217,90 @@ def test_equal_utilities_without_noise_are_sgd_with_half_the_rate(step_scale):
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+def blockwise(monkeypatch, name, *, block: int, threads: int = 1, **settings) -> list[Tensor]:
+    """Parameters after five steps in blocks of ``block`` elements."""
+    monkeypatch.setattr(utility, "BLOCK", block)
+    monkeypatch.setattr(utility, "SERIAL", 16)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        shapes = ((70, 9), (130,), (3,), (50, 3))
+        params = [p.requires_grad_() for p in make_params(torch.float64, shapes)]
+        params[3] = params[3].detach().t().requires_grad_()  # not contiguous
+        optimizer = OPTIMIZERS[name](params, **hyper(name, **settings))
+        stream = torch.Generator().manual_seed(0)
+        for _ in range(5):
+            for p in params:
+                p.grad = torch.randn(p.shape, generator=stream, dtype=torch.float64)
+            optimizer.step()
+    finally:
+        torch.set_num_threads(before)
+    return params
+
+
+every_way_of_scaling = pytest.mark.parametrize("normalization", NORMALIZATIONS)
+every_scope = pytest.mark.parametrize("scope", ["global", "local"])
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("normalization", NORMALIZATIONS)
-@pytest.mark.parametrize("scope", ["global", "local"])
+@every_way_of_scaling
+@every_scope
 def test_cutting_into_blocks_changes_nothing(monkeypatch, name, normalization, scope):
-    """One block, many, one tensor at a time, on one thread and on two: the same noise too."""
+    """One block, many, one tensor at a time."""
+    rules = {"normalization": normalization, "scope": scope, "sigma": 0.0}
+    expected = blockwise(monkeypatch, name, block=10**9, **rules)
+    for block, foreach in ((64, None), (100, None), (64, False)):
+        ours = blockwise(monkeypatch, name, block=block, foreach=foreach, **rules)
+        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
 
-    def trajectory(block: int, foreach: bool | None, threads: int) -> list[Tensor]:
-        monkeypatch.setattr(utility, "BLOCK", block)
-        monkeypatch.setattr(utility, "DRAW", 200)
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            shapes = ((70, 9), (130,), (3,), (50, 3))
-            params = [p.requires_grad_() for p in make_params(torch.float64, shapes)]
-            params[3] = params[3].detach().t().requires_grad_()  # not contiguous
-            optimizer = OPTIMIZERS[name](
-                params,
-                **hyper(name, normalization=normalization, scope=scope, sigma=0.1, foreach=foreach),
-            )
-            stream = torch.Generator().manual_seed(0)
-            for _ in range(5):
-                for p in params:
-                    p.grad = torch.randn(p.shape, generator=stream, dtype=torch.float64)
-                optimizer.step()
-        finally:
-            torch.set_num_threads(before)
-        return params
 
-    expected = trajectory(10**9, None, 1)
-    for setting in ((64, None, 1), (64, None, 2), (100, None, 2), (64, False, 1), (64, False, 2)):
-        for a, b in zip(trajectory(*setting), expected, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@every_way_of_scaling
+@every_scope
+def test_threads_that_share_the_blocks_change_nothing(monkeypatch, name, normalization, scope):
+    """Each block has its own stream of noise, whoever draws it."""
+    rules = {"normalization": normalization, "scope": scope, "sigma": 0.1, "block": 64}
+    expected = blockwise(monkeypatch, name, **rules)
+    for threads in (2, 5):
+        ours = blockwise(monkeypatch, name, threads=threads, **rules)
+        assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+
+
+@pytest.mark.parametrize("std", [0.5, "of each tensor"])
+def test_noise_of_many_blocks_is_gaussian_and_new_in_each_block_and_step(std):
+    """With equal utilities gates are 1/2; without gradient and decay only the noise is left."""
+    size, count = utility.BLOCK, 4
+    param = torch.zeros(count * size, requires_grad=True)
+    adaptive = {"adaptive_noise": True, "min_noise_std": 0.5} if std != 0.5 else {}
+    optimizer = UPGD([param], lr=1.0, weight_decay=0.0, sigma=0.5, **adaptive)
+    noises = []
+    for _ in range(2):
+        with torch.no_grad():
+            param.zero_()
+        param.grad = torch.zeros_like(param)
+        optimizer.step()
+        noises += list((-2 * param.detach().double()).split(size))
+    blocks = torch.stack(noises) / 0.5
+    assert blocks.mean(dim=1).abs().max() < 5 / math.sqrt(size)
+    assert (blocks.square().mean(dim=1) - 1).abs().max() < 5 * math.sqrt(2 / size)
+    assert (blocks.pow(4).mean(dim=1) - 3).abs().max() < 5 * math.sqrt(96 / size)
+    correlations = torch.corrcoef(blocks) - torch.eye(2 * count, dtype=torch.float64)
+    assert correlations.abs().max() < 5 / math.sqrt(size)
+
+
+def test_a_resumed_run_draws_the_noise_of_many_blocks_that_it_would_have_drawn():
+    def make() -> tuple[Tensor, UPGD]:
+        param = torch.linspace(-1, 1, 3 * utility.BLOCK, requires_grad=True)
+        param.grad = torch.linspace(1, 2, len(param))
+        return param, UPGD([param], lr=0.1, sigma=0.1)
+
+    whole, optimizer = make()
+    optimizer.step()
+    middle, saved = whole.detach().clone(), copy.deepcopy(optimizer.state_dict())
+    optimizer.step()
+    resumed, again = make()
+    again.load_state_dict(saved)
+    with torch.no_grad():
+        resumed.copy_(middle)
+    again.step()
+    assert torch.equal(whole, resumed)
