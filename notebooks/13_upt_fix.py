@@ -108,14 +108,15 @@ figures.operator.spectra(truth, predicted, [1, len(truth) - 1])
 #
 # `inverse_to_forward`: the inverse losses over the forward loss, at the end; *weighted* with their
 # weights, which at 0.001 makes it small by itself, and *unweighted* on held-out fields.
-# `epochs_not_falling`: epochs whose mean loss is not below the one before, without and with the
-# inverse losses that come in late. `nrmse` is of one step of 0.1, on held-out initial fields.
+# `epochs_not_falling`: epochs whose mean loss over training batches is not below the one before;
+# `forward` without the inverse losses that come in late, `val_forward` of held-out fields and
+# averaged weights. `nrmse` is of one step of 0.1, on held-out initial fields.
 
 # %%
 columns = ["nrmse", "persistence_nrmse", "times_better_than_persistence", "rollout_nrmse"]
 columns += ["conservation_gap", "max_grad_norm", "num_not_finite", "operator_loss"]
 columns += ["inverse_to_forward_weighted", "inverse_to_forward_unweighted"]
-columns += ["epochs_not_falling", "forward_not_falling"]
+columns += ["epochs_not_falling", "forward_not_falling", "val_forward_not_falling"]
 numbers = results.set_index("method")[columns].astype(float)
 numbers.groupby("method", sort=False).mean().map("{:.2g}".format).T
 

@@ -1,6 +1,7 @@
 """Learning Burgers' equation: phases, records, clipping, curricula, exact resume, measures."""
 
 import io
+import itertools
 import math
 from functools import cache
 
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from gqc.curricula import compute_inverse_loss_curriculum_weight
 from gqc.lab.data.burgers import make_burgers_data
-from gqc.lab.experiments import operator_learning, operator_measures
+from gqc.lab.experiments import operator_learning, operator_learning_config, operator_measures
 from gqc.lab.experiments.operator_learning import METHODS, OperatorLearning
 from gqc.lab.models.operator import make_operator
 from gqc.lab.placement import make_generator
@@ -239,6 +240,8 @@ def test_variants_keep_the_weight_and_change_what_they_say():
     tuned = operator_learning.variant_config("smoke", "lr 0.1", 0.3, lr=1.0, epochs=3)
     assert (tuned.lambda_inv_enc, tuned.lambda_inv_dec) == (0.3, 0.3)
     assert (tuned.lr, tuned.epochs, tuned.pretraining_epochs, tuned.codec_lr) == (0.1, 3, 0, 1)
+    for scale in operator_learning_config.SCALES:
+        assert operator_learning.variant_config(scale, "as published", 0.5).lr == 1e-3
     for variant in operator_learning.VARIANTS:
         assert not operator_learning.variant_config("smoke", variant, 0.3).has_curriculum
     with pytest.raises(ValueError, match=r"variant='lr 1': did you mean 'lr 0\.1'"):
@@ -328,6 +331,8 @@ def test_epochs_and_summary_by_hand():
     assert row["loss"] == pytest.approx(rows["loss"].mean())
     assert row["grad_norm"] == rows["grad_norm"].max()
     inverse = 0.5 * (rows["loss/inv_enc"] + rows["loss/inv_dec"]).mean()
+    shares = rows["share/inv_enc"].astype(float) + rows["share/inv_dec"].astype(float)
+    assert row["inverse_share"] == pytest.approx(shares.max())
     assert row["weighted"] == pytest.approx(inverse / rows["loss/forward"].mean())
     end = rows.iloc[-1]
     ratio = (end["val_inv_enc"] + end["val_inv_dec"]) / end["val_forward"]
@@ -339,6 +344,10 @@ def test_epochs_and_summary_by_hand():
     assert summary["max_grad_norm"] is None
     assert summary["epochs"] == 4
     assert summary["epochs_not_falling"] >= 1
+    held_out = frame[frame["epoch"] >= 0]["val_forward"].tolist()
+    rises = sum(later >= before for before, later in itertools.pairwise(held_out))
+    assert summary["val_forward_not_falling"] == rises
+    assert summary["max_inverse_share"] <= 1
     assert summary["nrmse"] == history["nrmse"].iloc[-1]
 
 

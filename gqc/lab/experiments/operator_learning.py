@@ -151,7 +151,8 @@ class OperatorLearning(Experiment):
         share = warm * 0.5 * (1 + math.cos(math.pi * at / length))
         for part, group in zip(PARTS, self.optimizer.param_groups, strict=True):
             own = 1.0 if is_first or part == "approximator" else c.codec_lr
-            group["lr"] = c.lr * share * self.controls.applied["lr_scale"] * own
+            lr = c.pretraining_lr if is_first else c.lr
+            group["lr"] = lr * share * self.controls.applied["lr_scale"] * own
         self.model.encoder.requires_grad_(is_first or c.encoder_learns != "none")
 
     def draw_batch(self) -> tuple[Tensor, Tensor]:

@@ -89,7 +89,8 @@ def by_epoch(history: pd.DataFrame) -> pd.DataFrame:
     Returns: ``loss`` and ``loss/NAME`` (means; NaN where a loss was never computed), ``weighted``
         (mean of the inverse losses over that of the forward loss, with their weights),
         ``unweighted`` (the same of held-out losses, without them), ``grad_norm`` and
-        ``grad_norm/PART`` (maxima), ``share/NAME`` and ``weight/NAME`` (maxima), the evaluations,
+        ``grad_norm/PART`` (maxima), ``share/NAME`` and ``weight/NAME`` (maxima), ``inverse_share``
+        (maximum over batches of the inverse losses' share together), the evaluations,
         ``num_not_finite`` (batches whose loss or gradient is NaN or infinite).
     """
     keys = [k for k in ("run", "variant", "method", "inverse_weight", "seed") if k in history]
@@ -98,10 +99,12 @@ def by_epoch(history: pd.DataFrame) -> pd.DataFrame:
     rows = history.assign(epoch=np.floor(history["epoch"] + 1e-9).astype(int))
     is_finite = np.isfinite(rows[["loss", "grad_norm"]].to_numpy(dtype=float)).all(axis=1)
     rows["num_not_finite"] = ~is_finite
+    rows["inverse_share"] = rows[["share/inv_enc", "share/inv_dec"]].astype(float).sum(axis=1)
     for name in LOSSES:
         rows[f"part/{name}"] = rows[f"loss/{name}"].fillna(0.0) * rows[f"weight/{name}"]
     means = ["loss", *(f"{kind}/{n}" for n in LOSSES for kind in ("loss", "part"))]
-    peaks = [*norms, *(f"{kind}/{n}" for n in LOSSES for kind in ("share", "weight"))]
+    peaks = [f"{kind}/{n}" for n in LOSSES for kind in ("share", "weight")]
+    peaks += [*norms, "inverse_share"]
     how = dict.fromkeys(means, "mean") | dict.fromkeys(peaks, "max")
     how |= dict.fromkeys(EVALUATED, "last") | {"num_not_finite": "sum"}
     columns = [*keys, "epoch", *how]
@@ -119,7 +122,8 @@ def summarize_run(history: pd.DataFrame) -> dict[str, float | int | None]:
     Returns: the last of `EVALUATED`; ``operator_loss`` (mean forward loss of the last epoch),
         ``max_grad_norm`` and its parts', ``num_not_finite``, ``epochs``, ``epochs_not_falling``
         (after the first, those whose mean loss is not below the one before),
-        ``forward_not_falling`` (of the forward loss), ``max_inverse_share``,
+        ``forward_not_falling`` (of the forward loss), ``val_forward_not_falling`` (of the held-out
+        one, of averaged weights), ``max_inverse_share``,
         ``inverse_to_forward_weighted`` and ``_unweighted`` (the last epoch's), and the largest of
         any epoch.
     """
@@ -129,7 +133,6 @@ def summarize_run(history: pd.DataFrame) -> dict[str, float | int | None]:
     if not len(frame):
         return numbers
     parts = [str(c) for c in frame if str(c).startswith("grad_norm/")]
-    shares = frame[["share/inv_enc", "share/inv_dec"]].sum(axis=1)
     numbers |= {
         "operator_loss": frame["loss/forward"].iloc[-1],
         "max_grad_norm": frame["grad_norm"].max(),
@@ -138,7 +141,8 @@ def summarize_run(history: pd.DataFrame) -> dict[str, float | int | None]:
         "epochs": len(frame),
         "epochs_not_falling": _not_falling(frame["loss"]),
         "forward_not_falling": _not_falling(frame["loss/forward"]),
-        "max_inverse_share": shares.max(),
+        "val_forward_not_falling": _not_falling(frame["val_forward"].dropna()),
+        "max_inverse_share": frame["inverse_share"].max(),
         "inverse_to_forward_weighted": frame["weighted"].iloc[-1],
         "inverse_to_forward_unweighted": _last(frame["unweighted"]),
         "max_inverse_to_forward_weighted": frame["weighted"].max(),
