@@ -13,8 +13,8 @@ from gqc.lab.experiments.factor_invariance import BETAS, FACTOR, MEMORY, WARMUP
 def test_a_slow_fall_is_seen_as_much_as_second_moments_lag_behind(duration):
     ratio = factor_invariance.ratios("adamw", duration)
     predicted = math.exp(math.log(FACTOR) / duration / (1 - BETAS[1]))
-    middle = (WARMUP + duration // 2) // MEMORY  # of the fall, where the lag has settled
-    assert ratio[middle] == pytest.approx(predicted, rel=0.02)
+    fall = slice((WARMUP + 3 * MEMORY) // MEMORY, (WARMUP + duration) // MEMORY)  # lag settled
+    assert ratio[fall].mean() == pytest.approx(predicted, rel=0.03)
     assert ratio[: WARMUP // MEMORY].tolist() == [1.0] * (WARMUP // MEMORY)
 
 
