@@ -5,17 +5,17 @@ lies on the other, and is **open** where the bound is inside.  Its p value is tw
 Student's t over seeds against the bound; equal values of all seeds (a count, a size in bytes) have
 p = 0.
 
-A verdict says more, of all parts at once and beside the other claims.  With p_1 .. p_m of the parts
-its own p value is
+A verdict says more, of all m parts at once and beside the other claims.  A claim is true where all
+its parts are, and false where one is not:
 
-.. math:: p = \min\bigl(\max_i p_i,\; m \max(\min_{i\,\mathrm{fails}} p_i,
-          \min_{i\,\mathrm{holds}} p_i)\bigr)
+.. math:: p = m \min_{i\,\mathrm{fails}} p_i \text{ where a part fails (Bonferroni), else }
+          \max_i p_i \text{ (intersection and union).}
 
-the first for "every part is as measured" (intersection and union), the second for "one fails" and,
-if any does, "one holds" (Bonferroni's); a wrong verdict is as unlikely as p says, since each p_i
-spends half of itself on either side.  Where Holm's correction over the tested claims leaves
-p < 0.05 the claim is **reproduced** (all parts hold), **refuted** (parts fail and none holds) or
-**mixed** (they disagree); else it is mixed too, and **open**: the seeds do not tell.
+Where Holm's correction over the tested claims leaves p < 0.05 it is known which: the claim is
+**reproduced** (all parts hold), **refuted** (some fail and none holds) or **mixed** (some fail and
+some hold).  That a true claim is called refuted or mixed, or a false one reproduced, is as unlikely
+as the corrected p says; refuted and mixed are told apart by the parts' own intervals.  Else the
+claim is mixed too, and **open**: the seeds do not tell.
 """
 
 from __future__ import annotations
@@ -95,22 +95,22 @@ def evaluate(claims: Sequence[Claim], results: Mapping[str, Frozen]) -> list[Ver
     Raises: BadInput: an SQL expression fails, or a group that is compared is not there.
     """
     reasons = [_untested(claim, results) for claim in claims]
-    effects = [
-        () if reason else tuple(_effect(part, _differences(claim, part, results))
-                                for part in claim.parts)
-        for claim, reason in zip(claims, reasons, strict=True)
-    ]  # fmt: skip
+    effects, runs = [], []
+    for claim, reason in zip(claims, reasons, strict=True):
+        parts = () if reason else claim.parts
+        measured = [_differences(claim, part, results) for part in parts]
+        effects.append(tuple(map(_effect, parts, [values for values, _ in measured])))
+        runs.append(set().union(*(used for _, used in measured)))
     p_values = [_p_together(row) for row in effects if _is_measured(row)]
     corrected = iter(zip(p_values, holm(p_values) if p_values else [], strict=True))
     verdicts = []
-    for claim, reason, row in zip(claims, reasons, effects, strict=True):
+    for claim, reason, row, used in zip(claims, reasons, effects, runs, strict=True):
         if not _is_measured(row):
             reason = reason or "its runs are not finished"
             verdicts.append(Verdict(claim, "not tested", reason=reason))
             continue
         p, p_holm = map(float, next(corrected))
-        num_runs = sum(len(results[name].runs) for name in {part.batch for part in claim.parts})
-        verdicts.append(Verdict(claim, _together(row, p_holm), row, num_runs, p, p_holm))
+        verdicts.append(Verdict(claim, _together(row, p_holm), row, len(used), p, p_holm))
     return verdicts
 
 
@@ -146,15 +146,19 @@ def _differing(old: Any, new: Any, name: str = "") -> list[str]:
     return [] if old == new else [f"{name} is committed as {old!r}, the results give {new!r}"]
 
 
-def _differences(claim: Claim, part: Part, results: Mapping[str, Frozen]) -> np.ndarray:
-    """One number for each seed: the value, or its (log) difference between the two groups."""
+def _differences(
+    claim: Claim, part: Part, results: Mapping[str, Frozen]
+) -> tuple[np.ndarray, set[str]]:
+    """One number for each seed, the value or its (log) difference between the two groups; and the
+    runs that it comes from."""
     import duckdb
 
     frozen, compare = results[part.batch], part.compare
     keys = [part.pair, *([compare.by] if compare else [])]
     shown = ", ".join(f'"{key}"' for key in keys)
     where = f"WHERE {part.where}" if part.where else ""
-    query = f"SELECT {shown}, {part.value} AS value FROM {part.table} {where} GROUP BY {shown}"
+    columns = f"{shown}, {part.value} AS value, list(DISTINCT run) AS runs"
+    query = f"SELECT {columns} FROM {part.table} {where} GROUP BY {shown}"
     with duckdb.connect() as connection:
         connection.register(part.table, getattr(frozen, part.table))
         try:
@@ -165,25 +169,27 @@ def _differences(claim: Claim, part: Part, results: Mapping[str, Frozen]) -> np.
     return _by_seed(claim, part, frame.astype({"value": float}), is_partial)
 
 
-def _by_seed(claim: Claim, part: Part, frame: pd.DataFrame, is_partial: bool) -> np.ndarray:
+def _by_seed(
+    claim: Claim, part: Part, frame: pd.DataFrame, is_partial: bool
+) -> tuple[np.ndarray, set[str]]:
     """Empty where a group is among the runs that are missing."""
     compare = part.compare
     if compare is None:
-        return frame.sort_values(part.pair)["value"].to_numpy()
+        return frame.sort_values(part.pair)["value"].to_numpy(), set(frame["runs"].explode())
     known = sorted(map(str, frame[compare.by].unique()))
     groups = {}
     for name in (compare.of, compare.against):
         mine = frame[frame[compare.by].astype(str) == str(name)]
         if mine.empty and is_partial:
-            return np.empty(0)
+            return np.empty(0), set()
         if mine.empty:
             raise BadInput(f"{claim.id}: {part.name!r}: no {compare.by} {name!r}; has {known}")
-        groups[name] = mine.set_index(part.pair)["value"]
+        groups[name] = mine.set_index(part.pair)
     of, against = groups[compare.of], groups[compare.against]
     common = of.index.intersection(against.index).sort_values()
-    pairs = np.stack([of[common].to_numpy(), against[common].to_numpy()])
-    left, right = np.log(pairs) if compare.ratio else pairs
-    return left - right
+    pair = [group.loc[common] for group in (of, against)]
+    left, right = (np.log(side["value"]) if compare.ratio else side["value"] for side in pair)
+    return (left - right).to_numpy(), set(pd.concat(pair)["runs"].explode())
 
 
 def _bound(part: Part) -> float:
@@ -218,11 +224,9 @@ def _is_measured(effects: Sequence[Effect]) -> bool:
 
 def _p_together(effects: Sequence[Effect]) -> float:
     """See the module; 1 where nothing can be said."""
-    together = max(1.0 if math.isnan(effect.p) else effect.p for effect in effects)
-    fails, holds = ([e.p for e in effects if e.status == side] for side in ("fails", "holds"))
-    if not fails:
-        return together
-    return min(together, len(effects) * max(map(min, filter(None, (fails, holds)))))
+    if fails := [effect.p for effect in effects if effect.status == "fails"]:
+        return min(1.0, len(effects) * min(fails))
+    return max(1.0 if math.isnan(effect.p) else effect.p for effect in effects)
 
 
 def _together(effects: Sequence[Effect], p: float) -> str:
