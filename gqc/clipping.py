@@ -47,8 +47,9 @@ def clip_grad_norm_per_group_(
     """Clip each parameter group's gradients to a norm of at most ``max_norm``, in place.
 
     Args:
-        groups: an optimizer, its ``param_groups``, or lists of parameters.  Parameters without a
-            gradient are left out.  ``DTensor``: the norm of the whole tensor, alike on all ranks.
+        groups: an optimizer, its ``param_groups``, parameters (one group), or lists of parameters
+            (a group each), named or not, as optimizers take them.  Parameters without a gradient
+            are left out.  ``DTensor``: the norm of the whole tensor, alike on all ranks.
         max_norm: c > 0 [loss / parameter], of each group; ``math.inf`` only measures.
         error_if_nonfinite: raise where a norm is NaN or infinite.  Else, as in torch, an infinite
             norm makes finite elements 0 and infinite ones NaN, and a NaN spreads in its group.
@@ -113,7 +114,8 @@ def clip_before_step(
     Raises:
         ValueError: a bad argument, or a wrapper with a ``grad_scaler``, which unscales gradients
             only once a window is full; clip in its wrapped optimizer.
-        RuntimeError: at a step: ``.grad`` is the sum of a window that is under way.
+        RuntimeError: at a step: ``.grad`` is the sum of a window that is under way; or the step
+            was given a closure, which makes gradients only after they would have been clipped.
     """
     if per not in CLIPPERS:
         raise ValueError(f"per={per!r}: expected one of {', '.join(CLIPPERS)}")
@@ -125,6 +127,11 @@ def clip_before_step(
         )
 
     def clip(stepping: Optimizer, args: Any, kwargs: Any) -> None:
+        if kwargs.get("closure") is not None or any(map(callable, args)):
+            raise RuntimeError(
+                f"{type(stepping).__name__}.step(closure): gradients are clipped before the "
+                "closure makes them; call the closure yourself, then step()"
+            )
         if getattr(stepping, "num_draws", 0) and isinstance(
             getattr(stepping, "_window", None), GradWindow
         ):
@@ -180,10 +187,30 @@ def _are_single(lists: list[list[Tensor]]) -> bool:
 
 def _groups(groups: Optimizer | Iterable[Any]) -> list[list[Tensor]]:
     found: list[Any] = groups.param_groups if isinstance(groups, Optimizer) else list(groups)
-    if found and all(isinstance(item, Tensor) for item in found):
-        return [found]
-    lists = [g["params"] if isinstance(g, dict) else g for g in found]
-    return [list(params) for params in lists]
+    if found and all(_param(item) is not None for item in found):
+        return [[_param(item) for item in found]]  # type: ignore[misc]
+    return [_params(item) for item in found]
+
+
+def _params(group: Any) -> list[Tensor]:
+    params = group["params"] if isinstance(group, dict) else group
+    if (single := _param(params)) is not None:
+        return [single]
+    found = [_param(item) for item in params]
+    if any(param is None for param in found):
+        kinds = sorted({type(item).__name__ for item in params if _param(item) is None})
+        raise TypeError(f"a group holds {', '.join(kinds)}: expected parameters")
+    return [param for param in found if param is not None]
+
+
+def _param(item: Any) -> Tensor | None:
+    """The parameter, by itself or with its name; None if it is something else."""
+    match item:
+        case Tensor():
+            return item
+        case (str(), Tensor() as param):
+            return param
+    return None
 
 
 def _check_max_norm(max_norm: float) -> None:

@@ -116,17 +116,23 @@ def cap_shares(
             parts[name] = weights[name] * loss
     bounded = [n for n, part in parts.items() if n in max_shares and part > 0]
     excess = {n: parts[n] / max_shares[n] if max_shares[n] else math.inf for n in bounded}
-    result, capped, room = dict(weights), [], 1.0
+    capped: list[str] = []
+    rest, room = _free(parts, max_shares, capped)
     for name in sorted(excess, key=lambda n: -excess[n]):
-        total = sum(p for n, p in parts.items() if n not in capped) / room
-        if parts[name] <= max_shares[name] * total:
+        # Shares of together 1 leave the last term just its own: rounding must not cap it.
+        if parts[name] * room <= max_shares[name] * rest * (1 + 1e-12):
             break
         capped.append(name)
-        room -= max_shares[name]
-    total = sum(p for n, p in parts.items() if n not in capped) / room
-    for name in capped:
-        result[name] = max_shares[name] * total / losses[name]
-    return result
+        rest, room = _free(parts, max_shares, capped)
+    return dict(weights) | {n: max_shares[n] * rest / room / losses[n] for n in capped}
+
+
+def _free(
+    parts: Mapping[str, float], max_shares: Mapping[str, float], capped: list[str]
+) -> tuple[float, float]:
+    """What the terms that are not capped weigh, and the share of the total that is theirs."""
+    rest = math.fsum(part for name, part in parts.items() if name not in capped)
+    return rest, 1 - math.fsum(max_shares[name] for name in capped)
 
 
 def _check_finite(name: str, value: float) -> None:

@@ -85,6 +85,43 @@ def test_it_takes_an_optimizer_its_groups_or_lists():
     assert global_norm([p.grad for p in tensors(made[3])[:3]]) == pytest.approx(0.3, rel=1e-5)
 
 
+def test_parameters_are_taken_as_optimizers_take_them():
+    """One by itself in its group, beside a list, with names."""
+    made = [make_groups() for _ in range(4)]
+    lists = [[g["params"] for g in groups] for groups in made]
+    single = [*lists[0][:1], *lists[0][1], lists[0][2]]
+    named = [[(f"p{i}", p) for i, p in enumerate(params)] for params in lists[1]]
+    for of in (single, named, [{"params": lists[2][0]}, {"params": lists[2][1][0]}]):
+        norms = clip_grad_norm_per_group_(of, 0.3)
+        assert norms[1] == clip_grad_norm_per_group_(made[3], math.inf)[1]
+    clip_grad_norm_per_group_(made[3], 0.3)
+    for groups in made[:3]:
+        assert_same_gradients(groups, made[3])
+    pairs = list(nn.Linear(2, 1).named_parameters())
+    assert clip_grad_norm_per_group_(pairs, 0.3).shape == (1,)
+    with pytest.raises(TypeError, match="a group holds int, str: expected parameters"):
+        clip_grad_norm_per_group_([[3, "weight"]], 0.3)
+
+
+def test_a_closure_would_be_clipped_too_early():
+    params = parameters()
+    start = [p.detach().clone() for p in params]
+
+    def closure():
+        for param, grad in zip(params, DRAWS[0], strict=True):
+            param.grad = grad.clone()
+
+    optimizer = sgd_groups(params)
+    clip_before_step(optimizer, 0.3)
+    wrapper = gqc.OptimizerWrapperSBC(sgd_groups(params), 1, 1)
+    clip_before_step(wrapper, 0.3)
+    steps = (optimizer.step, wrapper.step, lambda make: optimizer.step(closure=make))
+    for step in steps:
+        with pytest.raises(RuntimeError, match=r"step\(closure\): gradients are clipped before"):
+            step(closure)
+    assert all(torch.equal(a, b) for a, b in zip(params, start, strict=True))
+
+
 def test_groups_without_any_gradient():
     lone = [torch.zeros(2, requires_grad=True)]
     assert clip_grad_norm_per_group_([lone, lone], 0.3).tolist() == [0, 0]

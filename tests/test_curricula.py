@@ -4,6 +4,8 @@ import math
 from itertools import pairwise, product
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gqc.curricula import RAMPS, Curriculum, cap_shares, compute_inverse_loss_curriculum_weight
 
@@ -132,6 +134,19 @@ def test_bounded_terms_alone_get_nothing():
     assert cap_shares({"a": 1.0}, {"a": 0.5}, {"a": 0.05}) == {"a": 0.0}
     assert cap_shares({"a": 1.0}, {"a": 0.5}, {"a": 1.0}) == {"a": 0.5}
     assert cap_shares({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 1.0}, {"a": 0.0}) == {"a": 0.0, "b": 1}
+
+
+@given(st.lists(st.integers(1, 18), min_size=2, max_size=5), st.data())
+def test_shares_that_sum_to_one_leave_every_term_something(twentieths, data):
+    """In hundredths or so a sum of shares is 1 up to rounding, on either side."""
+    shares_of = [n / sum(twentieths) for n in twentieths]
+    names = "abcde"[: len(shares_of)]
+    limits = dict(zip(names, shares_of, strict=True))
+    losses = {n: data.draw(st.floats(1e-3, 1e3)) for n in names}
+    found = cap_shares(losses, dict.fromkeys(names, 1.0), limits)
+    assert all(0 < weight <= 1 for weight in found.values())
+    for name, share in shares(losses, found).items():
+        assert share <= limits[name] * (1 + 1e-9)
 
 
 def test_losses_that_are_not_finite_keep_their_weights():

@@ -15,6 +15,7 @@ sequentially rejective multiple test procedure".
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import nan
@@ -256,15 +257,19 @@ def _interval(
     if min(map(len, parts)) < BOOTSTRAP_FROM:
         return nan, nan, f"none: a bootstrap needs {BOOTSTRAP_FROM} runs (of each stratum)"
     estimate = STATISTICS[statistic]
-    bounds = stats.bootstrap(
-        parts,
-        lambda *resampled, axis: estimate(np.concatenate(resampled, axis=axis), axis=axis),
-        n_resamples=resamples,
-        confidence_level=confidence,
-        vectorized=True,
-        method="BCa",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # `interval` says it
+        bounds = stats.bootstrap(
+            parts,
+            lambda *resampled, axis: estimate(np.concatenate(resampled, axis=axis), axis=axis),
+            n_resamples=resamples,
+            confidence_level=confidence,
+            vectorized=True,
+            method="BCa",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+    if not np.isfinite(bounds).all():  # as where most runs are equal
+        return nan, nan, "none: leaving out any one run changes nothing"
     return float(bounds.low), float(bounds.high), "BCa"
 
 

@@ -9,6 +9,9 @@ Two estimators of it, both with debiased exponentially weighted moments (:mod:`g
 projections.  The four that were published before, which measure other things, are in
 :mod:`gqc.scalers.published`.
 
+Both keep squares in float32: V is right for tensors whose gradient has a norm of about 1e-16 to
+1e19; a larger one counts as not finite, and is skipped.
+
 Only the **sum** of the spread over a tensor enters V, and its recursion is linear, so one number
 per tensor holds it: :math:`S_t = (1-a_t)(S_{t-1} + a_t|g_t - m_{t-1}|^2)`.
 """
@@ -117,6 +120,7 @@ class DebiasedEstimator(VarianceEstimator):
         self.averages = ScalarAverages(beta, device)
         self._shards = ShardSums(params)
         self._mask = PresenceMask(device)
+        self._has_elements = torch.tensor([p.numel() > 0 for p in params], device=device)
 
     def update(self, grads: Grads, factor: float = 1.0) -> Tensor:
         prepared, norm_sq = self._prepare(grads, factor)
@@ -136,7 +140,7 @@ class DebiasedEstimator(VarianceEstimator):
         kappa = ema_kappa(self.count, self.beta)
         variance, signal = debiased_moments(self.spread, self.mean_sq, kappa)
         largest = 1 / kappa if variance_cap is None else variance_cap
-        return *noise_to_signal(variance, signal, largest), self.count > 0
+        return *noise_to_signal(variance, signal, largest), (self.count > 0) & self._has_elements
 
     def skipped(self) -> Tensor:
         return self.num_skipped

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqc.gradients import collect
 from gqc.upgd import utility
 
 HALF = (torch.float16, torch.bfloat16)
@@ -120,11 +119,10 @@ def make_batches(groups: Iterable[dict[str, Any]]) -> list[Batch]:
     batches: dict[Any, Batch] = {}
     index = 0
     for place, group in enumerate(groups):
-        collect(group["params"])  # refuses sparse gradients
         for param in group["params"]:
             grad = param.grad
             if grad is not None and grad.numel():
-                _check_kind(param, index)
+                _check_kind(param, grad, index)
                 key = (place, param.device, param.dtype, grad.dtype)
                 if key not in batches:
                     batches[key] = Batch(group, param.device, state_dtype(param))
@@ -143,8 +141,13 @@ def _record_no_gradients() -> None:
     torch.set_grad_enabled(False)
 
 
-def _check_kind(param: Tensor, index: int) -> None:
+def _check_kind(param: Tensor, grad: Tensor, index: int) -> None:
     name = f"parameter {index} of shape {tuple(param.shape)}"
+    if grad.layout is not torch.strided:
+        raise TypeError(
+            f"{name} has a sparse gradient: expected a dense one (build the embedding with "
+            "sparse=False)"
+        )
     if param.is_complex():
         raise TypeError(
             f"{name} is {param.dtype}: expected a real one, since utilities have to be ordered "

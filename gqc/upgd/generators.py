@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,11 +45,23 @@ class Generators:
         return {"seed": self._seed, "states": states}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken; generators that were passed in included."""
+        """Go on where :meth:`state_dict` was taken; generators that were passed in included.
+
+        A device that is not here is passed over, with a warning.
+        """
         self._seed = saved["seed"]
         states: dict[str, Tensor] = saved["states"]
         for device, state in states.items():
-            self.on(device).set_state(state.cpu())
+            try:
+                generator = self.on(device)
+            except RuntimeError:
+                warnings.warn(
+                    f"the stream of noise on {device} was not loaded: that device is not here. "
+                    "Parameters that moved to another draw from a stream of the same seed",
+                    stacklevel=3,
+                )
+                continue
+            generator.set_state(state.cpu())
 
     def __getstate__(self) -> dict[str, Any]:
         return self.state_dict()

@@ -128,7 +128,7 @@ class OptimizerWrapper(DelegatingOptimizer):
             TypeError: a sparse gradient.
         """
         for pre_hook in self._optimizer_step_pre_hooks.values():
-            pre_hook(self, (), {})
+            pre_hook(self, (), {} if closure is None else {"closure": closure})
         if closure is not None:
             with torch.enable_grad():
                 closure()

@@ -76,6 +76,12 @@ def test_bootstrap_is_scipys_bca_and_reproducible():
     pd.testing.assert_series_equal(row, summarize(runs(a=v), "method", "y", **options).iloc[0])
 
 
+def test_a_bootstrap_that_one_run_cannot_move_has_no_bounds_and_says_why():
+    row = summarize(runs(a=[0.0] * 11 + [1.0]), "method", "y", statistic="iqm").iloc[0]
+    assert (row["iqm"], row["interval"]) == (0.0, "none: leaving out any one run changes nothing")
+    assert math.isnan(row["low"])
+
+
 def test_bootstrap_of_too_few_runs_is_refused_in_words():
     row = summarize(runs(a=range(9)), "method", "y", statistic="iqm").iloc[0]
     assert row["iqm"] == 4.0

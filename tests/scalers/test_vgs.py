@@ -96,6 +96,22 @@ def test_factor_stays_between_its_bounds():
     assert factors[0] == 1.0
 
 
+@pytest.mark.parametrize("estimator", ["elementwise", "sketch"])
+def test_a_tensor_without_elements_counts_for_nothing(estimator):
+    options = {"estimator": estimator, "aggregate": "mean", "warmup_steps": 2, "variance_cap": None}
+    params, scaler = make(**options)
+    more = [*params, torch.zeros(0, requires_grad=True)]
+    other = VarianceGradientScaler(more, **options)
+    for grads in steps(6):
+        for each in (scaler, other):
+            for param, grad in zip(more, [*grads, torch.zeros(0)], strict=True):
+                param.grad = grad.clone()
+            each.step()
+    factor, with_empty = (each.metrics()["vgs/scaling_factor"] for each in (scaler, other))
+    assert factor < 1
+    assert with_empty == factor
+
+
 def test_no_strength_leaves_the_gradient_alone_bit_for_bit():
     params, scaler = make(warmup_steps=0, alpha=0.0)
     for grads in steps(10):

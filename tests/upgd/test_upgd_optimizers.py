@@ -335,11 +335,32 @@ def test_sparse_complex_and_distributed_parameters_are_refused_untouched(make):
     optimizer = make([fine, table.weight], lr=0.1)
     with pytest.raises(TypeError, match=r"parameter 1 of shape \(4, 2\) has a sparse gradient"):
         optimizer.step()
+    grouped = make([{"params": [fine]}, {"params": [table.weight]}], lr=0.1)
+    with pytest.raises(TypeError, match="parameter 1 of shape"):  # counted over groups
+        grouped.step()
     wave = torch.ones(3, dtype=torch.complex64, requires_grad=True)
     wave.grad = torch.ones_like(wave)
     with pytest.raises(TypeError, match=r"parameter 1 of shape \(3,\) is torch.complex64"):
         make([fine, wave], lr=0.1).step()
     assert torch.equal(fine, torch.ones(2))
+
+
+def test_a_checkpoint_of_a_device_that_is_not_here_loads_with_a_warning():
+    params, again = parameters(), parameters()
+    first = UPGD(params, lr=0.05, sigma=0.1)
+    feed(first, params, stream(2))
+    saved = copy.deepcopy(first.state_dict())
+    streams = saved["upgd"]["generators"]["states"]
+    streams["xpu:7"] = streams["cpu"].clone()
+    second = UPGD(again, lr=9.0)
+    with torch.no_grad():
+        for a, b in zip(again, params, strict=True):
+            a.copy_(b)
+    with pytest.warns(UserWarning, match="the stream of noise on xpu:7 was not loaded"):
+        second.load_state_dict(saved)
+    feed(first, params, stream(2))
+    feed(second, again, stream(2))
+    assert equal(params, again)
 
 
 def test_published_names_and_checkpoints_load():
