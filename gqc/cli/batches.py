@@ -154,7 +154,8 @@ def _execute(
             print(f"gqc: {error}", file=sys.stderr)
             return 1
     counts = [f"{outcomes.count(s)} {s}" for s in dict.fromkeys(outcomes.statuses.values())]
-    console.print(f"{batch.name}: {len(batch.runs)} runs: {', '.join(counts)}", highlight=False)
+    runs_of_it = "1 run" if len(batch.runs) == 1 else f"{len(batch.runs)} runs"
+    console.print(f"{batch.name}: {runs_of_it}: {', '.join(counts)}", highlight=False)
     try:
         _report(batch, store, console)
     except BadInput as error:  # the runs are stored; only the report is not as asked for
@@ -200,7 +201,7 @@ def _report(batch: "Batch", store: "Store", console: "Console") -> None:
     results = batch_results(batch, loaded)
     summary = summarize_batch(batch, results) if len(results) else results
     if len(summary):
-        console.print(make_table(batch, summary))
+        console.print(make_table(batch, summary, console))
     if batch.report.figure and len(results):
         path = root / f"{batch.name}.html"
         write_figure(batch, results, loaded.history, path)

@@ -25,6 +25,7 @@ from gqc.lab.runs.plan import Batch
 from gqc.lab.runs.progress import show_value
 from gqc.lab.runs.report import (
     batch_results,
+    describe_summary,
     figure_function,
     show_interval,
     summarize_batch,
@@ -143,7 +144,8 @@ def _summary(batch: Batch, results: pd.DataFrame, runs: Runs) -> str:
             shown = {row["column"]: show_interval(row) for _, row in group.iterrows()}
             counted = [*(html.escape(str(k)) for k in key), str(group["n"].max())]
             rows.append(counted + [shown.get(column, "") for column in columns])
-        text += "<p>Mean and 95 % interval over runs.</p>" + _table([*by, "runs", *columns], rows)
+        text += f"<p>{html.escape(describe_summary(batch, summary).capitalize())}.</p>"
+        text += _table([*by, "runs", *columns], rows)
     if batch.report.figure:
         figure = figure_function(batch)(results, runs.history)
         text += str(pio.to_html(figure, include_plotlyjs=False, full_html=False))

@@ -113,4 +113,4 @@ def test_by_command_from_nothing_to_a_finished_run(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(sys, "argv", ["gqc", "run", "mine/01_tiny_one.ipynb"])
     with pytest.raises(SystemExit) as end:
         main()
-    assert (end.value.code or 0, "1 runs: 1 finished" in capsys.readouterr().out) == (0, True)
+    assert (end.value.code or 0, "1 run: 1 finished" in capsys.readouterr().out) == (0, True)

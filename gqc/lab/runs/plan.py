@@ -14,7 +14,7 @@ A batch file is YAML; every key but ``notebook`` is optional, paths count from t
     timeout: 600                        # seconds per run; default: none
     resources: {GPU: 1}                 # of a Dask worker, per run; as in `dask worker --resources`
     cost: {flops: package.module:function, flops_per_second: 1.0e+14}   # for `gqc batch plan`
-    report: {by: [method], columns: [val_loss]}
+    report: {by: [method], columns: [val_loss, steps], geometric: [steps]}
 
 A run's id is the hash of what it depends on (:mod:`gqc.lab.runs.fingerprint`), so the same
 run in two batch files is one run.
@@ -61,14 +61,17 @@ class Report:
     """What to print after a batch: the mean of ``columns`` for each group of ``by``.
 
     Args:
-        by: result or parameter columns; empty means what the grid varies, but seeds.
+        by: result or parameter columns; empty means what the grid varies (but seeds) and the
+            method, and more where rows of one run would be pooled.
         columns: numeric result columns; empty means all of them.
+        geometric: those of them, all > 0, whose mean and interval are those of the logarithms.
         figure: ``package.module:function`` that takes (results, history) frames and returns a
             plotly figure; empty means none.
     """
 
     by: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    geometric: tuple[str, ...] = ()
     figure: str = ""
 
 
@@ -253,10 +256,11 @@ def _reference(where: str, value: Any) -> str:
 
 
 def _report(content: dict[str, Any]) -> Report:
-    _check_keys("report", content, ("by", "columns", "figure"))
+    lists = ("by", "columns", "geometric")
+    _check_keys("report", content, (*lists, "figure"))
     figure = _reference("report: figure", content["figure"]) if content.get("figure") else ""
-    by, columns = _list_of(content, "by", str), _list_of(content, "columns", str)
-    return Report(tuple(by), tuple(columns), figure)
+    by, columns, geometric = (tuple(_list_of(content, key, str)) for key in lists)
+    return Report(by, columns, geometric, figure)
 
 
 def _runs(

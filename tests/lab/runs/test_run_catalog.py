@@ -20,7 +20,12 @@ from gqc.lab.runs.cost import count_flops, describe_cost
 from gqc.lab.runs.explain import explain, find_run
 from gqc.lab.runs.overview import estimate, print_plan, statuses
 from gqc.lab.runs.plan import read_batch
-from gqc.lab.runs.report import batch_results, summarize_batch
+from gqc.lab.runs.report import (
+    batch_results,
+    describe_summary,
+    show_interval,
+    summarize_batch,
+)
 from gqc.lab.runs.report import make_table as make_summary
 from gqc.lab.runs.store import Store, write_json
 
@@ -57,8 +62,8 @@ def store(tmp_path):
     return Store(tmp_path / "runs")
 
 
-def render(table):
-    console = Console(width=200)
+def render(table, width=200):
+    console = Console(width=width)
     with console.capture() as capture:
         console.print(table)
     return capture.get()
@@ -210,8 +215,88 @@ def test_summary_is_mean_and_t_interval_of_the_batch_only(make_batch, store):
     # With 2 degrees of freedom t has a closed form, (2p - 1) / sqrt(2 p (1 - p)); s = 1 and 2.
     half = 0.95 / (2 * 0.975 * 0.025) ** 0.5 / 3**0.5
     assert summary["high"].tolist() == pytest.approx([2 + half, 4 + 2 * half], rel=1e-12)
-    assert "2.0 [-0.5, 4.5]" in render(make_summary(batch, summary))
+    assert "2.0 [-0.5, 4.5]" in render(make_summary(batch, summary, Console(width=200)))
 
     wrong = make_batch("seeds: 1\nreport: {columns: [los]}")
     with pytest.raises(BadInput, match="no result column 'los'; did you mean 'loss'"):
         summarize_batch(wrong, results)
+
+
+def rows_of(batch, *rows):
+    """Results of every run of ``batch``: these rows, with the run's parameters."""
+    common = [{"run": run.id, "notebook": "tiny", **run.parameters} for run in batch.runs]
+    return pd.DataFrame([{**run, **row} for run in common for row in rows])
+
+
+METHODS = ({"method": "gnts", "loss": 2.0}, {"method": "adamw", "loss": 3.0})
+
+
+def test_methods_of_one_run_are_no_repetitions(make_batch):
+    batch = make_batch("seeds: 1")
+    summary = summarize_batch(batch, rows_of(batch, *METHODS))
+    assert summary["method"].tolist() == ["gnts", "adamw"]
+    assert summary["mean"].tolist() == [2.0, 3.0]
+    assert summary["low"].isna().all()
+    text = render(make_summary(batch, summary, Console(width=200)))
+    assert "interval" not in text
+    assert "runs" not in text
+
+
+def test_rows_that_no_method_tells_apart_are_printed_as_they_are(make_batch):
+    batch = make_batch("seeds: 1")
+    named = rows_of(batch, *({**row, "stream": s} for row in METHODS for s in ("a", "b")))
+    assert list(summarize_batch(batch, named).columns[:3]) == ["method", "stream", "column"]
+    alike = rows_of(batch, *METHODS, *METHODS)
+    summary = summarize_batch(batch, alike)
+    assert summary["row"].tolist() == ["1", "2", "3", "4"]
+    assert summary["mean"].tolist() == [2.0, 3.0, 2.0, 3.0]
+    both = make_batch("seeds: 2")
+    summary = summarize_batch(both, rows_of(both, *METHODS, *METHODS))
+    assert list(summary.columns[:3]) == ["method", "run", "row"]
+    assert summary["low"].isna().all()
+
+
+def test_rows_of_one_run_count_once(make_batch):
+    batch = make_batch("seeds: 3\nreport: {by: [method]}")
+    once = summarize_batch(batch, rows_of(batch, METHODS[0]))
+    results = rows_of(batch, METHODS[0], {"method": "gnts", "loss": 4.0})
+    results["loss"] += results["seed"]
+    summary = summarize_batch(batch, results)
+    assert (summary["mean"].item(), summary["n"].item()) == (4.0, 3)
+    assert summary["high"].item() == pytest.approx(4 + 0.95 / (2 * 0.975 * 0.025) ** 0.5 / 3**0.5)
+    assert once["low"].item() == once["high"].item() == 2.0
+
+
+def test_runs_that_differ_in_more_than_the_seed_have_no_interval(make_batch):
+    batch = make_batch("grid: {scale: [1.0, 2.0]}\nseeds: 2\nreport: {by: [method]}")
+    results = rows_of(batch, METHODS[0])
+    results["loss"] += results["seed"]
+    summary = summarize_batch(batch, results)
+    assert (summary["mean"].item(), summary["n"].item()) == (2.5, 4)
+    assert summary["low"].isna().all()
+    apart = make_batch("grid: {scale: [1.0, 2.0]}\nseeds: 2\nreport: {by: [method, scale]}")
+    assert summarize_batch(apart, results)["low"].notna().all()
+
+
+def test_the_interval_of_a_geometric_mean_stays_above_zero(make_batch):
+    batch = make_batch("seeds: 3\nreport: {by: [method], geometric: [steps]}")
+    results = rows_of(batch, {"method": "gnts"}).assign(steps=[1.0, 10.0, 100.0])
+    (_, row), *_ = summarize_batch(batch, results).iterrows()
+    half = 0.95 / (2 * 0.975 * 0.025) ** 0.5 / 3**0.5  # decades: their deviation is 1
+    assert row["mean"] == pytest.approx(10)
+    assert [row["low"], row["high"]] == pytest.approx([10 ** (1 - half), 10 ** (1 + half)])
+    assert show_interval(row) == "10 [0.0328, 3,049]"
+    assert describe_summary(batch, pd.DataFrame([row])).endswith("; geometric mean of steps")
+    with pytest.raises(BadInput, match="geometric: 'steps' has a value of 0; it needs > 0"):
+        summarize_batch(batch, results.assign(steps=[0.0, 1.0, 2.0]))
+
+
+def test_a_table_that_is_too_wide_has_a_row_for_each_number(make_batch):
+    batch = make_batch("seeds: 1")
+    names = [f"quite_a_long_name_{i}" for i in range(5)]
+    results = rows_of(batch, *({**row, **dict.fromkeys(names, 1234.5)} for row in METHODS))
+    summary = summarize_batch(batch, results)
+    for width, lines in ((200, 2), (60, 12)):
+        text = render(make_summary(batch, summary, Console(width=width)), width)
+        assert [name for name in names if name not in text] == []
+        assert sum("│" in line for line in text.splitlines()) == lines
