@@ -7,10 +7,11 @@ import pytest
 
 from gqc.lab.claims import load_frozen, read_claims
 from gqc.lab.claims.commands import batch_path, check, decide, read_plan
-from gqc.lab.claims.readme import fill
+from gqc.lab.claims.readme import COLUMNS, FLAGSHIP, GEOMETRIC, fill
 from gqc.lab.claims.tables import macros
 from gqc.lab.printing import print_figures, scripts
 from gqc.lab.runs.notebook import read_notebook
+from gqc.lab.runs.plan import read_batch
 
 ROOT = Path(__file__).parents[1]
 PAPER = ROOT / "paper"
@@ -45,6 +46,12 @@ def test_the_readme_says_what_the_results_say():
     assert "<!-- begin claims -->" in text
     assert "<!-- begin flagship -->" in text
     assert fill(text, decide(PAPER), load_frozen(PAPER / "results")) == text
+
+
+def test_the_flagship_is_reported_as_its_batch_reports_it():
+    report = read_batch(batch_path(PAPER, FLAGSHIP)).report
+    timing = ("tokens_per_second",)  # of the machine that it ran on
+    assert (report.columns, report.geometric) == (COLUMNS + timing, GEOMETRIC + timing)
 
 
 def test_no_number_in_the_results_is_typed():

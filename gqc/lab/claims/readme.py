@@ -11,13 +11,14 @@ import re
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from gqc.lab.analysis import summarize
 from gqc.lab.claims.frozen import Frozen
 from gqc.lab.claims.tables import SHOWN, count, number, shown
 from gqc.lab.claims.verdicts import Verdict
+from gqc.lab.runs.report import summarize_column
 
 FLAGSHIP = "01_gnts_pretraining"
 COLUMNS = ("val_loss", "perplexity", "mean_logical_batch_examples", "steps")
+GEOMETRIC = COLUMNS[1:]  # as in the report of its batch file
 
 
 def fill(text: str, verdicts: Sequence[Verdict], results: Mapping[str, Frozen]) -> str:
@@ -45,10 +46,13 @@ def claims_block(verdicts: Sequence[Verdict]) -> str:
 
 
 def flagship_block(frozen: Frozen) -> str:
-    """Mean and 95 % interval over seeds of each method of the flagship."""
+    """Mean and 95 % interval over seeds of each method of the flagship, as its batch reports."""
     lines = [f"| method | runs | {' | '.join(COLUMNS)} |", "|---|---|" + "---|" * len(COLUMNS)]
-    frames = [summarize(frozen.results, "method", c).to_dict("records") for c in COLUMNS]
-    for rows in zip(*frames, strict=True):  # of one method
+    frames = [
+        summarize_column(frozen.results, ["method"], c, is_geometric=c in GEOMETRIC)
+        for c in COLUMNS
+    ]
+    for rows in zip(*(frame.to_dict("records") for frame in frames), strict=True):  # of one method
         cells = " | ".join(_cell(row) for row in rows)
         lines.append(f"| {rows[0]['method']} | {rows[0]['n']} | {cells} |")
     return "\n".join([*lines, ""])
