@@ -29,18 +29,26 @@
 # **To read.** Below is a run that was steered: alpha was raised on the way, then set to 0. Beside
 # it are three runs at one alpha each, and what the record of the first says of the others.
 
-# %%
+# %% tags=["install"]
 # Only where the kit is missing, as in Colab; whatever torch is there stays.
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
-kit = ""  # address of the kit's repository: "git+https://..."
-if importlib.util.find_spec("gqc_widgets") is None:
+kit = ""  # where the kit is: a wheel, the folder of a checkout, or "git+https://..."
+
+if importlib.util.find_spec("gqc") is None:
     if not kit:
-        raise ModuleNotFoundError("gqc is not installed: write its repository's address into `kit`")
-    kit = f"gqc-kit[widgets] @ {kit}"
-    subprocess.run([sys.executable, "-m", "pip", "install", kit], check=True)
+        raise ModuleNotFoundError(
+            "gqc is not installed here. Set `kit` in this cell to where it is: a wheel that was "
+            "uploaded (`pip wheel --no-deps .` in a checkout makes gqc_kit-*.whl), the folder of a "
+            'checkout, or the address of a repository, "git+https://host/owner/name".'
+        )
+    # Never a bare name: an index would be asked for it, where anybody may have taken it.
+    address = kit if "://" in kit else Path(kit).expanduser().resolve(strict=True).as_uri()
+    command = [sys.executable, "-m", "pip", "install", "--quiet", f"gqc-kit[widgets] @ {address}"]
+    subprocess.run(command, check=True)
 
 # %% tags=["parameters"]
 interactive = False  # True: wait for a person; False: replay `changes` and train to the end

@@ -11,8 +11,10 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
+from string import Template
 
 import jupytext
 import nbformat
@@ -33,6 +35,23 @@ def is_paired(notebook: Path) -> bool:
 
 def _cells(script: str) -> str:
     return script[script.index("# %%") :]
+
+
+def install_cell(extra: str = "lab") -> str:
+    """The cell that installs the kit where it is missing, the first of every notebook.
+
+    It is tagged ``install`` and not part of a run's id.
+
+    Args:
+        extra: of the kit; "widgets" where the notebook shows some.
+    """
+    return fill_template("install.py", {"extra": extra}).rstrip("\n")
+
+
+def fill_template(name: str, words: Mapping[str, str]) -> str:
+    """The text of ``templates/<name>.txt`` with its ``$words``."""
+    text = files("gqc.lab").joinpath("templates", f"{name}.txt").read_text(encoding="utf-8")
+    return Template(text).substitute(words)
 
 
 def on_cpu(notebook: NotebookNode) -> NotebookNode:

@@ -10,14 +10,12 @@ from __future__ import annotations
 import keyword
 import re
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 
 import jupytext
 import nbformat
 
-from gqc.lab.notebooks import tidy
+from gqc.lab.notebooks import fill_template, install_cell, tidy
 from gqc.lab.runs.parameters import BadInput
 
 SCALES = ("smoke", "laptop", "paper")
@@ -65,13 +63,15 @@ def write_experiment(name: str, question: str = "", folder: Path | str = ".") ->
         "title": title,
         "stem": stem,
         "class_name": "".join(word.capitalize() for word in name.split("_")),
+        "install": install_cell(),
         "import_line": origin,
         "notebook": f"../{stem}.ipynb",
         "preset": f"../presets/{stem}.laptop.yaml",
         "batch": batch.as_posix(),
     }
-    script = _fill("notebook.py", words)
-    texts = {module: _fill("experiment.py", words), batch: _fill("batch.yaml", words)}
+    script = fill_template("notebook.py", words)
+    texts = {module: fill_template("experiment.py", words)}
+    texts[batch] = fill_template("batch.yaml", words)
     for scale in SCALES:
         texts[notebooks / "presets" / f"{stem}.{scale}.yaml"] = f"scale: {scale}\n"
     pair = tidy(jupytext.reads(script, "py:percent"))
@@ -84,14 +84,9 @@ def write_experiment(name: str, question: str = "", folder: Path | str = ".") ->
     for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    return Scaffold(notebook, batch, tuple(texts), _fill("claim.yaml", words))
+    return Scaffold(notebook, batch, tuple(texts), fill_template("claim.yaml", words))
 
 
 def _next_number(notebooks: Path) -> int:
     numbers = [int(p.name[:2]) for p in notebooks.glob("[0-9][0-9]_*.ipynb")]
     return max(numbers, default=0) + 1
-
-
-def _fill(template: str, words: dict[str, str]) -> str:
-    text = files("gqc.lab").joinpath("templates", f"{template}.txt").read_text(encoding="utf-8")
-    return Template(text).substitute(words)

@@ -21,7 +21,8 @@ class Notebook:
     Args:
         path: where it was read.
         text: its content at that moment; this is what runs, even if the file changes meanwhile.
-        code: the sources of the code cells, without the `parameters` cell.
+        code: the sources of the code cells, without those tagged `parameters` or `install`: where
+            the kit comes from does not change a run, and its source is hashed by itself.
         declared: the parameters, by name.
     """
 
@@ -56,7 +57,7 @@ def read_notebook(path: Path | str) -> Notebook:
             f"{path}: {len(tagged)} cells are tagged `parameters`; expected one, with a line "
             "`name = literal` for each parameter"
         )
-    code = tuple(source for source, tags in cells if "parameters" not in tags)
+    code = tuple(source for source, tags in cells if not {"parameters", "install"} & set(tags))
     _check_pair(path, [source for source, _ in cells])
     return Notebook(path.resolve(), text, code, parse_cell(tagged[0], f"{path}: parameters cell"))
 

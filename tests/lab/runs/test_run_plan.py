@@ -91,6 +91,20 @@ def test_id_follows_code_and_parameters_only(plan, tmp_path, old, new, is_stale)
     assert (before != after) is is_stale
 
 
+def test_where_the_kit_comes_from_is_not_part_of_the_id(plan, tmp_path):
+    content = json.loads((NOTEBOOKS / "tiny.ipynb").read_text())
+    without = plan("seeds: [1]").runs[0].id
+    ids = set()
+    for tags in (["install"], []):
+        for kit in ("", "git+https://host/owner/name"):
+            cell = {"cell_type": "code", "source": f"kit = {kit!r}", "metadata": {"tags": tags}}
+            cells = [cell, *content["cells"]]
+            (tmp_path / "tiny.ipynb").write_text(json.dumps(content | {"cells": cells}))
+            ids.add(plan("seeds: [1]", tmp_path / "tiny.ipynb").runs[0].id)
+    assert without in ids
+    assert len(ids) == 3
+
+
 def test_changed_data_make_runs_stale(plan, tmp_path):
     (tmp_path / "corpus.txt").write_text("a")
     before = plan("data: [corpus.txt]").runs[0].id
