@@ -87,7 +87,8 @@ def overview(verdicts: Sequence[Verdict]) -> Table:
             for part, e in zip(claim.parts, verdict.effects, strict=False)
         ] or [(verdict.reason, "", "", "", "")]
         for place, row in enumerate(rows):
-            head = (claim.id, tables.shown(verdict), tables.number(verdict.p_holm))
+            p = tables.p_text(verdict).removeprefix("p (Holm) ").removeprefix("= ")
+            head = (claim.id, tables.verdict_text(verdict), p)
             table.add_row(*(head if place == 0 else ("", "", "")), *row)
     return table
 

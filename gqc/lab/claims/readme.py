@@ -12,7 +12,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from gqc.lab.claims.frozen import Frozen
-from gqc.lab.claims.tables import SHOWN, count, number, shown
+from gqc.lab.claims.tables import SHOWN, count, leaning, number, shown
 from gqc.lab.claims.verdicts import Verdict
 from gqc.lab.runs.report import summarize_column
 
@@ -33,16 +33,22 @@ def fill(text: str, verdicts: Sequence[Verdict], results: Mapping[str, Frozen]) 
 
 
 def claims_block(verdicts: Sequence[Verdict]) -> str:
-    """How many claims of each group have which verdict, and which ones."""
+    """How many claims of each group have which verdict, and which ones; of open ones, what their
+    parts say."""
     lines = [f"| claims of | {' | '.join(SHOWN)} |", "|---|" + "---|" * len(SHOWN)]
     for group in dict.fromkeys(v.claim.group for v in verdicts):
         mine = [v for v in verdicts if v.claim.group == group]
         cells = []
         for verdict, n in count(mine).items():
-            names = ", ".join(v.claim.id.partition("-")[2] for v in mine if shown(v) == verdict)
+            names = ", ".join(_name(v) for v in mine if shown(v) == verdict)
             cells.append(f"{n}: {names}" if n else "0")
         lines.append(f"| {group} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
+
+
+def _name(verdict: Verdict) -> str:
+    name = verdict.claim.id.partition("-")[2]
+    return f"{name} ({leaning(verdict)})" if verdict.is_open else name
 
 
 def flagship_block(frozen: Frozen) -> str:

@@ -38,13 +38,43 @@ def _rows(verdict: Verdict) -> list[tuple[str, str, str]]:
     return rows
 
 
-#: verdicts as they are shown: a mixed one says whether its parts disagree or the seeds do not tell
-SHOWN = ("reproduced", "refuted", "mixed", "mixed (open)", "not tested")
+#: verdicts as they are shown: mixed where the parts disagree, open where the seeds do not tell
+SHOWN = ("reproduced", "refuted", "mixed", "open", "not tested")
+LEAST_P = (
+    1e-16  # below, a p value is that of rounding, or of values that are the same for all seeds
+)
 
 
 def shown(verdict: Verdict) -> str:
     """Of `SHOWN`."""
-    return "mixed (open)" if verdict.is_open else verdict.verdict
+    return "open" if verdict.is_open else verdict.verdict
+
+
+def leaning(verdict: Verdict) -> str:
+    """What the parts of a claim say, each by its own interval: that all (or some) hold or fail.
+
+    ``disagree`` where some hold and some fail; ``say nothing`` where all are open themselves.
+    """
+    said = [effect.status for effect in verdict.effects]
+    if {"holds", "fails"} <= set(said):
+        return "disagree"
+    for status in ("holds", "fails"):
+        if status in said:
+            return f"{'some' if 'open' in said else 'all'} {status.removesuffix('s')}"
+    return "say nothing"
+
+
+def verdict_text(verdict: Verdict) -> str:
+    """``open (parts: all fail)``, or the verdict."""
+    return f"open (parts: {leaning(verdict)})" if verdict.is_open else verdict.verdict
+
+
+def p_text(verdict: Verdict) -> str:
+    """``p (Holm) = 0.05``; empty where nothing was tested."""
+    if not verdict.effects:
+        return ""
+    is_tiny = verdict.p_holm < LEAST_P
+    return f"p (Holm) {f'< {LEAST_P:g}' if is_tiny else f'= {number(verdict.p_holm)}'}"
 
 
 def count(verdicts: Sequence[Verdict]) -> dict[str, int]:
@@ -67,9 +97,10 @@ def markdown(verdicts: Sequence[Verdict], links: str = "../../notebooks") -> str
             parts = [f"{what} ({rule}): {effect}" for what, rule, effect in _rows(verdict)]
             measured = "<br>".join(parts) or verdict.reason
             link = f"[{claim.notebook[:2]}]({links}/{claim.notebook}.ipynb)"
-            text = f"**{claim.id}** {claim.statement}" + (f" *{claim.note}*" if claim.note else "")
+            text = f"**{claim.id}** {claim.statement}<br>{claim.source}"
+            text += f"<br>*{claim.note}*" if claim.note else ""
             scale = f"{claim.scale}, {verdict.num_runs} runs" if parts else ""
-            said = "<br>".join(filter(None, (shown(verdict), _p(verdict))))
+            said = "<br>".join(filter(None, (verdict_text(verdict), p_text(verdict))))
             cells = [text, said, measured, scale, link if claim.notebook else ""]
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         lines.append("")
@@ -90,7 +121,7 @@ def page(verdicts: Sequence[Verdict], links: str = "../../notebooks") -> str:
 
 def _html_row(verdict: Verdict, links: str) -> str:
     claim, rows = verdict.claim, _rows(verdict)
-    certainty = f"<br><small>{_p(verdict)}</small>" if rows else ""
+    certainty = f"<br><small>{html.escape(p_text(verdict))}</small>" if rows else ""
     kind = "open" if verdict.is_open else verdict.verdict.replace(" ", "-")
     note = f"<br><em>{html.escape(claim.note)}</em>" if claim.note else ""
     name = f"<b>{html.escape(claim.id)}</b>"
@@ -99,7 +130,7 @@ def _html_row(verdict: Verdict, links: str) -> str:
     cells = [
         f"{name}<br>{html.escape(claim.statement)}<br><small>{html.escape(claim.source)}</small>"
         f"{note}",
-        f'<span class="{kind}">{shown(verdict)}</span>{certainty}',
+        f'<span class="{kind}">{verdict_text(verdict)}</span>{certainty}',
         "<br>".join(html.escape(f"{what}: {rule}") for what, rule, _ in rows),
         "<br>".join(html.escape(effect) for _, _, effect in rows) or html.escape(verdict.reason),
         f"{verdict.num_runs}, {html.escape(claim.scale)}" if rows else "",
@@ -107,22 +138,27 @@ def _html_row(verdict: Verdict, links: str) -> str:
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
-def _p(verdict: Verdict) -> str:
-    return f"p = {number(verdict.p_holm)}" if verdict.effects else ""
-
-
 def latex(verdicts: Sequence[Verdict]) -> str:
-    """A longtable: claim, verdict, effects."""
-    lines = [r"\begin{longtable}{@{}p{0.37\linewidth}p{0.13\linewidth}p{0.44\linewidth}@{}}"]
+    """A longtable: claim and source, verdict, effects."""
+    wide = r">{\raggedright\arraybackslash}p"
+    columns = "".join(f"{wide}{{{width}\\linewidth}}" for width in (0.33, 0.14, 0.44))
+    lines = [rf"\begin{{longtable}}{{@{{}}{columns}@{{}}}}"]
     lines += [r"\toprule Claim & Verdict & Measured \\ \midrule \endhead \bottomrule \endfoot"]
     for group in dict.fromkeys(v.claim.group for v in verdicts):
-        lines.append(rf"\multicolumn{{3}}{{@{{}}l}}{{\textbf{{{escape(group)}}}}} \\")
+        lines.append(rf"\multicolumn{{3}}{{@{{}}l}}{{\textbf{{{escape(group)}}}}} \\*")
         for verdict in (v for v in verdicts if v.claim.group == group):
             parts = [f"{what} (${rule}$): {effect}" for what, rule, effect in _tex_rows(verdict)]
             measured = r" \newline ".join(parts) or escape(verdict.reason)
             claim = rf"\textit{{{escape(verdict.claim.id)}}}: {escape(verdict.claim.statement)}"
-            lines.append(rf"{claim} & {shown(verdict)} & {measured} \\[2pt]")
+            source = rf"\newline {{\footnotesize Source: {escape(verdict.claim.source)}}}"
+            said = r" \newline ".join(filter(None, (verdict_text(verdict), _tex_p(verdict))))
+            lines.append(rf"{claim} {source} & {said} & {measured} \\[2pt]")
     return "\n".join([*lines, r"\end{longtable}", ""])
+
+
+def _tex_p(verdict: Verdict) -> str:
+    text = p_text(verdict).replace(f"{LEAST_P:g}", "$10^{-16}$")
+    return text.replace("p", "$p$", 1).replace("<", "$<$")
 
 
 def _tex_rows(verdict: Verdict) -> list[tuple[str, str, str]]:
@@ -136,7 +172,7 @@ def macros(verdicts: Sequence[Verdict]) -> str:
 
     Of claim ``gqc-x16``, whose first part is A: ``\verdictGqcXOneSix``, ``\effectGqcXOneSixA``
     (with interval), ``\meanGqcXOneSixA``, ``\seedsGqcXOneSixA``; and ``\numClaims``,
-    ``\numReproduced``, ``\numRefuted``, ``\numMixed``, ``\numMixedOpen``, ``\numNotTested``.
+    ``\numReproduced``, ``\numRefuted``, ``\numMixed``, ``\numOpen``, ``\numNotTested``.
     """
     lines = [rf"\newcommand{{\numClaims}}{{{len(verdicts)}}}"]
     for name, n in count(verdicts).items():

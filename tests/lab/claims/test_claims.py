@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,22 @@ from gqc.lab.analysis import holm
 from gqc.lab.claims import evaluate, load_frozen, read_claims
 from gqc.lab.claims.commands import check, write
 from gqc.lab.claims.frozen import HISTORY, RESULTS, RUNS
-from gqc.lab.claims.tables import camel, escape, interval, latex, macros, markdown, number, page
-from gqc.lab.claims.verdicts import LEVEL, Effect, _p_together, changes
+from gqc.lab.claims.tables import (
+    camel,
+    count,
+    escape,
+    interval,
+    latex,
+    leaning,
+    macros,
+    markdown,
+    number,
+    p_text,
+    page,
+    shown,
+    verdict_text,
+)
+from gqc.lab.claims.verdicts import LEVEL, Effect, Verdict, _p_together, changes
 from gqc.lab.runs import BadInput, CorruptRun
 from gqc.lab.runs.store import file_hash, seal, write_json
 
@@ -286,11 +301,14 @@ def test_tables_show_every_claim(paper):
     assert "| **better-x2** b is better" in text
     assert "size (> 5 B): 4 [4, 4] B, n = 3: fails" in text
     assert "budget: too dear" in text
+    assert "<br>somewhere" in text
     document = page(all_of_them)
     assert 'href="../../notebooks/01_question.ipynb"' in document
     assert "10% &amp; more" in document
     assert "http" not in document.replace("<!doctype", "")
+    assert "<small>somewhere</small>" in document
     assert r"10\% \& more" in latex(all_of_them)
+    assert "Source: somewhere" in latex(all_of_them)
     written = macros(all_of_them)
     assert r"\newcommand{\verdictBetterXTwo}{mixed}" in written
     assert r"\newcommand{\numNotTested}{1}" in written
@@ -298,6 +316,35 @@ def test_tables_show_every_claim(paper):
     names = [line.split("{")[1].rstrip("}") for line in written.splitlines()]
     assert len(set(names)) == len(names)
     assert all(name[1:].isalpha() for name in names)
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ((0.01, 0.03), "all hold"),
+        ((0.01, 0.5), "some hold"),
+        ((-0.01,), "all fail"),
+        ((-0.01, 0.5), "some fail"),
+        ((0.01, -0.01, 0.5), "disagree"),
+        ((0.5, 0.6), "say nothing"),
+    ],
+)
+def test_an_open_claim_tells_what_its_parts_say(paper, parts, said):
+    claim = read_claims(paper / "claims.yaml")[0]
+    verdict = Verdict(claim, "mixed", tuple(effects_of(*parts)), 6, 0.06, 0.06)
+    assert leaning(verdict) == said
+    assert verdict_text(verdict) == f"open (parts: {said})"
+    assert (shown(verdict), p_text(verdict)) == ("open", "p (Holm) = 0.06")
+    assert count([verdict])["open"] == 1
+
+
+def test_no_p_value_is_said_to_be_zero(paper):
+    first, second = verdicts(paper)
+    first = replace(first, p_holm=0.0)  # as of values that are the same for all seeds
+    assert (verdict_text(first), p_text(first)) == ("mixed", "p (Holm) < 1e-16")
+    assert p_text(second) == ""
+    assert "$p$ (Holm) $<$ $10^{-16}$" in latex([first])
+    assert "p (Holm) &lt; 1e-16" in page([first])
 
 
 def test_numbers_are_short_and_honest(paper):
