@@ -3,6 +3,7 @@
 from matplotlib import pyplot
 
 from gqc.lab import printing
+from gqc.lab.figures.style import PLACES
 
 STREAMS = {"input_permuted": "pixels permuted", "label_permuted": "labels permuted"}
 METHODS = {"sgd": "SGD", "adamw": "AdamW", "shrink_perturb": "shrink & perturb", "upgd": "UPGD"}
@@ -12,9 +13,9 @@ def draw(results):
     history = results["10_upgd_continual"].history
     figure, panels = pyplot.subplots(1, 2, figsize=(6.9, 2.5), sharey=True)
     for axes, (stream, title) in zip(panels, STREAMS.items(), strict=True):
-        for place, (method, name) in enumerate(METHODS.items()):
+        for method, name in METHODS.items():
             rows = history[(history["stream"] == stream) & (history["method"] == method)]
-            printing.curve(axes, rows, "task", "online_accuracy", place, name)
+            printing.curve(axes, rows, "task", "online_accuracy", PLACES[method], name)
         axes.set(xlabel="task", title=title)
     panels[0].set(ylabel="online accuracy")
     panels[0].legend(ncols=2)

@@ -3,6 +3,7 @@
 from matplotlib import pyplot
 
 from gqc.lab import printing
+from gqc.lab.figures.style import PLACES
 
 NAMES = {"adamw": "AdamW, tuned", "gnts": "GNTS, tuned"}
 
@@ -10,16 +11,16 @@ NAMES = {"adamw": "AdamW, tuned", "gnts": "GNTS, tuned"}
 def draw(results):
     history = results["01_gnts_pretraining"].history
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(6.9, 2.4))
-    for place, (method, name) in enumerate(NAMES.items()):
+    for method, name in NAMES.items():
         rows = history[(history["method"] == method) & history["val_loss"].notna()]
-        printing.curve(left, rows, "tokens", "val_loss", place, name)
-    left.set(xlabel="training tokens", ylabel="validation loss [nat/character]", title="a")
+        printing.curve(left, rows, "tokens", "val_loss", PLACES[method], name)
+    left.set(xlabel="training tokens", ylabel="validation loss [nat/token]", title="a")
     left.set_ylim(1.4, 2.8)
     left.legend()
     steps = history[history["stepped"] & (history["method"] == "gnts")]
-    for seed, rows in steps.groupby("seed"):
+    for seed, rows in steps.groupby("seed"):  # in colours that no method has on the left
         draws = rows["num_draws"].astype(float).rolling(40, min_periods=1).mean()
-        style = {"linestyle": printing.DASHES[seed], "lw": 0.9, "color": f"C{seed + 1}"}
+        style = {"linestyle": printing.DASHES[seed], "lw": 0.9, "color": f"C{seed + len(NAMES)}"}
         right.plot(rows["tokens"], draws, label=f"seed {seed}", **style)
     right.set(xlabel="training tokens", ylabel="microbatches per step", title="b", yscale="log")
     right.set_ylim(0.8, 300)

@@ -1,5 +1,6 @@
 """What VGS does to training: steadier and slower, as a constant factor does."""
 
+import numpy as np
 from matplotlib import pyplot
 
 from gqc.lab import analysis, printing
@@ -26,10 +27,9 @@ def draw(results):
     for axes, (measure, label) in zip(panels, MEASURES.items(), strict=True):
         for place, (task, optimizer) in enumerate(TASKS):
             mine = rows[(rows["task"] == task) & (rows["optimizer"] == optimizer)]
-            plain = mine[mine["method"] == "no scaling"].set_index("seed")[measure]
-            ratio = mine[measure] / mine["seed"].map(plain)
-            means = analysis.summarize(mine.assign(ratio=ratio), "method", "ratio")
-            means = means.set_index("method").loc[list(METHODS)]
+            logs = mine.assign(log=np.log(mine[measure]))
+            means = analysis.paired_difference(logs, "log", by="method", control="no scaling")
+            means = np.exp(means.set_index("method").loc[list(METHODS), ["mean", "low", "high"]])
             heights = [3 - i + 0.15 * (1.5 - place) for i in range(len(METHODS))]
             error = [means["mean"] - means["low"], means["high"] - means["mean"]]
             style = {"marker": printing.MARKERS[place], "linestyle": "none", "elinewidth": 0.9}

@@ -13,7 +13,16 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from gqc.lab.analysis import check_columns, power_law, summarize
-from gqc.lab.figures.style import DASHES, HOUSE, LABELS, OKABE_ITO, plain_numbers, thin
+from gqc.lab.figures.style import (
+    DASHES,
+    HOUSE,
+    LABELS,
+    OKABE_ITO,
+    method_styles,
+    over_seeds,
+    plain_numbers,
+    thin,
+)
 
 __all__ = ["angles", "batch_invariance", "comparison_losses", "norms_against_draws"]
 __all__ += ["power_laws", "reactions", "warmup_panels"]
@@ -21,26 +30,33 @@ __all__ += ["power_laws", "reactions", "warmup_panels"]
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
 TWOS = {"type": "log", "dtick": 0.30103, "tickformat": ".4~s", "rangemode": "normal"}
 BELOW = {"orientation": "h", "x": 0, "y": -0.25, "yanchor": "top"}
+PANEL, GAP, EDGES = 190, 44, 150  #: heights of a panel, between two, above and below all [pixels]
 
 
 def comparison_losses(history: pd.DataFrame, y: str = "val_loss") -> go.Figure:
-    """``y`` against tokens, a panel for each comparison, mean over seeds of each method.
+    """``y`` against tokens, a panel with its legend for each comparison, mean over seeds.
 
     Args:
         history: records with ``comparison``, ``method``, ``seed``, ``tokens`` and ``y``.
     """
     check_columns("comparison_losses", history, ["comparison", "method", "seed", "tokens", y])
-    names = list(history["comparison"].unique())
-    figure = make_subplots(len(names), 1, subplot_titles=names, vertical_spacing=0.14)
+    names, styles = list(history["comparison"].unique()), method_styles(history["method"])
+    height = PANEL * len(names) + GAP * (len(names) - 1)
+    spacing = {"shared_xaxes": True, "vertical_spacing": GAP / height}
+    figure = make_subplots(len(names), 1, subplot_titles=names, **spacing)
     for row, name in enumerate(names, 1):
         panel = history[history["comparison"] == name].dropna(subset=[y])
-        for i, (method, runs) in enumerate(panel.groupby("method", sort=False)):
+        legend = f"legend{row}" if row > 1 else "legend"
+        for method, runs in panel.groupby("method", sort=False):
             mean = thin(runs.groupby("tokens")[y].mean().reset_index(), y)
-            group = {"legendgroup": name, "legendgrouptitle_text": name}
-            _curve(figure, mean["tokens"], mean[y], str(method), i, **group, row=row, col=1)
-    title = {"title_text": "Loss at equal tokens, mean over seeds", "template": HOUSE}
-    figure.update_layout(**title, height=120 + 260 * len(names), legend_groupclick="toggleitem")
-    figure.update_yaxes(title_text=LABELS.get(y, y))
+            place = {"row": row, "col": 1, "legend": legend}
+            _curve(figure, mean["tokens"], mean[y], str(method), styles[str(method)], **place)
+        top = 1 - (row - 1) * (PANEL + GAP) / height
+        figure.update_layout({legend: {"x": 1.02, "y": top, "yanchor": "top"}})
+    title = f"Loss at equal tokens, {over_seeds(history)}"
+    figure.update_layout(title_text=title, template=HOUSE, height=EDGES + height, showlegend=True)
+    figure.update_layout(margin_t=EDGES - HOUSE.layout.margin.b)
+    figure.update_yaxes(title_text=LABELS.get(y, y).replace(" [", "<br>["))
     figure.update_xaxes(title_text=LABELS["tokens"], row=len(names))
     return figure
 
@@ -55,9 +71,10 @@ def batch_invariance(results: pd.DataFrame) -> go.Figure:
     shown = {"mean_logical_batch_examples": "sequences per step", "val_loss": LABELS["val_loss"]}
     check_columns("batch_invariance", results, ["microbatch_size", "seed", *shown])
     figure = make_subplots(1, 2, subplot_titles=["logical batch", "final loss"])
+    styles = method_styles(["gnts"])
     for column, (name, label) in enumerate(shown.items(), 1):
         points = summarize(results.dropna(subset=[name]), "microbatch_size", name)
-        _points(figure, points, "microbatch_size", "gnts", 0, column, row=1, col=column)
+        _points(figure, points, "microbatch_size", "gnts", styles, row=1, col=column)
         figure.update_yaxes(title_text=label, row=1, col=column)
     sizes = plain_numbers(sorted(results["microbatch_size"].unique()))
     line = {"color": "#000000", "dash": "dash", "width": 1.5}
@@ -85,21 +102,22 @@ def warmup_panels(history: pd.DataFrame, over: int = 11) -> go.Figure:
     check_columns("warmup_panels", history, ["method", "seed", "microbatch", "is_warmup", *shown])
     end = history.loc[history["is_warmup"], "microbatch"].max()
     near = history[history["microbatch"] <= 2 * end]
-    figure = make_subplots(1, 3, horizontal_spacing=0.1)
-    for i, (method, runs) in enumerate(near.groupby("method", sort=False)):
+    figure = make_subplots(1, 3, horizontal_spacing=0.16)
+    styles = method_styles(near["method"])
+    for method, runs in near.groupby("method", sort=False):
         means = runs.groupby("microbatch")[list(shown)].mean()
         means["loss"] = means["loss"].rolling(over, center=True, min_periods=1).mean()
         for column, name in enumerate(shown, 1):
             curve = thin(means[name].reset_index(), name)
             place = {"row": 1, "col": column, "showlegend": column == 1, "legendgroup": method}
-            _curve(figure, curve["microbatch"], curve[name], str(method), i, **place)
+            _curve(figure, curve["microbatch"], curve[name], str(method), styles[method], **place)
     for column, label in enumerate(shown.values(), 1):
         figure.update_yaxes(title_text=label, row=1, col=column)
     figure.update_yaxes(type="log", dtick=1, row=1, col=1)
     figure.add_vline(end, line={"color": "#444444", "width": 1, "dash": "dot"})
     figure.update_xaxes(title_text=LABELS["microbatch"])
-    title = {"title_text": "During the warmup of the threshold", "template": HOUSE}
-    figure.update_layout(**title, height=440, legend=BELOW)
+    title = f"During the warmup of the threshold, {over_seeds(near)}"
+    figure.update_layout(title_text=title, template=HOUSE, height=440, legend=BELOW)
     return figure
 
 
@@ -147,11 +165,12 @@ def angles(history: pd.DataFrame, over: int = 25) -> go.Figure:
     steps = history[history["kind"] == "step"]
     figure = go.Figure(layout={"template": HOUSE, "title_text": "Gradient and Adam's momentum"})
     names = {"angle": "momentum with<br>this gradient", "angle_before": "momentum before it"}
-    for i, (column, name) in enumerate(names.items()):
+    styles = method_styles(names.values())
+    for column, name in names.items():
         # From the first step on, whose momentum is the gradient: a centred mean would hide it.
         mean = steps[column].astype(float).rolling(over, min_periods=1).mean()
         curve = thin(steps.assign(mean=mean).dropna(subset=["mean"]), "mean")
-        _curve(figure, curve["tokens"], curve["mean"], name, i)
+        _curve(figure, curve["tokens"], curve["mean"], name, styles[name])
     moments = history[history["kind"] == "probe"].drop_duplicates("tokens")
     point = {"mode": "markers", "marker": {"color": "#000000", "size": 9, "symbol": "diamond"}}
     x, y = plain_numbers(moments["tokens"]), plain_numbers(moments["predicted_angle"])
@@ -205,12 +224,15 @@ def power_laws(results: pd.DataFrame) -> go.Figure:
     """
     check_columns("power_laws", results, ["method", "seed", "tokens", "val_loss"])
     figure = go.Figure(layout={"template": HOUSE, "title_text": "Final loss against token budget"})
-    for i, (method, runs) in enumerate(results.groupby("method", sort=False)):
+    styles = method_styles(results["method"])
+    for method, runs in results.groupby("method", sort=False):
         points = summarize(runs, "tokens", "val_loss")
         law = power_law(points["tokens"], points["mean"])
         name = f"{method}: exponent {law.exponent:.3f}<br>of the means, no floor"
-        _curve(figure, points["tokens"], pd.Series(law(points["tokens"])), name, i)
-        _points(figure, points, "tokens", str(method), i, 1)
+        _curve(
+            figure, points["tokens"], pd.Series(law(points["tokens"])), name, styles[str(method)]
+        )
+        _points(figure, points, "tokens", str(method), styles)
     figure.update_xaxes(title_text="token budget", **TWOS)
     ticks = {"tickvals": [1, 1.2, 1.5, 1.75, 2, 2.25, 2.5, 3, 3.5, 4], "tickformat": "~g"}
     figure.update_yaxes(title_text=LABELS["val_loss"], type="log", **ticks)
@@ -218,12 +240,10 @@ def power_laws(results: pd.DataFrame) -> go.Figure:
 
 
 def _curve(
-    figure: go.Figure, x: pd.Series, y: pd.Series, name: str, number: int, **place: Any
+    figure: go.Figure, x: pd.Series, y: pd.Series, name: str, style: dict[str, Any], **place: Any
 ) -> None:
-    color, dash = OKABE_ITO[number % len(OKABE_ITO)], DASHES[number % len(DASHES)]
-    line = {"color": color, "dash": dash, "width": 2}
     values = {"x": plain_numbers(x), "y": plain_numbers(y)}
-    figure.add_scatter(**values, name=name, mode="lines", line=line, **place)
+    figure.add_scatter(**values, name=name, mode="lines", line=style | {"width": 2}, **place)
 
 
 def _points(
@@ -231,12 +251,13 @@ def _points(
     points: pd.DataFrame,
     x: str,
     name: str,
-    number: int,
-    column: int,
+    styles: dict[str, dict[str, Any]],
     **place: Any,
 ) -> None:
-    marker = {"color": OKABE_ITO[number % len(OKABE_ITO)], "symbol": SYMBOLS[number % 7], "size": 9}
-    style = {"mode": "markers", "marker": marker, "showlegend": column == 1, "name": name}
+    symbol = SYMBOLS[list(styles).index(name) % len(SYMBOLS)]
+    marker = {"color": styles[name]["color"], "symbol": symbol, "size": 9}
+    is_first = name not in {trace.name for trace in figure.data}
+    style = {"mode": "markers", "marker": marker, "showlegend": is_first, "name": name}
     values = {"x": plain_numbers(points[x]), "y": plain_numbers(points["mean"])}
     figure.add_scatter(**values, **style, **_bars(points, "error_y"), **place)
 

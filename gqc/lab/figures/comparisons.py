@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from gqc.lab.analysis import check_columns
-from gqc.lab.figures.style import DASHES, HOUSE, LABELS, OKABE_ITO, plain_numbers
+from gqc.lab.figures.style import HOUSE, LABELS, OKABE_ITO, method_styles, plain_numbers
 
 MAX_BANDS = 3
 
@@ -40,8 +40,9 @@ def performance_profile(
         }
     )
     methods = {str(method): curve for method, curve in profiles.groupby(by, sort=False)}
-    for i, (method, curve) in enumerate(methods.items()):
-        color, x = OKABE_ITO[i % len(OKABE_ITO)], plain_numbers(curve[value])
+    styles = method_styles(methods)
+    for method, curve in methods.items():
+        color, x = styles[method]["color"], plain_numbers(curve[value])
         rgb = ",".join(str(int(color[k : k + 2], 16)) for k in (1, 3, 5))
         edge: dict[str, Any] = {"mode": "lines", "line": {"width": 0, "shape": shape}}
         edge |= {"hoverinfo": "skip", "showlegend": False, "legendgroup": method}
@@ -49,7 +50,7 @@ def performance_profile(
         if len(methods) <= MAX_BANDS:
             figure.add_scatter(x=x, y=plain_numbers(curve["high"]), **edge)
             figure.add_scatter(x=x, y=plain_numbers(curve["low"]), **edge, **band)
-        line = {"color": color, "dash": DASHES[i % len(DASHES)], "width": 2.5, "shape": shape}
+        line = styles[method] | {"shape": shape}
         name = f"{method}: {int(curve['n'].iloc[0])} runs"
         shown = {"mode": "lines", "line": line, "name": name, "legendgroup": method}
         figure.add_scatter(x=x, y=plain_numbers(curve["fraction"]), **shown)

@@ -5,50 +5,65 @@ As :mod:`gqc.lab.figures`: data in, a figure out, the same for the same data.
 
 from __future__ import annotations
 
+from textwrap import wrap
+
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from gqc.lab.analysis import check_columns
-from gqc.lab.figures.style import HOUSE, OKABE_ITO, plain_numbers
+from gqc.lab.figures.style import DASHES, HOUSE, LABELS, OKABE_ITO, plain_numbers
 
 __all__ = ["peak_memory", "protection"]
 
 WHEN = {"first": "first step", "late": "late"}
+SUMS = {"grad": ":<br>sum in .grad", "buffer": ":<br>sum in a buffer"}
 SYMBOLS = ("circle-open", "square-open", "diamond-open", "triangle-up-open")
 
 
 def peak_memory(memory: pd.DataFrame) -> go.Figure:
-    """Peak bytes in sizes of one gradient: a row for each method, a ring for each number of draws.
+    """Peak bytes in sizes of one gradient against the number of draws, both axes logarithmic.
 
-    More draws, a larger ring: where memory is constant, rings are concentric.
+    Where memory is constant a line is flat.  Methods with the same peaks share a line.
 
     Args:
         memory: rows of `gqc.lab.experiments.window_memory.measure`, of one network.
     """
     needs = ["method", "accumulate", "num_draws", "peak_bytes", "gradient_bytes"]
     check_columns("peak_memory", memory, needs)
-    names = memory["method"].where(
-        memory["accumulate"] == "list", memory["method"] + ", " + memory["accumulate"]
-    )
     figure = go.Figure(layout={"template": HOUSE, "title_text": "Peak memory, weights included"})
-    for i, n in enumerate(sorted(memory["num_draws"].unique().tolist())):
-        rows = memory[memory["num_draws"] == n]
-        style = {"symbol": "circle-open", "size": 7 + 6 * i, "color": OKABE_ITO[i % 7]}
+    for i, (accumulate, methods, peaks) in enumerate(_curves(memory)):
+        style = {"color": OKABE_ITO[i % 7], "dash": DASHES[i % 6], "width": 2.5}
         figure.add_scatter(
-            x=plain_numbers(rows["peak_bytes"] / rows["gradient_bytes"]),
-            y=names[rows.index].tolist(),
-            name=f"{n} draw{'s' if n > 1 else ''}",
-            mode="markers",
-            marker=style | {"line": {"width": 2}},
+            x=plain_numbers(sorted(peaks)),
+            y=plain_numbers([peaks[n] for n in sorted(peaks)]),
+            name="<br>".join(wrap(", ".join(methods), 22)) + SUMS.get(accumulate, ""),
+            mode="lines+markers",
+            line=style,
+            marker={"symbol": SYMBOLS[i % 4], "size": 9},
         )
+    draws = plain_numbers(sorted(memory["num_draws"].unique()))
+    axis = {"type": "log", "tickvals": draws, "rangemode": "normal"}
+    figure.update_xaxes(title_text=LABELS["num_draws"], **axis)
     ticks = {"tickvals": [1, 2, 3, 5, 10, 20, 50, 100, 200, 500], "tickformat": "~g"}
-    figure.update_xaxes(title_text="peak [sizes of one gradient]", type="log", **ticks)
-    order = {"categoryorder": "array", "categoryarray": list(dict.fromkeys(names))[::-1]}
-    figure.update_yaxes(**order)
-    figure.update_layout(height=140 + 34 * names.nunique(), hovermode="closest")
-    figure.update_xaxes(rangemode="normal")
+    figure.update_yaxes(title_text="peak [sizes of one gradient]", type="log", **ticks)
     return figure
+
+
+def _curves(memory: pd.DataFrame) -> list[tuple[str, list[str], dict[int, float]]]:
+    """(how it accumulates, methods, draws -> peak) of the methods that agree wherever both are."""
+    curves: list[tuple[str, list[str], dict[int, float]]] = []
+    for (method, accumulate), rows in memory.groupby(["method", "accumulate"], sort=False):
+        ratios = rows["peak_bytes"] / rows["gradient_bytes"]
+        peaks = dict(zip(rows["num_draws"].astype(int), ratios, strict=True))
+        for other, methods, known in curves:
+            if other == accumulate and all(known.get(n, p) == p for n, p in peaks.items()):
+                methods.append(str(method))
+                known |= peaks
+                break
+        else:
+            curves.append((str(accumulate), [str(method)], peaks))
+    return curves
 
 
 def protection(orders: pd.DataFrame) -> go.Figure:

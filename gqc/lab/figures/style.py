@@ -6,7 +6,7 @@ Colours: Okabe & Ito 2008, "Color universal design", told apart with any colour 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,17 @@ from gqc.lab.analysis import check_columns
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")  # legible in grey
+
+FAMILIES = (  # the methods of one are drawn together, those of two never
+    ("gnts", "adamw", "gns", "normtest", "mht", "sbc", "gnr"),
+    ("gnts", "control"),
+    ("sgd", "adamw", "shrink_perturb", "upgd"),
+)
+#: method -> its place in `OKABE_ITO` and `DASHES`, in every figure, whatever it stands beside
+PLACES = {name: place for family in FAMILIES for place, name in enumerate(family)}
+WIDTH = 2.5  #: of a method's line
+#: drawn over the method whose draws it repeats, which is to be seen beneath it
+REPLAY = {"color": "#666666", "dash": "dot", "width": 1.5}
 
 LABELS = {
     "tokens": "training tokens",
@@ -82,15 +93,49 @@ def write_html(figure: go.Figure, path: str | Path) -> Path:
     return path
 
 
+def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Colour, dash and width of the line of each method.
+
+    A method of `PLACES` has its own everywhere; the others have what colours are left, in order of
+    appearance.
+
+    Args:
+        names: all methods that a figure shows, in all of its panels.
+    """
+    names = list(dict.fromkeys(names))
+    places = {name: (PLACES[name], PLACES[name]) for name in names if name in PLACES}
+    taken = {color for color, _ in places.values()}
+    free = [i for i in range(len(OKABE_ITO)) if i not in taken]
+    others = [name for name in names if name not in PLACES and name != "replay"]
+    for i, name in enumerate(others):
+        turn, number = divmod(i, len(free) or len(OKABE_ITO))
+        # Beside a whole family another method shares a colour, but not its dash.
+        places[name] = (free[number], number + turn) if free else (number, number + turn + 1)
+    styles = {
+        name: {"color": OKABE_ITO[color], "dash": DASHES[dash % len(DASHES)], "width": WIDTH}
+        for name, (color, dash) in places.items()
+    }
+    return {name: REPLAY if name == "replay" else styles[name] for name in names}
+
+
+def over_seeds(history: pd.DataFrame) -> str:
+    """``"one seed"`` or ``"mean over 5 seeds"``: what the curve of a method is, for a title."""
+    counts = history.groupby("method")["seed"].nunique()
+    low, high = counts.min(), counts.max()
+    if high <= 1:
+        return "one seed"
+    return f"mean over {high} seeds" if low == high else f"mean over {low} to {high} seeds"
+
+
 def each_method(
     what: str, history: pd.DataFrame, columns: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, Any], pd.DataFrame]]:
-    """Each method's name, line style and records; order of appearance fixes its colour."""
+    """Each method's name, line style (of :func:`method_styles`) and records."""
     check_columns(what, history, ["method", "seed", *columns])
     types = {c: bool if c == "stepped" else float for c in columns}
-    for i, (method, records) in enumerate(history.groupby("method", sort=False)):
-        style = {"color": OKABE_ITO[i % len(OKABE_ITO)], "dash": DASHES[i % len(DASHES)]}
-        yield str(method), style, records.astype(types)
+    styles = method_styles(history["method"].astype(str).unique())
+    for method, records in history.groupby("method", sort=False):
+        yield str(method), styles[str(method)], records.astype(types)
 
 
 def plain_numbers(values: ArrayLike) -> list[float | int | None]:

@@ -38,8 +38,8 @@ def loss_against(
         if seeds > 1:
             name = f"{method}: mean of {seeds} seeds<br>and its {confidence:.0%} interval"
             _add_band(figure, curve, x, style["color"], method)
-        _add(figure, curve, x, "mean", name, line=style | {"width": 2.5}, legendgroup=method)
-    return figure
+        _add(figure, curve, x, "mean", name, line=style, legendgroup=method)
+    return _with_room(figure)
 
 
 def norm_against_threshold(
@@ -86,7 +86,6 @@ def draws_per_step(history: pd.DataFrame, x: str = "tokens", seed: int | None = 
     figure = _figure("Draws per step", x, "num_draws")
     figure.update_yaxes(type="log", dtick=np.log10(2).item())
     methods = list(each_method("draws_per_step", history, [x, "stepped", "num_draws"]))
-    figure.update_layout(height=max(HOUSE.layout.height, 130 + 42 * len(methods)))  # of the legend
     for method, style, records in methods:
         steps = _run(records, seed)
         steps = steps[steps["stepped"]]
@@ -98,9 +97,8 @@ def draws_per_step(history: pd.DataFrame, x: str = "tokens", seed: int | None = 
             raw = thin(steps, "num_draws")
             _add(figure, raw, x, "num_draws", method, showlegend=False, hoverinfo="skip", **dots)
         name = f"{method}: {len(steps)} steps,<br>mean {steps['num_draws'].mean():.2f}"
-        line = style | {"width": 2.5}
-        _add(figure, thin(steps, "moving_mean"), x, "moving_mean", name, line=line)
-    return _or_say(figure, "no step was made")
+        _add(figure, thin(steps, "moving_mean"), x, "moving_mean", name, line=style)
+    return _or_say(_with_room(figure), "no step was made")
 
 
 def batch_loss(results: pd.DataFrame, history: pd.DataFrame) -> go.Figure:
@@ -137,6 +135,13 @@ def _add_band(figure: go.Figure, curve: pd.DataFrame, x: str, color: str, group:
     band = {"fill": "toself", "fillcolor": f"rgba({rgb},0.18)", "line": {"width": 0}}
     hidden = {"hoverinfo": "skip", "showlegend": False, "legendgroup": group}
     _add(figure, outline, x, "low", f"{group}: interval", **band, **hidden)
+
+
+def _with_room(figure: go.Figure) -> go.Figure:
+    """As high as its legend, which would be cut."""
+    names = [trace.name for trace in figure.data if trace.showlegend is not False]
+    lines = sum(1 + name.count("<br>") for name in names)
+    return figure.update_layout(height=max(HOUSE.layout.height, 130 + 25 * lines))
 
 
 def _or_say(figure: go.Figure, why: str) -> go.Figure:

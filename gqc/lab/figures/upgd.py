@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from gqc.lab.analysis import check_columns, summarize
-from gqc.lab.figures.style import DASHES, HOUSE, OKABE_ITO, plain_numbers
+from gqc.lab.figures.style import HOUSE, OKABE_ITO, method_styles, plain_numbers
 from gqc.lab.figures.vgs import LEGEND_ABOVE
 
 LABELS = {
@@ -84,7 +84,7 @@ def by_task(
         over: tasks of a centred moving average.
     """
     check_columns("by_task", tasks, ["stream", "method", "seed", "task", *measures])
-    streams, methods = list(tasks["stream"].unique()), list(tasks["method"].unique())
+    streams, styles = list(tasks["stream"].unique()), method_styles(tasks["method"])
     figure = make_subplots(
         len(measures),
         len(streams),
@@ -100,14 +100,14 @@ def by_task(
             mean = mean.rolling(over, center=True, min_periods=1).mean() * _scale(measure)
             place = (number, streams.index(stream) + 1)
             is_new = method not in {trace.name for trace in figure.data}
-            _line(figure, mean.index, mean, str(method), methods.index(method), is_new, place)
+            _line(figure, mean.index, mean, str(method), styles[str(method)], is_new, place)
     for number, measure in enumerate(measures, 1):
         figure.update_yaxes(title_text=_label(measure), row=number, col=1)
         if measure == "noise_to_signal":
             figure.update_yaxes(type="log", tickformat="~g", row=number)
     figure.update_xaxes(rangemode="normal")
     figure.update_xaxes(title_text="task", row=len(measures))
-    _lay_out(figure, title, 160 * len(measures) + 20, len(methods))
+    _lay_out(figure, title, 160 * len(measures) + 20, len(styles))
     return figure
 
 
@@ -121,7 +121,7 @@ def overall(
         measure: column.
     """
     check_columns("overall", results, ["stream", "method", "seed", measure])
-    streams, methods = list(results["stream"].unique()), list(results["method"].unique())
+    streams, styles = list(results["stream"].unique()), method_styles(results["method"])
     figure = make_subplots(
         1,
         len(streams),
@@ -130,7 +130,7 @@ def overall(
         horizontal_spacing=0.04,
     )
     means = summarize(results.astype({measure: float}), ["stream", "method"], measure)
-    for i, method in enumerate(methods):
+    for i, (method, style) in enumerate(styles.items()):
         for column, stream in enumerate(streams, 1):
             row = means[(means["stream"] == stream) & (means["method"] == method)]
             values = {c: row[c] * _scale(measure) for c in ("mean", "low", "high")}
@@ -139,14 +139,14 @@ def overall(
                 y=[method] * len(row),
                 error_x=_bars(values),
                 mode="markers",
-                marker={"color": OKABE_ITO[i % len(OKABE_ITO)], "size": 9, "symbol": _symbol(i)},
+                marker={"color": style["color"], "size": 9, "symbol": _symbol(i)},
                 name=method,
                 showlegend=False,
                 row=1,
                 col=column,
             )
     figure.update_layout(template=HOUSE, title_text=title, hovermode="closest")
-    figure.update_layout(height=170 + 32 * len(methods), margin={"t": 90})
+    figure.update_layout(height=170 + 32 * len(styles), margin={"t": 90})
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(title_text=_label(measure), rangemode="normal")
     return figure
@@ -160,7 +160,7 @@ def against_lr(results: pd.DataFrame, measure: str = "online_accuracy") -> go.Fi
         measure: column.
     """
     check_columns("against_lr", results, ["stream", "normalization", "lr", "seed", measure])
-    streams, names = list(results["stream"].unique()), list(results["normalization"].unique())
+    streams, styles = list(results["stream"].unique()), method_styles(results["normalization"])
     figure = make_subplots(
         1,
         len(streams),
@@ -170,17 +170,17 @@ def against_lr(results: pd.DataFrame, measure: str = "online_accuracy") -> go.Fi
     )
     means = summarize(results.astype({measure: float}), ["stream", "normalization", "lr"], measure)
     for (stream, name), rows in means.groupby(["stream", "normalization"], sort=False):
-        i, rows = names.index(name), rows.sort_values("lr")
+        i, rows = list(styles).index(str(name)), rows.sort_values("lr")
         values = {c: rows[c] * _scale(measure) for c in ("mean", "low", "high")}
         is_new = name not in {trace.name for trace in figure.data}
         place = (1, streams.index(stream) + 1)
-        shift = 1.03 ** (i - (len(names) - 1) / 2)  # that bars stay apart
+        shift = 1.03 ** (i - (len(styles) - 1) / 2)  # that bars stay apart
         x = rows["lr"] * shift
-        _line(figure, x, values["mean"], str(name), i, is_new, place, _bars(values))
+        _line(figure, x, values["mean"], str(name), styles[str(name)], is_new, place, _bars(values))
     figure.update_xaxes(type="log", title_text="learning rate", tickformat="~g", dtick="D2")
     figure.update_xaxes(rangemode="normal")
     figure.update_yaxes(title_text=_label(measure), col=1)
-    _lay_out(figure, "Online accuracy by normalization and learning rate", 300, len(names))
+    _lay_out(figure, "Online accuracy by normalization and learning rate", 300, len(styles))
     return figure
 
 
@@ -194,12 +194,11 @@ def _line(
     x: Any,
     y: Any,
     name: str,
-    number: int,
+    style: dict[str, Any],
     is_new: bool,
     place: tuple[int, int],
     bars: dict[str, Any] | None = None,
 ) -> None:
-    line = {"color": OKABE_ITO[number % len(OKABE_ITO)], "width": 2}
     figure.add_scatter(
         x=plain_numbers(x),
         y=plain_numbers(y),
@@ -207,7 +206,7 @@ def _line(
         legendgroup=name,
         showlegend=is_new,
         mode="lines" if bars is None else "lines+markers",
-        line=line | {"dash": DASHES[number % len(DASHES)]},
+        line=style | {"width": 2},
         error_y=bars,
         row=place[0],
         col=place[1],

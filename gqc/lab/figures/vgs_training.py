@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from gqc.lab.analysis import check_columns
-from gqc.lab.figures.style import DASHES, HOUSE, OKABE_ITO, plain_numbers, thin
+from gqc.lab.figures.style import DASHES, HOUSE, OKABE_ITO, over_seeds, plain_numbers, thin
 from gqc.lab.figures.vgs import BLACK, LEGEND_ABOVE
 
 UNITS = {"digits": "nat", "values": "reward²"}
@@ -44,7 +44,7 @@ def loss_panels(history: pd.DataFrame, y: str = "val_loss") -> go.Figure:
             mean = panel[panel["method"] == method].groupby("microbatch")[y].mean().reset_index()
             if len(mean):
                 _line(figure, thin(mean, y), y, method, i, place, place == {"row": 1, "col": 1})
-    _panels(figure, "Held-out loss, mean over seeds", len(tasks))
+    _panels(figure, f"Held-out loss, {over_seeds(history)}", len(tasks))
     for row, task in enumerate(tasks, 1):
         figure.update_yaxes(title_text=f"loss [{UNITS.get(task, 'loss')}]", col=1, row=row)
     figure.update_xaxes(title_text="optimizer steps", row=len(tasks))

@@ -15,10 +15,12 @@ from gqc.lab.figures import (
     OKABE_ITO,
     draws_per_step,
     loss_against,
+    method_styles,
     norm_against_threshold,
     thin,
     write_html,
 )
+from gqc.lab.figures.style import FAMILIES, over_seeds
 
 
 def history(methods=("adamw", "gnts"), seeds=3, num_records=60, evaluate_every=10):
@@ -108,12 +110,33 @@ def test_seeds_on_different_grids_are_compared_where_all_have_data():
     assert (curve.x[0], curve.x[-1]) == (ends.min().max(), ends.max().min())
 
 
-def test_methods_keep_their_colour_in_every_figure():
-    frame = history()
+@pytest.mark.parametrize("methods", [["adamw", "gnts"], ["gnts", "adamw"], ["x", "gnts", "adamw"]])
+def test_methods_keep_their_colour_in_every_figure(methods):
+    frame = history(methods)
     for draw in FIGURES:
-        colors = {t.line.color for t in draw(frame).data if t.name.startswith("gnts:")}
-        assert OKABE_ITO[1] in colors
-        assert OKABE_ITO[0] not in colors
+        traces = [t for t in draw(frame).data if t.mode == "lines" and t.fill is None]
+        colors = {t.name.split(":")[0]: t.line.color for t in traces if "threshold" not in t.name}
+        assert colors["gnts"] == OKABE_ITO[0]
+        assert colors.get("adamw", OKABE_ITO[1]) == OKABE_ITO[1]
+        assert colors.get("x") not in OKABE_ITO[:2]
+
+
+@pytest.mark.parametrize("others", [0, 1, 15])
+@pytest.mark.parametrize("placed", [(), ("gnts", "adamw"), *FAMILIES])
+def test_no_two_methods_look_alike(placed, others):
+    names = [*placed, "replay", *(f"m{i}" for i in range(others))]
+    styles = method_styles(names)
+    assert list(styles) == names
+    assert len({(s["color"], s["dash"]) for s in styles.values()}) == len(names)
+    assert all(s["width"] > styles["replay"]["width"] for n, s in styles.items() if n != "replay")
+
+
+def test_a_title_says_how_many_seeds_there_are():
+    assert over_seeds(history(seeds=1)) == "one seed"
+    three = history(seeds=3)
+    assert over_seeds(three) == "mean over 3 seeds"
+    fewer = three[(three["method"] == "gnts") | (three["seed"] < 1)]
+    assert over_seeds(fewer) == "mean over 1 to 3 seeds"
 
 
 def test_forced_steps_are_marked_and_counted():
@@ -146,6 +169,11 @@ def test_draws_are_of_steps_only_with_their_mean():
         "gnts: 20 steps,<br>mean 3.00",
     ]
     assert set(figure.data[2].y) == {3}
+
+
+def test_a_long_legend_has_room():
+    heights = [loss_against(history([f"m{i}" for i in range(n)])).layout.height for n in (2, 8)]
+    assert heights == [420, 130 + 8 * 50]
 
 
 def test_many_methods_have_lines_without_dots_and_room_for_the_legend():

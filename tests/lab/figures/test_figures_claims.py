@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gqc.lab.figures import MAX_POINTS
+from gqc.lab.figures import MAX_POINTS, OKABE_ITO
 from gqc.lab.figures import claims as figures
 
 
@@ -126,7 +126,16 @@ def test_losses_are_means_over_seeds_in_a_panel_for_each_comparison():
     control, size = named(figure, "gnts")
     assert (control.xaxis, size.xaxis) == ("x", "x2")
     assert (control.x, control.y) == ((50, 100), (5, 4))
-    assert control.line.color != named(figure, "adamw")[0].line.color
+    assert {t.line.color for t in (control, size)} == {OKABE_ITO[0]}
+    assert {t.line.color for t in named(figure, "adamw")} == {OKABE_ITO[1]}
+    assert figure.layout.title.text == "Loss at equal tokens, mean over 2 seeds"
+
+
+def test_each_panel_has_its_legend_beside_it():
+    figure = figures.comparison_losses(comparison())
+    assert [t.legend for t in figure.data] == ["legend", "legend", "legend2", "legend2"]
+    assert figure.layout.legend.y == 1
+    assert figure.layout.legend2.y == pytest.approx(figure.layout.yaxis2.domain[1])
 
 
 def test_batches_have_their_intervals_over_seeds():

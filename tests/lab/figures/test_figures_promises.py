@@ -25,13 +25,14 @@ def orders():
     return pd.DataFrame(rows)
 
 
-def test_rings_of_constant_memory_are_concentric():
-    few, many = figures.peak_memory(memory()).data
-    assert (few.name, many.name) == ("2 draws", "16 draws")
-    assert list(few.x) == [3, 3]
-    assert list(many.x) == [3, 17]
-    assert list(many.y) == ["gnts, buffer", "list of gradients"]
-    assert many.marker.size > few.marker.size
+def test_constant_memory_is_a_flat_line_and_equal_methods_share_it():
+    frame = memory()
+    same = frame[(frame["method"] == "gnts") & (frame["num_draws"] > 2)].assign(method="mht")
+    frame = pd.concat([frame, same])
+    constant, growing = figures.peak_memory(frame).data
+    assert constant.name == "gnts, mht:<br>sum in a buffer"
+    assert (constant.x, constant.y) == ((2, 16), (3, 3))
+    assert (growing.name, growing.y) == ("list of gradients", (3, 17))
 
 
 def test_protection_has_a_panel_for_each_moment():
