@@ -42,7 +42,8 @@ class OptimizerWrapper(DelegatingOptimizer):
         nonfinite: on NaN or inf ``"discard"`` the draw (with ``"grad"``: its window), ``"raise"``
             ``FloatingPointError``, or ``"ignore"`` (no check at all).
         grad_scaler: the ``torch.amp.GradScaler`` whose ``scale`` the losses go through.  The
-            wrapper calls its ``unscale_``, ``step`` and ``update``, once a window.
+            wrapper calls its ``unscale_``, ``step`` and ``update``, once a window.  A disabled one
+            is as None.
         reduce_at_step: the loop leaves gradients local to each rank (``DDP.no_sync()``), and the
             wrapper averages them over the ranks once a step.  Only where the decision needs no
             gradient.
@@ -79,7 +80,9 @@ class OptimizerWrapper(DelegatingOptimizer):
         self.min_draws = self.fewest_draws if min_draws is None else min_draws
         self.max_draws = max_draws
         self.nonfinite = nonfinite
-        self.grad_scaler = grad_scaler
+        # A disabled scaler's step() steps whatever the gradient is.
+        is_scaled = grad_scaler is not None and grad_scaler.is_enabled()
+        self.grad_scaler = grad_scaler if is_scaled else None
         self.grad_norm: float | None = None  #: norm of G_n, if this draw read it
         self.draw_norm: float | None = None  #: norm of g_n, if this draw read it
         self._check_arguments(accumulate, tunables)
