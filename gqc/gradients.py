@@ -8,7 +8,7 @@ have several dtypes, and be ``DTensor`` (FSDP2): plain and sharded ones may be m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -116,13 +116,16 @@ def divide_(tensors: Sequence[Tensor], divisor: float) -> None:
 
 
 def average_over_ranks(
-    params: Sequence[Tensor], sums: dict[Tensor, Tensor]
+    params: Sequence[Tensor],
+    sums: dict[Tensor, Tensor],
+    zeros: Callable[[Tensor], Tensor] = torch.zeros_like,
 ) -> dict[Tensor, Tensor]:
     """Average local gradients over all ranks of the default process group, in place.
 
     Args:
         params: the same on every rank, in the same order.
         sums: gradient of each parameter that has one *on this rank*.
+        zeros: makes that of a parameter that has none here, of the dtype that others have it in.
     Returns: gradient of each parameter that has one on *any* rank; a rank without it counts as 0.
     Raises: TypeError: a sharded parameter, whose gradient FSDP2 reduces itself.
     """
@@ -133,7 +136,7 @@ def average_over_ranks(
     has = torch.tensor([float(p in sums) for p in params], device=params[0].device)
     torch.distributed.all_reduce(has)
     anywhere = [p for p, count in zip(params, has.tolist(), strict=True) if count]
-    averaged = {p: sums[p] if p in sums else torch.zeros_like(p) for p in anywhere}
+    averaged = {p: sums[p] if p in sums else zeros(p) for p in anywhere}
     groups: dict[tuple, list[Tensor]] = {}
     for grad in averaged.values():
         groups.setdefault((grad.device, grad.dtype), []).append(grad)

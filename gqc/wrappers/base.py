@@ -197,8 +197,8 @@ class OptimizerWrapper(DelegatingOptimizer):
     def _close(self, params: list[Tensor], forced: bool) -> bool:
         """Hand :math:`G_n` to the wrapped optimizer."""
         if self.reduce_at_step:
-            averaged = average_over_ranks(params, self._window.sums(params))
-            self._window.replace(params, averaged)
+            window = self._window
+            window.replace(params, average_over_ranks(params, window.sums(params), window.zeros))
         if self._must_check():
             self._read({"grad_norm": total_norm(self._window.totals(params))})
             if not self._accept(params):

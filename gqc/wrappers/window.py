@@ -29,6 +29,7 @@ class GradWindow:
     """:math:`A_n` is ``.grad`` itself."""
 
     is_unchecked = True  # a draw that no decision read may be NaN until the step looks
+    zeros = staticmethod(torch.zeros_like)  # the sum of a parameter that never had a gradient
 
     def __init__(self) -> None:
         self._watched: tuple[Tensor, Tensor] | None = None  # a parameter and its gradient
@@ -145,6 +146,11 @@ class BufferWindow:
         if pairs:
             new, old = zip(*pairs, strict=True)
             torch._foreach_add_(local(new), local(old))
+
+    @staticmethod
+    def zeros(param: Tensor) -> Tensor:
+        """The sum of a parameter that never had a gradient."""
+        return torch.zeros_like(param, dtype=_wide(param.dtype))
 
     def totals(self, params: list[Tensor]) -> list[Tensor]:
         """The tensors of :math:`A_n`, with the draw in progress."""
