@@ -22,6 +22,7 @@ __all__ = [
     "average_over_ranks",
     "collect",
     "count_nonfinite",
+    "dense",
     "divide_",
     "local",
     "multiply_",
@@ -42,14 +43,19 @@ def collect(params: Sequence[Tensor]) -> list[Tensor]:
     Raises:
         TypeError: a gradient is sparse (its norm would count absent rows, its mean would not).
     """
-    grads = [grad for param in params if (grad := param.grad) is not None]
-    if {grad.layout for grad in grads} - {torch.strided}:
-        index, param = next((i, p) for i, p in enumerate(params) if _is_sparse(p.grad))
+    return dense([param.grad for param in params])
+
+
+def dense(grads: Sequence[Tensor | None]) -> list[Tensor]:
+    """:func:`collect` of gradients that were looked up already, one or None a parameter."""
+    present = [grad for grad in grads if grad is not None]
+    if {grad.layout for grad in present} - {torch.strided}:
+        index, grad = next((i, g) for i, g in enumerate(grads) if _is_sparse(g))
         raise TypeError(
-            f"parameter {index} of shape {tuple(param.shape)} has a sparse gradient: expected a "
+            f"parameter {index} of shape {tuple(grad.shape)} has a sparse gradient: expected a "
             "dense one (build the embedding with sparse=False)"
         )
-    return grads
+    return present
 
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:

@@ -36,9 +36,14 @@ class OptimizerWrapper(DelegatingOptimizer):
     Args:
         optimizer: any torch optimizer that steps in one call (not LBFGS).
         min_draws, max_draws: bounds on n; a window of ``max_draws`` steps whatever its gradient.
-        accumulate: ``"grad"`` sums in ``.grad``; ``"buffer"`` in float32 beside it (one more
-            gradient in memory; a bad draw is dropped alone).  None: ``"buffer"`` when a parameter
-            is 16-bit, whose own sums would round small terms away, else ``"grad"``.
+        accumulate: ``"grad"`` sums in ``.grad``, which only the wrapper may clear: ``step`` and
+            ``flush`` miss what was set to None.  They do not see (``flush`` does) that it was
+            zeroed in place, by ``model.zero_grad(set_to_none=False)``, or cleared under
+            ``DDP(gradient_as_bucket_view=True)``: the draws before are lost then.  ``"buffer"``
+            sums in float32 beside it (one more gradient in memory; a bad draw is dropped alone)
+            and does not mind.  The tensors that it finds in ``.grad`` become its own: clone what
+            you keep.  None: ``"buffer"`` when a parameter is 16-bit, whose own sums would round
+            small terms away, else ``"grad"``.
         nonfinite: on NaN or inf ``"discard"`` the draw (with ``"grad"``: its window), ``"raise"``
             ``FloatingPointError``, or ``"ignore"`` (no check at all).
         grad_scaler: the ``torch.amp.GradScaler`` whose ``scale`` the losses go through.  The
@@ -167,8 +172,15 @@ class OptimizerWrapper(DelegatingOptimizer):
         self._end_window(stepped=False)
 
     def flush(self) -> bool:
-        """Step with the draws there are (at the end of an epoch); False where there are none."""
-        return self.num_draws > 0 and self._close(self._params(), forced=False)
+        """Step with the draws there are (at the end of an epoch); False where there are none.
+
+        Raises: RuntimeError: ``.grad`` is not as the last draw left it.
+        """
+        if self.num_draws == 0:
+            return False
+        params = self._params()
+        self._window.check(params)
+        return self._close(params, forced=False)
 
     def _draw(self, params: list[Tensor], metric: float | Tensor | None) -> bool:
         """Add ``.grad`` to the window; False where the draw was refused."""

@@ -99,6 +99,14 @@ def check_ddp(rank: int) -> None:
         agree(f"ddp {name}", decisions, net, *reference_run(make))
 
 
+def check_bucket_views(rank: int) -> None:
+    """DDP moves its buckets after the first backward, here in the middle of a window."""
+    make = MAKERS["sbc"]
+    net = DDP(model(), gradient_as_bucket_view=True)
+    decisions = train(net, make(adamw(net)), batches(), rank)
+    agree("bucket views", decisions, net, *reference_run(make))
+
+
 def sharded() -> nn.Sequential:
     net = model()
     for layer in (net[0], net[2], net[4]):
