@@ -8,7 +8,7 @@ have several dtypes, and be ``DTensor`` (FSDP2): plain and sharded ones may be m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +22,7 @@ __all__ = [
     "average_over_ranks",
     "collect",
     "count_nonfinite",
+    "dense",
     "divide_",
     "local",
     "multiply_",
@@ -42,14 +43,19 @@ def collect(params: Sequence[Tensor]) -> list[Tensor]:
     Raises:
         TypeError: a gradient is sparse (its norm would count absent rows, its mean would not).
     """
-    grads = [grad for param in params if (grad := param.grad) is not None]
-    if {grad.layout for grad in grads} - {torch.strided}:
-        index, param = next((i, p) for i, p in enumerate(params) if _is_sparse(p.grad))
+    return dense([param.grad for param in params])
+
+
+def dense(grads: Sequence[Tensor | None]) -> list[Tensor]:
+    """:func:`collect` of gradients that were looked up already, one or None a parameter."""
+    present = [grad for grad in grads if grad is not None]
+    if {grad.layout for grad in present} - {torch.strided}:
+        index, grad = next((i, g) for i, g in enumerate(grads) if _is_sparse(g))
         raise TypeError(
-            f"parameter {index} of shape {tuple(param.shape)} has a sparse gradient: expected a "
+            f"parameter {index} of shape {tuple(grad.shape)} has a sparse gradient: expected a "
             "dense one (build the embedding with sparse=False)"
         )
-    return grads
+    return present
 
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -116,13 +122,16 @@ def divide_(tensors: Sequence[Tensor], divisor: float) -> None:
 
 
 def average_over_ranks(
-    params: Sequence[Tensor], sums: dict[Tensor, Tensor]
+    params: Sequence[Tensor],
+    sums: dict[Tensor, Tensor],
+    zeros: Callable[[Tensor], Tensor] = torch.zeros_like,
 ) -> dict[Tensor, Tensor]:
     """Average local gradients over all ranks of the default process group, in place.
 
     Args:
         params: the same on every rank, in the same order.
         sums: gradient of each parameter that has one *on this rank*.
+        zeros: makes that of a parameter that has none here, of the dtype that others have it in.
     Returns: gradient of each parameter that has one on *any* rank; a rank without it counts as 0.
     Raises: TypeError: a sharded parameter, whose gradient FSDP2 reduces itself.
     """
@@ -133,7 +142,7 @@ def average_over_ranks(
     has = torch.tensor([float(p in sums) for p in params], device=params[0].device)
     torch.distributed.all_reduce(has)
     anywhere = [p for p, count in zip(params, has.tolist(), strict=True) if count]
-    averaged = {p: sums[p] if p in sums else torch.zeros_like(p) for p in anywhere}
+    averaged = {p: sums[p] if p in sums else zeros(p) for p in anywhere}
     groups: dict[tuple, list[Tensor]] = {}
     for grad in averaged.values():
         groups.setdefault((grad.device, grad.dtype), []).append(grad)

@@ -36,13 +36,19 @@ class OptimizerWrapper(DelegatingOptimizer):
     Args:
         optimizer: any torch optimizer that steps in one call (not LBFGS).
         min_draws, max_draws: bounds on n; a window of ``max_draws`` steps whatever its gradient.
-        accumulate: ``"grad"`` sums in ``.grad``; ``"buffer"`` in float32 beside it (one more
-            gradient in memory; a bad draw is dropped alone).  None: ``"buffer"`` when a parameter
-            is 16-bit, whose own sums would round small terms away, else ``"grad"``.
+        accumulate: ``"grad"`` sums in ``.grad``, which only the wrapper may clear: ``step`` and
+            ``flush`` miss what was set to None.  They do not see (``flush`` does) that it was
+            zeroed in place, by ``model.zero_grad(set_to_none=False)``, or cleared under
+            ``DDP(gradient_as_bucket_view=True)``: the draws before are lost then.  ``"buffer"``
+            sums in float32 beside it (one more gradient in memory; a bad draw is dropped alone)
+            and does not mind.  The tensors that it finds in ``.grad`` become its own: clone what
+            you keep.  None: ``"buffer"`` when a parameter is 16-bit, whose own sums would round
+            small terms away, else ``"grad"``.
         nonfinite: on NaN or inf ``"discard"`` the draw (with ``"grad"``: its window), ``"raise"``
             ``FloatingPointError``, or ``"ignore"`` (no check at all).
         grad_scaler: the ``torch.amp.GradScaler`` whose ``scale`` the losses go through.  The
-            wrapper calls its ``unscale_``, ``step`` and ``update``, once a window.
+            wrapper calls its ``unscale_``, ``step`` and ``update``, once a window.  A disabled one
+            is as None.
         reduce_at_step: the loop leaves gradients local to each rank (``DDP.no_sync()``), and the
             wrapper averages them over the ranks once a step.  Only where the decision needs no
             gradient.
@@ -79,7 +85,9 @@ class OptimizerWrapper(DelegatingOptimizer):
         self.min_draws = self.fewest_draws if min_draws is None else min_draws
         self.max_draws = max_draws
         self.nonfinite = nonfinite
-        self.grad_scaler = grad_scaler
+        # A disabled scaler's step() steps whatever the gradient is.
+        is_scaled = grad_scaler is not None and grad_scaler.is_enabled()
+        self.grad_scaler = grad_scaler if is_scaled else None
         self.grad_norm: float | None = None  #: norm of G_n, if this draw read it
         self.draw_norm: float | None = None  #: norm of g_n, if this draw read it
         self._check_arguments(accumulate, tunables)
@@ -164,8 +172,15 @@ class OptimizerWrapper(DelegatingOptimizer):
         self._end_window(stepped=False)
 
     def flush(self) -> bool:
-        """Step with the draws there are (at the end of an epoch); False where there are none."""
-        return self.num_draws > 0 and self._close(self._params(), forced=False)
+        """Step with the draws there are (at the end of an epoch); False where there are none.
+
+        Raises: RuntimeError: ``.grad`` is not as the last draw left it.
+        """
+        if self.num_draws == 0:
+            return False
+        params = self._params()
+        self._window.check(params)
+        return self._close(params, forced=False)
 
     def _draw(self, params: list[Tensor], metric: float | Tensor | None) -> bool:
         """Add ``.grad`` to the window; False where the draw was refused."""
@@ -194,8 +209,8 @@ class OptimizerWrapper(DelegatingOptimizer):
     def _close(self, params: list[Tensor], forced: bool) -> bool:
         """Hand :math:`G_n` to the wrapped optimizer."""
         if self.reduce_at_step:
-            averaged = average_over_ranks(params, self._window.sums(params))
-            self._window.replace(params, averaged)
+            window = self._window
+            window.replace(params, average_over_ranks(params, window.sums(params), window.zeros))
         if self._must_check():
             self._read({"grad_norm": total_norm(self._window.totals(params))})
             if not self._accept(params):

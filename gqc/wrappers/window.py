@@ -11,12 +11,13 @@ Protocol of a draw: ``stage`` (returns :math:`g_i` alone, or None), ``merge`` (a
 
 from __future__ import annotations
 
+from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gqc.gradients import collect, divide_, local, multiply_
+from gqc.gradients import collect, dense, divide_, local, multiply_
 
 HALF = (torch.float16, torch.bfloat16)
 NO_GRADIENT = (
@@ -29,9 +30,11 @@ class GradWindow:
     """:math:`A_n` is ``.grad`` itself."""
 
     is_unchecked = True  # a draw that no decision read may be NaN until the step looks
+    zeros = staticmethod(torch.zeros_like)  # the sum of a parameter that never had a gradient
 
     def __init__(self) -> None:
-        self._watched: tuple[Tensor, Tensor] | None = None  # a parameter and its gradient
+        self._sums: list[Tensor | None] = []  # what .grad of each parameter was at the last draw
+        self._version = 0  # of the first of them
 
     def stage(self, params: list[Tensor]) -> list[Tensor] | None:
         """Check that ``.grad`` still holds the earlier draws, and there is a gradient at all.
@@ -39,17 +42,11 @@ class GradWindow:
         Raises: RuntimeError: it was cleared or replaced, and the earlier draws with it; or no
             parameter has one.
         """
-        if self._watched is not None:
-            param, grad = self._watched
-            if param.grad is not grad and not grad.requires_grad:  # create_graph adds out of place
-                raise RuntimeError(
-                    "the gradients accumulated since the last step are gone: .grad was cleared or "
-                    "replaced in mid-window (model.zero_grad()?). Remove that call, since the "
-                    "wrapper clears gradients itself; call discard() to drop a window on purpose; "
-                    'or pass accumulate="buffer"'
-                )
-        if all(p.grad is None for p in params):
+        grads = [p.grad for p in params]
+        self._check_kept(grads)
+        if all(g is None for g in grads):
             raise RuntimeError(NO_GRADIENT)
+        self._sums = grads
         return None
 
     def merge(self) -> None:
@@ -57,22 +54,32 @@ class GradWindow:
 
     def totals(self, params: list[Tensor]) -> list[Tensor]:
         """The tensors of :math:`A_n`, with the draw in progress."""
-        return collect(params)
+        return dense(self._sums)
 
     def sums(self, params: list[Tensor]) -> dict[Tensor, Tensor]:
         """:math:`A_n` by parameter, for those that have one."""
-        return {p: p.grad for p in params if p.grad is not None}
+        return {p: s for p, s in zip(params, self._sums, strict=False) if s is not None}
 
     def replace(self, params: list[Tensor], sums: dict[Tensor, Tensor]) -> None:
         """Take ``sums`` for :math:`A_n`."""
         for param, total in sums.items():
             param.grad = total
+        self._sums = [p.grad for p in params]
 
     def commit(self, params: list[Tensor]) -> None:
-        for param in params:
-            if param.grad is not None:
-                self._watched = (param, param.grad)
-                return
+        self._version = self._present_version()
+
+    def check(self, params: list[Tensor]) -> None:
+        """Before a step without a draw: ``.grad`` is as the last draw left it.
+
+        Raises: RuntimeError: it was cleared, replaced, or changed in place.
+        """
+        self._check_kept([p.grad for p in params])
+        if self._present_version() != self._version:
+            raise RuntimeError(
+                ".grad was changed in place since the last draw, by zero_grad(set_to_none=False) "
+                "or by a backward() without its step(): discard() drops the window"
+            )
 
     def refuse(self, params: list[Tensor], num_draws: int) -> int:
         """A sum cannot give one draw back: the whole window goes.  Returns the draws lost."""
@@ -87,24 +94,43 @@ class GradWindow:
 
     def close(self, params: list[Tensor], num_draws: int) -> None:
         """Leave the mean :math:`G_n = A_n / n` in ``.grad``."""
-        divide_(collect(params), num_draws)
-        self._watched = None
+        divide_(dense(self._sums), num_draws)
+        self._sums = []
 
     def clear(self, params: list[Tensor]) -> None:
         for param in params:
             param.grad = None
-        self._watched = None
+        self._sums = []
 
     def save(self, params: list[Tensor]) -> dict[int, Tensor]:
         """Clones of :math:`A_n` (of this rank's shards) by parameter index."""
-        return {i: _local(p.grad).clone() for i, p in enumerate(params) if p.grad is not None}
+        return {i: _local(s).clone() for i, s in enumerate(self._sums) if s is not None}
 
     def load(self, params: list[Tensor], sums: dict[int, Tensor]) -> None:
         self.clear(params)
         for index, value in sums.items():
             param = params[index]
             param.grad = _like(param, value.to(_local(param).dtype))
+        self._sums = [p.grad for p in params]
         self.commit(params)
+
+    def _check_kept(self, grads: list[Tensor | None]) -> None:
+        if all(map(is_, grads, self._sums)):
+            return
+        for grad, total in zip(grads, self._sums, strict=False):
+            if grad is total or total is None:
+                continue
+            # create_graph adds out of place, and DDP(gradient_as_bucket_view=True) moves buckets
+            if grad is None or not (total.requires_grad or total._is_view()):
+                raise RuntimeError(
+                    "the gradients accumulated since the last step are gone: .grad was cleared or "
+                    "replaced in mid-window (model.zero_grad()?). Remove that call, since the "
+                    "wrapper clears gradients itself; call discard() to drop a window on purpose; "
+                    'or pass accumulate="buffer"'
+                )
+
+    def _present_version(self) -> int:
+        return next((s._version for s in self._sums if s is not None), 0)
 
 
 class BufferWindow:
@@ -146,6 +172,11 @@ class BufferWindow:
             new, old = zip(*pairs, strict=True)
             torch._foreach_add_(local(new), local(old))
 
+    @staticmethod
+    def zeros(param: Tensor) -> Tensor:
+        """The sum of a parameter that never had a gradient."""
+        return torch.zeros_like(param, dtype=_wide(param.dtype))
+
     def totals(self, params: list[Tensor]) -> list[Tensor]:
         """The tensors of :math:`A_n`, with the draw in progress."""
         return [t for t in self._merged() if t is not None]
@@ -161,6 +192,9 @@ class BufferWindow:
     def commit(self, params: list[Tensor]) -> None:
         self._sums = self._merged()
         self._staged = []
+
+    def check(self, params: list[Tensor]) -> None:
+        """Nobody else holds the sum."""
 
     def refuse(self, params: list[Tensor], num_draws: int) -> int:
         """Forget the staged draw alone.  Returns the draws lost: 1."""

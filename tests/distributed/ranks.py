@@ -99,6 +99,14 @@ def check_ddp(rank: int) -> None:
         agree(f"ddp {name}", decisions, net, *reference_run(make))
 
 
+def check_bucket_views(rank: int) -> None:
+    """DDP moves its buckets after the first backward, here in the middle of a window."""
+    make = MAKERS["sbc"]
+    net = DDP(model(), gradient_as_bucket_view=True)
+    decisions = train(net, make(adamw(net)), batches(), rank)
+    agree("bucket views", decisions, net, *reference_run(make))
+
+
 def sharded() -> nn.Sequential:
     net = model()
     for layer in (net[0], net[2], net[4]):
@@ -144,17 +152,19 @@ def check_no_sync(rank: int) -> None:
             with net.no_sync():
                 decisions = train(net, wrapper, batches(), rank)
             agree(f"no_sync {name} {accumulate}", decisions, net, *reference_run(make))
-        uneven = [torch.ones(3, requires_grad=True) for _ in range(3)]
-        wrapper = gqc.OptimizerWrapperSBC(
-            torch.optim.SGD(uneven, lr=1.0), 1, 2, reduce_at_step=True, accumulate=accumulate
-        )
-        for _ in range(2):
-            loss = uneven[0].sum() + (4 * uneven[1].sum() if rank == 0 else 0.0)
-            loss.backward()
-            wrapper.step()
-        assert torch.equal(uneven[0].detach(), torch.zeros(3))
-        assert torch.equal(uneven[1].detach(), torch.full((3,), 1 - 4 / dist.get_world_size()))
-        assert uneven[2].grad is None
+        for dtype in (torch.float32, torch.bfloat16):
+            uneven = [torch.ones(3, dtype=dtype, requires_grad=True) for _ in range(3)]
+            wrapper = gqc.OptimizerWrapperSBC(
+                torch.optim.SGD(uneven, lr=1.0), 1, 2, reduce_at_step=True, accumulate=accumulate
+            )
+            for _ in range(2):
+                loss = uneven[0].sum() + (4 * uneven[1].sum() if rank == 0 else 0.0)
+                loss.backward()
+                wrapper.step()
+            share = 4 / dist.get_world_size()
+            assert torch.equal(uneven[0].detach(), torch.zeros(3, dtype=dtype))
+            assert torch.equal(uneven[1].detach(), torch.full((3,), 1 - share, dtype=dtype))
+            assert uneven[2].grad is None
     for name in ("gnts", "gns", "normtest", "gnr"):
         with pytest.raises(ValueError, match="no_sync"):
             MAKERS[name](adamw(model()), reduce_at_step=True)

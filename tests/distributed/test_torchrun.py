@@ -11,6 +11,7 @@ import pytest
 
 CHECKS = [
     "check_ddp",
+    "check_bucket_views",
     "check_fsdp2",
     "check_mixed",
     "check_no_sync",

@@ -144,6 +144,21 @@ def test_a_scaler_that_steps_the_wrapper_itself_is_refused():
     assert wrapper.num_draws == 1
 
 
+@pytest.mark.parametrize("accumulate", ["grad", "buffer"])
+def test_a_disabled_scaler_is_as_none(accumulate):
+    """As a loop keeps it for float32 runs: its step() would step with NaN."""
+    x = torch.ones(3, requires_grad=True)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    wrapper = gqc.OptimizerWrapperGNTS(
+        torch.optim.SGD([x], lr=0.1), 2.0, accumulate=accumulate, grad_scaler=scaler
+    )
+    x.grad = torch.tensor([1.0, math.nan, 0.0])
+    with pytest.warns(UserWarning, match="NaN"):
+        assert wrapper.step() is False
+    assert torch.equal(x.detach(), torch.ones(3))
+    assert wrapper.statistics()["num_discarded"] == 1
+
+
 def test_a_scaler_works_through_two_wrappers():
     params = [copy.deepcopy(model()) for _ in range(2)]
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=10_000)

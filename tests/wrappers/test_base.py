@@ -97,6 +97,51 @@ def test_clearing_gradients_behind_the_wrappers_back_is_an_error_not_a_loss():
         wrapper.step()
 
 
+@pytest.mark.parametrize("again", [True, False])
+def test_clearing_one_of_several_parameters_is_noticed_too(again):
+    x, y = (torch.ones(1, requires_grad=True) for _ in range(2))
+    wrapper = gqc.OptimizerWrapperSBC(torch.optim.SGD([x, y], lr=0.1), 1, 2)
+    backward([x, y], [torch.ones(1)] * 2)
+    wrapper.step()
+    y.grad = None
+    backward([x, y], [torch.ones(1), torch.ones(1) if again else None])
+    with pytest.raises(RuntimeError, match="discard"):
+        wrapper.step()
+    assert wrapper.statistics()["batches"] == 2  # nothing was counted
+
+
+def test_a_parameter_may_get_its_first_gradient_in_mid_window():
+    x, y = (torch.ones(1, requires_grad=True) for _ in range(2))
+    wrapper = gqc.OptimizerWrapperSBC(torch.optim.SGD([x, y], lr=1.0), 1, 3)
+    for grad in (None, torch.ones(1), torch.ones(1)):
+        backward([x, y], [torch.ones(1), grad])
+        wrapper.step()
+    assert x.item() == 0.0
+    assert y.item() == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: setattr(x, "grad", None), "are gone"),
+        (lambda x: x.grad.zero_(), "changed in place"),
+        (lambda x: backward([x], [torch.ones(1)]), "changed in place"),
+    ],
+    ids=["cleared", "zeroed", "another backward"],
+)
+def test_flush_refuses_a_window_that_is_not_as_the_last_draw_left_it(change, message):
+    x = torch.ones(1, requires_grad=True)
+    wrapper = gqc.OptimizerWrapperSBC(torch.optim.SGD([x], lr=0.1), 1, 4)
+    backward([x], [torch.ones(1)])
+    wrapper.step()
+    change(x)
+    with pytest.raises(RuntimeError, match=message):
+        wrapper.flush()
+    assert x.item() == 1.0
+    wrapper.discard()
+    assert wrapper.flush() is False
+
+
 def test_a_buffer_does_not_mind_model_zero_grad():
     model, twin = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
     twin.load_state_dict(model.state_dict())
