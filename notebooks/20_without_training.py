@@ -17,11 +17,12 @@
 # %% [markdown]
 # # Which claims can be decided without training?
 #
-# Three published claims are about bytes, files and formulas:
+# Three published claims and one of this project are about bytes, files and formulas:
 #
 # - the memory of gradient accumulation is constant in the number of draws;
 # - checkpoints of old versions of VGS load with a warning, statistics and warmup restart, and
 #   training goes on;
+# - a factor of the gradient that changes slowly, as that of VGS, is invisible to Adam (ours);
 # - in UPGD a min-max normalization handles all-negative, mixed and extreme utilities, where one by
 #   the maximum reverses protection.
 #
@@ -51,6 +52,7 @@ if importlib.util.find_spec("gqc") is None:
 # %% tags=["parameters"]
 scale = "smoke"  # one of smoke, laptop, paper; seconds, half a minute, minutes
 seed = 0  # >= 0; of data, noise, configurations and utilities
+durations = [1, 100, 1000]  # at least 1; steps in which a factor of the gradient falls
 draws = [1, 2, 4, 16]  # at least 1; microbatches of a window, two numbers of 2 or more among them
 widths = [64, 400]  # at least 1; of networks with 50 kB and 1.3 MB of gradient
 num_weights = 200  # at least 2; random utilities of each case
@@ -61,7 +63,7 @@ dtype = "float32"  # one of float32, bfloat16, float64
 import pandas as pd
 
 from gqc.lab import figures, runs
-from gqc.lab.experiments import upgd_order, vgs_migration, window_memory
+from gqc.lab.experiments import factor_invariance, upgd_order, vgs_migration, window_memory
 
 # %% [markdown]
 # ## Memory
@@ -97,6 +99,19 @@ shown = [*vgs_migration.PROMISES, "loss_before", "loss_after", "least_factor"]
 migrated.set_index("version")[shown].round(2)
 
 # %% [markdown]
+# ## A factor under Adam
+#
+# A noisy quadratic is minimised with the same noise twice, the second time with the gradient times
+# a factor that falls from 1 to 1/6 in so many steps. Adam's second moments forget over 100 here.
+
+# %%
+invariance = factor_invariance.measure(durations, seed, device, dtype)
+invariance.set_index(["optimizer", "duration"])[["least_ratio", "last_ratio"]].round(2)
+
+# %% tags=["nbval-ignore-output"]
+figures.promises.falling_factor(invariance)
+
+# %% [markdown]
 # ## Order of protection
 #
 # *Kept*: the more useful a weight, the smaller its gate. The published normalizations divide
@@ -127,6 +142,11 @@ for promise in vgs_migration.PROMISES:
     print(f"{promise:18} {migrated[promise].sum()} of {len(migrated)} versions")
 
 # %%
+longest = invariance[invariance["duration"] == max(durations)].set_index("optimizer")
+for optimizer, ratio in longest["least_ratio"].items():
+    print(f"{optimizer}: a factor that falls in {max(durations)} steps leaves updates at {ratio:.2f}")
+
+# %%
 kept = constructed.groupby(["normalization", "when"], sort=False)["is_kept"].mean()
 least = random.groupby(["normalization", "when"], sort=False)["correlation"].min()
 asked = [("minmax", "first"), ("minmax", "late")]
@@ -140,7 +160,9 @@ print(f"max, all negative: correlation {negative['correlation'].max():.2f} at mo
 # %% [markdown]
 # **What to make of it.** A sum does not grow. In `.grad` it costs nothing; a buffer costs one
 # gradient, less what the backward pass holds in any case. On the CPU the norm of up to 1 MB of
-# gradient is read from a copy: what the narrow network holds more. Min-max is right once its bounds
+# gradient is read from a copy: what the narrow network holds more. To Adam a factor is invisible
+# that moves little while the second moments forget, and visible for as long otherwise; SGD follows
+# every factor. Min-max is right once its bounds
 # have the bias correction of the utilities; as published it is right late, and at the first step
 # has one gate for all negative utilities.
 #
@@ -159,6 +181,7 @@ parts = {
     "memory": memory,
     "compared": compared,
     "migration": migrated,
+    "invariance": invariance,
     "constructed": constructed,
     "random": random,
 }

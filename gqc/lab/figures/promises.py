@@ -1,4 +1,4 @@
-"""Figures of what can be decided without training: peak memory, and the order of protection.
+"""Figures of what can be decided without training: memory, a factor under Adam, protection.
 
 As :mod:`gqc.lab.figures`: data in, a figure out, the same for the same data.
 """
@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 from gqc.lab.analysis import check_columns
 from gqc.lab.figures.style import DASHES, HOUSE, LABELS, OKABE_ITO, plain_numbers
 
-__all__ = ["peak_memory", "protection"]
+__all__ = ["falling_factor", "peak_memory", "protection"]
 
 WHEN = {"first": "first step", "late": "late"}
 SUMS = {"grad": ":<br>sum in .grad", "buffer": ":<br>sum in a buffer"}
@@ -64,6 +64,35 @@ def _curves(memory: pd.DataFrame) -> list[tuple[str, list[str], dict[int, float]
         else:
             curves.append((str(accumulate), [str(method)], peaks))
     return curves
+
+
+def falling_factor(measured: pd.DataFrame) -> go.Figure:
+    """Least ratio of updates against the steps in which the factor falls, for each optimizer.
+
+    At 1 the factor is invisible; dotted is the factor itself.
+
+    Args:
+        measured: as of `gqc.lab.experiments.factor_invariance.measure`; of one seed.
+    """
+    needs = ["optimizer", "duration", "least_ratio", "factor"]
+    check_columns("falling_factor", measured, needs)
+    title = "Updates with a factor that falls, over those without"
+    figure = go.Figure(layout={"template": HOUSE, "title_text": title})
+    for i, (name, rows) in enumerate(measured.groupby("optimizer", sort=False)):
+        figure.add_scatter(
+            x=plain_numbers(rows["duration"]),
+            y=plain_numbers(rows["least_ratio"]),
+            name=str(name),
+            mode="lines+markers",
+            line={"color": OKABE_ITO[i % 7], "dash": DASHES[i % 6], "width": 2.5},
+            marker={"symbol": SYMBOLS[i % 4], "size": 9},
+        )
+    figure.add_hline(y=float(measured["factor"].iloc[0]), line={"dash": "dot", "width": 1})
+    durations = plain_numbers(sorted(measured["duration"].unique()))
+    axis = {"type": "log", "tickvals": durations, "rangemode": "normal"}
+    figure.update_xaxes(title_text="steps in which the factor falls", **axis)
+    figure.update_yaxes(title_text="least ratio in any window", range=[0, 1.05])
+    return figure
 
 
 def protection(orders: pd.DataFrame) -> go.Figure:

@@ -46,7 +46,27 @@ def test_protection_has_a_panel_for_each_moment():
     assert list(figure.layout.yaxis.ticktext) == ["minmax", "max"]
 
 
-@pytest.mark.parametrize(("draw", "data"), [("peak_memory", memory), ("protection", orders)])
+def falling():
+    rows = [
+        {"optimizer": o, "duration": n, "least_ratio": 0.9 if o == "adamw" and n > 1 else 0.2}
+        for o in ("adamw", "sgd")
+        for n in (1, 1000)
+    ]
+    return pd.DataFrame(rows).assign(factor=1 / 6)
+
+
+def test_a_line_for_each_optimizer_and_the_factor_itself():
+    figure = figures.falling_factor(falling())
+    adam, sgd = figure.data
+    assert (adam.name, adam.x, adam.y) == ("adamw", (1, 1000), (0.2, 0.9))
+    assert (sgd.name, sgd.y) == ("sgd", (0.2, 0.2))
+    assert figure.layout.shapes[0].y0 == pytest.approx(1 / 6)
+
+
+@pytest.mark.parametrize(
+    ("draw", "data"),
+    [("peak_memory", memory), ("protection", orders), ("falling_factor", falling)],
+)
 def test_the_same_data_give_the_same_figure_and_a_lack_is_named(draw, data):
     make = getattr(figures, draw)
     assert make(data()).to_json() == make(data()).to_json()
