@@ -144,7 +144,7 @@ for promise in vgs_migration.PROMISES:
 # %%
 longest = invariance[invariance["duration"] == max(durations)].set_index("optimizer")
 for optimizer, ratio in longest["least_ratio"].items():
-    print(f"{optimizer}: a factor that falls in {max(durations)} steps leaves updates at {ratio:.2f}")
+    print(f"{optimizer}, a factor that falls in {max(durations)} steps: {ratio:.2f} of the update")
 
 # %%
 kept = constructed.groupby(["normalization", "when"], sort=False)["is_kept"].mean()
