@@ -4,11 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from gqc.lab.claims import load_frozen, read_claims
 from gqc.lab.claims.commands import batch_path, check, decide, read_plan
 from gqc.lab.claims.readme import COLUMNS, FLAGSHIP, GEOMETRIC, fill
 from gqc.lab.claims.tables import macros
+from gqc.lab.experiments import continual, operator_learning, pretraining, vgs_training
+from gqc.lab.models.operator import make_operator
 from gqc.lab.printing import print_figures, scripts
 from gqc.lab.runs.notebook import read_notebook
 from gqc.lab.runs.plan import read_batch
@@ -69,6 +72,35 @@ def test_every_macro_of_the_text_is_written():
     used = set(re.findall(r"\\((?:verdict|effect|mean|seeds)[A-Z]\w*)", text))
     assert used
     assert used <= known
+
+
+def test_works_are_cited_and_listed():
+    text = (PAPER / "main.tex").read_text(encoding="utf-8")
+    text += (PAPER / "results-text.tex").read_text(encoding="utf-8")
+    cited = {key for keys in re.findall(r"\\cite\{([^}]*)\}", text) for key in keys.split(",")}
+    listed = re.findall(r"\\bibitem\{(\w+)\}", (PAPER / "references.tex").read_text("utf-8"))
+    assert sorted(cited) == listed
+
+
+LAPTOP = {
+    "01_gnts_pretraining": lambda: pretraining.build(pretraining.config("laptop")),
+    "06_vgs_alpha": lambda: vgs_training.build(vgs_training.config("laptop", task="values")),
+    "10_upgd_continual": lambda: continual.build(continual.config("laptop")),
+    "13_upt_fix": lambda: make_operator(
+        operator_learning.config("laptop").sizes, torch.Generator()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAPTOP)
+def test_the_size_of_a_model_is_what_it_is_said_to_be(name):
+    built = LAPTOP[name]()
+    size = sum(p.numel() for p in getattr(built, "model", built).parameters())
+    assert re.search(rf"\b{size:,}\b", read_plan(PAPER)[name]["trained"])
+
+
+def test_every_batch_says_what_was_trained():
+    assert [name for name, entry in read_plan(PAPER).items() if not entry.get("trained")] == []
 
 
 @pytest.mark.parametrize("name", scripts(PAPER))

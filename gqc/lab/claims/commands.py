@@ -6,6 +6,8 @@ histories is kept::
     01_gnts_pretraining:
       columns: [method, seed, tokens, val_loss]   # none: no history
       rows: val_loss IS NOT NULL                  # SQL; default: all
+      trained: GPT, 156,352 parameters; a text    # model, its size and its data, for the paper
+      compared: [method]                          # result columns, for the paper; default: method
       tuning: ten runs a method on seed 100       # ranges and budget, for the appendix
 """
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 CLAIMS, RESULTS, PLAN, VERDICTS = "claims.yaml", "results", "results.yaml", "verdicts.json"
-KEYS = ("columns", "rows", "tuning")
+KEYS = ("columns", "rows", "trained", "compared", "tuning")
 
 
 def decide(paper: Path) -> list[Verdict]:

@@ -141,7 +141,7 @@ def _html_row(verdict: Verdict, links: str) -> str:
 def latex(verdicts: Sequence[Verdict]) -> str:
     """A longtable: claim and source, verdict, effects."""
     wide = r">{\raggedright\arraybackslash}p"
-    columns = "".join(f"{wide}{{{width}\\linewidth}}" for width in (0.33, 0.14, 0.44))
+    columns = "".join(f"{wide}{{{width}\\linewidth}}" for width in (0.31, 0.18, 0.43))
     lines = [rf"\begin{{longtable}}{{@{{}}{columns}@{{}}}}"]
     lines += [r"\toprule Claim & Verdict & Measured \\ \midrule \endhead \bottomrule \endfoot"]
     for group in dict.fromkeys(v.claim.group for v in verdicts):
@@ -152,7 +152,7 @@ def latex(verdicts: Sequence[Verdict]) -> str:
             claim = rf"\textit{{{escape(verdict.claim.id)}}}: {escape(verdict.claim.statement)}"
             source = rf"\newline {{\footnotesize Source: {escape(verdict.claim.source)}}}"
             said = r" \newline ".join(filter(None, (verdict_text(verdict), _tex_p(verdict))))
-            lines.append(rf"{claim} {source} & {said} & {measured} \\[2pt]")
+            lines.append(rf"{claim} {source} & {said} & {measured} \\ \addlinespace[3pt]")
     return "\n".join([*lines, r"\end{longtable}", ""])
 
 
@@ -164,7 +164,15 @@ def _tex_p(verdict: Verdict) -> str:
 def _tex_rows(verdict: Verdict) -> list[tuple[str, str, str]]:
     rows = _rows(verdict)
     parts = zip(rows, verdict.claim.parts, strict=False)
-    return [(escape(what), part.holds, escape(effect)) for (what, _, effect), part in parts]
+    return [
+        (escape(what), _tex_rule(part.holds), escape(effect)) for (what, _, effect), part in parts
+    ]
+
+
+def _tex_rule(rule: str) -> str:
+    """A rule in mathematics: 1e-06 is a power of ten."""
+    power = re.sub(r"e([+-]\d+)", lambda m: rf"\cdot 10^{{{int(m[1])}}}", rule)
+    return power.replace(r" 1\cdot ", " ")
 
 
 def macros(verdicts: Sequence[Verdict]) -> str:

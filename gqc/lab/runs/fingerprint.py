@@ -98,11 +98,21 @@ def environment(folder: Path) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
+        "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": int(os.environ.get("OMP_NUM_THREADS") or 0) or None,
         "commit": _commit(folder),
         "packages": versions,
     }
+
+
+def _processor() -> str | None:
+    """The model's name; ``platform.processor`` does not know it on Linux."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+    except OSError:
+        return platform.processor() or None
+    return found[1].strip() if found else None
 
 
 def _commit(folder: Path) -> str | None:

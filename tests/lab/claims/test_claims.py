@@ -338,12 +338,16 @@ def test_an_open_claim_tells_what_its_parts_say(paper, parts, said):
     assert count([verdict])["open"] == 1
 
 
-def test_no_p_value_is_said_to_be_zero(paper):
+def test_no_p_value_is_said_to_be_zero_and_powers_are_powers(paper):
     first, second = verdicts(paper)
     first = replace(first, p_holm=0.0)  # as of values that are the same for all seeds
     assert (verdict_text(first), p_text(first)) == ("mixed", "p (Holm) < 1e-16")
     assert p_text(second) == ""
     assert "$p$ (Holm) $<$ $10^{-16}$" in latex([first])
+    text = RULES.replace('"< 1"', '"< 1e-6"').replace('"> 5"', '"> -2.5e+7"')
+    (paper / "claims.yaml").write_text(text)
+    assert "($< 10^{-6}$)" in latex(verdicts(paper))
+    assert r"($> -2.5\cdot 10^{7}$)" in latex(verdicts(paper))
     assert "p (Holm) &lt; 1e-16" in page([first])
 
 

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from gqc.cli import main
-from gqc.lab.claims import freeze, load_frozen
-from gqc.lab.claims.appendix import latex, machines, markdown, totals
+from gqc.lab.claims import Frozen, freeze, load_frozen
+from gqc.lab.claims.appendix import budget, compared, latex, machines, markdown, totals
 from gqc.lab.printing import print_figures
 from gqc.lab.runs import BadInput
 from gqc.lab.runs.plan import read_batch
@@ -131,7 +131,7 @@ def test_what_there_is_of_a_batch_can_be_taken(project):
         shutil.rmtree(store.folder(run.id))
     frozen = freeze(batch, store.root, project / "r", is_partial=True)
     assert (len(frozen.runs), frozen.record["missing"]) == (1, 5)
-    assert "| tiny-batch | 1 of 6 | 0 | 1 |" in markdown({"tiny-batch": frozen}, {})
+    assert "plain | 1 of 6 | 0 | 1 |" in markdown({"tiny-batch": frozen}, {})
     shutil.rmtree(store.folder(batch.runs[0].id))
     with pytest.raises(BadInput, match="no finished run of"):
         freeze(batch, store.root, project / "other", is_partial=True)
@@ -191,9 +191,40 @@ def test_the_appendix_counts_runs_and_machines(project):
     results = load_frozen(project / "r")
     assert totals(results) == {"batches": 1, "runs": 6, "hours": pytest.approx(0.1)}
     assert machines(results) == ["Linux, 1 of 2 cores a run, Python 3.11, torch 2"]
-    text = markdown(results, {"tiny-batch": {"tuning": "two runs"}})
-    assert "| tiny-batch | 6 | 0, 1, 2 | 6 | 1970-01-01 | - | two runs |" in text
-    assert r"\newcommand{\numRuns}{6}" in latex(results, {})
+    place = {**PLACE, "processor": "Abacus 3"}
+    known = Frozen("other", Path(), {"environments": [PLACE, place]})
+    assert machines({"other": known})[1].startswith("Linux, Abacus 3, 1 of 2 cores")
+    plan = {"tiny-batch": {"trained": "a line, 2 parameters", "tuning": "two runs"}}
+    text = markdown(results, plan)
+    assert "| tiny-batch | a line, 2 parameters | " in text
+    assert "| 6 | 0, 1, 2 | 6 | 1970-01-01 | - | two runs |" in text
+    written = latex(results, plan)
+    assert r"\newcommand{\numRuns}{6}" in written
+    experiments, repetition = written.split(r"\newcommand{\batchTable}")
+    assert r"\newcommand{\experimentTable}" in experiments
+    assert "tiny-batch & a line, 2 parameters & " in experiments
+    assert "tiny-batch & 6 & 0, 1, 2 & 6 & two runs" in repetition
+
+
+def frozen_of(rows):
+    results = pd.DataFrame(rows)
+    runs = [{"id": run} for run in dict.fromkeys(results["run"])]
+    frozen = Frozen("batch", Path(), {"runs": runs[::-1]})
+    frozen.__dict__["results"] = results
+    return frozen
+
+
+def test_what_was_trained_is_read_from_the_results():
+    rows = (("b", "gnts", 4096), ("a", "adamw", 1024), ("a", "adamw", 1024))
+    columns = ["run", "method", "tokens"]
+    frozen = frozen_of([dict(zip(columns, row, strict=True)) for row in rows])
+    frozen.results["microbatches"] = frozen.results["tokens"] / 4
+    frozen.results["weight"] = 0.5
+    assert budget(frozen) == "1,024 to 4,096 tokens, 256 to 1,024 microbatches"
+    assert compared(frozen, ["method"]) == "adamw; gnts"  # in the order of the runs
+    assert compared(frozen, ["method", "weight", "gone"]) == "method: adamw; gnts. weight: 0.5"
+    nothing = frozen_of([{"run": "a", "loss": 1.0}])
+    assert (budget(nothing), compared(nothing, ["method"])) == ("-", "-")
 
 
 def test_figures_are_the_same_bytes_and_name_their_sources(project, tmp_path):

@@ -123,5 +123,6 @@ def test_environment_names_versions_and_the_commit(tmp_path):
     found = environment(tmp_path)
     assert found["commit"] == head.stdout.strip()
     assert found["packages"]["torch"].startswith("2.")
+    assert found["processor"] is None or found["processor"].strip()
     (tmp_path / "f").write_text("2")
     assert environment(tmp_path)["commit"] == head.stdout.strip() + "-dirty"
