@@ -31,7 +31,10 @@ class DelegatingOptimizer(Optimizer):
     def __init__(
         self, optimizer: Optimizer, accumulate: str | None, tunables: dict[str, float]
     ) -> None:
-        _check_optimizer(optimizer, tunables)
+        check_optimizer(optimizer)
+        _check_keys(optimizer, tunables)
+        if isinstance(optimizer, DelegatingOptimizer):
+            optimizer.use_buffer()
         self.optimizer = optimizer
         self.num_draws = 0  #: n, draws in the open window
         self.last_num_draws: int | None = None
@@ -45,8 +48,6 @@ class DelegatingOptimizer(Optimizer):
         # Optimizer.__init__ would make a second set of groups; this makes its hook tables only.
         super().__setstate__({})
         self._window = self._new_window()
-        if isinstance(optimizer, DelegatingOptimizer):
-            optimizer.use_buffer()
 
     def use_buffer(self) -> None:
         """Leave ``.grad`` to an outer wrapper, which sums its own draws there.
@@ -283,7 +284,8 @@ class DelegatingOptimizer(Optimizer):
         self.load_extra_state(own["extra"])
 
 
-def _check_optimizer(optimizer: Optimizer, tunables: dict[str, float]) -> None:
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Raises: TypeError: ``optimizer`` cannot be wrapped."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"optimizer is a {type(optimizer).__name__}: expected a torch.optim.Optimizer"
@@ -293,6 +295,9 @@ def _check_optimizer(optimizer: Optimizer, tunables: dict[str, float]) -> None:
             "LBFGS cannot be wrapped: its step evaluates the loss many times, and a window of "
             "microbatches has no single loss to evaluate"
         )
+
+
+def _check_keys(optimizer: Optimizer, tunables: dict[str, float]) -> None:
     for name in tunables:
         if name in optimizer.defaults or any(name in g for g in optimizer.param_groups):
             raise ValueError(

@@ -237,6 +237,23 @@ def test_wrapping_a_wrapper_needs_other_keys():
         gqc.OptimizerWrapperGNTS(outer)
 
 
+def test_a_constructor_that_fails_leaves_its_argument_as_it_was():
+    params = parameters()
+    inner = gqc.OptimizerWrapperSBC(torch.optim.SGD(params, lr=0.1), 1, 4)
+    with pytest.raises(ValueError, match="alpha=-1"):
+        gqc.OptimizerWrapperVGS(inner, alpha=-1)
+    backward(params, stream(1)[0])
+    inner.step()
+    assert params[0].grad is not None  # it still sums in .grad
+    groups, defaults = [{**g} for g in inner.param_groups], {**inner.defaults}
+    with pytest.raises(RuntimeError, match="1 pending draws"):
+        gqc.OptimizerWrapperGNTS(inner)
+    assert inner.defaults == defaults
+    assert [g.keys() for g in inner.param_groups] == [g.keys() for g in groups]
+    inner.flush()
+    gqc.OptimizerWrapperGNTS(inner)
+
+
 def test_forced_steps_are_counted_and_an_unreachable_threshold_is_told():
     params = parameters()
     wrapper = gqc.OptimizerWrapperGNTS(torch.optim.SGD(params, lr=0.0), 0.5, max_draws=5)
