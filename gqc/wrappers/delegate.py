@@ -119,10 +119,11 @@ class DelegatingOptimizer(Optimizer):
         self.optimizer.defaults = defaults
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the wrapped optimizer; it gets the tunables' initial values."""
+        """Add a group to the wrapped optimizer; it gets the tunables' initial values.
+
+        If it is the first with 16-bit parameters, sums are in float32 from the next window on.
+        """
         self.optimizer.add_param_group(param_group)
-        if self.num_draws == 0:
-            self._window = self._new_window()
 
     def statistics(self) -> dict[str, Any]:
         """All there is to log.
@@ -217,9 +218,10 @@ class DelegatingOptimizer(Optimizer):
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _new_window(self) -> Window:
-        kind = self._accumulate
+        kind, params = self._accumulate, self._params()
+        self._num_params = len(params)
         if kind is None:
-            kind = "buffer" if any(p.dtype in HALF for p in self._params()) else "grad"
+            kind = "buffer" if any(p.dtype in HALF for p in params) else "grad"
         return BufferWindow() if kind == "buffer" else GradWindow()
 
     def _mark_called(self) -> None:
@@ -275,6 +277,7 @@ class DelegatingOptimizer(Optimizer):
     def _restore(self, own: dict[str, Any]) -> None:
         if self.num_draws:
             self._window.clear(self._params())
+        self._window = self._new_window()
         self.num_draws = own["num_draws"]
         self.last_num_draws = own["last_num_draws"]
         self.last_grad_norm = own["last_grad_norm"]

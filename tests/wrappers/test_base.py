@@ -199,6 +199,26 @@ def test_sixteen_bit_sums_do_not_stop_growing():
     assert torch.equal(seen[1], torch.full((4,), 0.25, dtype=torch.bfloat16))
 
 
+@pytest.mark.parametrize("through", ["wrapper", "optimizer"])
+@pytest.mark.parametrize("pending", [0, 1])
+def test_sixteen_bit_parameters_that_are_added_are_summed_in_float32_too(through, pending):
+    """From the next window on where one is open."""
+    x, y = torch.zeros(1, requires_grad=True), torch.zeros(1, dtype=torch.bfloat16)
+    y.requires_grad_()
+    wrapper = gqc.OptimizerWrapperSBC(torch.optim.SGD([x], lr=1.0), 1, 512, max_draws=512)
+    for _ in range(pending):
+        backward([x], [torch.ones(1)])
+        wrapper.step()
+    target = wrapper if through == "wrapper" else wrapper.optimizer
+    target.add_param_group({"params": [y]})
+    if pending:
+        wrapper.flush()
+    for _ in range(512):
+        backward([x, y], [torch.ones(1)] * 2)
+        wrapper.step()
+    assert y.item() == -1.0  # a bf16 sum of ones stops at 256
+
+
 def test_strictest_group_decides_and_all_are_reported():
     params = parameters()
     groups = [
