@@ -45,6 +45,7 @@ class DelegatingOptimizer(Optimizer):
         optimizer.defaults.update(tunables)  # so that the wrapped add_param_group fills them in
         for group in optimizer.param_groups:
             group.update({k: v for k, v in tunables.items() if k not in group})
+        optimizer.register_load_state_dict_post_hook(_fill_in_defaults)
         # Optimizer.__init__ would make a second set of groups; this makes its hook tables only.
         super().__setstate__({})
         self._window = self._new_window()
@@ -89,7 +90,7 @@ class DelegatingOptimizer(Optimizer):
 
     def tunable(self, name: str) -> float:
         """The value of ``name`` that decides: the strictest over the groups."""
-        default = self.defaults[name]  # a group loaded from a plain optimizer's file lacks the key
+        default = self.defaults[name]  # of an optimizer whose loading runs no hooks
         values = (float(group.get(name, default)) for group in self.param_groups)
         return float(self.strictest[name](values))
 
@@ -207,6 +208,7 @@ class DelegatingOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         saved = state.pop("_saved")
         super().__setstate__(state)
+        self.optimizer.register_load_state_dict_post_hook(_fill_in_defaults)
         self._window = self._new_window()
         self._restore(saved)
 
@@ -298,6 +300,13 @@ def check_optimizer(optimizer: Optimizer) -> None:
             "LBFGS cannot be wrapped: its step evaluates the loss many times, and a window of "
             "microbatches has no single loss to evaluate"
         )
+
+
+def _fill_in_defaults(optimizer: Optimizer) -> None:
+    """Give groups that came from a plain optimizer's file the tunables' initial values."""
+    for group in optimizer.param_groups:
+        for name, value in optimizer.defaults.items():
+            group.setdefault(name, value)
 
 
 def _check_keys(optimizer: Optimizer, tunables: dict[str, float]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
@@ -71,13 +72,21 @@ def test_wrapping_leaves_an_optimizer_that_has_not_stepped_as_torch_made_it():
     assert not optimizer.state
 
 
-def test_a_plain_optimizers_file_loads_into_the_wrapped_one_and_the_tunable_keeps_its_default():
-    params = parameters()
+@pytest.mark.parametrize("copied", [lambda x: x, copy.deepcopy])
+def test_a_plain_optimizers_file_loads_into_the_wrapped_one_and_tunables_keep_their_default(copied):
+    """As the message of ``wrapper.load_state_dict`` advises."""
     plain = torch.optim.AdamW(parameters(), lr=0.3).state_dict()
-    wrapper = gqc.OptimizerWrapperGNTS(torch.optim.AdamW(params, lr=0.1), 7.0)
-    wrapper.optimizer.load_state_dict(plain)
-    assert wrapper.tunable("gradient_norm_threshold") == 7.0
-    assert wrapper.param_groups[0]["lr"] == 0.3
+    inner = gqc.OptimizerWrapperGNR(torch.optim.AdamW(parameters(), lr=0.1), 3.0)
+    wrapper = copied(gqc.OptimizerWrapperGNTS(inner, 7.0))
+    schedule = gqc.get_linear_schedule(wrapper, 7.0, 5.0, 2, key="gradient_norm_threshold")
+    wrapper.optimizer.optimizer.load_state_dict(plain)
+    group = wrapper.param_groups[0]
+    assert group["lr"] == 0.3
+    assert group["gradient_norm_threshold"] == wrapper.tunable("gradient_norm_threshold") == 7.0
+    assert group["target_gradient_norm"] == 3.0
+    assert schedule.get_last_value() == [7.0]
+    gqc.get_constant_schedule(wrapper, 6.0, key="gradient_norm_threshold")
+    assert wrapper.tunable("gradient_norm_threshold") == 6.0
 
 
 def test_clearing_gradients_behind_the_wrappers_back_is_an_error_not_a_loss():
