@@ -185,6 +185,8 @@ class OptimizerWrapper(DelegatingOptimizer):
     def _draw(self, params: list[Tensor], metric: float | Tensor | None) -> bool:
         """Add ``.grad`` to the window; False where the draw was refused."""
         self.before_draw()
+        if self.num_draws == 0 and len(params) != self._num_params:  # a group was added
+            self._window = self._new_window()
         window, norms = self._window, {}
         staged = window.stage(params)
         self._counts["batches"] += 1

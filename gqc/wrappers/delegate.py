@@ -31,7 +31,10 @@ class DelegatingOptimizer(Optimizer):
     def __init__(
         self, optimizer: Optimizer, accumulate: str | None, tunables: dict[str, float]
     ) -> None:
-        _check_optimizer(optimizer, tunables)
+        check_optimizer(optimizer)
+        _check_keys(optimizer, tunables)
+        if isinstance(optimizer, DelegatingOptimizer):
+            optimizer.use_buffer()
         self.optimizer = optimizer
         self.num_draws = 0  #: n, draws in the open window
         self.last_num_draws: int | None = None
@@ -42,11 +45,10 @@ class DelegatingOptimizer(Optimizer):
         optimizer.defaults.update(tunables)  # so that the wrapped add_param_group fills them in
         for group in optimizer.param_groups:
             group.update({k: v for k, v in tunables.items() if k not in group})
+        optimizer.register_load_state_dict_post_hook(_fill_in_defaults)
         # Optimizer.__init__ would make a second set of groups; this makes its hook tables only.
         super().__setstate__({})
         self._window = self._new_window()
-        if isinstance(optimizer, DelegatingOptimizer):
-            optimizer.use_buffer()
 
     def use_buffer(self) -> None:
         """Leave ``.grad`` to an outer wrapper, which sums its own draws there.
@@ -88,7 +90,7 @@ class DelegatingOptimizer(Optimizer):
 
     def tunable(self, name: str) -> float:
         """The value of ``name`` that decides: the strictest over the groups."""
-        default = self.defaults[name]  # a group loaded from a plain optimizer's file lacks the key
+        default = self.defaults[name]  # of an optimizer whose loading runs no hooks
         values = (float(group.get(name, default)) for group in self.param_groups)
         return float(self.strictest[name](values))
 
@@ -118,10 +120,11 @@ class DelegatingOptimizer(Optimizer):
         self.optimizer.defaults = defaults
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the wrapped optimizer; it gets the tunables' initial values."""
+        """Add a group to the wrapped optimizer; it gets the tunables' initial values.
+
+        If it is the first with 16-bit parameters, sums are in float32 from the next window on.
+        """
         self.optimizer.add_param_group(param_group)
-        if self.num_draws == 0:
-            self._window = self._new_window()
 
     def statistics(self) -> dict[str, Any]:
         """All there is to log.
@@ -205,6 +208,7 @@ class DelegatingOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         saved = state.pop("_saved")
         super().__setstate__(state)
+        self.optimizer.register_load_state_dict_post_hook(_fill_in_defaults)
         self._window = self._new_window()
         self._restore(saved)
 
@@ -216,9 +220,10 @@ class DelegatingOptimizer(Optimizer):
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _new_window(self) -> Window:
-        kind = self._accumulate
+        kind, params = self._accumulate, self._params()
+        self._num_params = len(params)
         if kind is None:
-            kind = "buffer" if any(p.dtype in HALF for p in self._params()) else "grad"
+            kind = "buffer" if any(p.dtype in HALF for p in params) else "grad"
         return BufferWindow() if kind == "buffer" else GradWindow()
 
     def _mark_called(self) -> None:
@@ -274,6 +279,7 @@ class DelegatingOptimizer(Optimizer):
     def _restore(self, own: dict[str, Any]) -> None:
         if self.num_draws:
             self._window.clear(self._params())
+        self._window = self._new_window()
         self.num_draws = own["num_draws"]
         self.last_num_draws = own["last_num_draws"]
         self.last_grad_norm = own["last_grad_norm"]
@@ -283,7 +289,8 @@ class DelegatingOptimizer(Optimizer):
         self.load_extra_state(own["extra"])
 
 
-def _check_optimizer(optimizer: Optimizer, tunables: dict[str, float]) -> None:
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Raises: TypeError: ``optimizer`` cannot be wrapped."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"optimizer is a {type(optimizer).__name__}: expected a torch.optim.Optimizer"
@@ -293,6 +300,16 @@ def _check_optimizer(optimizer: Optimizer, tunables: dict[str, float]) -> None:
             "LBFGS cannot be wrapped: its step evaluates the loss many times, and a window of "
             "microbatches has no single loss to evaluate"
         )
+
+
+def _fill_in_defaults(optimizer: Optimizer) -> None:
+    """Give groups that came from a plain optimizer's file the tunables' initial values."""
+    for group in optimizer.param_groups:
+        for name, value in optimizer.defaults.items():
+            group.setdefault(name, value)
+
+
+def _check_keys(optimizer: Optimizer, tunables: dict[str, float]) -> None:
     for name in tunables:
         if name in optimizer.defaults or any(name in g for g in optimizer.param_groups):
             raise ValueError(

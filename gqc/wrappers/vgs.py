@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from gqc.scalers import VarianceGradientScaler
 from gqc.wrappers.base import OptimizerWrapper
+from gqc.wrappers.delegate import check_optimizer
 
 WINDOW_OPTIONS = (
     *("min_draws", "max_draws", "accumulate", "nonfinite", "grad_scaler", "reduce_at_step"),
@@ -43,8 +44,9 @@ class OptimizerWrapperVGS(OptimizerWrapper):
 
     def __init__(self, optimizer: Optimizer, **options: Any) -> None:
         window = {key: options.pop(key) for key in WINDOW_OPTIONS if key in options}
-        super().__init__(optimizer, **window)
+        check_optimizer(optimizer)
         self.scaler = VarianceGradientScaler(optimizer.param_groups, **options)
+        super().__init__(optimizer, **window)
 
     def transform(self) -> None:
         self._follow_parameters()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
@@ -71,13 +72,21 @@ def test_wrapping_leaves_an_optimizer_that_has_not_stepped_as_torch_made_it():
     assert not optimizer.state
 
 
-def test_a_plain_optimizers_file_loads_into_the_wrapped_one_and_the_tunable_keeps_its_default():
-    params = parameters()
+@pytest.mark.parametrize("copied", [lambda x: x, copy.deepcopy])
+def test_a_plain_optimizers_file_loads_into_the_wrapped_one_and_tunables_keep_their_default(copied):
+    """As the message of ``wrapper.load_state_dict`` advises."""
     plain = torch.optim.AdamW(parameters(), lr=0.3).state_dict()
-    wrapper = gqc.OptimizerWrapperGNTS(torch.optim.AdamW(params, lr=0.1), 7.0)
-    wrapper.optimizer.load_state_dict(plain)
-    assert wrapper.tunable("gradient_norm_threshold") == 7.0
-    assert wrapper.param_groups[0]["lr"] == 0.3
+    inner = gqc.OptimizerWrapperGNR(torch.optim.AdamW(parameters(), lr=0.1), 3.0)
+    wrapper = copied(gqc.OptimizerWrapperGNTS(inner, 7.0))
+    schedule = gqc.get_linear_schedule(wrapper, 7.0, 5.0, 2, key="gradient_norm_threshold")
+    wrapper.optimizer.optimizer.load_state_dict(plain)
+    group = wrapper.param_groups[0]
+    assert group["lr"] == 0.3
+    assert group["gradient_norm_threshold"] == wrapper.tunable("gradient_norm_threshold") == 7.0
+    assert group["target_gradient_norm"] == 3.0
+    assert schedule.get_last_value() == [7.0]
+    gqc.get_constant_schedule(wrapper, 6.0, key="gradient_norm_threshold")
+    assert wrapper.tunable("gradient_norm_threshold") == 6.0
 
 
 def test_clearing_gradients_behind_the_wrappers_back_is_an_error_not_a_loss():
@@ -199,6 +208,26 @@ def test_sixteen_bit_sums_do_not_stop_growing():
     assert torch.equal(seen[1], torch.full((4,), 0.25, dtype=torch.bfloat16))
 
 
+@pytest.mark.parametrize("through", ["wrapper", "optimizer"])
+@pytest.mark.parametrize("pending", [0, 1])
+def test_sixteen_bit_parameters_that_are_added_are_summed_in_float32_too(through, pending):
+    """From the next window on where one is open."""
+    x, y = torch.zeros(1, requires_grad=True), torch.zeros(1, dtype=torch.bfloat16)
+    y.requires_grad_()
+    wrapper = gqc.OptimizerWrapperSBC(torch.optim.SGD([x], lr=1.0), 1, 512, max_draws=512)
+    for _ in range(pending):
+        backward([x], [torch.ones(1)])
+        wrapper.step()
+    target = wrapper if through == "wrapper" else wrapper.optimizer
+    target.add_param_group({"params": [y]})
+    if pending:
+        wrapper.flush()
+    for _ in range(512):
+        backward([x, y], [torch.ones(1)] * 2)
+        wrapper.step()
+    assert y.item() == -1.0  # a bf16 sum of ones stops at 256
+
+
 def test_strictest_group_decides_and_all_are_reported():
     params = parameters()
     groups = [
@@ -235,6 +264,23 @@ def test_wrapping_a_wrapper_needs_other_keys():
     outer.load_state_dict(state)
     with pytest.raises(ValueError, match="gradient_norm_threshold"):
         gqc.OptimizerWrapperGNTS(outer)
+
+
+def test_a_constructor_that_fails_leaves_its_argument_as_it_was():
+    params = parameters()
+    inner = gqc.OptimizerWrapperSBC(torch.optim.SGD(params, lr=0.1), 1, 4)
+    with pytest.raises(ValueError, match="alpha=-1"):
+        gqc.OptimizerWrapperVGS(inner, alpha=-1)
+    backward(params, stream(1)[0])
+    inner.step()
+    assert params[0].grad is not None  # it still sums in .grad
+    groups, defaults = [{**g} for g in inner.param_groups], {**inner.defaults}
+    with pytest.raises(RuntimeError, match="1 pending draws"):
+        gqc.OptimizerWrapperGNTS(inner)
+    assert inner.defaults == defaults
+    assert [g.keys() for g in inner.param_groups] == [g.keys() for g in groups]
+    inner.flush()
+    gqc.OptimizerWrapperGNTS(inner)
 
 
 def test_forced_steps_are_counted_and_an_unreachable_threshold_is_told():
