@@ -18,6 +18,7 @@ from gqc.lab.figures.style import (
     HOUSE,
     LABELS,
     OKABE_ITO,
+    dashes_on_top,
     method_styles,
     over_seeds,
     plain_numbers,
@@ -58,7 +59,7 @@ def comparison_losses(history: pd.DataFrame, y: str = "val_loss") -> go.Figure:
     figure.update_layout(margin_t=EDGES - HOUSE.layout.margin.b)
     figure.update_yaxes(title_text=LABELS.get(y, y).replace(" [", "<br>["))
     figure.update_xaxes(title_text=LABELS["tokens"], row=len(names))
-    return figure
+    return dashes_on_top(figure)
 
 
 def batch_invariance(results: pd.DataFrame) -> go.Figure:
