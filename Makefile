@@ -42,9 +42,11 @@ results: $(READY)  ## run all that the paper rests on, again or on; hours; then 
 	for batch in $$($(BIN)/gqc freeze --list); do $(BIN)/gqc batch run $$batch --jobs 2 || exit 1; done
 	$(BIN)/gqc freeze
 	$(BIN)/gqc claims
+	$(BIN)/python -m gqc.lab.notebooks --verdicts notebooks/*.ipynb
 
 paper: $(READY)  ## verdicts, figures and paper from the committed results, without training
 	$(BIN)/gqc claims
+	$(BIN)/python -m gqc.lab.notebooks --verdicts notebooks/*.ipynb
 	$(BIN)/gqc figures
 	@if command -v pdflatex >/dev/null; then \
 	  cd paper && for pass in 1 2; do \

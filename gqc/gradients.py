@@ -50,7 +50,7 @@ def dense(grads: Sequence[Tensor | None]) -> list[Tensor]:
     """:func:`collect` of gradients that were looked up already, one or None a parameter."""
     present = [grad for grad in grads if grad is not None]
     if {grad.layout for grad in present} - {torch.strided}:
-        index, grad = next((i, g) for i, g in enumerate(grads) if _is_sparse(g))
+        index, grad = next((i, g) for i, g in enumerate(grads) if g is not None and _is_sparse(g))
         raise TypeError(
             f"parameter {index} of shape {tuple(grad.shape)} has a sparse gradient: expected a "
             "dense one (build the embedding with sparse=False)"
@@ -182,8 +182,8 @@ def _is_dtensor_type(kind: type) -> bool:
     return hasattr(kind, "device_mesh")  # an isinstance check would import torch.distributed
 
 
-def _is_sparse(grad: Tensor | None) -> bool:
-    return grad is not None and grad.layout is not torch.strided
+def _is_sparse(grad: Tensor) -> bool:
+    return grad.layout is not torch.strided
 
 
 def _local_norm(tensors: Sequence[Tensor]) -> Tensor:

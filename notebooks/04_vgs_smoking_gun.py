@@ -144,7 +144,7 @@ for estimator, (good, count) in right.iterrows():
 #
 # **Limits.** One seed: a sketch of 64 projections is off by about 18 % per draw of its signs
 # (notebook 05). Noise in one direction only, as in *uniform noise*, looks resolved by chance in a
-# third of the runs, with a V near the limit. For five seeds and gradients of 4096 elements:
+# third of the runs, with a V near the limit. For ten seeds and gradients of 4096 elements:
 #
 # ```
 # gqc batch run notebooks/batches/04_vgs_smoking_gun.yaml --jobs 2

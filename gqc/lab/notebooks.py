@@ -4,6 +4,9 @@
 .ipynb together, runs it with the parameters that it states, on the CPU, and saves the outputs but
 for what changes from run to run: progress bars, widget state, times.  Where a browser is found,
 every figure is also saved as a still picture, for viewers that run no scripts (GitHub).
+
+``python -m gqc.lab.notebooks --verdicts notebooks/*.ipynb`` runs nothing: it brings the tables of
+verdicts in saved outputs up to what ``paper`` holds.
 """
 
 from __future__ import annotations
@@ -22,9 +25,11 @@ from jupytext.cli import jupytext as run_jupytext
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
+from gqc.lab.figures import verdicts
 from gqc.lab.runs.notebook import is_passing
 
 FORMAT = "py:percent"
+TABLE = re.compile(r'figures\.verdicts\.(?P<table>\w+)\("(?P<name>\w+)"\)')
 
 
 def is_paired(notebook: Path) -> bool:
@@ -102,6 +107,16 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
     return notebook
 
 
+def show_verdicts(notebook: NotebookNode, paper: Path) -> NotebookNode:
+    """``notebook`` with the present text in each output of a cell that is a table of verdicts."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and (call := TABLE.fullmatch(cell.source.strip())):
+            text = getattr(verdicts, call["table"])(call["name"], paper).data
+            for output in cell.outputs:
+                output.data["text/markdown"] = text
+    return notebook
+
+
 def find_renderer() -> str:
     """``plotly_mimetype``, with pictures if kaleido and a browser can make one."""
     import plotly.graph_objects as go
@@ -116,12 +131,18 @@ def find_renderer() -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Refresh the notebooks that are named; returns the exit code."""
-    notebooks = [Path(argument) for argument in arguments]
+    """Refresh the notebooks that are named, or their verdicts alone; returns the exit code."""
+    only_verdicts = "--verdicts" in arguments
+    notebooks = [Path(argument) for argument in arguments if argument != "--verdicts"]
     missing = [str(n) for n in notebooks if n.suffix != ".ipynb" or not n.is_file()]
     if missing or not notebooks:
         print(f"{', '.join(missing) or 'nothing'}: expected .ipynb files", file=sys.stderr)
         return 2
+    if only_verdicts:
+        for notebook in notebooks:
+            content = nbformat.read(notebook, as_version=4)
+            nbformat.write(show_verdicts(content, notebook.parent / verdicts.PAPER), notebook)
+        return 0
     renderer = find_renderer()
     for notebook in notebooks:
         refresh(notebook, renderer)

@@ -1,5 +1,7 @@
 """Saving outputs: the same bytes twice, nothing of the machine, nothing lost by a failure."""
 
+from types import SimpleNamespace
+
 import jupytext
 import nbformat
 import pytest
@@ -84,3 +86,21 @@ def test_what_is_not_a_notebook_is_named(tmp_path, capsys):
     assert notebooks.main([str(tmp_path / "no.ipynb")]) == 2
     assert "no.ipynb: expected .ipynb files" in capsys.readouterr().err
     assert notebooks.main([]) == 2
+
+
+def test_verdicts_are_brought_up_to_date_without_running(tmp_path, monkeypatch):
+    def table(name, paper):
+        return SimpleNamespace(data=f"{name} of {paper.resolve().name}")
+
+    monkeypatch.setattr(notebooks.verdicts, "of_notebook", table)
+    new = nbformat.v4.new_code_cell
+    old = nbformat.v4.new_output("execute_result", {"text/markdown": "old", "text/plain": "M"})
+    shown = new('figures.verdicts.of_notebook("01_x")', outputs=[old])
+    other = new("1 / 0", outputs=[nbformat.v4.new_output("stream", text="old")])
+    path = tmp_path / "notebooks" / "01_x.ipynb"
+    path.parent.mkdir()
+    nbformat.write(nbformat.v4.new_notebook(cells=[shown, other]), path)
+    assert notebooks.main(["--verdicts", str(path)]) == 0
+    shown, other = cells(path)
+    assert shown.outputs[0].data == {"text/markdown": "01_x of paper", "text/plain": "M"}
+    assert other.outputs[0].text == "old"

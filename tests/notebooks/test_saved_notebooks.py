@@ -10,7 +10,7 @@ import jupytext
 import nbformat
 import pytest
 
-from gqc.lab.notebooks import install_cell, is_paired
+from gqc.lab.notebooks import install_cell, is_paired, show_verdicts
 from gqc.lab.runs.notebook import read_notebook
 from gqc.lab.runs.parameters import BadInput, parse_cell, read_mapping, resolve
 from gqc.lab.runs.plan import read_batch
@@ -114,6 +114,14 @@ def test_saved_outputs_are_of_one_whole_run(path):
     assert kinds
     assert "error" not in kinds
     assert not [o for c in cells for o in c.outputs if o.get("name") == "stderr"]
+
+
+@every_notebook
+def test_shown_verdicts_are_the_committed_ones(path):
+    saved = nbformat.read(path, as_version=4)
+    now = show_verdicts(nbformat.read(path, as_version=4), FOLDER.parent / "paper")
+    remedy = f"run `python -m gqc.lab.notebooks --verdicts notebooks/{path.name}`"
+    assert [c.get("outputs") for c in saved.cells] == [c.get("outputs") for c in now.cells], remedy
 
 
 @every_notebook

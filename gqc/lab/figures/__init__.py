@@ -4,10 +4,12 @@ Nothing here trains, shows or, but for :func:`write_html`, writes.  The same dat
 JSON, so that a saved notebook changes only when its numbers do: values are rounded to five digits
 and long histories thinned for display.  What is counted or averaged is so before thinning.
 
-The figures of any training are here, those of a family of experiments in a module of its own::
+The figures of any training are here, those of a family of experiments in a module of its own, and
+tables of what the committed results say in ``verdicts``::
 
     figures.loss_against(history)
     figures.noise.noise_scale_against(history)
+    figures.verdicts.of_notebook("15_equal_tokens")
 """
 
 from gqc.lab.figures import (
@@ -18,6 +20,7 @@ from gqc.lab.figures import (
     promises,
     scaler,
     upgd,
+    verdicts,
     vgs,
     vgs_training,
 )
@@ -61,6 +64,7 @@ __all__ = [
     "scaler",
     "thin",
     "upgd",
+    "verdicts",
     "vgs",
     "vgs_training",
     "write_html",

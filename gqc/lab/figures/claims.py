@@ -18,6 +18,7 @@ from gqc.lab.figures.style import (
     HOUSE,
     LABELS,
     OKABE_ITO,
+    dashes_on_top,
     method_styles,
     over_seeds,
     plain_numbers,
@@ -58,7 +59,7 @@ def comparison_losses(history: pd.DataFrame, y: str = "val_loss") -> go.Figure:
     figure.update_layout(margin_t=EDGES - HOUSE.layout.margin.b)
     figure.update_yaxes(title_text=LABELS.get(y, y).replace(" [", "<br>["))
     figure.update_xaxes(title_text=LABELS["tokens"], row=len(names))
-    return figure
+    return dashes_on_top(figure)
 
 
 def batch_invariance(results: pd.DataFrame) -> go.Figure:
@@ -70,7 +71,8 @@ def batch_invariance(results: pd.DataFrame) -> go.Figure:
     """
     shown = {"mean_logical_batch_examples": "sequences per step", "val_loss": LABELS["val_loss"]}
     check_columns("batch_invariance", results, ["microbatch_size", "seed", *shown])
-    figure = make_subplots(1, 2, subplot_titles=["logical batch", "final loss"])
+    titles = ["logical batch", "final loss"]
+    figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.16)
     styles = method_styles(["gnts"])
     for column, (name, label) in enumerate(shown.items(), 1):
         points = summarize(results.dropna(subset=[name]), "microbatch_size", name)
@@ -82,7 +84,7 @@ def batch_invariance(results: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(title_text="sequences per microbatch", **TWOS)
     figure.update_yaxes(**TWOS, row=1, col=1)
     title = {"title_text": "Is the logical batch that of the physical one?", "template": HOUSE}
-    figure.update_layout(**title, height=460, legend=BELOW)
+    figure.update_layout(**title, height=480, margin_t=80, legend=BELOW)
     return figure
 
 

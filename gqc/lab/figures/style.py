@@ -118,6 +118,15 @@ def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     return {name: REPLAY if name == "replay" else styles[name] for name in names}
 
 
+def dashes_on_top(figure: go.Figure) -> go.Figure:
+    """Solid lines below dashed ones, which they would hide where the two agree."""
+
+    def is_dashed(trace: go.Scatter) -> bool:
+        return trace.line.dash not in (None, "solid")
+
+    return figure.update_traces(zorder=1, selector=is_dashed)
+
+
 def over_seeds(history: pd.DataFrame) -> str:
     """``"one seed"`` or ``"mean over 5 seeds"``: what the curve of a method is, for a title."""
     counts = history.groupby("method")["seed"].nunique()

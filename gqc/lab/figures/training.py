@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from gqc.lab.analysis import at_equal, summarize
-from gqc.lab.figures.style import HOUSE, LABELS, each_method, plain_numbers, thin
+from gqc.lab.figures.style import HOUSE, LABELS, dashes_on_top, each_method, plain_numbers, thin
 
 THRESHOLD = "gradient_norm_threshold"
 MAX_DOTTED = 4  #: methods whose single steps are drawn
@@ -39,7 +39,7 @@ def loss_against(
             name = f"{method}: mean of {seeds} seeds<br>and its {confidence:.0%} interval"
             _add_band(figure, curve, x, style["color"], method)
         _add(figure, curve, x, "mean", name, line=style, legendgroup=method)
-    return _with_room(figure)
+    return dashes_on_top(_with_room(figure))
 
 
 def norm_against_threshold(
@@ -98,7 +98,7 @@ def draws_per_step(history: pd.DataFrame, x: str = "tokens", seed: int | None = 
             _add(figure, raw, x, "num_draws", method, showlegend=False, hoverinfo="skip", **dots)
         name = f"{method}: {len(steps)} steps,<br>mean {steps['num_draws'].mean():.2f}"
         _add(figure, thin(steps, "moving_mean"), x, "moving_mean", name, line=style)
-    return _or_say(_with_room(figure), "no step was made")
+    return _or_say(dashes_on_top(_with_room(figure)), "no step was made")
 
 
 def batch_loss(results: pd.DataFrame, history: pd.DataFrame) -> go.Figure:

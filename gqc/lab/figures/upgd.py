@@ -107,7 +107,7 @@ def by_task(
             figure.update_yaxes(type="log", tickformat="~g", row=number)
     figure.update_xaxes(rangemode="normal")
     figure.update_xaxes(title_text="task", row=len(measures))
-    _lay_out(figure, title, 160 * len(measures) + 20, len(styles))
+    _lay_out(figure, title, 150 * len(measures) + 20, len(styles))
     return figure
 
 

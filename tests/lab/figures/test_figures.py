@@ -131,6 +131,14 @@ def test_no_two_methods_look_alike(placed, others):
     assert all(s["width"] > styles["replay"]["width"] for n, s in styles.items() if n != "replay")
 
 
+@pytest.mark.parametrize("methods", [["adamw", "gnts"], ["gnts", "adamw"]])
+def test_a_dashed_line_lies_above_a_solid_one(methods):
+    for draw in (loss_against, draws_per_step):
+        lines = [t for t in visible(draw(history(methods))) if t.mode == "lines"]
+        heights = {t.line.dash: t.zorder or 0 for t in lines}
+        assert heights["dash"] > heights["solid"]
+
+
 def test_a_title_says_how_many_seeds_there_are():
     assert over_seeds(history(seeds=1)) == "one seed"
     three = history(seeds=3)
