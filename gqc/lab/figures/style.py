@@ -119,12 +119,14 @@ def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def dashes_on_top(figure: go.Figure) -> go.Figure:
-    """Solid lines below dashed ones, which they would hide where the two agree."""
+    """Solid lines below dashed ones, which they would hide where the two agree.
 
-    def is_dashed(trace: go.Scatter) -> bool:
-        return trace.line.dash not in (None, "solid")
-
-    return figure.update_traces(zorder=1, selector=is_dashed)
+    The legend keeps its order.  Plotly's ``zorder`` would take their lines from some axes.
+    """
+    for rank, trace in enumerate(figure.data):
+        trace.legendrank = rank + 1
+    figure.data = sorted(figure.data, key=lambda trace: trace.line.dash not in (None, "solid"))
+    return figure
 
 
 def over_seeds(history: pd.DataFrame) -> str:

@@ -133,7 +133,7 @@ def test_losses_are_means_over_seeds_in_a_panel_for_each_comparison():
 
 def test_each_panel_has_its_legend_beside_it():
     figure = figures.comparison_losses(comparison())
-    assert [t.legend for t in figure.data] == ["legend", "legend", "legend2", "legend2"]
+    assert {(t.xaxis, t.legend) for t in figure.data} == {("x", "legend"), ("x2", "legend2")}
     assert figure.layout.legend.y == 1
     assert figure.layout.legend2.y == pytest.approx(figure.layout.yaxis2.domain[1])
 
