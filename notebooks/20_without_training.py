@@ -114,7 +114,9 @@ figures.promises.falling_factor(invariance)
 # %% [markdown]
 # ## Order of protection
 #
-# *Kept*: the more useful a weight, the smaller its gate. The published normalizations divide
+# *Kept*: the more useful a weight, the smaller its gate. *Partly*: some gates are equal though
+# utilities are not. *Lost*: all of them are. *Reversed*: the most useful weight moves most. (*None
+# to keep* is for equal utilities, which are in notebook 09.) The published normalizations divide
 # utilities with bias correction by bounds without it, which matters at the first step and not late.
 
 # %%
