@@ -29,7 +29,7 @@ FAMILIES = (  # the methods of one are drawn together, those of two never
 PLACES = {name: place for family in FAMILIES for place, name in enumerate(family)}
 WIDTH = 2.5  #: of a method's line
 #: drawn over the method whose draws it repeats, which is to be seen beneath it
-REPLAY = {"color": "#666666", "dash": "dot", "width": 1.5}
+REPLAY = {"color": "#999999", "dash": "dash", "width": 1.5}
 
 LABELS = {
     "tokens": "training tokens",
