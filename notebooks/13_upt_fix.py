@@ -169,10 +169,10 @@ print("largest gradient norm: " + ", ".join(f"{m} {v:.1g}" for m, v in steady.it
 #
 # **Five seeds at laptop scale** (ratios to no inverse losses, paired): no part changes the largest
 # gradient norm, which is the forward loss's, early on. With all three fixes the loss falls in every
-# epoch; without clipping by group it rises in 1 to 3 of 34, and a weight of 0.5 alone makes rollouts
-# 1.55 [1.01, 2.37] times as wrong. So of the three it is clipping that shows, by steadying what is
-# small already. The error of one step with all three is 1.01 [0.95, 1.07] times that without inverse
-# losses, the conservation gap 0.91 [0.52, 1.61] times.
+# epoch; without clipping by group it rises in 1 to 3 of 34, and a weight of 0.5 alone makes
+# rollouts 1.55 [1.01, 2.37] times as wrong. So of the three it is clipping that shows, by steadying
+# what is small already. The error of one step with all three is 1.01 [0.95, 1.07] times that
+# without inverse losses, the conservation gap 0.91 [0.52, 1.61] times.
 #
 # **Limits.** One viscosity, one time step, small networks; the pretraining of encoder and decoder
 # is this project's, and much of what inverse losses could teach is learnt there. The saved output

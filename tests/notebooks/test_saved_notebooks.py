@@ -25,9 +25,6 @@ MAX_BYTES = 400_000  # three figures with a still picture of 80 kB each, and as 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 
 
-# The cell is part of the ids of their runs, which are under way, for as long as it has no tag.
-
-
 def code_cells(path):
     return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
 
