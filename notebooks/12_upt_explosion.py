@@ -25,15 +25,26 @@
 # **Question.** Does that happen here, at which weight does it start, what does it take, and
 # through which part does it come?
 
-# %%
+# %% tags=["install"]
 # Only where the kit is missing, as in Colab; whatever torch is there stays.
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
+
+kit = ""  # where the kit is: a wheel, the folder of a checkout, or "git+https://..."
 
 if importlib.util.find_spec("gqc") is None:
-    kit = "gqc-kit[lab]"  # or of a repository: "gqc-kit[lab] @ git+https://..."
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", kit], check=True)
+    if not kit:
+        raise ModuleNotFoundError(
+            "gqc is not installed here. Set `kit` in this cell to where it is: a wheel that was "
+            "uploaded (`pip wheel --no-deps .` in a checkout makes gqc_kit-*.whl), the folder of a "
+            'checkout, or the address of a repository, "git+https://host/owner/name".'
+        )
+    # Never a bare name: an index would be asked for it, where anybody may have taken it.
+    address = kit if "://" in kit else Path(kit).expanduser().resolve(strict=True).as_uri()
+    command = [sys.executable, "-m", "pip", "install", "--quiet", f"gqc-kit[lab] @ {address}"]
+    subprocess.run(command, check=True)
 
 # %% tags=["parameters"]
 scale = "smoke"  # one of smoke, laptop, paper; seconds, minutes, a GPU

@@ -64,14 +64,15 @@ def blocks(
     parts: list[list[Tensor]] = [[] for _ in columns]
     filled, piece = 0, min(piece or size, size)
     for row, tensors in enumerate(zip(*columns, strict=True)):
-        can_split = is_split and all(t.is_contiguous() for t in tensors)
-        for chunk in _cut(tensors, size) if can_split else [tensors]:
+        is_large = is_split and tensors[0].numel() > piece
+        is_cut = is_large and all(t.is_contiguous() for t in tensors)
+        for chunk in _cut(tensors, size) if is_cut else (tensors,):
             numel = chunk[0].numel()
             if rows and filled + numel > size:
                 yield rows, parts
                 rows, parts, filled = [], [[] for _ in columns], 0
             filled += numel
-            for pieces in _cut(chunk, piece) if can_split else [chunk]:
+            for pieces in _cut(chunk, piece) if is_cut else (chunk,):
                 rows.append(row)
                 for part, tensor in zip(parts, pieces, strict=True):
                     part.append(tensor)

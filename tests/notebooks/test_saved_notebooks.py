@@ -25,11 +25,6 @@ MAX_BYTES = 400_000  # three figures with a still picture of 80 kB each, and as 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 
 
-# The cell is part of the ids of their runs, which are under way, for as long as it has no tag.
-waiting = pytest.mark.xfail(strict=True, reason="their runs have to end before the cell changes")
-WAITING = ("12_upt_explosion", "13_upt_fix")
-
-
 def code_cells(path):
     return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
 
@@ -61,10 +56,7 @@ def test_no_function_is_longer_than_ten_lines(path):
     assert [f.name for f in functions if f.end_lineno - f.lineno >= 10] == []
 
 
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(p, marks=waiting if p.stem in WAITING else (), id=p.stem) for p in NOTEBOOKS],
-)
+@every_notebook
 def test_the_first_cell_is_the_one_that_installs_the_kit(path):
     cell = code_cells(path)[0]
     extra = "widgets" if "gqc_widgets" in path.read_text(encoding="utf-8") else "lab"
