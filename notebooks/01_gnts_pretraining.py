@@ -24,6 +24,8 @@
 # **Question.** From the same weights, on the same text in the same order, with the same number of
 # tokens: is the validation loss of a small GPT lower with GNTS than with AdamW at its best constant
 # batch?
+#
+# A token is a character here (a byte at the `paper` scale), and losses are in nat/token.
 
 # %% tags=["install"]
 # Only where the kit is missing, as in Colab; whatever torch is there stays.
@@ -118,9 +120,25 @@ for method in loss.index:
         print(f"after {results['tokens'].min():,} tokens each, of one seed: no interval")
 
 # %% [markdown]
-# **Limits.** Seeds differ by as much as methods may. The saved output is of the `smoke` scale: a
-# regression test of some seconds, and no evidence. For the mean of five seeds with its 95 %
-# interval, run the batch (minutes on two cores) and draw its store:
+# ## Answer at laptop scale
+#
+# Of this notebook, and what it decides; perplexities are compared seed by seed in
+# [notebook 15](15_equal_tokens.ipynb).
+
+# %% tags=["nbval-ignore-output"]
+figures.verdicts.means_of("01_gnts_pretraining")
+
+# %% tags=["nbval-ignore-output"]
+figures.verdicts.of_notebook("01_gnts_pretraining")
+
+# %% [markdown]
+# **What to make of it.** GNTS is not seen to lower the validation loss. Four seeds end 0.00 to 0.06
+# nat/token above AdamW's; the fifth falls into long windows early, makes 214 steps and ends 0.6
+# above.
+#
+# **Limits.** Seeds differ by as much as methods may. All saved outputs but the last two tables are
+# of the `smoke` scale: a regression test of some seconds, and no evidence. To repeat the five seeds
+# run the batch (minutes on two cores) and draw its store:
 #
 # ```
 # gqc batch run notebooks/batches/01_gnts_pretraining.yaml --jobs 2
