@@ -77,8 +77,8 @@ from gqc.lab.experiments import upgd_gates
 #
 # Five weights, from one that does harm to the most useful one; gates at the first step, and late,
 # when bias correction no longer matters. *Kept*: the more useful a weight, the smaller its gate.
-# *Partly*: some gates are equal though utilities are not. *Reversed*: the most useful weight moves
-# most.
+# *Partly*: some gates are equal though utilities are not. *Lost*: all of them are. *Reversed*: the
+# most useful weight moves most. *None to keep*: all utilities are equal.
 
 # %%
 constructed = {
@@ -160,12 +160,19 @@ differences = pd.concat({s: against_minmax(g) for s, g in results.groupby("strea
 differences[["normalization", "mean", "low", "high", "n"]].round(3)
 
 # %% [markdown]
-# **What to make of it.** The differences are of online accuracies, each normalization at the best
-# of its own learning rates, paired over seeds.
+# Differences are of online accuracies, each normalization at the best of its own learning rates,
+# paired over seeds.
 #
+# ## Answer at laptop scale
+
+# %% tags=["nbval-ignore-output"]
+figures.verdicts.of_notebook("09_upgd_normalisation")
+
+# %% [markdown]
 # **Limits.** The rates were chosen on the seeds that are shown, alike for all; noise and decay are
-# those tuned with `minmax`. One small network. The saved output is of the `smoke` scale, whose runs
-# end before step 1000: a regression test of some seconds, and no evidence. For five seeds:
+# those tuned with `minmax`. One small network. All saved outputs but the last table are of the
+# `smoke` scale, whose runs end before step 1000: a regression test of some seconds, and no
+# evidence. To repeat the five seeds:
 #
 # ```
 # gqc batch run notebooks/batches/09_upgd_normalisation.yaml --jobs 2
