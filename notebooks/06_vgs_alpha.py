@@ -187,13 +187,20 @@ for control, rows in differences[is_vgs].groupby("control", sort=False):
     print("\n".join("  " + one_line(row) for _, row in rows.iterrows()))
 
 # %% [markdown]
+# ## Answer at laptop scale
+
+# %% tags=["nbval-ignore-output"]
+figures.verdicts.of_notebook("06_vgs_alpha")
+
+# %% [markdown]
 # **What to make of it.** Where `at_cap` is 1 the factor is a constant: VGS is then a learning rate
 # that falls once, at the end of the warmup, and the constant factor trains exactly alike. V is the
 # 90th percentile over tensors: a tenth of them above the cap is enough.
 #
 # **Limits.** Networks of some thousand parameters, constant learning rates tuned on one other seed,
-# and nothing corrected for the number of comparisons. The saved output is of the `smoke` scale: a
-# regression test of some seconds, and no evidence. For ten seeds of a thousand steps:
+# and nothing corrected for the number of comparisons but the verdicts. All saved outputs but the
+# last table are of the `smoke` scale: a regression test of some seconds, and no evidence. To repeat
+# the ten seeds of a thousand steps:
 #
 # ```
 # gqc batch run notebooks/batches/06_vgs_alpha.yaml --jobs 2

@@ -160,14 +160,21 @@ def one_line(row):
 print("\n".join(one_line(row) for _, row in summary.iterrows()))
 
 # %% [markdown]
+# ## Answer at laptop scale
+
+# %% tags=["nbval-ignore-output"]
+figures.verdicts.of_notebook("11_upgd_vgs")
+
+# %% [markdown]
 # **What to make of it.** The column `factor` says what VGS was: where it is the same in all tasks
 # it did not react, and is a smaller learning rate.
 #
 # **Limits.** All four were tuned over one range of decay, and decay does not shrink with gradients:
 # beside gradients that VGS makes five times smaller, most of that range is too strong, and fewer of
 # the ten settings are of use. As of notebook 10: small images and networks, tens of tasks; nothing
-# is corrected for the number of comparisons. The saved output is of the `smoke` scale: a regression
-# test of some seconds, and no evidence. For five seeds:
+# is corrected for the number of comparisons but the verdict. All saved outputs but the last table
+# are of the `smoke` scale: a regression test of some seconds, and no evidence. To repeat the five
+# seeds:
 #
 # ```
 # gqc batch run notebooks/batches/11_upgd_vgs.yaml --jobs 2

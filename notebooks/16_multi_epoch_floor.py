@@ -105,9 +105,16 @@ for measure in ("final_train_loss", "best_val_loss"):
     print(f"{measure}: gnts - adamw = {difference:+.2f} nat/token, of one seed: no interval")
 
 # %% [markdown]
+# ## Answer at laptop scale
+
+# %% tags=["nbval-ignore-output"]
+figures.verdicts.of_notebook("16_multi_epoch_floor")
+
+# %% [markdown]
 # **Limits.** Both methods have the values that were tuned on a text that is read once; the learning
 # rate decays to a tenth, so the floor is that of a finished schedule and not of endless training.
-# The saved output is of the `smoke` scale: a regression test, and no evidence. For several seeds:
+# All saved outputs but the last table are of the `smoke` scale: a regression test, and no evidence.
+# To repeat the five seeds:
 #
 # ```
 # gqc batch run notebooks/batches/16_multi_epoch_floor.yaml --jobs 2

@@ -94,9 +94,16 @@ for row in fits[fits["floor_kind"] == "zero"].itertuples():
     print(f"{row.method}: exponent {row.exponent:.2f} without a floor; 0.35 is {inside} its bounds")
 
 # %% [markdown]
+# ## Answer at laptop scale
+
+# %% tags=["nbval-ignore-output"]
+figures.verdicts.of_notebook("19_scaling_fit")
+
+# %% [markdown]
 # **Limits.** Little more than a decade of budgets and one size of model: a model that is too small
-# for its tokens has a floor of its own. Methods keep the values of one budget. The saved output is
-# of the `smoke` scale: a regression test, and no evidence. For several seeds:
+# for its tokens has a floor of its own. Methods keep the values of one budget. All saved outputs
+# but the last table are of the `smoke` scale: a regression test, and no evidence. To repeat the
+# five seeds:
 #
 # ```
 # gqc batch run notebooks/batches/19_scaling_fit.yaml --jobs 2
