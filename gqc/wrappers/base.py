@@ -88,8 +88,6 @@ class OptimizerWrapper(DelegatingOptimizer):
         # A disabled scaler's step() steps whatever the gradient is.
         is_scaled = grad_scaler is not None and grad_scaler.is_enabled()
         self.grad_scaler = grad_scaler if is_scaled else None
-        self.grad_norm: float | None = None  #: norm of G_n, if this draw read it
-        self.draw_norm: float | None = None  #: norm of g_n, if this draw read it
         self._check_arguments(accumulate, tunables)
         super().__init__(optimizer, "buffer" if self.needs_draw_norm else accumulate, tunables)
 
@@ -274,7 +272,7 @@ class OptimizerWrapper(DelegatingOptimizer):
                 "discarded (counted in num_discarded; this warning comes once)"
             )
         self.num_draws -= lost
-        self.grad_norm = None
+        self.grad_norm = self.draw_norm = None
         if self.num_draws == 0:
             self._end_window(stepped=False)
 

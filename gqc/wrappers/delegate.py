@@ -39,6 +39,8 @@ class DelegatingOptimizer(Optimizer):
         self.num_draws = 0  #: n, draws in the open window
         self.last_num_draws: int | None = None
         self.last_grad_norm: float | None = None
+        self.grad_norm: float | None = None  #: norm of G_n, if this draw read it
+        self.draw_norm: float | None = None  #: norm of g_n, if this draw read it
         self._counts = dict.fromkeys(COUNTERS, 0)
         self._accumulate = accumulate
         self._warned: list[str] = []
@@ -248,6 +250,8 @@ class DelegatingOptimizer(Optimizer):
             "last_grad_norm": self.last_grad_norm,
             "counts": dict(self._counts),
             "pending": self._window.save(self._params()) if self.num_draws else {},
+            "grad_norm": self.grad_norm,
+            "draw_norm": self.draw_norm,
             "extra": self.extra_state(),
         }
 
@@ -284,6 +288,7 @@ class DelegatingOptimizer(Optimizer):
         self.last_num_draws = own["last_num_draws"]
         self.last_grad_norm = own["last_grad_norm"]
         self._counts.update(own["counts"])
+        self.grad_norm, self.draw_norm = own.get("grad_norm"), own.get("draw_norm")
         if own["pending"]:
             self._window.load(self._params(), own["pending"])
         self.load_extra_state(own["extra"])
