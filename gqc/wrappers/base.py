@@ -113,7 +113,7 @@ class OptimizerWrapper(DelegatingOptimizer):
         """After a draw was accepted, before the decision."""
 
     def on_close(self, stepped: bool) -> None:
-        """After a window was stepped with, or thrown away."""
+        """After a window was closed and handed on, or thrown away."""
 
     def step(  # type: ignore[override]
         self,
@@ -126,8 +126,8 @@ class OptimizerWrapper(DelegatingOptimizer):
         Args:
             closure: called once, with gradients enabled, to make this microbatch's gradient.
             metric: this microbatch's loss or another metric; only a wrapper that decides by a
-                metric reads it.
-        Returns: did the wrapped optimizer step?
+                metric reads it.  A wrapper inside this one gets the mean over the window.
+        Returns: did the wrapped optimizer step?  One that is a wrapper may only have drawn.
         Raises:
             RuntimeError: no parameter has a gradient, or the window's was cleared from outside.
             FloatingPointError: NaN or inf with ``nonfinite="raise"``.
@@ -172,6 +172,8 @@ class OptimizerWrapper(DelegatingOptimizer):
     def flush(self) -> bool:
         """Step with the draws there are (at the end of an epoch); False where there are none.
 
+        Of wrappers inside one another each has a window to flush, the outer one first.
+
         Raises: RuntimeError: ``.grad`` is not as the last draw left it.
         """
         if self.num_draws == 0:
@@ -202,6 +204,8 @@ class OptimizerWrapper(DelegatingOptimizer):
             self._refuse(params, overflow=False)
             return False
         window.commit(params)
+        if isinstance(self.optimizer, OptimizerWrapper):
+            self._add_metric(metric)
         self.on_draw()
         return True
 
@@ -217,20 +221,36 @@ class OptimizerWrapper(DelegatingOptimizer):
                 self._refuse(params, overflow=True)
                 return False
         self._window.close(params, self.num_draws)
-        if self.grad_scaler is None:
-            self.transform()
-            self.optimizer.step()
-        else:
-            self.grad_scaler.unscale_(self.optimizer)
-            self.transform()
-            self.grad_scaler.step(self.optimizer)
-            self.grad_scaler.update()
+        stepped = self._step_wrapped()
         self._window.clear(params)
-        self._counts["steps"] += 1
-        self._counts["num_forced"] += forced
+        self._counts["steps"] += stepped
+        self._counts["num_forced"] += forced and stepped
         self.last_num_draws, self.last_grad_norm = self.num_draws, self.grad_norm
         self._end_window(stepped=True)
-        return True
+        return stepped
+
+    def _step_wrapped(self) -> bool:
+        """False where that is a wrapper, for which this window is a draw, and it waits for more."""
+        inner: Any = self.optimizer
+        metric = {}
+        if isinstance(inner, OptimizerWrapper) and self._metric_sum is not None:
+            metric["metric"] = self._metric_sum / self.num_draws
+        if self.grad_scaler is None:
+            self.transform()
+            return inner.step(**metric) is not False
+        self.grad_scaler.unscale_(inner)
+        self.transform()
+        stepped = self.grad_scaler.step(inner, **metric) is not False
+        self.grad_scaler.update()
+        return stepped
+
+    def _add_metric(self, metric: float | Tensor | None) -> None:
+        """For the wrapper inside; None once a draw of the window had none."""
+        if metric is None or self._metric_sum is None:
+            self._metric_sum = None
+        else:
+            own = metric.detach() if isinstance(metric, Tensor) else metric
+            self._metric_sum = self._metric_sum + own  # a new tensor: the caller may reuse its own
 
     def _read(self, norms: dict[str, Tensor]) -> None:
         """The draw's one host sync: all the norms that it needs in one transfer, unscaled."""
@@ -307,6 +327,7 @@ class OptimizerWrapper(DelegatingOptimizer):
     def _end_window(self, *, stepped: bool) -> None:
         self.num_draws = 0
         self.grad_norm = self.draw_norm = None
+        self._metric_sum = 0.0
         self.on_close(stepped)
 
     def _check_arguments(self, accumulate: str | None, tunables: dict[str, float]) -> None:
