@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
 from gqc.gradients import average_over_ranks, count_nonfinite, total_norm
@@ -129,7 +130,8 @@ class OptimizerWrapper(DelegatingOptimizer):
                 metric reads it.  A wrapper inside this one gets the mean over the window.
         Returns: did the wrapped optimizer step?  One that is a wrapper may only have drawn.
         Raises:
-            RuntimeError: no parameter has a gradient, or the window's was cleared from outside.
+            RuntimeError: no parameter has a gradient, or the window's was cleared from outside, or
+                this draw's was unscaled already.
             FloatingPointError: NaN or inf with ``nonfinite="raise"``.
             TypeError: a sparse gradient.
         """
@@ -185,6 +187,8 @@ class OptimizerWrapper(DelegatingOptimizer):
     def _draw(self, params: list[Tensor], metric: float | Tensor | None) -> bool:
         """Add ``.grad`` to the window; False where the draw was refused."""
         self.before_draw()
+        if self.grad_scaler is not None:
+            self._refuse_unscaled(self.grad_scaler)
         if self.num_draws == 0 and len(params) != self._num_params:  # a group was added
             self._window = self._new_window()
         window, norms = self._window, {}
@@ -305,6 +309,17 @@ class OptimizerWrapper(DelegatingOptimizer):
             f"{bad[:5]}: left in .grad to look at; discard() drops the window"
         )
         raise FloatingPointError(message)
+
+    def _refuse_unscaled(self, scaler: Any) -> None:
+        for optimizer in (self, self.optimizer):
+            state = scaler._per_optimizer_states.get(id(optimizer))
+            if state is not None and state["stage"] is not OptState.READY:
+                raise RuntimeError(
+                    f"GradScaler.unscale_({type(optimizer).__name__}) before the draw: the wrapper "
+                    "does that when a window closes, and would divide by the scale twice. Remove "
+                    "the call; what needs unscaled gradients, such as clipping, belongs in the "
+                    "wrapped optimizer, wrapper.optimizer (gqc.clipping.clip_before_step)"
+                )
 
     def _back_off(self, params: list[Tensor]) -> None:
         """Tell the GradScaler of the overflow: it skips the step and lowers its scale."""
