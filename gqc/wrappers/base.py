@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
 from gqc.gradients import average_over_ranks, count_nonfinite, total_norm
@@ -88,8 +89,6 @@ class OptimizerWrapper(DelegatingOptimizer):
         # A disabled scaler's step() steps whatever the gradient is.
         is_scaled = grad_scaler is not None and grad_scaler.is_enabled()
         self.grad_scaler = grad_scaler if is_scaled else None
-        self.grad_norm: float | None = None  #: norm of G_n, if this draw read it
-        self.draw_norm: float | None = None  #: norm of g_n, if this draw read it
         self._check_arguments(accumulate, tunables)
         super().__init__(optimizer, "buffer" if self.needs_draw_norm else accumulate, tunables)
 
@@ -115,7 +114,7 @@ class OptimizerWrapper(DelegatingOptimizer):
         """After a draw was accepted, before the decision."""
 
     def on_close(self, stepped: bool) -> None:
-        """After a window was stepped with, or thrown away."""
+        """After a window was closed and handed on, or thrown away."""
 
     def step(  # type: ignore[override]
         self,
@@ -128,10 +127,11 @@ class OptimizerWrapper(DelegatingOptimizer):
         Args:
             closure: called once, with gradients enabled, to make this microbatch's gradient.
             metric: this microbatch's loss or another metric; only a wrapper that decides by a
-                metric reads it.
-        Returns: did the wrapped optimizer step?
+                metric reads it.  A wrapper inside this one gets the mean over the window.
+        Returns: did the wrapped optimizer step?  One that is a wrapper may only have drawn.
         Raises:
-            RuntimeError: no parameter has a gradient, or the window's was cleared from outside.
+            RuntimeError: no parameter has a gradient, or the window's was cleared from outside, or
+                this draw's was unscaled already.
             FloatingPointError: NaN or inf with ``nonfinite="raise"``.
             TypeError: a sparse gradient.
         """
@@ -174,6 +174,8 @@ class OptimizerWrapper(DelegatingOptimizer):
     def flush(self) -> bool:
         """Step with the draws there are (at the end of an epoch); False where there are none.
 
+        Of wrappers inside one another each has a window to flush, the outer one first.
+
         Raises: RuntimeError: ``.grad`` is not as the last draw left it.
         """
         if self.num_draws == 0:
@@ -185,6 +187,8 @@ class OptimizerWrapper(DelegatingOptimizer):
     def _draw(self, params: list[Tensor], metric: float | Tensor | None) -> bool:
         """Add ``.grad`` to the window; False where the draw was refused."""
         self.before_draw()
+        if self.grad_scaler is not None:
+            self._refuse_unscaled(self.grad_scaler)
         if self.num_draws == 0 and len(params) != self._num_params:  # a group was added
             self._window = self._new_window()
         window, norms = self._window, {}
@@ -204,6 +208,8 @@ class OptimizerWrapper(DelegatingOptimizer):
             self._refuse(params, overflow=False)
             return False
         window.commit(params)
+        if isinstance(self.optimizer, OptimizerWrapper):
+            self._add_metric(metric)
         self.on_draw()
         return True
 
@@ -219,20 +225,36 @@ class OptimizerWrapper(DelegatingOptimizer):
                 self._refuse(params, overflow=True)
                 return False
         self._window.close(params, self.num_draws)
-        if self.grad_scaler is None:
-            self.transform()
-            self.optimizer.step()
-        else:
-            self.grad_scaler.unscale_(self.optimizer)
-            self.transform()
-            self.grad_scaler.step(self.optimizer)
-            self.grad_scaler.update()
+        stepped = self._step_wrapped()
         self._window.clear(params)
-        self._counts["steps"] += 1
-        self._counts["num_forced"] += forced
+        self._counts["steps"] += stepped
+        self._counts["num_forced"] += forced and stepped
         self.last_num_draws, self.last_grad_norm = self.num_draws, self.grad_norm
         self._end_window(stepped=True)
-        return True
+        return stepped
+
+    def _step_wrapped(self) -> bool:
+        """False where that is a wrapper, for which this window is a draw, and it waits for more."""
+        inner: Any = self.optimizer
+        metric = {}
+        if isinstance(inner, OptimizerWrapper) and self._metric_sum is not None:
+            metric["metric"] = self._metric_sum / self.num_draws
+        if self.grad_scaler is None:
+            self.transform()
+            return inner.step(**metric) is not False
+        self.grad_scaler.unscale_(inner)
+        self.transform()
+        stepped = self.grad_scaler.step(inner, **metric) is not False
+        self.grad_scaler.update()
+        return stepped
+
+    def _add_metric(self, metric: float | Tensor | None) -> None:
+        """For the wrapper inside; None once a draw of the window had none."""
+        if metric is None or self._metric_sum is None:
+            self._metric_sum = None
+        else:
+            own = metric.detach() if isinstance(metric, Tensor) else metric
+            self._metric_sum = self._metric_sum + own  # a new tensor: the caller may reuse its own
 
     def _read(self, norms: dict[str, Tensor]) -> None:
         """The draw's one host sync: all the norms that it needs in one transfer, unscaled."""
@@ -274,7 +296,7 @@ class OptimizerWrapper(DelegatingOptimizer):
                 "discarded (counted in num_discarded; this warning comes once)"
             )
         self.num_draws -= lost
-        self.grad_norm = None
+        self.grad_norm = self.draw_norm = None
         if self.num_draws == 0:
             self._end_window(stepped=False)
 
@@ -287,6 +309,17 @@ class OptimizerWrapper(DelegatingOptimizer):
             f"{bad[:5]}: left in .grad to look at; discard() drops the window"
         )
         raise FloatingPointError(message)
+
+    def _refuse_unscaled(self, scaler: Any) -> None:
+        for optimizer in (self, self.optimizer):
+            state = scaler._per_optimizer_states.get(id(optimizer))
+            if state is not None and state["stage"] is not OptState.READY:
+                raise RuntimeError(
+                    f"GradScaler.unscale_({type(optimizer).__name__}) before the draw: the wrapper "
+                    "does that when a window closes, and would divide by the scale twice. Remove "
+                    "the call; what needs unscaled gradients, such as clipping, belongs in the "
+                    "wrapped optimizer, wrapper.optimizer (gqc.clipping.clip_before_step)"
+                )
 
     def _back_off(self, params: list[Tensor]) -> None:
         """Tell the GradScaler of the overflow: it skips the step and lowers its scale."""
@@ -309,6 +342,7 @@ class OptimizerWrapper(DelegatingOptimizer):
     def _end_window(self, *, stepped: bool) -> None:
         self.num_draws = 0
         self.grad_norm = self.draw_norm = None
+        self._metric_sum = 0.0
         self.on_close(stepped)
 
     def _check_arguments(self, accumulate: str | None, tunables: dict[str, float]) -> None:

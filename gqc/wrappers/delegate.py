@@ -39,6 +39,9 @@ class DelegatingOptimizer(Optimizer):
         self.num_draws = 0  #: n, draws in the open window
         self.last_num_draws: int | None = None
         self.last_grad_norm: float | None = None
+        self.grad_norm: float | None = None  #: norm of G_n, if this draw read it
+        self.draw_norm: float | None = None  #: norm of g_n, if this draw read it
+        self._metric_sum: Any = 0.0  # over the window, for a wrapper inside; None: one was missing
         self._counts = dict.fromkeys(COUNTERS, 0)
         self._accumulate = accumulate
         self._warned: list[str] = []
@@ -132,9 +135,10 @@ class DelegatingOptimizer(Optimizer):
         ``batches`` and ``num_draws`` count the microbatch in progress: read before ``step()``, they
         are 1 at the start, and ``num_draws`` is n at the step that closes a window of n.
 
-        - ``batches``, ``steps``: microbatches (with the one in progress), optimizer steps.
+        - ``batches``, ``steps``: microbatches (with the one in progress), optimizer steps (those of
+          the innermost one, where a wrapper is wrapped).
         - ``num_draws``, ``last_num_draws``: n of the open and of the last closed window.
-        - ``last_grad_norm``: norm of the last :math:`G_n` stepped with, None where it was not read.
+        - ``last_grad_norm``: norm of that window's :math:`G_n`, None where it was not read.
         - ``num_discarded``: microbatches thrown away for NaN or inf.
         - ``num_forced``: steps taken only because n reached ``max_draws``.
         - each tunable: the value that decides; with several groups also ``key/group_i``.
@@ -248,6 +252,9 @@ class DelegatingOptimizer(Optimizer):
             "last_grad_norm": self.last_grad_norm,
             "counts": dict(self._counts),
             "pending": self._window.save(self._params()) if self.num_draws else {},
+            "grad_norm": self.grad_norm,
+            "draw_norm": self.draw_norm,
+            "metric_sum": None if self._metric_sum is None else float(self._metric_sum),
             "extra": self.extra_state(),
         }
 
@@ -284,6 +291,8 @@ class DelegatingOptimizer(Optimizer):
         self.last_num_draws = own["last_num_draws"]
         self.last_grad_norm = own["last_grad_norm"]
         self._counts.update(own["counts"])
+        self.grad_norm, self.draw_norm = own.get("grad_norm"), own.get("draw_norm")
+        self._metric_sum = own.get("metric_sum", None if self.num_draws else 0.0)
         if own["pending"]:
             self._window.load(self._params(), own["pending"])
         self.load_extra_state(own["extra"])

@@ -144,6 +144,24 @@ def test_a_scaler_that_steps_the_wrapper_itself_is_refused():
     assert wrapper.num_draws == 1
 
 
+@pytest.mark.parametrize("which", ["wrapper", "wrapped"])
+@pytest.mark.parametrize("draw", [0, 1])
+def test_unscaling_before_a_draw_is_refused(which, draw):
+    """The wrapper unscales a window when it closes: a draw would be divided by the scale twice."""
+    x = torch.ones(1, requires_grad=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    wrapper = gqc.OptimizerWrapperSBC(torch.optim.SGD([x], lr=1.0), 1, 2, grad_scaler=scaler)
+    for _ in range(draw):
+        scaler.scale((x * 4).sum()).backward()
+        wrapper.step()
+    scaler.scale((x * 4).sum()).backward()
+    scaler.unscale_(wrapper if which == "wrapper" else wrapper.optimizer)
+    with pytest.raises(RuntimeError, match=r"unscale_\((OptimizerWrapperSBC|SGD)\) before the draw"):
+        wrapper.step()
+    assert wrapper.num_draws == draw
+    assert x.item() == 1.0
+
+
 @pytest.mark.parametrize("accumulate", ["grad", "buffer"])
 def test_a_disabled_scaler_is_as_none(accumulate):
     """As a loop keeps it for float32 runs: its step() would step with NaN."""

@@ -266,6 +266,68 @@ def test_wrapping_a_wrapper_needs_other_keys():
         gqc.OptimizerWrapperGNTS(outer)
 
 
+@pytest.mark.parametrize("is_scaled", [False, True])
+def test_steps_of_a_wrapped_wrapper_are_those_that_happened(is_scaled):
+    params = parameters()
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0) if is_scaled else None
+    inner = gqc.OptimizerWrapperSBC(torch.optim.SGD(params, lr=0.1), 1, 3)
+    outer = gqc.OptimizerWrapperGNTS(inner, 1e-30, max_draws=2, grad_scaler=scaler)
+    seen = []
+    for grads in stream(12):
+        before = params[0].detach().clone()
+        backward(params, [g * 4.0 for g in grads] if is_scaled else grads)
+        seen.append(outer.step())
+        assert seen[-1] is not torch.equal(params[0], before)
+    assert seen == [False, False, False, False, False, True] * 2
+    for wrapper in (outer, inner):
+        assert wrapper.statistics()["steps"] == 2
+    assert outer.statistics()["num_forced"] == 2
+    assert outer.last_num_draws == 2
+
+
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+@pytest.mark.parametrize("cut", [None, 3])
+def test_a_wrapper_inside_another_gets_the_mean_metric_of_each_window(kind, cut):
+    """The same decisions as when it is fed the means, also after a resume in mid-window."""
+    draws, metrics = stream(24), [1.0 + i % 5 for i in range(24)]
+
+    def stack(params):
+        inner = gqc.OptimizerWrapperMHT(torch.optim.SGD(params, lr=0.1), 0.9, 0.5, max_draws=6)
+        return gqc.OptimizerWrapperReplay(inner, [2], repeat_last=True)
+
+    alone = gqc.OptimizerWrapperMHT(torch.optim.SGD(parameters(), lr=0.1), 0.9, 0.5, max_draws=6)
+    means = [(a + b) / 2 for a, b in zip(metrics[::2], metrics[1::2], strict=True)]
+    expected = []
+    for grads, mean in zip(draws, means, strict=False):
+        backward(alone.param_groups[0]["params"], grads)
+        expected += [False, alone.step(metric=mean)]
+    params, got = parameters(), []
+    outer = stack(params)
+    for i, (grads, metric) in enumerate(zip(draws, metrics, strict=True)):
+        if i == cut:
+            saved = copy.deepcopy(outer.state_dict())
+            outer = stack(params)
+            outer.load_state_dict(saved)
+        backward(params, grads)
+        got.append(outer.step(metric=kind(metric)))
+    assert got == expected
+    assert sum(got) > 2  # max_draws alone would give 2
+    assert outer.optimizer.statistics()["num_discarded"] == 0
+    assert outer.optimizer.running_mean == pytest.approx(alone.running_mean)
+
+
+def test_a_draw_without_a_metric_leaves_none_for_the_wrapper_inside():
+    params = parameters()
+    inner = gqc.OptimizerWrapperMHT(torch.optim.SGD(params, lr=0.1))
+    outer = gqc.OptimizerWrapperReplay(inner, [2], repeat_last=True)
+    backward(params, stream(1)[0])
+    outer.step()
+    backward(params, stream(1)[0])
+    with pytest.warns(UserWarning, match="without a finite metric"):
+        assert outer.step(metric=1.0) is False
+    assert inner.statistics()["num_discarded"] == 1
+
+
 def test_a_constructor_that_fails_leaves_its_argument_as_it_was():
     params = parameters()
     inner = gqc.OptimizerWrapperSBC(torch.optim.SGD(params, lr=0.1), 1, 4)

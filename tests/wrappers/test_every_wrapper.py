@@ -150,6 +150,47 @@ def test_a_cut_and_resumed_run_is_bitwise_the_uncut(case, accumulate, cut):
 
 @every_case
 @both_windows
+@pytest.mark.parametrize("cut", [13, 14, 18])
+def test_flush_after_a_resume_is_the_flush_without_it(case, accumulate, cut):
+    draws = stream(40)
+    runs = []
+    for is_resumed in (False, True):
+        params = parameters()
+        wrapper = case.make(adamw(params), min_draws=2, **options(case, accumulate))
+        feed(wrapper, params, draws[:cut])
+        if is_resumed:
+            saved = reload(wrapper.state_dict())
+            params = [p.detach().clone().requires_grad_() for p in params]
+            wrapper = case.make(adamw(params), min_draws=2, **options(case, accumulate))
+            wrapper.load_state_dict(saved)
+        flushed = wrapper.flush()
+        runs.append((params, flushed, feed(wrapper, params, draws[cut:]), wrapper.statistics()))
+    (uncut, *expected), (resumed, *got) = runs
+    assert got == expected
+    assert equal(resumed, uncut)
+
+
+@every_case
+def test_a_file_of_010_still_loads_in_mid_window(case):
+    """It lacks the norms of the last draw, without which only flush() differs."""
+    draws, whole = stream(40), parameters()
+    wrapper = case.make(adamw(whole), min_draws=2)
+    decisions = feed(wrapper, whole, draws)
+    params = parameters()
+    before = case.make(adamw(params), min_draws=2)
+    feed(before, params, draws[:13])
+    state = before.state_dict()
+    own = state["wrappers"][0]
+    for name in ("grad_norm", "draw_norm", "metric_sum"):
+        own.pop(name)
+    after = case.make(adamw(params), min_draws=2)
+    after.load_state_dict(state)
+    assert feed(after, params, draws[13:], start=13) == decisions[13:]
+    assert equal(params, whole)
+
+
+@every_case
+@both_windows
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_a_copy_in_mid_window_goes_on_alike(case, accumulate, copied):
     draws = stream(40)
