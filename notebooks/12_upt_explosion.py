@@ -128,6 +128,12 @@ for variant, group in results.groupby("variant", sort=False):
     print(f"{variant}: a gradient norm above 100 {said}")
 
 # %% [markdown]
+# ## Answer at laptop scale
+
+# %% tags=["nbval-ignore-output"]
+figures.verdicts.of_notebook("12_upt_explosion")
+
+# %% [markdown]
 # **What to make of it.** With layer norms, clipping and a learning rate of 0.001 the encoder's
 # gradient grows in proportion to the weight and stays small; the largest norm of all is the step's,
 # early on, and the same up to a weight of 0.5. Without layer norms and at a learning rate of 0.1

@@ -158,6 +158,12 @@ steady = results.groupby("method", sort=False)["max_grad_norm"].max()
 print("largest gradient norm: " + ", ".join(f"{m} {v:.1g}" for m, v in steady.items()))
 
 # %% [markdown]
+# ## Answer at laptop scale
+
+# %% tags=["nbval-ignore-output"]
+figures.verdicts.of_notebook("13_upt_fix")
+
+# %% [markdown]
 # **What to make of it.** A gradient norm below 100 says nothing beside a baseline that is below it
 # too, and a weighted ratio below 0.2 says nothing at a weight of 0.001. The published diagnostic of
 # 5 epochs ends within the warmup of 15: inverse losses are absent from it, and it cannot test them.
