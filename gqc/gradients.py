@@ -25,6 +25,7 @@ __all__ = [
     "dense",
     "divide_",
     "local",
+    "magnitudes",
     "multiply_",
     "tensor_norms",
     "total_norm",
@@ -93,6 +94,26 @@ def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
         return torch.stack(_foreach_norm(tensors))
     first = tensors[0].device
     return torch.stack([total_norm([t]).to(first, torch.float32) for t in tensors])
+
+
+def magnitudes(tensors: Sequence[Tensor]) -> Tensor:
+    r"""Largest absolute element of each tensor, as one vector on the first device.
+
+    Where :func:`tensor_norms` squares what is too large or too small to be squared, this is exact.
+
+    Args:
+        tensors: as for :func:`total_norm`, at least one.
+    """
+    sizes = []
+    for tensor in tensors:
+        groups = _by_mesh([tensor]) if _is_dtensor(tensor) else {None: [tensor]}
+        for key, (shard,) in groups.items():
+            size = shard.abs().max() if shard.numel() else shard.new_zeros(()).abs()
+            for dim in () if key is None else key[1]:
+                group, largest = key[0].get_group(dim), torch.distributed.ReduceOp.MAX
+                torch.distributed.all_reduce(size, largest, group=group)
+            sizes.append(size.to(tensors[0].device))
+    return torch.stack(sizes)
 
 
 def count_nonfinite(tensors: Sequence[Tensor]) -> int:

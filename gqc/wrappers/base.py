@@ -100,6 +100,10 @@ class OptimizerWrapper(DelegatingOptimizer):
         """Will this draw's decision read ``grad_norm``?  It costs a pass over the gradient."""
         return False
 
+    def measure(self, totals: list[Tensor]) -> Tensor:
+        """What such a decision reads of :math:`A_n`: its norm, then maybe ``tensor_norms``."""
+        return total_norm(totals)
+
     def transform(self) -> None:
         """Change ``.grad``, which holds :math:`G_n`, before the wrapped optimizer steps."""
 
@@ -199,7 +203,7 @@ class OptimizerWrapper(DelegatingOptimizer):
             norms["draw_norm"] = total_norm(staged)
         window.merge()
         if self.num_draws >= self.min_draws and self.needs_grad_norm():
-            norms["grad_norm"] = total_norm(window.totals(params))
+            norms["grad_norm"] = self.measure(window.totals(params))
         self._read(norms)
         if not self._accept(params):
             self._refuse(params, overflow=True)
@@ -258,18 +262,18 @@ class OptimizerWrapper(DelegatingOptimizer):
 
     def _read(self, norms: dict[str, Tensor]) -> None:
         """The draw's one host sync: all the norms that it needs in one transfer, unscaled."""
-        self.draw_norm = self.grad_norm = None
+        self._forget_norms()
         if not norms:
             return
         tensors = list(norms.values())
-        values = torch.stack(tensors) if len(tensors) > 1 else tensors[0]
+        values = torch.hstack(tensors) if len(tensors) > 1 else tensors[0]
         if self.grad_scaler is not None:
             values = values / self.grad_scaler.scale(torch.ones_like(values))
-        read = values.tolist() if len(tensors) > 1 else [values.item()]
-        sizes = dict(zip(norms, read, strict=True))
-        self.draw_norm = sizes.get("draw_norm")
-        if "grad_norm" in sizes:
-            self.grad_norm = sizes["grad_norm"] / self.num_draws
+        read = values.tolist() if values.dim() else [values.item()]
+        if "draw_norm" in norms:
+            self.draw_norm = read.pop(0)
+        if "grad_norm" in norms:
+            self.grad_norm, *self.tensor_norms = [norm / self.num_draws for norm in read]
 
     def _accept(self, params: list[Tensor]) -> bool:
         """Are the norms just read finite, or too large to square though each element is finite?"""
@@ -296,7 +300,7 @@ class OptimizerWrapper(DelegatingOptimizer):
                 "discarded (counted in num_discarded; this warning comes once)"
             )
         self.num_draws -= lost
-        self.grad_norm = self.draw_norm = None
+        self._forget_norms()
         if self.num_draws == 0:
             self._end_window(stepped=False)
 
@@ -341,9 +345,13 @@ class OptimizerWrapper(DelegatingOptimizer):
 
     def _end_window(self, *, stepped: bool) -> None:
         self.num_draws = 0
-        self.grad_norm = self.draw_norm = None
+        self._forget_norms()
         self._metric_sum = 0.0
         self.on_close(stepped)
+
+    def _forget_norms(self) -> None:
+        self.grad_norm = self.draw_norm = None
+        self.tensor_norms = []
 
     def _check_arguments(self, accumulate: str | None, tunables: dict[str, float]) -> None:
         name = type(self).__name__
