@@ -37,6 +37,7 @@ class OptimizerWrapper(DelegatingOptimizer):
     Args:
         optimizer: any torch optimizer that steps in one call (not LBFGS).
         min_draws, max_draws: bounds on n; a window of ``max_draws`` steps whatever its gradient.
+            None: no upper bound.
         accumulate: ``"grad"`` sums in ``.grad``, which only the wrapper may clear: ``step`` and
             ``flush`` miss what was set to None.  They do not see (``flush`` does) that it was
             zeroed in place, by ``model.zero_grad(set_to_none=False)``, or cleared under
@@ -75,7 +76,7 @@ class OptimizerWrapper(DelegatingOptimizer):
         optimizer: Optimizer,
         *,
         min_draws: int | None = None,
-        max_draws: int = 64,
+        max_draws: int | None = 64,
         accumulate: str | None = None,
         nonfinite: str = "discard",
         grad_scaler: torch.amp.GradScaler | None = None,
@@ -91,6 +92,10 @@ class OptimizerWrapper(DelegatingOptimizer):
         self.grad_scaler = grad_scaler if is_scaled else None
         self._check_arguments(accumulate, tunables)
         super().__init__(optimizer, "buffer" if self.needs_draw_norm else accumulate, tunables)
+
+    def is_full(self) -> bool:
+        """Has the window ``max_draws``, and steps now whatever ``should_step`` says?"""
+        return self.max_draws is not None and self.num_draws >= self.max_draws
 
     def should_step(self) -> bool:
         """Is :math:`G_n` good enough?  May read ``num_draws``, ``grad_norm`` and ``draw_norm``."""
@@ -148,7 +153,7 @@ class OptimizerWrapper(DelegatingOptimizer):
         stepped = False
         if self._draw(params, metric):
             ready = self.num_draws >= self.min_draws and self.should_step()
-            if ready or self.num_draws >= self.max_draws:
+            if ready or self.is_full():
                 stepped = self._close(params, forced=not ready)
         if not stepped:
             self._mark_called()
@@ -359,9 +364,10 @@ class OptimizerWrapper(DelegatingOptimizer):
             raise ValueError(
                 f"min_draws={self.min_draws!r}: {name} expects an integer >= {self.fewest_draws}"
             )
-        if not isinstance(self.max_draws, int) or not self.max_draws >= self.min_draws:
+        most = self.max_draws
+        if most is not None and (not isinstance(most, int) or not most >= self.min_draws):
             raise ValueError(
-                f"max_draws={self.max_draws!r}: expected an integer >= min_draws={self.min_draws}"
+                f"max_draws={most!r}: expected an integer >= min_draws={self.min_draws}, or None"
             )
         for key, value in tunables.items():
             if not 0 < value < math.inf:

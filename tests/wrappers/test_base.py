@@ -398,6 +398,27 @@ def test_min_draws_waits_and_a_file_with_more_draws_than_max_steps_next():
     assert smaller.last_num_draws == 6
 
 
+@pytest.mark.parametrize(("most", "expected"), [({}, 100), ({"max_draws": 70}, 70)])
+def test_sbc_draws_as_many_as_the_batch_asks_for_unless_it_is_given_a_bound(most, expected):
+    x = torch.zeros(1, requires_grad=True)
+    wrapper = gqc.OptimizerWrapperSBC(torch.optim.SGD([x], lr=0.1), 2, 200, **most)
+    for number in range(1, expected + 1):
+        backward([x], [torch.ones(1)])
+        assert wrapper.step() is (number == expected)
+    assert wrapper.statistics()["num_forced"] == len(most)
+
+
+@pytest.mark.parametrize("kind", [gqc.OptimizerWrapperGNTS, gqc.OptimizerWrapperGNS])
+def test_any_wrapper_may_go_without_an_upper_bound(kind):
+    x = torch.zeros(1, requires_grad=True)
+    wrapper = kind(torch.optim.SGD([x], lr=0.1), 1e-9, max_draws=None)
+    for i in range(200):
+        backward([x], [torch.tensor([1.0 + i % 2])])
+        wrapper.step()
+    assert wrapper.statistics()["num_forced"] == 0
+    assert wrapper.num_draws > 64
+
+
 def test_a_norm_that_overflows_is_large_not_bad():
     x = torch.zeros(4, requires_grad=True)
     wrapper = gqc.OptimizerWrapperGNTS(torch.optim.SGD([x], lr=1e-30), 1.0, max_draws=2)

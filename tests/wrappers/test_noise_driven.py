@@ -82,6 +82,15 @@ def test_a_reactive_gns_draws_more_on_a_noisy_stretch_at_once():
     assert window_after_a_burst(reactive=True) >= 12
 
 
+@pytest.mark.parametrize(("reactive", "first"), [(False, 8), (True, 2)])
+def test_gns_draws_8_before_anything_is_known_unless_it_looks_at_the_open_window(reactive, first):
+    x = torch.zeros(3, requires_grad=True)
+    wrapper = gqc.OptimizerWrapperGNS(torch.optim.SGD([x], lr=0.0), reactive=reactive)
+    for number in range(1, first + 1):
+        backward([x], [torch.ones(3)])
+        assert wrapper.step() is (number == first)
+
+
 @pytest.mark.parametrize("factor", [1e-6, 1e6])
 def test_gns_does_not_see_the_scale_of_the_gradients(factor):
     draws, wrapper = run(gqc.OptimizerWrapperGNS, 10.0, 200, 50)
