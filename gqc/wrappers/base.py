@@ -38,9 +38,9 @@ class OptimizerWrapper(DelegatingOptimizer):
         optimizer: any torch optimizer that steps in one call (not LBFGS).
         min_draws, max_draws: bounds on n; a window of ``max_draws`` steps whatever its gradient.
             None: no upper bound.
-        accumulate: ``"grad"`` sums in ``.grad``, which only the wrapper may clear: ``step`` and
-            ``flush`` miss what was set to None.  They do not see (``flush`` does) that it was
-            zeroed in place, by ``model.zero_grad(set_to_none=False)``, or cleared under
+        accumulate: ``"grad"`` sums in ``.grad``, which only the wrapper may clear: set to None, it
+            is an error at ``step`` and ``flush``.  ``step`` cannot see that it was zeroed in place,
+            by ``model.zero_grad(set_to_none=False)``, or cleared under
             ``DDP(gradient_as_bucket_view=True)``: the draws before are lost then.  ``"buffer"``
             sums in float32 beside it (one more gradient in memory; a bad draw is dropped alone)
             and does not mind.  The tensors that it finds in ``.grad`` become its own: clone what
@@ -58,6 +58,10 @@ class OptimizerWrapper(DelegatingOptimizer):
 
     Under ``torch.distributed`` there is nothing else to configure: decisions are made from reduced
     gradients (DDP) and reduced norms (FSDP2's ``DTensor``), hence alike on all ranks.
+
+    The host waits once for the norms of a draw.  Where the decision reads none, the check for NaN
+    does: at each draw with a buffer, at a step without.  MHT and VGS wait once more, and so does a
+    wrapper inside another for its own norms.
 
     Raises:
         TypeError: ``optimizer`` is not an ``Optimizer``, or is one that re-evaluates the loss.

@@ -473,3 +473,44 @@ def test_mean_of_is_the_mean():
     torch.testing.assert_close(
         mean_of(window)[0], torch.stack([d[0] for d in window]).mean(0).double()
     )
+
+
+SYNCS = {  # kind, options: host syncs of a draw, of a step with its last draw
+    "gnts": (gqc.OptimizerWrapperGNTS, {"gradient_norm_threshold": 1e-9, "max_draws": 2}, 1, 1),
+    "gns": (gqc.OptimizerWrapperGNS, {"max_draws": 2}, 1, 1),
+    "normtest": (gqc.OptimizerWrapperNormTest, {"theta": 1e-9, "max_draws": 2}, 1, 1),
+    "gnr": (gqc.OptimizerWrapperGNR, {"mode": "independent"}, 1, 1),
+    "sbc": (gqc.OptimizerWrapperSBC, {"physical_batch_size": 1, "logical_batch_size": 2}, 0, 1),
+    "sbc, buffer": (
+        gqc.OptimizerWrapperSBC,
+        {"physical_batch_size": 1, "logical_batch_size": 2, "accumulate": "buffer"},
+        1,
+        1,
+    ),
+    "mht": (gqc.OptimizerWrapperMHT, {"max_draws": 2}, 1, 2),
+    "mht, buffer": (gqc.OptimizerWrapperMHT, {"max_draws": 2, "accumulate": "buffer"}, 2, 2),
+    "vgs": (gqc.OptimizerWrapperVGS, {"warmup_steps": 0, "min_draws": 2}, 0, 2),
+}
+
+
+@pytest.mark.parametrize("name", SYNCS)
+def test_the_host_waits_as_often_as_the_docstrings_say(name, monkeypatch):
+    kind, options, draw, step = SYNCS[name]
+    waits = []
+    for method in ("item", "tolist", "__float__", "__bool__", "__int__"):
+        original = getattr(torch.Tensor, method)
+
+        def counted(self, original=original):
+            waits.append(self)
+            return original(self)
+
+        monkeypatch.setattr(torch.Tensor, method, counted)
+    params = parameters()
+    wrapper = kind(torch.optim.SGD(params, lr=0.1), **options)
+    for i, grads in enumerate(stream(8)):
+        backward(params, grads)
+        loss = torch.tensor(1.0 + i)
+        waits.clear()
+        stepped = wrapper.step(metric=loss)
+        if i > 1:
+            assert len(waits) == (step if stepped else draw)
