@@ -314,8 +314,7 @@ class OptimizerWrapper(DelegatingOptimizer):
             self._end_window(stepped=False)
 
     def _raise_nonfinite(self, params: list[Tensor]) -> None:
-        self._window.expose(params)
-        self.num_draws -= not self._window.is_unchecked  # a buffer has not added the draw
+        self.num_draws -= self._window.expose(params)
         bad = [i for i, p in enumerate(params) if p.grad is not None and count_nonfinite([p.grad])]
         message = (
             f"NaN or infinite gradient in microbatch {self._counts['batches']}, parameters "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from problems import SHAPES, backward, global_norm, mean_of, parameters, stream
 
 import gqc
+
+both_windows = pytest.mark.parametrize("accumulate", ["grad", "buffer"])
 
 
 def test_the_quickstart_runs_as_written_in_three_forms():
@@ -473,6 +476,40 @@ def test_mean_of_is_the_mean():
     torch.testing.assert_close(
         mean_of(window)[0], torch.stack([d[0] for d in window]).mean(0).double()
     )
+
+
+@both_windows
+@pytest.mark.parametrize("how", ["discard", "raise", "scaler"])
+def test_a_window_that_is_found_bad_when_ranks_are_averaged_goes_as_a_whole(accumulate, how):
+    """With ``reduce_at_step`` the check comes at the step, when no draw is apart any more."""
+    x = torch.ones(2, requires_grad=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0) if how == "scaler" else None
+    wrapper = gqc.OptimizerWrapperSBC(
+        torch.optim.SGD([x], lr=1.0),
+        1,
+        2,
+        reduce_at_step=True,
+        accumulate=accumulate,
+        nonfinite="raise" if how == "raise" else "discard",
+        grad_scaler=scaler,
+    )
+    backward([x], [torch.ones(2)])
+    assert wrapper.step() is False
+    backward([x], [torch.tensor([1.0, math.nan])])
+    if how == "raise":
+        with pytest.raises(FloatingPointError, match=r"parameters \[0\]"):
+            wrapper.step()
+        assert x.grad.isnan().any()
+        wrapper.discard()
+    else:
+        with warnings.catch_warnings(record=True):
+            warnings.simplefilter("always")
+            assert wrapper.step() is False
+        assert wrapper.statistics()["num_discarded"] == 2
+    assert torch.equal(x.detach(), torch.ones(2))
+    assert wrapper.num_draws == 0
+    if scaler is not None:
+        assert scaler.get_scale() == 2.0
 
 
 SYNCS = {  # kind, options: host syncs of a draw, of a step with its last draw
