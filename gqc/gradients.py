@@ -25,6 +25,7 @@ __all__ = [
     "dense",
     "divide_",
     "local",
+    "magnitudes",
     "multiply_",
     "tensor_norms",
     "total_norm",
@@ -50,7 +51,8 @@ def dense(grads: Sequence[Tensor | None]) -> list[Tensor]:
     """:func:`collect` of gradients that were looked up already, one or None a parameter."""
     present = [grad for grad in grads if grad is not None]
     if {grad.layout for grad in present} - {torch.strided}:
-        index, grad = next((i, g) for i, g in enumerate(grads) if g is not None and _is_sparse(g))
+        pairs = ((i, g) for i, g in enumerate(grads) if g is not None)
+        index, grad = next((i, g) for i, g in pairs if g.layout is not torch.strided)
         raise TypeError(
             f"parameter {index} of shape {tuple(grad.shape)} has a sparse gradient: expected a "
             "dense one (build the embedding with sparse=False)"
@@ -93,6 +95,28 @@ def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
         return torch.stack(_foreach_norm(tensors))
     first = tensors[0].device
     return torch.stack([total_norm([t]).to(first, torch.float32) for t in tensors])
+
+
+def magnitudes(tensors: Sequence[Tensor]) -> Tensor:
+    r"""Largest absolute element of each tensor, as one vector on the first device.
+
+    Where :func:`tensor_norms` squares what is too large or too small to be squared, this is exact.
+
+    Args:
+        tensors: as for :func:`total_norm`, at least one.
+    """
+    sizes = []
+    for tensor in tensors:
+        groups: dict[Any, list[Tensor]] = {(None, ()): [tensor]}
+        if _is_dtensor(tensor):
+            groups = {**_by_mesh([tensor])}
+        for (mesh, sharded), (shard,) in groups.items():
+            size = shard.abs().max() if shard.numel() else shard.new_zeros(()).abs()
+            for dim in sharded:
+                largest = torch.distributed.ReduceOp.MAX
+                torch.distributed.all_reduce(size, largest, group=mesh.get_group(dim))
+            sizes.append(size.to(tensors[0].device))
+    return torch.stack(sizes)
 
 
 def count_nonfinite(tensors: Sequence[Tensor]) -> int:
@@ -180,10 +204,6 @@ def _is_dtensor(tensor: Tensor) -> bool:
 
 def _is_dtensor_type(kind: type) -> bool:
     return hasattr(kind, "device_mesh")  # an isinstance check would import torch.distributed
-
-
-def _is_sparse(grad: Tensor) -> bool:
-    return grad.layout is not torch.strided
 
 
 def _local_norm(tensors: Sequence[Tensor]) -> Tensor:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 THRESHOLD = "gradient_norm_threshold"
@@ -26,6 +27,8 @@ THRESHOLD = "gradient_norm_threshold"
 
 class ParamGroupSchedule:
     """Set ``group[key] = fn(step)`` in every param group, at once and after each :meth:`step`.
+
+    A tensor is filled in place, as torch's own schedulers do.
 
     Args:
         optimizer: an optimizer or a wrapper; the groups are looked up at each step, so that a
@@ -87,7 +90,11 @@ class ParamGroupSchedule:
         if not math.isfinite(value):
             raise ValueError(f"schedule of {self.key!r} is {value} at step {step}: expected finite")
         for group in self.optimizer.param_groups:
-            group[self.key] = value
+            present = group.get(self.key)
+            if isinstance(present, Tensor):  # as capturable and compiled optimizers hold an lr
+                present.fill_(value)
+            else:
+                group[self.key] = value
 
 
 class PiecewiseSchedule(ParamGroupSchedule):

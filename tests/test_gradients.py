@@ -8,7 +8,14 @@ import pytest
 import torch
 from problems import global_norm, stream
 
-from gqc.gradients import collect, count_nonfinite, divide_, multiply_, total_norm
+from gqc.gradients import (
+    collect,
+    count_nonfinite,
+    divide_,
+    magnitudes,
+    multiply_,
+    total_norm,
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -31,6 +38,19 @@ def test_sixteen_bit_norms_are_summed_in_float32():
     """In bf16 a sum of 1e5 squares would stop at 256."""
     ones = torch.ones(100_000, dtype=torch.bfloat16)
     assert float(total_norm([ones])) == pytest.approx(math.sqrt(1e5), rel=1e-6)
+
+
+def test_magnitudes_are_exact_where_squares_are_not():
+    tensors = [
+        torch.tensor([1e-42, -2e-42]),
+        torch.tensor([[-3e38, 1.0]]),
+        torch.tensor([3 + 4j]),
+        torch.zeros(0),
+        torch.tensor([-2.0], dtype=torch.float64),
+        torch.tensor(0.5, dtype=torch.bfloat16),
+    ]
+    expected = [float(torch.tensor(2e-42)), float(torch.tensor(3e38)), 5.0, 0.0, 2.0, 0.5]
+    assert magnitudes(tensors).tolist() == expected
 
 
 def test_divide_is_exact_division():

@@ -140,6 +140,18 @@ def test_a_state_of_another_key_changes_nothing():
     assert (schedule.points, schedule.last_step) == ([(0.0, 5.0)], 0)
 
 
+def test_a_tensor_is_filled_in_place_as_torchs_schedulers_do():
+    """Capturable and compiled optimizers hold their lr so, and would not see another object."""
+    lr = torch.tensor(0.1)
+    optimizer = torch.optim.AdamW(parameters(), lr=lr)
+    schedule = gqc.get_linear_schedule(optimizer, 0.5, 0.25, 1, key="lr")
+    assert optimizer.param_groups[0]["lr"] is lr
+    assert lr.item() == 0.5
+    schedule.step()
+    assert optimizer.param_groups[0]["lr"] is lr
+    assert schedule.get_last_value() == [lr.item()] == [0.25]
+
+
 def test_a_threshold_that_starts_at_zero_is_a_mistake_and_names_the_inverted_builder():
     with pytest.warns(UserWarning, match="get_norm_threshold_cosine_annealing_with_warmup"):
         gqc.get_direct_cosine_annealing_with_warmup(wrapper(), 1.0, 4, 10, key=THRESHOLD)

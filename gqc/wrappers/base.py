@@ -37,9 +37,10 @@ class OptimizerWrapper(DelegatingOptimizer):
     Args:
         optimizer: any torch optimizer that steps in one call (not LBFGS).
         min_draws, max_draws: bounds on n; a window of ``max_draws`` steps whatever its gradient.
-        accumulate: ``"grad"`` sums in ``.grad``, which only the wrapper may clear: ``step`` and
-            ``flush`` miss what was set to None.  They do not see (``flush`` does) that it was
-            zeroed in place, by ``model.zero_grad(set_to_none=False)``, or cleared under
+            None: no upper bound.
+        accumulate: ``"grad"`` sums in ``.grad``, which only the wrapper may clear: set to None, it
+            is an error at ``step`` and ``flush``.  ``step`` cannot see that it was zeroed in place,
+            by ``model.zero_grad(set_to_none=False)``, or cleared under
             ``DDP(gradient_as_bucket_view=True)``: the draws before are lost then.  ``"buffer"``
             sums in float32 beside it (one more gradient in memory; a bad draw is dropped alone)
             and does not mind.  The tensors that it finds in ``.grad`` become its own: clone what
@@ -58,6 +59,10 @@ class OptimizerWrapper(DelegatingOptimizer):
     Under ``torch.distributed`` there is nothing else to configure: decisions are made from reduced
     gradients (DDP) and reduced norms (FSDP2's ``DTensor``), hence alike on all ranks.
 
+    The host waits once for the norms of a draw.  Where the decision reads none, the check for NaN
+    does: at each draw with a buffer, at a step without.  MHT and VGS wait once more, and so does a
+    wrapper inside another for its own norms.
+
     Raises:
         TypeError: ``optimizer`` is not an ``Optimizer``, or is one that re-evaluates the loss.
         ValueError: an argument out of its range, or a tunable that the groups have already.
@@ -75,7 +80,7 @@ class OptimizerWrapper(DelegatingOptimizer):
         optimizer: Optimizer,
         *,
         min_draws: int | None = None,
-        max_draws: int = 64,
+        max_draws: int | None = 64,
         accumulate: str | None = None,
         nonfinite: str = "discard",
         grad_scaler: torch.amp.GradScaler | None = None,
@@ -92,6 +97,10 @@ class OptimizerWrapper(DelegatingOptimizer):
         self._check_arguments(accumulate, tunables)
         super().__init__(optimizer, "buffer" if self.needs_draw_norm else accumulate, tunables)
 
+    def is_full(self) -> bool:
+        """Has the window ``max_draws``, and steps now whatever ``should_step`` says?"""
+        return self.max_draws is not None and self.num_draws >= self.max_draws
+
     def should_step(self) -> bool:
         """Is :math:`G_n` good enough?  May read ``num_draws``, ``grad_norm`` and ``draw_norm``."""
         return True
@@ -99,6 +108,10 @@ class OptimizerWrapper(DelegatingOptimizer):
     def needs_grad_norm(self) -> bool:
         """Will this draw's decision read ``grad_norm``?  It costs a pass over the gradient."""
         return False
+
+    def measure(self, totals: list[Tensor]) -> Tensor:
+        """What such a decision reads of :math:`A_n`: its norm, then maybe ``tensor_norms``."""
+        return total_norm(totals)
 
     def transform(self) -> None:
         """Change ``.grad``, which holds :math:`G_n`, before the wrapped optimizer steps."""
@@ -144,7 +157,7 @@ class OptimizerWrapper(DelegatingOptimizer):
         stepped = False
         if self._draw(params, metric):
             ready = self.num_draws >= self.min_draws and self.should_step()
-            if ready or self.num_draws >= self.max_draws:
+            if ready or self.is_full():
                 stepped = self._close(params, forced=not ready)
         if not stepped:
             self._mark_called()
@@ -199,7 +212,7 @@ class OptimizerWrapper(DelegatingOptimizer):
             norms["draw_norm"] = total_norm(staged)
         window.merge()
         if self.num_draws >= self.min_draws and self.needs_grad_norm():
-            norms["grad_norm"] = total_norm(window.totals(params))
+            norms["grad_norm"] = self.measure(window.totals(params))
         self._read(norms)
         if not self._accept(params):
             self._refuse(params, overflow=True)
@@ -258,18 +271,18 @@ class OptimizerWrapper(DelegatingOptimizer):
 
     def _read(self, norms: dict[str, Tensor]) -> None:
         """The draw's one host sync: all the norms that it needs in one transfer, unscaled."""
-        self.draw_norm = self.grad_norm = None
+        self._forget_norms()
         if not norms:
             return
         tensors = list(norms.values())
-        values = torch.stack(tensors) if len(tensors) > 1 else tensors[0]
+        values = torch.hstack(tensors) if len(tensors) > 1 else tensors[0]
         if self.grad_scaler is not None:
             values = values / self.grad_scaler.scale(torch.ones_like(values))
-        read = values.tolist() if len(tensors) > 1 else [values.item()]
-        sizes = dict(zip(norms, read, strict=True))
-        self.draw_norm = sizes.get("draw_norm")
-        if "grad_norm" in sizes:
-            self.grad_norm = sizes["grad_norm"] / self.num_draws
+        read = values.tolist() if values.dim() else [values.item()]
+        if "draw_norm" in norms:
+            self.draw_norm = read.pop(0)
+        if "grad_norm" in norms:
+            self.grad_norm, *self.tensor_norms = [norm / self.num_draws for norm in read]
 
     def _accept(self, params: list[Tensor]) -> bool:
         """Are the norms just read finite, or too large to square though each element is finite?"""
@@ -296,13 +309,12 @@ class OptimizerWrapper(DelegatingOptimizer):
                 "discarded (counted in num_discarded; this warning comes once)"
             )
         self.num_draws -= lost
-        self.grad_norm = self.draw_norm = None
+        self._forget_norms()
         if self.num_draws == 0:
             self._end_window(stepped=False)
 
     def _raise_nonfinite(self, params: list[Tensor]) -> None:
-        self._window.expose(params)
-        self.num_draws -= not self._window.is_unchecked  # a buffer has not added the draw
+        self.num_draws -= self._window.expose(params)
         bad = [i for i, p in enumerate(params) if p.grad is not None and count_nonfinite([p.grad])]
         message = (
             f"NaN or infinite gradient in microbatch {self._counts['batches']}, parameters "
@@ -341,9 +353,13 @@ class OptimizerWrapper(DelegatingOptimizer):
 
     def _end_window(self, *, stepped: bool) -> None:
         self.num_draws = 0
-        self.grad_norm = self.draw_norm = None
+        self._forget_norms()
         self._metric_sum = 0.0
         self.on_close(stepped)
+
+    def _forget_norms(self) -> None:
+        self.grad_norm = self.draw_norm = None
+        self.tensor_norms = []
 
     def _check_arguments(self, accumulate: str | None, tunables: dict[str, float]) -> None:
         name = type(self).__name__
@@ -351,9 +367,10 @@ class OptimizerWrapper(DelegatingOptimizer):
             raise ValueError(
                 f"min_draws={self.min_draws!r}: {name} expects an integer >= {self.fewest_draws}"
             )
-        if not isinstance(self.max_draws, int) or not self.max_draws >= self.min_draws:
+        most = self.max_draws
+        if most is not None and (not isinstance(most, int) or not most >= self.min_draws):
             raise ValueError(
-                f"max_draws={self.max_draws!r}: expected an integer >= min_draws={self.min_draws}"
+                f"max_draws={most!r}: expected an integer >= min_draws={self.min_draws}, or None"
             )
         for key, value in tunables.items():
             if not 0 < value < math.inf:

@@ -41,6 +41,7 @@ class DelegatingOptimizer(Optimizer):
         self.last_grad_norm: float | None = None
         self.grad_norm: float | None = None  #: norm of G_n, if this draw read it
         self.draw_norm: float | None = None  #: norm of g_n, if this draw read it
+        self.tensor_norms: list[float] = []  #: norm of each tensor of G_n, if this draw read them
         self._metric_sum: Any = 0.0  # over the window, for a wrapper inside; None: one was missing
         self._counts = dict.fromkeys(COUNTERS, 0)
         self._accumulate = accumulate
@@ -254,6 +255,7 @@ class DelegatingOptimizer(Optimizer):
             "pending": self._window.save(self._params()) if self.num_draws else {},
             "grad_norm": self.grad_norm,
             "draw_norm": self.draw_norm,
+            "tensor_norms": list(self.tensor_norms),
             "metric_sum": None if self._metric_sum is None else float(self._metric_sum),
             "extra": self.extra_state(),
         }
@@ -292,6 +294,7 @@ class DelegatingOptimizer(Optimizer):
         self.last_grad_norm = own["last_grad_norm"]
         self._counts.update(own["counts"])
         self.grad_norm, self.draw_norm = own.get("grad_norm"), own.get("draw_norm")
+        self.tensor_norms = list(own.get("tensor_norms", []))
         self._metric_sum = own.get("metric_sum", None if self.num_draws else 0.0)
         if own["pending"]:
             self._window.load(self._params(), own["pending"])

@@ -5,22 +5,28 @@ Source: torch-gqc and its README.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
-from gqc.gradients import collect, local, multiply_, tensor_norms, total_norm
+from gqc.gradients import collect, local, magnitudes, multiply_, tensor_norms, total_norm
 from gqc.wrappers.base import OptimizerWrapper
 
 MODES = ("global", "independent")
+# Below this norm squares of elements are too small for float32, where there are up to 1e9 of them.
+SMALL = 1e-15
 
 
 class OptimizerWrapperGNR(OptimizerWrapper):
     r"""Step every microbatch with :math:`g\,\tau/\|g\|`.
 
     A zero gradient has no direction: it is left alone and not stepped with (momentum and weight
-    decay would move the parameters), so the window stays open for the next draw.
+    decay would move the parameters), so the window stays open for the next draw.  Any other that
+    is finite is rescaled, also where its norm is too large or too small for float32.
 
     Args:
         optimizer: see :class:`~gqc.wrappers.base.OptimizerWrapper`, as are the other keywords;
@@ -50,18 +56,45 @@ class OptimizerWrapperGNR(OptimizerWrapper):
     def needs_grad_norm(self) -> bool:
         return True
 
+    def measure(self, totals: list[Tensor]) -> Tensor:
+        if self.mode == "global":
+            return total_norm(totals)
+        norms = tensor_norms(totals)
+        return torch.hstack([torch.linalg.vector_norm(norms), norms])
+
     def should_step(self) -> bool:
-        return self.grad_norm is None or self.grad_norm != 0.0
+        if self.grad_norm != 0.0:
+            return True
+        return bool(magnitudes(self._window.totals(self._params())).max() > 0)
 
     def transform(self) -> None:
         target, grads = self.tunable("target_gradient_norm"), collect(self._params())
         if self.mode == "global":
             norm = float(total_norm(grads)) if self.grad_norm is None else self.grad_norm
-            multiply_(grads, target / norm if norm else 1.0)
+            if SMALL < norm < math.inf:
+                multiply_(grads, target / norm)
+            else:
+                rescale_extreme_(grads, target)
             return
-        norms = tensor_norms(grads)
-        factors = torch.where(norms > 0, target / norms, 1.0)
-        for device in {grad.device for grad in grads}:
-            here = [i for i, grad in enumerate(grads) if grad.device == device]
-            factor = factors.to(device).unbind()
-            torch._foreach_mul_(local([grads[i] for i in here]), [factor[i] for i in here])
+        norms = self.tensor_norms or tensor_norms(grads).tolist()
+        usual = [i for i, norm in enumerate(norms) if SMALL < norm < math.inf]
+        if usual:
+            factors = [target / norms[i] for i in usual]
+            torch._foreach_mul_(local([grads[i] for i in usual]), factors)
+        for i in set(range(len(grads))) - set(usual):
+            rescale_extreme_([grads[i]], target)
+
+
+def rescale_extreme_(grads: Sequence[Tensor], target: float) -> None:
+    r"""Give ``grads`` together the norm ``target`` in place, also where :math:`g^2` is no number.
+
+    :math:`g' = s^2 g` with :math:`s` the power of two nearest :math:`1/\sqrt{\max|g|}`, then
+    :math:`g'\tau/\|g'\|`.  Twice s, since its square may be out of range too.  A zero gradient
+    stays zero.  Three more passes; the host does not wait.
+    """
+    size = magnitudes(grads).max()
+    shrink = torch.where(size > 0, torch.exp2(-(size.log2() / 2).round()), 1.0)
+    multiply_(grads, shrink)
+    multiply_(grads, shrink)
+    norm = total_norm(grads)
+    multiply_(grads, torch.where(norm > 0, target / norm, 1.0))

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from gqc.noise import NoiseScaleEMA
 from gqc.wrappers.two_batch import TwoBatchWrapper
 
-FIRST_WINDOW = 8  # draws before anything is known: enough for a first estimate
+FIRST_WINDOW = 8  # draws while no window is known: enough for a first estimate
 
 
 class OptimizerWrapperGNS(TwoBatchWrapper):
@@ -25,16 +25,17 @@ class OptimizerWrapperGNS(TwoBatchWrapper):
 
     :math:`\hat R=\mathrm{ema}(\widehat{\mathrm{tr}\,\Sigma})/\mathrm{ema}(\widehat{\|G\|^2})` over
     **past** windows: n is chosen before the window's noise is seen, so the estimate stays unbiased.
-    The first window draws 8; while the signal is unresolved (a negative estimate of
-    :math:`\|G\|^2`) a window draws ``max_draws``.
+    The first window draws 8, unless ``reactive``; while the signal is unresolved (a negative
+    estimate of :math:`\|G\|^2`) a window draws ``max_draws``.
 
     Args:
         optimizer: see :class:`~gqc.wrappers.base.OptimizerWrapper`, as are the other keywords.
             Always sums in a buffer, which gives the norm of each draw.
         noise_tolerance: :math:`\epsilon` > 0, noise-to-signal ratio allowed in the mean gradient.
         decay: of the average over windows, in [0, 1).
-        reactive: let the open window into :math:`\hat R`: reacts to a hard batch at once, and is
-            biased low, since a window then ends when its noise happens to look small.
+        reactive: let the open window into :math:`\hat R`: reacts to a hard batch at once (and may
+            step from the first window's second draw on), and is biased low, since a window then
+            ends when its noise happens to look small.
     Raises: ValueError: an argument out of its range.
     """
 
@@ -53,12 +54,12 @@ class OptimizerWrapperGNS(TwoBatchWrapper):
 
     def needs_grad_norm(self) -> bool:
         # By past windows alone it is known before the draw whether the window closes with it.
-        return self.reactive or self.num_draws >= self.max_draws or self.should_step()
+        return self.reactive or self.is_full() or self.should_step()
 
     def should_step(self) -> bool:
         noise = self._with_open_window() if self.reactive else self._noise
         if noise.num_updates == 0:
-            return self.num_draws >= min(FIRST_WINDOW, self.max_draws)
+            return self.num_draws >= FIRST_WINDOW or self.is_full()
         scale = noise.noise_scale
         return scale is not None and scale <= self.num_draws * self.tunable("noise_tolerance")
 

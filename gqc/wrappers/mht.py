@@ -33,7 +33,9 @@ class OptimizerWrapperMHT(OptimizerWrapper):
         ValueError: an argument out of its range.
 
     A metric that is missing, NaN or infinite discards its draw (counted, one warning).  Under
-    ``torch.distributed`` the metric is averaged over all ranks, so that they decide alike.
+    ``torch.distributed`` the metric is averaged over all ranks, so that they decide alike.  Each
+    draw waits for its metric, unless that is a number on the host, and besides for the check of
+    its gradient with a buffer; the step waits for that of the window without one.
 
     ``statistics()`` adds ``running_mean``, ``ci_low``, ``ci_high`` (of the last decision; None
     before).

@@ -24,7 +24,8 @@ class OptimizerWrapperVGS(OptimizerWrapper):
 
     Inside another wrapper (``OptimizerWrapperGNTS(OptimizerWrapperVGS(optimizer))``) it scales the
     mean gradient of each window, and the variance is that of windows.  Its own ``min_draws`` > 1
-    scales the mean of that many draws.
+    scales the mean of that many draws.  After the warmup a step waits for the host twice, for the
+    check of the gradient and for the factor.
 
     Args:
         optimizer: see :class:`~gqc.wrappers.base.OptimizerWrapper`, as are its keywords.

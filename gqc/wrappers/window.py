@@ -86,8 +86,9 @@ class GradWindow:
         self.clear(params)
         return num_draws
 
-    def expose(self, params: list[Tensor]) -> None:
-        """The sum with the refused draw is in ``.grad`` already."""
+    def expose(self, params: list[Tensor]) -> int:
+        """The sum with the refused draw is in ``.grad`` already.  Returns the draws it lacks: 0."""
+        return 0
 
     def rescale(self, factor: float) -> None:
         """Nothing is left to rescale after a refusal."""
@@ -203,10 +204,14 @@ class BufferWindow:
             param.grad = None
         return 1
 
-    def expose(self, params: list[Tensor]) -> None:
-        """Put the staged draw where a GradScaler looks for an overflow: in ``.grad``."""
-        for param, grad in zip(params, self._staged, strict=True):
+    def expose(self, params: list[Tensor]) -> int:
+        """Put the staged draw where a GradScaler looks for an overflow: in ``.grad``.
+
+        Or the sum, at a step, when no draw is staged.  Returns the draws the sum lacks: 1 or 0.
+        """
+        for param, grad in zip(params, self._staged or self._sums, strict=False):
             param.grad = None if grad is None else grad.to(param.dtype)
+        return int(bool(self._staged))
 
     def rescale(self, factor: float) -> None:
         """Follow a change of the loss scale in mid-window."""

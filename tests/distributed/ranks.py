@@ -125,6 +125,19 @@ def check_fsdp2(rank: int) -> None:
             agree(f"fsdp2 {name} {accumulate}", decisions, net, *reference_run(make))
 
 
+def check_tiny_gradients(rank: int) -> None:
+    """Squares of their elements are 0: the ranks agree on the largest element of all shards."""
+    for name in ("gnr", "gnr_independent"):
+        nets = [model(), sharded()]
+        for net, part in zip(nets, (None, rank), strict=True):
+            wrapper = MAKERS[name](torch.optim.SGD(net.parameters(), lr=0.1))
+            for x, y in batches(3):
+                (1e-25 * loss_of(net, x, y, part)).backward()
+                assert wrapper.step() is True
+        for a, b in zip(full(nets[1]), full(nets[0]), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
 def check_mixed(rank: int) -> None:
     """Some parameters sharded, some replicated, in one optimizer."""
     for name, make in MAKERS.items():

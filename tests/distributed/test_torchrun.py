@@ -13,6 +13,7 @@ CHECKS = [
     "check_ddp",
     "check_bucket_views",
     "check_fsdp2",
+    "check_tiny_gradients",
     "check_mixed",
     "check_no_sync",
     "check_nan_on_one_rank",

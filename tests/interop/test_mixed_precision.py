@@ -156,8 +156,7 @@ def test_unscaling_before_a_draw_is_refused(which, draw):
         wrapper.step()
     scaler.scale((x * 4).sum()).backward()
     scaler.unscale_(wrapper if which == "wrapper" else wrapper.optimizer)
-    name = "OptimizerWrapperSBC|SGD"
-    with pytest.raises(RuntimeError, match=rf"unscale_\(({name})\) before the draw"):
+    with pytest.raises(RuntimeError, match=r"unscale_\(.*\) before the draw"):
         wrapper.step()
     assert wrapper.num_draws == draw
     assert x.item() == 1.0

@@ -75,6 +75,13 @@ ROWS = (
         "a bound is met, not a reason to stop",
     ),
     Difference(
+        "SBC, physical batch 1, logical batch 256: draws",
+        mechanics.batch_of_256,
+        "{} (`max_draws`), and nothing says so",
+        "{}",
+        "the schedule decides; a bound has to be asked for",
+    ),
+    Difference(
         "One microbatch with a NaN gradient",
         mechanics.nan_microbatch,
         "parameters are NaN after {} microbatches",

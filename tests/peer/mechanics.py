@@ -105,6 +105,21 @@ def smaller_max_draws() -> tuple[str, str]:
     return run(lambda param, n: peer_gnts(param, max_batch_draws=n)), run(ours)
 
 
+def batch_of_256() -> tuple[int | None, int | None]:
+    """Draws of one example until a logical batch of 256 is stepped with."""
+
+    def run(make: Callable[[Tensor, float], Any]) -> int | None:
+        param = scalar()
+        wrapper = make(param, 256.0)
+        for number in range(1, 301):
+            backward(param, 1.0)
+            if wrapper.step():
+                return number
+        return None
+
+    return run(peer_sbc), run(our_sbc)
+
+
 def nan_microbatch() -> tuple[int | str, int | str]:
     """Microbatches until the parameters are NaN, the first having a NaN gradient."""
 

@@ -42,6 +42,10 @@ def test_smaller_max_draws():
     assert mechanics.smaller_max_draws() == ("RuntimeError", "steps")
 
 
+def test_a_batch_of_256_is_256_draws_of_one():
+    assert mechanics.batch_of_256() == (64, 256)
+
+
 def test_nan_reaches_the_parameters_of_the_peer_at_max_draws():
     assert mechanics.nan_microbatch() == (64, "never")
 

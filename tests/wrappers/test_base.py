@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from problems import SHAPES, backward, global_norm, mean_of, parameters, stream
 
 import gqc
+
+both_windows = pytest.mark.parametrize("accumulate", ["grad", "buffer"])
 
 
 def test_the_quickstart_runs_as_written_in_three_forms():
@@ -398,6 +401,27 @@ def test_min_draws_waits_and_a_file_with_more_draws_than_max_steps_next():
     assert smaller.last_num_draws == 6
 
 
+@pytest.mark.parametrize(("most", "expected"), [({}, 100), ({"max_draws": 70}, 70)])
+def test_sbc_draws_as_many_as_the_batch_asks_for_unless_it_is_given_a_bound(most, expected):
+    x = torch.zeros(1, requires_grad=True)
+    wrapper = gqc.OptimizerWrapperSBC(torch.optim.SGD([x], lr=0.1), 2, 200, **most)
+    for number in range(1, expected + 1):
+        backward([x], [torch.ones(1)])
+        assert wrapper.step() is (number == expected)
+    assert wrapper.statistics()["num_forced"] == len(most)
+
+
+@pytest.mark.parametrize("kind", [gqc.OptimizerWrapperGNTS, gqc.OptimizerWrapperGNS])
+def test_any_wrapper_may_go_without_an_upper_bound(kind):
+    x = torch.zeros(1, requires_grad=True)
+    wrapper = kind(torch.optim.SGD([x], lr=0.1), 1e-9, max_draws=None)
+    for i in range(200):
+        backward([x], [torch.tensor([1.0 + i % 2])])
+        wrapper.step()
+    assert wrapper.statistics()["num_forced"] == 0
+    assert wrapper.num_draws > 64
+
+
 def test_a_norm_that_overflows_is_large_not_bad():
     x = torch.zeros(4, requires_grad=True)
     wrapper = gqc.OptimizerWrapperGNTS(torch.optim.SGD([x], lr=1e-30), 1.0, max_draws=2)
@@ -452,3 +476,78 @@ def test_mean_of_is_the_mean():
     torch.testing.assert_close(
         mean_of(window)[0], torch.stack([d[0] for d in window]).mean(0).double()
     )
+
+
+@both_windows
+@pytest.mark.parametrize("how", ["discard", "raise", "scaler"])
+def test_a_window_that_is_found_bad_when_ranks_are_averaged_goes_as_a_whole(accumulate, how):
+    """With ``reduce_at_step`` the check comes at the step, when no draw is apart any more."""
+    x = torch.ones(2, requires_grad=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0) if how == "scaler" else None
+    wrapper = gqc.OptimizerWrapperSBC(
+        torch.optim.SGD([x], lr=1.0),
+        1,
+        2,
+        reduce_at_step=True,
+        accumulate=accumulate,
+        nonfinite="raise" if how == "raise" else "discard",
+        grad_scaler=scaler,
+    )
+    backward([x], [torch.ones(2)])
+    assert wrapper.step() is False
+    backward([x], [torch.tensor([1.0, math.nan])])
+    if how == "raise":
+        with pytest.raises(FloatingPointError, match=r"parameters \[0\]"):
+            wrapper.step()
+        assert x.grad.isnan().any()
+        wrapper.discard()
+    else:
+        with warnings.catch_warnings(record=True):
+            warnings.simplefilter("always")
+            assert wrapper.step() is False
+        assert wrapper.statistics()["num_discarded"] == 2
+    assert torch.equal(x.detach(), torch.ones(2))
+    assert wrapper.num_draws == 0
+    if scaler is not None:
+        assert scaler.get_scale() == 2.0
+
+
+SYNCS = {  # kind, options: host syncs of a draw, of a step with its last draw
+    "gnts": (gqc.OptimizerWrapperGNTS, {"gradient_norm_threshold": 1e-9, "max_draws": 2}, 1, 1),
+    "gns": (gqc.OptimizerWrapperGNS, {"max_draws": 2}, 1, 1),
+    "normtest": (gqc.OptimizerWrapperNormTest, {"theta": 1e-9, "max_draws": 2}, 1, 1),
+    "gnr": (gqc.OptimizerWrapperGNR, {"mode": "independent"}, 1, 1),
+    "sbc": (gqc.OptimizerWrapperSBC, {"physical_batch_size": 1, "logical_batch_size": 2}, 0, 1),
+    "sbc, buffer": (
+        gqc.OptimizerWrapperSBC,
+        {"physical_batch_size": 1, "logical_batch_size": 2, "accumulate": "buffer"},
+        1,
+        1,
+    ),
+    "mht": (gqc.OptimizerWrapperMHT, {"max_draws": 2}, 1, 2),
+    "mht, buffer": (gqc.OptimizerWrapperMHT, {"max_draws": 2, "accumulate": "buffer"}, 2, 2),
+    "vgs": (gqc.OptimizerWrapperVGS, {"warmup_steps": 0, "min_draws": 2}, 0, 2),
+}
+
+
+@pytest.mark.parametrize("name", SYNCS)
+def test_the_host_waits_as_often_as_the_docstrings_say(name, monkeypatch):
+    kind, options, draw, step = SYNCS[name]
+    waits = []
+    for method in ("item", "tolist", "__float__", "__bool__", "__int__"):
+        original = getattr(torch.Tensor, method)
+
+        def counted(self, original=original):
+            waits.append(self)
+            return original(self)
+
+        monkeypatch.setattr(torch.Tensor, method, counted)
+    params = parameters()
+    wrapper = kind(torch.optim.SGD(params, lr=0.1), **options)
+    for i, grads in enumerate(stream(8)):
+        backward(params, grads)
+        loss = torch.tensor(1.0 + i)
+        waits.clear()
+        stepped = wrapper.step(metric=loss)
+        if i > 1:
+            assert len(waits) == (step if stepped else draw)

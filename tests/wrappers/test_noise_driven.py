@@ -82,6 +82,15 @@ def test_a_reactive_gns_draws_more_on_a_noisy_stretch_at_once():
     assert window_after_a_burst(reactive=True) >= 12
 
 
+@pytest.mark.parametrize(("reactive", "first"), [(False, 8), (True, 2)])
+def test_gns_draws_8_before_anything_is_known_unless_it_looks_at_the_open_window(reactive, first):
+    x = torch.zeros(3, requires_grad=True)
+    wrapper = gqc.OptimizerWrapperGNS(torch.optim.SGD([x], lr=0.0), reactive=reactive)
+    for number in range(1, first + 1):
+        backward([x], [torch.ones(3)])
+        assert wrapper.step() is (number == first)
+
+
 @pytest.mark.parametrize("factor", [1e-6, 1e6])
 def test_gns_does_not_see_the_scale_of_the_gradients(factor):
     draws, wrapper = run(gqc.OptimizerWrapperGNS, 10.0, 200, 50)
@@ -204,3 +213,47 @@ def test_gnr_leaves_a_zero_gradient_alone_and_does_not_step_with_it(mode):
     backward([x], [torch.tensor([0.0, 0.0, 5.0])])
     assert wrapper.step() is True
     assert wrapper.last_num_draws == 2
+
+
+@pytest.mark.parametrize("mode", ["global", "independent"])
+@pytest.mark.parametrize("accumulate", ["grad", "buffer"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("size", ["least", 1e-24, 4e-23, 1e-17, 1e19, 1e20, "most"])
+def test_gnr_rescales_what_cannot_be_squared(size, dtype, accumulate, mode):
+    """The squares of such elements overflow float32 or fall below its smallest number."""
+    limits = torch.finfo(dtype)
+    size = {"least": limits.smallest_normal / 8, "most": limits.max}.get(size, size)
+    x = torch.zeros(2, dtype=dtype, requires_grad=True)
+    wrapper = gqc.OptimizerWrapperGNR(
+        torch.optim.SGD([x], lr=1.0), 10.0, mode, accumulate=accumulate
+    )
+    grad = torch.tensor([0.6 * size, -0.8 * size], dtype=dtype)
+    backward([x], [grad])
+    assert wrapper.step() is True
+    expected = grad.double() / grad.double().abs().max()
+    expected *= -10.0 / torch.linalg.vector_norm(expected)
+    rtol = 2 * max(limits.eps, 2**-23)  # powers of two do not round: the norm does, the product
+    torch.testing.assert_close(x.detach().double(), expected, rtol=rtol, atol=0)
+
+
+def test_gnr_rescales_each_tensor_by_its_own_norm_whatever_the_others_are():
+    sizes = [1.0, 1e-42, 1e-24, 0.0, 1e5]
+    params = [torch.zeros(2, requires_grad=True) for _ in sizes]
+    wrapper = gqc.OptimizerWrapperGNR(torch.optim.SGD(params, lr=1.0), 1.0, "independent")
+    backward(params, [torch.tensor([size, 0.0]) for size in sizes])
+    assert wrapper.step() is True
+    for param, size in zip(params, sizes, strict=True):
+        torch.testing.assert_close(param.detach(), torch.tensor([-1.0 if size else 0.0, 0.0]))
+
+
+@pytest.mark.parametrize("mode", ["global", "independent"])
+def test_gnr_reads_a_tiny_scaled_gradient_too(mode):
+    """Draws that add up to zero wait; under a GradScaler the window's sum is the scaled one."""
+    x = torch.zeros(2, requires_grad=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    optimizer = torch.optim.SGD([x], lr=1.0)
+    wrapper = gqc.OptimizerWrapperGNR(optimizer, 1.0, mode, grad_scaler=scaler)
+    for factor, stepped in ((0.0, False), (1e-30, True)):
+        scaler.scale((x * torch.tensor([3.0, 4.0]) * factor).sum()).backward()
+        assert wrapper.step() is stepped
+    torch.testing.assert_close(x.detach(), torch.tensor([-0.6, -0.8]))
