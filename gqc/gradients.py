@@ -51,7 +51,8 @@ def dense(grads: Sequence[Tensor | None]) -> list[Tensor]:
     """:func:`collect` of gradients that were looked up already, one or None a parameter."""
     present = [grad for grad in grads if grad is not None]
     if {grad.layout for grad in present} - {torch.strided}:
-        index, grad = next((i, g) for i, g in enumerate(grads) if _is_sparse(g))
+        pairs = ((i, g) for i, g in enumerate(grads) if g is not None)
+        index, grad = next((i, g) for i, g in pairs if g.layout is not torch.strided)
         raise TypeError(
             f"parameter {index} of shape {tuple(grad.shape)} has a sparse gradient: expected a "
             "dense one (build the embedding with sparse=False)"
@@ -106,12 +107,14 @@ def magnitudes(tensors: Sequence[Tensor]) -> Tensor:
     """
     sizes = []
     for tensor in tensors:
-        groups = _by_mesh([tensor]) if _is_dtensor(tensor) else {None: [tensor]}
-        for key, (shard,) in groups.items():
+        groups: dict[Any, list[Tensor]] = {(None, ()): [tensor]}
+        if _is_dtensor(tensor):
+            groups = {**_by_mesh([tensor])}
+        for (mesh, sharded), (shard,) in groups.items():
             size = shard.abs().max() if shard.numel() else shard.new_zeros(()).abs()
-            for dim in () if key is None else key[1]:
-                group, largest = key[0].get_group(dim), torch.distributed.ReduceOp.MAX
-                torch.distributed.all_reduce(size, largest, group=group)
+            for dim in sharded:
+                largest = torch.distributed.ReduceOp.MAX
+                torch.distributed.all_reduce(size, largest, group=mesh.get_group(dim))
             sizes.append(size.to(tensors[0].device))
     return torch.stack(sizes)
 
@@ -201,10 +204,6 @@ def _is_dtensor(tensor: Tensor) -> bool:
 
 def _is_dtensor_type(kind: type) -> bool:
     return hasattr(kind, "device_mesh")  # an isinstance check would import torch.distributed
-
-
-def _is_sparse(grad: Tensor | None) -> bool:
-    return grad is not None and grad.layout is not torch.strided
 
 
 def _local_norm(tensors: Sequence[Tensor]) -> Tensor:
