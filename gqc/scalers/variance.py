@@ -36,7 +36,7 @@ Grads = Sequence[Tensor | None]
 
 
 class PresenceMask:
-    """1 for tensors that have a gradient, on the device; made anew only when the pattern changes.
+    """1 for tensors that have a gradient (with elements), on the device; made anew only when the pattern changes.
 
     Args:
         device: of the mask.
@@ -48,7 +48,7 @@ class PresenceMask:
         self._mask = torch.zeros(0, device=device)
 
     def __call__(self, grads: Grads) -> Tensor:
-        pattern = tuple(g is not None for g in grads)
+        pattern = tuple(g is not None and g.numel() > 0 for g in grads)
         if pattern != self._pattern:
             self._pattern = pattern
             self._mask = torch.tensor(pattern, dtype=torch.float32, device=self._device)
@@ -120,7 +120,6 @@ class DebiasedEstimator(VarianceEstimator):
         self.averages = ScalarAverages(beta, device)
         self._shards = ShardSums(params)
         self._mask = PresenceMask(device)
-        self._has_elements = torch.tensor([p.numel() > 0 for p in params], device=device)
 
     def update(self, grads: Grads, factor: float = 1.0) -> Tensor:
         prepared, norm_sq = self._prepare(grads, factor)
@@ -140,7 +139,7 @@ class DebiasedEstimator(VarianceEstimator):
         kappa = ema_kappa(self.count, self.beta)
         variance, signal = debiased_moments(self.spread, self.mean_sq, kappa)
         largest = 1 / kappa if variance_cap is None else variance_cap
-        return *noise_to_signal(variance, signal, largest), (self.count > 0) & self._has_elements
+        return *noise_to_signal(variance, signal, largest), self.count > 0
 
     def skipped(self) -> Tensor:
         return self.num_skipped
