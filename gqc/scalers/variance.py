@@ -36,7 +36,7 @@ Grads = Sequence[Tensor | None]
 
 
 class PresenceMask:
-    """1 for tensors that have a gradient (with elements), on the device; made anew only when the pattern changes.
+    """1 for tensors that have a gradient with elements; made anew only when the pattern changes.
 
     Args:
         device: of the mask.
