@@ -62,10 +62,8 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 from math import exp
 
-import pandas as pd
-
-from gqc.lab import figures, runs, track
-from gqc.lab.experiments import equal_tokens, pretraining
+from gqc.lab import figures, runs
+from gqc.lab.experiments import equal_tokens
 
 # %% [markdown]
 # ## Run
@@ -82,15 +80,8 @@ from gqc.lab.experiments import equal_tokens, pretraining
 place = {"corpus": corpus, "device": device, "dtype": dtype, "seed": seed}
 place |= {} if tokens is None else {"tokens": tokens, "evaluation_tokens": max(tokens // 8, 1)}
 place |= {"max_draws": 4} if scale == "smoke" else {}  # 64 would not fit into 16 microbatches
-histories, rows = [], []
-for name in comparisons:
-    for label, config in equal_tokens.comparison(name, scale, **place).items():
-        experiment = pretraining.build(config)
-        for _ in track(experiment, has_bar=False):
-            pass
-        histories.append(equal_tokens.labelled(experiment, label, name))
-        rows.append(equal_tokens.numbers(experiment, label, name))
-history, results = pd.concat(histories, ignore_index=True), pd.DataFrame(rows)
+compared = {name: equal_tokens.comparison(name, scale, **place) for name in comparisons}
+history, results, data_hash = equal_tokens.run_all(compared)
 
 # %% tags=["nbval-ignore-output"]
 figures.claims.comparison_losses(history)
@@ -151,4 +142,4 @@ figures.verdicts.of_notebook("15_equal_tokens")
 # ```
 
 # %%
-saved = runs.save(history, results, data_hash=experiment.data_hash)
+saved = runs.save(history, results, data_hash=data_hash)

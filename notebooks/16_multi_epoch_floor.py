@@ -54,8 +54,8 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc.lab import figures, runs, track
-from gqc.lab.experiments import equal_tokens, pretraining
+from gqc.lab import figures, runs
+from gqc.lab.experiments import equal_tokens
 
 # %% [markdown]
 # ## Run
@@ -63,14 +63,8 @@ from gqc.lab.experiments import equal_tokens, pretraining
 # %% tags=["nbval-ignore-output"]
 place = {"corpus": corpus, "device": device, "dtype": dtype, "seed": seed}
 place |= {} if tokens is None else {"tokens": tokens, "evaluation_tokens": max(tokens // 16, 1)}
-histories, rows = [], []
-for label, config in equal_tokens.comparison("repeated", scale, train_tokens, **place).items():
-    experiment = pretraining.build(config)
-    for _ in track(experiment, has_bar=False):
-        pass
-    histories.append(equal_tokens.labelled(experiment, label, "repeated"))
-    rows.append(equal_tokens.numbers(experiment, label, "repeated"))
-history, results = pd.concat(histories, ignore_index=True), pd.DataFrame(rows)
+compared = {"repeated": equal_tokens.comparison("repeated", scale, train_tokens, **place)}
+history, results, data_hash = equal_tokens.run_all(compared)
 
 # %% [markdown]
 # ## Training loss and held-out loss
@@ -121,4 +115,4 @@ figures.verdicts.of_notebook("16_multi_epoch_floor")
 # ```
 
 # %%
-saved = runs.save(history, results, data_hash=experiment.data_hash)
+saved = runs.save(history, results, data_hash=data_hash)

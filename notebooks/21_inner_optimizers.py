@@ -64,9 +64,7 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 from math import exp
 
-import pandas as pd
-
-from gqc.lab import figures, runs, track
+from gqc.lab import figures, runs
 from gqc.lab.experiments import equal_tokens, inner_optimizers
 
 # %% [markdown]
@@ -80,15 +78,8 @@ from gqc.lab.experiments import equal_tokens, inner_optimizers
 place = {"corpus": corpus, "device": device, "dtype": dtype, "seed": seed}
 place |= {} if tokens is None else {"tokens": tokens, "evaluation_tokens": max(tokens // 8, 1)}
 place |= {"max_draws": 4} if scale == "smoke" else {}  # 64 would not fit into 32 microbatches
-histories, rows = [], []
-for name in comparisons:
-    for label, config in inner_optimizers.comparison(name, scale, **place).items():
-        experiment = inner_optimizers.build(config)
-        for _ in track(experiment, has_bar=False):
-            pass
-        histories.append(equal_tokens.labelled(experiment, label, name))
-        rows.append(equal_tokens.numbers(experiment, label, name))
-history, results = pd.concat(histories, ignore_index=True), pd.DataFrame(rows)
+compared = {name: inner_optimizers.comparison(name, scale, **place) for name in comparisons}
+history, results, data_hash = equal_tokens.run_all(compared, inner_optimizers.build)
 
 # %% tags=["nbval-ignore-output"]
 figures.claims.comparison_losses(history)
@@ -139,4 +130,4 @@ figures.verdicts.of_notebook("21_inner_optimizers")
 # ```
 
 # %%
-saved = runs.save(history, results, data_hash=experiment.data_hash)
+saved = runs.save(history, results, data_hash=data_hash)

@@ -59,6 +59,23 @@ def test_an_unknown_comparison_is_named():
         equal_tokens.comparison("warmpu")
 
 
+def test_run_all_trains_every_run_and_labels_it():
+    config = equal_tokens.comparison("repeated", train_tokens=500, **SMALL)["adamw"]
+    compared = {"one": {"a": config}, "two": {"b": config}}
+    history, results, data_hash = equal_tokens.run_all(compared)
+    run = pretraining.build(config)
+    for _ in run:
+        pass
+    assert data_hash == run.data_hash
+    assert list(zip(results["comparison"], results["method"], strict=True)) == [
+        ("one", "a"),
+        ("two", "b"),
+    ]
+    for name, rows in history.groupby("comparison"):
+        label = rows["method"].iloc[0]
+        assert rows["loss"].tolist() == equal_tokens.labelled(run, label, name)["loss"].tolist()
+
+
 def test_numbers_are_those_of_the_history():
     config = equal_tokens.comparison(
         "repeated", train_tokens=500, microbatch_size=2, norm_warmup=0.25, max_draws=4, **SMALL

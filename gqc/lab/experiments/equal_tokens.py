@@ -17,15 +17,17 @@ Source of the width rule: Yang et al. 2022, arXiv:2203.03466, table 3.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
 
-from gqc.lab.experiments.pretraining import Pretraining, PretrainingConfig, config
+from gqc.lab.experiments.pretraining import Pretraining, PretrainingConfig, build, config
 from gqc.lab.models.gpt import count_parameters
 from gqc.lab.names import check_name
+from gqc.lab.track import track
 
-__all__ = ["COMPARISONS", "UNTUNED", "comparison", "labelled", "numbers"]
+__all__ = ["COMPARISONS", "UNTUNED", "comparison", "labelled", "numbers", "run_all"]
 
 COMPARISONS = ("control", "size", "microbatch", "warmup", "repeated")
 #: of torch.optim.AdamW, stepping on every microbatch
@@ -78,6 +80,30 @@ def _with_microbatch(
     largest = gnts.max_draws * gnts.microbatch_size
     sizes = {"microbatch_size": size, "max_draws": largest // size}
     return config(scale, **{**overrides, "method": "gnts", **sizes})
+
+
+def run_all(
+    compared: Mapping[str, Mapping[str, PretrainingConfig]],
+    build: Callable[[Any], Pretraining] = build,
+) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    """Train every run of some comparisons, each under a progress bar.
+
+    Args:
+        compared: name -> label -> config, as of :func:`comparison`.
+        build: makes a run of a config.
+    Returns: histories (:func:`labelled`) and result rows (:func:`numbers`) of all runs, and the
+        hash of the data, which they share.
+    """
+    histories, rows, data_hash = [], [], ""
+    for name, configs in compared.items():
+        for label, each in configs.items():
+            experiment = build(each)
+            for _ in track(experiment, has_bar=False):
+                pass
+            histories.append(labelled(experiment, label, name))
+            rows.append(numbers(experiment, label, name))
+            data_hash = experiment.data_hash
+    return pd.concat(histories, ignore_index=True), pd.DataFrame(rows), data_hash
 
 
 def labelled(run: Pretraining, label: str, name: str) -> pd.DataFrame:
