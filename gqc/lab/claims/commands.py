@@ -89,7 +89,7 @@ def overview(verdicts: Sequence[Verdict]) -> Table:
             for part, e in zip(claim.parts, verdict.effects, strict=False)
         ] or [(verdict.reason, "", "", "", "")]
         for place, row in enumerate(rows):
-            p = tables.p_text(verdict).removeprefix("p (Holm) ").removeprefix("= ")
+            p = tables.p_number(verdict) if verdict.effects else ""
             head = (claim.id, tables.verdict_text(verdict), p)
             table.add_row(*(head if place == 0 else ("", "", "")), *row)
     return table

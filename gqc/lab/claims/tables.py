@@ -40,9 +40,7 @@ def _rows(verdict: Verdict) -> list[tuple[str, str, str]]:
 
 #: verdicts as they are shown: mixed where the parts disagree, open where the seeds do not tell
 SHOWN = ("reproduced", "refuted", "mixed", "open", "not tested")
-LEAST_P = (
-    1e-16  # below, a p value is that of rounding, or of values that are the same for all seeds
-)
+LEAST_P = 1e-16  #: below, p is that of rounding, or of values that are the same for all seeds
 
 
 def shown(verdict: Verdict) -> str:
@@ -69,12 +67,27 @@ def verdict_text(verdict: Verdict) -> str:
     return f"open (parts: {leaning(verdict)})" if verdict.is_open else verdict.verdict
 
 
+def p_number(verdict: Verdict) -> str:
+    """``0.05`` or ``< 1e-16``: the corrected p."""
+    return f"< {LEAST_P:g}" if verdict.p_holm < LEAST_P else number(verdict.p_holm)
+
+
 def p_text(verdict: Verdict) -> str:
     """``p (Holm) = 0.05``; empty where nothing was tested."""
     if not verdict.effects:
         return ""
-    is_tiny = verdict.p_holm < LEAST_P
-    return f"p (Holm) {f'< {LEAST_P:g}' if is_tiny else f'= {number(verdict.p_holm)}'}"
+    p = p_number(verdict)
+    return f"p (Holm) {p if p.startswith('<') else f'= {p}'}"
+
+
+def said(verdict: Verdict) -> str:
+    """The verdict and its p, for a cell of a Markdown table."""
+    return "<br>".join(filter(None, (verdict_text(verdict), p_text(verdict))))
+
+
+def markdown_row(cells: Sequence[str]) -> str:
+    """A line of a Markdown table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def count(verdicts: Sequence[Verdict]) -> dict[str, int]:
@@ -100,9 +113,8 @@ def markdown(verdicts: Sequence[Verdict], links: str = "../../notebooks") -> str
             text = f"**{claim.id}** {claim.statement}<br>{claim.source}"
             text += f"<br>*{claim.note}*" if claim.note else ""
             scale = f"{claim.scale}, {verdict.num_runs} runs" if parts else ""
-            said = "<br>".join(filter(None, (verdict_text(verdict), p_text(verdict))))
-            cells = [text, said, measured, scale, link if claim.notebook else ""]
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+            cells = [text, said(verdict), measured, scale, link if claim.notebook else ""]
+            lines.append(markdown_row(cells))
         lines.append("")
     return "\n".join(lines)
 
@@ -151,8 +163,8 @@ def latex(verdicts: Sequence[Verdict]) -> str:
             measured = r" \newline ".join(parts) or escape(verdict.reason)
             claim = rf"\textit{{{escape(verdict.claim.id)}}}: {escape(verdict.claim.statement)}"
             source = rf"\newline {{\footnotesize Source: {escape(verdict.claim.source)}}}"
-            said = r" \newline ".join(filter(None, (verdict_text(verdict), _tex_p(verdict))))
-            lines.append(rf"{claim} {source} & {said} & {measured} \\ \addlinespace[3pt]")
+            decided = r" \newline ".join(filter(None, (verdict_text(verdict), _tex_p(verdict))))
+            lines.append(rf"{claim} {source} & {decided} & {measured} \\ \addlinespace[3pt]")
     return "\n".join([*lines, r"\end{longtable}", ""])
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from gqc.lab.claims import Claim, load_frozen, read_claims
 from gqc.lab.claims.commands import CLAIMS, RESULTS, VERDICTS
 from gqc.lab.claims.readme import flagship_block
-from gqc.lab.claims.tables import interval, p_text, verdict_text
+from gqc.lab.claims.tables import interval, markdown_row, said
 from gqc.lab.claims.verdicts import Effect, Verdict
 
 if TYPE_CHECKING:
@@ -80,10 +80,9 @@ def _row(claim: Claim, row: dict[str, Any]) -> str:
         unit = f" {part.unit}" if part.unit else ""
         bound = f"{part.name} ({part.holds}{unit})"
         parts.append(f"{bound}: {interval(effect)}, n = {effect.n}: {effect.status}")
-    said = "<br>".join(filter(None, (verdict_text(verdict), p_text(verdict))))
     measured = "<br>".join(parts) or claim.not_tested
-    cells = [f"**{claim.id}** {claim.statement}", said, measured, str(verdict.num_runs)]
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    name = f"**{claim.id}** {claim.statement}"
+    return markdown_row([name, said(verdict), measured, str(verdict.num_runs)])
 
 
 def _without(paper: Path) -> Markdown:
