@@ -187,20 +187,18 @@ def _are_single(lists: list[list[Tensor]]) -> bool:
 
 def _groups(groups: Optimizer | Iterable[Any]) -> list[list[Tensor]]:
     found: list[Any] = groups.param_groups if isinstance(groups, Optimizer) else list(groups)
-    if found and all(_param(item) is not None for item in found):
-        return [[_param(item) for item in found]]  # type: ignore[misc]
-    return [_params(item) for item in found]
+    is_one = bool(found) and all(_param(item) is not None for item in found)
+    return [_params(group) for group in ([found] if is_one else found)]
 
 
 def _params(group: Any) -> list[Tensor]:
     params = group["params"] if isinstance(group, dict) else group
-    if (single := _param(params)) is not None:
-        return [single]
-    found = [_param(item) for item in params]
-    if any(param is None for param in found):
-        kinds = sorted({type(item).__name__ for item in params if _param(item) is None})
+    items = [params] if _param(params) is not None else list(params)
+    found = [param for item in items if (param := _param(item)) is not None]
+    if len(found) < len(items):
+        kinds = sorted({type(item).__name__ for item in items if _param(item) is None})
         raise TypeError(f"a group holds {', '.join(kinds)}: expected parameters")
-    return [param for param in found if param is not None]
+    return found
 
 
 def _param(item: Any) -> Tensor | None:

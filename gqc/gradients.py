@@ -107,15 +107,12 @@ def magnitudes(tensors: Sequence[Tensor]) -> Tensor:
     """
     sizes = []
     for tensor in tensors:
-        groups: dict[Any, list[Tensor]] = {(None, ()): [tensor]}
-        if _is_dtensor(tensor):
-            groups = {**_by_mesh([tensor])}
-        for (mesh, sharded), (shard,) in groups.items():
-            size = shard.abs().max() if shard.numel() else shard.new_zeros(()).abs()
-            for dim in sharded:
-                largest = torch.distributed.ReduceOp.MAX
-                torch.distributed.all_reduce(size, largest, group=mesh.get_group(dim))
-            sizes.append(size.to(tensors[0].device))
+        (((mesh, sharded), (shard,)),) = _by_mesh([tensor]).items()
+        size = shard.abs().max() if shard.numel() else shard.new_zeros(()).abs()
+        for dim in sharded:
+            largest = torch.distributed.ReduceOp.MAX
+            torch.distributed.all_reduce(size, largest, group=mesh.get_group(dim))
+        sizes.append(size.to(tensors[0].device))
     return torch.stack(sizes)
 
 
@@ -125,16 +122,10 @@ def count_nonfinite(tensors: Sequence[Tensor]) -> int:
     Exact where :func:`total_norm` is not: a norm may overflow though each element is finite.
     """
     bad = 0
-    groups: dict[Any, list[Tensor]] = {None: [t for t in tensors if not _is_dtensor(t)]}
-    groups.update(_by_mesh(t for t in tensors if _is_dtensor(t)))
-    for key, shards in groups.items():
-        if not shards:
-            continue
+    for (mesh, sharded), shards in _by_mesh(tensors).items():
         flags = torch.stack([(~t.isfinite()).any().to(shards[0].device) for t in shards]).float()
-        if key is not None:
-            mesh, sharded = key
-            for dim in sharded:
-                torch.distributed.all_reduce(flags, group=mesh.get_group(dim))
+        for dim in sharded:
+            torch.distributed.all_reduce(flags, group=mesh.get_group(dim))
         bad += int((flags > 0).sum())
     return bad
 
@@ -237,13 +228,19 @@ def _sum_dtype(tensor: Tensor) -> torch.dtype | None:
 
 
 def _by_mesh(tensors: Iterable[Any]) -> dict[tuple[Any, tuple[int, ...]], list[Tensor]]:
-    """Local shards by (mesh, dimensions that shard); pending partial sums are reduced first."""
-    from torch.distributed.tensor import Replicate
+    """Local shards by (mesh, dimensions that shard); pending partial sums are reduced first.
 
+    Tensors that are no ``DTensor`` come under (None, ()).
+    """
     groups: dict[tuple[Any, tuple[int, ...]], list[Tensor]] = {}
     for tensor in tensors:
+        if not _is_dtensor(tensor):
+            groups.setdefault((None, ()), []).append(tensor)
+            continue
         dtensor: DTensor = tensor
         if any(p.is_partial() for p in dtensor.placements):
+            from torch.distributed.tensor import Replicate
+
             dtensor = dtensor.redistribute(
                 placements=[Replicate() if p.is_partial() else p for p in dtensor.placements]
             )

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gqc.gradients import collect
 from gqc.upgd import utility
 
 HALF = (torch.float16, torch.bfloat16)
@@ -117,12 +118,13 @@ def make_batches(groups: Iterable[dict[str, Any]]) -> list[Batch]:
     Raises: TypeError: a sparse gradient, a complex or a ``DTensor`` parameter.
     """
     batches: dict[Any, Batch] = {}
-    index = 0
+    groups, index = list(groups), 0
+    collect([param for group in groups for param in group["params"]])  # refuses sparse gradients
     for place, group in enumerate(groups):
         for param in group["params"]:
             grad = param.grad
             if grad is not None and grad.numel():
-                _check_kind(param, grad, index)
+                _check_kind(param, index)
                 key = (place, param.device, param.dtype, grad.dtype)
                 if key not in batches:
                     batches[key] = Batch(group, param.device, state_dtype(param))
@@ -141,13 +143,8 @@ def _record_no_gradients() -> None:
     torch.set_grad_enabled(False)
 
 
-def _check_kind(param: Tensor, grad: Tensor, index: int) -> None:
+def _check_kind(param: Tensor, index: int) -> None:
     name = f"parameter {index} of shape {tuple(param.shape)}"
-    if grad.layout is not torch.strided:
-        raise TypeError(
-            f"{name} has a sparse gradient: expected a dense one (build the embedding with "
-            "sparse=False)"
-        )
     if param.is_complex():
         raise TypeError(
             f"{name} is {param.dtype}: expected a real one, since utilities have to be ordered "
