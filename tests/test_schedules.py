@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from fixtures.schedules.make import CUTS, FILE, MORE, SCHEDULES, edited, run
 from problems import backward, parameters, stream
 
 import gqc
@@ -130,6 +131,19 @@ def test_resume_is_exact(cut):
     other = gqc.PiecewiseSchedule(wrapper(), [(0, 1.0)])
     other.load_state_dict(piecewise.state_dict())
     assert values(other, 3) == values(piecewise, 3)
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_state_of_version_010_loads_exactly_and_continues(name, cut):
+    saved = torch.load(FILE, weights_only=True)[f"{name}-{cut}"]
+    schedule = SCHEDULES[name]()
+    schedule.load_state_dict(saved["state"])
+    state = schedule.state_dict()
+    assert {key: state[key] for key in saved["state"]} == saved["state"]
+    uncut = edited(name)
+    run(uncut, cut)
+    assert run(schedule, MORE) == saved["end"] == run(uncut, MORE)
 
 
 def test_a_state_of_another_key_changes_nothing():
