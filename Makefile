@@ -36,17 +36,17 @@ bench: $(READY)  ## benchmarks, as ratios to torch AdamW and to the peer
 	for bench in tests/benchmarks/bench_*.py; do $(BIN)/python $$bench || exit 1; done
 
 notebooks: $(READY)  ## run every notebook at smoke scale and save its outputs
-	$(BIN)/python -m gqc.lab.notebooks notebooks/*.ipynb
+	$(BIN)/python -m gqc_lab.publish.notebooks notebooks/*.ipynb
 
 results: $(READY)  ## run all that the paper rests on, again or on; hours; then commit paper/
 	for batch in $$($(BIN)/gqc freeze --list); do $(BIN)/gqc batch run $$batch --jobs 2 || exit 1; done
 	$(BIN)/gqc freeze
 	$(BIN)/gqc claims
-	$(BIN)/python -m gqc.lab.notebooks --verdicts notebooks/*.ipynb
+	$(BIN)/python -m gqc_lab.publish.notebooks --verdicts notebooks/*.ipynb
 
 paper: $(READY)  ## verdicts, figures and paper from the committed results, without training
 	$(BIN)/gqc claims
-	$(BIN)/python -m gqc.lab.notebooks --verdicts notebooks/*.ipynb
+	$(BIN)/python -m gqc_lab.publish.notebooks --verdicts notebooks/*.ipynb
 	$(BIN)/gqc figures
 	@if command -v pdflatex >/dev/null; then \
 	  cd paper && for pass in 1 2; do \
@@ -56,7 +56,7 @@ paper: $(READY)  ## verdicts, figures and paper from the committed results, with
 	else echo "paper: pdflatex is missing (Debian: apt install texlive-latex-recommended lmodern)"; fi
 
 site: $(READY)  ## README, notebooks and API reference as HTML under build/site
-	$(BIN)/python -m gqc.lab.site . build/site
+	$(BIN)/python -m gqc_lab.publish.site . build/site
 
 clean:  ## remove what the other targets made, but not the runs
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -6,7 +6,7 @@ norm, :mod:`gqc.curricula` brings loss terms in late, and :mod:`gqc.upgd` has op
 protect useful weights.  :mod:`gqc.noise` estimates how noisy a gradient is,
 :mod:`gqc.diagnostics` how it lies to its neighbours and to Adam's momentum, and
 :mod:`gqc.gradients` holds the batched operations under all of them.  Experiments, notebooks and
-batches live in :mod:`gqc.lab`.
+batches live in :mod:`gqc_lab`.
 """
 
 from gqc.clipping import (

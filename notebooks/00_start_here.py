@@ -67,9 +67,10 @@ from pathlib import Path
 
 from IPython.display import Markdown, display
 
-from gqc.lab import figures, runs, track
-from gqc.lab.claims import commands, tables
-from gqc.lab.experiments import pretraining
+from gqc_lab import figures, runs
+from gqc_lab.loop import track
+from gqc_lab.claims import commands, tables
+from gqc_lab.studies import pretraining
 
 # %% [markdown]
 # ## Claims and verdicts

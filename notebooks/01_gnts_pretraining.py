@@ -63,8 +63,9 @@ from math import exp
 
 import pandas as pd
 
-from gqc.lab import figures, runs, track
-from gqc.lab.experiments import pretraining
+from gqc_lab import figures, runs
+from gqc_lab.loop import track
+from gqc_lab.studies import pretraining
 
 # %% [markdown]
 # ## Run

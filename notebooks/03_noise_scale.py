@@ -57,8 +57,8 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc.lab import figures, runs
-from gqc.lab.experiments import noise_streams, noise_wrappers
+from gqc_lab import figures, runs
+from gqc_lab.studies.noise import streams as noise_streams, wrappers as noise_wrappers
 
 # %% [markdown]
 # ## Estimates of a known noise scale

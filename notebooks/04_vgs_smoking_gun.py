@@ -60,9 +60,9 @@ import math
 
 import pandas as pd
 
-from gqc.lab import figures, runs
-from gqc.lab.experiments import vgs_streams
-from gqc.lab.experiments.vgs_streams import heterogeneous, iid, smoking_gun, uniform
+from gqc_lab import figures, runs
+from gqc_lab.studies.vgs import streams as vgs_streams
+from gqc_lab.studies.vgs.streams import heterogeneous, iid, smoking_gun, uniform
 
 # %% [markdown]
 # ## The streams

@@ -65,9 +65,9 @@ from math import sqrt
 
 import pandas as pd
 
-from gqc.lab import figures, runs
-from gqc.lab.experiments import vgs_costs, vgs_streams
-from gqc.lab.experiments.vgs_streams import VERSIONS, iid, minibatches, rotating
+from gqc_lab import figures, runs
+from gqc_lab.studies.vgs import costs as vgs_costs, streams as vgs_streams
+from gqc_lab.studies.vgs.streams import VERSIONS, iid, minibatches, rotating
 
 place = {"device": device, "dtype": dtype}
 

@@ -61,8 +61,10 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc.lab import analysis, figures, runs, track
-from gqc.lab.experiments import vgs_training
+from gqc_lab.stats import analysis
+from gqc_lab import figures, runs
+from gqc_lab.loop import track
+from gqc_lab.studies.vgs import training as vgs_training
 
 # %% [markdown]
 # ## Run

@@ -76,8 +76,9 @@ changes = [
 # %%
 from IPython.display import display
 
-from gqc.lab import figures, runs, track
-from gqc.lab.experiments import pretraining
+from gqc_lab import figures, runs
+from gqc_lab.loop import track
+from gqc_lab.studies import pretraining
 
 # %% [markdown]
 # ## Run

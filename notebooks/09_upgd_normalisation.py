@@ -69,8 +69,9 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc.lab import analysis, figures, runs
-from gqc.lab.experiments import upgd_gates
+from gqc_lab.stats import analysis
+from gqc_lab import figures, runs
+from gqc_lab.studies.continual import upgd_gates
 
 # %% [markdown]
 # ## By construction

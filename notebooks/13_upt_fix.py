@@ -63,8 +63,10 @@ dtype = "float32"  # one of float32, bfloat16, float64
 import pandas as pd
 from IPython.display import display
 
-from gqc.lab import analysis, figures, runs, track
-from gqc.lab.experiments import operator_learning
+from gqc_lab.stats import analysis
+from gqc_lab import figures, runs
+from gqc_lab.loop import track
+from gqc_lab.studies import operator_learning
 
 # %% [markdown]
 # ## Run

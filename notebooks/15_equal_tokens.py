@@ -62,8 +62,8 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 from math import exp
 
-from gqc.lab import figures, runs
-from gqc.lab.experiments import equal_tokens
+from gqc_lab import figures, runs
+from gqc_lab.studies.pretraining import equal_tokens
 
 # %% [markdown]
 # ## Run

@@ -54,8 +54,8 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc.lab import figures, runs
-from gqc.lab.experiments import equal_tokens
+from gqc_lab import figures, runs
+from gqc_lab.studies.pretraining import equal_tokens
 
 # %% [markdown]
 # ## Run

@@ -60,9 +60,11 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc.lab import figures, runs, track
-from gqc.lab.experiments import gradient_angles, pretraining
-from gqc.lab.placement import make_generator
+from gqc_lab import figures, runs
+from gqc_lab.loop import track
+from gqc_lab.studies.pretraining import gradient_angles
+from gqc_lab.studies import pretraining
+from gqc_lab.loop.placement import make_generator
 
 # %% [markdown]
 # ## Run

@@ -62,8 +62,10 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc.lab import figures, runs
-from gqc.lab.experiments import factor_invariance, upgd_order, vgs_migration, window_memory
+from gqc_lab import figures, runs
+from gqc_lab.studies.vgs import factor_invariance, migration as vgs_migration
+from gqc_lab.studies.continual import upgd_order
+from gqc_lab.studies import window_memory
 
 # %% [markdown]
 # ## Memory

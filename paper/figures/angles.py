@@ -3,8 +3,8 @@
 import numpy as np
 from matplotlib import pyplot
 
-from gqc.lab import printing
-from gqc.lab.analysis import summarize
+from gqc_lab.publish import printing
+from gqc_lab.stats.analysis import summarize
 
 
 def draw(results):

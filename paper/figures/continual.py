@@ -2,8 +2,8 @@
 
 from matplotlib import pyplot
 
-from gqc.lab import printing
-from gqc.lab.figures.style import PLACES
+from gqc_lab.figures.style import PLACES
+from gqc_lab.publish import printing
 
 STREAMS = {"input_permuted": "pixels permuted", "label_permuted": "labels permuted"}
 METHODS = {"sgd": "SGD", "adamw": "AdamW", "shrink_perturb": "shrink & perturb", "upgd": "UPGD"}

@@ -3,9 +3,9 @@
 import numpy as np
 from matplotlib import pyplot
 
-from gqc.lab import printing
-from gqc.lab.analysis import paired_difference, summarize
-from gqc.lab.figures.style import method_styles
+from gqc_lab.figures.style import method_styles
+from gqc_lab.publish import printing
+from gqc_lab.stats.analysis import paired_difference, summarize
 
 NAMES = {
     "gnts": "GNTS",

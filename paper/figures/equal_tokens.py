@@ -2,8 +2,8 @@
 
 from matplotlib import pyplot
 
-from gqc.lab import printing
-from gqc.lab.figures.style import PLACES
+from gqc_lab.figures.style import PLACES
+from gqc_lab.publish import printing
 
 NAMES = {"adamw": "AdamW, tuned", "gnts": "GNTS, tuned"}
 

@@ -3,7 +3,8 @@
 import numpy as np
 from matplotlib import pyplot
 
-from gqc.lab import analysis, printing
+from gqc_lab.publish import printing
+from gqc_lab.stats import analysis
 
 MEASURES = {"loss_sd": "sd of the training loss", "tail_val_loss": "held-out loss, last quarter"}
 METHODS = {

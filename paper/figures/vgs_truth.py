@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib import pyplot
 
-from gqc.lab.printing import MARKERS
+from gqc_lab.publish.printing import MARKERS
 
 STREAMS = {
     "constant, heterogeneous": "constant,\nheterogeneous",

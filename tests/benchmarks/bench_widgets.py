@@ -20,8 +20,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from gqc.lab import Experiment
-from gqc.lab.experiments import pretraining
+from gqc_lab import Experiment
+from gqc_lab.studies import pretraining
 from gqc_widgets import LiveRun, NormScheduleEditor, VGSAlphaTuner
 from gqc_widgets.display import Curves
 

@@ -4,9 +4,9 @@ import re
 
 import nbformat
 
-from gqc.lab.gallery import build_gallery
-from gqc.lab.pages import PLOTLY
-from gqc.lab.runs.store import Store, write_json
+from gqc_lab.publish.gallery import build_gallery
+from gqc_lab.publish.pages import PLOTLY
+from gqc_lab.runs.store import Store, write_json
 
 FIGURE = {"data": [{"type": "scatter", "y": [3, 1, 2]}], "layout": {"title": {"text": "Loss"}}}
 KEY = "{:08x}00000000"

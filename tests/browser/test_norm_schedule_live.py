@@ -79,7 +79,8 @@ def test_a_run_is_started_held_steered_and_stopped(live):
     at = change["microbatch"]
     until(lambda: microbatch(lab) > at + 2)
     rows = lab.ask(f"experiment.history['gradient_norm_threshold'].tolist()[{at - 2}:{at}]")
-    plan = "__import__('gqc.lab.norm_schedule', fromlist=['a']).norm_schedule(experiment.controls)"
+    module = "__import__('gqc_lab.loop.norm_schedule', fromlist=['a'])"
+    plan = f"{module}.norm_schedule(experiment.controls)"
     total = "experiment.config.num_microbatches"
     assert rows[1] == lab.ask(f"{plan}.threshold({at - 1}, {total})")
     assert rows[1] / rows[0] == pytest.approx(1.25 / before, rel=0.01)  # the plan itself falls

@@ -16,7 +16,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from gqc.lab.notebooks import on_cpu
+from gqc_lab.publish.notebooks import on_cpu
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 FLAGSHIP = next(n for n in NOTEBOOKS if n.stem == "01_gnts_pretraining")

@@ -10,10 +10,10 @@ import jupytext
 import nbformat
 import pytest
 
-from gqc.lab.notebooks import install_cell, is_paired, show_verdicts
-from gqc.lab.runs.notebook import read_notebook
-from gqc.lab.runs.parameters import BadInput, parse_cell, read_mapping, resolve
-from gqc.lab.runs.plan import read_batch
+from gqc_lab.publish.notebooks import install_cell, is_paired, show_verdicts
+from gqc_lab.runs.notebook import read_notebook
+from gqc_lab.runs.parameters import BadInput, parse_cell, read_mapping, resolve
+from gqc_lab.runs.plan import read_batch
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -112,7 +112,7 @@ def test_saved_outputs_are_of_one_whole_run(path):
 def test_shown_verdicts_are_the_committed_ones(path):
     saved = nbformat.read(path, as_version=4)
     now = show_verdicts(nbformat.read(path, as_version=4), FOLDER.parent / "paper")
-    remedy = f"run `python -m gqc.lab.notebooks --verdicts notebooks/{path.name}`"
+    remedy = f"run `python -m gqc_lab.publish.notebooks --verdicts notebooks/{path.name}`"
     assert [c.get("outputs") for c in saved.cells] == [c.get("outputs") for c in now.cells], remedy
 
 

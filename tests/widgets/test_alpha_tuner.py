@@ -4,7 +4,8 @@ import threading
 
 import pytest
 
-from gqc.lab.experiments import pretraining, vgs_training
+from gqc_lab.studies import pretraining
+from gqc_lab.studies.vgs import training as vgs_training
 from gqc_widgets import LiveRun, VGSAlphaTuner
 from gqc_widgets import alpha_tuner as module
 from gqc_widgets.cell import Cell

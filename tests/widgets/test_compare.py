@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gqc.lab.runs import Runs
-from gqc.lab.runs.store import Store
+from gqc_lab.runs import Runs
+from gqc_lab.runs.store import Store
 from gqc_widgets import Compare
 from gqc_widgets.comparison import MAX_POINTS, Comparison
 

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from gqc.lab.experiments import pretraining
+from gqc_lab.studies import pretraining
 from gqc_widgets.display import LIMIT, SMOOTHING, Curves, Thinned
 
 

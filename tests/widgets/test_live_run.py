@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from gqc.lab.experiments import pretraining
+from gqc_lab.studies import pretraining
 from gqc_widgets import LiveRun
 from gqc_widgets import live_run as module
 from gqc_widgets.cell import Cell, current_cell

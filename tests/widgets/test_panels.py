@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from gqc.lab import Experiment
-from gqc.lab.experiments import pretraining, vgs_training
+from gqc_lab import Experiment
+from gqc_lab.studies import pretraining
+from gqc_lab.studies.vgs import training as vgs_training
 from gqc_widgets import LiveRun
 from gqc_widgets.display import Curves
 from gqc_widgets.panels import PANELS, run_figure, run_panels

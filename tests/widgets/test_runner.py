@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from gqc.lab import Control, Controls, Experiment
+from gqc_lab import Control, Controls, Experiment
 from gqc_widgets import runner as module
 from gqc_widgets.runner import Runner, claim, stop_all
 

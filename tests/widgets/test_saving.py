@@ -6,10 +6,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from gqc.lab.experiments import pretraining, vgs_training
-from gqc.lab.runs.notebook import read_notebook
-from gqc.lab.runs.parameters import read_mapping, resolve
-from gqc.lab.track import load_checkpoint
+from gqc_lab.loop.track import load_checkpoint
+from gqc_lab.runs.notebook import read_notebook
+from gqc_lab.runs.parameters import read_mapping, resolve
+from gqc_lab.studies import pretraining
+from gqc_lab.studies.vgs import training as vgs_training
 from gqc_widgets import LiveRun, NormScheduleEditor, VGSAlphaTuner
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "07_norm_schedule_live.ipynb"

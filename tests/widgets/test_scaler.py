@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from gqc.lab import Experiment
-from gqc.lab.experiments import pretraining, vgs_training
-from gqc.lab.scaler_controls import LAW, scaled_steps, what_if
+from gqc_lab import Experiment
+from gqc_lab.loop.scaler_controls import LAW, scaled_steps, what_if
+from gqc_lab.studies import pretraining
+from gqc_lab.studies.vgs import training as vgs_training
 from gqc_widgets.display import Curves
 from gqc_widgets.scaler import ScalerModel, parse_alphas
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import yaml
 
-from gqc.lab.experiments import pretraining
-from gqc.lab.norm_schedule import CURVES, norm_schedule
+from gqc_lab.loop.norm_schedule import CURVES, norm_schedule
+from gqc_lab.studies import pretraining
 from gqc_widgets.schedule import NormScheduleModel
 
 TOTAL = 40

@@ -2,8 +2,8 @@
 
 import pytest
 
-from gqc.lab.experiments import pretraining
-from gqc.lab.norm_schedule import norm_schedule
+from gqc_lab.loop.norm_schedule import norm_schedule
+from gqc_lab.studies import pretraining
 from gqc_widgets import LiveRun, NormScheduleEditor
 
 

@@ -5,7 +5,8 @@ import threading
 import pandas as pd
 import pytest
 
-from gqc.lab.experiments import pretraining, vgs_training
+from gqc_lab.studies import pretraining
+from gqc_lab.studies.vgs import training as vgs_training
 from gqc_widgets.runner import Runner, stop_all
 from gqc_widgets.side_by_side import SideBySide
 

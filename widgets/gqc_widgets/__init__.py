@@ -1,4 +1,4 @@
-"""Steer a training from the notebook while it runs: ipywidgets views of :mod:`gqc.lab` objects.
+"""Steer a training from the notebook while it runs: ipywidgets views of :mod:`gqc_lab` objects.
 
 `LiveRun` trains an experiment in a thread; `NormScheduleEditor` edits its norm threshold on the
 way, `VGSAlphaTuner` its variance scaler; `Compare` draws saved runs.  The views are thin.  What

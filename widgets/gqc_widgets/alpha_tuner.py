@@ -8,8 +8,8 @@ import threading
 import ipywidgets as widgets
 import pandas as pd
 
-from gqc.lab import Experiment
 from gqc.scalers.settings import ESTIMATORS
+from gqc_lab import Experiment
 from gqc_widgets.cell import current_cell
 from gqc_widgets.fields import STYLE, WIDE, Fields, say
 from gqc_widgets.live_figure import LiveFigure

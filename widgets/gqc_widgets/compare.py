@@ -9,7 +9,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from gqc.lab.runs import Runs
+from gqc_lab.runs import Runs
 from gqc_widgets.comparison import Comparison
 from gqc_widgets.live_figure import LiveFigure
 

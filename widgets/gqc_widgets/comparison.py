@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from gqc.lab import figures, runs
+from gqc_lab import figures, runs
 
 #: what may be drawn to the right -> the column of the histories
 AXES = {"tokens": "tokens", "steps": "steps", "draws": "microbatch", "seconds": "seconds"}
@@ -20,8 +20,8 @@ class Comparison:
     """The finished runs of a store.
 
     Args:
-        store: the folder given to ``gqc batch run --runs``, or what `gqc.lab.runs.load` returned.
-        where: as of `gqc.lab.runs.load`.
+        store: the folder given to ``gqc batch run --runs``, or what `gqc_lab.runs.load` returned.
+        where: as of `gqc_lab.runs.load`.
     Raises:
         FileNotFoundError: there is no such store.
         ValueError: no run has a history with the columns method and seed.

@@ -82,7 +82,7 @@ MADE = ("loss", "smooth_loss", "forced")
 
 
 class Curves:
-    """The curves of one run, by name, from records as `gqc.lab.Experiment` makes them.
+    """The curves of one run, by name, from records as `gqc_lab.Experiment` makes them.
 
     ``loss``, ``smooth_loss`` (its bias-corrected exponential average), ``forced`` (steps with a
     norm above their threshold), and the fields `ALWAYS` and, at steps, `AT_STEPS`.  What a run does

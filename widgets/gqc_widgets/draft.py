@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gqc.lab.controls import Choice, Controls, Points
+from gqc_lab.loop.controls import Choice, Controls, Points
 
 
 class Draft:

@@ -10,8 +10,8 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from gqc.lab import Experiment
-from gqc.lab.runs import current_run_dir
+from gqc_lab import Experiment
+from gqc_lab.runs import current_run_dir
 from gqc_widgets.cell import current_cell
 from gqc_widgets.live_figure import LiveFigure
 from gqc_widgets.panels import run_figure, run_panels, run_points

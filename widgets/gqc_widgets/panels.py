@@ -10,7 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from gqc.lab.figures import HOUSE, LABELS, OKABE_ITO
+from gqc_lab.figures import HOUSE, LABELS, OKABE_ITO
 from gqc_widgets.display import Curves, Points
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = OKABE_ITO

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from gqc.lab import Experiment
+from gqc_lab import Experiment
 from gqc_widgets.display import Curves
 from gqc_widgets.openmp import release_threads
 from gqc_widgets.saving import save_run

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from gqc.lab import Experiment
-from gqc.lab.track import run_name, save_checkpoint
+from gqc_lab import Experiment
+from gqc_lab.loop.track import run_name, save_checkpoint
 
 
 def save_run(experiment: Experiment, folder: str | Path, parameters: Mapping[str, Any]) -> Path:
@@ -20,7 +20,7 @@ def save_run(experiment: Experiment, folder: str | Path, parameters: Mapping[str
     - ``result.json``: `Experiment.summary`, with ``is_steered``, and the config;
     - ``parameters.yaml``: ``parameters`` and the ``changes`` that were made on the way, for
       ``gqc run NOTEBOOK -f parameters.yaml``, which repeats the run bit by bit;
-    - ``run.ckpt``: the state, for `gqc.lab.track`.
+    - ``run.ckpt``: the state, for `gqc_lab.loop.track`.
 
     Args:
         experiment: between two microbatches.

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from gqc.lab import Controls, Experiment
-from gqc.lab.figures import thin
-from gqc.lab.scaler_controls import (
+from gqc_lab import Controls, Experiment
+from gqc_lab.figures import thin
+from gqc_lab.loop.scaler_controls import (
     COUNT,
     LAW,
     NAMES,
@@ -31,7 +31,7 @@ class ScalerModel:
     """The variance scaler of one experiment, before and while it runs, and a guess beside it.
 
     Args:
-        experiment: with the controls of `gqc.lab.scaler_controls`.
+        experiment: with the controls of `gqc_lab.loop.scaler_controls`.
         recorded: history of one run, for `what_if`; None: of ``experiment``, as far as it is.
     Attributes:
         draft: edits of the experiment's controls.

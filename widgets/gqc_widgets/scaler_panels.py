@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from gqc.lab.figures import DASHES, LABELS, OKABE_ITO
+from gqc_lab.figures import DASHES, LABELS, OKABE_ITO
 from gqc_widgets.panels import (
     BLACK,
     GREEN,

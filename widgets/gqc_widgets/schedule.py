@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 
-from gqc.lab import Experiment
-from gqc.lab.controls import Control
-from gqc.lab.norm_schedule import NAMES, NormSchedule, has_norm_schedule, norm_schedule
 from gqc.noise import predicted_draws
+from gqc_lab import Experiment
+from gqc_lab.loop.controls import Control
+from gqc_lab.loop.norm_schedule import NAMES, NormSchedule, has_norm_schedule, norm_schedule
 from gqc_widgets.draft import Draft
 
 NUM_POINTS = 241  #: of a drawn plan
@@ -27,7 +27,7 @@ class NormScheduleModel:
     """The norm schedule of one experiment, before and while it runs.
 
     Args:
-        experiment: with the controls of `gqc.lab.norm_schedule`.
+        experiment: with the controls of `gqc_lab.loop.norm_schedule`.
         max_draws: microbatches after which a step is forced, or None.
     Raises: ValueError: the experiment has no norm schedule.
     """

@@ -8,8 +8,8 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from gqc.lab import Experiment
-from gqc.lab.norm_schedule import CURVES
+from gqc_lab import Experiment
+from gqc_lab.loop.norm_schedule import CURVES
 from gqc_widgets.display import Points
 from gqc_widgets.live_figure import LiveFigure
 from gqc_widgets.live_run import LiveRun

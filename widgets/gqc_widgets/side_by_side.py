@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gqc.lab import Experiment
+from gqc_lab import Experiment
 from gqc_widgets.display import Points
 from gqc_widgets.runner import FAILED, RUNNING, Runner
 from gqc_widgets.status import progress_text

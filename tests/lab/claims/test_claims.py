@@ -9,11 +9,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from gqc.lab.analysis import holm
-from gqc.lab.claims import evaluate, load_frozen, read_claims
-from gqc.lab.claims.commands import check, write
-from gqc.lab.claims.frozen import HISTORY, RESULTS, RUNS
-from gqc.lab.claims.tables import (
+from gqc_lab.claims import evaluate, load_frozen, read_claims
+from gqc_lab.claims.commands import check, write
+from gqc_lab.claims.frozen import HISTORY, RESULTS, RUNS
+from gqc_lab.claims.tables import (
     camel,
     count,
     escape,
@@ -28,9 +27,10 @@ from gqc.lab.claims.tables import (
     shown,
     verdict_text,
 )
-from gqc.lab.claims.verdicts import LEVEL, Effect, Verdict, _p_together, changes
-from gqc.lab.runs import BadInput, CorruptRun
-from gqc.lab.runs.store import file_hash, seal, write_json
+from gqc_lab.claims.verdicts import LEVEL, Effect, Verdict, _p_together, changes
+from gqc_lab.runs import BadInput, CorruptRun
+from gqc_lab.runs.store import file_hash, seal, write_json
+from gqc_lab.stats.analysis import holm
 
 RULES = """
 - id: better-x2

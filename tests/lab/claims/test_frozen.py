@@ -8,13 +8,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from gqc.cli import main
-from gqc.lab.claims import Frozen, freeze, load_frozen
-from gqc.lab.claims.appendix import budget, compared, latex, machines, markdown, totals
-from gqc.lab.printing import print_figures
-from gqc.lab.runs import BadInput
-from gqc.lab.runs.plan import read_batch
-from gqc.lab.runs.store import Store, write_json
+from gqc_lab.claims import Frozen, freeze, load_frozen
+from gqc_lab.claims.appendix import budget, compared, latex, machines, markdown, totals
+from gqc_lab.cli import main
+from gqc_lab.publish.printing import print_figures
+from gqc_lab.runs import BadInput
+from gqc_lab.runs.plan import read_batch
+from gqc_lab.runs.store import Store, write_json
 
 NOTEBOOKS = Path(__file__).parents[2] / "fixtures" / "notebooks"
 STYLE = Path(__file__).parents[3] / "paper" / "figures" / "gqc.mplstyle"
@@ -42,7 +42,7 @@ CLAIMS = """
 """
 SCRIPT = """
 from matplotlib import pyplot
-from gqc.lab import printing
+from gqc_lab.publish import printing
 
 def draw(results):
     figure, axes = pyplot.subplots()

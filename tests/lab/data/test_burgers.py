@@ -17,10 +17,10 @@ import pytest
 import torch
 from burgers_reference import cole_hopf, sine_sum, sine_sum_integral
 
-from gqc.lab.data import burgers, burgers_solver
-from gqc.lab.data.burgers import draw_initial, load_burgers_data, make_burgers_data
-from gqc.lab.data.burgers_solver import internal_grid, solve
-from gqc.lab.placement import make_generator
+from gqc_lab.data import burgers, burgers_solver
+from gqc_lab.data.burgers import draw_initial, load_burgers_data, make_burgers_data
+from gqc_lab.data.burgers_solver import internal_grid, solve
+from gqc_lab.loop.placement import make_generator
 
 TERMS = [(1.0, 1, 0.3), (0.9, 3, 1.0)]
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from gqc.lab.data.images import load_image_data, mislabel
-from gqc.lab.placement import make_generator
+from gqc_lab.data.images import load_image_data, mislabel
+from gqc_lab.loop.placement import make_generator
 
 
 def test_every_scan_is_on_one_side_with_its_label():

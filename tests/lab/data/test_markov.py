@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from gqc.lab.data.markov import MarkovChain, draw_transitions, make_chain
-from gqc.lab.placement import make_generator
+from gqc_lab.data.markov import MarkovChain, draw_transitions, make_chain
+from gqc_lab.loop.placement import make_generator
 
 
 def test_values_of_a_chain_of_two_by_hand():

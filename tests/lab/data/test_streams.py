@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from gqc.lab.data.images import TORCHVISION, load_image_data, read_scans
-from gqc.lab.data.streams import KINDS, make_stream
+from gqc_lab.data.images import TORCHVISION, load_image_data, read_scans
+from gqc_lab.data.streams import KINDS, make_stream
 
 SIZES = {"num_tasks": 4, "task_examples": 50}
 
@@ -134,7 +134,7 @@ def test_torchvisions_sets_are_read_as_they_are_stored(
     kind, root, train, download, options = asked[0]
     assert (root, train, download) == (str(tmp_path), True, True)
     assert options == ({"split": "balanced"} if kind == "EMNIST" else {})
-    monkeypatch.setattr("gqc.lab.data.images.read_scans", lambda name: scans)
+    monkeypatch.setattr("gqc_lab.data.images.read_scans", lambda name: scans)
     data = load_image_data(name)
     assert data.train_images.shape == (6, pixels)
     assert len(data.test_labels) == 2

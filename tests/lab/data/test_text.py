@@ -10,13 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gqc.lab.data.text import (
-    Tokenizer,
-    draw_batch,
-    load_text_data,
-    read_corpus,
-    validation_batch,
-)
+from gqc_lab.data.text import Tokenizer, draw_batch, load_text_data, read_corpus, validation_batch
 
 
 def test_kjv_is_the_whole_literal_of_its_module():

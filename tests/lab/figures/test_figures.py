@@ -9,8 +9,7 @@ import pandas as pd
 import plotly.io as pio
 import pytest
 
-from gqc.lab.analysis import summarize
-from gqc.lab.figures import (
+from gqc_lab.figures import (
     LABELS,
     OKABE_ITO,
     draws_per_step,
@@ -20,7 +19,8 @@ from gqc.lab.figures import (
     thin,
     write_html,
 )
-from gqc.lab.figures.style import FAMILIES, over_seeds
+from gqc_lab.figures.style import FAMILIES, over_seeds
+from gqc_lab.stats.analysis import summarize
 
 
 def history(methods=("adamw", "gnts"), seeds=3, num_records=60, evaluate_every=10):

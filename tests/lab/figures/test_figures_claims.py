@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gqc.lab.figures import MAX_POINTS, OKABE_ITO
-from gqc.lab.figures import claims as figures
+from gqc_lab.figures import MAX_POINTS, OKABE_ITO
+from gqc_lab.figures import claims as figures
 
 
 def comparison():

@@ -7,16 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gqc.lab import figures
-from gqc.lab.experiments.noise_streams import COLUMNS
-from gqc.lab.figures import OKABE_ITO
-from gqc.lab.figures.noise import (
+from gqc_lab import figures
+from gqc_lab.figures import OKABE_ITO
+from gqc_lab.figures.noise import (
     batch_estimates,
     draws_against_prediction,
     draws_against_threshold,
     estimates_against_truth,
     noise_scale_against,
 )
+from gqc_lab.studies.noise.streams import COLUMNS
 
 
 def measured():

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gqc.lab.figures import operator as figures
+from gqc_lab.figures import operator as figures
 
 PARTS = ("encoder", "approximator", "decoder")
 

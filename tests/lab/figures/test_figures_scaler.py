@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gqc.lab.experiments import vgs_training
-from gqc.lab.figures import scaler as figures
-from gqc.lab.scaler_controls import LAW
+from gqc_lab.figures import scaler as figures
+from gqc_lab.loop.scaler_controls import LAW
+from gqc_lab.studies.vgs import training as vgs_training
 
 
 def make(alpha):

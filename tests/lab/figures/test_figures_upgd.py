@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gqc.lab.figures import upgd as figures
+from gqc_lab.figures import upgd as figures
 
 STREAMS = ("input_permuted", "label_permuted")
 METHODS = ("sgd", "upgd")

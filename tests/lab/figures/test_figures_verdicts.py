@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gqc.lab.figures.verdicts import means_of, of_notebook
+from gqc_lab.figures.verdicts import means_of, of_notebook
 
 CLAIMS = """
 - id: x-faster

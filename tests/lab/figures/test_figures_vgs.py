@@ -6,8 +6,8 @@ import pandas as pd
 import plotly.io as pio
 import pytest
 
-from gqc.lab import figures
-from gqc.lab.experiments.vgs_streams import VERSIONS
+from gqc_lab import figures
+from gqc_lab.studies.vgs.streams import VERSIONS
 
 TRUTHS = {"one": 1.0, "none": 0.0, "all": math.inf}
 

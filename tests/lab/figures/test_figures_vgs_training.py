@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gqc.lab.figures import vgs_training as figures
+from gqc_lab.figures import vgs_training as figures
 
 METHODS = ("no scaling", "VGS, alpha 0.1")
 

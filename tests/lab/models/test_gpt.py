@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gqc.lab.models.gpt import GPT, GPTConfig, count_parameters, make_gpt
+from gqc_lab.models.gpt import GPT, GPTConfig, count_parameters, make_gpt
 
 SMALL = GPTConfig(vocabulary=11, context=7, width=12, depth=2, heads=3)
 
@@ -101,7 +101,7 @@ def test_tied_embedding_is_one_parameter():
     ("scale", "expected"), [("paper", 50e6), ("paper-16x", 800e6), ("laptop", 160e3)]
 )
 def test_sizes_of_the_scales(scale, expected):
-    from gqc.lab.experiments.pretraining_config import SCALES
+    from gqc_lab.studies.pretraining.settings import SCALES
 
     sizes = {k: SCALES[scale][k] for k in ("context", "width", "depth", "heads")}
     with torch.device("meta"):

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from gqc.lab.models.mlp import MLPConfig, make_mlp
-from gqc.lab.placement import make_generator
+from gqc_lab.loop.placement import make_generator
+from gqc_lab.models.mlp import MLPConfig, make_mlp
 
 
 def test_it_is_relus_between_affine_maps():

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from gqc.lab.models.operator import Kernel, OperatorConfig, make_operator
-from gqc.lab.placement import make_generator
+from gqc_lab.loop.placement import make_generator
+from gqc_lab.models.operator import Kernel, OperatorConfig, make_operator
 
 SMALL = OperatorConfig(tokens=8, latent_dim=4, hidden=16, blocks=2, heads=4, neighbors=8)
 POINTS = 32

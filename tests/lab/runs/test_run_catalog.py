@@ -7,27 +7,15 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from gqc.lab.runs import BadInput, load
-from gqc.lab.runs.catalog import (
-    describe_run,
-    export,
-    find_stored,
-    garbage,
-    make_table,
-    remove,
-)
-from gqc.lab.runs.cost import count_flops, describe_cost
-from gqc.lab.runs.explain import explain, find_run
-from gqc.lab.runs.overview import estimate, print_plan, statuses
-from gqc.lab.runs.plan import read_batch
-from gqc.lab.runs.report import (
-    batch_results,
-    describe_summary,
-    show_interval,
-    summarize_batch,
-)
-from gqc.lab.runs.report import make_table as make_summary
-from gqc.lab.runs.store import Store, write_json
+from gqc_lab.runs import BadInput, load
+from gqc_lab.runs.catalog import describe_run, export, find_stored, garbage, make_table, remove
+from gqc_lab.runs.cost import count_flops, describe_cost
+from gqc_lab.runs.explain import explain, find_run
+from gqc_lab.runs.overview import estimate, print_plan, statuses
+from gqc_lab.runs.plan import read_batch
+from gqc_lab.runs.report import batch_results, describe_summary, show_interval, summarize_batch
+from gqc_lab.runs.report import make_table as make_summary
+from gqc_lab.runs.store import Store, write_json
 
 NOTEBOOKS = Path(__file__).parents[2] / "fixtures" / "notebooks"
 

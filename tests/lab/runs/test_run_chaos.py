@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from gqc.lab.runs import load
-from gqc.lab.runs.plan import read_batch
-from gqc.lab.runs.store import Store
+from gqc_lab.runs import load
+from gqc_lab.runs.plan import read_batch
+from gqc_lab.runs.store import Store
 
 NOTEBOOK = Path(__file__).parents[2] / "fixtures" / "notebooks" / "counting.ipynb"
 NUM_RUNS, GOAL, NUM_KILLS = 30, 12, 10
@@ -56,7 +56,7 @@ def processes_of(store):
 
 
 def start(tmp_path, *where):
-    code = "from gqc.cli import main; main()"
+    code = "from gqc_lab.cli import main; main()"
     command = ["batch", "run", "b.yaml", "--jobs", "2", "--retry", "5", *where]
     return subprocess.Popen(
         [sys.executable, "-c", code, *command],
@@ -75,7 +75,7 @@ def strike(stream, batch, nannies=None):
         nannies: parents of the Dask workers; None: there are none.
     """
     workers = [p for p in below(nannies or []) if "multiprocessing.spawn" in command_of(p)]
-    warm = [p for p in below(workers or [batch]) if "gqc.lab.runs.warm" in command_of(p)]
+    warm = [p for p in below(workers or [batch]) if "gqc_lab.runs.warm" in command_of(p)]
     runs = below(warm)
     kernels = below(runs)
     victims = [("batch", [batch]), ("warm", warm), ("run", runs), ("run", runs)]

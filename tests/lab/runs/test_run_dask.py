@@ -17,13 +17,13 @@ pytest.importorskip("distributed")
 
 from distributed import LocalCluster
 
-from gqc.lab.runs import load
-from gqc.lab.runs.cluster import SchedulerLost, connect
-from gqc.lab.runs.execute import execute_batch
-from gqc.lab.runs.parameters import BadInput
-from gqc.lab.runs.plan import read_batch
-from gqc.lab.runs.seat import Seat
-from gqc.lab.runs.store import Store
+from gqc_lab.runs import load
+from gqc_lab.runs.cluster import SchedulerLost, connect
+from gqc_lab.runs.execute import execute_batch
+from gqc_lab.runs.parameters import BadInput
+from gqc_lab.runs.plan import read_batch
+from gqc_lab.runs.seat import Seat
+from gqc_lab.runs.store import Store
 
 NOTEBOOKS = Path(__file__).parents[2] / "fixtures" / "notebooks"
 
@@ -204,7 +204,7 @@ def test_interrupt_saves_and_the_next_batch_goes_on(cluster, make_batch, tmp_pat
 
 
 def start_cli(folder, *arguments):
-    command = [sys.executable, "-c", "from gqc.cli import main; main()", "batch", "run"]
+    command = [sys.executable, "-c", "from gqc_lab.cli import main; main()", "batch", "run"]
     return subprocess.Popen(
         [*command, *map(str, arguments)],
         cwd=folder,
@@ -236,7 +236,7 @@ def test_local_workers_end_with_the_batch(make_batch, tmp_path):
     """A terminal's Ctrl-C goes to the whole process group, the Dask workers included."""
     store = Store(tmp_path / "runs")
     runs = make_batch("seeds: 2\nparameters: {goal: 100000}", "counting").runs
-    code = "import os; os.setpgid(0, 0); from gqc.cli import main; main()"
+    code = "import os; os.setpgid(0, 0); from gqc_lab.cli import main; main()"
     command = [sys.executable, "-c", code, "batch", "run", "counting.yaml"]
     process = subprocess.Popen(
         [*command, "--scheduler", "local", "--jobs", "2"],
@@ -300,7 +300,7 @@ def test_another_server_is_no_scheduler(make_batch, tmp_path):
 
 
 def test_workers_that_do_not_see_the_store_are_named(cluster, make_batch, tmp_path, monkeypatch):
-    monkeypatch.setattr("gqc.lab.runs.cluster.DaskWorker.write_probe", lambda self: None)
+    monkeypatch.setattr("gqc_lab.runs.cluster.DaskWorker.write_probe", lambda self: None)
     batch = make_batch("seeds: 1")
     with pytest.raises(BadInput) as refusal:
         run_on(cluster, batch, Store(tmp_path / "runs"), Heard())

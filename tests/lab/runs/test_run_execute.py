@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from gqc.lab.runs import launch, load
-from gqc.lab.runs.execute import execute_batch
-from gqc.lab.runs.plan import read_batch
-from gqc.lab.runs.store import Store
-from gqc.lab.runs.worker import Worker
+from gqc_lab.runs import launch, load
+from gqc_lab.runs.execute import execute_batch
+from gqc_lab.runs.plan import read_batch
+from gqc_lab.runs.store import Store
+from gqc_lab.runs.worker import Worker
 
 NOTEBOOKS = Path(__file__).parents[2] / "fixtures" / "notebooks"
 
@@ -116,7 +116,7 @@ def test_nothing_starts_when_all_is_finished(make_batch, tmp_path, worker, monke
     store = Store(tmp_path / "runs")
     batch = make_batch("seeds: 1")
     execute_batch(batch, store, Heard(), worker=worker)
-    monkeypatch.setattr("gqc.lab.runs.execute.Worker", None)
+    monkeypatch.setattr("gqc_lab.runs.execute.Worker", None)
     assert execute_batch(batch, store, Heard()).statuses == {batch.runs[0].id: "kept"}
 
 
@@ -242,7 +242,7 @@ def test_a_full_disk_is_named_and_leaves_the_store_intact(tmp_path, monkeypatch)
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("gqc.lab.runs.launch.write_json", full)
+    monkeypatch.setattr("gqc_lab.runs.launch.write_json", full)
     job = {"id": "0" * 16, "runs": str(tmp_path), "text": (NOTEBOOKS / "tiny.ipynb").read_text()}
     outcome = launch.execute(job, print)
     assert outcome["status"] == "failed"
@@ -251,7 +251,7 @@ def test_a_full_disk_is_named_and_leaves_the_store_intact(tmp_path, monkeypatch)
 
 
 def start_cli(tmp_path, jobs=2):
-    command = [sys.executable, "-c", "from gqc.cli import main; main()", "batch", "run"]
+    command = [sys.executable, "-c", "from gqc_lab.cli import main; main()", "batch", "run"]
     command += [str(tmp_path / "counting.yaml"), "--jobs", str(jobs), "--runs", "runs"]
     return subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

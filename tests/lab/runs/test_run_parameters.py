@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from gqc.lab.runs.parameters import (
+from gqc_lab.runs.parameters import (
     BadInput,
     Parameter,
     parse_cell,

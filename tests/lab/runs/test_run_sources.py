@@ -4,10 +4,10 @@ import subprocess
 
 import pytest
 
-from gqc.lab.runs import sources
-from gqc.lab.runs.fingerprint import cell_hash, data_hashes, environment, strip_prose
-from gqc.lab.runs.parameters import BadInput
-from gqc.lab.runs.sources import source_hashes
+from gqc_lab.runs import sources
+from gqc_lab.runs.fingerprint import cell_hash, data_hashes, environment, strip_prose
+from gqc_lab.runs.parameters import BadInput
+from gqc_lab.runs.sources import source_hashes
 
 PROSE = '''"""Module."""
 import a  # why
@@ -32,30 +32,32 @@ def test_prose_does_not_count_and_code_does():
 def package(tmp_path, monkeypatch):
     """A package in gqc's place, with a re-exporting and a working __init__."""
     files = {
-        "__init__.py": '"""Doc."""\nfrom gqc.a import A\nfrom gqc.sub import Deep\n__all__ = []\n',
-        "a.py": "from gqc.base import B\nclass A(B): pass\n",
-        "base.py": "class B: pass\n",
-        "other.py": "import gqc.base\n",
-        "sub/__init__.py": "from .deep import Deep\nfrom . import beside\n",
-        "sub/deep.py": "def f():\n    from ..base import B\nclass Deep: pass\n",
-        "sub/beside.py": "x = 1\n",
-        "busy/__init__.py": "y = 2\n",
-        "busy/inner.py": "z = 3\n",
-        "lazy.py": 'import importlib\nimportlib.import_module("gqc.other")\n',
-        "lab/runs/__init__.py": "from gqc.base import B\n",
-        "lab/figures_of_noise.py": "from gqc.base import B\n",
-        "cli/__init__.py": "from gqc.base import B\n",
-        "cli/paper.py": "from gqc.base import B\n",
-        "clipping.py": "limit = 1\n",
+        "gqc/__init__.py": (
+            '"""Doc."""\nfrom gqc.a import A\nfrom gqc.sub import Deep\n__all__ = []\n'
+        ),
+        "gqc/a.py": "from gqc.base import B\nclass A(B): pass\n",
+        "gqc/base.py": "class B: pass\n",
+        "gqc/other.py": "import gqc.base\n",
+        "gqc/sub/__init__.py": "from .deep import Deep\nfrom . import beside\n",
+        "gqc/sub/deep.py": "def f():\n    from ..base import B\nclass Deep: pass\n",
+        "gqc/sub/beside.py": "x = 1\n",
+        "gqc/busy/__init__.py": "y = 2\n",
+        "gqc/busy/inner.py": "z = 3\n",
+        "gqc/lazy.py": 'import importlib\nimportlib.import_module("gqc.other")\n',
+        "gqc_lab/runs/__init__.py": "from gqc.base import B\n",
+        "gqc_lab/figures/noise.py": "from gqc.base import B\n",
+        "gqc_lab/cli/__init__.py": "from gqc.base import B\n",
+        "gqc_lab/cli/paper.py": "from gqc.base import B\n",
+        "gqc/clipping.py": "limit = 1\n",
     }
-    root = tmp_path / "gqc"
     for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    monkeypatch.setattr(sources, "PACKAGE", root)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    packages = {name: tmp_path / name for name in ("gqc", "gqc_lab")}
+    monkeypatch.setattr(sources, "PACKAGES", packages)
     for cached in (sources._find, sources._hash, sources._mentioned_by, sources._exports):
         cached.cache_clear()
-    yield root
+    yield tmp_path / "gqc"
     for cached in (sources._find, sources._hash, sources._mentioned_by, sources._exports):
         cached.cache_clear()
 
@@ -75,8 +77,8 @@ def package(tmp_path, monkeypatch):
         ("from gqc.busy import inner", ["gqc.busy", "gqc.busy.inner"]),
         ("from gqc import lazy", ["gqc.base", "gqc.lazy", "gqc.other"]),
         ("%matplotlib inline\nimport gqc.base", ["gqc.base"]),
-        ("from gqc.lab import runs\nruns.save()", []),
-        ("from gqc.lab import figures_of_noise\nimport gqc.cli.paper", []),
+        ("from gqc_lab import runs\nruns.save()", []),
+        ("from gqc_lab.figures import noise\nimport gqc_lab.cli.paper", []),
         ("from gqc import clipping", ["gqc.clipping"]),  # its name begins like the command line's
         ("import numpy, torch.nn", []),
         ("import helper", ["helper"]),

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gqc.lab import runs
-from gqc.lab.runs.store import CorruptRun, Store, write_json
+from gqc_lab import runs
+from gqc_lab.runs.store import CorruptRun, Store, write_json
 
 ID = "0123456789abcdef"
 
@@ -169,7 +169,7 @@ def test_load_of_an_empty_store(tmp_path):
 
 @pytest.mark.slow
 def test_thousands_of_runs_load_in_seconds(store, monkeypatch):
-    monkeypatch.setattr("gqc.lab.runs.store._sync", lambda path: None)  # 4 syncs x 10,000 runs
+    monkeypatch.setattr("gqc_lab.runs.store._sync", lambda path: None)  # 4 syncs x 10,000 runs
     records = pd.DataFrame({"tokens": np.arange(500), "loss": np.arange(500) / 7})
     row = {f"column_{k}": k / 7 for k in range(12)}
     for k in range(10_000):

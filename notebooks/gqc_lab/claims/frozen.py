@@ -1,0 +1,220 @@
+"""What the paper's runs gave, small enough to commit: parquet files and the seal on them.
+
+::
+
+    paper/results/<batch>/
+      results.parquet   a row per saved result, as `gqc_lab.runs.load` gives it
+      history.parquet   the records and columns that claims and figures read
+      runs.json         each run's id, inputs, environment and time; the files' checksums
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gqc_lab.runs.loading import load, read_records
+from gqc_lab.runs.parameters import BadInput
+from gqc_lab.runs.plan import Batch
+from gqc_lab.runs.store import CorruptRun, Store, file_hash, seal, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RESULTS, HISTORY, RUNS = "results.parquet", "history.parquet", "runs.json"
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The committed results of one batch.
+
+    Args:
+        name: of the batch.
+        folder: where they are.
+        record: runs.json.
+    """
+
+    name: str
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def runs(self) -> list[dict[str, Any]]:
+        """A row per run: id, parameters, seconds, started, environment (place in the list)."""
+        return list(self.record["runs"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that was frozen."""
+        return str(self.record["seal"])
+
+    @cached_property
+    def results(self) -> pd.DataFrame:
+        import pandas as pd
+
+        return pd.read_parquet(self.folder / RESULTS)
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """Empty where the notebook saves none."""
+        import pandas as pd
+
+        path = self.folder / HISTORY
+        return pd.read_parquet(path) if path.is_file() else pd.DataFrame({"run": []})
+
+
+def load_frozen(folder: Path | str) -> dict[str, Frozen]:
+    """The committed batches under ``folder``, by name, every file checked against its seal.
+
+    Raises: CorruptRun: a file was changed, is missing, or was never frozen.
+    """
+    places = sorted(Path(folder).glob(f"*/{RUNS}"))
+    return {place.parent.name: _read(place.parent) for place in places}
+
+
+def _read(folder: Path) -> Frozen:
+    place = folder / RUNS
+    record = json.loads(place.read_text(encoding="utf-8"))
+    if seal(record)["seal"] != record.get("seal"):
+        raise CorruptRun(f"{place}: does not match its own checksum")
+    for name, expected in record["files"].items():
+        path = folder / name
+        if not path.is_file() or file_hash(path) != expected:
+            raise CorruptRun(f"{path}: is not what was frozen; freeze the batch again")
+    return Frozen(folder.name, folder, record)
+
+
+def freeze(
+    batch: Batch,
+    store: Path | str,
+    folder: Path | str,
+    columns: list[str] | None = None,
+    rows: str = "",
+    *,
+    is_partial: bool = False,
+) -> Frozen:
+    """Copy a batch's finished runs from a run store to ``folder/<batch>``.
+
+    Runs that are frozen there already stay where the store has none of their parameters, so that
+    one seed more does not ask for the others again.  A run whose notebook or source has changed
+    since is taken where there is no present one; runs.json says so (``is_current``).
+
+    Args:
+        columns: of the histories to keep; None: all; []: no histories.
+        rows: SQL condition on the history's rows to keep; "": all.
+        is_partial: take what there is of the batch; runs.json counts what is missing.
+    Raises: BadInput: a run of the batch (or every one) is neither in the store nor frozen, a column
+        is unknown, or what is frozen lacks one.
+    """
+    place, target = Store(store), Path(folder) / batch.name
+    old = _read_if_whole(target)
+    chosen = _choose(batch, place, old, is_partial)
+    loaded = load(place.root, ids=[r["id"] for r in chosen if not r["is_frozen"]])
+    kept = [r["id"] for r in chosen if r["is_frozen"]]
+    frames = {RESULTS: _join(batch, loaded.results, old.results if old else None, kept)}
+    if columns != []:
+        history = _select(batch, loaded.history, columns, rows)
+        frames[HISTORY] = _join(batch, history, old.history if old else None, kept)
+    target.mkdir(parents=True, exist_ok=True)
+    for path in target.iterdir():
+        path.unlink()
+    for name, frame in frames.items():
+        frame.to_parquet(target / name, index=False, compression="zstd")
+    write_json(target / RUNS, seal(_record(batch, chosen, target)))
+    return _read(target)
+
+
+def _read_if_whole(folder: Path) -> Frozen | None:
+    """What is frozen there, if it can be kept: freezing again is what mends a damaged one."""
+    try:
+        return _read(folder) if (folder / RUNS).is_file() else None
+    except CorruptRun:
+        return None
+
+
+def _select(
+    batch: Batch, history: pd.DataFrame, columns: list[str] | None, rows: str
+) -> pd.DataFrame:
+    """The columns and rows of histories that are to be kept."""
+    import duckdb
+
+    if history.empty:
+        return history
+    if missing := [name for name in columns or [] if name not in history]:
+        raise BadInput(f"{batch.name}: no history column {', '.join(missing)}")
+    kept = ["run", *(n for n in columns or history.columns if n != "run")]
+    shown = ", ".join(f'"{name}"' for name in kept)
+    with duckdb.connect() as connection:
+        connection.register("history", history)
+        query = f"SELECT {shown} FROM history" + (f" WHERE {rows}" if rows else "")
+        return connection.execute(query).df()
+
+
+def _join(
+    batch: Batch, new: pd.DataFrame, old: pd.DataFrame | None, kept: list[str]
+) -> pd.DataFrame:
+    """New rows and those of the runs that are kept, which have to have the same columns."""
+    import pandas as pd
+
+    if old is None or not kept:
+        return new
+    old = old[old["run"].isin(kept)]
+    if new.empty:
+        return old
+    if missing := sorted(map(str, set(new) ^ set(old))):
+        raise BadInput(
+            f"{batch.name}: column {', '.join(missing)} is not in both the frozen runs and the new "
+            "ones: run the whole batch again, or delete what is frozen of it"
+        )
+    return pd.concat([old, new[list(old)]], ignore_index=True)
+
+
+def _choose(
+    batch: Batch, store: Store, old: Frozen | None, is_partial: bool
+) -> list[dict[str, Any]]:
+    """Each run's record: the present one, else the latest with the same parameters."""
+    records = [
+        {**r, "is_frozen": False}
+        for r in read_records(store).values()
+        if r["notebook"] == batch.notebook.name
+    ]
+    if old is not None:
+        common = {"is_frozen": True, "inputs": old.record["inputs"]}
+        places = old.record["environments"]
+        records += [{**r, **common, "environment": places[r["environment"]]} for r in old.runs]
+    chosen: list[dict[str, Any]] = []
+    for run in batch.runs:
+        alike = [r for r in records if r["parameters"] == run.parameters]
+        if alike:
+            best = max(alike, key=lambda r: (r["id"] == run.id, not r["is_frozen"], r["started"]))
+            chosen.append({**best, "is_current": best["id"] == run.id})
+        elif not is_partial or (not chosen and run is batch.runs[-1]):
+            varied = [name for name in (*run.varied, "seed") if name in run.parameters]
+            wanted = {name: run.parameters[name] for name in varied}
+            raise BadInput(
+                f"{batch.name}: no finished run of {wanted} in {store.root}; run the batch first"
+            )
+    return chosen
+
+
+def _record(batch: Batch, chosen: list[dict[str, Any]], target: Path) -> dict[str, Any]:
+    environments: list[dict[str, Any]] = []
+    runs = []
+    for record in chosen:
+        if record["environment"] not in environments:
+            environments.append(record["environment"])
+        kept = {k: record[k] for k in ("id", "is_current", "parameters", "started", "seconds")}
+        runs.append({**kept, "environment": environments.index(record["environment"])})
+    files = sorted(path.name for path in target.iterdir())
+    return {
+        "format": 1,
+        "notebook": batch.notebook.name,
+        "runs": runs,
+        "missing": len(batch.runs) - len(runs),
+        "inputs": chosen[0]["inputs"],
+        "environments": environments,
+        "files": {name: file_hash(target / name) for name in files},
+    }

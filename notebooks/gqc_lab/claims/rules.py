@@ -1,0 +1,162 @@
+"""The rules of ``paper/claims.yaml``: which numbers decide a claim, and when it holds.
+
+::
+
+    - id: gqc-perplexity
+      group: Gradient quality control
+      statement: 41% better perplexity with GNTS
+      source: torch-gqc 0.10.4
+      notebook: 15_equal_tokens
+      scale: laptop
+      parts:
+        - name: perplexity, over the tuned control's
+          batch: 15_equal_tokens          # a folder of paper/results
+          table: history                  # or results
+          value: "exp(arg_max(val_loss, tokens))"   # SQL aggregate, one number for each run
+          where: "comparison = 'control'"
+          compare: {by: method, of: gnts, against: adamw, ratio: true}
+          holds: "< 1"
+    - id: another
+      ...
+      not_tested: "budget: 16 times the parameters"
+
+``value`` is evaluated by DuckDB once for each seed (and each value of ``by``).  With ``compare``
+the effect is the mean over seeds of the difference ``of`` - ``against`` (with ``ratio``: of
+logarithms, shown as a factor); without, the mean over seeds of the value itself.  ``holds`` is what
+the claim says of the effect.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from gqc_lab.runs.parameters import BadInput, nearest
+
+TABLES = ("history", "results")
+SIDES: dict[str, Callable[[float, float], bool]] = {"<": operator.lt, ">": operator.gt}
+_HOLDS = re.compile(r"\s*([<>])\s*(-?[0-9.]+(?:e[+-]?[0-9]+)?)\s*")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Which two groups are compared, seed by seed.
+
+    Args:
+        by: column that tells them apart; of, against: its two values.
+        ratio: compare logarithms, and show the effect as a factor.
+    """
+
+    by: str
+    of: str
+    against: str
+    ratio: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """One number that a claim is decided by; see the module."""
+
+    name: str
+    batch: str
+    value: str
+    side: str
+    bound: float
+    table: str = "history"
+    where: str = ""
+    pair: str = "seed"
+    unit: str = ""
+    compare: Comparison | None = None
+
+    @property
+    def holds(self) -> str:
+        """The rule as it is written."""
+        return f"{self.side} {self.bound:g}"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A published statement, where it comes from, and what decides it."""
+
+    id: str
+    group: str
+    statement: str
+    source: str
+    notebook: str
+    scale: str
+    parts: tuple[Part, ...] = ()
+    not_tested: str = ""
+    note: str = ""
+
+
+def read_claims(path: Path | str) -> list[Claim]:
+    """The claims of a file, in order.
+
+    Raises: BadInput: a file that cannot be read, a repeated id, an unknown key, a rule that is no
+        rule; the message names the claim.
+    """
+    import yaml
+
+    path = Path(path)
+    try:
+        rows = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise BadInput(f"{path}: {error}") from None
+    if not isinstance(rows, list):
+        raise BadInput(f"{path}: expected a list of claims")
+    claims: list[Claim] = []
+    for number, row in enumerate(rows, start=1):
+        name = row.get("id", f"claim {number}") if isinstance(row, dict) else f"claim {number}"
+        try:
+            claims.append(_claim(row))
+        except BadInput as error:
+            raise BadInput(f"{path.name}: {name}: {error}") from None
+        if sum(claim.id == name for claim in claims) > 1:
+            raise BadInput(f"{path.name}: {name}: there are two of that id")
+    return claims
+
+
+def _claim(row: Any) -> Claim:
+    values = dict(_known(row, [f.name for f in fields(Claim)]))
+    for key in ("id", "group", "statement", "source", "notebook", "scale"):
+        if not isinstance(values.get(key), str):
+            raise BadInput(f"{key}={values.get(key)!r}: expected a text")
+    parts = values.pop("parts", [])
+    if bool(parts) == bool(values.get("not_tested")):
+        raise BadInput("expected either parts or not_tested (the reason)")
+    return Claim(**values, parts=tuple(_part(part) for part in parts))
+
+
+def _part(row: Any) -> Part:
+    names = [f.name for f in fields(Part) if f.name not in ("side", "bound")]
+    values = dict(_known(row, [*names, "holds"]))
+    for key in ("name", "batch", "value", "holds"):
+        if not isinstance(values.get(key), str):
+            raise BadInput(f"part {values.get('name')!r}: {key}={values.get(key)!r}: a text")
+    rule = _HOLDS.fullmatch(values.pop("holds"))
+    if rule is None:
+        raise BadInput(f"part {values['name']!r}: holds={row['holds']!r}: expected such as '< 1.5'")
+    if values.get("table", "history") not in TABLES:
+        raise BadInput(f"table={values['table']!r}: expected one of {', '.join(TABLES)}")
+    if compare := values.pop("compare", None):
+        known = _known(compare, [f.name for f in fields(Comparison)])
+        if missing := [k for k in ("by", "of", "against") if k not in known]:
+            raise BadInput(f"part {values['name']!r}: compare lacks {', '.join(missing)}")
+        values["compare"] = Comparison(**known)
+    bound = float(rule[2])
+    if compare and values["compare"].ratio and not bound > 0:
+        raise BadInput(f"part {values['name']!r}: holds={row['holds']!r}: a ratio is above 0")
+    return Part(**values, side=rule[1], bound=bound)
+
+
+def _known(row: Any, names: list[str]) -> Mapping[str, Any]:
+    if not isinstance(row, dict):
+        raise BadInput(f"{row!r}: expected a mapping")
+    for key in row:
+        if key not in names:
+            raise BadInput(f"unknown key {key!r}{nearest(key, names)}")
+    return row

@@ -1,0 +1,208 @@
+"""``gqc run`` and ``gqc batch``: execute notebooks, plan and inspect batches of runs."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gqc_lab.cli.shared import fail, make_console, read
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gqc_lab.runs.execute import Outcomes
+    from gqc_lab.runs.plan import Batch
+    from gqc_lab.runs.progress import BatchProgress
+    from gqc_lab.runs.store import Store
+
+
+def add_run(app: "typer.Typer") -> None:
+    @app.command("run")
+    def run_notebook(
+        notebook: Annotated[Path, typer.Argument(help="An .ipynb notebook.")],
+        parameters: Annotated[
+            list[str] | None,
+            typer.Option("--parameter", "-p", help="-p name value, or -p name=value"),
+        ] = None,
+        presets: Annotated[
+            list[Path] | None, typer.Option("--preset", "-f", help="YAML file of parameters.")
+        ] = None,
+        runs: Annotated[Path, typer.Option(help="Folder of the run store.")] = Path("runs"),
+        cold: Annotated[bool, typer.Option(help="Start the kernel from scratch.")] = False,
+    ) -> None:
+        """Run one notebook with parameters; a finished run is not repeated."""
+        from gqc_lab.runs.notebook import read_notebook
+        from gqc_lab.runs.parameters import BadInput, parse_option
+        from gqc_lab.runs.plan import read_presets, single
+
+        try:
+            read = read_notebook(notebook)
+            given = read_presets(presets or [], read)
+            for each in parameters or []:
+                name, equals, text = each.partition("=")
+                if not equals:
+                    raise BadInput(f"-p {each}: expected a name and a value")
+                given[name] = parse_option(read.declared, name, text)
+            batch = single(read, given)
+        except BadInput as error:
+            fail(error)
+        raise typer.Exit(_execute(batch, runs, 1, cold, retry=1, is_fail_fast=False))
+
+
+def add_batch_commands(batches: "typer.Typer") -> None:
+    File = Annotated[Path, typer.Argument(help="A batch file (YAML).")]
+    Runs = Annotated[Path, typer.Option("--runs", help="Folder of the run store.")]
+    Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")]
+
+    @batches.command("run")
+    def run_batch(
+        file: File,
+        jobs: Annotated[
+            int | None,
+            typer.Option("--jobs", "-j", min=1, help="Runs at a time; default 1, or the cluster."),
+        ] = None,
+        runs: Runs = Path("runs"),
+        scheduler: Annotated[
+            str | None,
+            typer.Option(help="Run on Dask workers: tcp://host:port, or local to start some here."),
+        ] = None,
+        retry: Annotated[
+            int, typer.Option(min=0, help="Further tries of a run that was killed.")
+        ] = 1,
+        fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at a failure.")] = False,
+        cold: Annotated[bool, typer.Option("--cold", help="Start kernels from scratch.")] = False,
+    ) -> None:
+        """Execute what is not finished yet, then print the results."""
+        raise typer.Exit(_execute(read(file), runs, jobs, cold, retry, fail_fast, scheduler))
+
+    @batches.command("plan")
+    def plan_batch(
+        file: File,
+        jobs: Jobs = 1,
+        runs: Runs = Path("runs"),
+        explain: Annotated[
+            str | None, typer.Option(help="Say why the run of this id (or its start) is to run.")
+        ] = None,
+    ) -> None:
+        """Show the runs, what is finished and the time that is left; run nothing."""
+        from gqc_lab.runs.overview import print_plan
+        from gqc_lab.runs.parameters import BadInput
+        from gqc_lab.runs.store import Store
+
+        batch = read(file)
+        if explain is None:
+            try:
+                print_plan(batch, Store(runs), jobs, make_console())
+            except BadInput as error:
+                fail(error)
+        else:
+            _explain(batch, Store(runs), explain)
+
+    @batches.command("status")
+    def batch_status(file: File, runs: Runs = Path("runs")) -> None:
+        """Count finished, failed, interrupted and waiting runs; exit code 1 if one failed."""
+        from gqc_lab.runs.overview import print_status
+        from gqc_lab.runs.store import Store
+
+        raise typer.Exit(print_status(read(file), Store(runs), make_console()))
+
+
+def _explain(batch: "Batch", store: "Store", start: str) -> None:
+    from gqc_lab.runs.explain import explain, find_run
+    from gqc_lab.runs.parameters import BadInput
+
+    try:
+        run = find_run(batch, start)
+    except BadInput as error:
+        fail(error)
+    print("\n".join(explain(run, batch, store)))
+
+
+def _execute(
+    batch: "Batch",
+    runs: Path,
+    jobs: int | None,
+    is_cold: bool,
+    retry: int,
+    is_fail_fast: bool,
+    scheduler: str | None = None,
+) -> int:
+    """Execute and report; returns the exit code."""
+    from gqc_lab.runs.parameters import BadInput
+    from gqc_lab.runs.progress import BatchProgress
+    from gqc_lab.runs.report import figure_function
+    from gqc_lab.runs.store import Store
+
+    if runs.exists() and not runs.is_dir():
+        fail(f"--runs {runs}: expected a folder")
+    try:
+        if batch.report.figure:
+            figure_function(batch)
+    except BadInput as error:
+        fail(error)
+    console, store = make_console(), Store(runs)
+    with BatchProgress(batch, console) as progress:
+        try:
+            outcomes = _execute_on(
+                scheduler, batch, store, progress, jobs=jobs, retry=retry,
+                is_fail_fast=is_fail_fast, is_warm=not is_cold,
+            )  # fmt: skip
+        except BadInput as error:
+            fail(error)
+        except ConnectionError as error:
+            print(f"gqc: {error}", file=sys.stderr)
+            return 1
+    counts = [f"{outcomes.count(s)} {s}" for s in dict.fromkeys(outcomes.statuses.values())]
+    runs_of_it = "1 run" if len(batch.runs) == 1 else f"{len(batch.runs)} runs"
+    console.print(f"{batch.name}: {runs_of_it}: {', '.join(counts)}", highlight=False)
+    try:
+        _report(batch, store, console)
+    except BadInput as error:  # the runs are stored; only the report is not as asked for
+        fail(error)
+    if outcomes.is_interrupted:
+        console.print("interrupted; the same command goes on from here")
+        return 130
+    return 1 if outcomes.errors else 0
+
+
+def _execute_on(
+    scheduler: str | None, batch: "Batch", store: "Store", progress: "BatchProgress", **options: Any
+) -> "Outcomes":
+    """Execute on a Dask cluster, or on this machine without ``scheduler``."""
+    from contextlib import closing
+
+    from gqc_lab.runs.execute import execute_batch
+    from gqc_lab.runs.parameters import BadInput
+
+    if scheduler is None:
+        if batch.resources:
+            progress.note("resources: only Dask workers have them; here --jobs is the only limit")
+        return execute_batch(batch, store, progress, **options)
+    try:
+        from gqc_lab.runs.cluster import connect
+    except ModuleNotFoundError as error:
+        raise BadInput(
+            f"--scheduler needs the dask extra, pip install 'gqc-kit[dask]': no {error.name}"
+        ) from None
+    with closing(connect(scheduler, batch, store, progress.note, options["jobs"])) as worker:
+        return execute_batch(batch, store, progress, worker=worker, **options)
+
+
+def _report(batch: "Batch", store: "Store", console: "Console") -> None:
+    """Print the table of what is finished, and write the figure that the batch file names."""
+    from gqc_lab.runs.loading import load
+    from gqc_lab.runs.report import batch_results, make_table, summarize_batch, write_figure
+
+    root = store.root
+    if not root.is_dir():
+        return
+    loaded = load(root, ids=[run.id for run in batch.runs])
+    results = batch_results(batch, loaded)
+    summary = summarize_batch(batch, results) if len(results) else results
+    if len(summary):
+        console.print(make_table(batch, summary, console))
+    if batch.report.figure and len(results):
+        path = root / f"{batch.name}.html"
+        write_figure(batch, results, loaded.history, path)
+        console.print(f"figure: {path}", highlight=False, soft_wrap=True)

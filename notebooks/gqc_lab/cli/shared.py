@@ -1,0 +1,50 @@
+"""What several commands need: errors in one line, a console, batch files, stored runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gqc_lab.runs.loading import Runs
+    from gqc_lab.runs.plan import Batch
+
+
+def fail(message: object) -> NoReturn:
+    print(f"gqc: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def make_console() -> Console:
+    from rich.console import Console
+
+    # A log file has no width of its own; 80 columns would cut tables.
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
+
+
+def read(file: Path) -> Batch:
+    from gqc_lab.runs.parameters import BadInput
+    from gqc_lab.runs.plan import read_batch
+
+    try:
+        return read_batch(file)
+    except BadInput as error:
+        fail(error)
+
+
+def load(runs: Path, where: str | None) -> Runs:
+    from duckdb import Error
+
+    from gqc_lab.runs.loading import load
+    from gqc_lab.runs.store import CorruptRun
+
+    try:
+        return load(runs, where)
+    except (FileNotFoundError, CorruptRun) as error:
+        fail(error)
+    except Error as error:
+        fail(f"--where {where!r}: {str(error).splitlines()[0]}")

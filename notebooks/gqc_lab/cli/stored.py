@@ -1,0 +1,106 @@
+"""``gqc runs`` and ``gqc gallery``: what a run store holds."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gqc_lab.cli.shared import fail, load, make_console, read
+
+
+def add_runs_commands(stored: "typer.Typer") -> None:
+    Runs = Annotated[Path, typer.Option("--runs", help="Folder of the run store.")]
+    Where = Annotated[
+        str | None, typer.Option(help="SQL condition, e.g. \"method = 'gnts' AND seed < 3\".")
+    ]
+
+    @stored.command("list")
+    def list_runs(
+        where: Where = None,
+        limit: Annotated[int, typer.Option(min=1, help="Rows.")] = 50,
+        runs: Runs = Path("runs"),
+    ) -> None:
+        """Show the results of finished runs."""
+        from gqc_lab.runs.catalog import make_table
+
+        loaded = load(runs, where)
+        console = make_console()
+        console.print(make_table(loaded, limit))
+        console.print(f"{len(loaded.results)} rows", highlight=False)
+
+    @stored.command("show")
+    def show_run(
+        key: Annotated[str, typer.Argument(help="The run's id, or its start.")],
+        runs: Runs = Path("runs"),
+    ) -> None:
+        """Print all that is known of a run, as JSON."""
+        import json
+
+        from gqc_lab.runs.catalog import describe_run, find_stored
+        from gqc_lab.runs.parameters import BadInput
+        from gqc_lab.runs.store import Store
+
+        try:
+            print(json.dumps(describe_run(Store(runs), find_stored(Store(runs), key)), indent=1))
+        except BadInput as error:
+            fail(error)
+
+    @stored.command("export")
+    def export_runs(
+        path: Annotated[Path, typer.Argument(help="A .csv or .parquet file to write.")],
+        history: Annotated[
+            bool, typer.Option("--history", help="Export the records, not the results.")
+        ] = False,
+        where: Where = None,
+        runs: Runs = Path("runs"),
+    ) -> None:
+        """Write the results, or the histories, of finished runs as one table."""
+        from gqc_lab.runs.catalog import export
+        from gqc_lab.runs.parameters import BadInput
+
+        loaded = load(runs, where)
+        try:
+            export(loaded.history if history else loaded.results, path)
+        except BadInput as error:
+            fail(error)
+
+    @stored.command("gc")
+    def collect_garbage(
+        files: Annotated[
+            list[Path] | None, typer.Argument(help="All batch files of the notebooks to clean.")
+        ] = None,
+        yes: Annotated[bool, typer.Option("--yes", help="Delete; without it, list.")] = False,
+        runs: Runs = Path("runs"),
+    ) -> None:
+        """Delete failed, corrupt and interrupted runs, and finished ones that no FILE asks for."""
+        from gqc_lab.runs.catalog import garbage, remove
+        from gqc_lab.runs.store import Store
+
+        store = Store(runs)
+        found = garbage(store, [read(file) for file in files or []])
+        for folder in found:
+            print(folder)
+        if yes:
+            remove(store, found)
+        print(f"{len(found)} folders {'deleted' if yes else 'to delete; add --yes'}")
+
+
+def add_gallery(app: "typer.Typer") -> None:
+    @app.command("gallery")
+    def render_gallery(
+        file: Annotated[
+            Path | None, typer.Argument(help="A batch file (YAML); without it, the whole store.")
+        ] = None,
+        runs: Annotated[Path, typer.Option(help="Folder of the run store.")] = Path("runs"),
+        output: Annotated[Path, typer.Option(help="Folder to write.")] = Path("build/gallery"),
+    ) -> None:
+        """Render finished runs as HTML pages with an index, to be opened without a network."""
+        from gqc_lab.publish.gallery import build_gallery
+        from gqc_lab.runs.parameters import BadInput
+        from gqc_lab.runs.store import Store
+
+        batch = read(file) if file else None
+        try:
+            print(f"open {build_gallery(Store(runs), output, batch)}")
+        except BadInput as error:
+            fail(error)

@@ -1,0 +1,168 @@
+"""Images for classifiers: a data set split for good, with labels that may be wrong on purpose.
+
+- ``"digits"``: the 1,797 scans of handwritten digits, 8 x 8 pixels, that scikit-learn ships (test
+  set of the UCI Optical Recognition of Handwritten Digits data; Alpaydin and Kaynak 1998).
+  Offline.
+- ``"mnist"``, ``"fashion_mnist"``, ``"emnist"`` (balanced, 47 classes), ``"cifar10"``: the training
+  sets, through torchvision, which downloads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gqc_lab.loop.placement import make_generator
+from gqc_lab.names import check_name
+
+#: name -> class in torchvision.datasets and its options
+TORCHVISION: dict[str, tuple[str, dict[str, Any]]] = {
+    "mnist": ("MNIST", {}),
+    "fashion_mnist": ("FashionMNIST", {}),
+    "emnist": ("EMNIST", {"split": "balanced"}),
+    "cifar10": ("CIFAR10", {}),
+}
+
+DATA_SETS = ("digits", *TORCHVISION)
+
+
+@dataclass(frozen=True)
+class Scans:
+    """A data set as it is stored, on the CPU.
+
+    Args:
+        pixels: uint8 [examples, pixels], from 0 to ``white``.
+        labels: integer [examples].
+        white: the largest value that a pixel can have.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    white: int
+
+    @property
+    def num_classes(self) -> int:
+        """Labels run from 0 to this, excluded."""
+        return int(self.labels.max()) + 1
+
+    def images(self, rows: Tensor) -> Tensor:
+        """Those examples as float32 in [0, 1]."""
+        return self.pixels[rows].to(torch.float32) / self.white
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Images as flat float32 rows in [0, 1] with integer labels, on the CPU.
+
+    Args:
+        name: of the data set.
+        num_classes: labels run from 0 to this, excluded.
+        train_images: [examples, pixels]; train_labels: what is trained on [examples];
+            true_train_labels: what is in the pictures [examples].
+        test_images, test_labels: held out; their labels are never changed.
+        hash: sha256 of all of them.
+    """
+
+    name: str
+    num_classes: int
+    train_images: Tensor
+    train_labels: Tensor
+    true_train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    hash: str
+
+
+def load_image_data(
+    name: str = "digits", label_noise: float = 0.0, seed: int = 0, test_fraction: float = 0.2
+) -> ImageData:
+    """Read, split and, on purpose, mislabel a data set.
+
+    Args:
+        name: one of `DATA_SETS`.
+        label_noise: share of the training labels that are replaced by another class, uniformly
+            among the others, in [0, 1].
+        seed: of which labels are replaced; the split is the same for every seed.
+        test_fraction: share held out, in (0, 1).
+    Raises:
+        ValueError: unknown name, or a share out of its range.
+    """
+    check_name("name", name, DATA_SETS)
+    if not 0 < test_fraction < 1:
+        raise ValueError(f"test_fraction={test_fraction!r}: expected within (0, 1)")
+    scans = read_scans(name)
+    order = torch.randperm(len(scans.labels), generator=make_generator(0, "image split"))
+    cut = len(order) - round(len(order) * test_fraction)
+    train, test = order[:cut], order[cut:]
+    clean = scans.labels[train]
+    noisy = mislabel(clean, scans.num_classes, label_noise, make_generator(seed, "label noise"))
+    tensors = (scans.images(train), noisy, clean, scans.images(test), scans.labels[test])
+    return ImageData(name, scans.num_classes, *tensors, hash=hash_tensors(*tensors))
+
+
+def mislabel(labels: Tensor, num_classes: int, share: float, generator: torch.Generator) -> Tensor:
+    """Replace ``share`` of the labels, rounded to a whole number, each by one of the other classes.
+
+    Args:
+        labels: integer [examples], not modified.
+        num_classes: at least 2 where ``share`` > 0.
+        share: in [0, 1].
+        generator: on the CPU.
+    Raises:
+        ValueError: ``share`` outside [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"label_noise={share!r}: expected a share in [0, 1]")
+    chosen = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
+    shift = torch.randint(1, num_classes, (len(chosen),), generator=generator)
+    result = labels.clone()
+    result[chosen] = (labels[chosen] + shift) % num_classes
+    return result
+
+
+def read_scans(name: str, folder: str | Path | None = None) -> Scans:
+    """A whole data set, neither split nor mislabelled.
+
+    Args:
+        name: one of `DATA_SETS`.
+        folder: where torchvision keeps its files; None: ``~/.cache/gqc``.
+    Raises:
+        ValueError: unknown name.
+        ImportError: the data set needs torchvision, which is not installed.
+    """
+    check_name("name", name, DATA_SETS)
+    if name == "digits":
+        return _read_digits()
+    kind, options = TORCHVISION[name]
+    try:
+        from torchvision import datasets
+    except ImportError:
+        raise ImportError(
+            f"name={name!r} needs torchvision: pip install torchvision; 'digits' needs nothing"
+        ) from None
+    root = Path.home() / ".cache" / "gqc" if folder is None else Path(folder)
+    found = getattr(datasets, kind)(str(root), train=True, download=True, **options)
+    pixels = torch.as_tensor(found.data).flatten(1)
+    return Scans(pixels, torch.as_tensor(found.targets).long(), 255)
+
+
+def _read_digits() -> Scans:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pixels = torch.from_numpy(digits.data).to(torch.uint8)
+    return Scans(pixels, torch.from_numpy(digits.target).long(), 16)
+
+
+def hash_tensors(*tensors: Tensor) -> str:
+    """sha256 of shapes, types and values; on the CPU."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}\0".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,127 @@
+r"""Streams of tasks: the same images, but from task to task their pixels or labels change places.
+
+- ``"input_permuted"``: in each task all images have their pixels permuted in one new way; what was
+  learnt of the former task does not help, so a learner has to learn anew each time.
+- ``"label_permuted"``: in each task the classes swap names; what was learnt of images helps, if it
+  is kept.
+
+Examples come once, in random order; where a task is longer than the data set, it starts over in a
+new order.  Every task follows from the seed and its number, so that a stream can be entered
+anywhere.
+
+Source: Elsayed and Mahmood, ICLR 2024, arXiv:2404.00781, sections 4.2 and 4.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from gqc_lab.data.images import Scans, hash_tensors, read_scans
+from gqc_lab.loop.placement import make_generator
+from gqc_lab.names import check_name
+
+KINDS = ("input_permuted", "label_permuted")
+
+
+class TaskStream:
+    """Made by `make_stream`.
+
+    Args:
+        scans: the images.
+        kind: one of `KINDS`.
+        num_tasks, task_examples: both at least 1.
+        seed: of permutations and order.
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    def __init__(
+        self, scans: Scans, kind: str, num_tasks: int, task_examples: int, seed: int
+    ) -> None:
+        check_name("kind", kind, KINDS)
+        for name, value, least in (
+            ("num_tasks", num_tasks, 1),
+            ("task_examples", task_examples, 1),
+            ("seed", seed, 0),
+        ):
+            if not (isinstance(value, int) and not isinstance(value, bool) and value >= least):
+                raise ValueError(f"{name}={value!r}: expected an integer of at least {least}")
+        self.scans, self.kind, self.seed = scans, kind, seed
+        self.num_tasks, self.task_examples = num_tasks, task_examples
+
+    @property
+    def num_pixels(self) -> int:
+        """Of an image."""
+        return self.scans.pixels.shape[1]
+
+    @property
+    def num_classes(self) -> int:
+        """Labels run from 0 to this, excluded."""
+        return self.scans.num_classes
+
+    def __len__(self) -> int:
+        return self.num_tasks
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return (self.task(number) for number in range(self.num_tasks))
+
+    def task(self, number: int) -> tuple[Tensor, Tensor]:
+        """The examples of a task, in the order in which they come.
+
+        Args:
+            number: from 0 to ``num_tasks``, excluded.
+        Returns: images, float32 in [0, 1] [task_examples, pixels]; labels [task_examples].
+        Raises:
+            IndexError: no task of that number.
+        """
+        permutation, rows = self.drawn(number)
+        images, labels = self.scans.images(rows), self.scans.labels[rows]
+        if self.kind == "input_permuted":
+            return images[:, permutation], labels
+        return images, permutation[labels]
+
+    def drawn(self, number: int) -> tuple[Tensor, Tensor]:
+        """What chance decides of a task: the permutation, and which examples come in which order.
+
+        Returns: for ``"input_permuted"`` the pixel that each place gets [pixels], for
+            ``"label_permuted"`` the new label of each class [classes]; rows [task_examples].
+        """
+        if not 0 <= number < self.num_tasks:
+            raise IndexError(f"task {number}: expected 0 to {self.num_tasks - 1}")
+        generator = make_generator(self.seed, f"{self.kind} task {number}")
+        size = self.num_pixels if self.kind == "input_permuted" else self.num_classes
+        permutation = torch.randperm(size, generator=generator)
+        examples = len(self.scans.labels)
+        passes = range(-(-self.task_examples // examples))
+        orders = [torch.randperm(examples, generator=generator) for _ in passes]
+        return permutation, torch.cat(orders)[: self.task_examples]
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 of the images, and of every task's permutation and order."""
+        drawn = [tensor for k in range(self.num_tasks) for tensor in self.drawn(k)]
+        white = torch.tensor(self.scans.white)
+        kind = torch.tensor(KINDS.index(self.kind))
+        return hash_tensors(self.scans.pixels, self.scans.labels, white, kind, *drawn)
+
+
+def make_stream(
+    kind: str, name: str = "digits", num_tasks: int = 20, task_examples: int = 1000, seed: int = 0
+) -> TaskStream:
+    """A stream of tasks on a data set.
+
+    Args:
+        kind: ``"input_permuted"`` or ``"label_permuted"``.
+        name: see `gqc_lab.data.images`.
+        num_tasks: how many.
+        task_examples: examples of each; the source has 5000 and 2500.
+        seed: of permutations and order.
+    Raises:
+        ValueError: an argument out of its range.
+        ImportError: the data set needs torchvision, which is not installed.
+    """
+    return TaskStream(read_scans(name), kind, num_tasks, task_examples, seed)

@@ -1,0 +1,69 @@
+"""Interactive figures from tidy histories: data in, a plotly figure out.
+
+Nothing here trains, shows or, but for :func:`write_html`, writes.  The same data gives the same
+JSON, so that a saved notebook changes only when its numbers do: values are rounded to five digits
+and long histories thinned for display.  What is counted or averaged is so before thinning.
+
+The figures of any training are here, those of a family of experiments in a module of its own, and
+tables of what the committed results say in ``verdicts``::
+
+    figures.loss_against(history)
+    figures.noise.noise_scale_against(history)
+    figures.verdicts.of_notebook("15_equal_tokens")
+"""
+
+from gqc_lab.figures import (
+    claims,
+    noise,
+    operator,
+    promises,
+    scaler,
+    upgd,
+    verdicts,
+    vgs,
+    vgs_training,
+)
+from gqc_lab.figures.style import (
+    DASHES,
+    HOUSE,
+    LABELS,
+    MAX_POINTS,
+    OKABE_ITO,
+    each_method,
+    method_styles,
+    plain_numbers,
+    thin,
+    write_html,
+)
+from gqc_lab.figures.training import (
+    batch_loss,
+    draws_per_step,
+    loss_against,
+    norm_against_threshold,
+)
+
+__all__ = [
+    "DASHES",
+    "HOUSE",
+    "LABELS",
+    "MAX_POINTS",
+    "OKABE_ITO",
+    "batch_loss",
+    "claims",
+    "draws_per_step",
+    "each_method",
+    "loss_against",
+    "method_styles",
+    "noise",
+    "norm_against_threshold",
+    "operator",
+    "plain_numbers",
+    "promises",
+    "scaler",
+    "thin",
+    "upgd",
+    "verdicts",
+    "vgs",
+    "vgs_training",
+    "write_html",
+]

@@ -1,0 +1,271 @@
+"""Figures of the comparisons that decide the claims on gradient quality control.
+
+As :mod:`gqc_lab.figures`: data in, a figure out, the same for the same data.  Bars are 95 %
+intervals over seeds, where there are two or more.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from gqc_lab.figures.style import (
+    DASHES,
+    HOUSE,
+    LABELS,
+    OKABE_ITO,
+    dashes_on_top,
+    method_styles,
+    over_seeds,
+    plain_numbers,
+    thin,
+)
+from gqc_lab.stats.analysis import check_columns, power_law, summarize
+
+__all__ = ["angles", "batch_invariance", "comparison_losses", "norms_against_draws"]
+__all__ += ["power_laws", "reactions", "warmup_panels"]
+
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
+TWOS = {"type": "log", "dtick": 0.30103, "tickformat": ".4~s", "rangemode": "normal"}
+BELOW = {"orientation": "h", "x": 0, "y": -0.25, "yanchor": "top"}
+PANEL, GAP, EDGES = 190, 44, 150  #: heights of a panel, between two, above and below all [pixels]
+
+
+def comparison_losses(history: pd.DataFrame, y: str = "val_loss") -> go.Figure:
+    """``y`` against tokens, a panel with its legend for each comparison, mean over seeds.
+
+    Args:
+        history: records with ``comparison``, ``method``, ``seed``, ``tokens`` and ``y``.
+    """
+    check_columns("comparison_losses", history, ["comparison", "method", "seed", "tokens", y])
+    names, styles = list(history["comparison"].unique()), method_styles(history["method"])
+    height = PANEL * len(names) + GAP * (len(names) - 1)
+    spacing = {"shared_xaxes": True, "vertical_spacing": GAP / height}
+    figure = make_subplots(len(names), 1, subplot_titles=names, **spacing)
+    for row, name in enumerate(names, 1):
+        panel = history[history["comparison"] == name].dropna(subset=[y])
+        legend = f"legend{row}" if row > 1 else "legend"
+        for method, runs in panel.groupby("method", sort=False):
+            mean = thin(runs.groupby("tokens")[y].mean().reset_index(), y)
+            place = {"row": row, "col": 1, "legend": legend}
+            _curve(figure, mean["tokens"], mean[y], str(method), styles[str(method)], **place)
+        top = 1 - (row - 1) * (PANEL + GAP) / height
+        figure.update_layout({legend: {"x": 1.02, "y": top, "yanchor": "top"}})
+    title = f"Loss at equal tokens, {over_seeds(history)}"
+    figure.update_layout(title_text=title, template=HOUSE, height=EDGES + height, showlegend=True)
+    figure.update_layout(margin_t=EDGES - HOUSE.layout.margin.b)
+    figure.update_yaxes(title_text=LABELS.get(y, y).replace(" [", "<br>["))
+    figure.update_xaxes(title_text=LABELS["tokens"], row=len(names))
+    return dashes_on_top(figure)
+
+
+def batch_invariance(results: pd.DataFrame) -> go.Figure:
+    """Logical batch and final loss against the physical batch.
+
+    Args:
+        results: rows with ``microbatch_size``, ``seed``, ``mean_logical_batch_examples`` and
+            ``val_loss``.
+    """
+    shown = {"mean_logical_batch_examples": "sequences per step", "val_loss": LABELS["val_loss"]}
+    check_columns("batch_invariance", results, ["microbatch_size", "seed", *shown])
+    titles = ["logical batch", "final loss"]
+    figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.16)
+    styles = method_styles(["gnts"])
+    for column, (name, label) in enumerate(shown.items(), 1):
+        points = summarize(results.dropna(subset=[name]), "microbatch_size", name)
+        _points(figure, points, "microbatch_size", "gnts", styles, row=1, col=column)
+        figure.update_yaxes(title_text=label, row=1, col=column)
+    sizes = plain_numbers(sorted(results["microbatch_size"].unique()))
+    line = {"color": "#000000", "dash": "dash", "width": 1.5}
+    figure.add_scatter(x=sizes, y=sizes, name="one microbatch", mode="lines", line=line)
+    figure.update_xaxes(title_text="sequences per microbatch", **TWOS)
+    figure.update_yaxes(**TWOS, row=1, col=1)
+    title = {"title_text": "Is the logical batch that of the physical one?", "template": HOUSE}
+    figure.update_layout(**title, height=480, margin_t=80, legend=BELOW)
+    return figure
+
+
+def warmup_panels(history: pd.DataFrame, over: int = 11) -> go.Figure:
+    """Threshold, steps made and training loss during the warmup, mean over seeds.
+
+    Args:
+        history: records with ``method``, ``seed``, ``microbatch``, ``gradient_norm_threshold``,
+            ``steps``, ``loss`` and ``is_warmup``; twice as long as the warmup is drawn.
+        over: microbatches of the moving average of the loss.
+    """
+    shown = {
+        "gradient_norm_threshold": "threshold [loss/parameter]",
+        "steps": "optimizer steps",
+        "loss": LABELS["loss"],
+    }
+    check_columns("warmup_panels", history, ["method", "seed", "microbatch", "is_warmup", *shown])
+    end = history.loc[history["is_warmup"], "microbatch"].max()
+    near = history[history["microbatch"] <= 2 * end]
+    figure = make_subplots(1, 3, horizontal_spacing=0.16)
+    styles = method_styles(near["method"])
+    for method, runs in near.groupby("method", sort=False):
+        means = runs.groupby("microbatch")[list(shown)].mean()
+        means["loss"] = means["loss"].rolling(over, center=True, min_periods=1).mean()
+        for column, name in enumerate(shown, 1):
+            curve = thin(means[name].reset_index(), name)
+            place = {"row": 1, "col": column, "showlegend": column == 1, "legendgroup": method}
+            _curve(figure, curve["microbatch"], curve[name], str(method), styles[method], **place)
+    for column, label in enumerate(shown.values(), 1):
+        figure.update_yaxes(title_text=label, row=1, col=column)
+    figure.update_yaxes(type="log", dtick=1, row=1, col=1)
+    figure.add_vline(end, line={"color": "#444444", "width": 1, "dash": "dot"})
+    figure.update_xaxes(title_text=LABELS["microbatch"])
+    title = f"During the warmup of the threshold, {over_seeds(near)}"
+    figure.update_layout(title_text=title, template=HOUSE, height=440, legend=BELOW)
+    return figure
+
+
+def reactions(results: pd.DataFrame) -> go.Figure:
+    """Extra draws when a window starts with a noisy microbatch, and rank correlations, by method.
+
+    Args:
+        results: rows with ``method``, ``seed``, ``extra_draws``, ``correlation`` and
+            ``clean_correlation``; methods without any are left out.
+    """
+    shown = {
+        "extra_draws": "extra draws<br>[microbatches]",
+        "correlation": "rank correlation,<br>all windows",
+        "clean_correlation": "rank correlation,<br>clean first",
+    }
+    check_columns("reactions", results, ["method", "seed", *shown])
+    results = results.dropna(subset=["extra_draws"])
+    figure = make_subplots(1, 3, shared_yaxes=True, horizontal_spacing=0.04)
+    for column, (name, label) in enumerate(shown.items(), 1):
+        points = summarize(results.dropna(subset=[name]), "method", name)
+        bars = _bars(points, "error_x")
+        marker = {"color": OKABE_ITO[column - 1], "symbol": SYMBOLS[column - 1], "size": 9}
+        x, y = plain_numbers(points["mean"]), points["method"].tolist()
+        point = {"mode": "markers", "marker": marker, "showlegend": False, **bars}
+        figure.add_scatter(x=x, y=y, **point, row=1, col=column)
+        figure.update_xaxes(title_text=label, row=1, col=column)
+    figure.add_vline(0, line={"color": "#444444", "width": 1, "dash": "dot"})
+    figure.update_yaxes(autorange="reversed")
+    figure.update_layout(template=HOUSE, title_text="What a difficult first microbatch does")
+    figure.update_layout(height=440, hovermode="closest")
+    figure.update_xaxes(rangemode="normal")
+    return figure
+
+
+def angles(history: pd.DataFrame, over: int = 25) -> go.Figure:
+    """Angle between gradient and momentum against tokens, measured and predicted.
+
+    Args:
+        history: records with ``kind``: of kind "step" with ``tokens``, ``angle`` and
+            ``angle_before``, of kind "probe" with ``tokens`` and ``predicted_angle``; of one seed.
+        over: steps of the moving average.
+    """
+    needs = ["kind", "tokens", "angle", "angle_before", "predicted_angle"]
+    check_columns("angles", history, needs)
+    steps = history[history["kind"] == "step"]
+    figure = go.Figure(layout={"template": HOUSE, "title_text": "Gradient and Adam's momentum"})
+    names = {"angle": "momentum with<br>this gradient", "angle_before": "momentum before it"}
+    styles = method_styles(names.values())
+    for column, name in names.items():
+        # From the first step on, whose momentum is the gradient: a centred mean would hide it.
+        mean = steps[column].astype(float).rolling(over, min_periods=1).mean()
+        curve = thin(steps.assign(mean=mean).dropna(subset=["mean"]), "mean")
+        _curve(figure, curve["tokens"], curve["mean"], name, styles[name])
+    moments = history[history["kind"] == "probe"].drop_duplicates("tokens")
+    point = {"mode": "markers", "marker": {"color": "#000000", "size": 9, "symbol": "diamond"}}
+    x, y = plain_numbers(moments["tokens"]), plain_numbers(moments["predicted_angle"])
+    figure.add_scatter(x=x, y=y, name="predicted,<br>with this gradient", **point)
+    for level, text in ((64.16, "noise alone, with it"), (90.0, "noise alone, before it")):
+        line = {"color": "#444444", "width": 1, "dash": "dot"}
+        figure.add_hline(level, line=line, annotation_text=text)
+    figure.update_xaxes(title_text=LABELS["tokens"])
+    figure.update_yaxes(title_text="angle [degrees]", rangemode="tozero")
+    return figure
+
+
+def norms_against_draws(history: pd.DataFrame) -> go.Figure:
+    """Norm of a mean of n microbatch gradients over that of one, by moment, beside predictions.
+
+    Args:
+        history: as :func:`angles`; rows of kind "probe" with ``num_draws``, ``norm_ratio``,
+            ``predicted_ratio`` and ``microbatch``, of one seed.
+    """
+    needs = ["kind", "microbatch", "num_draws", "norm_ratio", "predicted_ratio"]
+    check_columns("norms_against_draws", history, needs)
+    probes = history[history["kind"] == "probe"]
+    figure = go.Figure(layout={"template": HOUSE, "title_text": "What averaging does to the norm"})
+    for i, (moment, rows) in enumerate(probes.groupby("microbatch")):
+        color = {"color": OKABE_ITO[i % len(OKABE_ITO)]}
+        n = plain_numbers(rows["num_draws"])
+        name = f"after {moment:,.0f} steps"
+        marker = {"mode": "markers", "marker": {**color, "symbol": SYMBOLS[i % 7], "size": 8}}
+        figure.add_scatter(x=n, y=plain_numbers(rows["norm_ratio"]), name=name, **marker)
+        line = {"mode": "lines", "line": {**color, "dash": DASHES[i % len(DASHES)], "width": 1.5}}
+        predicted = plain_numbers(rows["predicted_ratio"])
+        figure.add_scatter(x=n, y=predicted, name="predicted", **line, showlegend=False)
+    draws = probes["num_draws"].drop_duplicates().sort_values()
+    black = {"color": "#000000", "width": 2}
+    x, y = plain_numbers(draws), plain_numbers(draws**-0.5)
+    figure.add_scatter(x=x, y=y, name="noise alone, 1/√n", mode="lines", line=black)
+    level = {"color": "#444444", "width": 1, "dash": "dot"}
+    y = plain_numbers(0 * draws + 0.05)
+    figure.add_scatter(x=x, y=y, name="20 times smaller", mode="lines", line=level)
+    figure.update_xaxes(title_text="microbatches in the mean n", **TWOS)
+    ticks = {"tickvals": [1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01], "tickformat": "~g"}
+    figure.update_yaxes(title_text="norm / that of one", type="log", **ticks)
+    return figure
+
+
+def power_laws(results: pd.DataFrame) -> go.Figure:
+    """Final loss against budget with the power law of each method's means, both axes logarithmic.
+
+    Args:
+        results: rows with ``method``, ``seed``, ``tokens`` and ``val_loss``.
+    """
+    check_columns("power_laws", results, ["method", "seed", "tokens", "val_loss"])
+    figure = go.Figure(layout={"template": HOUSE, "title_text": "Final loss against token budget"})
+    styles = method_styles(results["method"])
+    for method, runs in results.groupby("method", sort=False):
+        points = summarize(runs, "tokens", "val_loss")
+        law = power_law(points["tokens"], points["mean"])
+        name = f"{method}: exponent {law.exponent:.3f}<br>of the means, no floor"
+        _curve(
+            figure, points["tokens"], pd.Series(law(points["tokens"])), name, styles[str(method)]
+        )
+        _points(figure, points, "tokens", str(method), styles)
+    figure.update_xaxes(title_text="token budget", **TWOS)
+    ticks = {"tickvals": [1, 1.2, 1.5, 1.75, 2, 2.25, 2.5, 3, 3.5, 4], "tickformat": "~g"}
+    figure.update_yaxes(title_text=LABELS["val_loss"], type="log", **ticks)
+    return figure
+
+
+def _curve(
+    figure: go.Figure, x: pd.Series, y: pd.Series, name: str, style: dict[str, Any], **place: Any
+) -> None:
+    values = {"x": plain_numbers(x), "y": plain_numbers(y)}
+    figure.add_scatter(**values, name=name, mode="lines", line=style | {"width": 2}, **place)
+
+
+def _points(
+    figure: go.Figure,
+    points: pd.DataFrame,
+    x: str,
+    name: str,
+    styles: dict[str, dict[str, Any]],
+    **place: Any,
+) -> None:
+    symbol = SYMBOLS[list(styles).index(name) % len(SYMBOLS)]
+    marker = {"color": styles[name]["color"], "symbol": symbol, "size": 9}
+    is_first = name not in {trace.name for trace in figure.data}
+    style = {"mode": "markers", "marker": marker, "showlegend": is_first, "name": name}
+    values = {"x": plain_numbers(points[x]), "y": plain_numbers(points["mean"])}
+    figure.add_scatter(**values, **style, **_bars(points, "error_y"), **place)
+
+
+def _bars(points: pd.DataFrame, axis: str) -> dict[str, Any]:
+    if points["low"].isna().all():
+        return {}
+    half = plain_numbers(points["high"] - points["mean"])
+    return {axis: {"type": "data", "array": half, "thickness": 1.5, "width": 4}}

@@ -1,0 +1,191 @@
+"""Figures of noise scales: measured against the truth, and as a run estimates them on the way.
+
+Like `gqc_lab.figures`: data in, a plotly figure out.  Frames of measurements have the columns of
+`gqc_lab.studies.noise.streams.COLUMNS`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from gqc_lab.figures.style import HOUSE, LABELS, OKABE_ITO, each_method, plain_numbers, thin
+from gqc_lab.stats.analysis import check_columns, summarize
+
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star")
+CROSSES = ("x", "cross", "x-thin-open", "cross-thin-open", "asterisk-open")
+RATIOS = [*(0.05, 0.1, 0.2, 0.5, 0.8, 0.9), *(1, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20)]
+UNBOUNDED = 1e9  # length of a bar that is to leave the figure
+POINT = ["measurement", "dimension", "truth", "measured", "low", "high"]
+
+
+def estimates_against_truth(measured: pd.DataFrame) -> go.Figure:
+    """Noise scales by each estimator: all of them, and those of the two-batch one over the truth.
+
+    Bars are the intervals ``low`` to ``high``; one that leaves the figure has no upper bound.
+
+    Args:
+        measured: rows of `measure_estimates`; others are left out, and so are unresolved ones.
+    Raises: ValueError: a column is missing.
+    """
+    check_columns("estimates_against_truth", measured, POINT)
+    titles = ("all estimates", "two-batch, over the truth")
+    figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.14)
+    figure.update_layout(template=HOUSE, title_text="Noise scale of a known stream")
+    below = {"orientation": "h", "y": -0.28, "x": 0}
+    figure.update_layout(height=480, margin={"t": 80, "b": 130}, legend=below)
+    ours = measured[measured["measurement"] == "two-batch"]
+    published = measured[measured["measurement"] == "published"]
+    estimates = pd.concat([ours, published])
+    truths = plain_numbers(estimates["truth"].sort_values().unique())
+    black = {"mode": "lines", "line": {"color": "#000000", "width": 1.5, "dash": "dash"}}
+    figure.add_scatter(x=truths, y=truths, name="truth", **black, row=1, col=1)
+    ones = [1] * len(truths)
+    figure.add_scatter(x=truths, y=ones, name="truth", showlegend=False, **black, row=1, col=2)
+    ratio = ours.assign(**{c: ours[c] / ours["truth"] for c in POINT[3:]})
+    left: dict[str, Any] = {"row": 1, "col": 1}
+    right: dict[str, Any] = {"row": 1, "col": 2, "showlegend": False}
+    _add_dimensions(figure, ours, "two-batch, d = {:,}", [OKABE_ITO[0]], **left)
+    _add_dimensions(figure, published, "published, d = {:,}", [OKABE_ITO[1]], **left)
+    _add_dimensions(figure, ratio, "two-batch, d = {:,}", [OKABE_ITO[0]], **right)
+    power = {"type": "log", "exponentformat": "power"}
+    figure.update_xaxes(rangemode="normal", title_text="true noise scale R", dtick=1, **power)
+    figure.update_yaxes(title_text="estimate [microbatches]", dtick=2, **power, col=1)
+    figure.update_yaxes(title_text="ratio", type="log", tickvals=RATIOS, tickformat="~g", col=2)
+    figure.update_yaxes(range=_log_range(estimates), col=1)
+    figure.update_yaxes(range=_log_range(ratio), col=2)
+    return figure
+
+
+def draws_against_prediction(measured: pd.DataFrame) -> go.Figure:
+    """Mean draws of GNTS against the predicted ones, with their intervals.
+
+    Args:
+        measured: rows of `measure_draws`; others are left out.
+    Raises: ValueError: a column is missing.
+    """
+    check_columns("draws_against_prediction", measured, POINT)
+    rows = measured[measured["measurement"] == "draws"]
+    title = {"title_text": "Draws until the norm is below the threshold", "template": HOUSE}
+    figure = go.Figure(layout=title)
+    truths = plain_numbers(rows["truth"].sort_values().unique())
+    black = {"color": "#000000", "width": 1.5, "dash": "dash"}
+    figure.add_scatter(x=truths, y=truths, name="as predicted", mode="lines", line=black)
+    _add_dimensions(figure, rows, "measured, d = {:,}", OKABE_ITO)
+    twos = {"type": "log", "tickvals": [2**k for k in range(12)]}
+    figure.update_xaxes(title_text="predicted draws ⌈n*⌉", rangemode="normal", **twos)
+    figure.update_yaxes(title_text="mean draws per step [microbatches]", **twos)
+    return figure
+
+
+def draws_against_threshold(measured: pd.DataFrame) -> go.Figure:
+    """Mean draws of GNTS at thresholds around the true norm, and where it says "unreachable".
+
+    Args:
+        measured: rows of `measure_reach`; others are left out.
+    Raises: ValueError: a column is missing.
+    """
+    needs = [*POINT, "threshold", "is_flagged"]
+    check_columns("draws_against_threshold", measured, needs)
+    rows = measured[measured["measurement"] == "reach"].sort_values("threshold")
+    figure = go.Figure(layout={"title_text": "A threshold below |G| is out of reach"})
+    figure.update_layout(template=HOUSE)
+    predicted = rows.drop_duplicates("threshold")
+    x, y = plain_numbers(predicted["threshold"]), plain_numbers(predicted["truth"])
+    black = {"color": "#000000", "width": 1.5, "dash": "dash"}
+    name = "predicted: ⌈n*⌉,<br>at most max_draws"
+    figure.add_scatter(x=x, y=y, name=name, mode="lines", line=black)
+    rows = rows.assign(truth=rows["threshold"])
+    reached, flagged = rows[~rows["is_flagged"].astype(bool)], rows[rows["is_flagged"].astype(bool)]
+    _add_dimensions(figure, reached, "d = {:,}: within reach", OKABE_ITO, dodge=1.01)
+    name = "d = {:,}: “unreachable”"
+    _add_dimensions(figure, flagged, name, OKABE_ITO, dodge=1.01, symbols=CROSSES)
+    figure.add_vline(1, line={"color": "#444444", "width": 1, "dash": "dot"})
+    figure.update_xaxes(title_text="threshold / |G|", rangemode="normal")
+    figure.update_yaxes(title_text="mean draws per step [microbatches]", rangemode="tozero")
+    return figure
+
+
+def noise_scale_against(
+    history: pd.DataFrame, x: str = "tokens", seed: int | None = None
+) -> go.Figure:
+    """The running estimate of the noise scale of every method that has one, of one seed.
+
+    Args:
+        history: records with ``method``, ``seed``, ``x`` and ``noise_scale``.
+        seed: None: the first of each method.
+    Raises: ValueError: a column is missing.
+    """
+    figure = go.Figure(layout={"template": HOUSE, "showlegend": True})
+    figure.update_layout(title_text="Noise scale as the wrappers estimate it")
+    figure.update_xaxes(title_text=LABELS.get(x, x))
+    decades = {"type": "log", "dtick": 1, "exponentformat": "power"}
+    figure.update_yaxes(title_text="noise scale R [microbatches]", **decades)
+    for method, style, records in each_method("noise_scale_against", history, [x, "noise_scale"]):
+        records = records[records["seed"] == (records["seed"].iloc[0] if seed is None else seed)]
+        rows = thin(records[records["noise_scale"] > 0], "noise_scale")
+        if len(rows):
+            line = {"x": plain_numbers(rows[x]), "y": plain_numbers(rows["noise_scale"])}
+            figure.add_scatter(**line, name=method, mode="lines", line=style | {"width": 1.5})
+    return figure
+
+
+def batch_estimates(results: pd.DataFrame, history: pd.DataFrame) -> go.Figure:
+    """:func:`estimates_against_truth` of the means over a batch's seeds, with their intervals."""
+    means = summarize(results, ["measurement", "dimension", "truth"], "measured")
+    return estimates_against_truth(means.rename(columns={"mean": "measured"}))
+
+
+def _add_dimensions(
+    figure: go.Figure,
+    rows: pd.DataFrame,
+    name: str,
+    colors: Sequence[str],
+    symbols: Sequence[str] = SYMBOLS,
+    dodge: float = 1.08,
+    **where: Any,
+) -> None:
+    """A series per dimension: markers at ``truth`` and ``measured``, bars from ``low`` to ``high``.
+
+    ``dodge`` is the factor between neighbouring series in x, that their bars stay apart.
+    """
+    dimensions = sorted({*rows["dimension"]})
+    for i, dimension in enumerate(dimensions):
+        points = rows[rows["dimension"] == dimension].dropna(subset=["measured"])
+        up, down = points["high"] - points["measured"], points["measured"] - points["low"]
+        bars = {"type": "data", "symmetric": False, "thickness": 1.5, "width": 4}
+        bars |= {
+            "array": plain_numbers(up.clip(upper=UNBOUNDED)),
+            "arrayminus": plain_numbers(down),
+        }
+        marker = {"color": colors[i % len(colors)], "symbol": symbols[i % len(symbols)], "size": 8}
+        shift = dodge ** (i - (len(dimensions) - 1) / 2)
+        places, values = plain_numbers(points["truth"] * shift), plain_numbers(points["measured"])
+        style = {"mode": "markers", "marker": marker, "error_y": bars}
+        figure.add_scatter(x=places, y=values, name=name.format(dimension), **style, **where)
+
+
+def _log_range(rows: pd.DataFrame) -> list[float]:
+    """Exponents of an axis that holds all values and bounds but the infinite ones."""
+    values = rows[["measured", "low", "high"]].to_numpy(dtype=float)
+    values = values[np.isfinite(values) & (values > 0)]
+    if not len(values):
+        return [-1.0, 1.0]
+    low, high = math.log10(values.min()), math.log10(values.max())
+    room = 0.05 + 0.05 * (high - low)
+    return [round(low - room, 3), round(high + room, 3)]
+
+
+__all__ = [
+    "batch_estimates",
+    "draws_against_prediction",
+    "draws_against_threshold",
+    "estimates_against_truth",
+    "noise_scale_against",
+]

@@ -1,0 +1,261 @@
+"""Figures of operator learning: fields in space and time, spectra, gradient norms, curricula.
+
+As :mod:`gqc_lab.figures`: data in, a figure out, the same for the same data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+from plotly.subplots import make_subplots
+
+from gqc_lab.figures.style import DASHES, HOUSE, OKABE_ITO, plain_numbers, thin
+from gqc_lab.figures.vgs import BLACK, LEGEND_ABOVE
+from gqc_lab.stats.analysis import check_columns
+
+MAX_CELLS = 64  #: positions of a space-time picture
+DIVERGING = ((0.0, OKABE_ITO[0]), (0.5, "#f7f7f7"), (1.0, OKABE_ITO[1]))
+TICKS = [float(f"1e{k}") for k in range(-12, 16)]
+
+
+def space_time(
+    truth: NDArray[np.floating], predicted: NDArray[np.floating], interval: float = 0.1
+) -> go.Figure:
+    """The true field, the predicted one and the error, position across and time upwards.
+
+    Args:
+        truth, predicted: shape (times, points), from time 0 on, over x in [0, 1).
+        interval: between rows [time].
+    Raises: ValueError: their shapes differ.
+    """
+    if truth.shape != predicted.shape or truth.ndim != 2:
+        raise ValueError(
+            f"space_time: truth of shape {truth.shape}, predicted of shape {predicted.shape}: "
+            "expected the same (times, points)"
+        )
+    every = max(1, truth.shape[1] // MAX_CELLS)
+    x = plain_numbers(np.arange(0, truth.shape[1], every) / truth.shape[1])
+    t = plain_numbers(interval * np.arange(len(truth)))
+    titles = ("truth", "prediction", "prediction - truth")
+    figure = make_subplots(1, 3, shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.04)
+    for column, field in enumerate((truth, predicted, predicted - truth), 1):
+        z = [plain_numbers(row) for row in field[:, ::every]]
+        axis = "coloraxis2" if column == 3 else "coloraxis"
+        figure.add_heatmap(x=x, y=t, z=z, coloraxis=axis, row=1, col=column)
+    largest = float(np.abs(truth).max())
+    error = max(float(np.abs(predicted - truth).max()), 1e-12)
+    bars = {"orientation": "h", "y": -0.22, "yanchor": "top", "thickness": 12}
+    for name, limit, place, title in (
+        ("coloraxis", largest, {"x": 0.33, "len": 0.6}, "u"),
+        ("coloraxis2", error, {"x": 0.84, "len": 0.3}, "error of u"),
+    ):
+        bar = {**bars, **place, "title": {"text": title, "side": "bottom"}}
+        colors = {"colorscale": DIVERGING, "cmin": -limit, "cmax": limit, "colorbar": bar}
+        figure.update_layout({name: colors})
+    figure.update_layout(template=HOUSE, title_text="A rollout of the operator")
+    figure.update_layout(height=470, margin={"t": 90, "b": 130}, hovermode="closest")
+    figure.update_xaxes(title_text="position x", rangemode="normal")
+    figure.update_yaxes(title_text="time t", col=1)
+    return figure
+
+
+def spectra(
+    truth: NDArray[np.floating],
+    predicted: NDArray[np.floating],
+    rows: Sequence[int],
+    interval: float = 0.1,
+) -> go.Figure:
+    """Amplitude of each wave number in the true and the predicted field, at some times.
+
+    Args:
+        truth, predicted: shape (times, points).
+        rows: which times; interval: between rows [time].
+    """
+    figure = go.Figure(layout={"template": HOUSE, "title_text": "Spectrum of the field"})
+    modes = np.arange(1, truth.shape[1] // 2)
+    for color, row in zip(OKABE_ITO, rows, strict=False):
+        for name, field, dash in (("truth", truth, "solid"), ("prediction", predicted, "dash")):
+            amplitude = 2 * np.abs(np.fft.rfft(field[row], norm="forward"))[1 : len(modes) + 1]
+            figure.add_scatter(
+                x=plain_numbers(modes),
+                y=plain_numbers(amplitude),
+                name=f"{name}, t = {row * interval:.1f}",
+                mode="lines",
+                line={"color": color, "dash": dash, "width": 2},
+            )
+    figure.update_xaxes(
+        type="log", title_text="wave number [1/period]", rangemode="normal", dtick=1
+    )
+    figure.update_yaxes(type="log", title_text="amplitude of u", tickvals=TICKS, tickformat=".0e")
+    return figure
+
+
+def norms_by_part(history: pd.DataFrame, clip: dict[str, float] | None = None) -> go.Figure:
+    """Gradient norm before clipping of encoder, approximator and decoder, a panel a method.
+
+    Lines are the largest norm of each epoch; epochs before 0 are the pretraining.
+
+    Args:
+        history: frame of `operator_measures.by_epoch`, of one seed.
+        clip: method -> bound, drawn as a line.
+    """
+    parts = [str(c) for c in history if str(c).startswith("grad_norm/")]
+    check_columns("norms_by_part", history, ["method", "epoch", "grad_norm"])
+    methods = list(history["method"].unique())
+    figure = _panels(methods, "Largest gradient norm of an epoch, before clipping")
+    for i, method in enumerate(methods):
+        rows = history[history["method"] == method]
+        for number, part in enumerate(parts):
+            curve = rows.assign(**{part: rows[part].where(rows[part] > 0)})  # 0: it did not learn
+            style = {"color": OKABE_ITO[number], "dash": DASHES[number]}
+            _curve(figure, curve, part, part.split("/")[1], style, i, len(methods))
+        if clip and method in clip:
+            bound = rows.assign(bound=clip[method])
+            style = {"color": BLACK, "dash": "dot"}
+            _curve(figure, bound, "bound", "bound", style, i, len(methods))
+    figure.update_yaxes(type="log", tickvals=TICKS, tickformat=".0e")
+    figure.update_yaxes(title_text="norm [loss/weight]", col=1)
+    return figure
+
+
+def over_epochs(frame: pd.DataFrame, columns: dict[str, str], title: str) -> go.Figure:
+    """Some columns over the epochs of the operator, a panel each, a line a method (mean of seeds).
+
+    Args:
+        frame: of `operator_measures.by_epoch`; a value that is not finite is a gap.
+        columns: column -> title of its panel, with the unit.
+    """
+    check_columns("over_epochs", frame, ["method", "epoch", *columns])
+    rows = frame[frame["epoch"] >= 0]
+    figure = _panels(list(columns.values()), title)
+    for panel, column in enumerate(columns):
+        values = rows[["method", "epoch", column]].replace([np.inf, -np.inf], np.nan)
+        for i, method in enumerate(rows["method"].unique()):
+            curve = values[values["method"] == method].groupby("epoch")[column].mean().reset_index()
+            style = {"color": OKABE_ITO[i % 7], "dash": DASHES[i % 6]}
+            _curve(figure, curve, column, str(method), style, panel, len(columns))
+        figure.update_yaxes(row=panel // 3 + 1, col=panel % 3 + 1, **_scale(values[column]))
+    figure.update_yaxes(matches=None, showticklabels=True)
+    return figure
+
+
+def against_weight(results: pd.DataFrame, y: str = "max_grad_norm") -> go.Figure:
+    """Largest gradient norm of a run against the weight of its inverse losses, a line a variant.
+
+    Runs with a loss or gradient that is not finite are crosses on the upper edge.
+
+    Args:
+        results: ``variant``, ``inverse_weight`` > 0, ``num_not_finite`` and ``y``, one row a run.
+    """
+    check_columns("against_weight", results, ["variant", "inverse_weight", "num_not_finite", y])
+    figure = go.Figure(layout={"template": HOUSE, "title_text": "Where training explodes"})
+    finite = results[results[y].notna()]
+    top = 3 * float(finite[y].max()) if len(finite) else 1.0
+    for i, (variant, rows) in enumerate(results.groupby("variant", sort=False)):
+        style = {"color": OKABE_ITO[i % 7]}
+        good = rows[(rows["num_not_finite"] == 0) & rows[y].notna()]
+        curve = good.groupby("inverse_weight")[y].max().reset_index()
+        figure.add_scatter(
+            x=plain_numbers(curve["inverse_weight"]),
+            y=plain_numbers(curve[y]),
+            name=str(variant),
+            mode="lines+markers",
+            line={**style, "dash": DASHES[i % 6]},
+        )
+        bad = rows[rows["num_not_finite"] > 0]
+        if len(bad):
+            figure.add_scatter(
+                x=plain_numbers(bad["inverse_weight"]),
+                y=[top] * len(bad),
+                name=f"{variant}: NaN or infinite",
+                mode="markers",
+                marker={**style, "symbol": "x", "size": 10},
+            )
+    figure.update_xaxes(type="log", title_text="weight of the inverse losses", rangemode="normal")
+    figure.update_yaxes(type="log", title_text="largest gradient norm [loss/weight]")
+    figure.update_xaxes(tickvals=TICKS, tickformat="~g")
+    figure.update_yaxes(exponentformat="power", dtick=1)
+    return figure
+
+
+def curves(
+    frame: pd.DataFrame, y: str, title: str, y_title: str, limit: float | None = None
+) -> go.Figure:
+    """``y`` against ``epoch``, a line for each ``name``; ``limit`` is drawn as a level."""
+    check_columns("curves", frame, ["name", "epoch", y])
+    figure = go.Figure(layout={"template": HOUSE, "title_text": title, "showlegend": True})
+    for i, (name, rows) in enumerate(frame.groupby("name", sort=False)):
+        figure.add_scatter(
+            x=plain_numbers(rows["epoch"]),
+            y=plain_numbers(rows[y]),
+            name=str(name),
+            mode="lines",
+            line={"color": OKABE_ITO[i % 7], "dash": DASHES[i % 6], "width": 2.5},
+        )
+    if limit is not None:
+        line = {"color": BLACK, "width": 1.5, "dash": "dot"}
+        figure.add_hline(limit, line=line, annotation_text=f"{limit:g}")
+    figure.update_xaxes(title_text="epoch")
+    figure.update_yaxes(title_text=y_title, rangemode="tozero")
+    return figure
+
+
+def _scale(values: pd.Series) -> dict[str, Any]:
+    """A log axis where values differ by a factor of ten or more, with ticks that fit."""
+    positive = values[values > 0]
+    ratio = positive.max() / positive.min() if len(positive) else 1.0
+    if ratio < 10:
+        return {"type": "linear"}
+    if ratio < 300:
+        ticks = [m * t for t in TICKS for m in (1, 2, 5)]
+        return {"type": "log", "tickvals": ticks, "tickformat": "~g"}
+    return {"type": "log", "tickvals": TICKS, "tickformat": ".0e"}
+
+
+def _panels(titles: Sequence[str], title: str) -> go.Figure:
+    """Up to three beside each other."""
+    columns = min(3, len(titles))
+    rows = -(-len(titles) // columns)
+    figure = make_subplots(
+        rows,
+        columns,
+        subplot_titles=list(titles),
+        shared_yaxes="all",
+        vertical_spacing=0.5 / (rows + 1),
+        horizontal_spacing=0.09,
+    )
+    figure.update_layout(template=HOUSE, title_text=title, height=200 + 230 * rows, **LEGEND_ABOVE)
+    figure.update_layout(legend_y=1 + 35 / (60 + 230 * rows), margin_t=120, hovermode="closest")
+    figure.update_xaxes(rangemode="normal")
+    figure.update_xaxes(title_text="epoch", row=rows)
+    return figure
+
+
+def _curve(
+    figure: go.Figure,
+    rows: pd.DataFrame,
+    y: str,
+    name: str,
+    style: dict[str, Any],
+    panel: int,
+    num_panels: int,
+) -> None:
+    columns = min(3, num_panels)
+    is_first = not any(trace.name == name for trace in figure.data)
+    curve = thin(rows, y)
+    figure.add_scatter(
+        x=plain_numbers(curve["epoch"]),
+        y=plain_numbers(curve[y]),
+        name=name,
+        legendgroup=name,
+        showlegend=is_first,
+        mode="lines",
+        line={**style, "width": 2},
+        row=panel // columns + 1,
+        col=panel % columns + 1,
+    )

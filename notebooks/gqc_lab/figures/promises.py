@@ -1,0 +1,132 @@
+"""Figures of what can be decided without training: memory, a factor under Adam, protection.
+
+As :mod:`gqc_lab.figures`: data in, a figure out, the same for the same data.
+"""
+
+from __future__ import annotations
+
+from textwrap import wrap
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from gqc_lab.figures.style import DASHES, HOUSE, LABELS, OKABE_ITO, plain_numbers
+from gqc_lab.stats.analysis import check_columns
+
+__all__ = ["falling_factor", "peak_memory", "protection"]
+
+WHEN = {"first": "first step", "late": "late"}
+SUMS = {"grad": ":<br>sum in .grad", "buffer": ":<br>sum in a buffer"}
+SYMBOLS = ("circle-open", "square-open", "diamond-open", "triangle-up-open")
+
+
+def peak_memory(memory: pd.DataFrame) -> go.Figure:
+    """Peak bytes in sizes of one gradient against the number of draws, both axes logarithmic.
+
+    Where memory is constant a line is flat.  Methods with the same peaks share a line.
+
+    Args:
+        memory: rows of `gqc_lab.studies.window_memory.measure`, of one network.
+    """
+    needs = ["method", "accumulate", "num_draws", "peak_bytes", "gradient_bytes"]
+    check_columns("peak_memory", memory, needs)
+    figure = go.Figure(layout={"template": HOUSE, "title_text": "Peak memory, weights included"})
+    for i, (accumulate, methods, peaks) in enumerate(_curves(memory)):
+        style = {"color": OKABE_ITO[i % 7], "dash": DASHES[i % 6], "width": 2.5}
+        figure.add_scatter(
+            x=plain_numbers(sorted(peaks)),
+            y=plain_numbers([peaks[n] for n in sorted(peaks)]),
+            name="<br>".join(wrap(", ".join(methods), 22)) + SUMS.get(accumulate, ""),
+            mode="lines+markers",
+            line=style,
+            marker={"symbol": SYMBOLS[i % 4], "size": 9},
+        )
+    draws = plain_numbers(sorted(memory["num_draws"].unique()))
+    axis = {"type": "log", "tickvals": draws, "rangemode": "normal"}
+    figure.update_xaxes(title_text=LABELS["num_draws"], **axis)
+    ticks = {"tickvals": [1, 2, 3, 5, 10, 20, 50, 100, 200, 500], "tickformat": "~g"}
+    figure.update_yaxes(title_text="peak [sizes of one gradient]", type="log", **ticks)
+    return figure
+
+
+def _curves(memory: pd.DataFrame) -> list[tuple[str, list[str], dict[int, float]]]:
+    """(how it accumulates, methods, draws -> peak) of the methods that agree wherever both are."""
+    curves: list[tuple[str, list[str], dict[int, float]]] = []
+    for (method, accumulate), rows in memory.groupby(["method", "accumulate"], sort=False):
+        ratios = rows["peak_bytes"] / rows["gradient_bytes"]
+        peaks = dict(zip(rows["num_draws"].astype(int), ratios, strict=True))
+        for other, methods, known in curves:
+            if other == accumulate and all(known.get(n, p) == p for n, p in peaks.items()):
+                methods.append(str(method))
+                known |= peaks
+                break
+        else:
+            curves.append((str(accumulate), [str(method)], peaks))
+    return curves
+
+
+def falling_factor(measured: pd.DataFrame) -> go.Figure:
+    """Least ratio of updates against the steps in which the factor falls, for each optimizer.
+
+    At 1 the factor is invisible; dotted is the factor itself.
+
+    Args:
+        measured: as of `gqc_lab.studies.vgs.factor_invariance.measure`; of one seed.
+    """
+    needs = ["optimizer", "duration", "least_ratio", "factor"]
+    check_columns("falling_factor", measured, needs)
+    title = "Updates with a factor that falls, over those without"
+    figure = go.Figure(layout={"template": HOUSE, "title_text": title})
+    for i, (name, rows) in enumerate(measured.groupby("optimizer", sort=False)):
+        figure.add_scatter(
+            x=plain_numbers(rows["duration"]),
+            y=plain_numbers(rows["least_ratio"]),
+            name=str(name),
+            mode="lines+markers",
+            line={"color": OKABE_ITO[i % 7], "dash": DASHES[i % 6], "width": 2.5},
+            marker={"symbol": SYMBOLS[i % 4], "size": 9},
+        )
+    figure.add_hline(y=float(measured["factor"].iloc[0]), line={"dash": "dot", "width": 1})
+    durations = plain_numbers(sorted(measured["duration"].unique()))
+    axis = {"type": "log", "tickvals": durations, "rangemode": "normal"}
+    figure.update_xaxes(title_text="steps in which the factor falls", **axis)
+    figure.update_yaxes(title_text="least ratio in any window", range=[0, 1.05])
+    return figure
+
+
+def protection(orders: pd.DataFrame) -> go.Figure:
+    """Rank correlation of utility and protection by normalization, at the first step and late.
+
+    Args:
+        orders: rows with ``case``, ``normalization``, ``when``, ``correlation``, as of
+            `gqc_lab.studies.continual.upgd_order.random_orders`; of one seed.
+    """
+    check_columns("protection", orders, ["case", "normalization", "when", "correlation"])
+    times, names = list(orders["when"].unique()), list(orders["normalization"].unique())
+    titles = [WHEN.get(when, when) for when in times]
+    figure = make_subplots(1, len(times), shared_yaxes=True, subplot_titles=titles)
+    for i, (case, group) in enumerate(orders.groupby("case", sort=False)):
+        style = {"symbol": SYMBOLS[i % 4], "size": 11, "color": OKABE_ITO[i % 7]}
+        for column, when in enumerate(times, 1):
+            rows = group[group["when"] == when]
+            heights = [0.22 * (1 - i) - names.index(name) for name in rows["normalization"]]
+            figure.add_scatter(
+                x=plain_numbers(rows["correlation"]),
+                y=plain_numbers(heights),
+                name=str(case),
+                legendgroup=str(case),
+                showlegend=column == 1,
+                mode="markers",
+                marker=style | {"line": {"width": 2}},
+                row=1,
+                col=column,
+            )
+    figure.add_vline(0, line={"color": "#444444", "width": 1, "dash": "dot"})
+    ticks = {"tickvals": [-1, 0, 1], "ticktext": ["reversed", "none", "kept"]}
+    figure.update_xaxes(range=[-1.15, 1.15], title_text="rank correlation", **ticks)
+    labels = [name.replace("_", "<br>") for name in names]
+    figure.update_yaxes(tickvals=[-i for i in range(len(names))], ticktext=labels, showgrid=False)
+    figure.update_layout(template=HOUSE, title_text="Order of protection, random utilities")
+    figure.update_layout(height=150 + 70 * len(names), hovermode="closest", margin_t=90)
+    return figure

@@ -1,0 +1,93 @@
+"""Figures of one variance scaler at work: V over tensors, the factor, and what another had been.
+
+As :mod:`gqc_lab.figures`: data in, a figure out, the same for the same data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from gqc_lab.figures.style import DASHES, HOUSE, LABELS, OKABE_ITO, plain_numbers, thin
+from gqc_lab.figures.vgs import LEGEND_ABOVE
+from gqc_lab.loop.scaler_controls import VARIANCE, scaled_steps, what_if
+from gqc_lab.stats.analysis import check_columns
+
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = OKABE_ITO
+_TICKS = [float(f"{m}e{k}") for k in range(-8, 9) for m in (1, 2, 5)]  # of a log axis
+MAX_POINTS = 200  #: of a line: there are up to ten, and a saved notebook holds them all
+PERCENTILES = {"p90": SKY, "p50": GREEN, "p10": ORANGE}
+
+
+def variance_and_factor(history: pd.DataFrame, x: str = "microbatch") -> go.Figure:
+    """V over tensors above the factor that came of it, of one run; dotted where it was steered.
+
+    Args:
+        history: of one run: ``x``, ``factor``, ``changes`` and the scaler's metrics.
+    Raises: ValueError: a column is missing.
+    """
+    levels = {f"vgs/stochastic_var_{p}": (p, color, 1.5) for p, color in PERCENTILES.items()}
+    curves = {**levels, VARIANCE: ("V, which makes the factor", PURPLE, 2.5)}
+    check_columns("variance_and_factor", history, [x, "factor", "changes", *curves])
+    figure = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.08)
+    for column, (name, color, width) in curves.items():
+        _line(figure, history, x, column, name, {"color": color, "width": width}, 1)
+    steps = history.dropna(subset=["factor"])
+    _line(figure, steps, x, "factor", "factor", {"color": VERMILION, "width": 2.5}, 2)
+    for change in history.loc[history["changes"].notna(), x]:
+        figure.add_vline(float(change), line={"color": BLACK, "width": 1, "dash": "dot"})
+    title = "Variance over tensors, and the factor"
+    figure.update_layout(template=HOUSE, title_text=title, height=480, **LEGEND_ABOVE)
+    figure.update_layout(margin_t=90)  # one row of legend
+    figure.update_yaxes(
+        title_text="variance / signal", type="log", tickvals=_TICKS, tickformat="~g", row=1
+    )
+    figure.update_yaxes(title_text="factor on the gradient", range=[0, 1.05], row=2)
+    figure.update_xaxes(title_text=LABELS.get(x, x), row=2)
+    return figure
+
+
+def what_if_against_runs(
+    history: pd.DataFrame, laws: Mapping[str, Mapping[str, Any]], recorded: str
+) -> go.Figure:
+    """The factors of runs, and what the record of one of them says that they would be (dashed).
+
+    Args:
+        history: of runs with a scaler, told apart by ``method``; ``microbatch`` and their metrics.
+        laws: method -> its law, as of `gqc_lab.loop.scaler_controls.what_if`.
+        recorded: the method whose record is asked.
+    """
+    check_columns("what_if_against_runs", history, ["method", "microbatch", "factor", VARIANCE])
+    record = history[history["method"] == recorded]
+    steps = scaled_steps({str(name): record[name] for name in record}, "microbatch")
+    layout = {"template": HOUSE, "title_text": f"Factors, and what the record of {recorded} says"}
+    figure = go.Figure(layout=layout | {"height": 400} | LEGEND_ABOVE | {"margin_t": 110})
+    for i, (method, law) in enumerate(laws.items()):
+        line = {"color": OKABE_ITO[i % len(OKABE_ITO)], "width": 2}
+        run = history[history["method"] == method].dropna(subset=["factor"])
+        _line(figure, run, "microbatch", "factor", method, line)
+        guess = pd.DataFrame({"microbatch": steps["microbatch"], "factor": what_if(steps, law)})
+        name, dash = f"what if: {method}", DASHES[1]
+        _line(figure, guess, "microbatch", "factor", name, line | {"dash": dash})
+    figure.update_xaxes(title_text="optimizer steps")
+    figure.update_yaxes(title_text="factor on the gradient", range=[0, 1.05])
+    return figure
+
+
+def _line(
+    figure: go.Figure,
+    rows: pd.DataFrame,
+    x: str,
+    y: str,
+    name: str,
+    line: dict[str, Any],
+    row: int | None = None,
+) -> None:
+    curve = thin(rows, y, MAX_POINTS)
+    place = {} if row is None else {"row": row, "col": 1}
+    xs, ys = plain_numbers(curve[x]), plain_numbers(curve[y])
+    figure.add_scatter(x=xs, y=ys, name=name, mode="lines", line=line, **place)

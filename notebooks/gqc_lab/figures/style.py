@@ -1,0 +1,161 @@
+"""The house style of interactive figures, and what makes their data small and the same each time.
+
+Colours: Okabe & Ito 2008, "Color universal design", told apart with any colour vision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from numpy.typing import ArrayLike
+
+from gqc_lab.stats.analysis import check_columns
+
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")  # legible in grey
+
+FAMILIES = (  # the methods of one are drawn together, those of two never
+    ("gnts", "adamw", "gns", "normtest", "mht", "sbc", "gnr"),
+    ("gnts", "control"),
+    ("sgd", "adamw", "shrink_perturb", "upgd"),
+)
+#: method -> its place in `OKABE_ITO` and `DASHES`, in every figure, whatever it stands beside
+PLACES = {name: place for family in FAMILIES for place, name in enumerate(family)}
+WIDTH = 2.5  #: of a method's line
+#: drawn over the method whose draws it repeats, which is to be seen beneath it
+REPLAY = {"color": "#999999", "dash": "dash", "width": 1.5}
+
+LABELS = {
+    "tokens": "training tokens",
+    "steps": "optimizer steps",
+    "microbatch": "microbatches",
+    "seconds": "training time [s]",
+    "loss": "training loss [nat/token]",
+    "val_loss": "validation loss [nat/token]",
+    "grad_norm": "norm of the mean gradient",
+    "num_draws": "draws per step [microbatches]",
+}
+
+MAX_POINTS = 600  #: of a line, after thinning
+
+_AXIS = {
+    "gridcolor": "#e5e5e5",
+    "linecolor": "#444444",
+    "showline": True,
+    "ticks": "outside",
+    "tickcolor": "#444444",
+    "zeroline": False,
+    "automargin": True,
+    "title": {"standoff": 12},
+}
+
+HOUSE = go.layout.Template(
+    layout={
+        "font": {"family": "Helvetica, Arial, sans-serif", "size": 14, "color": "#222222"},
+        "colorway": OKABE_ITO,
+        "plot_bgcolor": "white",
+        "paper_bgcolor": "white",
+        "height": 420,
+        "margin": {"l": 70, "r": 20, "t": 60, "b": 60},
+        "title": {"x": 0, "xref": "paper", "font": {"size": 17}},
+        "hovermode": "x unified",
+        "xaxis": _AXIS | {"rangemode": "tozero"},
+        "yaxis": _AXIS,
+    }
+)  #: passed to every figure; the user's own default template is left alone
+
+
+def thin(rows: pd.DataFrame, y: str, limit: int = MAX_POINTS) -> pd.DataFrame:
+    """At most ``limit`` rows: the lowest and the highest ``y`` of equal stretches, in order.
+
+    Peaks stay, which taking each k-th row would lose.  The first and last row stay too.
+    """
+    if len(rows) <= limit:
+        return rows
+    values = rows[y].to_numpy(dtype=float)
+    kept = {0, len(rows) - 1}
+    for stretch in np.array_split(np.arange(len(rows)), limit // 2 - 1):
+        kept |= {int(stretch[values[stretch].argmin()]), int(stretch[values[stretch].argmax()])}
+    return rows.iloc[sorted(kept)]
+
+
+def write_html(figure: go.Figure, path: str | Path) -> Path:
+    """Write ``figure`` as one page that opens offline (it carries plotly.js, 5 MB)."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.write_html(path, include_plotlyjs=True, include_mathjax=False, div_id="figure")
+    return path
+
+
+def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Colour, dash and width of the line of each method.
+
+    A method of `PLACES` has its own everywhere; the others have what colours are left, in order of
+    appearance.
+
+    Args:
+        names: all methods that a figure shows, in all of its panels.
+    """
+    names = list(dict.fromkeys(names))
+    places = {name: (PLACES[name], PLACES[name]) for name in names if name in PLACES}
+    taken = {color for color, _ in places.values()}
+    free = [i for i in range(len(OKABE_ITO)) if i not in taken]
+    others = [name for name in names if name not in PLACES and name != "replay"]
+    for i, name in enumerate(others):
+        turn, number = divmod(i, len(free) or len(OKABE_ITO))
+        # Beside a whole family another method shares a colour, but not its dash.
+        places[name] = (free[number], number + turn) if free else (number, number + turn + 1)
+    styles = {
+        name: {"color": OKABE_ITO[color], "dash": DASHES[dash % len(DASHES)], "width": WIDTH}
+        for name, (color, dash) in places.items()
+    }
+    return {name: REPLAY if name == "replay" else styles[name] for name in names}
+
+
+def dashes_on_top(figure: go.Figure) -> go.Figure:
+    """Solid lines below dashed ones, which they would hide where the two agree.
+
+    The legend keeps its order.  Plotly's ``zorder`` would take their lines from some axes.
+    """
+    for rank, trace in enumerate(figure.data):
+        trace.legendrank = rank + 1
+    figure.data = sorted(figure.data, key=lambda trace: trace.line.dash not in (None, "solid"))
+    return figure
+
+
+def over_seeds(history: pd.DataFrame) -> str:
+    """``"one seed"`` or ``"mean over 5 seeds"``: what the curve of a method is, for a title."""
+    counts = history.groupby("method")["seed"].nunique()
+    low, high = counts.min(), counts.max()
+    if high <= 1:
+        return "one seed"
+    return f"mean over {high} seeds" if low == high else f"mean over {low} to {high} seeds"
+
+
+def each_method(
+    what: str, history: pd.DataFrame, columns: Sequence[str]
+) -> Iterator[tuple[str, dict[str, Any], pd.DataFrame]]:
+    """Each method's name, line style (of :func:`method_styles`) and records."""
+    check_columns(what, history, ["method", "seed", *columns])
+    types = {c: bool if c == "stepped" else float for c in columns}
+    styles = method_styles(history["method"].astype(str).unique())
+    for method, records in history.groupby("method", sort=False):
+        yield str(method), styles[str(method)], records.astype(types)
+
+
+def plain_numbers(values: ArrayLike) -> list[float | int | None]:
+    """Five significant digits as plain numbers: any front end reads them, NaN is a gap."""
+    return [_plain(float(v)) for v in np.asarray(values)]
+
+
+def _plain(value: float) -> float | int | None:
+    if not math.isfinite(value):
+        return None
+    value = float(f"{value:.5g}") if abs(value) < 1e5 else round(value)
+    return int(value) if value == int(value) else value

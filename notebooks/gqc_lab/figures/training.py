@@ -1,0 +1,157 @@
+"""Curves of trainings: loss, gradient norm and draws, against whatever grows during a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from gqc_lab.figures.style import HOUSE, LABELS, dashes_on_top, each_method, plain_numbers, thin
+from gqc_lab.stats.analysis import at_equal, summarize
+
+THRESHOLD = "gradient_norm_threshold"
+MAX_DOTTED = 4  #: methods whose single steps are drawn
+
+_TICKS = [float(f"{m}e{k}") for k in range(-8, 9) for m in (1, 2, 5)]  # of a log axis
+
+
+def loss_against(
+    history: pd.DataFrame, x: str = "tokens", y: str = "val_loss", confidence: float = 0.95
+) -> go.Figure:
+    """A curve of ``y`` for each method; over several seeds, their mean in a band of its interval.
+
+    Args:
+        history: records with ``method``, ``seed``, ``x`` and ``y``; rows without ``y`` are skipped.
+        x: a column that grows during a run: tokens, steps, seconds, microbatch.
+        y: what is drawn.
+        confidence: of the band, over seeds at equal ``x``.
+    Raises: ValueError: a column is missing, or a run has no ``y``.
+    """
+    figure = _figure(f"{_label(y).split(' [')[0].capitalize()} against {_label(x)}", x, y)
+    for method, style, records in each_method("loss_against", history, [x, y]):
+        grids = {tuple(run[x]) for _, run in records.dropna(subset=[x, y]).groupby("seed")}
+        aligned = at_equal(records, x, y, points=None if len(grids) <= 1 else 100)
+        curve = thin(summarize(aligned, x, y, confidence), "mean")
+        seeds, name = aligned["seed"].nunique(), method
+        if seeds > 1:
+            name = f"{method}: mean of {seeds} seeds<br>and its {confidence:.0%} interval"
+            _add_band(figure, curve, x, style["color"], method)
+        _add(figure, curve, x, "mean", name, line=style, legendgroup=method)
+    return dashes_on_top(_with_room(figure))
+
+
+def norm_against_threshold(
+    history: pd.DataFrame, x: str = "tokens", seed: int | None = None
+) -> go.Figure:
+    """Norm of the mean gradient at each step, and the threshold that bounds it, of one seed.
+
+    A cross marks a step above its threshold: ``max_draws`` or a flush forced it.
+
+    Args:
+        history: records with ``method``, ``seed``, ``x``, ``stepped``, ``grad_norm`` and
+            ``gradient_norm_threshold``; methods that read no norm are left out.
+        seed: None: the first of each method.
+    """
+    figure = _figure("Norm of the mean gradient at each step", x, "grad_norm")
+    figure.update_yaxes(type="log", tickvals=_TICKS, tickformat="~g")
+    needs = [x, "stepped", "grad_norm", THRESHOLD]
+    for method, style, records in each_method("norm_against_threshold", history, needs):
+        records = _run(records, seed)
+        steps = records[records["stepped"]].dropna(subset=["grad_norm"])
+        forced = steps[steps["grad_norm"] > steps[THRESHOLD]]
+        line = {"color": style["color"], "width": 1}
+        _add(figure, thin(steps, "grad_norm"), x, "grad_norm", f"{method}: norm", line=line)
+        if len(forced):
+            name = f"{method}: forced,<br>{len(forced)} of {len(steps)} steps"
+            cross = {"mode": "markers", "marker": {"symbol": "x", "size": 6, **_color(style)}}
+            _add(figure, thin(forced, "grad_norm"), x, "grad_norm", name, **cross)
+        bound = thin(records.dropna(subset=[THRESHOLD]), THRESHOLD)
+        black = {"color": "#000000", "width": 2.5, "dash": style["dash"]}
+        _add(figure, bound, x, THRESHOLD, f"{method}: threshold", line=black)
+    return _or_say(figure, "no method here reads a gradient norm")
+
+
+def draws_per_step(history: pd.DataFrame, x: str = "tokens", seed: int | None = None) -> go.Figure:
+    """Microbatches averaged into each step (log scale), with a moving average, of one seed.
+
+    The average runs over a fiftieth of the steps.  Up to `MAX_DOTTED` methods have a dot for each
+    step too; more would hide each other.
+
+    Args:
+        history: records with ``method``, ``seed``, ``x``, ``stepped`` and ``num_draws``.
+        seed: None: the first of each method.
+    """
+    figure = _figure("Draws per step", x, "num_draws")
+    figure.update_yaxes(type="log", dtick=np.log10(2).item())
+    methods = list(each_method("draws_per_step", history, [x, "stepped", "num_draws"]))
+    for method, style, records in methods:
+        steps = _run(records, seed)
+        steps = steps[steps["stepped"]]
+        window = max(1, len(steps) // 50)
+        mean = steps["num_draws"].rolling(window, center=True, min_periods=1).mean()
+        steps = steps.assign(moving_mean=mean)
+        if len(methods) <= MAX_DOTTED:
+            dots = {"mode": "markers", "marker": {"size": 5, "opacity": 0.4, **_color(style)}}
+            raw = thin(steps, "num_draws")
+            _add(figure, raw, x, "num_draws", method, showlegend=False, hoverinfo="skip", **dots)
+        name = f"{method}: {len(steps)} steps,<br>mean {steps['num_draws'].mean():.2f}"
+        _add(figure, thin(steps, "moving_mean"), x, "moving_mean", name, line=style)
+    return _or_say(dashes_on_top(_with_room(figure)), "no step was made")
+
+
+def batch_loss(results: pd.DataFrame, history: pd.DataFrame) -> go.Figure:
+    """:func:`loss_against` of a batch's runs, in the form that a batch file's report asks for."""
+    return loss_against(history)
+
+
+def _figure(title: str, x: str, y: str) -> go.Figure:
+    layout = {"template": HOUSE, "title_text": title, "showlegend": True}
+    return go.Figure(layout=layout | {"xaxis_title_text": _label(x), "yaxis_title_text": _label(y)})
+
+
+def _label(column: str) -> str:
+    return LABELS.get(column, column.replace("_", " "))
+
+
+def _run(records: pd.DataFrame, seed: int | None) -> pd.DataFrame:
+    """The records of one seed, the first if none is named."""
+    seed = records["seed"].iloc[0] if seed is None else seed
+    return records[records["seed"] == seed]
+
+
+def _add(figure: go.Figure, rows: pd.DataFrame, x: str, y: str, name: str, **style: Any) -> None:
+    if len(rows):
+        style = {"mode": "lines"} | style
+        figure.add_scatter(x=plain_numbers(rows[x]), y=plain_numbers(rows[y]), name=name, **style)
+
+
+def _add_band(figure: go.Figure, curve: pd.DataFrame, x: str, color: str, group: str) -> None:
+    """The area between ``low`` and ``high``, as one closed outline."""
+    curve = curve.dropna(subset=["low", "high"])
+    outline = pd.concat([curve[[x, "high"]].rename(columns={"high": "low"}), curve[::-1]])
+    rgb = ",".join(str(int(color[i : i + 2], 16)) for i in (1, 3, 5))
+    band = {"fill": "toself", "fillcolor": f"rgba({rgb},0.18)", "line": {"width": 0}}
+    hidden = {"hoverinfo": "skip", "showlegend": False, "legendgroup": group}
+    _add(figure, outline, x, "low", f"{group}: interval", **band, **hidden)
+
+
+def _with_room(figure: go.Figure) -> go.Figure:
+    """As high as its legend, which would be cut."""
+    names = [trace.name for trace in figure.data if trace.showlegend is not False]
+    lines = sum(1 + name.count("<br>") for name in names)
+    return figure.update_layout(height=max(HOUSE.layout.height, 130 + 25 * lines))
+
+
+def _or_say(figure: go.Figure, why: str) -> go.Figure:
+    """Empty axes look like a mistake: say why."""
+    if not figure.data:
+        middle = {"xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5, "showarrow": False}
+        figure.add_annotation(text=why, **middle)
+        figure.update_layout(xaxis_visible=False, yaxis_visible=False)
+    return figure
+
+
+def _color(style: dict[str, Any]) -> dict[str, Any]:
+    return {"color": style["color"]}

@@ -1,0 +1,245 @@
+"""Figures of UPGD: gates by normalization, and what learners of task streams keep.
+
+As :mod:`gqc_lab.figures`: data in, a figure out, the same for the same data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from gqc_lab.figures.style import HOUSE, OKABE_ITO, method_styles, plain_numbers
+from gqc_lab.figures.vgs import LEGEND_ABOVE
+from gqc_lab.stats.analysis import check_columns, summarize
+
+LABELS = {
+    "online_accuracy": "online accuracy",
+    "plasticity": "plasticity",
+    "dead_share": "share of dead units",
+    "weight_norm": "norm of the weights",
+    "effective_rank": "effective rank",
+    "stable_rank": "stable rank",
+    "noise_to_signal": "noise / signal",
+    "factor": "factor of VGS",
+}
+STREAMS = {"input_permuted": "permuted inputs", "label_permuted": "permuted labels"}
+IN_PERCENT = ("online_accuracy", "first_accuracy", "last_accuracy", "dead_share")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star")
+
+
+def gate_histograms(bars: pd.DataFrame) -> go.Figure:
+    """Where gates lie: a row for each normalization, a column for each step.
+
+    Args:
+        bars: rows of `gqc_lab.studies.continual.upgd_gates.histogram`, of one seed or the mean of
+            several, with ``normalization`` and ``step``.
+    """
+    check_columns("gate_histograms", bars, ["normalization", "step", "left", "right", "share"])
+    names, steps = list(bars["normalization"].unique()), sorted(bars["step"].unique())
+    figure = make_subplots(
+        len(names),
+        len(steps),
+        shared_xaxes=True,
+        shared_yaxes=True,
+        column_titles=[f"step {step:,}" for step in steps],
+        row_titles=[name.replace("_", "<br>") for name in names],
+        vertical_spacing=0.06,
+        horizontal_spacing=0.02,
+    )
+    for (name, step), panel in bars.groupby(["normalization", "step"], sort=False):
+        mean = panel.groupby(["left", "right"])["share"].mean().reset_index()
+        figure.add_bar(
+            x=plain_numbers((mean["left"] + mean["right"]) / 2),
+            y=plain_numbers(100 * mean["share"]),
+            width=plain_numbers(mean["right"] - mean["left"]),
+            marker={"color": OKABE_ITO[names.index(name) % len(OKABE_ITO)], "line_width": 0},
+            name=str(name),
+            row=names.index(name) + 1,
+            col=steps.index(step) + 1,
+        )
+    figure.update_layout(template=HOUSE, title_text="Gates of all weights", showlegend=False)
+    figure.update_layout(height=150 + 130 * len(names), margin={"t": 90, "r": 80}, bargap=0)
+    figure.update_xaxes(range=[-0.03, 1.03], tickvals=[0, 0.5, 1], ticktext=["0", "½", "1"])
+    figure.update_xaxes(title_text="gate", row=len(names))
+    figure.update_yaxes(range=[0, 104], tickvals=[0, 50, 100])
+    figure.update_yaxes(title_text="weights [%]", col=1, row=(len(names) + 1) // 2)
+    return figure
+
+
+def by_task(
+    tasks: pd.DataFrame,
+    measures: Sequence[str] = ("online_accuracy",),
+    over: int = 1,
+    title: str = "What is learnt in each task",
+) -> go.Figure:
+    """Means over seeds against tasks: a row for each measure, a column for each stream.
+
+    Args:
+        tasks: rows of `gqc_lab.studies.continual.training.Continual.tasks`.
+        measures: columns.
+        over: tasks of a centred moving average.
+    """
+    check_columns("by_task", tasks, ["stream", "method", "seed", "task", *measures])
+    streams, styles = list(tasks["stream"].unique()), method_styles(tasks["method"])
+    figure = make_subplots(
+        len(measures),
+        len(streams),
+        shared_xaxes=True,
+        shared_yaxes=True,
+        column_titles=[STREAMS.get(stream, stream) for stream in streams],
+        vertical_spacing=0.18 / max(1, len(measures)),
+        horizontal_spacing=0.04,
+    )
+    for (stream, method), rows in tasks.groupby(["stream", "method"], sort=False):
+        for number, measure in enumerate(measures, 1):
+            mean = rows.astype({measure: float}).groupby("task")[measure].mean()
+            mean = mean.rolling(over, center=True, min_periods=1).mean() * _scale(measure)
+            place = (number, streams.index(stream) + 1)
+            is_new = method not in {trace.name for trace in figure.data}
+            _line(figure, mean.index, mean, str(method), styles[str(method)], is_new, place)
+    for number, measure in enumerate(measures, 1):
+        figure.update_yaxes(title_text=_label(measure), row=number, col=1)
+        if measure == "noise_to_signal":
+            figure.update_yaxes(type="log", tickformat="~g", row=number)
+    figure.update_xaxes(rangemode="normal")
+    figure.update_xaxes(title_text="task", row=len(measures))
+    _lay_out(figure, title, 150 * len(measures) + 20, len(styles))
+    return figure
+
+
+def overall(
+    results: pd.DataFrame, measure: str = "online_accuracy", title: str = "Over the whole stream"
+) -> go.Figure:
+    """Mean over seeds of ``measure`` and its interval by method, a panel for each stream.
+
+    Args:
+        results: rows of `Continual.summary`.
+        measure: column.
+    """
+    check_columns("overall", results, ["stream", "method", "seed", measure])
+    streams, styles = list(results["stream"].unique()), method_styles(results["method"])
+    figure = make_subplots(
+        1,
+        len(streams),
+        shared_yaxes=True,
+        column_titles=[STREAMS.get(stream, stream) for stream in streams],
+        horizontal_spacing=0.04,
+    )
+    means = summarize(results.astype({measure: float}), ["stream", "method"], measure)
+    for i, (method, style) in enumerate(styles.items()):
+        for column, stream in enumerate(streams, 1):
+            row = means[(means["stream"] == stream) & (means["method"] == method)]
+            values = {c: row[c] * _scale(measure) for c in ("mean", "low", "high")}
+            figure.add_scatter(
+                x=plain_numbers(values["mean"]),
+                y=[method] * len(row),
+                error_x=_bars(values),
+                mode="markers",
+                marker={"color": style["color"], "size": 9, "symbol": _symbol(i)},
+                name=method,
+                showlegend=False,
+                row=1,
+                col=column,
+            )
+    figure.update_layout(template=HOUSE, title_text=title, hovermode="closest")
+    figure.update_layout(height=170 + 32 * len(styles), margin={"t": 90})
+    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(title_text=_label(measure), rangemode="normal")
+    return figure
+
+
+def against_lr(results: pd.DataFrame, measure: str = "online_accuracy") -> go.Figure:
+    """Mean over seeds of ``measure`` and its interval against the learning rate, by normalization.
+
+    Args:
+        results: rows of `Continual.summary`, with ``lr``.
+        measure: column.
+    """
+    check_columns("against_lr", results, ["stream", "normalization", "lr", "seed", measure])
+    streams, styles = list(results["stream"].unique()), method_styles(results["normalization"])
+    figure = make_subplots(
+        1,
+        len(streams),
+        shared_yaxes=True,
+        column_titles=[STREAMS.get(stream, stream) for stream in streams],
+        horizontal_spacing=0.04,
+    )
+    means = summarize(results.astype({measure: float}), ["stream", "normalization", "lr"], measure)
+    for (stream, name), rows in means.groupby(["stream", "normalization"], sort=False):
+        i, rows = list(styles).index(str(name)), rows.sort_values("lr")
+        values = {c: rows[c] * _scale(measure) for c in ("mean", "low", "high")}
+        is_new = name not in {trace.name for trace in figure.data}
+        place = (1, streams.index(stream) + 1)
+        shift = 1.03 ** (i - (len(styles) - 1) / 2)  # that bars stay apart
+        x = rows["lr"] * shift
+        _line(figure, x, values["mean"], str(name), styles[str(name)], is_new, place, _bars(values))
+    figure.update_xaxes(type="log", title_text="learning rate", tickformat="~g", dtick="D2")
+    figure.update_xaxes(rangemode="normal")
+    figure.update_yaxes(title_text=_label(measure), col=1)
+    _lay_out(figure, "Online accuracy by normalization and learning rate", 300, len(styles))
+    return figure
+
+
+def batch_tasks(results: pd.DataFrame, history: pd.DataFrame) -> go.Figure:
+    """:func:`by_task` of a batch's runs, in the form that a batch file's report asks for."""
+    return by_task(history, ("online_accuracy", "plasticity"), over=5)
+
+
+def _line(
+    figure: go.Figure,
+    x: Any,
+    y: Any,
+    name: str,
+    style: dict[str, Any],
+    is_new: bool,
+    place: tuple[int, int],
+    bars: dict[str, Any] | None = None,
+) -> None:
+    figure.add_scatter(
+        x=plain_numbers(x),
+        y=plain_numbers(y),
+        name=name,
+        legendgroup=name,
+        showlegend=is_new,
+        mode="lines" if bars is None else "lines+markers",
+        line=style | {"width": 2},
+        error_y=bars,
+        row=place[0],
+        col=place[1],
+    )
+
+
+def _bars(values: dict[str, pd.Series]) -> dict[str, Any]:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "thickness": 1.5,
+        "width": 4,
+        "array": plain_numbers(values["high"] - values["mean"]),
+        "arrayminus": plain_numbers(values["mean"] - values["low"]),
+    }
+
+
+def _scale(measure: str) -> float:
+    return 100.0 if measure in IN_PERCENT else 1.0
+
+
+def _label(measure: str) -> str:
+    label = LABELS.get(measure, measure.replace("_", " "))
+    return f"{label} [%]" if measure in IN_PERCENT else label
+
+
+def _symbol(number: int) -> str:
+    return SYMBOLS[number % len(SYMBOLS)]
+
+
+def _lay_out(figure: go.Figure, title: str, plot_height: int, entries: int) -> None:
+    """The legend above the panels' own titles, whatever the height of the figure."""
+    legend_rows = -(-entries // 4)
+    top = 90 + 22 * legend_rows
+    figure.update_layout(template=HOUSE, title_text=title, **LEGEND_ABOVE)
+    figure.update_layout(height=plot_height + top + 60, margin_t=top, legend_y=1 + 26 / plot_height)

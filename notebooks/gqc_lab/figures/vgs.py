@@ -1,0 +1,174 @@
+"""Figures of the variance gradient scaler: estimates against truth, costs, training.
+
+As :mod:`gqc_lab.figures`: data in, a figure out, the same for the same data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from gqc_lab.figures.style import HOUSE, OKABE_ITO, plain_numbers
+from gqc_lab.stats.analysis import check_columns
+from gqc_lab.studies.vgs.streams import VERSIONS
+
+SYMBOLS = ("circle-open", "square-open", "diamond-open", "triangle-up-open", "circle", "square")
+BLACK = "#000000"
+#: of a figure with two or three rows of legend between title and axes
+LEGEND_ABOVE = {
+    "legend": {"orientation": "h", "y": 1.0, "yref": "paper", "yanchor": "bottom", "x": 0},
+    "title": {"y": 0.98, "yref": "container", "yanchor": "top"},
+    "margin_t": 140,
+}
+
+
+def estimates_and_truths(frame: pd.DataFrame, floor: float = 1e-3, roof: float = 1e5) -> go.Figure:
+    """What each estimator calls each stream, beside what it is: a row for each stream.
+
+    Values beyond the axis stand at its ends, "0" and "infinite"; so does V of a stream whose signal
+    the estimator does not resolve.
+
+    Args:
+        frame: readings as of :func:`gqc_lab.studies.vgs.streams.measure`; the last step of the
+            first seed is drawn.
+        floor, roof: ends of the axis of V.
+    """
+    needs = ["stream", "truth", "seed", "estimator", "step", "variance", "is_unresolved"]
+    check_columns("estimates_and_truths", frame, needs)
+    last = frame[(frame["step"] == frame["step"].max()) & (frame["seed"] == frame["seed"].iloc[0])]
+    truths = last.drop_duplicates("stream").set_index("stream")["truth"].sort_values(kind="stable")
+    rows = {stream: -i for i, stream in enumerate(truths.index)}
+    figure = go.Figure(layout={"template": HOUSE, "title_text": "Six estimators, and the truth"})
+    for i, (estimator, group) in enumerate(last.groupby("estimator", sort=False)):
+        shown = group["variance"].where(~group["is_unresolved"], math.inf).clip(floor, roof)
+        names = [
+            "not resolved" if bad else f"{v:.4g}"
+            for v, bad in zip(group["variance"], group["is_unresolved"], strict=True)
+        ]
+        figure.add_scatter(
+            x=plain_numbers(shown),
+            y=plain_numbers(group["stream"].map(rows) + 0.3 - 0.12 * i),
+            name=_estimator_name(str(estimator)),
+            mode="markers",
+            marker={"symbol": SYMBOLS[i % 6], "size": 11, **_style(i)},
+            text=names,
+            hovertemplate="%{text}",
+        )
+    _mark_truths(figure, truths, rows, floor, roof)
+    powers = [
+        10.0**k for k in range(math.ceil(math.log10(floor)) + 1, math.floor(math.log10(roof)))
+    ]
+    figure.update_xaxes(
+        type="log",
+        range=[math.log10(floor) - 0.3, math.log10(roof) + 0.3],
+        tickvals=[floor, *powers, roof],
+        ticktext=["0", *(f"{p:g}" for p in powers), "∞"],
+        tickangle=0,
+        title_text="noise-to-signal ratio V (∞: or not resolved)",
+    )
+    figure.update_yaxes(tickvals=list(rows.values()), ticktext=list(rows), showgrid=False)
+    figure.update_layout(height=230 + 70 * len(rows), hovermode="closest", **LEGEND_ABOVE)
+    return figure
+
+
+def against(frame: pd.DataFrame, x: str, title: str, x_titles: Sequence[str]) -> go.Figure:
+    """V of each estimator and the truth against ``x``, both log, a panel for each kind of stream.
+
+    Args:
+        frame: readings with ``kind``, ``x``, ``truth``, ``estimator``, ``variance``; several seeds:
+            their median.
+        x: column that varies; title: of the figure; x_titles: of the panels' axes.
+    """
+    check_columns("against", frame, ["kind", x, "truth", "estimator", "variance"])
+    kinds = list(frame["kind"].unique())
+    figure = make_subplots(1, len(kinds), shared_yaxes=True, subplot_titles=kinds)
+    figure.update_layout(template=HOUSE, hovermode="closest", height=480, **LEGEND_ABOVE)
+    figure.update_layout(title_text=title, legend_y=1.1, margin_t=170)
+    order, shown = list(frame["estimator"].unique()), set()
+    for column, (_, group) in enumerate(frame.groupby("kind", sort=False), 1):
+        place = {"row": 1, "col": column}
+        for estimator, rows in group.groupby("estimator", sort=False):
+            i, is_new = order.index(estimator), estimator not in shown
+            shown.add(estimator)
+            middle = rows.groupby(x)["variance"].median()
+            marker = {"symbol": SYMBOLS[i % 6], "size": 9, **_style(i)}
+            line = {"color": marker["color"], "width": 1.5}
+            figure.add_scatter(
+                x=plain_numbers(middle.index),
+                y=plain_numbers(middle),
+                name=_estimator_name(str(estimator)),
+                legendgroup=str(estimator),
+                showlegend=is_new,
+                marker=marker,
+                line=line,
+                **place,
+            )
+        truth = group.groupby(x)["truth"].first()
+        black = {"color": BLACK, "width": 4, "dash": "dot"}
+        style: dict[str, Any] = {"mode": "lines", "line": black, "showlegend": column == 1}
+        figure.add_scatter(
+            x=plain_numbers(truth.index),
+            y=plain_numbers(truth),
+            name="truth",
+            legendgroup="truth",
+            **style,
+            **place,
+        )
+    for column, name in enumerate(x_titles, 1):
+        figure.update_xaxes(type="log", dtick=1, title_text=name, tickformat="~s", col=column)
+    figure.update_yaxes(type="log", dtick=1, tickformat="~g", exponentformat="none")
+    figure.update_yaxes(title_text="noise-to-signal ratio V", col=1)
+    return figure
+
+
+def error_against_memory(frame: pd.DataFrame) -> go.Figure:
+    """Error of V against bytes per parameter, both log; the legend states the time.
+
+    Args:
+        frame: a row for each estimator: ``estimator``, ``error`` (relative, > 0),
+            ``bytes_per_parameter`` (> 0), ``time`` (in steps of AdamW).
+    """
+    needs = ["estimator", "error", "bytes_per_parameter", "time"]
+    check_columns("error_against_memory", frame, needs)
+    layout = {"template": HOUSE, "title_text": "Error and memory (time in steps of AdamW)"}
+    figure = go.Figure(layout=layout | {"height": 460, "hovermode": "closest"})
+    for i, row in enumerate(frame.to_dict("records")):
+        figure.add_scatter(
+            x=plain_numbers([row["bytes_per_parameter"]]),
+            y=plain_numbers([row["error"]]),
+            name=f"{_estimator_name(row['estimator'])}: {row['time']:.2g}",
+            mode="markers",
+            marker={"symbol": SYMBOLS[i % 6], "size": 12, **_style(i)},
+        )
+    figure.update_xaxes(type="log", dtick=1, title_text="statistics [bytes/parameter]")
+    figure.update_yaxes(type="log", dtick=1, title_text="relative error of V, root mean square")
+    figure.update_layout(xaxis_exponentformat="power", yaxis_exponentformat="power")
+    return figure
+
+
+def _mark_truths(
+    figure: go.Figure, truths: pd.Series, rows: dict[str, int], floor: float, roof: float
+) -> None:
+    """A thick bar in each row, and a pale line between rows."""
+    xs: list[float | None] = []
+    ys: list[float | None] = []
+    for stream, row in rows.items():
+        x = min(max(truths[stream], floor), roof)
+        xs += [x, x, None]
+        ys += [row - 0.42, row + 0.42, None]
+        figure.add_hline(y=row - 0.5, line={"color": "#e5e5e5", "width": 1})
+    line = {"color": BLACK, "width": 4}
+    figure.add_scatter(x=xs, y=ys, name="truth", mode="lines", line=line, hoverinfo="skip")
+
+
+def _estimator_name(label: str) -> str:
+    return f"{label} ({VERSIONS[label]})" if label in VERSIONS else label
+
+
+def _style(i: int) -> dict[str, Any]:
+    return {"color": OKABE_ITO[i % len(OKABE_ITO)], "line": {"width": 2}}

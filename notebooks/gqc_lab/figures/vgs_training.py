@@ -1,0 +1,135 @@
+"""Figures of training with the variance gradient scaler: losses, what is resolved, Adam's answer.
+
+As :mod:`gqc_lab.figures`: data in, a figure out, the same for the same data.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from gqc_lab.figures.style import DASHES, HOUSE, OKABE_ITO, over_seeds, plain_numbers, thin
+from gqc_lab.figures.vgs import BLACK, LEGEND_ABOVE
+from gqc_lab.stats.analysis import check_columns
+
+UNITS = {"digits": "nat", "values": "reward²"}
+
+
+def loss_panels(history: pd.DataFrame, y: str = "val_loss") -> go.Figure:
+    """Mean over seeds of ``y`` against steps: a row for each task, a column for each optimizer.
+
+    Args:
+        history: records with ``task``, ``optimizer``, ``method``, ``seed``, ``microbatch``, ``y``.
+    """
+    keys = ["task", "optimizer", "method", "seed", "microbatch"]
+    check_columns("loss_panels", history, [*keys, y])
+    tasks, optimizers = list(history["task"].unique()), list(history["optimizer"].unique())
+    titles = [f"{task}, {optimizer}" for task in tasks for optimizer in optimizers]
+    figure = make_subplots(
+        len(tasks),
+        len(optimizers),
+        shared_xaxes=True,
+        shared_yaxes=True,
+        subplot_titles=titles,
+        vertical_spacing=0.12,
+        horizontal_spacing=0.05,
+    )
+    methods = list(history["method"].unique())
+    for (task, optimizer), panel in history.dropna(subset=[y]).groupby(["task", "optimizer"]):
+        place = {"row": tasks.index(task) + 1, "col": optimizers.index(optimizer) + 1}
+        for i, method in enumerate(methods):
+            mean = panel[panel["method"] == method].groupby("microbatch")[y].mean().reset_index()
+            if len(mean):
+                _line(figure, thin(mean, y), y, method, i, place, place == {"row": 1, "col": 1})
+    _panels(figure, f"Held-out loss, {over_seeds(history)}", len(tasks))
+    for row, task in enumerate(tasks, 1):
+        figure.update_yaxes(title_text=f"loss [{UNITS.get(task, 'loss')}]", col=1, row=row)
+    figure.update_xaxes(title_text="optimizer steps", row=len(tasks))
+    return figure
+
+
+def resolution(history: pd.DataFrame, over: int = 25) -> go.Figure:
+    """Share of tensors whose signal is not resolved, and the factor, against steps, by beta.
+
+    Args:
+        history: records of one seed with ``beta``, ``microbatch``, ``vgs/unresolved`` and
+            ``would_be_factor``.
+        over: records of the moving average of the share.
+    """
+    check_columns(
+        "resolution", history, ["beta", "microbatch", "vgs/unresolved", "would_be_factor"]
+    )
+    titles = ["tensors not resolved", "factor at alpha 0.1"]
+    figure = make_subplots(1, 2, subplot_titles=titles)
+    for i, (beta, rows) in enumerate(history.groupby("beta", sort=False)):
+        share = rows["vgs/unresolved"].rolling(over, min_periods=1).mean()
+        for column, values in enumerate([100 * share, rows["would_be_factor"]], 1):
+            curve = rows.assign(shown=values)
+            place = {"row": 1, "col": column}
+            _line(figure, thin(curve, "shown"), "shown", f"beta {beta:g}", i, place, column == 1)
+    _panels(figure, "How much of the variance is resolved?", 1)
+    figure.update_yaxes(title_text="moving average [%]", range=[-3, 103], col=1)
+    figure.update_yaxes(range=[0, 1.05], col=2)
+    figure.update_xaxes(title_text="optimizer steps")
+    return figure
+
+
+def update_ratio(frame: pd.DataFrame, over: int = 11) -> go.Figure:
+    """Size of Adam's updates with scaling, relative to without: measured, predicted, the factor.
+
+    Args:
+        frame: ``microbatch``, ``measured``, ``predicted``, ``factor``.
+        over: records of the moving average of ``measured``.
+    """
+    check_columns("update_ratio", frame, ["microbatch", "measured", "predicted", "factor"])
+    smooth = frame["measured"].rolling(over, center=True, min_periods=1).mean()
+    layout = {"template": HOUSE, "title_text": "What Adam makes of a factor"}
+    figure = go.Figure(layout=layout | {"height": 460} | LEGEND_ABOVE)
+    curves = {
+        "factor on the gradient": (frame["factor"], OKABE_ITO[0], "dash"),
+        "size of the update, measured": (smooth, OKABE_ITO[1], "solid"),
+        "size of the update, predicted": (frame["predicted"], BLACK, "dot"),
+    }
+    for name, (values, color, dash) in curves.items():
+        curve = thin(frame.assign(shown=values), "shown")
+        figure.add_scatter(
+            x=plain_numbers(curve["microbatch"]),
+            y=plain_numbers(curve["shown"]),
+            name=name,
+            mode="lines",
+            line={"color": color, "dash": dash, "width": 2.5},
+        )
+    figure.update_xaxes(title_text="optimizer steps")
+    figure.update_yaxes(title_text="relative to no scaling", rangemode="tozero")
+    return figure
+
+
+def _line(
+    figure: go.Figure,
+    curve: pd.DataFrame,
+    y: str,
+    name: str,
+    number: int,
+    place: dict[str, int],
+    is_first: bool,
+) -> None:
+    line: dict[str, Any] = {"color": OKABE_ITO[number % len(OKABE_ITO)], "width": 2}
+    figure.add_scatter(
+        x=plain_numbers(curve["microbatch"]),
+        y=plain_numbers(curve[y]),
+        name=name,
+        legendgroup=name,
+        showlegend=is_first,
+        mode="lines",
+        line=line | {"dash": DASHES[number % len(DASHES)]},
+        **place,
+    )
+
+
+def _panels(figure: go.Figure, title: str, rows: int) -> None:
+    figure.update_layout(template=HOUSE, title_text=title, height=190 + 230 * rows, **LEGEND_ABOVE)
+    # Above the panels' own titles, whatever the figure's height.
+    figure.update_layout(legend_y=1 + 30 / (60 + 230 * rows), margin_t=110)

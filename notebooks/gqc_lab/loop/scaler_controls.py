@@ -1,0 +1,130 @@
+r"""What of a variance gradient scaler can be changed while it runs, and what it would have done.
+
+The controls have the names of :class:`~gqc.scalers.VarianceGradientScaler`'s arguments, so that one
+widget drives every experiment that has them.  ``alpha``, ``warmup_steps``, ``percentile``,
+``min_scaling_factor`` and ``variance_cap`` act on the next gradient.  ``beta`` defines the
+statistics: a change starts them, and the warmup, afresh.  The estimator needs a new run.
+
+Since V is read from raw gradients, a record of V tells what another law would have made of it:
+
+.. math:: f_i = \mathrm{clip}(1/(1+\alpha\min(V_{i-1}, V_\max)), f_\min, 1),
+
+and 1 in the warmup.  The training that would have followed is not known, so this is the answer of
+the law to the V of this run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gqc.scalers import VarianceGradientScaler
+from gqc.scalers.aggregate import scaling_factor
+from gqc.scalers.settings import Settings
+from gqc_lab.loop.controls import Control, Spec
+
+NAMES = ("alpha", "beta", "warmup_steps", "percentile", "min_scaling_factor", "variance_cap")
+LAW = ("alpha", "warmup_steps", "min_scaling_factor", "variance_cap")  #: what makes V a factor
+VARIANCE, COUNT = "vgs/normalized_variance", "vgs/step_count"
+
+
+def scaler_controls(scaler: VarianceGradientScaler) -> dict[str, Spec]:
+    """The controls that change ``scaler`` while it runs."""
+    return {
+        "alpha": Control(scaler.alpha, doc="strength of the scaling; 0 measures, scales nothing"),
+        "beta": Control(
+            scaler.beta,
+            high=1.0,
+            doc="decay of the statistics; a change starts them and the warmup afresh",
+        ),
+        "warmup_steps": Control(scaler.warmup_steps, is_integer=True, doc="steps with factor 1"),
+        "percentile": Control(scaler.percentile, high=1.0, doc="of the variance over tensors"),
+        "min_scaling_factor": Control(scaler.min_scaling_factor, high=1.0, doc="least factor"),
+        "variance_cap": Control(
+            scaler.variance_cap or 0.0,
+            doc="the variance counts up to this; 0: as far as beta resolves it",
+        ),
+    }
+
+
+def has_scaler(controls: Mapping[str, Any]) -> bool:
+    """Do ``controls`` hold all that a scaler has?"""
+    return all(name in controls for name in NAMES)
+
+
+def scaler_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The scaler's arguments that ``values`` of the controls mean; other controls are left out.
+
+    Raises: ValueError: a value that the scaler refuses.
+    """
+    found = {name: values[name] for name in NAMES}
+    found["variance_cap"] = found["variance_cap"] or None
+    Settings(**found)
+    return found
+
+
+def apply_scaler(scaler: VarianceGradientScaler, values: Mapping[str, Any]) -> None:
+    """Set ``scaler`` to ``values`` of the controls, between two steps."""
+    for name, value in scaler_settings(values).items():
+        if getattr(scaler, name) == value:
+            continue
+        if name == "beta":
+            _restart(scaler, value)
+        else:
+            setattr(scaler, name, value)
+
+
+def _restart(scaler: VarianceGradientScaler, beta: float) -> None:
+    state = scaler.state_dict()
+    empty = {"config": {**state["config"], "beta": beta}, "statistics": {}, "step_count": 0}
+    scaler.load_state_dict({**state, **empty})
+
+
+def scaled_steps(columns: Mapping[str, Any], x: str) -> dict[str, NDArray[np.float64]]:
+    """The optimizer steps of one run, with what their factors were made from.
+
+    Args:
+        columns: of the run's history: ``stepped``, ``factor``, `VARIANCE`, `COUNT` and ``x``; of
+            equal length or cut to the shortest.
+    Returns: a value for each step of ``x``, ``factor`` (the recorded one), ``variance`` (V before
+        the step) and ``count`` (steps of the scaler before it).
+    Raises: ValueError: a column is missing.
+    """
+    names = ("stepped", "factor", VARIANCE, COUNT, x)
+    if missing := [name for name in names if name not in columns]:
+        raise ValueError(f"history without {missing}: expected a run with a variance scaler")
+    length = min(len(columns[name]) for name in names)
+    stepped = np.asarray(columns["stepped"][:length], dtype=bool)
+    values = {
+        name: np.asarray(columns[name][:length], dtype=float)
+        for name in (x, "factor", VARIANCE, COUNT)
+    }
+    before = np.concatenate([[0.0], values[VARIANCE][:-1]])[:length]
+    count = values[COUNT] - 1
+    before = np.where(count == 0, 0.0, before)  # afresh: what came before is forgotten
+    found = {x: values[x], "factor": values["factor"], "variance": before, "count": count}
+    return {name: column[stepped] for name, column in found.items()}
+
+
+def what_if(
+    steps: Mapping[str, NDArray[np.float64]], values: Mapping[str, Any]
+) -> NDArray[np.float64]:
+    """The factor at each of `scaled_steps`, had the law been that of ``values``.
+
+    Exact where ``percentile`` falls on a tensor or V is below the cap of the record: a record
+    holds no V above its cap.
+
+    Args:
+        values: of the controls `LAW`.
+    """
+    law = scaling_factor(
+        torch.from_numpy(steps["variance"]),
+        values["alpha"],
+        values["min_scaling_factor"],
+        values["variance_cap"] or None,
+    )
+    return np.where(steps["count"] >= values["warmup_steps"], law.numpy(), 1.0)

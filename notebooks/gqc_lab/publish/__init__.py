@@ -1,0 +1,1 @@
+"""What people read: saved notebooks, pages, the site, figures for print, new experiments."""

@@ -1,0 +1,154 @@
+"""Saved notebooks: run them as they are compared, and keep their files small and the same.
+
+``python -m gqc_lab.publish.notebooks notebooks/*.ipynb`` (``make notebooks``) brings each pair of
+.py and .ipynb together, runs it with the parameters that it states, on the CPU, and saves the
+outputs except what changes from run to run: progress bars, widget state, times.  Where a browser
+is found, every figure is also saved as a still picture, for viewers that run no scripts (GitHub).
+
+``python -m gqc_lab.publish.notebooks --verdicts notebooks/*.ipynb`` runs nothing: it brings the
+tables of verdicts in saved outputs up to what ``paper`` holds.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+import jupytext
+import nbformat
+from jupytext.cli import jupytext as run_jupytext
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+from gqc_lab.figures import verdicts
+from gqc_lab.runs.notebook import is_passing
+
+FORMAT = "py:percent"
+TABLE = re.compile(r'figures\.verdicts\.(?P<table>\w+)\("(?P<name>\w+)"\)')
+
+
+def is_paired(notebook: Path) -> bool:
+    """Whether the .py beside ``notebook`` has the same cells (headers do not count)."""
+    script = notebook.with_suffix(".py").read_text(encoding="utf-8")
+    return _cells(jupytext.writes(jupytext.read(notebook), FORMAT)) == _cells(script)
+
+
+def _cells(script: str) -> str:
+    return script[script.index("# %%") :]
+
+
+def install_cell(extra: str = "lab") -> str:
+    """The cell that installs the kit where it is missing, the first of every notebook.
+
+    It is tagged ``install`` and not part of a run's id.
+
+    Args:
+        extra: of the kit; "widgets" where the notebook shows some.
+    """
+    return fill_template("install.py", {"extra": extra}).rstrip("\n")
+
+
+def fill_template(name: str, words: Mapping[str, str]) -> str:
+    """The text of ``templates/<name>.txt`` with its ``$words``."""
+    text = files("gqc_lab.publish").joinpath("templates", f"{name}.txt").read_text(encoding="utf-8")
+    return Template(text).substitute(words)
+
+
+def on_cpu(notebook: NotebookNode) -> NotebookNode:
+    """``notebook`` with ``device = "auto"`` set to the CPU, where numbers can be compared."""
+    for cell in notebook.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            cell.source = re.sub(r'^device = "auto"', 'device = "cpu"', cell.source, flags=re.M)
+    return notebook
+
+
+def refresh(notebook: Path, renderer: str, timeout: float = 600.0) -> None:
+    """Run ``notebook`` and save it with its outputs.
+
+    Args:
+        notebook: .ipynb file; it and the .py beside it are synchronised first, the newer one wins.
+        renderer: how plotly's figures are saved; see :func:`find_renderer`.
+        timeout: of a cell [s].
+    Raises: nbclient.exceptions.CellExecutionError: a cell failed; the file keeps its old outputs.
+    """
+    run_jupytext(["--quiet", "--sync", str(notebook)])
+    content = nbformat.read(notebook, as_version=4)
+    running = on_cpu(nbformat.from_dict(content))
+    os.environ["PLOTLY_RENDERER"] = renderer
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums split over threads differ in a last bit
+    folder = {"metadata": {"path": str(notebook.parent)}}
+    NotebookClient(
+        running, timeout=timeout, resources=folder, record_timing=False, store_widget_state=False
+    ).execute()
+    for cell, ran in zip(content.cells, running.cells, strict=True):
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
+    nbformat.write(tidy(content), notebook)
+    run_jupytext(["--quiet", "--sync", str(notebook)])  # the script's header follows the metadata
+
+
+def tidy(notebook: NotebookNode) -> NotebookNode:
+    """``notebook`` without progress bars, widget views, and metadata of one machine."""
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook.metadata = nbformat.from_dict(
+        {"kernelspec": kernel, "language_info": {"name": "python"}}
+    )
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number:02}"
+        tags = cell.metadata.get("tags")
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not is_passing(output)]
+    return notebook
+
+
+def show_verdicts(notebook: NotebookNode, paper: Path) -> NotebookNode:
+    """``notebook`` with the present text in each output of a cell that is a table of verdicts."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and (call := TABLE.fullmatch(cell.source.strip())):
+            text = getattr(verdicts, call["table"])(call["name"], paper).data
+            for output in cell.outputs:
+                output.data["text/markdown"] = text
+    return notebook
+
+
+def find_renderer() -> str:
+    """``plotly_mimetype``, with pictures if kaleido and a browser can make one."""
+    import plotly.graph_objects as go
+
+    try:
+        go.Figure().to_image("png")
+    except Exception as error:  # kaleido, its browser, or what either needs is missing
+        reason = str(error).strip().splitlines()[0]
+        print(f"figures are saved without still pictures: {reason}", file=sys.stderr)
+        return "plotly_mimetype"
+    return "plotly_mimetype+png"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Refresh the notebooks that are named, or their verdicts alone; returns the exit code."""
+    only_verdicts = "--verdicts" in arguments
+    notebooks = [Path(argument) for argument in arguments if argument != "--verdicts"]
+    missing = [str(n) for n in notebooks if n.suffix != ".ipynb" or not n.is_file()]
+    if missing or not notebooks:
+        print(f"{', '.join(missing) or 'nothing'}: expected .ipynb files", file=sys.stderr)
+        return 2
+    if only_verdicts:
+        for notebook in notebooks:
+            content = nbformat.read(notebook, as_version=4)
+            nbformat.write(show_verdicts(content, notebook.parent / verdicts.PAPER), notebook)
+        return 0
+    renderer = find_renderer()
+    for notebook in notebooks:
+        refresh(notebook, renderer)
+        print(f"{notebook}: {notebook.stat().st_size / 1000:.0f} kB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

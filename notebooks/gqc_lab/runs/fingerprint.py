@@ -1,0 +1,129 @@
+"""What a run depends on, as hashes: notebook code, gqc source, data, parameters.
+
+The run id is the hash of these, so a run is stale exactly when one of them changed.  Comments,
+docstrings and blank lines do not count.  What surrounds the run (versions, machine, commit) is
+recorded beside it, but is not part of the id: a new patch release of numpy does not stale a
+paper's runs.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import re
+import subprocess
+import tokenize
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from gqc_lab.runs.parameters import BadInput
+
+ID_LENGTH = 16  # hexadecimal digits: 64 bits, so 10,000 runs collide with odds of 3e-12
+
+
+def digest(value: Any) -> str:
+    """sha256 of the canonical JSON of ``value``, or of bytes as they are."""
+    if not isinstance(value, bytes):
+        value = json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    return hashlib.sha256(value).hexdigest()
+
+
+def strip_prose(source: str) -> str:
+    """Python source without comments, docstrings, blank lines and trailing blanks."""
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            match node.body:
+                case [ast.Expr(value=ast.Constant(value=str())) as doc, *_]:
+                    for row in range(doc.lineno - 1, doc.end_lineno or doc.lineno):
+                        lines[row] = ""
+    return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def cell_hash(source: str) -> str:
+    """Hash of a notebook cell; one with magics is not Python and counts as it is."""
+    try:
+        return digest(strip_prose(source).encode())
+    except (SyntaxError, tokenize.TokenError):
+        return digest(source.strip().encode())
+
+
+def data_hashes(entries: Iterable[str], folder: Path) -> dict[str, str]:
+    """Hash of each file, or the version of each installed distribution that carries data.
+
+    Raises: BadInput: an entry is neither.
+    """
+    hashes = {}
+    for entry in entries:
+        path = folder / entry
+        if path.is_file():
+            with path.open("rb") as file:
+                hashes[entry] = hashlib.file_digest(file, "sha256").hexdigest()
+            continue
+        try:
+            hashes[entry] = importlib.metadata.version(entry)
+        except importlib.metadata.PackageNotFoundError:
+            raise BadInput(
+                f"data: {entry!r}: expected a file (from {folder}) or an installed distribution"
+            ) from None
+    return hashes
+
+
+def environment(folder: Path) -> dict[str, Any]:
+    """Versions, machine and commit, for the record.
+
+    ``commit`` is that of the repository that holds ``folder``, with ``-dirty`` if tracked files
+    are changed, or None outside git.
+    """
+    versions: dict[str, str | None] = {}
+    for requirement in importlib.metadata.requires("gqc-kit") or []:
+        name = re.split(r"[^\w.-]", requirement)[0]
+        if name != "gqc-kit" and "extra == 'dev'" not in requirement.replace('"', "'"):
+            try:
+                versions[name] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                versions[name] = None
+    return {
+        "gqc": importlib.metadata.version("gqc-kit"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": int(os.environ.get("OMP_NUM_THREADS") or 0) or None,
+        "commit": _commit(folder),
+        "packages": versions,
+    }
+
+
+def _processor() -> str | None:
+    """The model's name; ``platform.processor`` does not know it on Linux."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+    except OSError:
+        return platform.processor() or None
+    return found[1].strip() if found else None
+
+
+def _commit(folder: Path) -> str | None:
+    try:
+        describe = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return describe.stdout.strip() or None if describe.returncode == 0 else None

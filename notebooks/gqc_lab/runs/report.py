@@ -1,0 +1,235 @@
+"""The table and the figure that a batch leaves, both read back from the store."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gqc_lab.runs.parameters import BadInput, nearest
+from gqc_lab.runs.plan import Batch
+from gqc_lab.runs.progress import show_value
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+    from rich.table import Table
+
+    from gqc_lab.runs.loading import Runs
+
+
+def batch_results(batch: Batch, runs: Runs) -> pd.DataFrame:
+    """The rows of ``runs.results`` that are of this batch, in its order."""
+    order = {run.id: place for place, run in enumerate(batch.runs)}
+    mine = runs.results[runs.results["run"].isin(list(order))]
+    return mine.sort_values("run", key=lambda ids: ids.map(order), kind="stable")
+
+
+def summarize_batch(batch: Batch, results: pd.DataFrame) -> pd.DataFrame:
+    """Mean and 95 % interval over the runs of each group: a row per group and column.
+
+    Several rows of one run in a group count as one, their mean.  There is no interval over runs
+    that differ in more than the seed.
+
+    Args:
+        results: as :func:`batch_results` returns.
+    Returns: the columns that make the groups, then ``column``, ``mean``, ``low``, ``high``, ``n``
+        (runs); the interval is Student's t, and NaN for one run.  The mean of a column that the
+        report calls geometric is so, and the interval is that of the logarithms.
+    Raises: BadInput: the report names a column that no result has, or calls one geometric that has
+        a value <= 0.
+    """
+    import pandas as pd
+
+    frame, by = _grouped(batch, results)
+    geometric = _known(results, batch.report.geometric, "geometric")
+    points = {
+        r.id: show_value([r.parameters[n] for n in r.varied if n != "seed"]) for r in batch.runs
+    }
+    num_points = frame["run"].map(points).groupby([frame[b] for b in by], sort=False).nunique()
+    parts = []
+    for column in _columns(batch, results, by):
+        part = summarize_column(frame, by, column, is_geometric=column in geometric)
+        part.loc[(num_points > 1).to_numpy(), ["low", "high"]] = math.nan
+        part.insert(len(by), "column", column)
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def summarize_column(
+    frame: pd.DataFrame, by: list[str], column: str, *, is_geometric: bool = False
+) -> pd.DataFrame:
+    r"""Mean of ``column`` over the runs of each group, with its 95 % t interval.
+
+    A geometric mean, :math:`\exp(\bar l \pm t_{n-1}\,s_l/\sqrt n)` with :math:`l = \log y`, is for
+    positive quantities that seeds multiply, such as counts: its interval stays above 0.
+
+    Args:
+        frame: with the columns ``by``, ``run`` and ``column``.
+    Returns: a row per group: ``by``, ``mean``, ``low``, ``high``, ``n``.
+    Raises: BadInput: a value <= 0 has no geometric mean.
+    """
+    import numpy as np
+
+    from gqc_lab.stats.analysis import summarize
+
+    values = frame[column].astype(float)
+    if is_geometric and (values <= 0).any():
+        raise BadInput(
+            f"report: geometric: {column!r} has a value of {values.min():g}; it needs > 0"
+        )
+    if is_geometric:
+        values = values.map(np.log)
+    keys = list(dict.fromkeys([*by, "run"]))
+    of_runs = frame[keys].assign(value=values).groupby(keys, sort=False, dropna=False)["value"]
+    means = of_runs.agg(lambda rows: rows.to_numpy().mean())  # NaN where a row is
+    summary = summarize(means.reset_index(), by, "value")[[*by, "mean", "low", "high", "n"]]
+    if is_geometric:
+        summary[["mean", "low", "high"]] = np.exp(summary[["mean", "low", "high"]])
+    return summary
+
+
+def _grouped(batch: Batch, results: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The results and the columns that make their groups.
+
+    Unless the batch file names these: what the grid varies, and the method.  Where that leaves
+    several rows of a run in one group, which repeat nothing, all columns of names; and where even
+    those do, each row is a group.
+    """
+    from pandas.api.types import is_numeric_dtype
+
+    by = _known(results, batch.report.by, "by")
+    if not by:
+        varied = [name for name in batch.runs[0].varied if name != "seed"] if batch.runs else []
+        by = list(dict.fromkeys(n for n in (*varied, "method") if n in results.columns))
+    texts = {n for n in results.columns if n != "run" and not is_numeric_dtype(results[n])}
+    frame = results.copy()
+    for name in texts.union(by):  # lists cannot be grouped by
+        frame[name] = frame[name].map(show_value)
+    if not batch.report.by and frame.duplicated([*by, "run"]).any():
+        names = texts.difference(["notebook", *batch.notebook.declared])
+        by += [n for n in frame.columns if n in names and n not in by and frame[n].nunique() > 1]
+    if not batch.report.by and frame.duplicated([*by, "run"]).any():
+        frame["row"] = (frame.groupby("run").cumcount() + 1).map(str)
+        by += [*(["run"] if frame["run"].nunique() > 1 else []), "row"]
+    return frame, by or ["notebook"]
+
+
+def _columns(batch: Batch, results: pd.DataFrame, by: list[str]) -> list[str]:
+    if batch.report.columns:
+        return _known(results, batch.report.columns, "columns")
+    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+    own = results.columns.difference([*by, *batch.notebook.declared], sort=False)
+    return [c for c in own if is_numeric_dtype(results[c]) and not is_bool_dtype(results[c])]
+
+
+def _known(results: pd.DataFrame, names: tuple[str, ...], key: str) -> list[str]:
+    for name in names:
+        if name not in results.columns:
+            hint = nearest(name, map(str, results.columns))
+            raise BadInput(f"report: {key}: no result column {name!r}{hint}")
+    return list(names)
+
+
+def describe_summary(batch: Batch, summary: pd.DataFrame) -> str:
+    """What the numbers of a summary are, in words."""
+    if not (summary["n"] > 1).any():
+        return "results"
+    shown = [name for name in batch.report.geometric if name in set(summary["column"])]
+    geometric = f"; geometric mean of {', '.join(shown)}" if shown else ""
+    return f"mean and 95 % interval over runs{geometric}"
+
+
+def make_table(batch: Batch, summary: pd.DataFrame, console: Console) -> Table:
+    """The summary as a rich table: a row per group, ``mean [low, high]`` in each column.
+
+    Where that is wider than the console, a row per group and column.
+    """
+    by = list(summary.columns[: list(summary.columns).index("column")])
+    columns = list(dict.fromkeys(summary["column"]))
+    is_repeated = bool((summary["n"] > 1).any())
+    heads = [*by, *(["runs"] if is_repeated else [])]
+    rows = []
+    for key, group in summary.groupby(by, sort=False, dropna=False):
+        cells = {row["column"]: show_interval(row) for _, row in group.iterrows()}
+        counted = [*map(str, key), *([str(int(group["n"].max()))] if is_repeated else [])]
+        rows.append((counted, [cells.get(column, "") for column in columns]))
+    title = f"{batch.name}: {describe_summary(batch, summary)}"
+    wide = _table(title, heads, columns, [[*counted, *cells] for counted, cells in rows])
+    unbounded = console.options.update(max_width=100_000)
+    if console.measure(wide, options=unbounded).minimum <= console.width:  # no word is cut
+        return wide
+    long = [
+        [*counted, *pair]
+        for counted, cells in rows
+        for pair in zip(columns, cells, strict=True)
+        if pair[1]
+    ]
+    return _table(title, [*heads, "column"], ["value"], long)
+
+
+def _table(title: str, names: list[str], numbers: list[str], rows: list[list[str]]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for name in names:
+        table.add_column(name, overflow="fold")
+    for name in numbers:
+        table.add_column(name, justify="right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def show_interval(row: Any) -> str:
+    """``mean [low, high]`` of a row of the summary."""
+    if math.isnan(row["low"]):
+        return _number(row["mean"])
+    # As many digits as the interval's width can tell apart, and one more.
+    width = row["high"] - row["low"]
+    if width == 0:
+        return _number(row["mean"])
+    if 0 < 10 * row["low"] < row["high"]:  # the ends have no digits in common
+        return f"{_number(row['mean'], 3)} [{_number(row['low'], 3)}, {_number(row['high'], 3)}]"
+    digits = max(0, min(6, 1 - math.floor(math.log10(width)))) if math.isfinite(width) else 3
+    return f"{row['mean']:,.{digits}f} [{row['low']:,.{digits}f}, {row['high']:,.{digits}f}]"
+
+
+def _number(value: float, digits: int = 4) -> str:
+    if not math.isfinite(value):
+        return str(value)
+    is_whole = math.isclose(value, round(value), rel_tol=1e-12)  # logarithms cost a last digit
+    if abs(value) < 1e9 and (is_whole or abs(value) >= 1000):
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}"
+
+
+def find_function(where: str, reference: str) -> Callable[..., Any]:
+    """The function that ``package.module:function`` names.
+
+    Args:
+        where: key of the batch file, for the message.
+    Raises: BadInput: there is none of that name.
+    """
+    module, _, name = reference.partition(":")
+    try:
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise BadInput(f"{where}: {reference!r}: {error}") from None
+    return function
+
+
+def figure_function(batch: Batch) -> Callable[[pd.DataFrame, pd.DataFrame], Any]:
+    """What draws the batch's figure.  Raises: BadInput: there is no function of that name."""
+    return find_function("report: figure", batch.report.figure)
+
+
+def write_figure(batch: Batch, results: pd.DataFrame, history: pd.DataFrame, path: Path) -> None:
+    """Write the figure that the batch file names as a page that needs no network."""
+    from gqc_lab.figures import write_html
+
+    figure = figure_function(batch)(results, history)
+    write_html(figure, path.with_name(f".{path.name}")).replace(path)

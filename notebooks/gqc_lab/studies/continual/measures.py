@@ -1,0 +1,134 @@
+r"""What a network that keeps learning loses: plasticity, living units, rank, and the noise it gets.
+
+Pure functions; `gqc_lab.studies.continual.training` says when they are taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gqc.upgd import utility
+from gqc.upgd.adaptive_upgd import AdaptiveUPGD
+from gqc_lab.models.mlp import MLP
+
+DIGITS = 6  #: of a rank: LAPACK's last bits differ from call to call, and a resumed run's may not
+
+
+def plasticity(before: Tensor, after: Tensor, eps: float = 1e-8) -> Tensor:
+    r"""How much of its loss a step took off each example, in [0, 1].
+
+    .. math:: \max\left(1 - \frac{L(w_{t+1})}{\max(L(w_t), \epsilon)},\; 0\right)
+
+    Args:
+        before, after: losses of the same examples before and after the step on them.
+    Source: arXiv:2404.00781, section 4.
+    """
+    return (1 - after / before.clamp_min(eps)).clamp_min(0.0)
+
+
+@torch.no_grad()
+def hidden_activations(model: MLP, images: Tensor) -> list[Tensor]:
+    """Outputs of each hidden layer, after its ReLU [examples, width]."""
+    activations, x = [], images
+    for layer in model.layers[:-1]:
+        x = torch.relu(layer(x))
+        activations.append(x)
+    return activations
+
+
+def dead_share(activations: Sequence[Tensor]) -> float:
+    """Share of units, over all layers, that are 0 on every example; NaN without hidden layers."""
+    dead = [(layer == 0).all(0) for layer in activations]
+    return torch.cat(dead).double().mean().item() if dead else float("nan")
+
+
+def effective_rank(matrix: Tensor) -> float:
+    r"""Exponential of the entropy of the singular values, to six digits; 0 for a zero matrix.
+
+    :math:`\exp(-\sum_i p_i \ln p_i)`, :math:`p_i = s_i / \sum_j s_j`.
+
+    Source: Roy and Vetterli 2007, "The effective rank".
+    """
+    values = _singular_values(matrix)
+    if not values.sum() > 0:
+        return 0.0 if values.isfinite().all() else float("nan")
+    p = values / values.sum()
+    return _rounded(torch.special.entr(p).sum().exp())
+
+
+def stable_rank(matrix: Tensor) -> float:
+    r""":math:`\sum_i s_i^2 / \max_i s_i^2`, to six digits; 0 for a zero matrix."""
+    squares = _singular_values(matrix).square()
+    if not squares.sum() > 0:
+        return 0.0 if squares.isfinite().all() else float("nan")
+    return _rounded(squares.sum() / squares.max())
+
+
+def _singular_values(matrix: Tensor) -> Tensor:
+    matrix = matrix.detach().double().cpu()
+    if not matrix.isfinite().all():  # LAPACK would raise
+        return matrix.new_tensor([float("nan")])
+    return torch.linalg.svdvals(matrix)
+
+
+def _rounded(value: Tensor) -> float:
+    return float(f"{value.item():.{DIGITS}g}")
+
+
+def weight_norm(model: nn.Module) -> float:
+    """L2 norm of all parameters."""
+    norms = torch._foreach_norm([p.detach() for p in model.parameters()])
+    return torch.stack(norms).double().norm().item()
+
+
+def noise_to_signal(optimizer: Optimizer, norms: Sequence[Tensor]) -> float | None:
+    r"""Expected norm of the noise, over that of the direction that it is added to.
+
+    :math:`\sqrt{\sum_i \sigma_i^2 N_i} / \|d\|` over tensors i of :math:`N_i` elements; d is the
+    gradient, or Adam's direction in the last step.  Gates are left out: they act on both.
+
+    Args:
+        optimizer: after a step.
+        norms: of each parameter's gradient, as the optimizer got it.
+    Returns: None for an optimizer without noise.
+    """
+    signal, noise = 0.0, 0.0
+    left = list(norms)
+    for group in optimizer.param_groups:
+        if "sigma" not in group:
+            return None
+        params = [p for p in group["params"] if p.requires_grad]
+        mine, left = left[: len(params)], left[len(params) :]
+        for p, std in zip(params, _deviations(group, params, mine), strict=True):
+            noise += std**2 * p.numel()
+        directions = mine
+        if isinstance(optimizer, AdaptiveUPGD):
+            directions = [d.norm() for d in _adam_directions(optimizer, group, params)]
+        signal += sum(float(norm) ** 2 for norm in directions)
+    return (noise / signal) ** 0.5 if signal > 0 else float("inf")
+
+
+def _deviations(
+    group: Mapping[str, Any], params: Sequence[Tensor], norms: Sequence[Tensor]
+) -> list[float]:
+    if not group.get("adaptive_noise", False):
+        return [float(group["sigma"])] * len(params)
+    numels = [p.numel() for p in params]
+    reference, floor = group["noise_reference"], group["min_noise_std"]
+    stds = utility.noise_stds(list(norms), numels, group["sigma"], reference, floor)
+    return [float(std) for std in stds]
+
+
+def _adam_directions(
+    optimizer: AdaptiveUPGD, group: Mapping[str, Any], params: Sequence[Tensor]
+) -> list[Tensor]:
+    states = [optimizer.state[p] for p in params]
+    _, first, second = optimizer.kept
+    m, v = ([state[name] for state in states] for name in (first, second))
+    steps = [state["step"] for state in states]
+    return utility.adam_directions(m, v, group["betas"], steps, group["eps"])

@@ -1,0 +1,241 @@
+r"""Learn a stream of tasks online, and see what is left of the ability to learn.
+
+A multilayer perceptron reads permuted images (`gqc_lab.data.streams`) once and in order, and takes
+a step on every batch.  What counts is the **online accuracy**: the share of examples that were
+classified rightly *before* the step on them.  Methods:
+
+- ``"sgd"``, ``"adamw"``; ``"l2"``: SGD with weight decay;
+- ``"pgd"``: SGD with noise on every weight, ``"shrink_perturb"``: the same with decay;
+- ``"upgd"``: noise and steps gated by utility, ``"upgd_nonprotecting"``: the noise alone;
+- ``"adaptive_upgd"``, ``"upgdw"``: the same along Adam's direction.
+
+Any of them with the variance gradient scaler (``vgs``).  Methods share weights and stream per seed.
+
+Source: arXiv:2404.00781, whose streams have 200 to 400 tasks of other images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from gqc.gradients import collect, multiply_, tensor_norms
+from gqc.wrappers import OptimizerWrapperVGS
+from gqc_lab.data.streams import TaskStream, make_stream
+from gqc_lab.loop.controls import Control, Controls
+from gqc_lab.loop.experiment import Experiment
+from gqc_lab.loop.placement import find_device, find_dtype, make_generator
+from gqc_lab.models.mlp import MLPConfig, make_mlp
+from gqc_lab.studies.continual import measures
+from gqc_lab.studies.continual.methods import NOISY, make_optimizer
+from gqc_lab.studies.continual.settings import ContinualConfig, comparison, config
+
+__all__ = ["Continual", "ContinualConfig", "Means", "build", "comparison", "config"]
+
+FIFTH = 5  #: the first and the last fifth of the tasks are compared
+
+
+def build(config: ContinualConfig) -> Continual:
+    """The experiment of that config: stream made, weights drawn, nothing trained yet."""
+    sizes = (config.num_tasks, config.task_examples)
+    return Continual(config, make_stream(config.stream, config.data, *sizes, seed=config.seed))
+
+
+class Means:
+    """Means of numbers that come one by one, by name; part of a checkpoint."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[float]] = {}
+
+    def add(self, name: str, value: float) -> None:
+        """Count one more value of ``name``."""
+        total = self._sums.setdefault(name, [0.0, 0])
+        total[0] += value
+        total[1] += 1
+
+    def take(self, name: str) -> float | None:
+        """The mean of ``name`` since it was last taken; None where nothing came."""
+        total, count = self._sums.pop(name, (0.0, 0))
+        return total / count if count else None
+
+    def state_dict(self) -> dict[str, list[float]]:
+        return {name: list(total) for name, total in self._sums.items()}
+
+    def load_state_dict(self, state: Mapping[str, list[float]]) -> None:
+        self._sums = {name: list(total) for name, total in state.items()}
+
+
+class Continual(Experiment):
+    """See the module; made by `build`.
+
+    Records: ``microbatch``, ``examples``, ``seconds``, ``loss`` [nat], ``stepped``, ``task`` (from
+    1), ``num_correct`` (of the batch, before its step), ``changes``, and at the end of a task (None
+    elsewhere) means over the task, `ONLINE`, and measures of the network, `NETWORK`.
+    """
+
+    #: share of examples classified rightly before the step on them; mean of
+    #: `continual_measures.plasticity`; mean factor of VGS; `continual_measures.noise_to_signal`
+    ONLINE = ("online_accuracy", "plasticity", "factor", "noise_to_signal")
+    #: of the network, on the first examples of the task; ranks of its last hidden activations
+    NETWORK = ("dead_share", "weight_norm", "effective_rank", "stable_rank")
+
+    unit = "examples"
+    evaluated = (*ONLINE, *NETWORK)
+
+    def __init__(self, config: ContinualConfig, stream: TaskStream) -> None:
+        self.config: ContinualConfig = config
+        self.stream = stream
+        self.device, self.dtype = find_device(config.device), find_dtype(config.dtype)
+        layers = MLPConfig(stream.num_pixels, config.width, config.depth, stream.num_classes)
+        model = make_mlp(layers, make_generator(config.seed, "weights"))
+        self.model = model.to(self.device, self.dtype)
+        self._parameters = list(self.model.parameters())
+        noise = make_generator(config.seed, "noise")
+        self.inner = make_optimizer(self._parameters, config, noise)
+        self.optimizer = _with_vgs(self.inner, config) if config.vgs else self.inner
+        self.means = Means()
+        self._task: tuple[int, Tensor, Tensor] | None = None
+        controls = {"lr_scale": Control(1.0, doc="factor of the learning rate")}
+        if config.method in NOISY:
+            controls["sigma"] = Control(config.sigma, doc="deviation of the noise [gradient]")
+        constants = {"stream": config.stream, "method": config.name}
+        super().__init__(
+            config,
+            label=f"{config.stream}, {config.name}",
+            total=config.num_tasks * config.task_examples,
+            parts={"model": self.model, "optimizer": self.optimizer, "means": self.means},
+            generators={"noise": noise},
+            controls=Controls(controls),
+            constants={**constants, "normalization": config.normalization, "seed": config.seed},
+            data_hash=stream.hash,
+        )
+
+    def set_hyperparameters(self) -> None:
+        applied = self.controls.applied
+        for group in self.inner.param_groups:
+            group["lr"] = self.config.lr * applied["lr_scale"]
+            if "sigma" in applied:
+                group["sigma"] = applied["sigma"]
+
+    def draw_batch(self) -> tuple[Tensor, Tensor]:
+        number, at = divmod(self.done, self.config.task_examples)
+        if self._task is None or self._task[0] != number:
+            images, labels = self.stream.task(number)
+            self._task = number, images.to(self.device, self.dtype), labels.to(self.device)
+        rows = slice(at, at + self.config.batch_size)
+        return self._task[1][rows], self._task[2][rows]
+
+    def compute_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        self._batch, self._logits = batch, self.model(batch[0]).float()
+        self._losses = F.cross_entropy(self._logits, batch[1], reduction="none")
+        return self._losses.mean()
+
+    def update(self, loss: Tensor) -> bool:
+        loss.backward()
+        if self.config.gradient_factor != 1:
+            multiply_(collect(self._parameters), self.config.gradient_factor)
+        if self.microbatch % self.config.measure_every:
+            return self._step()
+        norms, factor = tensor_norms(collect(self._parameters)), 1.0
+        if isinstance(self.optimizer, OptimizerWrapperVGS):
+            factor = self.optimizer.scaler.get_scaling_factor()
+        stepped = self._step()
+        with torch.no_grad():
+            logits = self.model(self._batch[0]).float()
+            after = F.cross_entropy(logits, self._batch[1], reduction="none")
+        plasticity = measures.plasticity(self._losses.detach(), after).mean()
+        self.means.add("plasticity", plasticity.item())
+        self.means.add("factor", factor)
+        ratio = measures.noise_to_signal(self.inner, list((norms * factor).unbind()))
+        if ratio is not None:
+            self.means.add("noise_to_signal", ratio)
+        return stepped
+
+    def _step(self) -> bool:
+        stepped = self.optimizer.step() is not False
+        if self.optimizer is self.inner:  # a wrapper clears gradients itself
+            self.optimizer.zero_grad()
+        return stepped
+
+    def amount(self, batch: tuple[Tensor, Tensor]) -> int:
+        return self.config.batch_size
+
+    def measure(self, batch: tuple[Tensor, Tensor], stepped: bool) -> dict[str, Any]:
+        num_correct = int((self._logits.argmax(1) == batch[1]).sum())
+        self.means.add("online_accuracy", num_correct / self.config.batch_size)
+        task = (self.done - 1) // self.config.task_examples + 1
+        return {"task": task, "num_correct": num_correct}
+
+    def is_evaluation_due(self) -> bool:
+        return self.done % self.config.task_examples == 0
+
+    def evaluate(self) -> dict[str, Any]:
+        if self._task is None:
+            raise RuntimeError("evaluate: no task has begun; train on a batch first")
+        probe = self._task[1][: self.config.probe_examples]
+        hidden = measures.hidden_activations(self.model, probe)
+        return {
+            **{name: self.means.take(name) for name in self.ONLINE},
+            "dead_share": measures.dead_share(hidden),
+            "weight_norm": measures.weight_norm(self.model),
+            "effective_rank": measures.effective_rank(hidden[-1]),
+            "stable_rank": measures.stable_rank(hidden[-1]),
+        }
+
+    @property
+    def tasks(self) -> pd.DataFrame:
+        """A row per finished task: the constants, ``task``, ``examples``, and the measures."""
+        history = self.history
+        rows = history[history["online_accuracy"].notna()] if len(history) else history
+        columns = [*self.constants, "task", "examples", *self.evaluated]
+        return rows.reindex(columns=columns).reset_index(drop=True)
+
+    def summary(self) -> dict[str, Any]:
+        """Result numbers so far.
+
+        The base's; ``online_accuracy`` over all finished tasks, over their first and last fifth
+        (``first_accuracy``, ``last_accuracy``) and the difference of the two
+        (``accuracy_change``); ``plasticity`` and so on: means over tasks of `ONLINE`, and the last
+        ones of `NETWORK`; ``num_not_finite`` (losses); ``vgs``, ``adaptive_noise``,
+        ``gradient_factor``, ``lr``, ``weight_decay`` and ``sigma`` of the config.  None before the
+        first task is finished.
+        """
+        c, tasks, numbers = self.config, self.tasks, dict.fromkeys(self.evaluated)
+        part = max(1, len(tasks) // FIFTH)
+        accuracy = tasks["online_accuracy"]
+        first = last = None
+        if len(tasks):
+            first, last = float(accuracy[:part].mean()), float(accuracy[-part:].mean())
+            numbers = {n: _number(tasks[n].astype(float).mean()) for n in self.ONLINE}
+            numbers |= {n: _number(tasks[n].astype(float).iloc[-1]) for n in self.NETWORK}
+        losses = torch.tensor(self._columns.get("loss", []), dtype=torch.float64)
+        return {
+            **super().summary(),
+            **numbers,
+            "first_accuracy": first,
+            "last_accuracy": last,
+            "accuracy_change": None if first is None or last is None else last - first,
+            "num_not_finite": int((~losses.isfinite()).sum()),
+            "vgs": c.vgs,
+            "adaptive_noise": c.adaptive_noise,
+            "gradient_factor": c.gradient_factor,
+            "lr": c.lr,
+            "weight_decay": c.weight_decay,
+            "sigma": c.sigma,
+        }
+
+
+def _number(value: float) -> float | None:
+    return None if value != value else float(value)
+
+
+def _with_vgs(optimizer: Optimizer, c: ContinualConfig) -> OptimizerWrapperVGS:
+    return OptimizerWrapperVGS(
+        optimizer, alpha=c.vgs_alpha, beta=c.vgs_beta, warmup_steps=c.vgs_warmup_steps
+    )

@@ -1,0 +1,1 @@
+"""Noise-scale estimators and wrappers on streams of gradients whose truth is known."""

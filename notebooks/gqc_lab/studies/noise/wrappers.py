@@ -1,0 +1,166 @@
+r"""What wrappers do on streams whose noise is known: draws, reach of a threshold, their reports.
+
+Streams are those of `gqc_lab.studies.noise.streams`, and so are the columns of the frames:
+
+- `measure_reports`: the noise scale that wrappers report of the windows that they end;
+- `measure_draws`: the draws that a norm threshold takes, against the prediction
+  :math:`n^* = \mathrm{tr}\,\Sigma / (\tau^2 - |G|^2)`;
+- `measure_reach`: the same around :math:`\tau = |G|`, below which no number of draws suffices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any
+
+import pandas as pd
+import torch
+from torch.optim import Optimizer
+
+from gqc.noise import predicted_draws
+from gqc.wrappers import (
+    OptimizerWrapper,
+    OptimizerWrapperGNS,
+    OptimizerWrapperGNTS,
+    OptimizerWrapperNormTest,
+)
+from gqc_lab.studies.noise.streams import mean_interval, stream, tidy
+
+CHUNK = 32  # gradients drawn at a time
+
+#: who decides by what it estimates; at R = 10 all of them draw 7 to 20 times
+REPORTERS: dict[str, Callable[[Optimizer], OptimizerWrapper]] = {
+    "gns": lambda sgd: OptimizerWrapperGNS(sgd, noise_tolerance=0.5),
+    "normtest": lambda sgd: OptimizerWrapperNormTest(sgd, theta=1.0),
+    "gnts": lambda sgd: OptimizerWrapperGNTS(sgd, gradient_norm_threshold=1.6),
+}
+
+
+def measure_reports(
+    dimensions: Sequence[int], num_windows: int, noise_scale: float = 10.0, **where: Any
+) -> pd.DataFrame:
+    """``statistics()["noise_scale"]`` of `REPORTERS`, the median over the windows.
+
+    The first half of the windows is left out, and so are unresolved ones (NaN where all are).
+
+    Args:
+        where: seed, device, dtype of `stream`.
+    """
+    rows = []
+    for dimension in dimensions:
+        for name, make in REPORTERS.items():
+            wrapper, draws, reports = _run(make, noise_scale, dimension, num_windows, where)
+            late = pd.Series(reports[num_windows // 2 :], dtype=float)
+            row = {"measurement": f"{name} reports", "truth": noise_scale}
+            row |= {"measured": late.median(), "num_windows": len(draws), "dimension": dimension}
+            forced = wrapper.statistics()["num_forced"]
+            rows.append(row | {"noise_scale": noise_scale, "num_forced": forced})
+    return tidy(rows)
+
+
+def measure_draws(
+    predicted: Sequence[float],
+    dimensions: Sequence[int],
+    num_windows: int,
+    noise_scale: float = 10.0,
+    **where: Any,
+) -> pd.DataFrame:
+    r"""Mean draws of `OptimizerWrapperGNTS` at thresholds :math:`\tau = \sqrt{1 + R/n^*}`.
+
+    ``truth`` is :math:`\lceil n^* \rceil`, the first draw whose expected squared norm is below the
+    threshold.  Windows may run to 8 times that.
+
+    Args:
+        predicted: :math:`n^*`, > 0 and not whole (at a whole number it is a coin's toss whether
+            that draw or the next ends a window); thresholds are rounded to four decimals.
+        where: seed, device, dtype of `stream`.
+    """
+    rows = []
+    for dimension in dimensions:
+        for target in predicted:
+            threshold = round(math.sqrt(1 + noise_scale / target), 4)
+            limit = math.ceil(target)
+            row = _measure_gnts(noise_scale, dimension, threshold, 8 * limit, num_windows, where)
+            rows.append(row | {"measurement": "draws", "truth": limit})
+    return tidy(rows)
+
+
+def measure_reach(
+    thresholds: Sequence[float],
+    dimensions: Sequence[int],
+    num_windows: int,
+    noise_scale: float = 10.0,
+    max_draws: int = 64,
+    **where: Any,
+) -> pd.DataFrame:
+    r"""Mean draws of `OptimizerWrapperGNTS` at thresholds around :math:`|G| = 1`.
+
+    ``truth`` is :math:`\min(\lceil n^* \rceil, n_{max})`: ``max_draws`` where the threshold cannot
+    be reached, or not by then.
+
+    Args:
+        thresholds: :math:`\tau/|G|`, > 0.
+        where: seed, device, dtype of `stream`.
+    """
+    rows = []
+    for dimension in dimensions:
+        for threshold in thresholds:
+            row = _measure_gnts(noise_scale, dimension, threshold, max_draws, num_windows, where)
+            needed = predicted_draws(1.0, noise_scale, threshold)
+            truth = math.ceil(needed) if needed < max_draws else max_draws
+            rows.append(row | {"measurement": "reach", "truth": truth})
+    return tidy(rows)
+
+
+def _measure_gnts(
+    noise_scale: float,
+    dimension: int,
+    threshold: float,
+    max_draws: int,
+    num_windows: int,
+    where: dict[str, Any],
+) -> dict[str, Any]:
+    """Mean draws of GNTS with their t interval, and its flag."""
+    wrapper, draws, _ = _run(
+        lambda sgd: OptimizerWrapperGNTS(sgd, threshold, max_draws=max_draws),
+        *(noise_scale, dimension, num_windows, where),
+    )
+    statistics = wrapper.statistics()
+    mean = mean_interval(draws)
+    return {
+        "noise_scale": noise_scale,
+        "dimension": dimension,
+        "threshold": threshold,
+        "measured": mean["mean"],
+        "low": mean["low"],
+        "high": mean["high"],
+        "num_windows": len(draws),
+        "num_forced": statistics["num_forced"],
+        "is_flagged": statistics["threshold_unreachable"],
+    }
+
+
+def _run(
+    make: Callable[[Optimizer], OptimizerWrapper],
+    noise_scale: float,
+    dimension: int,
+    num_windows: int,
+    where: dict[str, Any],
+) -> tuple[OptimizerWrapper, list[int], list[float | None]]:
+    """A wrapper after ``num_windows`` of a stream, their draws, and the noise scale after each."""
+    gradients = chain.from_iterable(stream(noise_scale, dimension, CHUNK, **where))
+    first = next(gradients)
+    param = torch.zeros_like(first, requires_grad=True)
+    wrapper = make(torch.optim.SGD([param], lr=0.0))
+    draws, reports = [0], []  # the last window is open
+    for gradient in chain([first], gradients):
+        param.grad = gradient.clone() if param.grad is None else param.grad.add_(gradient)
+        draws[-1] += 1
+        if wrapper.step():
+            reports.append(wrapper.statistics()["noise_scale"])
+            if len(draws) == num_windows:
+                break
+            draws.append(0)
+    return wrapper, draws, reports

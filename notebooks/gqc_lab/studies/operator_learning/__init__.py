@@ -1,0 +1,22 @@
+"""Learning Burgers' equation in a latent space, with inverse losses weighed in several ways."""
+
+from gqc_lab.studies.operator_learning.measures import by_epoch
+from gqc_lab.studies.operator_learning.settings import (
+    VARIANTS,
+    OperatorLearningConfig,
+    config,
+    variant_config,
+)
+from gqc_lab.studies.operator_learning.training import PARTS, OperatorLearning, build, is_lost
+
+__all__ = [
+    "PARTS",
+    "VARIANTS",
+    "OperatorLearning",
+    "OperatorLearningConfig",
+    "build",
+    "by_epoch",
+    "config",
+    "is_lost",
+    "variant_config",
+]

@@ -1,0 +1,164 @@
+r"""How well an operator predicts, how steadily it learnt, and what the losses weighed.
+
+Errors are pooled: :math:`\mathrm{NRMSE} = \sqrt{\sum (\hat u - u)^2 / \sum u^2}` over all fields;
+with the suffix ``_per_field`` it is PDEBench's, the mean over fields of each field's own.  The
+conservation gap is the mean of :math:`|\int \hat u\,dx - \int u_0\,dx|` over a rollout's states.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gqc_lab.stats.analysis import check_columns
+from gqc_lab.studies.operator_learning.losses import (
+    LOSSES,
+    inverse_decoding_loss,
+    inverse_encoding_loss,
+)
+
+EVALUATED = (
+    *("nrmse", "nrmse_per_field", "rollout_nrmse", "conservation_gap"),
+    *("reconstruction_nrmse", "val_forward", "val_inv_enc", "val_inv_dec"),
+)
+
+
+def nrmse(predicted: Tensor, truth: Tensor) -> float:
+    """Pooled over all elements."""
+    return ((predicted - truth).square().sum() / truth.square().sum()).sqrt().item()
+
+
+def nrmse_per_field(predicted: Tensor, truth: Tensor) -> float:
+    """Mean over fields, along all dimensions but the last, of each field's own."""
+    errors = torch.linalg.vector_norm(predicted - truth, dim=-1)
+    return (errors / torch.linalg.vector_norm(truth, dim=-1)).mean().item()
+
+
+@torch.inference_mode()
+def measure_operator(
+    model: Any, fields: Tensor, positions: Tensor, step: int, rollout_steps: int
+) -> dict[str, float]:
+    """The numbers named `EVALUATED`, of trajectories (num, frames, points).
+
+    Args:
+        model: a `gqc_lab.models.operator.Operator`.
+        step: frames of a step; one-step errors start at every ``step``-th frame.
+        rollout_steps: from the first frame.
+    """
+    frames = fields[:, ::step]
+    before, after = frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)
+    latents, next_latents = model.encoder(before, positions), model.encoder(after, positions)
+    stepped = model.approximator(latents)
+    predicted = model.decoder(stepped, positions)
+    rolled = model(fields[:, 0], positions, rollout_steps)
+    truth = frames[:, 1 : rollout_steps + 1]
+    gap = (rolled.mean(-1) - fields[:, :1].mean(-1)).abs().mean()
+    pair = (model.encoder, model.decoder)
+    return {
+        "nrmse": nrmse(predicted, after),
+        "nrmse_per_field": nrmse_per_field(predicted, after),
+        "rollout_nrmse": nrmse(rolled, truth),
+        "conservation_gap": gap.item(),
+        "reconstruction_nrmse": nrmse(model.decoder(latents, positions), before),
+        "val_forward": F.mse_loss(stepped, next_latents).item(),
+        "val_inv_enc": inverse_encoding_loss(*pair, before, positions).item(),
+        "val_inv_dec": inverse_decoding_loss(*pair, latents, positions).item(),
+    }
+
+
+def persistence(fields: Tensor, step: int, rollout_steps: int) -> dict[str, float]:
+    """Errors of predicting that nothing moves: over one step, and from the first frame on."""
+    frames = fields[:, ::step]
+    truth = frames[:, 1 : rollout_steps + 1]
+    return {
+        "persistence_nrmse": nrmse(frames[:, :-1], frames[:, 1:]),
+        "persistence_nrmse_per_field": nrmse_per_field(frames[:, :-1], frames[:, 1:]),
+        "persistence_rollout_nrmse": nrmse(frames[:, :1].expand_as(truth), truth),
+    }
+
+
+def by_epoch(history: pd.DataFrame) -> pd.DataFrame:
+    """A row for each epoch of each run: means of losses, maxima of norms and shares, what was
+    evaluated at its end.
+
+    Args:
+        history: records of one or more runs, told apart by those of ``run``, ``variant``,
+            ``method``, ``inverse_weight`` and ``seed`` that are there.
+    Returns: ``loss`` and ``loss/NAME`` (means; NaN where a loss was never computed), ``weighted``
+        (mean of the inverse losses over that of the forward loss, with their weights),
+        ``unweighted`` (the same of held-out losses, without them), ``grad_norm`` and
+        ``grad_norm/PART`` (maxima), ``share/NAME`` and ``weight/NAME`` (maxima), ``inverse_share``
+        (maximum over batches of the inverse losses' share together), the evaluations,
+        ``num_not_finite`` (batches whose loss or gradient is NaN or infinite).
+    """
+    keys = [k for k in ("run", "variant", "method", "inverse_weight", "seed") if k in history]
+    check_columns("by_epoch", history, ["epoch", "loss", "grad_norm", *EVALUATED])
+    norms = [str(c) for c in history if str(c).split("/")[0] == "grad_norm"]
+    rows = history.assign(epoch=np.floor(history["epoch"] + 1e-9).astype(int))
+    is_finite = np.isfinite(rows[["loss", "grad_norm"]].to_numpy(dtype=float)).all(axis=1)
+    rows["num_not_finite"] = ~is_finite
+    rows["inverse_share"] = rows[["share/inv_enc", "share/inv_dec"]].astype(float).sum(axis=1)
+    for name in LOSSES:
+        rows[f"part/{name}"] = rows[f"loss/{name}"].fillna(0.0) * rows[f"weight/{name}"]
+    means = ["loss", *(f"{kind}/{n}" for n in LOSSES for kind in ("loss", "part"))]
+    peaks = [f"{kind}/{n}" for n in LOSSES for kind in ("share", "weight")]
+    peaks += [*norms, "inverse_share"]
+    how = dict.fromkeys(means, "mean") | dict.fromkeys(peaks, "max")
+    how |= dict.fromkeys(EVALUATED, "last") | {"num_not_finite": "sum"}
+    columns = [*keys, "epoch", *how]
+    numbers = rows[columns].astype(dict.fromkeys(how, float))
+    frame = numbers.groupby([*keys, "epoch"], sort=False).agg(how).reset_index()
+    inverse = frame["part/inv_enc"] + frame["part/inv_dec"]
+    frame["weighted"] = inverse / frame["part/forward"].replace(0.0, np.nan)
+    frame["unweighted"] = (frame["val_inv_enc"] + frame["val_inv_dec"]) / frame["val_forward"]
+    return frame.drop(columns=[f"part/{n}" for n in LOSSES])
+
+
+def summarize_run(history: pd.DataFrame) -> dict[str, float | int | None]:
+    """One run's numbers: evaluations at its end, and how its operator phase went.
+
+    Returns: the last of `EVALUATED`; ``operator_loss`` (mean forward loss of the last epoch),
+        ``max_grad_norm`` and its parts', ``num_not_finite``, ``epochs``, ``epochs_not_falling``
+        (after the first, those whose mean loss is not below the one before),
+        ``forward_not_falling`` (of the forward loss), ``val_forward_not_falling`` (of the held-out
+        one, of averaged weights), ``max_inverse_share``,
+        ``inverse_to_forward_weighted`` and ``_unweighted`` (the last epoch's), and the largest of
+        any epoch.
+    """
+    frame = by_epoch(history)
+    numbers: dict[str, Any] = {n: _last(frame[n]) for n in EVALUATED}
+    frame = frame[frame["epoch"] >= 0]
+    if not len(frame):
+        return numbers
+    parts = [str(c) for c in frame if str(c).startswith("grad_norm/")]
+    numbers |= {
+        "operator_loss": frame["loss/forward"].iloc[-1],
+        "max_grad_norm": frame["grad_norm"].max(),
+        **{f"max_{part.replace('/', '_')}": frame[part].max() for part in parts},
+        "num_not_finite": int(frame["num_not_finite"].sum()),
+        "epochs": len(frame),
+        "epochs_not_falling": _not_falling(frame["loss"]),
+        "forward_not_falling": _not_falling(frame["loss/forward"]),
+        "val_forward_not_falling": _not_falling(frame["val_forward"].dropna()),
+        "max_inverse_share": frame["inverse_share"].max(),
+        "inverse_to_forward_weighted": frame["weighted"].iloc[-1],
+        "inverse_to_forward_unweighted": _last(frame["unweighted"]),
+        "max_inverse_to_forward_weighted": frame["weighted"].max(),
+        "max_inverse_to_forward_unweighted": frame["unweighted"].max(),
+    }
+    return {n: None if v is None or not math.isfinite(v) else v for n, v in numbers.items()}
+
+
+def _not_falling(means: pd.Series) -> int:
+    return int((~(means.diff().iloc[1:] < 0)).sum())
+
+
+def _last(values: pd.Series) -> float | None:
+    values = values.dropna()
+    return float(values.iloc[-1]) if len(values) else None

@@ -1,0 +1,58 @@
+r"""What a pretraining run costs, from its config: parameters and floating-point operations.
+
+:math:`C = (6N + 12\,L\,w\,T)\,D` for :math:`N` parameters, :math:`D` tokens, :math:`L` blocks of
+width :math:`w` and sequences of :math:`T` tokens: two operations per weight forward and four
+backward, and attention's products of activations.  Every method spends the same, whenever it steps;
+evaluations (2 N a token) and the optimizer's arithmetic are left out.
+
+Source: Chowdhery et al. 2022 (PaLM), arXiv:2204.02311, appendix B; 6 N D is Kaplan et al. 2020.
+Differs: the token embedding counts in N, since the output layer multiplies by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import torch
+
+from gqc_lab.data.text import load_text_data
+from gqc_lab.models.gpt import GPT, GPTConfig
+from gqc_lab.studies.pretraining.settings import PretrainingConfig, config
+
+
+def count_parameters(c: PretrainingConfig) -> int:
+    """Parameters of the model; a character tokeniser's alphabet is that of the corpus."""
+    vocabulary = 256 if c.tokenizer == "byte" else _alphabet(c.corpus)
+    return _count(GPTConfig(vocabulary, c.context, c.width, c.depth, c.heads))
+
+
+@cache
+def _alphabet(corpus: str) -> int:
+    return load_text_data(corpus, "character").tokenizer.size
+
+
+@cache
+def _count(sizes: GPTConfig) -> int:
+    with torch.device("meta"):  # shapes only
+        model = GPT(sizes)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def training_flops(c: PretrainingConfig) -> float:
+    """Floating-point operations of a run; see the module."""
+    per_token = 6 * count_parameters(c) + 12 * c.depth * c.width * c.context
+    return float(per_token) * c.num_microbatches * c.microbatch_tokens
+
+
+def notebook_flops(parameters: Mapping[str, Any]) -> float:
+    """Of a notebook's run that trains each of its ``methods`` once; for a batch file's ``cost``.
+
+    Args:
+        parameters: ``scale``, ``methods``, and any field of the config; None means the scale's.
+    Raises: ValueError: the config refuses one of them.
+    """
+    given = {name: value for name, value in parameters.items() if value is not None}
+    scale, methods = given.pop("scale"), given.pop("methods")
+    return sum(training_flops(config(scale, method=method, **given)) for method in methods)

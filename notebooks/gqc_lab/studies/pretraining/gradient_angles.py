@@ -1,0 +1,156 @@
+r"""Angles and norms of gradients while AdamW pretrains: what noise predicts, and what is measured.
+
+At every step: the angle between the gradient and Adam's momentum.  At chosen moments, with the
+weights as they are: microbatch gradients :math:`g_1, \dots, g_N` of further text, the norm of their
+mean :math:`G_n` for n = 1, 2, 4, ..., its angle to the momentum, and, from other microbatches
+still, :math:`\|G\|^2` and :math:`\mathrm{tr}\,\Sigma`, from which independent noise predicts
+
+.. math:: \frac{\|G_n\|}{\|g\|} = \sqrt{\frac{\|G\|^2+\mathrm{tr}\,\Sigma/n}
+    {\|G\|^2+\mathrm{tr}\,\Sigma}} \ge \frac{1}{\sqrt n}.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gqc.diagnostics import cosine, expected_momentum_angle, expected_norm, momentum_angle
+from gqc.gradients import total_norm
+from gqc.noise import two_batch
+from gqc_lab.data.text import draw_batch, load_text_data
+from gqc_lab.studies.pretraining.training import Pretraining, PretrainingConfig
+
+__all__ = ["GradientAngles", "build", "numbers", "probe"]
+
+NOISE_SHARE = 4  #: one microbatch for |G|^2 and tr(Sigma) to this many for the norms
+
+
+class GradientAngles(Pretraining):
+    """`Pretraining` whose records also hold two angles [degrees], None without a step.
+
+    ``angle``: between the gradient of the step and the momentum that the step uses, which holds
+    it (0 at the first step, whose momentum is a multiple of it); ``angle_before``: and the
+    momentum before it, which does not.
+    """
+
+    def __init__(self, config: PretrainingConfig, data: Any) -> None:
+        super().__init__(config, data)
+        self._angles: dict[str, float | None] = {}
+        self.wrapper.optimizer.register_step_pre_hook(self._note)
+
+    def _note(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        angle = momentum_angle(optimizer) if optimizer.state else 0.0
+        self._angles = {
+            "angle": angle,
+            "angle_before": momentum_angle(optimizer, include_gradient=False),
+        }
+
+    def measure(self, batch: tuple[Tensor, Tensor], stepped: bool) -> dict[str, Any]:
+        angles = self._angles if stepped else {"angle": None, "angle_before": None}
+        return {**super().measure(batch, stepped), **angles}
+
+
+def build(config: PretrainingConfig) -> GradientAngles:
+    """The experiment of that config, at its beginning."""
+    data = load_text_data(config.corpus, config.tokenizer, config.validation_fraction)
+    return GradientAngles(config, data)
+
+
+def probe(run: Pretraining, num_draws: int, generator: torch.Generator) -> pd.DataFrame:
+    r"""Norms and angles of means of further microbatches' gradients; ``run`` is left as it is.
+
+    Args:
+        run: between two microbatches.
+        num_draws: N, the most that are averaged; a quarter as many (two at least) are drawn before
+            them for the noise.
+        generator: of the text.
+    Returns: a row for each n = 1, 2, 4, ... up to N: ``microbatch`` and ``tokens`` of the run;
+        ``num_draws``: n; ``norm``: of their mean; ``norm_ratio``: over the root mean square of
+        the single ones' norms; ``sum_ratio``: the same of their sum; ``predicted_ratio``,
+        ``angle_to_momentum`` [degrees] (of the mean; None before the first step), ``signal_sq``,
+        ``noise_trace``, ``noise_scale`` (None where the signal is not resolved),
+        ``predicted_angle`` [degrees] of ``angle`` in `GradientAngles`.
+    """
+    signal, trace = _noise(run, max(2, num_draws // NOISE_SHARE), generator)
+    scale = trace / signal if signal > 0 else None
+    beta = float(run.wrapper.param_groups[0]["betas"][0])
+    params = list(run.model.parameters())
+    momentum = [run.wrapper.state.get(p, {}).get("exp_avg") for p in params]
+    sums, squares, rows = [torch.zeros_like(p) for p in params], 0.0, []
+    for n in range(1, num_draws + 1):
+        squares += _add_gradient(run, generator, sums)
+        if n & (n - 1) == 0:
+            norm = total_norm(sums).item() / n
+            row = {"num_draws": n, "norm": norm, "angle_to_momentum": _angle(sums, momentum)}
+            rows.append({**row, "predicted": expected_norm(max(signal, 0.0), trace, n)})
+    frame = pd.DataFrame(rows)
+    ratio = frame["norm"] / math.sqrt(squares / num_draws)
+    predicted = frame.pop("predicted")
+    return frame.assign(
+        microbatch=run.microbatch,
+        tokens=run.done,
+        norm_ratio=ratio,
+        sum_ratio=frame["num_draws"] * ratio,
+        predicted_ratio=predicted / predicted.iloc[0],
+        signal_sq=signal,
+        noise_trace=trace,
+        noise_scale=scale,
+        predicted_angle=expected_momentum_angle(math.inf if scale is None else scale, beta),
+    )
+
+
+def numbers(run: GradientAngles, probed: pd.DataFrame) -> dict[str, Any]:
+    """The result row: the run's summary, its angles [degrees] and the largest cut of a norm.
+
+    ``median_angle``, ``median_angle_before``: over all steps; ``median_folded``: of the angle
+    before, unsigned (at most 90); ``first_angle``: at step 1; ``share_below_1``: of the steps with
+    ``angle`` below 1 degree; ``num_draws``: the most that were averaged; ``largest_cut``: greatest
+    norm of one over the norm of their mean, over the moments; ``predicted_cut``: greatest
+    prediction; ``sum_cut``: smallest norm of their sum over that of one.
+
+    Args:
+        probed: rows of `probe`.
+    """
+    steps = run.history.dropna(subset=["angle"])
+    most = probed[probed["num_draws"] == probed["num_draws"].max()]
+    before = steps["angle_before"].dropna()
+    return {
+        **run.summary(),
+        "median_angle": float(steps["angle"].median()),
+        "median_angle_before": float(before.median()),
+        "median_folded": float(before.where(before <= 90, 180 - before).median()),
+        "first_angle": float(steps["angle"].iloc[0]),
+        "share_below_1": float((steps["angle"] < 1).mean()),
+        "num_draws": int(most["num_draws"].iloc[0]),
+        "largest_cut": float((1 / most["norm_ratio"]).max()),
+        "predicted_cut": float((1 / most["predicted_ratio"]).max()),
+        "sum_cut": float(most["sum_ratio"].min()),
+    }
+
+
+def _noise(run: Pretraining, n: int, generator: torch.Generator) -> tuple[float, float]:
+    r""":math:`\|G\|^2` and :math:`\mathrm{tr}\,\Sigma` from n microbatches of further text."""
+    sums = [torch.zeros_like(p) for p in run.model.parameters()]
+    squares = sum(_add_gradient(run, generator, sums) for _ in range(n))
+    return two_batch(squares / n, (total_norm(sums).item() / n) ** 2, n)
+
+
+def _add_gradient(run: Pretraining, generator: torch.Generator, sums: list[Tensor]) -> float:
+    """Add a microbatch's gradient to ``sums``; its squared norm.  ``.grad`` is not touched."""
+    c = run.config
+    batch = draw_batch(run.data.train, c.microbatch_size, c.context, generator)
+    inputs, targets = (t.to(run.device) for t in batch)
+    grads = torch.autograd.grad(run.compute_loss((inputs, targets)), list(run.model.parameters()))
+    torch._foreach_add_(sums, grads)
+    return total_norm(grads).item() ** 2
+
+
+def _angle(a: list[Tensor], b: list[Tensor | None]) -> float | None:
+    known = [t for t in b if t is not None]
+    similarity = cosine(a, known) if len(known) == len(a) else None
+    return None if similarity is None else math.degrees(math.acos(similarity))

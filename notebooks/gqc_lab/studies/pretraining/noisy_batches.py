@@ -1,0 +1,101 @@
+"""Do wrappers draw more when a microbatch is noisy?  Pretraining with some targets shuffled.
+
+A share of the microbatches is spoilt (`PretrainingConfig.noisy_share`).  A window that draws more
+microbatches holds a spoilt one more often for that reason alone, whether it reacts or not.  So
+windows are told apart by their **first** microbatch: every window has exactly one, and a wrapper
+that looks at nothing finds it spoilt as often in long windows as in short ones.  The replay, on
+other text and other noise, shows what is left of a difference without reaction.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from scipy import stats
+
+from gqc_lab.studies.pretraining.training import PretrainingConfig, config
+
+__all__ = ["METHODS", "comparison", "reaction", "windows"]
+
+#: label -> what a wrapper decides by
+METHODS: dict[str, dict[str, Any]] = {
+    "gnts": {"method": "gnts"},
+    "gns": {"method": "gns"},
+    "gns, reactive": {"method": "gns", "gns_reactive": True},
+    "mht": {"method": "mht"},
+}
+NEIGHBOURS = 101  # microbatches of the running median, a tenth of the shortest laptop run
+
+
+def comparison(
+    scale: str = "smoke", noisy_share: float = 0.1, **overrides: Any
+) -> dict[str, PretrainingConfig]:
+    """The config of each of `METHODS`.
+
+    Args:
+        scale, overrides: of `gqc_lab.studies.pretraining.settings.config`.
+        noisy_share: of the microbatches whose targets are shuffled, above 0.
+    """
+    common = {**overrides, "noisy_share": noisy_share}
+    return {label: config(scale, **{**common, **method}) for label, method in METHODS.items()}
+
+
+def windows(history: pd.DataFrame) -> pd.DataFrame:
+    """``history`` of one run with what each microbatch's window came to.
+
+    Added columns: ``window``: number of the window, from 0; ``window_draws``: its draws, None for
+    the one that the run left open; ``is_first``: its first microbatch; ``difficulty``: the
+    microbatch's loss before it was learnt from, less the median of the `NEIGHBOURS` around it
+    [nats per token], so that the fall of the loss does not count.
+
+    Args:
+        history: with ``stepped``, ``steps``, ``num_draws`` and ``loss``.
+    """
+    window = history["steps"] - history["stepped"].astype(int)
+    closed = history[history["stepped"]].set_index(window[history["stepped"]])["num_draws"]
+    median = history["loss"].rolling(NEIGHBOURS, center=True, min_periods=1).median()
+    return history.assign(
+        window=window,
+        window_draws=window.map(closed).astype(float),
+        is_first=history["num_draws"] == 1,
+        difficulty=history["loss"] - median,
+    )
+
+
+def reaction(history: pd.DataFrame) -> dict[str, float | int]:
+    """What the draws of one run have to do with its noise.
+
+    ``draws_noisy_first``, ``draws_clean_first``: mean draws of windows by their first microbatch;
+    ``extra_draws``: their difference; ``draws_with_noisy``, ``draws_without_noisy``: by whether any
+    of their microbatches is noisy (which longer windows have more often); ``correlation``:
+    Spearman's, of the first microbatch's difficulty with its window's draws, and
+    ``clean_correlation`` over windows without a noisy one at the first place; ``windows``.  NaN
+    where draws do not vary.
+
+    Args:
+        history: of one run, as `windows` returns it, with ``is_noisy``.
+    """
+    closed = history.dropna(subset=["window_draws"])
+    first = closed[closed["is_first"]]
+    clean = first[~first["is_noisy"]]
+    by_first = first.groupby("is_noisy")["window_draws"].mean()
+    has_noisy = closed.groupby("window")["is_noisy"].any()
+    by_any = first.set_index("window")["window_draws"].groupby(has_noisy).mean()
+    noisy, plain = by_first.get(True, float("nan")), by_first.get(False, float("nan"))
+    return {
+        "draws_noisy_first": float(noisy),
+        "draws_clean_first": float(plain),
+        "extra_draws": float(noisy - plain),
+        "draws_with_noisy": float(by_any.get(True, float("nan"))),
+        "draws_without_noisy": float(by_any.get(False, float("nan"))),
+        "correlation": _spearman(first),
+        "clean_correlation": _spearman(clean),
+        "windows": len(first),
+    }
+
+
+def _spearman(first: pd.DataFrame) -> float:
+    if first["window_draws"].nunique() < 2 or first["difficulty"].nunique() < 2:
+        return float("nan")
+    return float(stats.spearmanr(first["difficulty"], first["window_draws"]).statistic)

@@ -1,0 +1,76 @@
+r"""Loss against token budget: one whole run for each budget, and the power law through their ends.
+
+Each budget is a run of its own, whose learning rate decays to its end: points along one curve are
+neither independent nor finished.  :math:`L = a\,D^{-b} + c` has three unknowns, and few budgets do
+not tell :math:`b` from the floor :math:`c`: both the law without a floor and the one with the floor
+that fits best are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gqc_lab.stats.analysis import PowerLaw, check_columns, power_law
+from gqc_lab.studies.pretraining.training import PretrainingConfig, config
+
+__all__ = ["best_floor", "budgets", "fits"]
+
+FLOORS = 400  #: tried between 0 and the least loss
+
+
+def budgets(
+    scale: str, methods: Sequence[str], tokens: Sequence[int], **overrides: Any
+) -> list[PretrainingConfig]:
+    """A config for each method and budget, evaluated at its end alone.
+
+    Args:
+        tokens: the budgets, three different ones at least.
+        scale, overrides: of `gqc_lab.studies.pretraining.settings.config`.
+    Raises: ValueError: fewer budgets, or a bad value.
+    """
+    if len(set(tokens)) < 3:
+        raise ValueError(f"tokens={list(tokens)}: expected three different budgets or more")
+    return [
+        config(scale, **{**overrides, "method": m, "tokens": t, "evaluation_tokens": t})
+        for m in methods
+        for t in tokens
+    ]
+
+
+def best_floor(x: Sequence[float], y: Sequence[float]) -> PowerLaw:
+    """The power law with the floor, of `FLOORS` from 0 up to the least ``y``, that fits best.
+
+    Best is the least sum of squared differences of ``y`` itself: logarithms of a difference that
+    nearly vanishes would decide otherwise.
+    """
+    floors = np.linspace(0, min(y), FLOORS, endpoint=False)
+    laws = [power_law(x, y, floor) for floor in floors]
+    errors = [float(np.square(law(x) - np.asarray(y)).sum()) for law in laws]
+    return laws[int(np.argmin(errors))]
+
+
+def fits(results: pd.DataFrame) -> pd.DataFrame:
+    """The two power laws of each method and seed.
+
+    Args:
+        results: a row per run: ``method``, ``seed``, ``tokens``, ``val_loss``.
+    Returns: a row per method, seed and ``floor_kind`` ("zero" or "fitted"): ``exponent``, ``low``,
+        ``high`` (its t interval over budgets, with the floor taken as known), ``coefficient``,
+        ``floor``, ``r_squared``, ``budgets``.
+    """
+    check_columns("fits", results, ["method", "seed", "tokens", "val_loss"])
+    rows = []
+    for (method, seed), runs in results.groupby(["method", "seed"], sort=False):
+        x, y = runs["tokens"].tolist(), runs["val_loss"].tolist()
+        for kind, law in (("zero", power_law(x, y)), ("fitted", best_floor(x, y))):
+            shown = {"exponent": law.exponent, "low": law.low, "high": law.high}
+            shown |= {"coefficient": law.coefficient, "floor": law.floor}
+            rows.append(
+                {"method": method, "seed": seed, "floor_kind": kind, **shown}
+                | {"r_squared": law.r_squared, "budgets": law.n}
+            )
+    return pd.DataFrame(rows)

@@ -1,0 +1,121 @@
+"""What the VGS estimators cost: bytes that a scaler holds, and time beside a step of AdamW.
+
+Bytes are counted, not computed from a formula: of every tensor that can be reached from the scaler,
+each storage once, parameters left out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from gqc.scalers import VarianceGradientScaler
+from gqc_lab.loop.placement import find_device, find_dtype, make_generator
+
+PLAIN = (dict, list, tuple, set)
+
+
+def held_bytes(owner: object, others: Iterable[Tensor] = ()) -> int:
+    """Bytes of the tensors that ``owner`` keeps alive, without those of ``others``.
+
+    Looks into attributes, dicts, lists, tuples and sets; each storage counts once.
+    """
+    known = {storage.data_ptr() for t in others for storage in _storages(t)}
+    sizes: dict[int, int] = {}
+    seen: set[int] = set()
+    waiting: list[Any] = [owner]
+    while waiting:
+        item = waiting.pop()
+        if id(item) in seen or isinstance(item, type):
+            continue
+        seen.add(id(item))
+        if isinstance(item, Tensor):
+            sizes |= {s.data_ptr(): s.nbytes() for s in _storages(item)}
+        elif isinstance(item, dict):
+            waiting += item.values()
+        elif isinstance(item, PLAIN):
+            waiting += item
+        elif type(item).__module__.startswith("gqc.") and hasattr(item, "__dict__"):
+            waiting += vars(item).values()
+    return sum(size for place, size in sizes.items() if place not in known)
+
+
+def state_bytes(state: object) -> int:
+    """Bytes of the tensors in a ``state_dict``: what a checkpoint carries."""
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    if isinstance(state, dict):
+        return sum(map(state_bytes, state.values()))
+    return sum(map(state_bytes, state)) if isinstance(state, list) else 0
+
+
+def measure_costs(
+    estimators: Mapping[str, Mapping[str, Any]],
+    shapes: Sequence[Sequence[int]],
+    rounds: int = 20,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> pd.DataFrame:
+    """Memory and time of each estimator for parameters of these shapes.
+
+    A round times AdamW and every estimator in turn, so that what else the machine does falls on all
+    of them; the medians are compared.
+
+    Args:
+        estimators: label -> options of :class:`~gqc.scalers.VarianceGradientScaler`.
+        shapes: of the parameters.
+        rounds: that count, after one that does not.
+        device, dtype: see :mod:`gqc_lab.loop.placement`.
+    Returns: a row each: ``estimator``, ``parameters``, ``tensors``, ``checkpoint_bytes``,
+        ``held_bytes`` (constant working memory included), ``seconds`` (of ``scale_gradients`` and
+        ``step``), ``adamw_seconds``.
+    """
+    place: dict[str, Any] = {"device": find_device(device), "dtype": find_dtype(dtype)}
+    generator = make_generator(0, "costs")
+    parameters = [torch.zeros(*shape, **place, requires_grad=True) for shape in shapes]
+    for p in parameters:
+        p.grad = torch.randn(p.shape, generator=generator).to(**place)
+    adamw = torch.optim.AdamW(parameters, lr=1e-9, foreach=True)
+    scalers = {
+        label: VarianceGradientScaler(parameters, **{"warmup_steps": 0, **options})
+        for label, options in estimators.items()
+    }
+    times: dict[str, list[float]] = {label: [] for label in ("AdamW", *scalers)}
+    for _ in range(rounds + 1):
+        times["AdamW"].append(_time(adamw.step))
+        for label, scaler in scalers.items():
+            times[label].append(_time(scaler.scale_gradients) + _time(scaler.step))
+    own = [*parameters, *(p.grad for p in parameters if p.grad is not None)]
+    rows = [
+        {
+            "estimator": label,
+            "parameters": sum(p.numel() for p in parameters),
+            "tensors": len(parameters),
+            "checkpoint_bytes": state_bytes(scaler.state_dict()["statistics"]),
+            "held_bytes": held_bytes(scaler, own),
+            "seconds": median(times[label][1:]),
+            "adamw_seconds": median(times["AdamW"][1:]),
+        }
+        for label, scaler in scalers.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _time(action: Any) -> float:
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def _storages(tensor: Tensor) -> list[torch.UntypedStorage]:
+    return [
+        t.untyped_storage()
+        for t in (tensor, tensor.grad if tensor.is_leaf else None)
+        if t is not None
+    ]

@@ -1,0 +1,122 @@
+"""Two optimizers joined are the same as two stepped by hand, also when saved, loaded and copied."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch.optim import SGD, AdamW
+
+from gqc_lab.loop.placement import make_generator
+from gqc_lab.studies.pretraining.joined_optimizer import JoinedOptimizer
+
+
+def parameters():
+    generator = make_generator(0, "parameters")
+    return [torch.randn(n, 3, generator=generator, requires_grad=True) for n in (4, 2, 5)]
+
+
+def make(p):
+    """SGD of one group, AdamW of two."""
+    groups = [{"params": [p[1]], "weight_decay": 0.5}, {"params": [p[2]], "lr": 0.2}]
+    return [SGD([p[0]], lr=0.1, momentum=0.9), AdamW(groups, lr=0.1, fused=True)]
+
+
+def train(p, optimizers, steps, start=0):
+    for t in range(start, start + steps):
+        generator = make_generator(t, "gradients")
+        for tensor in p:
+            tensor.grad = torch.randn(tensor.shape, generator=generator)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] *= 0.9
+            optimizer.step()
+
+
+def assert_equal(p, q):
+    assert all(torch.equal(a, b) for a, b in zip(p, q, strict=True))
+
+
+@pytest.fixture
+def plain():
+    p = parameters()
+    train(p, make(p), 12)
+    return p
+
+
+def test_it_is_bitwise_the_optimizers_stepped_one_by_one(plain):
+    p = parameters()
+    train(p, [JoinedOptimizer(make(p))], 12)
+    assert_equal(p, plain)
+
+
+def test_optimizers_may_have_stepped_before_they_are_joined(plain):
+    p = parameters()
+    parts = make(p)
+    train(p, parts, 5)
+    train(p, [JoinedOptimizer(parts)], 7, start=5)
+    assert_equal(p, plain)
+
+
+def test_a_saved_one_goes_on_bitwise(plain):
+    p = parameters()
+    first = JoinedOptimizer(make(p))
+    train(p, [first], 5)
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    q = [t.detach().clone().requires_grad_() for t in p]
+    second = JoinedOptimizer(make(q))
+    second.load_state_dict(torch.load(file, weights_only=True))
+    train(q, [second], 7, start=5)
+    assert_equal(q, plain)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_a_copy_goes_on_bitwise_and_leaves_the_original(plain, copied):
+    p = parameters()
+    first = JoinedOptimizer(make(p))
+    train(p, [first], 5)
+    before = [t.detach().clone() for t in p]
+    second = copied(first)
+    q = [t for group in second.param_groups for t in group["params"]]
+    train(q, [second], 7, start=5)
+    assert_equal(q, plain)
+    assert_equal(p, before)
+
+
+def test_parameters_without_a_gradient_stay():
+    p = parameters()
+    optimizer = JoinedOptimizer(make(p))
+    p[0].grad = p[2].grad = None
+    p[1].grad = torch.ones_like(p[1])
+    optimizer.step()
+    fresh = parameters()
+    assert [torch.equal(a, b) for a, b in zip(p, fresh, strict=True)] == [True, False, True]
+
+
+def test_a_closure_is_called_once_with_gradients():
+    p = parameters()
+    calls = []
+
+    def closure():
+        calls.append(torch.is_grad_enabled())
+        for tensor in p:
+            tensor.grad = torch.ones_like(tensor)
+        return 1.5
+
+    assert JoinedOptimizer(make(p)).step(closure) == 1.5
+    assert calls == [True]
+
+
+def test_what_belongs_to_none_or_to_two_is_refused():
+    p = parameters()
+    with pytest.raises(ValueError, match="empty"):
+        JoinedOptimizer([])
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        JoinedOptimizer([SGD(p[:2], lr=0.1), SGD(p[1:], lr=0.1)])
+    optimizer = JoinedOptimizer(make(p))
+    with pytest.raises(RuntimeError, match="further group for SGD, AdamW"):
+        optimizer.add_param_group({"params": [torch.zeros(2, requires_grad=True)]})
+    assert len(optimizer.param_groups) == 3

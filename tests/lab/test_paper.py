@@ -1,0 +1,110 @@
+"""The paper says what the committed results say, and nobody typed its numbers."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from gqc_lab.claims import load_frozen, read_claims
+from gqc_lab.claims.commands import batch_path, check, decide, read_plan
+from gqc_lab.claims.readme import COLUMNS, FLAGSHIP, GEOMETRIC, fill
+from gqc_lab.claims.tables import macros
+from gqc_lab.models.operator import make_operator
+from gqc_lab.publish.printing import print_figures, scripts
+from gqc_lab.runs.notebook import read_notebook
+from gqc_lab.runs.plan import read_batch
+from gqc_lab.studies import continual, operator_learning, pretraining
+from gqc_lab.studies.vgs import training as vgs_training
+
+ROOT = Path(__file__).parents[2]
+PAPER = ROOT / "paper"
+LIMIT = 10_000_000  # bytes of all committed results
+
+
+def test_committed_verdicts_are_what_the_results_give():
+    assert check(PAPER) == []
+
+
+def test_every_claim_has_a_verdict_or_a_reason():
+    for verdict in decide(PAPER):
+        assert verdict.effects or len(verdict.reason) > 10
+
+
+def test_claims_point_to_notebooks_and_batches_that_exist():
+    plan = read_plan(PAPER)
+    for claim in read_claims(PAPER / "claims.yaml"):
+        if claim.notebook:
+            read_notebook(ROOT / "notebooks" / f"{claim.notebook}.ipynb")
+        assert {part.batch for part in claim.parts} <= set(plan)
+    assert set(load_frozen(PAPER / "results")) <= set(plan)
+    assert all(batch_path(PAPER, name).is_file() for name in plan)
+
+
+def test_the_results_are_small():
+    assert sum(path.stat().st_size for path in (PAPER / "results").rglob("*")) < LIMIT
+
+
+def test_the_readme_says_what_the_results_say():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "<!-- begin claims -->" in text
+    assert "<!-- begin flagship -->" in text
+    assert fill(text, decide(PAPER), load_frozen(PAPER / "results")) == text
+
+
+def test_the_flagship_is_reported_as_its_batch_reports_it():
+    report = read_batch(batch_path(PAPER, FLAGSHIP)).report
+    timing = ("tokens_per_second",)  # of the machine that it ran on
+    assert (report.columns, report.geometric) == (COLUMNS + timing, GEOMETRIC + timing)
+
+
+def test_no_number_in_the_results_is_typed():
+    text = (PAPER / "results-text.tex").read_text(encoding="utf-8")
+    text = re.sub(r"\\(ref|label|includegraphics|input|cite)(\[[^]]*\])?\{[^}]*\}", "", text)
+    text = re.sub(r"\\[A-Za-z]+", "", text)  # macros have no digits in their names
+    text = re.sub(r"(?m)%.*$", "", text)
+    assert re.findall(r"[^\n]*[0-9][^\n]*", text) == []
+
+
+def test_every_macro_of_the_text_is_written():
+    known = set(re.findall(r"\\newcommand\{\\(\w+)\}", macros(decide(PAPER))))
+    text = (PAPER / "results-text.tex").read_text(encoding="utf-8")
+    text += (PAPER / "main.tex").read_text(encoding="utf-8")
+    used = set(re.findall(r"\\((?:verdict|effect|mean|seeds)[A-Z]\w*)", text))
+    assert used
+    assert used <= known
+
+
+def test_works_are_cited_and_listed():
+    text = (PAPER / "main.tex").read_text(encoding="utf-8")
+    text += (PAPER / "results-text.tex").read_text(encoding="utf-8")
+    cited = {key for keys in re.findall(r"\\cite\{([^}]*)\}", text) for key in keys.split(",")}
+    listed = re.findall(r"\\bibitem\{(\w+)\}", (PAPER / "references.tex").read_text("utf-8"))
+    assert sorted(cited) == listed
+
+
+LAPTOP = {
+    "01_gnts_pretraining": lambda: pretraining.build(pretraining.config("laptop")),
+    "06_vgs_alpha": lambda: vgs_training.build(vgs_training.config("laptop", task="values")),
+    "10_upgd_continual": lambda: continual.build(continual.config("laptop")),
+    "13_upt_fix": lambda: make_operator(
+        operator_learning.config("laptop").sizes, torch.Generator()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAPTOP)
+def test_the_size_of_a_model_is_what_it_is_said_to_be(name):
+    built = LAPTOP[name]()
+    size = sum(p.numel() for p in getattr(built, "model", built).parameters())
+    assert re.search(rf"\b{size:,}\b", read_plan(PAPER)[name]["trained"])
+
+
+def test_every_batch_says_what_was_trained():
+    assert [name for name, entry in read_plan(PAPER).items() if not entry.get("trained")] == []
+
+
+@pytest.mark.parametrize("name", scripts(PAPER))
+def test_a_figure_can_be_drawn(name, tmp_path):
+    ((_, files),) = print_figures(PAPER, [name], tmp_path)
+    assert all(path.stat().st_size > 5_000 for path in files)
