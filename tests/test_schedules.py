@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from fixtures.schedules.make import CUTS, FILE, MORE, SCHEDULES, edited, run
 from problems import backward, parameters, stream
 
 import gqc
-from gqc.schedules import THRESHOLD, interpolate
+from gqc.schedules import THRESHOLD, cosine_with_warmup, interpolate, power_growth
 
 
 def wrapper(**kwargs) -> gqc.OptimizerWrapperGNTS:
@@ -130,6 +135,90 @@ def test_resume_is_exact(cut):
     other = gqc.PiecewiseSchedule(wrapper(), [(0, 1.0)])
     other.load_state_dict(piecewise.state_dict())
     assert values(other, 3) == values(piecewise, 3)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_value_is_a_pure_function_of_the_step(name):
+    schedule, stepped = SCHEDULES[name](), SCHEDULES[name]()
+    before = schedule.state_dict(), schedule.get_last_value()
+    ahead = [schedule.value_at(step) for step in range(1, 20)]
+    assert (schedule.state_dict(), schedule.get_last_value()) == before
+    assert ahead == [groups[0] for groups in run(stepped, 19)]
+    schedule.go_to(7)
+    assert (schedule.last_step, schedule.get_last_value()[0]) == (7, ahead[6])
+
+
+def test_the_functions_need_no_optimizer():
+    assert [cosine_with_warmup(2, 4, 10.0, 1.0, 0.0, t) for t in range(6)] == pytest.approx(
+        [10, 5.5, 1, 0.5, 0, 0]
+    )
+    assert [power_growth(2, 1.0, 5.0, 2.0, t) for t in range(4)] == [1, 2, 5, 5]
+
+
+SCHEDULES_OF_FUNCTIONS = {
+    **{name: make for name, make in SCHEDULES.items() if name != "ParamGroupSchedule"},
+    "own function": lambda: gqc.ParamGroupSchedule(wrapper(), "lr", partial(math.ldexp, 1.0)),
+}
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
+@pytest.mark.parametrize("name", SCHEDULES_OF_FUNCTIONS)
+def test_copies_continue_and_stand_alone(name, copied):
+    first = SCHEDULES_OF_FUNCTIONS[name]()
+    run(first, 5)
+    second = copied(first)
+    assert second.optimizer is not first.optimizer
+    assert second.get_last_value() == first.get_last_value()
+    assert run(second, 6) == run(first, 6)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
+def test_a_copy_does_not_follow_the_points_of_the_original(copied):
+    first = gqc.PiecewiseSchedule(wrapper(), [(0, 4.0), (8, 1.0)])
+    warmed = gqc.NormWarmupScheduler(gqc.PiecewiseSchedule(wrapper(), [(0, 4.0)]), 2, 1.0)
+    copies = copied(first), copied(warmed)
+    first.points = warmed.scheduler.points = [(0, 9.0)]
+    assert [s.value_at(8) for s in (first, warmed)] == [9.0, 9.0]
+    assert [s.value_at(8) for s in copies] == [1.0, 4.0]
+    copies[1].scheduler.points = [(0, 2.0)]
+    assert copies[1].value_at(8) == 2.0
+
+
+def test_norm_warmup_keeps_an_edit_of_the_inner_schedule_on_resume():
+    def make(points):
+        return gqc.NormWarmupScheduler(gqc.PiecewiseSchedule(wrapper(), points), 4, 5.0)
+
+    first, second = make([(0, 2.0)]), make([(0, 2.0)])
+    run(first, 6)
+    first.scheduler.points = [(0, 2.0), (8, 1.0)]
+    second.load_state_dict(first.state_dict())
+    assert second.scheduler.points == [(0, 2.0), (8, 1.0)]
+    assert run(second, 9) == run(first, 9)
+    for wrong in ({"key": "lr"}, {"scheduler": {**first.scheduler.state_dict(), "points": []}}):
+        with pytest.raises(ValueError, match=r"given to one of|expected at least one"):
+            second.load_state_dict({**first.state_dict(), "last_step": 1, **wrong})
+        assert second.state_dict() == first.state_dict()
+
+
+def test_numpy_numbers_are_numbers():
+    schedule = gqc.get_norm_threshold_cosine_annealing_with_warmup(
+        wrapper(), np.int64(2), np.int32(8), np.float32(2.0)
+    )
+    assert run(schedule, 2)[-1] == [2.0]
+    assert all(type(value) in (int, str) for value in schedule.state_dict().values())
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_state_of_version_010_loads_exactly_and_continues(name, cut):
+    saved = torch.load(FILE, weights_only=True)[f"{name}-{cut}"]
+    schedule = SCHEDULES[name]()
+    schedule.load_state_dict(saved["state"])
+    state = schedule.state_dict()
+    assert {key: state[key] for key in saved["state"]} == saved["state"]
+    uncut = edited(name)
+    run(uncut, cut)
+    assert run(schedule, MORE) == saved["end"] == run(uncut, MORE)
 
 
 def test_a_state_of_another_key_changes_nothing():

@@ -1,0 +1,146 @@
+"""Builders of the common schedules."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+from torch.optim import Optimizer
+
+from gqc.schedules.shapes import (
+    check_count,
+    check_value,
+    cosine_with_warmup,
+    interpolate,
+    power_growth,
+)
+from gqc.schedules.writers import THRESHOLD, ParamGroupSchedule, PiecewiseSchedule
+
+
+def get_norm_threshold_cosine_annealing_with_warmup(
+    optimizer: Optimizer,
+    num_warmup_steps: int,
+    num_training_steps: int,
+    start_norm: float = 1.0,
+    end_norm: float = 0.0,
+    warmup_multiplier: float = 10.0,
+    *,
+    key: str = THRESHOLD,
+) -> ParamGroupSchedule:
+    r"""Inverted warmup, then cosine: the schedule for :class:`~gqc.OptimizerWrapperGNTS`.
+
+    :func:`cosine_with_warmup` from ``start_norm * warmup_multiplier`` to ``start_norm`` and then to
+    ``end_norm``.
+
+    Args:
+        num_warmup_steps, num_training_steps: W and T [microbatches], 0 <= W <= T, T >= 1.
+        start_norm, end_norm, warmup_multiplier: >= 0.
+    Raises: ValueError: an argument out of its range.
+    """
+    check_value("start_norm", start_norm)
+    check_value("end_norm", end_norm)
+    check_value("warmup_multiplier", warmup_multiplier)
+    _check_lengths(num_warmup_steps, num_training_steps)
+    values = start_norm * warmup_multiplier, start_norm, end_norm
+    fn = partial(cosine_with_warmup, num_warmup_steps, num_training_steps, *values)
+    return ParamGroupSchedule(optimizer, key, fn)
+
+
+def get_direct_cosine_annealing_with_warmup(
+    optimizer: Optimizer,
+    peak_value: float,
+    num_warmup_steps: int,
+    num_training_steps: int,
+    min_value: float = 0.0,
+    *,
+    key: str = "lr",
+) -> ParamGroupSchedule:
+    r"""Warmup from 0 to a peak, then cosine to a minimum; values, not factors.
+
+    :func:`cosine_with_warmup` from 0 to ``peak_value`` and then to ``min_value``.
+
+    Args:
+        peak_value, min_value: >= 0.
+        num_warmup_steps, num_training_steps: W and T [microbatches], 0 <= W <= T, T >= 1.
+        key: any param-group key; not a norm threshold, which is warmed up from above.
+    Raises: ValueError: an argument out of its range.
+    """
+    check_value("peak_value", peak_value)
+    check_value("min_value", min_value)
+    _check_lengths(num_warmup_steps, num_training_steps)
+    values = 0.0, peak_value, min_value
+    fn = partial(cosine_with_warmup, num_warmup_steps, num_training_steps, *values)
+    return ParamGroupSchedule(optimizer, key, fn)
+
+
+def get_curved_batch_schedule(
+    optimizer: Optimizer,
+    initial_batch_size: float,
+    final_batch_size: float,
+    num_training_steps: int,
+    polynomial_exponent: float = 2.0,
+    *,
+    key: str = "logical_batch_size",
+) -> ParamGroupSchedule:
+    r"""Polynomial growth, see :func:`power_growth`.
+
+    Args:
+        initial_batch_size, final_batch_size: a and b [examples], > 0.
+        num_training_steps: T [microbatches], >= 1.
+        polynomial_exponent: p > 0; above 1 it grows slowly first.
+    Raises: ValueError: an argument out of its range.
+    """
+    sizes = {"initial_batch_size": initial_batch_size, "final_batch_size": final_batch_size}
+    for name, size in {**sizes, "polynomial_exponent": polynomial_exponent}.items():
+        if not 0 < size < math.inf:
+            raise ValueError(f"{name}={size!r}: expected a finite number > 0")
+    check_count("num_training_steps", num_training_steps, 1)
+    shape = initial_batch_size, final_batch_size, polynomial_exponent
+    fn = partial(power_growth, num_training_steps, *shape)
+    return ParamGroupSchedule(optimizer, key, fn)
+
+
+def get_quadratic_batch_schedule(
+    optimizer: Optimizer,
+    initial_batch_size: float,
+    final_batch_size: float,
+    num_training_steps: int,
+    *,
+    key: str = "logical_batch_size",
+) -> ParamGroupSchedule:
+    """:func:`get_curved_batch_schedule` with exponent 2."""
+    return get_curved_batch_schedule(
+        optimizer, initial_batch_size, final_batch_size, num_training_steps, key=key
+    )
+
+
+def get_constant_schedule(optimizer: Optimizer, value: float, *, key: str) -> ParamGroupSchedule:
+    """``value`` at every step (finite, >= 0)."""
+    check_value("value", value)
+    return ParamGroupSchedule(optimizer, key, partial(interpolate, [(0, value)]))
+
+
+def get_linear_schedule(
+    optimizer: Optimizer,
+    start_value: float,
+    end_value: float,
+    num_training_steps: int,
+    *,
+    key: str,
+) -> ParamGroupSchedule:
+    """A straight line over ``num_training_steps`` microbatches, then level (values >= 0)."""
+    check_value("start_value", start_value)
+    check_value("end_value", end_value)
+    check_count("num_training_steps", num_training_steps, 1)
+    points = [(0, start_value), (num_training_steps, end_value)]
+    return PiecewiseSchedule(optimizer, points, key=key)
+
+
+def _check_lengths(warmup: int, total: int) -> None:
+    check_count("num_warmup_steps", warmup, 0)
+    check_count("num_training_steps", total, 1)
+    if warmup > total:
+        raise ValueError(
+            f"num_warmup_steps={warmup}: expected at most num_training_steps={total}; both count "
+            "microbatches"
+        )

@@ -1,0 +1,237 @@
+"""Schedules as objects that write a param group's entry at every step."""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from gqc.schedules.shapes import check_count, check_value, interpolate
+
+THRESHOLD = "gradient_norm_threshold"
+
+
+class ParamGroupSchedule(LRScheduler):
+    """Set ``group[key] = fn(step)`` in every param group, at once and after each :meth:`step`.
+
+    A tensor is filled in place, as torch's own schedulers do.  It is an ``LRScheduler`` so that
+    trainers accept it, step it and save it: pass it to ``accelerator.prepare`` or return it from
+    Lightning's ``configure_optimizers`` with ``"interval": "step"``.
+
+    Args:
+        optimizer: an optimizer or a wrapper; the groups are looked up at each step, so that a
+            loaded ``state_dict`` and an added group are followed.
+        key: the entry to write; it must exist in every group.
+        fn: step [microbatches, from 0] -> value, finite.  To be pickled with the schedule, it has
+            to be a function of a module, or a ``functools.partial`` of one.
+    Raises:
+        TypeError: ``optimizer`` is not an ``Optimizer``.
+        KeyError: a group has no ``key``.
+        ValueError: ``fn`` returned NaN or infinity; the groups keep their values.
+    Warns: a norm threshold that starts at 0 makes every early window run to ``max_draws``.
+    """
+
+    def __init__(self, optimizer: Optimizer, key: str, fn: Callable[[int], float]) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer is a {type(optimizer).__name__}: expected an Optimizer")
+        for index, group in enumerate(optimizer.param_groups):
+            if key not in group:
+                known = sorted(set(group) - {"params"})
+                raise KeyError(f"param group {index} has no {key!r}: expected one of {known}")
+        self.optimizer, self.key, self.fn = optimizer, key, fn
+        self.last_step = 0
+        self._step_count = 1  # as Accelerate reads and writes it
+        self._last_batch = 0
+        if key == THRESHOLD and self.value_at(0) == 0:
+            warnings.warn(
+                "the norm threshold starts at 0, so every early window runs to max_draws: a "
+                "threshold is warmed up from above, as "
+                "get_norm_threshold_cosine_annealing_with_warmup does",
+                stacklevel=3,
+            )
+        # LRScheduler.__init__ would set the lr and replace optimizer.step.
+        self._write(0)
+
+    @property
+    def last_epoch(self) -> int:  # type: ignore[override]
+        """The name that torch's schedulers have for ``last_step``."""
+        return self.last_step
+
+    @property
+    def base_lrs(self) -> list[float]:  # type: ignore[override]
+        return [float(g.get("initial_lr", g.get("lr", 0))) for g in self.optimizer.param_groups]
+
+    def value_at(self, step: int) -> float:
+        """Return the value at any step, without changing the schedule or the optimizer.
+
+        Raises: ValueError: it is NaN or infinite.
+        """
+        value = float(self.fn(step))
+        if not math.isfinite(value):
+            raise ValueError(f"schedule of {self.key!r} is {value} at step {step}: expected finite")
+        return value
+
+    def step(self) -> None:  # type: ignore[override]
+        """Advance by one microbatch, also where Accelerate calls this once per process."""
+        if not self._is_repeated(sys._getframe(1).f_globals.get("__name__")):
+            self.go_to(self.last_step + 1)
+
+    def go_to(self, step: int) -> None:
+        """Write the value of a step, from which :meth:`step` continues."""
+        self._write(step)
+        self.last_step = step
+
+    def get_last_value(self) -> list[float]:
+        """Return the present value in each param group."""
+        return [float(group[self.key]) for group in self.optimizer.param_groups]
+
+    def get_last_lr(self) -> list[float]:  # type: ignore[override]
+        """Return the learning rate in each param group, whatever ``key`` is, as trainers log it."""
+        return [float(group["lr"]) for group in self.optimizer.param_groups if "lr" in group]
+
+    def get_lr(self) -> list[float]:  # type: ignore[override]
+        """Return :meth:`get_last_lr`."""
+        return self.get_last_lr()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return ``{"key", "last_step"}``; the function is the constructor's."""
+        return {"key": self.key, "last_step": self.last_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken, and write the value of that step.
+
+        Raises: ValueError: the state of a schedule of another key; nothing is changed.
+        """
+        before = self.state_dict()
+        try:
+            self._restore(state_dict)
+            self.go_to(self.last_step)
+        except ValueError:
+            self._restore(before)
+            raise
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        if state["key"] != self.key:
+            raise ValueError(
+                f"state of a schedule of {state['key']!r} given to one of {self.key!r}"
+            )
+        self.last_step = state["last_step"]
+
+    def _is_repeated(self, caller: str | None) -> bool:
+        """Does Accelerate step once more for another process, with no draw since the last call?"""
+        if caller != "accelerate.scheduler" or not hasattr(self.optimizer, "statistics"):
+            return False
+        last, self._last_batch = self._last_batch, self.optimizer.statistics()["batches"]
+        return last == self._last_batch
+
+    def _write(self, step: int) -> None:
+        value = self.value_at(step)
+        for group in self.optimizer.param_groups:
+            present = group.get(self.key)
+            if isinstance(present, Tensor):  # as capturable and compiled optimizers hold an lr
+                present.fill_(value)
+            else:
+                group[self.key] = value
+
+
+class PiecewiseSchedule(ParamGroupSchedule):
+    """Straight lines between points, level before the first and after the last.
+
+    Args:
+        optimizer, key: see :class:`ParamGroupSchedule`.
+        points: ``(step, value)`` pairs, steps strictly increasing, all numbers finite.
+    Attributes:
+        points: may be assigned while training; the new line counts from the next :meth:`step`.
+    Raises: ValueError: no points, steps that do not increase, or a number that is not finite; the
+        points stay as they were.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, points: Iterable[Sequence[float]], *, key: str = THRESHOLD
+    ) -> None:
+        self.points = points
+        super().__init__(optimizer, key, self._line)
+
+    @property
+    def points(self) -> list[tuple[float, float]]:
+        return self._points
+
+    @points.setter
+    def points(self, points: Iterable[Sequence[float]]) -> None:
+        checked = [(float(step), float(value)) for step, value in points]
+        if not checked:
+            raise ValueError("points=[]: expected at least one (step, value)")
+        for number in (x for point in checked for x in point):
+            if not math.isfinite(number):
+                raise ValueError(f"points hold {number}: expected finite numbers")
+        for (before, _), (after, _) in pairwise(checked):
+            if not after > before:
+                raise ValueError(f"steps {before:g}, {after:g}: expected strictly increasing steps")
+        self._points = checked
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return ``{"key", "last_step", "points"}``."""
+        return {**super().state_dict(), "points": [list(point) for point in self.points]}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        super()._restore(state)
+        self.points = state.get("points", self.points)
+
+    def _line(self, step: int) -> float:
+        return interpolate(self.points, step)
+
+
+class NormWarmupScheduler(ParamGroupSchedule):
+    r"""Inverted warmup in front of another schedule.
+
+    For the first W steps the value is that of ``scheduler`` at its start times a factor that falls
+    linearly from ``warmup_start`` to ``warmup_end``; after them ``scheduler`` runs from its start,
+    times ``warmup_end``.
+
+    Args:
+        scheduler: a :class:`ParamGroupSchedule` that was not stepped yet; this one takes its place.
+        num_warmup_steps: W [microbatches], >= 0.
+        warmup_start, warmup_end: factors, >= 0.
+    Attributes:
+        scheduler: the inner one; the points of a :class:`PiecewiseSchedule` may be assigned while
+            training, and are saved with this one.
+    Raises: ValueError: an argument out of its range, or a schedule that was stepped already.
+    """
+
+    def __init__(
+        self,
+        scheduler: ParamGroupSchedule,
+        num_warmup_steps: int,
+        warmup_start: float = 10.0,
+        warmup_end: float = 1.0,
+    ) -> None:
+        check_count("num_warmup_steps", num_warmup_steps, 0)
+        check_value("warmup_start", warmup_start)
+        check_value("warmup_end", warmup_end)
+        if scheduler.last_step != 0:
+            raise ValueError(f"scheduler stepped {scheduler.last_step} times: expected a new one")
+        self.scheduler = scheduler
+        self._warmup = num_warmup_steps, warmup_start, warmup_end
+        super().__init__(scheduler.optimizer, scheduler.key, self._warmed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return ``{"key", "last_step", "scheduler"}``, the last one the inner schedule's state."""
+        return {**super().state_dict(), "scheduler": self.scheduler.state_dict()}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        super()._restore(state)
+        if "scheduler" in state:  # version 0.1.0 did not save it
+            self.scheduler._restore(state["scheduler"])
+
+    def _warmed(self, step: int) -> float:
+        length, start, end = self._warmup
+        ramp = min(step / length, 1.0) if length else 1.0
+        factor = start + (end - start) * ramp
+        return factor * self.scheduler.value_at(max(step - length, 0))
