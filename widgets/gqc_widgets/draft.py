@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from gqc_lab.loop.controls import Choice, Controls, Points
+from gqc_lab.loop.controls import Controls
+from gqc_lab.loop.settings import Setting, read_pairs
 
 
 class Draft:
@@ -48,16 +49,16 @@ class Draft:
         value = self._edits.get(name, self.controls[name])
         if isinstance(value, str):
             return value
-        if isinstance(self.controls.specs[name], Points):
+        if self.controls.specs[name].read is read_pairs:
             return ", ".join(f"{share:g} {height:g}" for share, height in value)
         return f"{value:g}"
 
 
-def _read(name: str, content: Any, spec: object) -> Any:
+def _read(name: str, content: Any, spec: Setting) -> Any:
     """A field's text as a value; a value as it is."""
-    if not isinstance(content, str) or isinstance(spec, Choice):
+    if not isinstance(content, str) or spec.choices:
         return content
-    if isinstance(spec, Points):
+    if spec.read is read_pairs:
         pairs = [pair.split() for pair in content.replace(";", ",").split(",") if pair.strip()]
         if not pairs:
             raise ValueError(f"{name}: expected pairs such as '0 2, 1 0.5'; the field is empty")

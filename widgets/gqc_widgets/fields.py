@@ -61,7 +61,7 @@ class Fields(widgets.VBox):
     def _make_text(self, name: str, label: str) -> None:
         text = widgets.Text(
             description=label,
-            tooltip=self._draft.controls.specs[name].doc,
+            tooltip=self._draft.controls.specs[name].meaning,
             continuous_update=False,
             style=STYLE,
             layout=WIDE,

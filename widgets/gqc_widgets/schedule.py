@@ -14,7 +14,6 @@ import yaml
 
 from gqc.noise import predicted_draws
 from gqc_lab import Experiment
-from gqc_lab.loop.controls import Control
 from gqc_lab.loop.norm_schedule import NAMES, NormSchedule, has_norm_schedule, norm_schedule
 from gqc_widgets.draft import Draft
 
@@ -51,9 +50,7 @@ class NormScheduleModel:
     @property
     def total(self) -> int:
         """Microbatches of the whole run: its warmup can be no longer."""
-        warmup = self.controls.specs["norm_warmup_microbatches"]
-        assert isinstance(warmup, Control)
-        return int(warmup.high)
+        return int(self.controls.specs["norm_warmup_microbatches"].high)
 
     # ---- editing
 

@@ -93,7 +93,7 @@ class NormScheduleEditor(widgets.VBox):
         kind = widgets.Textarea if name == "norm_points" else widgets.Text
         field = kind(
             description=label,
-            tooltip=self.model.controls.specs[name].doc,
+            tooltip=self.model.controls.specs[name].meaning,
             continuous_update=False,
             style=_STYLE,
             layout=_WIDE,
