@@ -34,25 +34,10 @@
 # **Question.** Which of the published claims hold?
 
 # %% tags=["install"]
-# Only where the kit is missing, as in Colab; whatever torch is there stays.
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
-
-kit = ""  # where the kit is: a wheel, the folder of a checkout, or "git+https://..."
-
-if importlib.util.find_spec("gqc") is None:
-    if not kit:
-        raise ModuleNotFoundError(
-            "gqc is not installed here. Set `kit` in this cell to where it is: a wheel that was "
-            "uploaded (`pip wheel --no-deps .` in a checkout makes gqc_kit-*.whl), the folder of a "
-            'checkout, or the address of a repository, "git+https://host/owner/name".'
-        )
-    # Never a bare name: an index would be asked for it, where anybody may have taken it.
-    address = kit if "://" in kit else Path(kit).expanduser().resolve(strict=True).as_uri()
-    command = [sys.executable, "-m", "pip", "install", "--quiet", f"gqc-kit[widgets] @ {address}"]
-    subprocess.run(command, check=True)
+from importlib.util import find_spec
+if find_spec("gqc") is None:
+    # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
+    raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[widgets] @ ADDRESS"')
 
 # %% tags=["parameters"]
 interactive = False  # True: show the widgets and wait for a person

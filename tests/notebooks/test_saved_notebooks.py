@@ -3,16 +3,19 @@
 import ast
 import importlib.util
 import json
+import re
 import subprocess
+import sys
 from pathlib import Path
 
 import jupytext
 import nbformat
 import pytest
 
+from gqc_lab.errors import BadInput
 from gqc_lab.publish.notebooks import install_cell, is_paired, show_verdicts
 from gqc_lab.runs.notebook import read_notebook
-from gqc_lab.runs.parameters import BadInput, parse_cell, read_mapping, resolve
+from gqc_lab.runs.parameters import parse_cell, read_mapping, resolve
 from gqc_lab.runs.plan import read_batch
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
@@ -63,31 +66,23 @@ def test_the_first_cell_is_the_one_that_installs_the_kit(path):
     assert (cell.source, cell.metadata.get("tags")) == (install_cell(extra), ["install"])
 
 
-@pytest.fixture
-def install(monkeypatch):
-    """Run the cell as if the kit were missing; returns what pip is asked for."""
-
-    def run(kit):
-        asked = []
-        monkeypatch.setattr(subprocess, "run", lambda command, check: asked.append(command[-1]))
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-        exec(install_cell().replace('kit = ""', f"kit = {kit!r}"), {})
-        return asked
-
-    return run
+def test_the_install_cell_is_four_lines_that_pass_where_the_kit_is():
+    assert len(install_cell().splitlines()) <= 4
+    exec(install_cell(), {})
 
 
-def test_the_kit_is_installed_from_where_the_cell_says(install, tmp_path):
-    wheel = tmp_path / "gqc_kit-0.1.0-py3-none-any.whl"
-    wheel.touch()
-    assert install(str(wheel)) == [f"gqc-kit[lab] @ {wheel.as_uri()}"]
-    assert install(str(tmp_path)) == [f"gqc-kit[lab] @ {tmp_path.as_uri()}"]
-    address = "git+https://host/owner/name"
-    assert install(address) == [f"gqc-kit[lab] @ {address}"]
-    with pytest.raises(ModuleNotFoundError, match="Set `kit` in this cell"):
-        install("")
-    with pytest.raises(FileNotFoundError):  # nobody's package of that name, from no index
-        install("gqc-kit")
+def test_where_the_kit_is_missing_the_cell_names_a_command_that_asks_no_index(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="gqc is missing; run: %pip install") as refusal:
+        exec(install_cell(), {})
+    (requirement,) = re.findall(r'%pip install "(.*)"', str(refusal.value))
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--no-deps"]
+    for name in ("ADDRESS", "gqc-kit"):  # an index may have somebody else's package of that name
+        done = subprocess.run(
+            [*pip, requirement.replace("ADDRESS", name)], capture_output=True, text=True
+        )
+        assert done.returncode != 0
+        assert "Invalid requirement" in done.stderr
 
 
 @every_notebook

@@ -43,7 +43,7 @@ def _cells(script: str) -> str:
 
 
 def install_cell(extra: str = "lab") -> str:
-    """The cell that installs the kit where it is missing, the first of every notebook.
+    """Return the first cell of every notebook: where the kit is missing it says how to install it.
 
     It is tagged ``install`` and not part of a run's id.
 
