@@ -29,7 +29,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gqc.gradients import collect, local, multiply_, tensor_norms, total_norm
-from gqc.wrappers.window import GradWindow
 
 __all__ = [
     "clip_before_step",
@@ -132,9 +131,7 @@ def clip_before_step(
                 f"{type(stepping).__name__}.step(closure): gradients are clipped before the "
                 "closure makes them; call the closure yourself, then step()"
             )
-        if getattr(stepping, "num_draws", 0) and isinstance(
-            getattr(stepping, "_window", None), GradWindow
-        ):
+        if getattr(stepping, "holds_running_sum", False):
             raise RuntimeError(
                 f"{type(stepping).__name__}: .grad is the sum of several microbatches, which "
                 'cannot be clipped one by one; pass accumulate="buffer" to the wrapper, or clip '

@@ -52,8 +52,7 @@ from pathlib import Path
 
 from IPython.display import Markdown, display
 
-from gqc_lab import figures, runs
-from gqc_lab.loop import track
+from gqc_lab import figures, runs, track
 from gqc_lab.claims import commands, tables
 from gqc_lab.studies import pretraining
 

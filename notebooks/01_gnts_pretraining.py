@@ -48,8 +48,7 @@ from math import exp
 
 import pandas as pd
 
-from gqc_lab import figures, runs
-from gqc_lab.loop import track
+from gqc_lab import figures, runs, track
 from gqc_lab.studies import pretraining
 
 # %% [markdown]

@@ -61,8 +61,7 @@ changes = [
 # %%
 from IPython.display import display
 
-from gqc_lab import figures, runs
-from gqc_lab.loop import track
+from gqc_lab import figures, runs, track
 from gqc_lab.studies import pretraining
 
 # %% [markdown]

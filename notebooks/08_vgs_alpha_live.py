@@ -64,8 +64,7 @@ from dataclasses import replace
 import pandas as pd
 from IPython.display import display
 
-from gqc_lab import figures, runs
-from gqc_lab.loop import track
+from gqc_lab import figures, runs, track
 from gqc_lab.studies.vgs import training as vgs_training
 from gqc_lab.loop.scaler_controls import LAW, scaled_steps, what_if
 

@@ -50,8 +50,7 @@ import pandas as pd
 from IPython.display import display
 
 from gqc_lab.stats import analysis
-from gqc_lab import figures, runs
-from gqc_lab.loop import track
+from gqc_lab import figures, runs, track
 from gqc_lab.studies import operator_learning
 
 # %% [markdown]

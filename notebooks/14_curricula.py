@@ -48,8 +48,7 @@ import numpy as np
 import pandas as pd
 
 from gqc import Curriculum, compute_inverse_loss_curriculum_weight
-from gqc_lab import figures, runs
-from gqc_lab.loop import track
+from gqc_lab import figures, runs, track
 from gqc_lab.studies import operator_learning
 
 # %% [markdown]

@@ -17,17 +17,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
 from gqc.gradients import average_over_ranks, count_nonfinite, total_norm
-from gqc.wrappers.delegate import DelegatingOptimizer
-
-ACCUMULATE = ("grad", "buffer")
-NONFINITE = ("discard", "raise", "ignore")
+from gqc.wrappers import amp, options
+from gqc.wrappers.windowed import ClosedWindow, WindowedOptimizer
 
 
-class OptimizerWrapper(DelegatingOptimizer):
+class OptimizerWrapper(WindowedOptimizer):
     """Step ``optimizer`` only when the gradient accumulated so far is good enough.
 
     It is a ``torch.optim.Optimizer`` whose ``param_groups``, ``state`` and ``defaults`` are those
@@ -91,11 +88,28 @@ class OptimizerWrapper(DelegatingOptimizer):
         self.min_draws = self.fewest_draws if min_draws is None else min_draws
         self.max_draws = max_draws
         self.nonfinite = nonfinite
-        # A disabled scaler's step() steps whatever the gradient is.
-        is_scaled = grad_scaler is not None and grad_scaler.is_enabled()
-        self.grad_scaler = grad_scaler if is_scaled else None
-        self._check_arguments(accumulate, tunables)
+        self.grad_scaler = amp.enabled(grad_scaler)
+        options.check_draws(type(self).__name__, self.fewest_draws, self.min_draws, self.max_draws)
+        options.check_tunables(tunables)
+        options.check_ways(self, accumulate)
         super().__init__(optimizer, "buffer" if self.needs_draw_norm else accumulate, tunables)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Read by ``GradScaler.step(optimizer)``: the place to refuse it.
+
+        It would unscale earlier draws once more at each, and skip an overflow but leave it in the
+        sum, after which no step ever happens.
+
+        Raises: RuntimeError: always, but when an outer wrapper passes a closed window on.
+        """
+        if self._is_wrapped:
+            return False
+        raise RuntimeError(
+            f"GradScaler.step({type(self).__name__}): unscale a window once, when it closes. Pass "
+            "grad_scaler=scaler to the wrapper and call wrapper.step() alone, without "
+            "scaler.step() and scaler.update()"
+        )
 
     def is_full(self) -> bool:
         """Has the window ``max_draws``, and steps now whatever ``should_step`` says?"""
@@ -201,13 +215,13 @@ class OptimizerWrapper(DelegatingOptimizer):
         """Add ``.grad`` to the window; False where the draw was refused."""
         self.before_draw()
         if self.grad_scaler is not None:
-            self._refuse_unscaled(self.grad_scaler)
+            amp.refuse_unscaled(self.grad_scaler, self, self.optimizer)
         if self.num_draws == 0 and len(params) != self._num_params:  # a group was added
             self._window = self._new_window()
         window, norms = self._window, {}
         staged = window.stage(params)
         self._counts["batches"] += 1
-        self.num_draws += 1
+        window.num_draws += 1
         if staged and (self.needs_draw_norm or (self._is_checked() and not self.reduce_at_step)):
             norms["draw_norm"] = total_norm(staged)
         window.merge()
@@ -221,8 +235,10 @@ class OptimizerWrapper(DelegatingOptimizer):
             self._refuse(params, overflow=False)
             return False
         window.commit(params)
+        if self.draw_norm is not None:
+            window.draw_norms.append(self.draw_norm)
         if isinstance(self.optimizer, OptimizerWrapper):
-            self._add_metric(metric)
+            window.add_metric(metric)
         self.on_draw()
         return True
 
@@ -237,12 +253,14 @@ class OptimizerWrapper(DelegatingOptimizer):
             if not self._accept(params):
                 self._refuse(params, overflow=True)
                 return False
-        self._window.close(params, self.num_draws)
+        self._window.close(params)
         stepped = self._step_wrapped()
-        self._window.clear(params)
         self._counts["steps"] += stepped
         self._counts["num_forced"] += forced and stepped
-        self.last_num_draws, self.last_grad_norm = self.num_draws, self.grad_norm
+        n, norms = self.num_draws, self._window.draw_norms
+        draw_norms = tuple(norms) if len(norms) == n else ()
+        self.last_window = ClosedWindow(n, self.grad_norm, draw_norms, is_forced=forced)
+        self._window.clear(params)
         self._end_window(stepped=True)
         return stepped
 
@@ -250,8 +268,8 @@ class OptimizerWrapper(DelegatingOptimizer):
         """False where that is a wrapper, for which this window is a draw, and it waits for more."""
         inner: Any = self.optimizer
         metric = {}
-        if isinstance(inner, OptimizerWrapper) and self._metric_sum is not None:
-            metric["metric"] = self._metric_sum / self.num_draws
+        if isinstance(inner, OptimizerWrapper) and self._window.metric_sum is not None:
+            metric["metric"] = self._window.metric_sum / self.num_draws
         if self.grad_scaler is None:
             self.transform()
             return inner.step(**metric) is not False
@@ -261,14 +279,6 @@ class OptimizerWrapper(DelegatingOptimizer):
         self.grad_scaler.update()
         return stepped
 
-    def _add_metric(self, metric: float | Tensor | None) -> None:
-        """For the wrapper inside; None once a draw of the window had none."""
-        if metric is None or self._metric_sum is None:
-            self._metric_sum = None
-        else:
-            own = metric.detach() if isinstance(metric, Tensor) else metric
-            self._metric_sum = self._metric_sum + own  # a new tensor: the caller may reuse its own
-
     def _read(self, norms: dict[str, Tensor]) -> None:
         """The draw's one host sync: all the norms that it needs in one transfer, unscaled."""
         self._forget_norms()
@@ -277,7 +287,7 @@ class OptimizerWrapper(DelegatingOptimizer):
         tensors = list(norms.values())
         values = torch.hstack(tensors) if len(tensors) > 1 else tensors[0]
         if self.grad_scaler is not None:
-            values = values / self.grad_scaler.scale(torch.ones_like(values))
+            values = amp.unscaled(self.grad_scaler, values)
         read = values.tolist() if values.dim() else [values.item()]
         if "draw_norm" in norms:
             self.draw_norm = read.pop(0)
@@ -296,52 +306,28 @@ class OptimizerWrapper(DelegatingOptimizer):
         if overflow and self.nonfinite == "raise" and self.grad_scaler is None:
             self._raise_nonfinite(params)
         if overflow and self.grad_scaler is not None:
-            self._back_off(params)
-        if self.reduce_at_step:  # ranks agree on windows, not on draws
-            self._window.clear(params)
-            lost = self.num_draws
-        else:
-            lost = self._window.refuse(params, self.num_draws)
+            amp.back_off(self.grad_scaler, self.optimizer, self._window, params)
+        # With reduce_at_step ranks agree on windows, not on draws.
+        forget = self._window.clear if self.reduce_at_step else self._window.refuse
+        lost = forget(params)
         self._counts["num_discarded"] += lost
         if overflow and self.grad_scaler is None:
             self._warn_once(
                 f"a NaN or infinite gradient in microbatch {self._counts['batches']}: {lost} draws "
                 "discarded (counted in num_discarded; this warning comes once)"
             )
-        self.num_draws -= lost
         self._forget_norms()
         if self.num_draws == 0:
             self._end_window(stepped=False)
 
     def _raise_nonfinite(self, params: list[Tensor]) -> None:
-        self.num_draws -= self._window.expose(params)
+        self._window.num_draws -= self._window.expose(params)
         bad = [i for i, p in enumerate(params) if p.grad is not None and count_nonfinite([p.grad])]
         message = (
             f"NaN or infinite gradient in microbatch {self._counts['batches']}, parameters "
             f"{bad[:5]}: left in .grad to look at; discard() drops the window"
         )
         raise FloatingPointError(message)
-
-    def _refuse_unscaled(self, scaler: Any) -> None:
-        for optimizer in (self, self.optimizer):
-            state = scaler._per_optimizer_states.get(id(optimizer))
-            if state is not None and state["stage"] is not OptState.READY:
-                raise RuntimeError(
-                    f"GradScaler.unscale_({type(optimizer).__name__}) before the draw: the wrapper "
-                    "does that when a window closes, and would divide by the scale twice. Remove "
-                    "the call; what needs unscaled gradients, such as clipping, belongs in the "
-                    "wrapped optimizer, wrapper.optimizer (gqc.clipping.clip_before_step)"
-                )
-
-    def _back_off(self, params: list[Tensor]) -> None:
-        """Tell the GradScaler of the overflow: it skips the step and lowers its scale."""
-        scaler: Any = self.grad_scaler
-        before = scaler.get_scale()
-        self._window.expose(params)
-        scaler.unscale_(self.optimizer)
-        scaler.step(self.optimizer)
-        scaler.update()
-        self._window.rescale(scaler.get_scale() / before)
 
     def _must_check(self) -> bool:
         """Is this the first look at the gradient to be stepped with?"""
@@ -352,39 +338,6 @@ class OptimizerWrapper(DelegatingOptimizer):
         return self.nonfinite != "ignore" or self.grad_scaler is not None
 
     def _end_window(self, *, stepped: bool) -> None:
-        self.num_draws = 0
+        self._window = self._new_window()
         self._forget_norms()
-        self._metric_sum = 0.0
         self.on_close(stepped)
-
-    def _forget_norms(self) -> None:
-        self.grad_norm = self.draw_norm = None
-        self.tensor_norms = []
-
-    def _check_arguments(self, accumulate: str | None, tunables: dict[str, float]) -> None:
-        name = type(self).__name__
-        if not isinstance(self.min_draws, int) or not self.min_draws >= self.fewest_draws:
-            raise ValueError(
-                f"min_draws={self.min_draws!r}: {name} expects an integer >= {self.fewest_draws}"
-            )
-        most = self.max_draws
-        if most is not None and (not isinstance(most, int) or not most >= self.min_draws):
-            raise ValueError(
-                f"max_draws={most!r}: expected an integer >= min_draws={self.min_draws}, or None"
-            )
-        for key, value in tunables.items():
-            if not 0 < value < math.inf:
-                raise ValueError(f"{key}={value!r}: expected a finite number > 0")
-        if self.nonfinite not in NONFINITE:
-            raise ValueError(f"nonfinite={self.nonfinite!r}: expected one of {NONFINITE}")
-        if accumulate not in (None, *ACCUMULATE):
-            raise ValueError(f"accumulate={accumulate!r}: expected one of {ACCUMULATE}, or None")
-        if self.reduce_at_step and self.needs_gradient:
-            raise ValueError(
-                f"reduce_at_step=True: {name} decides by the gradient of all ranks, which "
-                "no_sync() holds back; leave no_sync() out, or use SBC, Replay or MHT"
-            )
-        if accumulate == "grad" and self.needs_draw_norm:
-            raise ValueError(
-                f'accumulate="grad": {name} reads the norm of each draw, which needs "buffer"'
-            )

@@ -14,37 +14,23 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from gqc.wrappers.window import HALF, BufferWindow, GradWindow, Window, check_shapes
-
-FORMAT = 1
-COUNTERS = ("batches", "steps", "num_discarded", "num_forced")
+FORMAT = 2
 NOT_COPIED = ("step", "_window", "_opt_called", "_zero_grad_profile_name")
 
 
 class DelegatingOptimizer(Optimizer):
-    """Everything of a wrapper but its decision: groups, tunables, window, checkpoints, copies."""
+    """Groups with tunables, state, checkpoints, copies and hooks of a wrapper around an optimizer.
+
+    What a subclass keeps beyond these goes through ``_own_state``, ``_check_own``, ``_restore``.
+    """
 
     #: tunable -> how several groups combine: ``min`` or ``max``, whichever is stricter
     strictest: ClassVar[dict[str, Callable[..., Any]]] = {}
-    _is_wrapped = False  # by an outer wrapper
 
-    def __init__(
-        self, optimizer: Optimizer, accumulate: str | None, tunables: dict[str, float]
-    ) -> None:
+    def __init__(self, optimizer: Optimizer, tunables: dict[str, float]) -> None:
         check_optimizer(optimizer)
         _check_keys(optimizer, tunables)
-        if isinstance(optimizer, DelegatingOptimizer):
-            optimizer.use_buffer()
         self.optimizer = optimizer
-        self.num_draws = 0  #: n, draws in the open window
-        self.last_num_draws: int | None = None
-        self.last_grad_norm: float | None = None
-        self.grad_norm: float | None = None  #: norm of G_n, if this draw read it
-        self.draw_norm: float | None = None  #: norm of g_n, if this draw read it
-        self.tensor_norms: list[float] = []  #: norm of each tensor of G_n, if this draw read them
-        self._metric_sum: Any = 0.0  # over the window, for a wrapper inside; None: one was missing
-        self._counts = dict.fromkeys(COUNTERS, 0)
-        self._accumulate = accumulate
         self._warned: list[str] = []
         optimizer.defaults.update(tunables)  # so that the wrapped add_param_group fills them in
         for group in optimizer.param_groups:
@@ -52,45 +38,6 @@ class DelegatingOptimizer(Optimizer):
         optimizer.register_load_state_dict_post_hook(_fill_in_defaults)
         # Optimizer.__init__ would make a second set of groups; this makes its hook tables only.
         super().__setstate__({})
-        self._window = self._new_window()
-
-    def use_buffer(self) -> None:
-        """Leave ``.grad`` to an outer wrapper, which sums its own draws there.
-
-        Raises: RuntimeError: draws are pending; ``flush()`` or ``discard()`` them first.
-        """
-        if self.num_draws:
-            raise RuntimeError(
-                f"{type(self).__name__} has {self.num_draws} pending draws: flush() or discard() "
-                "them before it is wrapped"
-            )
-        self._accumulate = "buffer"
-        self._is_wrapped = True
-        self._window = self._new_window()
-
-    @property
-    def _step_supports_amp_scaling(self) -> bool:
-        """Read by ``GradScaler.step(optimizer)``: the place to refuse it.
-
-        It would unscale earlier draws once more at each, and skip an overflow but leave it in the
-        sum, after which no step ever happens.
-
-        Raises: RuntimeError: always, but when an outer wrapper passes a closed window on.
-        """
-        if self._is_wrapped:
-            return False
-        raise RuntimeError(
-            f"GradScaler.step({type(self).__name__}): unscale a window once, when it closes. Pass "
-            "grad_scaler=scaler to the wrapper and call wrapper.step() alone, without "
-            "scaler.step() and scaler.update()"
-        )
-
-    def extra_state(self) -> dict[str, Any]:
-        """What a checkpoint holds beyond counters and pending gradient: tensors, plain numbers."""
-        return {}
-
-    def load_extra_state(self, extra: dict[str, Any]) -> None:
-        """Take back :meth:`extra_state`; a key that an older file lacks keeps its default."""
 
     def tunable(self, name: str) -> float:
         """The value of ``name`` that decides: the strictest over the groups."""
@@ -129,47 +76,6 @@ class DelegatingOptimizer(Optimizer):
         If it is the first with 16-bit parameters, sums are in float32 from the next window on.
         """
         self.optimizer.add_param_group(param_group)
-
-    def statistics(self) -> dict[str, Any]:
-        """All there is to log.
-
-        ``batches`` and ``num_draws`` count the microbatch in progress: read before ``step()``, they
-        are 1 at the start, and ``num_draws`` is n at the step that closes a window of n.
-
-        - ``batches``, ``steps``: microbatches (with the one in progress), optimizer steps (those of
-          the innermost one, where a wrapper is wrapped).
-        - ``num_draws``, ``last_num_draws``: n of the open and of the last closed window.
-        - ``last_grad_norm``: norm of that window's :math:`G_n`, None where it was not read.
-        - ``num_discarded``: microbatches thrown away for NaN or inf.
-        - ``num_forced``: steps taken only because n reached ``max_draws``.
-        - each tunable: the value that decides; with several groups also ``key/group_i``.
-        - ``lr``: of the first group; with several groups also ``lr/group_i``.
-        """
-        groups = self.param_groups
-        values: dict[str, Any] = {
-            **self._counts,
-            "batches": self._counts["batches"] + 1,
-            "num_draws": self.num_draws + 1,
-            "last_num_draws": self.last_num_draws,
-            "last_grad_norm": self.last_grad_norm,
-            **{name: self.tunable(name) for name in self.strictest},
-        }
-        if groups and "lr" in groups[0]:
-            values["lr"] = float(groups[0]["lr"])
-        if len(groups) > 1:
-            for i, group in enumerate(groups):
-                keys = [name for name in (*self.strictest, "lr") if name in group]
-                values.update({f"{name}/group_{i}": float(group[name]) for name in keys})
-        return values
-
-    def vital_statistics(self) -> dict[str, Any]:
-        """The short set for a progress bar: steps, last n, last norm, tunables."""
-        return {
-            "steps": self._counts["steps"],
-            "draws": self.last_num_draws,
-            "norm": self.last_grad_norm,
-            **{name: self.tunable(name) for name in self.strictest},
-        }
 
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's ``state_dict`` and ``"wrappers"``: counters, pending gradient.
@@ -214,7 +120,6 @@ class DelegatingOptimizer(Optimizer):
         saved = state.pop("_saved")
         super().__setstate__(state)
         self.optimizer.register_load_state_dict_post_hook(_fill_in_defaults)
-        self._window = self._new_window()
         self._restore(saved)
 
     def __repr__(self) -> str:
@@ -223,13 +128,6 @@ class DelegatingOptimizer(Optimizer):
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
-
-    def _new_window(self) -> Window:
-        kind, params = self._accumulate, self._params()
-        self._num_params = len(params)
-        if kind is None:
-            kind = "buffer" if any(p.dtype in HALF for p in params) else "grad"
-        return BufferWindow() if kind == "buffer" else GradWindow()
 
     def _mark_called(self) -> None:
         """Schedulers of the wrapped optimizers warn when stepped before them: a draw counts."""
@@ -243,22 +141,6 @@ class DelegatingOptimizer(Optimizer):
         if kind not in self._warned:
             self._warned.append(kind)
             warnings.warn(message, stacklevel=4)
-
-    def _own_state(self) -> dict[str, Any]:
-        return {
-            "class": type(self).__name__,
-            "format": FORMAT,
-            "num_draws": self.num_draws,
-            "last_num_draws": self.last_num_draws,
-            "last_grad_norm": self.last_grad_norm,
-            "counts": dict(self._counts),
-            "pending": self._window.save(self._params()) if self.num_draws else {},
-            "grad_norm": self.grad_norm,
-            "draw_norm": self.draw_norm,
-            "tensor_norms": list(self.tensor_norms),
-            "metric_sum": None if self._metric_sum is None else float(self._metric_sum),
-            "extra": self.extra_state(),
-        }
 
     def _check_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """This wrapper's part of the file, once the whole file is known to fit."""
@@ -282,23 +164,26 @@ class DelegatingOptimizer(Optimizer):
             raise ValueError(
                 f"state of groups with {saved} parameters given to groups with {here} parameters"
             )
-        check_shapes(self._params(), own["pending"])
+        self._check_own(own)
         return own
 
+    def _own_state(self) -> dict[str, Any]:
+        """This wrapper's part of a checkpoint: tensors and plain numbers."""
+        return {"class": type(self).__name__, "format": FORMAT, "extra": self.extra_state()}
+
+    def _check_own(self, own: dict[str, Any]) -> None:
+        """Raises: ValueError: ``own`` is of this class, but does not fit; nothing was changed."""
+
     def _restore(self, own: dict[str, Any]) -> None:
-        if self.num_draws:
-            self._window.clear(self._params())
-        self._window = self._new_window()
-        self.num_draws = own["num_draws"]
-        self.last_num_draws = own["last_num_draws"]
-        self.last_grad_norm = own["last_grad_norm"]
-        self._counts.update(own["counts"])
-        self.grad_norm, self.draw_norm = own.get("grad_norm"), own.get("draw_norm")
-        self.tensor_norms = list(own.get("tensor_norms", []))
-        self._metric_sum = own.get("metric_sum", None if self.num_draws else 0.0)
-        if own["pending"]:
-            self._window.load(self._params(), own["pending"])
+        """Take back :meth:`_own_state`, into a new object too."""
         self.load_extra_state(own["extra"])
+
+    def extra_state(self) -> dict[str, Any]:
+        """What a subclass keeps beyond all that is saved anyway: tensors, plain numbers."""
+        return {}
+
+    def load_extra_state(self, extra: dict[str, Any]) -> None:
+        """Take back :meth:`extra_state`; a key that an older file lacks keeps its default."""
 
 
 def check_optimizer(optimizer: Optimizer) -> None:

@@ -65,11 +65,10 @@ class OptimizerWrapperVGS(OptimizerWrapper):
         self._follow_parameters()
         self.scaler.load_state_dict(extra)
 
-    def _check_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        own = super()._check_state(state_dict)
+    def _check_own(self, own: dict[str, Any]) -> None:
+        super()._check_own(own)
         self._follow_parameters()
         copy.copy(self.scaler).load_state_dict(own["extra"])  # a rehearsal, on a copy
-        return own
 
     def _follow_parameters(self) -> None:
         """Groups may have been added, here or to the wrapped optimizer."""

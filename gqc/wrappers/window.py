@@ -26,15 +26,63 @@ NO_GRADIENT = (
 )
 
 
-class GradWindow:
+class Draws:
+    """What both places share: the draws counted, and what a checkpoint holds of them."""
+
+    def __init__(self) -> None:
+        self.num_draws = 0
+        self.draw_norms: list[float] = []  # of the draws whose norm was read
+        self.metric_sum: Any = 0.0  # for a wrapper inside; None: a draw had no metric
+        # By parameter index; None where it has no gradient.  A group added in mid-window appends.
+        self._sums: list[Tensor | None] = []
+
+    def sums(self, params: list[Tensor]) -> dict[Tensor, Tensor]:
+        """:math:`A_n` by parameter, for those that have one."""
+        return {p: s for p, s in zip(params, self._sums, strict=False) if s is not None}
+
+    def add_metric(self, metric: float | Tensor | None) -> None:
+        """Add up the metrics of the draws; None once one of them had none."""
+        if metric is None or self.metric_sum is None:
+            self.metric_sum = None
+        else:
+            own = metric.detach() if isinstance(metric, Tensor) else metric
+            self.metric_sum = self.metric_sum + own  # a new tensor: the caller may reuse its own
+
+    def clear(self, params: list[Tensor]) -> int:
+        """Throw all draws away.  Returns how many there were."""
+        for param in params:
+            param.grad = None
+        self._sums, lost, self.num_draws = [], self.num_draws, 0
+        return lost
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds; sums are clones of this rank's shards, by parameter index."""
+        sums = enumerate(self._sums if self.num_draws else [])
+        return {
+            "num_draws": self.num_draws,
+            "draw_norms": list(self.draw_norms),
+            "metric_sum": None if self.metric_sum is None else float(self.metric_sum),
+            "pending": {i: _local(s).clone() for i, s in sums if s is not None},
+        }
+
+    def load_state(self, params: list[Tensor], own: dict[str, Any]) -> None:
+        """Take back :meth:`state`, or what format 1 had of it."""
+        self.num_draws = own["num_draws"]
+        self.draw_norms = list(own.get("draw_norms", []))
+        self.metric_sum = own.get("metric_sum", None if self.num_draws else 0.0)
+        if own["pending"]:
+            self._load(params, own["pending"])
+
+    def _load(self, params: list[Tensor], sums: dict[int, Tensor]) -> None:
+        raise NotImplementedError
+
+
+class GradWindow(Draws):
     """:math:`A_n` is ``.grad`` itself."""
 
     is_unchecked = True  # a draw that no decision read may be NaN until the step looks
     zeros = staticmethod(torch.zeros_like)  # the sum of a parameter that never had a gradient
-
-    def __init__(self) -> None:
-        self._sums: list[Tensor | None] = []  # what .grad of each parameter was at the last draw
-        self._version = 0  # of the first of them
+    _version = 0  # of the first tensor of the sum, at the last draw
 
     def stage(self, params: list[Tensor]) -> list[Tensor] | None:
         """Check that ``.grad`` still holds the earlier draws, and there is a gradient at all.
@@ -55,10 +103,6 @@ class GradWindow:
     def totals(self, params: list[Tensor]) -> list[Tensor]:
         """The tensors of :math:`A_n`, with the draw in progress."""
         return dense(self._sums)
-
-    def sums(self, params: list[Tensor]) -> dict[Tensor, Tensor]:
-        """:math:`A_n` by parameter, for those that have one."""
-        return {p: s for p, s in zip(params, self._sums, strict=False) if s is not None}
 
     def replace(self, params: list[Tensor], sums: dict[Tensor, Tensor]) -> None:
         """Take ``sums`` for :math:`A_n`."""
@@ -81,10 +125,9 @@ class GradWindow:
                 "or by a backward() without its step(): discard() drops the window"
             )
 
-    def refuse(self, params: list[Tensor], num_draws: int) -> int:
+    def refuse(self, params: list[Tensor]) -> int:
         """A sum cannot give one draw back: the whole window goes.  Returns the draws lost."""
-        self.clear(params)
-        return num_draws
+        return self.clear(params)
 
     def expose(self, params: list[Tensor]) -> int:
         """The sum with the refused draw is in ``.grad`` already.  Returns the draws it lacks: 0."""
@@ -93,22 +136,12 @@ class GradWindow:
     def rescale(self, factor: float) -> None:
         """Nothing is left to rescale after a refusal."""
 
-    def close(self, params: list[Tensor], num_draws: int) -> None:
+    def close(self, params: list[Tensor]) -> None:
         """Leave the mean :math:`G_n = A_n / n` in ``.grad``."""
-        divide_(dense(self._sums), num_draws)
+        divide_(dense(self._sums), self.num_draws)
         self._sums = []
 
-    def clear(self, params: list[Tensor]) -> None:
-        for param in params:
-            param.grad = None
-        self._sums = []
-
-    def save(self, params: list[Tensor]) -> dict[int, Tensor]:
-        """Clones of :math:`A_n` (of this rank's shards) by parameter index."""
-        return {i: _local(s).clone() for i, s in enumerate(self._sums) if s is not None}
-
-    def load(self, params: list[Tensor], sums: dict[int, Tensor]) -> None:
-        self.clear(params)
+    def _load(self, params: list[Tensor], sums: dict[int, Tensor]) -> None:
         for index, value in sums.items():
             param = params[index]
             param.grad = _like(param, value.to(_local(param).dtype))
@@ -134,14 +167,13 @@ class GradWindow:
         return next((s._version for s in self._sums if s is not None), 0)
 
 
-class BufferWindow:
+class BufferWindow(Draws):
     """:math:`A_n` in float32 beside the parameters; ``.grad`` holds one microbatch at a time."""
 
     is_unchecked = False  # each draw's own norm was read
 
     def __init__(self) -> None:
-        # By parameter index; None where it has no gradient.  A group added in mid-window appends.
-        self._sums: list[Tensor | None] = []
+        super().__init__()
         self._staged: list[Tensor | None] = []
 
     def stage(self, params: list[Tensor]) -> list[Tensor] | None:
@@ -182,10 +214,6 @@ class BufferWindow:
         """The tensors of :math:`A_n`, with the draw in progress."""
         return [t for t in self._merged() if t is not None]
 
-    def sums(self, params: list[Tensor]) -> dict[Tensor, Tensor]:
-        """:math:`A_n` by parameter, for those that have one."""
-        return {p: s for p, s in zip(params, self._sums, strict=False) if s is not None}
-
     def replace(self, params: list[Tensor], sums: dict[Tensor, Tensor]) -> None:
         """Take ``sums`` for :math:`A_n`."""
         self._sums = [sums.get(p) for p in params]
@@ -197,11 +225,12 @@ class BufferWindow:
     def check(self, params: list[Tensor]) -> None:
         """Nobody else holds the sum."""
 
-    def refuse(self, params: list[Tensor], num_draws: int) -> int:
+    def refuse(self, params: list[Tensor]) -> int:
         """Forget the staged draw alone.  Returns the draws lost: 1."""
         self._staged = []
         for param in params:
             param.grad = None
+        self.num_draws -= 1
         return 1
 
     def expose(self, params: list[Tensor]) -> int:
@@ -217,23 +246,18 @@ class BufferWindow:
         """Follow a change of the loss scale in mid-window."""
         multiply_([s for s in self._sums if s is not None], factor)
 
-    def close(self, params: list[Tensor], num_draws: int) -> None:
-        divide_([s for s in self._sums if s is not None], num_draws)
+    def close(self, params: list[Tensor]) -> None:
+        divide_([s for s in self._sums if s is not None], self.num_draws)
         for param, mean in zip(params, self._sums, strict=False):
             if mean is not None:  # torch refuses a float32 gradient on a bf16 parameter
                 param.grad = mean.to(param.dtype)
         self._sums = []
 
-    def clear(self, params: list[Tensor]) -> None:
-        self._sums, self._staged = [], []
-        for param in params:
-            param.grad = None
+    def clear(self, params: list[Tensor]) -> int:
+        self._staged = []
+        return super().clear(params)
 
-    def save(self, params: list[Tensor]) -> dict[int, Tensor]:
-        return {i: _local(s).clone() for i, s in enumerate(self._sums) if s is not None}
-
-    def load(self, params: list[Tensor], sums: dict[int, Tensor]) -> None:
-        self.clear(params)
+    def _load(self, params: list[Tensor], sums: dict[int, Tensor]) -> None:
         self._sums = [
             _like(p, sums[i].to(_wide(_local(p).dtype))) if i in sums else None
             for i, p in enumerate(params)

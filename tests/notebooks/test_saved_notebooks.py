@@ -12,9 +12,10 @@ import jupytext
 import nbformat
 import pytest
 
+from gqc_lab.errors import BadInput
 from gqc_lab.publish.notebooks import install_cell, is_paired, show_verdicts
 from gqc_lab.runs.notebook import read_notebook
-from gqc_lab.runs.parameters import BadInput, parse_cell, read_mapping, resolve
+from gqc_lab.runs.parameters import parse_cell, read_mapping, resolve
 from gqc_lab.runs.plan import read_batch
 
 FOLDER = Path(__file__).parents[2] / "notebooks"

@@ -381,6 +381,29 @@ def test_the_threshold_bounds_the_norm_of_every_step_that_was_not_forced():
     assert 0 < forced < len(norms)
 
 
+@pytest.mark.parametrize("kind", [gqc.OptimizerWrapperGNTS, gqc.OptimizerWrapperNormTest])
+def test_the_last_window_is_a_record_of_what_was_handed_on(kind):
+    """The obvious source for records and loggers: of the closed window, not of the coming draw."""
+    params = parameters()
+    wrapper = kind(torch.optim.SGD(params, lr=0.0), 1e-9, max_draws=3)
+    assert wrapper.last_window is None
+    draws = stream(4)
+    for grads in draws:
+        backward(params, grads)
+        wrapper.step()
+    last = wrapper.last_window
+    assert (last.num_draws, last.is_forced) == (3, True)
+    assert last.grad_norm == pytest.approx(global_norm(mean_of(draws[:3])), rel=1e-5)
+    read = [global_norm(d) for d in draws[:3]] if wrapper.needs_draw_norm else []
+    assert list(last.draw_norms) == pytest.approx(read, rel=1e-5)
+    again = kind(torch.optim.SGD(params, lr=0.0), 1e-9, max_draws=3)
+    again.load_state_dict(wrapper.state_dict())
+    assert again.last_window == last
+    assert wrapper.statistics()["num_draws"] == 2  # with the microbatch in progress, as ever
+    with pytest.raises(AttributeError):
+        last.num_draws = 1
+
+
 def test_min_draws_waits_and_a_file_with_more_draws_than_max_steps_next():
     params = parameters()
     wrapper = gqc.OptimizerWrapperGNTS(torch.optim.SGD(params, lr=0.1), 1e30, min_draws=3)

@@ -23,7 +23,7 @@ from gqc_lab.claims.frozen import Frozen, freeze, load_frozen
 from gqc_lab.claims.readme import fill
 from gqc_lab.claims.rules import read_claims
 from gqc_lab.claims.verdicts import Verdict, changes, evaluate
-from gqc_lab.runs.parameters import BadInput, nearest
+from gqc_lab.errors import BadInput, nearest
 from gqc_lab.runs.plan import read_batch
 from gqc_lab.runs.store import write_json
 

@@ -35,7 +35,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from gqc_lab.runs.parameters import BadInput, nearest
+from gqc_lab.errors import BadInput, nearest
 
 TABLES = ("history", "results")
 SIDES: dict[str, Callable[[float, float], bool]] = {"<": operator.lt, ">": operator.gt}

@@ -31,7 +31,7 @@ from scipy import stats
 
 from gqc_lab.claims.frozen import Frozen
 from gqc_lab.claims.rules import SIDES, Claim, Part
-from gqc_lab.runs.parameters import BadInput
+from gqc_lab.errors import BadInput
 from gqc_lab.stats.analysis import holm, summarize
 
 LEVEL = 0.05

@@ -32,8 +32,9 @@ def add_run(app: "typer.Typer") -> None:
         cold: Annotated[bool, typer.Option(help="Start the kernel from scratch.")] = False,
     ) -> None:
         """Run one notebook with parameters; a finished run is not repeated."""
+        from gqc_lab.errors import BadInput
         from gqc_lab.runs.notebook import read_notebook
-        from gqc_lab.runs.parameters import BadInput, parse_option
+        from gqc_lab.runs.parameters import parse_option
         from gqc_lab.runs.plan import read_presets, single
 
         try:
@@ -86,8 +87,8 @@ def add_batch_commands(batches: "typer.Typer") -> None:
         ] = None,
     ) -> None:
         """Show the runs, what is finished and the time that is left; run nothing."""
+        from gqc_lab.errors import BadInput
         from gqc_lab.runs.overview import print_plan
-        from gqc_lab.runs.parameters import BadInput
         from gqc_lab.runs.store import Store
 
         batch = read(file)
@@ -109,8 +110,8 @@ def add_batch_commands(batches: "typer.Typer") -> None:
 
 
 def _explain(batch: "Batch", store: "Store", start: str) -> None:
+    from gqc_lab.errors import BadInput
     from gqc_lab.runs.explain import explain, find_run
-    from gqc_lab.runs.parameters import BadInput
 
     try:
         run = find_run(batch, start)
@@ -129,7 +130,7 @@ def _execute(
     scheduler: str | None = None,
 ) -> int:
     """Execute and report; returns the exit code."""
-    from gqc_lab.runs.parameters import BadInput
+    from gqc_lab.errors import BadInput
     from gqc_lab.runs.progress import BatchProgress
     from gqc_lab.runs.report import figure_function
     from gqc_lab.runs.store import Store
@@ -172,8 +173,8 @@ def _execute_on(
     """Execute on a Dask cluster, or on this machine without ``scheduler``."""
     from contextlib import closing
 
+    from gqc_lab.errors import BadInput
     from gqc_lab.runs.execute import execute_batch
-    from gqc_lab.runs.parameters import BadInput
 
     if scheduler is None:
         if batch.resources:

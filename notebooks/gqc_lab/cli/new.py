@@ -22,8 +22,8 @@ def add_new_commands(new: "typer.Typer") -> None:
         ] = Path(),
     ) -> None:
         """Write an experiment that runs as it is: module, notebook pair, presets, batch."""
+        from gqc_lab.errors import BadInput
         from gqc_lab.publish.scaffold import write_experiment
-        from gqc_lab.runs.parameters import BadInput
 
         try:
             made = write_experiment(name, question, to)

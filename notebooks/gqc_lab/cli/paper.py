@@ -22,7 +22,7 @@ def add_paper_commands(app: "typer.Typer") -> None:
     ) -> None:
         """Decide every claim from the committed results; write verdicts and tables."""
         from gqc_lab.claims import commands, tables
-        from gqc_lab.runs.parameters import BadInput
+        from gqc_lab.errors import BadInput
         from gqc_lab.runs.store import CorruptRun
 
         console = make_console()
@@ -58,7 +58,7 @@ def add_paper_commands(app: "typer.Typer") -> None:
     ) -> None:
         """Copy the runs that the paper rests on from a run store to its committed results."""
         from gqc_lab.claims import commands
-        from gqc_lab.runs.parameters import BadInput
+        from gqc_lab.errors import BadInput
         from gqc_lab.runs.store import CorruptRun
 
         try:
@@ -88,8 +88,8 @@ def add_paper_commands(app: "typer.Typer") -> None:
         ] = None,
     ) -> None:
         """Draw the paper's figures from the committed results, as PDF, SVG and PNG."""
+        from gqc_lab.errors import BadInput
         from gqc_lab.publish.printing import print_figures
-        from gqc_lab.runs.parameters import BadInput
         from gqc_lab.runs.store import CorruptRun
 
         try:

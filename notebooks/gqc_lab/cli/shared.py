@@ -27,7 +27,7 @@ def make_console() -> Console:
 
 
 def read(file: Path) -> Batch:
-    from gqc_lab.runs.parameters import BadInput
+    from gqc_lab.errors import BadInput
     from gqc_lab.runs.plan import read_batch
 
     try:

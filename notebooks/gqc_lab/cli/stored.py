@@ -36,8 +36,8 @@ def add_runs_commands(stored: "typer.Typer") -> None:
         """Print all that is known of a run, as JSON."""
         import json
 
+        from gqc_lab.errors import BadInput
         from gqc_lab.runs.catalog import describe_run, find_stored
-        from gqc_lab.runs.parameters import BadInput
         from gqc_lab.runs.store import Store
 
         try:
@@ -55,8 +55,8 @@ def add_runs_commands(stored: "typer.Typer") -> None:
         runs: Runs = Path("runs"),
     ) -> None:
         """Write the results, or the histories, of finished runs as one table."""
+        from gqc_lab.errors import BadInput
         from gqc_lab.runs.catalog import export
-        from gqc_lab.runs.parameters import BadInput
 
         loaded = load(runs, where)
         try:
@@ -95,8 +95,8 @@ def add_gallery(app: "typer.Typer") -> None:
         output: Annotated[Path, typer.Option(help="Folder to write.")] = Path("build/gallery"),
     ) -> None:
         """Render finished runs as HTML pages with an index, to be opened without a network."""
+        from gqc_lab.errors import BadInput
         from gqc_lab.publish.gallery import build_gallery
-        from gqc_lab.runs.parameters import BadInput
         from gqc_lab.runs.store import Store
 
         batch = read(file) if file else None

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gqc_lab.errors import check_name
 from gqc_lab.loop.placement import make_generator
-from gqc_lab.names import check_name
 
 #: name -> class in torchvision.datasets and its options
 TORCHVISION: dict[str, tuple[str, dict[str, Any]]] = {

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from gqc_lab.data.images import Scans, hash_tensors, read_scans
+from gqc_lab.errors import check_name
 from gqc_lab.loop.placement import make_generator
-from gqc_lab.names import check_name
 
 KINDS = ("input_permuted", "label_permuted")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from gqc_lab.names import check_name
+from gqc_lab.errors import check_name
 
 
 @dataclass(frozen=True)

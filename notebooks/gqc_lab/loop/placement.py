@@ -6,7 +6,7 @@ import hashlib
 
 import torch
 
-from gqc_lab.names import check_name
+from gqc_lab.errors import check_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 

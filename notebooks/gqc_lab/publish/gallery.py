@@ -18,9 +18,9 @@ import nbformat
 import plotly.io as pio
 from nbformat import NotebookNode
 
+from gqc_lab.errors import BadInput
 from gqc_lab.publish.pages import PLOTLY, SCRIPT, page, render_notebook, write_script
 from gqc_lab.runs.loading import Runs, load
-from gqc_lab.runs.parameters import BadInput
 from gqc_lab.runs.plan import Batch
 from gqc_lab.runs.progress import show_value
 from gqc_lab.runs.report import (

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from gqc_lab.claims import Frozen, load_frozen
-from gqc_lab.runs.parameters import BadInput, nearest
+from gqc_lab.errors import BadInput, nearest
 from gqc_lab.stats.analysis import at_equal, summarize
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from pathlib import Path
 import jupytext
 import nbformat
 
+from gqc_lab.errors import BadInput
 from gqc_lab.publish.notebooks import fill_template, install_cell, tidy
-from gqc_lab.runs.parameters import BadInput
 
 SCALES = ("smoke", "laptop", "paper")
 

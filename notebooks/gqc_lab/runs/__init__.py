@@ -10,8 +10,8 @@ ids), :mod:`~gqc_lab.runs.store` (layout), :mod:`~gqc_lab.runs.execute` (several
 :mod:`~gqc_lab.runs.launch` (one of them).
 """
 
+from gqc_lab.errors import BadInput
 from gqc_lab.runs.loading import Runs, load
-from gqc_lab.runs.parameters import BadInput
 from gqc_lab.runs.saving import current_run_dir, save
 from gqc_lab.runs.store import CorruptRun
 

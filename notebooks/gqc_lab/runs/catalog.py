@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gqc_lab.errors import BadInput
 from gqc_lab.runs.loading import Runs
-from gqc_lab.runs.parameters import BadInput
 from gqc_lab.runs.plan import Batch
 from gqc_lab.runs.store import CorruptRun, Store
 

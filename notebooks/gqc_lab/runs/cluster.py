@@ -21,7 +21,7 @@ from uuid import uuid4
 from distributed import Client, Future, LocalCluster, Security
 from distributed.comm import connect as open_connection
 
-from gqc_lab.runs.parameters import BadInput
+from gqc_lab.errors import BadInput
 from gqc_lab.runs.plan import Batch
 from gqc_lab.runs.seat import Seat, find_problem, obey, run_job
 from gqc_lab.runs.store import Store

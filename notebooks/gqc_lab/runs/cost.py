@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection
 from typing import Any
 
-from gqc_lab.runs.parameters import BadInput
+from gqc_lab.errors import BadInput
 from gqc_lab.runs.plan import Batch
 from gqc_lab.runs.report import find_function
 

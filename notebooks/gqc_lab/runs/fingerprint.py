@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gqc_lab.runs.parameters import BadInput
+from gqc_lab.errors import BadInput
 
 ID_LENGTH = 16  # hexadecimal digits: 64 bits, so 10,000 runs collide with odds of 3e-12
 

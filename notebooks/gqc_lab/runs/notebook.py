@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gqc_lab.runs.parameters import BadInput, Parameter, parse_cell
+from gqc_lab.errors import BadInput
+from gqc_lab.runs.parameters import Parameter, parse_cell
 
 
 @dataclass(frozen=True)

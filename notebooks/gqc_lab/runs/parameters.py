@@ -16,19 +16,20 @@ papermill only warns about unknown names and injects them.
 from __future__ import annotations
 
 import ast
-import difflib
 import io
 import math
 import operator
 import re
 import tokenize
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from gqc_lab.errors import BadInput, nearest
 
 _COMPARISONS = {
     "above": operator.gt,
@@ -41,10 +42,6 @@ _COMPARISONS = {
     "<": operator.lt,
 }
 _BOUND = rf"({'|'.join(_COMPARISONS)})\s*([-+]?\d[\d.eE+-]*)"
-
-
-class BadInput(ValueError):
-    """The user's request is wrong: one line, exit code 2, nothing was written."""
 
 
 @dataclass(frozen=True)
@@ -172,13 +169,6 @@ def _parse_rules(comment: str) -> tuple[tuple[str, ...], tuple[tuple[str, float]
         elif re.fullmatch(rf"{_BOUND}(\s*(,|and)\s*{_BOUND})*", clause):
             bounds = tuple((sign, float(number)) for sign, number in re.findall(_BOUND, clause))
     return choices, bounds
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` for the most similar known name, or the list of what is known."""
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names) or 'none'}"
 
 
 def resolve(declared: Mapping[str, Parameter], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,9 +28,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gqc_lab.errors import BadInput, nearest
 from gqc_lab.runs.fingerprint import ID_LENGTH, cell_hash, data_hashes, digest
 from gqc_lab.runs.notebook import Notebook, read_notebook
-from gqc_lab.runs.parameters import BadInput, nearest, read_mapping, resolve
+from gqc_lab.runs.parameters import read_mapping, resolve
 from gqc_lab.runs.sources import source_hashes
 
 _KEYS = (

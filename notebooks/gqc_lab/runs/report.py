@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gqc_lab.runs.parameters import BadInput, nearest
+from gqc_lab.errors import BadInput, nearest
 from gqc_lab.runs.plan import Batch
 from gqc_lab.runs.progress import show_value
 

@@ -11,10 +11,10 @@ from same_runs import assert_same_run
 
 from gqc_lab.claims.rules import read_claims
 from gqc_lab.cli import main
+from gqc_lab.errors import BadInput
 from gqc_lab.publish.notebooks import is_paired
 from gqc_lab.publish.scaffold import write_experiment
 from gqc_lab.runs.notebook import read_notebook
-from gqc_lab.runs.parameters import BadInput
 from gqc_lab.runs.plan import read_batch
 
 ROOT = Path(__file__).parents[3]

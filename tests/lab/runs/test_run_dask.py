@@ -17,10 +17,10 @@ pytest.importorskip("distributed")
 
 from distributed import LocalCluster
 
+from gqc_lab.errors import BadInput
 from gqc_lab.runs import load
 from gqc_lab.runs.cluster import SchedulerLost, connect
 from gqc_lab.runs.execute import execute_batch
-from gqc_lab.runs.parameters import BadInput
 from gqc_lab.runs.plan import read_batch
 from gqc_lab.runs.seat import Seat
 from gqc_lab.runs.store import Store

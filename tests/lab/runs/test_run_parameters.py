@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from gqc_lab.errors import BadInput
 from gqc_lab.runs.parameters import (
-    BadInput,
     Parameter,
     parse_cell,
     parse_option,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from gqc_lab.errors import BadInput
 from gqc_lab.runs.notebook import read_notebook
-from gqc_lab.runs.parameters import BadInput
 from gqc_lab.runs.plan import read_batch, read_presets, single
 
 NOTEBOOKS = Path(__file__).parents[2] / "fixtures" / "notebooks"

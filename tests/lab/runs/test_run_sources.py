@@ -4,9 +4,9 @@ import subprocess
 
 import pytest
 
+from gqc_lab.errors import BadInput
 from gqc_lab.runs import sources
 from gqc_lab.runs.fingerprint import cell_hash, data_hashes, environment, strip_prose
-from gqc_lab.runs.parameters import BadInput
 from gqc_lab.runs.sources import source_hashes
 
 PROSE = '''"""Module."""

@@ -10,8 +10,8 @@ from typing import Any
 from gqc.upgd.utility import NORMALIZATIONS
 from gqc_lab.data.images import DATA_SETS
 from gqc_lab.data.streams import KINDS
+from gqc_lab.errors import check_name
 from gqc_lab.loop.placement import DTYPES
-from gqc_lab.names import check_name
 from gqc_lab.studies.continual.methods import GATED, METHODS, NOISY
 from gqc_lab.studies.continual.tuned import TUNED
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gqc.upgd import UPGD, published, utility
 from gqc.upgd.utility import NORMALIZATIONS
-from gqc_lab.names import check_name
+from gqc_lab.errors import check_name
 from gqc_lab.studies import continual
 from gqc_lab.studies.continual.settings import ContinualConfig
 

@@ -22,8 +22,8 @@ from scipy import stats
 from torch import Tensor
 
 from gqc.noise import NoiseScaleEMA, two_batch, two_batch_errors
+from gqc_lab.errors import check_name
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
-from gqc_lab.names import check_name
 from gqc_lab.stats.analysis import summarize
 
 #: scale -> windows per point: the standard errors fall with their square root

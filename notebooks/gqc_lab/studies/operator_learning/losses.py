@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gqc.curricula import cap_shares, compute_inverse_loss_curriculum_weight
-from gqc_lab.names import check_name
+from gqc_lab.errors import check_name
 
 Codec = Callable[[Tensor, Tensor], Tensor]  #: E or D: (fields or latents, positions)
 

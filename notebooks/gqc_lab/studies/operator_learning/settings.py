@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from gqc.clipping import CLIPPERS
+from gqc_lab.errors import check_name
 from gqc_lab.loop.placement import DTYPES
 from gqc_lab.models.operator import OperatorConfig
-from gqc_lab.names import check_name
 from gqc_lab.studies.operator_learning.losses import check_weights
 
 ENCODER_LEARNS = ("inverse", "all", "none")

@@ -22,9 +22,9 @@ from typing import Any
 
 import pandas as pd
 
+from gqc_lab.errors import check_name
 from gqc_lab.loop.track import track
 from gqc_lab.models.gpt import count_parameters
-from gqc_lab.names import check_name
 from gqc_lab.studies.pretraining.training import Pretraining, PretrainingConfig, build, config
 
 __all__ = ["COMPARISONS", "UNTUNED", "comparison", "labelled", "numbers", "run_all"]

@@ -30,8 +30,8 @@ import torch
 from torch.optim import SGD, AdamW, Optimizer
 
 from gqc_lab.data.text import TextData, load_text_data
+from gqc_lab.errors import check_name
 from gqc_lab.models.gpt import GPT
-from gqc_lab.names import check_name
 from gqc_lab.studies.pretraining.joined_optimizer import JoinedOptimizer
 from gqc_lab.studies.pretraining.methods import WRAPPERS
 from gqc_lab.studies.pretraining.training import Pretraining, PretrainingConfig

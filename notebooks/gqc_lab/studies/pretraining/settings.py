@@ -9,10 +9,10 @@ from typing import Any
 from gqc.scalers.settings import ESTIMATORS
 from gqc.wrappers.gnr import MODES
 from gqc_lab.data.text import TOKENIZERS
+from gqc_lab.errors import check_name
 from gqc_lab.loop.controls import Points
 from gqc_lab.loop.norm_schedule import CURVES
 from gqc_lab.loop.placement import DTYPES
-from gqc_lab.names import check_name
 
 METHODS = ("adamw", "gnts", "gns", "normtest", "mht", "gnr", "sbc", "replay", "vgs")
 VGS_ALPHA = 0.1  #: of method vgs where none is given

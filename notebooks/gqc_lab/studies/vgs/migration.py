@@ -19,8 +19,8 @@ from torch import Tensor
 
 from gqc.scalers import VarianceGradientScaler, VGSMigrationWarning
 from gqc.scalers.checkpoints import CONFIG, SCALARS
+from gqc_lab.errors import check_name
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
-from gqc_lab.names import check_name
 
 __all__ = ["PROMISES", "VERSIONS", "measure", "published_state"]
 

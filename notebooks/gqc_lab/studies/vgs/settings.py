@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from gqc_lab.errors import check_name
 from gqc_lab.loop.placement import DTYPES
-from gqc_lab.names import check_name
 
 TASKS = ("digits", "values")
 OPTIMIZERS = ("sgd", "momentum", "adamw")

@@ -1,0 +1,34 @@
+"""The error of a wrong request, and the check of a name that somebody typed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BadInput(ValueError):
+    """The user's request is wrong: one line, exit code 2, nothing was written."""
+
+
+def check_name(kind: str, name: object, known: Iterable[str]) -> None:
+    """Refuse a ``name`` that is not one of ``known``.
+
+    Raises: ValueError: names the most similar known name, and all of them.
+    """
+    names = list(known)
+    if name in names:
+        return
+    close = _most_similar(name, names, cutoff=0.6)
+    hint = f"did you mean {close!r}? " if close else ""
+    raise ValueError(f"{kind}={name!r}: {hint}expected one of {', '.join(names) or '(none)'}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean 'x'?`` for the most similar known name, or a list of all of them."""
+    names = sorted(known)
+    close = _most_similar(name, names, cutoff=0.5)
+    return f"; did you mean {close!r}?" if close else f"; known: {', '.join(names) or 'none'}"
+
+
+def _most_similar(name: object, names: list[str], cutoff: float) -> str | None:
+    return next(iter(difflib.get_close_matches(str(name), names, n=1, cutoff=cutoff)), None)
