@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 import torch
 
@@ -31,7 +33,7 @@ def test_two_devices_are_clipped_as_one(clip, order, device):
     mixed = groups(*(device if name == "device" else "cpu" for name in order))
     alone = groups("cpu", "cpu")
     assert clip(mixed, 2.0).tolist() == pytest.approx(clip(alone, 2.0).tolist(), rel=1e-6)
-    for ours, theirs in zip(sum(mixed, []), sum(alone, []), strict=True):
+    for ours, theirs in zip(chain(*mixed), chain(*alone), strict=True):
         torch.testing.assert_close(ours.grad.cpu(), theirs.grad, rtol=1e-6, atol=0)
 
 
@@ -40,5 +42,5 @@ def test_a_group_of_its_own_on_each_device(clip, device):
     mixed = [groups("cpu")[0], groups(device)[1]]
     alone = [groups("cpu")[0], groups("cpu")[1]]
     assert clip(mixed, 2.0).tolist() == pytest.approx(clip(alone, 2.0).tolist(), rel=1e-6)
-    for ours, theirs in zip(sum(mixed, []), sum(alone, []), strict=True):
+    for ours, theirs in zip(chain(*mixed), chain(*alone), strict=True):
         torch.testing.assert_close(ours.grad.cpu(), theirs.grad, rtol=1e-6, atol=0)
