@@ -173,13 +173,14 @@ class Pretraining(Experiment):
         return batch[0].numel()
 
     def measure(self, batch: tuple[Tensor, Tensor], stepped: bool) -> dict[str, Any]:
-        wrapper, statistics = self.wrapper, self.wrapper.statistics()
+        statistics = self.wrapper.statistics()
+        window: Any = self.wrapper.last_window if stepped else self.wrapper
         scaled = {} if self.scaler is None else {"factor": self._factor, **self.scaler.metrics()}
         noisy = {"is_noisy": self._is_noisy} if self.config.noisy_share else {}
         return {
-            "num_draws": wrapper.last_num_draws if stepped else wrapper.num_draws,
+            "num_draws": window.num_draws,
             "steps": statistics["steps"],
-            "grad_norm": wrapper.last_grad_norm if stepped else wrapper.grad_norm,
+            "grad_norm": window.grad_norm,
             "gradient_norm_threshold": statistics.get("gradient_norm_threshold"),
             "noise_scale": statistics.get("noise_scale"),
             "lr": statistics["lr"],
