@@ -106,7 +106,7 @@ class VGSAlphaTuner(widgets.VBox):
             options=[BEGINNING, HERE], description="start at", style=STYLE, layout=WIDE
         )
         self.estimator = widgets.Dropdown(
-            options=ESTIMATORS,
+            options=list(ESTIMATORS),
             value=_estimator(experiment),
             description="estimator",
             style=STYLE,
