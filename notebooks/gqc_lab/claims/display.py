@@ -38,7 +38,7 @@ def show_verdicts(notebook: str, paper: Path | str = PAPER) -> Markdown:
         raise ValueError(f"notebook={notebook!r}: {where}")
     frame = verdict_frame([verdict for verdict in verdicts if verdict.claim in mine])
     scales = " and ".join(dict.fromkeys(claim.scale for claim in mine))
-    return _markdown(render("notebook.md", frame=frame, scales=scales))
+    return _markdown(render("notebook.md", frame=frame, scales=scales).rstrip())
 
 
 def show_means(batch: str, paper: Path | str = PAPER) -> Markdown:
