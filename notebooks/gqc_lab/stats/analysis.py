@@ -106,7 +106,7 @@ def mean_over_runs(
     """
     values = frame[column].astype(float)
     if is_geometric and (values <= 0).any():
-        raise ValueError(f"{column!r} has a value of {values.min():g}; a geometric mean needs > 0")
+        raise ValueError(f"{column!r} has a value of {values.min():g}; it needs > 0")
     if is_geometric:
         values = values.map(np.log)
     keys = list(dict.fromkeys([*by, "run"]))
