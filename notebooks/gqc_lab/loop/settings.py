@@ -170,16 +170,24 @@ def make_config(
     """Return a config from a scale's values, the tuned ones, and ``overrides``, which win.
 
     Args:
+        overrides: fields; None stands for the scale's value, unless None is a value of the field,
+            or it is a choice.
         tuned: takes the scale's values and the overrides, returns the tuned values that fit them.
     Raises: ValueError: unknown scale or field, or a value out of its range.
     """
     check_name("scale", scale, scales)
+    table = settings_of(kind)
     for name in overrides:
-        check_name("field", name, settings_of(kind))
+        check_name("field", name, table)
+    overrides = {
+        name: value
+        for name, value in overrides.items()
+        if value is not None or table[name].is_optional or table[name].choices
+    }
     values = {"scale": scale, **scales[scale], **overrides}
-    for name in values:
-        if settings_of(kind)[name].choices:
-            settings_of(kind)[name].check(name, values[name])
+    for name, value in values.items():
+        if table[name].choices:  # before tuned values are looked up by them
+            table[name].check(name, value)
     return kind(**{"scale": scale, **scales[scale], **tuned(values), **overrides})
 
 

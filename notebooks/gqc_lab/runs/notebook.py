@@ -60,7 +60,9 @@ def read_notebook(path: Path | str) -> Notebook:
         )
     code = tuple(source for source, tags in cells if not {"parameters", "install"} & set(tags))
     _check_pair(path, [source for source, _ in cells])
-    return Notebook(path.resolve(), text, code, parse_cell(tagged[0], f"{path}: parameters cell"))
+    return Notebook(
+        path.resolve(), text, code, parse_cell(tagged[0], f"{path}: parameters cell", path.parent)
+    )
 
 
 def _code_cells(path: Path, text: str) -> list[tuple[str, list[str]]]:
