@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from gqc_lab import Control, Controls, Experiment
+from gqc_lab import Controls, Experiment, Setting
 from gqc_widgets import runner as module
 from gqc_widgets.runner import Runner, claim, stop_all
 
@@ -32,7 +32,7 @@ class Descent(Experiment):
             total=length,
             parts={"model": self.model, "optimizer": self.sgd},
             generators={"data": torch.Generator()},
-            controls=Controls({"scale": Control(1.0)}),
+            controls=Controls({"scale": Setting(1.0, low=0)}),
         )
 
     def draw_batch(self):

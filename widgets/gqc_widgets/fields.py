@@ -9,7 +9,8 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from gqc_lab.loop.controls import Choice, Controls, Points, Spec
+from gqc_lab.loop.controls import Controls
+from gqc_lab.loop.settings import Setting, read_pairs
 
 STYLE = {"description_width": "150px"}
 WIDE = widgets.Layout(width="290px")
@@ -67,11 +68,11 @@ class Fields(widgets.VBox):
 
     def _make_input(self, name: str, label: str) -> widgets.Widget:
         spec = self._controls.specs[name]
-        common = {"description": label, "tooltip": spec.doc, "style": STYLE, "layout": WIDE}
-        if isinstance(spec, Choice):
-            field = widgets.Dropdown(options=spec.options, **common)
+        common = {"description": label, "tooltip": spec.meaning, "style": STYLE, "layout": WIDE}
+        if spec.choices:
+            field = widgets.Dropdown(options=spec.choices, **common)
         else:
-            kind = widgets.Textarea if isinstance(spec, Points) else widgets.Text
+            kind = widgets.Textarea if spec.read is read_pairs else widgets.Text
             field = kind(continuous_update=False, **common)
         field.observe(lambda change: self.edit(name, change["new"]), "value")
         return field
@@ -148,11 +149,11 @@ def read_number(name: str, text: str) -> float:
         raise ValueError(f"{name}={text.strip()!r}: expected a number such as 0.5") from None
 
 
-def _read(name: str, content: Any, spec: Spec) -> Any:
+def _read(name: str, content: Any, spec: Setting) -> Any:
     """Return the text of a field as a value; a value is returned unchanged."""
-    if not isinstance(content, str) or isinstance(spec, Choice):
+    if not isinstance(content, str) or spec.choices:
         return content
-    if isinstance(spec, Points):
+    if spec.read is read_pairs:
         pairs = [pair.split() for pair in content.replace(";", ",").split(",") if pair.strip()]
         if not pairs:
             raise ValueError(f"{name}: expected pairs such as '0 2, 1 0.5'; the field is empty")
@@ -160,10 +161,10 @@ def _read(name: str, content: Any, spec: Spec) -> Any:
     return read_number(name, content)
 
 
-def _text(value: Any, spec: Spec) -> str:
+def _text(value: Any, spec: Setting) -> str:
     """Return a value as a text that `_read` reads; a text is returned unchanged."""
     if isinstance(value, str):
         return value
-    if isinstance(spec, Points):
+    if spec.read is read_pairs:
         return ", ".join(f"{share:g} {height:g}" for share, height in value)
     return f"{value:g}"

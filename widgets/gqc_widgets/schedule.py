@@ -9,7 +9,6 @@ from typing import Any
 
 from gqc.noise import predicted_draws
 from gqc_lab import Experiment
-from gqc_lab.loop.controls import Control
 from gqc_lab.loop.norm_schedule import NAMES, NormSchedule, has_norm_schedule, norm_schedule
 from gqc_widgets.curves import XY
 
@@ -47,9 +46,7 @@ class NormScheduleModel:
     @property
     def total(self) -> int:
         """Microbatches of the whole run, the longest that its warmup can be."""
-        warmup = self.controls.specs["norm_warmup_microbatches"]
-        assert isinstance(warmup, Control)
-        return int(warmup.high)
+        return int(self.controls.specs["norm_warmup_microbatches"].high)
 
     def implied(self, name: str, content: Any) -> dict[str, Any]:
         """Return the edits that come with one: the curve "points" starts on the present curve."""

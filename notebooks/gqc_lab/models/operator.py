@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gqc.checks import check_count
+from gqc_lab.loop.settings import setting, settings_of
 
 NUM_WAVES = 8  # of the offset, in the kernels' networks
 
@@ -36,30 +36,21 @@ NUM_WAVES = 8  # of the offset, in the kernels' networks
 class OperatorConfig:
     """Sizes of an operator.
 
-    Args:
-        tokens: L, latent tokens around the period.
-        latent_dim: channels of a token.
-        hidden: channels inside E, A and D, a multiple of ``heads``.
-        blocks: number of blocks in A; E and D have ``codec_blocks`` each.
-        heads: attention heads.
-        neighbors: points that a token sees, at least 3; the farthest has weight 0.
-        is_normalized: whether the blocks and the latents have layer norms.
+    Raises: ValueError: a size is out of range, or ``hidden`` is not a multiple of ``heads``.
     """
 
-    tokens: int = 32
-    latent_dim: int = 16
-    hidden: int = 96
-    blocks: int = 3
-    codec_blocks: int = 1
-    heads: int = 6
-    neighbors: int = 16
-    is_normalized: bool = True
+    tokens: int = setting(32, "latent tokens around the period", low=1)
+    latent_dim: int = setting(16, "channels of a token", low=1)
+    hidden: int = setting(96, "channels inside E, A and D, a multiple of ``heads``", low=1)
+    blocks: int = setting(3, "transformer blocks of A", low=1)
+    codec_blocks: int = setting(1, "transformer blocks of E and of D", low=0)
+    heads: int = setting(6, "attention heads", low=1)
+    neighbors: int = setting(16, "points that a token sees; the farthest has weight 0", low=3)
+    is_normalized: bool = setting(True, "whether the blocks and the latents have layer norms")
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "latent_dim", "hidden", "blocks", "heads"):
-            check_count(name, getattr(self, name), 1)
-        check_count("neighbors", self.neighbors, 3)
-        check_count("codec_blocks", self.codec_blocks, 0)
+        for name, each in settings_of(OperatorConfig).items():
+            object.__setattr__(self, name, each.check(name, getattr(self, name)))
         if self.hidden % self.heads:
             raise ValueError(f"hidden={self.hidden}: expected a multiple of heads={self.heads}")
 
