@@ -42,6 +42,29 @@ from gqc_lab.models.mlp import MLPConfig, make_mlp
 
 __all__ = ["PLAIN", "STORED", "WRAPPERS", "compare", "measure", "peak_bytes"]
 
+#: scale -> of what is measured without training (notebook 20): draws of a window, widths of
+#: networks (of 50 kB, 1.3 MB and 8 MB of gradient), steps in which a factor falls, random utilities
+#: of a case
+SCALES: dict[str, dict[str, Any]] = {
+    "smoke": {
+        "draws": [1, 2, 4, 16],
+        "widths": [64, 400],
+        "durations": [1, 100, 1000],
+        "num_weights": 200,
+    },
+    "laptop": {
+        "draws": [1, 2, 16, 256],
+        "widths": [64, 400],
+        "durations": [1, 100, 1000, 10_000],
+        "num_weights": 1000,
+    },
+    "paper": {
+        "draws": [1, 2, 16, 256],
+        "widths": [64, 400, 1024],
+        "durations": [1, 100, 1000, 10_000, 100_000],
+        "num_weights": 1_000_000,
+    },
+}
 PLAIN, STORED = "plain accumulation", "list of gradients"
 NEVER = 1e-30  #: a tolerance that no gradient or metric meets: ``max_draws`` ends the window
 EXAMPLES, DEPTH = 4, 2  #: of a microbatch; hidden layers

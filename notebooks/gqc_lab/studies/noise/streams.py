@@ -22,12 +22,15 @@ from scipy import stats
 from torch import Tensor
 
 from gqc.noise import NoiseScaleEMA, two_batch, two_batch_errors
-from gqc_lab.errors import check_name
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
 from gqc_lab.stats.analysis import summarize
 
-#: scale -> windows per point: the standard errors fall with their square root
-NUM_WINDOWS = {"smoke": 40, "laptop": 200, "paper": 2000}
+#: scale -> windows per point, whose standard errors fall with the square root, and dimensions
+SCALES: dict[str, dict[str, Any]] = {
+    "smoke": {"windows": 40, "dimensions": [100, 10_000]},
+    "laptop": {"windows": 200, "dimensions": [100, 10_000]},
+    "paper": {"windows": 2000, "dimensions": [100, 10_000, 100_000]},
+}
 
 #: measurement: what was measured; noise_scale, dimension, threshold: on which stream, at which
 #: threshold (NaN: none); truth: known or predicted; measured: with its 95 % interval low, high;
@@ -38,12 +41,6 @@ COLUMNS = (
     *("measurement", "noise_scale", "dimension", "threshold", "truth", "measured", "low", "high"),
     *("predicted_error", "num_windows", "num_forced", "is_flagged"),
 )
-
-
-def find_num_windows(scale: str) -> int:
-    """Windows per point at that scale.  Raises: ValueError: there is no such scale."""
-    check_name("scale", scale, NUM_WINDOWS)
-    return NUM_WINDOWS[scale]
 
 
 def stream(

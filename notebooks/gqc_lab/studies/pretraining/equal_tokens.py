@@ -30,6 +30,18 @@ from gqc_lab.studies.pretraining.training import Pretraining, PretrainingConfig,
 __all__ = ["COMPARISONS", "UNTUNED", "comparison", "labelled", "numbers", "run_all"]
 
 COMPARISONS = ("control", "size", "microbatch", "warmup", "repeated")
+#: scale -> the fields of all runs; 64 draws would not fit into the 16 microbatches of smoke
+SCALES: dict[str, dict[str, Any]] = {
+    "smoke": {"tokens": 2**13, "max_draws": 4},
+    "laptop": {"tokens": 2**19},
+    "paper": {},
+}
+#: the same of ``"repeated"``, whose text is read 16 times, at paper size 31 times
+REPEATED: dict[str, dict[str, Any]] = {
+    "smoke": {"train_tokens": 2**12, "tokens": 2**16},
+    "laptop": {"train_tokens": 2**15, "tokens": 2**19},
+    "paper": {"train_tokens": 9_000_000},
+}
 #: of torch.optim.AdamW, stepping on every microbatch
 UNTUNED = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.01, "accumulation": 1}
 WIDER = 4
@@ -40,7 +52,7 @@ MULTIPLIERS = {"inverted": 10.0, "upright": 0.1, "none": 1.0}
 def comparison(
     name: str, scale: str = "smoke", train_tokens: int | None = None, **overrides: Any
 ) -> dict[str, PretrainingConfig]:
-    """The configs of a comparison by label; see the module.
+    """Return the configs of a comparison by label; see the module.
 
     Args:
         name: one of `COMPARISONS`.

@@ -27,6 +27,12 @@ from gqc_lab.studies.pretraining.training import Pretraining, PretrainingConfig
 
 __all__ = ["GradientAngles", "build", "numbers", "probe"]
 
+#: scale -> training tokens, and the most microbatches that are averaged at a moment
+SCALES: dict[str, dict[str, Any]] = {
+    "smoke": {"tokens": 2**16, "num_draws": 64},
+    "laptop": {"tokens": 2**18, "num_draws": 512},
+    "paper": {"num_draws": 512},
+}
 NOISE_SHARE = 4  #: one microbatch for |G|^2 and tr(Sigma) to this many for the norms
 
 

@@ -52,8 +52,13 @@ MOMENTUM = {"sgd": 0.9, "muon": 0.95}
 TUNED = read_tuned(
     Path(__file__).with_name("tuned_inner.csv"), ("scale", "inner", "method"), "val_loss"
 )
-#: scale -> tokens of a run, those that it was tuned for
-TOKENS = {"smoke": 2**14, "laptop": 2**19}
+#: scale -> the fields of all runs, at laptop scale the budget that they were tuned for; 64 draws
+#: would not fit into the 32 microbatches of smoke
+SCALES: dict[str, dict[str, Any]] = {
+    "smoke": {"tokens": 2**14, "max_draws": 4},
+    "laptop": {"tokens": 2**19},
+    "paper": {},
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "gns, reactive": {"method": "gns", "gns_reactive": True},
     "mht": {"method": "mht"},
 }
+#: scale -> the fields of all runs
+SCALES: dict[str, dict[str, Any]] = {
+    "smoke": {"tokens": 49_152, "noisy_share": 0.2},
+    "laptop": {"tokens": 2**17, "noisy_share": 0.1},
+    "paper": {"noisy_share": 0.1},
+}
 NEIGHBOURS = 101  # microbatches of the running median, a tenth of the shortest laptop run
 
 

@@ -14,24 +14,34 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gqc_lab.errors import check_name
 from gqc_lab.stats.analysis import PowerLaw, check_columns, power_law
 from gqc_lab.studies.pretraining.training import PretrainingConfig, config
 
 __all__ = ["best_floor", "budgets", "fits"]
 
+#: scale -> token budgets
+BUDGETS = {
+    "smoke": [2**13, 2**14, 2**15, 2**16],
+    "laptop": [2**15, 2**16, 2**17, 2**18, 2**19],
+    "paper": [10_000_000, 30_000_000, 90_000_000, 282_000_000],
+}
 FLOORS = 400  #: tried between 0 and the least loss
 
 
 def budgets(
-    scale: str, methods: Sequence[str], tokens: Sequence[int], **overrides: Any
+    scale: str, methods: Sequence[str], tokens: Sequence[int] | None = None, **overrides: Any
 ) -> list[PretrainingConfig]:
-    """A config for each method and budget, evaluated at its end alone.
+    """Return a config for each method and budget, evaluated at its end alone.
 
     Args:
-        tokens: the budgets, three different ones at least.
+        tokens: the budgets, three different ones at least; None: those of the scale.
         scale, overrides: of `gqc_lab.studies.pretraining.settings.config`.
     Raises: ValueError: fewer budgets, or a bad value.
     """
+    if tokens is None:
+        check_name("scale", scale, BUDGETS)
+        tokens = BUDGETS[scale]
     if len(set(tokens)) < 3:
         raise ValueError(f"tokens={list(tokens)}: expected three different budgets or more")
     return [

@@ -32,6 +32,15 @@ from gqc_lab.data.images import load_image_data
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
 from gqc_lab.models.mlp import MLPConfig, make_mlp
 
+#: scale -> of the comparison of all estimators (notebook 04): gradients of each stream, elements of
+#: a gradient, elements where their number varies, decay of the averages, which resolve ratios up to
+#: (1 + beta) / (1 - beta)
+SCALES: dict[str, dict[str, Any]] = {
+    "smoke": {"steps": 150, "numel": 512, "sizes": [64, 512, 2048], "beta": 0.98},
+    "laptop": {"steps": 1000, "numel": 4096, "sizes": [64, 512, 4096], "beta": 0.99},
+    "paper": {"steps": 5000, "numel": 4096, "sizes": [64, 512, 4096, 32768, 1048576], "beta": 0.99},
+}
+
 #: estimator -> the version of the method that it is the V of, in order of appearance
 VERSIONS = {
     "spatial": "1.x",
