@@ -42,16 +42,7 @@ if find_spec("gqc") is None:
 # %% tags=["parameters"]
 # settings: gqc_lab.studies.pretraining.PretrainingConfig
 scale = "smoke"  # seconds, minutes, GPUs
-methods = [
-    "adamw",
-    "gnts",
-    "gns",
-    "normtest",
-    "mht",
-    "gnr",
-    "sbc",
-    "replay",
-]
+methods: list | None = None  # None: every one that decides when to step
 seed = 0  # of the weights and of the order of the text
 tokens: int | None = None  # training budget, None: the scale's
 lr: float | None = None  # peak learning rate, None: tuned for the scale and method
@@ -72,6 +63,7 @@ from gqc_lab.studies import pretraining
 # come before it) runs on a different order; otherwise it would repeat the same run.
 
 # %% tags=["nbval-ignore-output"]
+methods = methods or pretraining.CONTROLLERS
 if "replay" in methods and "gnts" not in methods[: methods.index("replay")]:
     raise ValueError(f"methods={methods}: expected gnts before replay, which repeats its draws")
 chosen = {"seed": seed, "tokens": tokens, "lr": lr, "corpus": corpus}

@@ -38,7 +38,7 @@ class Setting:
         choices: allowed texts, or patterns such as ``"cuda:*"``; none: all.
         read: checks what a range cannot say; takes name and value, returns the value.
         is_optional: whether None is allowed.
-        label: for axes and tables; unit: as it stands in brackets.
+        label: for axes and fields; unit: as it stands in brackets.
     """
 
     default: Any = None
@@ -83,6 +83,11 @@ class Setting:
         if not is_inside or (self.kind is int and value != int(value)):
             raise ValueError(f"{name}={value!r}: expected {self.expected}")
         return self.kind(value)
+
+    @property
+    def axis(self) -> str:
+        """The label of an axis or a field, with the unit in brackets."""
+        return f"{self.label} [{self.unit}]" if self.unit else self.label
 
     @property
     def expected(self) -> str:
@@ -153,6 +158,11 @@ class Config:
 
     def check_together(self) -> None:
         """Raise ValueError where values do not fit each other."""
+
+
+def axis_labels(settings: Mapping[str, Setting]) -> dict[str, str]:
+    """Return the labels, with units, of the settings that have one."""
+    return {name: each.axis for name, each in settings.items() if each.label}
 
 
 def control(config: Any, name: str, **changes: Any) -> Setting:

@@ -2,19 +2,7 @@
 
 Every method sees the same data in the same order from the same initial weights (per seed), in
 microbatches of ``microbatch_size`` sequences of ``context`` tokens, and the same token budget; they
-differ in when AdamW steps:
-
-- ``"adamw"``: the control, every ``accumulation`` microbatches (a constant batch);
-- ``"gnts"``: when the norm of the mean gradient is under a threshold, which comes down over the
-  run;
-- ``"gns"``: when the batch is as large as the gradient noise scale of past windows asks for;
-- ``"normtest"``: when the noise in the mean gradient is small against it, by this window alone;
-- ``"mht"``: when the interval of the mean training loss is narrow;
-- ``"gnr"``: every ``min_draws`` microbatches, with the mean gradient rescaled to one norm;
-- ``"sbc"``: a batch that grows on a schedule from 1 to ``final_accumulation`` microbatches;
-- ``"replay"``: as often as a recorded run did (`replay_config`), whatever the gradient;
-- ``"vgs"``: as ``"adamw"``, with each step's gradient scaled down by its variance over the steps so
-  far.  With ``vgs_alpha`` every other method does so too.
+differ in when AdamW steps (`gqc_lab.studies.pretraining.methods.METHODS`).
 
 The learning rate warms up linearly and decays as a cosine in tokens, so equally for all methods.
 The held-out loss [nats per token] is measured on the same sequences for every method and seed.  A
