@@ -201,26 +201,17 @@ def tune(
         seed: of the choice of settings.
         path: file of one JSON line a trial; trials that it has are not repeated.  None: keep none.
         has_bar: a tqdm bar on standard error.
-    Raises:
-        ValueError: a seed of the report among ``seeds``, another bad argument, ``measure`` without
-            the metric, or a file of another tuning.
+    Raises: ValueError: a seed of the report among ``seeds``, another bad argument, ``measure``
+        without the metric, or a file of another tuning.
     """
     seeds = list(seeds)
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds={seeds!r}: expected some, none twice")
-    if both := sorted(set(seeds) & set(report_seeds)):
-        raise ValueError(
-            f"seeds={seeds!r}: the report uses {both}; tune on others, or its numbers are of the "
-            "luck that settings were chosen for"
-        )
+    _check_seeds(seeds, report_seeds)
     if not spaces:
         raise ValueError("spaces={}: expected a space for each method")
     plan = [
         (method, trial, s, values)
         for method, space in spaces.items()
-        for trial, values in enumerate(
-            settings(space, budget, make_generator(seed, f"tune {method}")), 1
-        )
+        for trial, values in enumerate(_trials(method, space, budget, seed), 1)
         for s in seeds
     ]
     log = _Log(path, {"budget": budget, "seeds": seeds, "seed": seed, "spaces": _spell(spaces)})
@@ -230,12 +221,24 @@ def tune(
         if numbers is None:
             numbers = {name: _plain(v) for name, v in measure(method, dict(values), s).items()}
             if metric not in numbers:
-                raise ValueError(
-                    f"metric={metric!r}: measure gave {', '.join(numbers) or 'nothing'}"
-                )
+                raise ValueError(f"metric={metric!r}: measure gave {', '.join(numbers) or 'none'}")
             log.add(method, trial, s, values, numbers)
         rows.append({"method": method, "trial": trial, "seed": s, **values, **numbers})
     return Tuning(pd.DataFrame(rows), metric, is_larger_better, dict(spaces))
+
+
+def _trials(method: str, space: Space, budget: int, seed: int) -> list[dict[str, Any]]:
+    return settings(space, budget, make_generator(seed, f"tune {method}"))
+
+
+def _check_seeds(seeds: list[int], report_seeds: Iterable[int]) -> None:
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds={seeds!r}: expected some, none twice")
+    if both := sorted(set(seeds) & set(report_seeds)):
+        raise ValueError(
+            f"seeds={seeds!r}: the report uses {both}; tune on others, or its numbers are of the "
+            "luck that settings were chosen for"
+        )
 
 
 def read_tuned(

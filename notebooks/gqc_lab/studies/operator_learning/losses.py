@@ -31,6 +31,10 @@ from gqc.curricula import cap_shares, compute_inverse_loss_curriculum_weight
 from gqc_lab.errors import check_name
 from gqc_lab.loop.settings import Setting
 
+NO_INPUTS = (
+    "no loss has its inputs: expected a prediction with its target, or an encoder, a decoder and "
+    "fields with positions or latents with query_positions"
+)
 Codec = Callable[[Tensor, Tensor], Tensor]  #: E or D: (fields or latents, positions)
 
 LOSSES = ("forward", "spectral", "rollout", "inv_enc", "inv_dec")
@@ -169,9 +173,8 @@ def compute_operator_loss_bundle(
         predicted_rollout, target_rollout: of ``rollout``, same shapes, fields or latents.
         encoder, decoder: of the inverse losses, with ``fields`` (batch, points) at ``positions``
             for ``inv_enc`` and ``latents`` at ``query_positions`` for ``inv_dec``.
-    Raises:
-        ValueError: the inputs of no loss are there, a pair's shapes differ, NaN or infinity in
-            ``fields``, or bad weights.
+    Raises: ValueError: the inputs of no loss are there, a pair's shapes differ, NaN or infinity in
+        ``fields``, or bad weights.
     """
     ready = effective_weights(weights, current_epoch, batch)
     computed: dict[str, Callable[[], Tensor]] = {}
@@ -182,21 +185,22 @@ def compute_operator_loss_bundle(
     if predicted_rollout is not None and target_rollout is not None:
         computed["rollout"] = lambda: _mse("rollout", predicted_rollout, target_rollout)
     if encoder is not None and decoder is not None:
+        pair = encoder, decoder
         if fields is not None and positions is not None:
             _check_fields(fields, positions)
-            computed["inv_enc"] = lambda: inverse_encoding_loss(encoder, decoder, fields, positions)
+            computed["inv_enc"] = lambda: inverse_encoding_loss(*pair, fields, positions)
         if latents is not None and query_positions is not None:
-            computed["inv_dec"] = lambda: inverse_decoding_loss(
-                encoder, decoder, latents, query_positions
-            )
+            computed["inv_dec"] = lambda: inverse_decoding_loss(*pair, latents, query_positions)
     if not computed:
-        raise ValueError(
-            "no loss has its inputs: expected a prediction with its target, or an encoder, a "
-            "decoder and fields with positions or latents with query_positions"
-        )
+        raise ValueError(NO_INPUTS)
     components = {name: make() for name, make in computed.items() if ready[name] > 0}
-    used = {name: ready[name] for name in components}
-    max_share = check_weights(weights)["inverse_loss_max_share"]
+    return _weighted_sum(components, ready, check_weights(weights)["inverse_loss_max_share"])
+
+
+def _weighted_sum(
+    components: dict[str, Tensor], weights: Mapping[str, float], max_share: float
+) -> LossBundle:
+    used = {name: weights[name] for name in components}
     if max_share < 1 and {"inv_enc", "inv_dec"} & components.keys():
         values = {name: loss.item() for name, loss in components.items()}
         used = cap_shares(values, used, {"inv_enc": max_share, "inv_dec": max_share})

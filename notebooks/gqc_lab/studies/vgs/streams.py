@@ -236,10 +236,9 @@ def measure(
     for stream in streams:
         for seed in seeds:
             parameter = torch.zeros(stream.numel, **place, requires_grad=True)
+            common = {"beta": beta, "variance_cap": None}
             scalers = {
-                label: VarianceGradientScaler(
-                    [parameter], **{"beta": beta, "variance_cap": None, **options}
-                )
+                label: VarianceGradientScaler([parameter], **{**common, **options})
                 for label, options in estimators.items()
             }
             for step, gradient in enumerate(islice(stream.gradients(seed), steps), 1):
@@ -248,10 +247,8 @@ def measure(
                     scaler.update_statistics()
                 if step in read_at:
                     shared = (stream.name, stream.truth, stream.numel, seed)
-                    rows += [
-                        (*shared, label, step, *_reading(scaler, step))
-                        for label, scaler in scalers.items()
-                    ]
+                    for label, scaler in scalers.items():
+                        rows.append((*shared, label, step, *_reading(scaler, step)))
     columns = ["stream", "truth", "numel", "seed", "estimator", "step"]
     return pd.DataFrame(rows, columns=[*columns, "variance", "is_unresolved", "ceiling"])
 
