@@ -1,4 +1,4 @@
-r"""Peak bytes of tensors while microbatches are drawn until a step, against the number of draws n.
+r"""Peak memory of tensors while microbatches are drawn until a step, against the draws n.
 
 A small network draws n microbatches and steps once: under every wrapper that accumulates, with
 plain accumulation in ``.grad``, and, for contrast, with a list of all gradients until the step.
@@ -84,7 +84,7 @@ Draw = Callable[[], Tensor]
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that are made under it and still there."""
+    """Count the bytes of all storages that are made under it and still alive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def peak_bytes(action: Callable[[], object]) -> int:
-    """Most bytes of tensors, made by ``action``, that are alive at once."""
+    """Return the peak bytes of the tensors that ``action`` makes."""
     with _LiveBytes() as live:
         action()
     return live.peak
@@ -123,7 +123,7 @@ def peak_bytes(action: Callable[[], object]) -> int:
 def measure(
     draws: Sequence[int], widths: Sequence[int] = (64,), seed: int = 0, dtype: str = "float32"
 ) -> pd.DataFrame:
-    """Peak bytes by network, method, place of the sum, and number of draws; on the CPU.
+    """Return peak bytes by network, method, place of the sum, and number of draws; on the CPU.
 
     Args:
         draws: numbers n, each >= 1; a method that waits for two at least is not run with one.
@@ -147,7 +147,7 @@ def measure(
 
 
 def compare(memory: pd.DataFrame) -> pd.DataFrame:
-    """What the draws add, and what a method holds beside plain accumulation.
+    """Return what the draws add, and what a method holds above plain accumulation.
 
     Args:
         memory: as of :func:`measure`, with two numbers of draws of 2 or more.
@@ -183,7 +183,7 @@ def _variants() -> list[tuple[str, str]]:
 
 
 class _Run:
-    """A network and its data, made anew for every window, so that a count sees all of it."""
+    """A network and its data, made again for every window, so that a count sees all of it."""
 
     def __init__(self, width: int, seed: int, dtype: torch.dtype) -> None:
         self.config = MLPConfig(inputs=width, width=width, depth=DEPTH, outputs=1)

@@ -56,7 +56,7 @@ class PerturbedSGD(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Move every parameter that has a gradient; returns what ``closure`` returned."""
+        """Move every parameter that has a gradient, and return what ``closure`` returned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""Which pretraining runs are set side by side, each pair at equal tokens.
+"""Pretraining runs that are compared at equal tokens.
 
 A comparison is a name and a few labelled configs that differ in one thing:
 
@@ -25,7 +25,8 @@ import pandas as pd
 from gqc_lab.errors import check_name
 from gqc_lab.loop.track import track
 from gqc_lab.models.gpt import count_parameters
-from gqc_lab.studies.pretraining.training import Pretraining, PretrainingConfig, build, config
+from gqc_lab.studies.pretraining.settings import PretrainingConfig, config
+from gqc_lab.studies.pretraining.training import Pretraining, build
 
 __all__ = ["COMPARISONS", "UNTUNED", "comparison", "labelled", "numbers", "run_all"]
 
@@ -119,7 +120,7 @@ def run_all(
 
 
 def labelled(run: Pretraining, label: str, name: str) -> pd.DataFrame:
-    """The history of ``run`` with its label as ``method``, and the comparison's ``name``.
+    """Return the history of ``run`` with its label as ``method``, and the comparison's name.
 
     Added columns: ``comparison``; ``microbatch_size``; ``is_warmup``: within the warmup of the norm
     threshold (of the same share of microbatches where a method has none).
@@ -135,7 +136,7 @@ def labelled(run: Pretraining, label: str, name: str) -> pd.DataFrame:
 
 
 def numbers(run: Pretraining, label: str, name: str) -> dict[str, Any]:
-    """The result row of ``run``: its summary and what the comparisons ask for.
+    """Return the result row of ``run``: its summary and what the comparisons need.
 
     ``parameters``; ``lr``; ``microbatch_size``; ``final_train_loss``: mean training loss over the
     last tenth of the run; ``best_val_loss``: lowest one; ``epochs``: tokens trained over tokens of

@@ -187,7 +187,7 @@ class PretrainingConfig(Config):
 
     @property
     def name(self) -> str:
-        """The method, and whether its gradients are scaled too, in a word or three."""
+        """Method, and whether its gradients are scaled too."""
         is_both = self.vgs_alpha is not None and self.method != "vgs"
         return f"{self.method} + vgs" if is_both else self.method
 

@@ -1,4 +1,4 @@
-"""What the VGS estimators cost: bytes that a scaler holds, and time beside a step of AdamW.
+"""Costs of the VGS estimators: bytes that a scaler holds, and time next to a step of AdamW.
 
 Bytes are counted, not computed from a formula: of every tensor that can be reached from the scaler,
 each storage once, parameters left out.
@@ -57,7 +57,7 @@ PLAIN = (dict, list, tuple, set)
 
 
 def held_bytes(owner: object, others: Iterable[Tensor] = ()) -> int:
-    """Bytes of the tensors that ``owner`` keeps alive, without those of ``others``.
+    """Return the bytes of the tensors that ``owner`` keeps alive, without those of ``others``.
 
     Looks into attributes, dicts, lists, tuples and sets; each storage counts once.
     """
@@ -82,7 +82,7 @@ def held_bytes(owner: object, others: Iterable[Tensor] = ()) -> int:
 
 
 def state_bytes(state: object) -> int:
-    """Bytes of the tensors in a ``state_dict``: what a checkpoint carries."""
+    """Return the bytes of the tensors in a ``state_dict``."""
     if isinstance(state, Tensor):
         return state.numel() * state.element_size()
     if isinstance(state, dict):
@@ -97,7 +97,7 @@ def measure_costs(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> pd.DataFrame:
-    """Memory and time of each estimator for parameters of these shapes.
+    """Return memory and time of each estimator for parameters of these shapes.
 
     A round times AdamW and every estimator in turn, so that what else the machine does falls on all
     of them; the medians are compared.
