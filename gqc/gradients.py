@@ -27,6 +27,7 @@ __all__ = [
     "local",
     "magnitudes",
     "multiply_",
+    "reduced",
     "tensor_norms",
     "total_norm",
 ]
@@ -291,7 +292,7 @@ def _by_mesh(tensors: Iterable[Any]) -> dict[tuple[Any, tuple[int, ...]], dict[i
 
 def reduced(tensor: Any) -> Any:
     """A ``DTensor`` with its pending partial sums reduced; any other tensor itself."""
-    if not any(p.is_partial() for p in getattr(tensor, "placements", ())):
+    if not _is_dtensor(tensor) or not any(p.is_partial() for p in tensor.placements):
         return tensor
     from torch.distributed.tensor import Replicate
 
