@@ -48,7 +48,7 @@ from math import exp
 
 import pandas as pd
 
-from gqc_lab import figures, runs, track
+from gqc_lab import claims, figures, runs, track
 from gqc_lab.studies import pretraining
 
 # %% [markdown]
@@ -112,10 +112,10 @@ for method in loss.index:
 # seed by seed in [notebook 15](15_equal_tokens.ipynb).
 
 # %% tags=["nbval-ignore-output"]
-figures.verdicts.means_of("01_gnts_pretraining")
+claims.show_means("01_gnts_pretraining")
 
 # %% tags=["nbval-ignore-output"]
-figures.verdicts.of_notebook("01_gnts_pretraining")
+claims.show_verdicts("01_gnts_pretraining")
 
 # %% [markdown]
 # **What to make of it.** We see no evidence that GNTS lowers the validation loss. Four seeds end

@@ -61,7 +61,7 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc_lab import figures, runs, track
+from gqc_lab import claims, figures, runs, track
 from gqc_lab.studies import pretraining
 
 # %% [markdown]
@@ -133,7 +133,7 @@ if "adamw" in table.index and len(table) > 1:
 # ## Answer at laptop scale
 
 # %% tags=["nbval-ignore-output"]
-figures.verdicts.of_notebook("02_all_wrappers")
+claims.show_verdicts("02_all_wrappers")
 
 # %% [markdown]
 # **What to make of it.** None lowers the loss below that of tuned AdamW. gns, normtest, mht, sbc

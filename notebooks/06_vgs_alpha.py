@@ -47,7 +47,7 @@ dtype = "float32"  # one of float32, bfloat16, float64
 import pandas as pd
 
 from gqc_lab.stats import analysis
-from gqc_lab import figures, runs, track
+from gqc_lab import claims, figures, runs, track
 from gqc_lab.studies.vgs import training as vgs_training
 
 # %% [markdown]
@@ -175,7 +175,7 @@ for control, rows in differences[is_vgs].groupby("control", sort=False):
 # ## Answer at laptop scale
 
 # %% tags=["nbval-ignore-output"]
-figures.verdicts.of_notebook("06_vgs_alpha")
+claims.show_verdicts("06_vgs_alpha")
 
 # %% [markdown]
 # **What to make of it.** Where `at_cap` is 1 the factor is constant: VGS is then a learning rate

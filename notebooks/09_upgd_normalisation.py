@@ -55,7 +55,7 @@ dtype = "float32"  # one of float32, bfloat16, float64
 import pandas as pd
 
 from gqc_lab.stats import analysis
-from gqc_lab import figures, runs
+from gqc_lab import claims, figures, runs
 from gqc_lab.studies.continual import upgd_gates
 
 # %% [markdown]
@@ -153,7 +153,7 @@ differences[["normalization", "mean", "low", "high", "n"]].round(3)
 # ## Answer at laptop scale
 
 # %% tags=["nbval-ignore-output"]
-figures.verdicts.of_notebook("09_upgd_normalisation")
+claims.show_verdicts("09_upgd_normalisation")
 
 # %% [markdown]
 # **Limits.** The rates were chosen on the seeds that are shown, in the same way for all; noise and

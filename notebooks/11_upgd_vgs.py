@@ -45,7 +45,7 @@ dtype = "float32"  # one of float32, bfloat16, float64
 import pandas as pd
 
 from gqc_lab.stats import analysis
-from gqc_lab import figures, runs, track
+from gqc_lab import claims, figures, runs, track
 from gqc_lab.studies import continual
 
 place = {"device": device, "dtype": dtype}
@@ -149,7 +149,7 @@ print("\n".join(one_line(row) for _, row in summary.iterrows()))
 # ## Answer at laptop scale
 
 # %% tags=["nbval-ignore-output"]
-figures.verdicts.of_notebook("11_upgd_vgs")
+claims.show_verdicts("11_upgd_vgs")
 
 # %% [markdown]
 # **What to make of it.** The column `factor` shows what VGS amounted to: where it is the same in

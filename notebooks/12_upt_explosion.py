@@ -44,7 +44,7 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc_lab import figures, runs, track
+from gqc_lab import claims, figures, runs, track
 from gqc_lab.studies import operator_learning
 
 # %% [markdown]
@@ -116,7 +116,7 @@ for variant, group in results.groupby("variant", sort=False):
 # ## Answer at laptop scale
 
 # %% tags=["nbval-ignore-output"]
-figures.verdicts.of_notebook("12_upt_explosion")
+claims.show_verdicts("12_upt_explosion")
 
 # %% [markdown]
 # **What to make of it.** With layer norms, clipping and a learning rate of 0.001 the gradient of

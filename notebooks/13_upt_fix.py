@@ -50,7 +50,7 @@ import pandas as pd
 from IPython.display import display
 
 from gqc_lab.stats import analysis
-from gqc_lab import figures, runs, track
+from gqc_lab import claims, figures, runs, track
 from gqc_lab.studies import operator_learning
 
 # %% [markdown]
@@ -148,7 +148,7 @@ print("largest gradient norm: " + ", ".join(f"{m} {v:.1g}" for m, v in steady.it
 # ## Answer at laptop scale
 
 # %% tags=["nbval-ignore-output"]
-figures.verdicts.of_notebook("13_upt_fix")
+claims.show_verdicts("13_upt_fix")
 
 # %% [markdown]
 # **What to make of it.** A gradient norm below 100 says nothing if the norm of the baseline is

@@ -47,7 +47,7 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 from math import exp
 
-from gqc_lab import figures, runs
+from gqc_lab import claims, figures, runs
 from gqc_lab.studies.pretraining import equal_tokens
 
 # %% [markdown]
@@ -112,7 +112,7 @@ print(f"after {results['tokens'].min():,} tokens each, of one seed: no interval"
 # ## Answer at laptop scale
 
 # %% tags=["nbval-ignore-output"]
-figures.verdicts.of_notebook("15_equal_tokens")
+claims.show_verdicts("15_equal_tokens")
 
 # %% [markdown]
 # **Limits.** All saved outputs except the last table are from the `smoke` scale and a budget too

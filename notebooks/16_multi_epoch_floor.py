@@ -40,7 +40,7 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc_lab import figures, runs
+from gqc_lab import claims, figures, runs
 from gqc_lab.studies.pretraining import equal_tokens
 
 # %% [markdown]
@@ -88,7 +88,7 @@ for measure in ("final_train_loss", "best_val_loss"):
 # ## Answer at laptop scale
 
 # %% tags=["nbval-ignore-output"]
-figures.verdicts.of_notebook("16_multi_epoch_floor")
+claims.show_verdicts("16_multi_epoch_floor")
 
 # %% [markdown]
 # **Limits.** Both methods use the values that were tuned on a text that is read once; the learning

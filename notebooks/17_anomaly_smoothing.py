@@ -46,7 +46,7 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc_lab import figures, runs, track
+from gqc_lab import claims, figures, runs, track
 from gqc_lab.studies.pretraining import noisy_batches
 from gqc_lab.studies import pretraining
 
@@ -100,7 +100,7 @@ print("nat/token, of one seed: no interval")
 # ## Answer at laptop scale
 
 # %% tags=["nbval-ignore-output"]
-figures.verdicts.of_notebook("17_anomaly_smoothing")
+claims.show_verdicts("17_anomaly_smoothing")
 
 # %% [markdown]
 # **Limits.** Shuffled targets are one kind of anomaly, and the settings were tuned without noise.

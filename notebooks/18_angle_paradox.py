@@ -46,7 +46,7 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc_lab import figures, runs, track
+from gqc_lab import claims, figures, runs, track
 from gqc_lab.studies.pretraining import gradient_angles
 from gqc_lab.studies import pretraining
 from gqc_lab.loop.placement import make_generator
@@ -116,7 +116,7 @@ print(f"independent noise allows {num_draws**0.5:.1f}.")
 # ## Answer at laptop scale
 
 # %% tags=["nbval-ignore-output"]
-figures.verdicts.of_notebook("18_angle_paradox")
+claims.show_verdicts("18_angle_paradox")
 
 # %% [markdown]
 # **Possible readings of the report.** *The first steps*: at step 1 the momentum is the gradient, at

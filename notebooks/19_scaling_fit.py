@@ -40,7 +40,7 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc_lab import figures, runs, track
+from gqc_lab import claims, figures, runs, track
 from gqc_lab.studies import pretraining
 from gqc_lab.studies.pretraining import scaling
 
@@ -83,7 +83,7 @@ for row in fits[fits["floor_kind"] == "zero"].itertuples():
 # ## Answer at laptop scale
 
 # %% tags=["nbval-ignore-output"]
-figures.verdicts.of_notebook("19_scaling_fit")
+claims.show_verdicts("19_scaling_fit")
 
 # %% [markdown]
 # **Limits.** Little more than a decade of budgets and one model size: a model that is too small for

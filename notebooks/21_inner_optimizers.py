@@ -49,7 +49,7 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 from math import exp
 
-from gqc_lab import figures, runs
+from gqc_lab import claims, figures, runs
 from gqc_lab.studies.pretraining import equal_tokens, inner_optimizers
 
 # %% [markdown]
@@ -92,7 +92,7 @@ print(f"after {results['tokens'].min():,} tokens each, of one seed: no interval"
 # ## Answer at laptop scale
 
 # %% tags=["nbval-ignore-output"]
-figures.verdicts.of_notebook("21_inner_optimizers")
+claims.show_verdicts("21_inner_optimizers")
 
 # %% [markdown]
 # **What to make of it.** GNTS is not seen to help inside any of the three. Inside Muon it makes

@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gqc.gradients import local, reduced
+from gqc.gradients import local
 from gqc.noise import debiased_moments, ema_kappa, ema_weight, noise_to_signal
 from gqc.scalers.averages import ScalarAverages
 from gqc.scalers.shards import ShardSums
@@ -349,8 +349,8 @@ class Sketch(DebiasedEstimator):
 
 
 def _shards(grads: Grads) -> list[Tensor | None]:
-    """What this rank holds of each gradient, pending partial sums reduced."""
-    present = iter(local([reduced(g) for g in grads if g is not None]))
+    """What this rank holds of each gradient."""
+    present = iter(local([g for g in grads if g is not None]))
     return [None if g is None else next(present) for g in grads]
 
 
