@@ -27,6 +27,7 @@ __all__ = [
     "local",
     "magnitudes",
     "multiply_",
+    "settle",
     "tensor_norms",
     "total_norm",
 ]
@@ -62,6 +63,19 @@ def dense(grads: Sequence[Tensor | None]) -> list[Tensor]:
             "dense one (build the embedding with sparse=False)"
         )
     return present
+
+
+def settle(params: Iterable[Tensor]) -> None:
+    """Reduce gradients that are partial sums over ranks, and put the whole ones in their place.
+
+    Tensor parallelism leaves such (a ``DTensor`` that is ``Partial``) for parameters that every
+    rank holds whole but uses for a part of the sequence.  Others are not touched.
+    """
+    for param in params:
+        grad: Any = param.grad
+        if _is_partial(grad):
+            sharded: Any = param
+            param.grad = grad.redistribute(placements=sharded.placements)
 
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -213,6 +227,10 @@ def _is_dtensor_type(kind: type) -> bool:
     return hasattr(kind, "device_mesh")  # an isinstance check would import torch.distributed
 
 
+def _is_partial(tensor: Any) -> bool:
+    return any(placement.is_partial() for placement in getattr(tensor, "placements", ()))
+
+
 def _local_norm(tensors: Sequence[Tensor]) -> Tensor:
     """One kernel call where dtype and device agree, as they do but for mixed models."""
     dtypes, devices = {t.dtype for t in tensors}, {t.get_device() for t in tensors}
@@ -291,7 +309,7 @@ def _by_mesh(tensors: Iterable[Any]) -> dict[tuple[Any, tuple[int, ...]], dict[i
 
 def reduced(tensor: Any) -> Any:
     """A ``DTensor`` with its pending partial sums reduced; any other tensor itself."""
-    if not any(p.is_partial() for p in getattr(tensor, "placements", ())):
+    if not _is_partial(tensor):
         return tensor
     from torch.distributed.tensor import Replicate
 

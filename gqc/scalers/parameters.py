@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gqc.gradients import settle
+
 
 class ParameterList:
     """Parameters with their names and groups, each once.
@@ -47,7 +49,11 @@ class ParameterList:
             raise ValueError("granularity='group': give optimizer.param_groups as the parameters")
 
     def gradients(self) -> list[Tensor | None]:
-        """The gradient of each parameter; raises TypeError for a sparse one."""
+        """The gradient of each parameter, whole where ranks have parts of its sum.
+
+        Raises: TypeError: a sparse gradient.
+        """
+        settle(self.tensors)
         grads = [p.grad for p in self.tensors]
         for index, grad in enumerate(grads):
             if grad is not None and grad.layout is not torch.strided:

@@ -138,7 +138,10 @@ def _path(module: str, folder: Path) -> Path:
 
 @cache
 def _hash(path: Path) -> str:
-    return digest(strip_prose(path.read_text(encoding="utf-8")).encode())
+    """Hash of a module, and of the tables next to it that it names, such as "tuned.csv"."""
+    code = strip_prose(path.read_text(encoding="utf-8"))
+    tables = (path.with_name(name) for name in re.findall(r'"([\w-]+\.csv)"', code))
+    return digest(b"\0".join([code.encode(), *(t.read_bytes() for t in tables if t.is_file())]))
 
 
 @cache
