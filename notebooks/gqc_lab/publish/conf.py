@@ -41,6 +41,12 @@ def _open_sections(
     lines[:] = opened
 
 
+def _is_foreign(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Skip what a class only takes over, such as a function of torch."""
+    module = getattr(obj, "__module__", None) or "gqc"
+    return None if str(module).startswith("gqc") else True
+
+
 def _mathml(display: str) -> Any:
     def visit(writer: Any, node: Any) -> None:
         from docutils.nodes import SkipNode
@@ -59,6 +65,7 @@ def _write_plotly(app: Any) -> None:
 
 def setup(app: Any) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", _open_sections, priority=400)
+    app.connect("autodoc-skip-member", _is_foreign)
     app.connect("builder-inited", _write_plotly)
     inline, block = (_mathml("inline"), None), (_mathml("block"), None)
     app.add_html_math_renderer("mathml", inline_renderers=inline, block_renderers=block)

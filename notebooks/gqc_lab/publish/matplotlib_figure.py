@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from textwrap import fill
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
@@ -35,13 +36,14 @@ def draw(figure: go.Figure, size: Sequence[float]) -> Figure:
     """
     from matplotlib import pyplot
 
+    for trace in figure.data:
+        if trace.type not in TRACES:
+            raise ValueError(f"a trace of type {trace.type!r}: expected {', '.join(TRACES)}")
     layout = figure.layout
     printed = pyplot.figure(figsize=tuple(size), layout="constrained")
     panels = _panels(printed, figure)
     for trace in figure.data:
         axes = panels[trace.xaxis or "x", trace.yaxis or "y"]
-        if trace.type not in TRACES:
-            raise ValueError(f"a trace of type {trace.type!r}: expected {', '.join(TRACES)}")
         TRACES[trace.type](axes, trace, figure)
     for shape in layout.shapes:
         for (x, y), axes in panels.items():
@@ -152,7 +154,7 @@ TRACES = {"scatter": _draw_scatter, "bar": _draw_bar, "heatmap": _draw_heatmap}
 
 def _draw_level(axes: Axes, shape: Any, x: str, y: str) -> None:
     """A line across a panel, if the shape is one of this panel."""
-    line = {"color": shape.line.color, "linewidth": POINT * (shape.line.width or 2), "zorder": 0}
+    line = {"color": shape.line.color, "linewidth": POINT * (shape.line.width or 2), "zorder": 1}
     line |= {"linestyle": DASHES[shape.line.dash or "solid"]}
     if (shape.xref, shape.yref) in ((f"{x} domain", y), ("paper", y)):
         axes.axhline(shape.y0, **line)
@@ -160,18 +162,18 @@ def _draw_level(axes: Axes, shape: Any, x: str, y: str) -> None:
         axes.axvline(shape.x0, **line)
 
 
-def _set_axis(axes: Axes, side: str, axis: Any) -> None:
+def _set_axis(axes: Axes, side: Literal["x", "y"], axis: Any) -> None:
     """Scale, limits, ticks and title of the axis "x" or "y"."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     inherited = go.Layout(template=axis.figure.layout.template).template.layout[f"{side}axis"]
     place = axes.xaxis if side == "x" else axes.yaxis
     set_limits = axes.set_xlim if side == "x" else axes.set_ylim
-    is_log = axis.type == "log"
+    is_log, is_binary = axis.type == "log", str(axis.dtick).startswith("0.3010")
     if is_log:
         axes.set(**{f"{side}scale": "log"})
     if axis.range is not None:
-        set_limits(*(10.0**np.array(axis.range) if is_log else axis.range))
+        set_limits(*(10.0 ** np.array(axis.range) if is_log else axis.range))
     elif not is_log and (axis.rangemode or inherited.rangemode) == "tozero":
         set_limits(min(0.0, *set_limits()), max(0.0, *set_limits()))
     if axis.autorange == "reversed" and not place.get_inverted():
@@ -186,15 +188,18 @@ def _set_axis(axes: Axes, side: str, axis: Any) -> None:
         ]
         place.set_ticks([value for value, _ in shown], [text for _, text in shown])
         place.set_minor_locator(NullLocator())
-    elif is_log and axis.tickformat:
-        twos = {"base": 2.0} if axis.dtick == 0.30103 else {"subs": (1.0, 2.0, 5.0)}
+    elif is_log and (axis.tickformat or is_binary):
+        twos = {"base": 2.0} if is_binary else {"subs": (1.0, 2.0, 5.0)}
         place.set_major_locator(LogLocator(**twos))
         place.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, axis.tickformat)))
         place.set_minor_locator(NullLocator())
+    elif not is_log and max(map(abs, set_limits())) >= 1e5:
+        place.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, "~s")))
     if axis.title.text:
-        place.set_label_text(_text(axis.title.text))
+        text = _text(axis.title.text)
+        place.set_label_text(fill(text, 26) if side == "y" else text)
     if axis.showticklabels is False:
-        place.set_tick_params(**{f"label{'bottom' if side == 'x' else 'left'}": False})
+        axes.tick_params(side, labelbottom=False, labelleft=False)
     if axis.showgrid is False:
         place.grid(visible=False)
 
@@ -225,7 +230,12 @@ def _annotate(figure: go.Figure, panels: Mapping[tuple[str, str], Axes], note: A
         elif note.yref == y and note.xref in (f"{x} domain", "paper"):
             place = (0.98 if note.x else 0.02, note.y)
             side = "right" if note.x else "left"
-            text = {"xycoords": axes.get_yaxis_transform(), "ha": side, "va": "bottom", "size": 7}
+            text: dict[str, Any] = {
+                "xycoords": axes.get_yaxis_transform(),
+                "ha": side,
+                "va": "bottom",
+                "size": 7,
+            }
             axes.annotate(_text(note.text), place, **text)
 
 
@@ -237,7 +247,5 @@ def _add_legend(printed: Figure, panels: Sequence[Axes]) -> None:
             found.setdefault(label, handle)
     if len(found) > 1:
         widest = max(len(line) for label in found for line in label.split("\n"))
-        columns = max(1, min(len(found), int(printed.get_figwidth() * 14 / (widest + 6))))
-        printed.legend(
-            list(found.values()), list(found), loc="outside lower center", ncols=columns
-        )
+        columns = max(1, min(len(found), int(printed.get_figwidth() * 19 / (widest + 5))))
+        printed.legend(list(found.values()), list(found), loc="outside lower center", ncols=columns)

@@ -1,6 +1,6 @@
 """Figures for print: the notebooks' figures of committed results, drawn with matplotlib.
 
-``paper/figures.yaml`` names them; each is a function of `gqc_lab.figures` and the frame to give it::
+``paper/figures.yaml`` names them; each is a function of `gqc_lab.figures` and its frame::
 
     losses:
       figure: loss_against             # or claims.angles: in gqc_lab.figures

@@ -86,7 +86,7 @@ def collect(root: Path, pages: Path) -> None:
 
 
 def interactive(notebook: Path) -> str:
-    """The content of ``notebook`` with its plotly figures as HTML; the page has to load plotly."""
+    """The content of ``notebook`` with plotly figures as HTML, and links of outputs to pages."""
     import plotly.io as pio
 
     content: dict[str, Any] = json.loads(notebook.read_text(encoding="utf-8"))
@@ -97,6 +97,10 @@ def interactive(notebook: Path) -> str:
                 shown = pio.from_json(json.dumps(figure))
                 body = head + pio.to_html(shown, include_plotlyjs=False, full_html=False)
                 output["data"], head = {"text/html": body}, ""
+            if "text/markdown" in output.get("data", {}):
+                text = "".join(output["data"]["text/markdown"])
+                linked = re.sub(r"\((?:\./)?([\w-]+)\.ipynb\)", r"(\1.html)", text)
+                output["data"]["text/markdown"] = linked
     return json.dumps(content)
 
 
@@ -116,7 +120,8 @@ def _references(folder: Path, package: str) -> dict[str, str]:
 
     A page documents the modules of its package, without importing them here.
     """
-    texts, below = {}, []
+    texts: dict[str, str] = {}
+    below = []
     text = f"{package}\n{'=' * len(package)}\n\n.. automodule:: {package}\n"
     for module in pkgutil.iter_modules([str(folder)]):
         name = f"{package}.{module.name}"
