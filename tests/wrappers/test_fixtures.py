@@ -29,6 +29,7 @@ def test_a_file_with_the_sketch_of_24ffc06_keeps_its_window_and_starts_its_stati
     assert (wrapper.scaler.step_count, wrapper.scaler.alpha) == (0, 0.2)
 
 
+@pytest.mark.filterwarnings("ignore:10 windows in a row ran to max_draws=2:UserWarning")
 @pytest.mark.parametrize("name", EXACT)
 def test_a_file_of_24ffc06_goes_on_to_the_parameters_of_the_uncut_run(name):
     saved = torch.load(FOLDER / f"{name}.pt", weights_only=True)
