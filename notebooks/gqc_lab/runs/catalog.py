@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gqc_lab.errors import BadInput
-from gqc_lab.runs.loading import Runs
 from gqc_lab.runs.plan import Batch
+from gqc_lab.runs.results import Runs
 from gqc_lab.runs.store import CorruptRun, Store
 
 if TYPE_CHECKING:

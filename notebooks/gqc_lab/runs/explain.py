@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gqc_lab.errors import BadInput
-from gqc_lab.runs.loading import read_records
 from gqc_lab.runs.plan import Batch, Run
 from gqc_lab.runs.progress import show_value
+from gqc_lab.runs.results import read_records
 from gqc_lab.runs.store import RECORD, CorruptRun, Store
 
 

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from gqc_lab.runs.cost import count_flops, describe_cost
-from gqc_lab.runs.loading import read_records
 from gqc_lab.runs.plan import Batch
 from gqc_lab.runs.progress import describe, show_value
+from gqc_lab.runs.results import read_records
 from gqc_lab.runs.store import RECORD, CorruptRun, Store
 
 _SHOWN = 40  # rows; a plan of thousands is counted, not listed

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from gqc_lab.runs.loading import Runs
+    from gqc_lab.runs.results import Runs
 
 
 def batch_results(batch: Batch, runs: Runs) -> pd.DataFrame:

@@ -55,11 +55,7 @@ def package(tmp_path, monkeypatch):
         (tmp_path / name).write_text(text)
     packages = {name: tmp_path / name for name in ("gqc", "gqc_lab")}
     monkeypatch.setattr(sources, "PACKAGES", packages)
-    for cached in (sources._find, sources._hash, sources._mentioned_by, sources._exports):
-        cached.cache_clear()
-    yield tmp_path / "gqc"
-    for cached in (sources._find, sources._hash, sources._mentioned_by, sources._exports):
-        cached.cache_clear()
+    return tmp_path / "gqc"
 
 
 @pytest.mark.parametrize(
@@ -87,20 +83,19 @@ def package(tmp_path, monkeypatch):
 )
 def test_only_what_the_code_reaches_counts(package, tmp_path, code, modules):
     (tmp_path / "helper.py").write_text("import numpy\n")
-    assert list(source_hashes(code.splitlines(), tmp_path)) == modules
+    assert list(source_hashes(code.splitlines(), [tmp_path])) == modules
 
 
 def test_a_changed_module_changes_its_hash_only(package, tmp_path):
-    before = source_hashes(["from gqc import A"], tmp_path)
+    before = source_hashes(["from gqc import A"], [tmp_path])
     (package / "base.py").write_text("class B: x = 1\n")
-    sources._hash.cache_clear()
-    after = source_hashes(["from gqc import A"], tmp_path)
+    after = source_hashes(["from gqc import A"], [tmp_path])
     assert after["gqc.a"] == before["gqc.a"]
     assert after["gqc.base"] != before["gqc.base"]
 
 
 def test_the_real_package_is_followed(tmp_path):
-    found = source_hashes(["from gqc import OptimizerWrapperGNTS"], tmp_path)
+    found = source_hashes(["from gqc import OptimizerWrapperGNTS"], [tmp_path])
     assert {"gqc.wrappers.gnts", "gqc.wrappers.base"} <= found.keys()
     assert "gqc.wrappers.sbc" not in found
 
@@ -116,15 +111,15 @@ def test_data_are_files_or_distributions(tmp_path):
 
 
 def test_environment_names_versions_and_the_commit(tmp_path):
-    assert environment(tmp_path)["commit"] is None
+    assert environment(tmp_path, 2)["commit"] is None
     git = ["git", "-c", "user.name=n", "-c", "user.email=e@x", "-C", str(tmp_path)]
     (tmp_path / "f").write_text("1")
     for command in (["init", "-q"], ["add", "f"], ["commit", "-qm", "m"]):
         subprocess.run([*git, *command], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
-    found = environment(tmp_path)
+    found = environment(tmp_path, 2)
     assert found["commit"] == head.stdout.strip()
     assert found["packages"]["torch"].startswith("2.")
     assert found["processor"] is None or found["processor"].strip()
     (tmp_path / "f").write_text("2")
-    assert environment(tmp_path)["commit"] == head.stdout.strip() + "-dirty"
+    assert environment(tmp_path, 2)["commit"] == head.stdout.strip() + "-dirty"
