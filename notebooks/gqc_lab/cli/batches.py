@@ -111,7 +111,7 @@ def add_batch_commands(batches: "typer.Typer") -> None:
 
 def _explain(batch: "Batch", store: "Store", start: str) -> None:
     from gqc_lab.errors import BadInput
-    from gqc_lab.runs.explain import explain, find_run
+    from gqc_lab.runs.overview import explain, find_run
 
     try:
         run = find_run(batch, start)

@@ -184,6 +184,21 @@ def _table(title: str, names: list[str], numbers: list[str], rows: list[list[str
     return table
 
 
+def list_results(results: pd.DataFrame, limit: int) -> Table:
+    """Return the first ``limit`` result rows as a table; columns of one value go to its title."""
+    from rich.table import Table
+
+    shown = [c for c in results.columns if c == "run" or results[c].map(str).nunique() > 1]
+    constant = [c for c in results.columns if c not in shown and len(results)]
+    title = " ".join(f"{name}={results[name].iloc[0]}" for name in constant)
+    table = Table(title=title or None, title_justify="left")
+    for name in shown:
+        table.add_column(name, no_wrap=name == "run")
+    for row in results[shown].head(limit).itertuples(index=False):
+        table.add_row(*(f"{v:.5g}" if isinstance(v, float) else str(v) for v in row))
+    return table
+
+
 def show_interval(row: Any) -> str:
     """``mean [low, high]`` of a row of the summary."""
     if math.isnan(row["low"]):

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gqc_lab.errors import BadInput
 from gqc_lab.runs.store import HISTORY, MODULES, RESULT, CorruptRun, Store, file_hash, write_json
 
 if TYPE_CHECKING:
@@ -209,3 +210,22 @@ def _select(results: pd.DataFrame, where: str | Mapping[str, Any] | None) -> pd.
         column = results[name]
         results = results[column.isin(value) if isinstance(value, list) else column == value]
     return results.reset_index(drop=True)
+
+
+def describe_run(store: Store, key: str) -> dict[str, Any]:
+    """Return a run's record, results and info.  Raises: BadInput: it is corrupt."""
+    try:
+        record = store.verify(key)
+    except CorruptRun as error:
+        raise BadInput(f"{key} is corrupt: {error}; run its batch again") from None
+    result = json.loads(store.read(key, RESULT, record))
+    return {**record, "results": result["results"], "info": result["info"]}
+
+
+def export(frame: pd.DataFrame, path: Path) -> None:
+    """Write a frame as .csv or .parquet.  Raises: BadInput: another ending."""
+    writers = {".csv": frame.to_csv, ".parquet": frame.to_parquet}
+    if path.suffix not in writers:
+        raise BadInput(f"{path}: expected a name that ends in {' or '.join(writers)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writers[path.suffix](path, index=False)  # type: ignore[operator]

@@ -28,9 +28,11 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from gqc_lab.errors import BadInput
 
 NOTEBOOK, RESULT, HISTORY, RECORD = "notebook.ipynb", "result.json", "history.parquet", "run.json"
 TRACEBACK = "traceback.txt"
@@ -252,3 +254,41 @@ class Store:
             if holder := self._lock_path(key).read_text(encoding="utf-8"):
                 return f"in hand of {holder}"
         return "in hand of another process"
+
+    def find(self, start: str) -> str:
+        """Return the finished run's id that begins with ``start``.
+
+        Raises: BadInput: none does, or several.
+        """
+        matches = sorted(key for key in self.finished() if start and key.startswith(start))
+        if len(matches) != 1:
+            raise BadInput(f"{start!r}: {len(matches)} runs of {self.root} begin so")
+        return matches[0]
+
+    def garbage(self, asked: Collection[str] = (), notebooks: Collection[str] = ()) -> list[Path]:
+        """Return the folders of failed, quarantined and interrupted runs, and of finished runs of
+        ``notebooks`` (names) that are not ``asked`` for (ids).  A run in hand is not garbage."""
+        found = []
+        for shelf in ("failed", "quarantine", "partial"):
+            folder = self.root / shelf
+            names = sorted(path for path in folder.iterdir()) if folder.is_dir() else []
+            found += [p for p in names if p.is_dir() and (shelf != "partial" or self._is_idle(p))]
+        for key in sorted(self.finished().difference(asked) if notebooks else ()):
+            try:
+                if self.record(key)["notebook"] in notebooks:
+                    found.append(self.folder(key))
+            except CorruptRun:
+                found.append(self.folder(key))
+        return found
+
+    def _is_idle(self, folder: Path) -> bool:
+        with self.lock(folder.name) as is_held:
+            return is_held
+
+    def remove(self, folders: Iterable[Path]) -> None:
+        """Delete what :meth:`garbage` found, except runs that have started since."""
+        for folder in folders:
+            is_partial = folder.parent.name == "partial"
+            with self.lock(folder.name) if is_partial else contextlib.nullcontext(True) as is_held:
+                if is_held:
+                    shutil.rmtree(folder)
