@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from gqc_lab.runs import load
@@ -255,6 +256,79 @@ def test_a_full_disk_is_named_and_leaves_the_store_intact(make_batch, tmp_path, 
     assert outcome["status"] == "failed"
     assert "No space left on device" in outcome["error"]
     assert Store(tmp_path / "runs").finished() == set()
+
+
+def write_notebook(path, *cells):
+    """A notebook of a `parameters` cell, the ``cells`` and a last one that saves a number."""
+    sources = ["seed = 0", *cells, "from gqc_lab import runs\nruns.save(None, {'loss': 1.0})"]
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+
+
+def test_a_module_that_changes_during_a_run_spoils_it(make_batch, tmp_path, executor):
+    (tmp_path / "tool.py").write_text("x = 1")
+    change = "from pathlib import Path\nPath('tool.py').write_text('x = 2')"
+    write_notebook(tmp_path / "n.ipynb", "import tool", change)
+    batch, store = make_batch("seeds: [1]", tmp_path / "n"), Store(tmp_path / "runs")
+    outcomes = execute_batch(batch, store, Heard(), executor=executor)
+    message = "tool: not as the batch was planned with; run it again with what is there now"
+    assert outcomes.errors == {batch.runs[0].id: message}
+    assert (store.failed(batch.runs[0].id) / "result.json").is_file()  # nothing is lost
+    outcomes = execute_batch(batch, store, Heard(), executor=executor)  # at once, before it starts
+    assert outcomes.errors == {batch.runs[0].id: message}
+    batch = make_batch("seeds: [1]", tmp_path / "n")
+    assert execute_batch(batch, store, Heard(), executor=executor).count("finished") == 1
+
+
+def test_a_module_that_the_id_leaves_out_is_named(make_batch, tmp_path, executor):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "far_tool.py").write_text("x = 1")
+    add = "import sys\nplace = 'lib'\nsys.path.insert(0, place)\nimport far_tool"
+    write_notebook(tmp_path / "n.ipynb", add)
+    batch, store = make_batch("seeds: [1]", tmp_path / "n"), Store(tmp_path / "runs")
+    (error,) = execute_batch(batch, store, Heard(), executor=executor).errors.values()
+    assert f"loaded far_tool ({tmp_path / 'lib' / 'far_tool.py'})" in error
+    assert "sys.path.insert" in error
+    batch = make_batch("seeds: [1]\ndata: [lib/far_tool.py]", tmp_path / "n")
+    assert execute_batch(batch, store, Heard(), executor=executor).count("finished") == 1
+
+
+def test_a_cell_that_ends_its_kernel_fails(make_batch, tmp_path, executor):
+    write_notebook(tmp_path / "n.ipynb", "exit()")
+    batch, store = make_batch("seeds: [1]", tmp_path / "n"), Store(tmp_path / "runs")
+    heard = Heard()
+    outcomes = execute_batch(batch, store, heard, executor=executor)
+    assert "a cell ended the kernel" in outcomes.errors[batch.runs[0].id]
+    assert heard.notes == []  # it was not tried again
+
+
+def test_a_kernel_from_scratch_can_be_interrupted_and_times_out(make_batch, tmp_path):
+    store = Store(tmp_path / "runs")
+    cold = LocalExecutor(threads=1, is_forked=False)
+    begun = time.monotonic()
+    execute_batch(make_batch("parameters: {goal: 1}", "counting"), store, Heard(), executor=cold)
+    limit = math.ceil(2 + 3 * (time.monotonic() - begun))
+    batch = make_batch(f"parameters: {{goal: 100000}}\ntimeout: {limit}", "counting")
+    outcomes = execute_batch(batch, store, Heard(), executor=cold)
+    assert outcomes.errors == {batch.runs[0].id: f"timeout: not finished after {limit} s"}
+    batch = make_batch("parameters: {goal: 100000}\nseeds: [1]", "counting")
+
+    def press(run):
+        if counted(store, run.id):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+
+    outcomes = execute_batch(batch, store, Watching(press, batch.runs[0]), executor=cold)
+    assert outcomes.count("interrupted") == 1
+
+
+def test_a_stopped_kernel_times_out(make_batch, tmp_path, executor, monkeypatch):
+    monkeypatch.setattr("gqc_lab.runs.execute._GRACE", 0.5)
+    write_notebook(tmp_path / "n.ipynb", "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)")
+    batch = make_batch("seeds: [1]\ntimeout: 3", tmp_path / "n")
+    outcomes = execute_batch(batch, Store(tmp_path / "runs"), Heard(), executor=executor)
+    assert outcomes.errors == {batch.runs[0].id: "timeout: not finished after 3 s"}
 
 
 def start_cli(tmp_path, jobs=2):

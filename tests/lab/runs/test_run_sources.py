@@ -1,5 +1,6 @@
 """Which changes make a run stale, and which do not."""
 
+import json
 import subprocess
 
 import pytest
@@ -26,6 +27,35 @@ def test_prose_does_not_count_and_code_does():
     assert cell_hash(PROSE) == cell_hash(bare)
     assert cell_hash(PROSE) != cell_hash(bare.replace("x", "y"))
     assert cell_hash("%time x") == cell_hash(" %time x\n") != cell_hash("%time y")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ('x = """a\n\nb"""', 'x = """a\nb"""'),
+        ('x = """a  \nb"""', 'x = """a\nb"""'),
+        ('x = f"""{y}\n\nb"""', 'x = f"""{y}\nb"""'),
+        ("def f(): 'doc'; return 1", "def f(): 'doc'; return 2"),
+        ("def f():\n    'doc'; return 1", "def f():\n    'doc'; return 2"),
+        ("x = 'ä'\nclass A: 'ö'; y = 1", "x = 'ä'\nclass A: 'ö'; y = 2"),
+        ("x = 1 + \\\n 2", "x = 1 + \\\n 3"),
+    ],
+)
+def test_different_programs_differ(one, other):
+    assert strip_prose(one) != strip_prose(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ('def f():\n    """a\n\n    b"""\n    return 1', "def f():\n    return 1"),
+        ('"""Ä."""  # why\n\n\nx = 1  \n', "x = 1"),
+        ("x = 1\r\ny = 2\r\n", "x = 1\ny = 2"),
+        ("x = [\n    1,\n\n    2,  # two\n]", "x = [\n    1,\n    2,\n]"),
+    ],
+)
+def test_prose_alone_is_ignored(one, other):
+    assert strip_prose(one) == strip_prose(other)
 
 
 @pytest.fixture
@@ -92,6 +122,53 @@ def test_a_changed_module_changes_its_hash_only(package, tmp_path):
     after = source_hashes(["from gqc import A"], [tmp_path])
     assert after["gqc.a"] == before["gqc.a"]
     assert after["gqc.base"] != before["gqc.base"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'sys.path.insert(0, "../lib")',
+        'sys.path.append("../lib")',
+        'sys.path.insert(0, str(Path("../lib").resolve()))',
+    ],
+)
+def test_modules_of_folders_that_the_notebook_adds_count(tmp_path, line):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "nb").mkdir()
+    (tmp_path / "lib" / "tool.py").write_text("x = 1\n")
+    code = ["import sys\nfrom pathlib import Path", line, "import tool"]
+    folders = sources.search_folders(code, tmp_path / "nb")
+    before = source_hashes(code, folders)
+    assert list(before) == ["tool"]
+    (tmp_path / "lib" / "tool.py").write_text("x = 2\n")
+    assert source_hashes(code, folders) != before
+
+
+def make_job(tmp_path, planned, **data):
+    inputs = {"source": planned, "data": {name: "0" * 64 for name in data}}
+    return {"inputs": inputs, "data": data, "folders": [str(tmp_path)]}
+
+
+def test_what_was_loaded_is_held_against_the_plan(tmp_path):
+    (tmp_path / "tool.py").write_text("x = 1\n")
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "tool.py").write_text("x = 2\n")
+    record = tmp_path / "modules.json"
+    planned = source_hashes(["import tool"], [tmp_path])
+    near, far = str(tmp_path / "tool.py"), str(tmp_path / "far" / "tool.py")
+
+    def unplanned(loaded, planned=planned, **data):
+        record.write_text(json.dumps(loaded))
+        return sources.unplanned_modules(make_job(tmp_path, planned, **data), record)
+
+    assert unplanned({"tool": near, "gqc": "/else/gqc/__init__.py"}) == []
+    assert unplanned({"tool": far}) == [f"tool ({far})"]  # the name, but another program
+    assert unplanned({"tool": near}, planned={}) == [f"tool ({near})"]
+    assert unplanned({"tool": near}, planned={}, tool=near) == []  # listed under data
+    assert sources.changed_inputs(make_job(tmp_path, planned)) == []
+    (tmp_path / "tool.py").write_text("x = 3\n")
+    job = make_job(tmp_path, planned, corpus=str(tmp_path / "none"))
+    assert sources.changed_inputs(job) == ["tool", "corpus"]
 
 
 def test_the_real_package_is_followed(tmp_path):
