@@ -126,12 +126,12 @@ class Execution:
         except PapermillExecutionError as error:
             return self._stopped(error)
         except DeadKernelError as error:
-            return self._died(error)
-        except KeyboardInterrupt:
-            return self._ended_between_cells()
+            return self._ended_early(error) or self._died(error)
         except OSError:
             raise
-        except Exception as error:
+        except BaseException as error:
+            if outcome := self._ended_early(error):
+                return outcome
             (self.folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
             return {"status": "lost", "error": _one_line(error)}
         finally:
@@ -250,20 +250,19 @@ class Execution:
             text = self._timeout_text()
         return self._failed(text, "\n".join(error.traceback))
 
-    def _ended_between_cells(self) -> dict[str, Any]:
+    def _ended_early(self, error: BaseException) -> dict[str, Any] | None:
+        """The outcome of a run that was stopped, whatever that stopped it in."""
         if self.stop_reason == "timeout":
-            return self._failed(self._timeout_text(), "between two cells")
-        return {"status": "interrupted"}
+            return self._failed(self._timeout_text(), repr(error))
+        return {"status": "interrupted"} if self.stop_reason else None
 
     def _died(self, error: DeadKernelError) -> dict[str, Any]:
-        if self.stop_reason == "timeout":
-            return self._failed(self._timeout_text(), str(error))
         code = None if self.kernel is None else self.kernel.poll()
         if code == 0:
             text = "a cell ended the kernel (exit() or quit()); leave the notebook's end to it"
             return self._failed(text, str(error))
         how = f"was killed by signal {-code}" if code and code < 0 else f"exited with code {code}"
-        return {"status": self.stop_reason or "lost", "error": f"the run's kernel {how}"}
+        return {"status": "lost", "error": f"the run's kernel {how}"}
 
     def _failed(self, text: str, trace: str) -> dict[str, Any]:
         (self.folder / TRACEBACK).write_text(_without_colours(trace), encoding="utf-8")

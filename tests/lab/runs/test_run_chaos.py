@@ -116,6 +116,7 @@ def place(request):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(HANG)
 @pytest.mark.skipif(sys.platform != "linux", reason="finds its victims in /proc")
 def test_random_kills_lose_and_repeat_nothing(tmp_path, place):
     where, nannies = place

@@ -28,7 +28,11 @@ NOTEBOOKS = Path(__file__).parents[2] / "fixtures" / "notebooks"
 HANG = 900  # seconds after which something hangs, however busy the machine is
 
 # What Dask's own threads and sockets leave behind is not ours to warn of.
-pytestmark = [pytest.mark.filterwarnings("ignore::ResourceWarning"), pytest.mark.slow]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.slow,
+    pytest.mark.timeout(HANG),
+]
 
 
 class Heard:

@@ -23,6 +23,7 @@ from gqc_lab.runs.store import Store
 
 NOTEBOOKS = Path(__file__).parents[2] / "fixtures" / "notebooks"
 HANG = 900  # seconds after which something hangs, however busy the machine is
+pytestmark = pytest.mark.timeout(HANG)
 
 
 class Heard:
@@ -127,6 +128,7 @@ def by_seed(row):
     return row["seed"]
 
 
+@pytest.mark.slow
 def test_a_forked_kernel_is_like_one_from_scratch(make_batch, tmp_path, executor):
     """The fixture reports what a notebook can see of its surroundings, and uses DataLoaders."""
     batch = make_batch("seeds: 2", "surroundings")
@@ -303,6 +305,7 @@ def test_a_cell_that_ends_its_kernel_fails(make_batch, tmp_path, executor):
     assert heard.notes == []  # it was not tried again
 
 
+@pytest.mark.slow
 def test_a_kernel_from_scratch_can_be_interrupted_and_times_out(make_batch, tmp_path):
     store = Store(tmp_path / "runs")
     cold = LocalExecutor(threads=1, is_forked=False)
@@ -346,6 +349,7 @@ def wait_for(condition):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_an_interrupted_batch_goes_on_where_it_was(make_batch, tmp_path):
     store = Store(tmp_path / "runs")
     goals = "zip: {seed: [0, 1, 2], goal: [3, 200, 200]}\nthreads: 1"
@@ -372,6 +376,7 @@ def test_an_interrupted_batch_goes_on_where_it_was(make_batch, tmp_path):
     assert rows["starts"].tolist() == [1, 2, 2]
 
 
+@pytest.mark.slow
 def test_two_batches_share_a_store(make_batch, tmp_path):
     store = Store(tmp_path / "runs")
     make_batch("seeds: 4\nparameters: {goal: 20}\nthreads: 1", "counting")

@@ -145,7 +145,7 @@ def test_modules_of_folders_that_the_notebook_adds_count(tmp_path, line):
 
 
 def make_job(tmp_path, planned, **data):
-    inputs = {"source": planned, "data": {name: "0" * 64 for name in data}}
+    inputs = {"source": planned, "data": dict.fromkeys(data, "0" * 64)}
     return {"inputs": inputs, "data": data, "folders": [str(tmp_path)]}
 
 
