@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help reproduce test lab lint bench notebooks results paper site clean setup
+.PHONY: help reproduce test lab lint bench gpu-check notebooks results paper site clean setup
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -34,6 +34,9 @@ lab: $(READY)  ## JupyterLab with the notebooks
 
 bench: $(READY)  ## benchmarks, as ratios to torch AdamW and to the peer
 	for bench in tests/benchmarks/bench_*.py; do $(BIN)/python $$bench || exit 1; done
+
+gpu-check: $(READY)  ## tests and benchmark on a CUDA card; leaves build/gpu/CARD.json
+	$(BIN)/python tests/gpu/check.py
 
 notebooks: $(READY)  ## run every notebook at smoke scale and save its outputs
 	$(BIN)/python -m gqc_lab.publish.notebooks notebooks/*.ipynb

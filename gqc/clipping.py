@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gqc.gradients import collect, local, multiply_, tensor_norms, total_norm
+from gqc.gradients import collect, local, multiply_, tensor_norms
 
 __all__ = [
     "clip_before_step",
@@ -126,22 +126,27 @@ def clip_before_step(
         )
 
     def clip(stepping: Optimizer, args: Any, kwargs: Any) -> None:
-        if kwargs.get("closure") is not None or any(map(callable, args)):
-            raise RuntimeError(
-                f"{type(stepping).__name__}.step(closure): gradients are clipped before the "
-                "closure makes them; call the closure yourself, then step()"
-            )
-        if getattr(stepping, "holds_running_sum", False):
-            raise RuntimeError(
-                f"{type(stepping).__name__}: .grad is the sum of several microbatches, which "
-                'cannot be clipped one by one; pass accumulate="buffer" to the wrapper, or clip '
-                "in the wrapped optimizer, wrapper.optimizer"
-            )
+        _refuse_to_clip(stepping, args, kwargs)
         norms = CLIPPERS[per](stepping, max_norm, error_if_nonfinite=error_if_nonfinite)
         if on_norms is not None:
             on_norms(norms)
 
     return optimizer.register_step_pre_hook(clip)
+
+
+def _refuse_to_clip(stepping: Optimizer, args: Any, kwargs: Any) -> None:
+    """Raise RuntimeError where there is no gradient yet, or that of several microbatches."""
+    if kwargs.get("closure") is not None or any(map(callable, args)):
+        raise RuntimeError(
+            f"{type(stepping).__name__}.step(closure): gradients are clipped before the "
+            "closure makes them; call the closure yourself, then step()"
+        )
+    if getattr(stepping, "holds_running_sum", False):
+        raise RuntimeError(
+            f"{type(stepping).__name__}: .grad is the sum of several microbatches, which "
+            'cannot be clipped one by one; pass accumulate="buffer" to the wrapper, or clip '
+            "in the wrapped optimizer, wrapper.optimizer"
+        )
 
 
 @torch.no_grad()
@@ -168,9 +173,6 @@ def _norms(lists: list[list[Tensor]]) -> Tensor:
     flat = [grad for grads in lists for grad in grads]
     if not flat:
         return torch.zeros(len(lists))
-    if any(shard is not grad for shard, grad in zip(local(flat), flat, strict=True)):
-        norms = [total_norm(grads) for grads in lists]  # one message a group, not one a tensor
-        return torch.stack([norm.to(flat[0].device, torch.float32) for norm in norms])
     each = tensor_norms(flat)
     if _are_single(lists):
         return each

@@ -15,6 +15,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from gqc.checks import check_finite
+
 __all__ = ["RAMPS", "Curriculum", "cap_shares", "compute_inverse_loss_curriculum_weight"]
 
 _RATE = 5.0  # of the exponential ramp, which is at 7.6 % half-way
@@ -49,7 +51,7 @@ class Curriculum:
 
     def __post_init__(self) -> None:
         for name in ("base", "delay", "ramp"):
-            _check_finite(name, getattr(self, name))
+            check_finite(name, getattr(self, name))
         if not self.cap >= 0:
             raise ValueError(f"cap={self.cap!r}: expected a number >= 0; math.inf for none")
         if self.shape not in RAMPS:
@@ -57,7 +59,7 @@ class Curriculum:
 
     def __call__(self, epoch: float) -> float:
         """w(epoch)."""
-        _check_finite("epoch", epoch)
+        check_finite("epoch", epoch)
         if epoch < self.delay:
             return 0.0
         if epoch >= self.delay + self.ramp:
@@ -78,9 +80,9 @@ def compute_inverse_loss_curriculum_weight(
         base_weight, warmup_epochs, max_weight: b, W [epochs] and c, >= 0 and finite.
     Raises: ValueError: an argument that is negative or not finite.
     """
-    _check_finite("base_weight", base_weight)
-    _check_finite("warmup_epochs", warmup_epochs)
-    _check_finite("max_weight", max_weight)
+    check_finite("base_weight", base_weight)
+    check_finite("warmup_epochs", warmup_epochs)
+    check_finite("max_weight", max_weight)
     curriculum = Curriculum(base_weight, warmup_epochs, warmup_epochs, cap=max_weight)
     return curriculum(epoch)
 
@@ -133,8 +135,3 @@ def _free(
     """What the terms that are not capped weigh, and the share of the total that is theirs."""
     rest = math.fsum(part for name, part in parts.items() if name not in capped)
     return rest, 1 - math.fsum(max_shares[name] for name in capped)
-
-
-def _check_finite(name: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name}={value!r}: expected a finite number >= 0")

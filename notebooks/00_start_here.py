@@ -17,18 +17,18 @@
 # %% [markdown]
 # # Start here
 #
-# Gradient quality control: methods that act on the gradient before the optimizer sees it. Here is
-# the map, what has been measured, and one live run.
+# Gradient quality control: methods that act on the gradient before the optimizer sees it. This
+# notebook is the map: where to find what, which claims hold so far, and one live run.
 #
 # | to find out | open |
 # |---|---|
-# | whether waiting for a better gradient pays | [01](01_gnts_pretraining.ipynb), [02](02_all_wrappers.ipynb), [15](15_equal_tokens.ipynb), [21](21_inner_optimizers.ipynb) |
-# | what the noise scale of a gradient is, and who measures it | [03](03_noise_scale.ipynb) |
-# | which variance VGS scales by, and whether that steadies training | [04](04_vgs_smoking_gun.ipynb), [05](05_vgs_estimators.ipynb), [06](06_vgs_alpha.ipynb) |
-# | how it feels to steer a norm threshold, or the alpha of VGS | [07](07_norm_schedule_live.ipynb), [08](08_vgs_alpha_live.ipynb) |
+# | whether waiting for a better gradient pays off | [01](01_gnts_pretraining.ipynb), [02](02_all_wrappers.ipynb), [15](15_equal_tokens.ipynb), [21](21_inner_optimizers.ipynb) |
+# | what the noise scale of a gradient is, and which estimators get it right | [03](03_noise_scale.ipynb) |
+# | which variance VGS scales by, and whether that stabilizes training | [04](04_vgs_smoking_gun.ipynb), [05](05_vgs_estimators.ipynb), [06](06_vgs_alpha.ipynb) |
+# | how to steer a norm threshold, or the alpha of VGS, during a run | [07](07_norm_schedule_live.ipynb), [08](08_vgs_alpha_live.ipynb) |
 # | whether UPGD keeps a network plastic | [09](09_upgd_normalisation.ipynb), [10](10_upgd_continual.ipynb), [11](11_upgd_vgs.ipynb) |
-# | what makes operator learning explode, and what cures it | [12](12_upt_explosion.ipynb), [13](13_upt_fix.ipynb), [14](14_curricula.ipynb) |
-# | many epochs, hard batches, angles, scaling | [16](16_multi_epoch_floor.ipynb), [17](17_anomaly_smoothing.ipynb), [18](18_angle_paradox.ipynb), [19](19_scaling_fit.ipynb) |
+# | what makes operator learning explode, and what fixes it | [12](12_upt_explosion.ipynb), [13](13_upt_fix.ipynb), [14](14_curricula.ipynb) |
+# | many epochs, anomalous microbatches, angles, scaling | [16](16_multi_epoch_floor.ipynb), [17](17_anomaly_smoothing.ipynb), [18](18_angle_paradox.ipynb), [19](19_scaling_fit.ipynb) |
 # | memory, old checkpoints, utilities of any sign | [20](20_without_training.ipynb) |
 #
 # **Question.** Which of the published claims hold?
@@ -52,18 +52,18 @@ from pathlib import Path
 
 from IPython.display import Markdown, display
 
-from gqc_lab import figures, runs
-from gqc_lab.loop import track
+from gqc_lab import figures, runs, track
 from gqc_lab.claims import commands, tables
 from gqc_lab.studies import pretraining
 
 # %% [markdown]
 # ## Claims and verdicts
 #
-# Each rule is evaluated anew from the committed results: the mean over seeds with its 95 %
-# interval. A part *holds* or *fails* where its interval lies on one side of the bound, and is *open*
-# otherwise. The verdict is of all parts at once: where Holm's correction over all claims leaves
-# p < 0.05 the claim is reproduced (all hold), refuted (some fail, none holds) or mixed, else open.
+# Each rule is evaluated again from the committed results: the mean over seeds with its 95 %
+# interval. A part *holds* or *fails* if its interval lies on one side of the bound, and is *open*
+# otherwise. The verdict covers all parts at once: if Holm's correction over all claims leaves p <
+# 0.05, the claim is reproduced (all parts hold), refuted (some fail, none holds) or mixed;
+# otherwise it is open.
 
 # %% tags=["nbval-ignore-output"]
 verdicts = commands.decide(Path(paper)) if Path(paper, "claims.yaml").is_file() else []
@@ -73,8 +73,8 @@ Markdown(tables.markdown(verdicts, links="."))
 # %% [markdown]
 # ## One live run
 #
-# A small language model under GNTS. With `interactive = True`: press *Start*, and edit the schedule
-# of the norm threshold while it trains.
+# A small language model trained with GNTS. With `interactive = True` you can press *Start* and edit
+# the schedule of the norm threshold while it trains.
 
 # %% tags=["nbval-ignore-output"]
 config = pretraining.config(scale, method="gnts", seed=seed, device=device, dtype=dtype)
@@ -97,9 +97,9 @@ for verdict in verdicts:
     print(f"{tables.shown(verdict):12} {verdict.claim.id}")
 
 # %% [markdown]
-# **Limits.** Small models on two processor cores: a claim made at fifty million parameters may hold
-# there and not here. To decide the claims again, to draw the figures and build the paper, or to run
-# everything once more:
+# **Limits.** These are small models on two processor cores: a claim made at fifty million
+# parameters may hold there and not here. To decide the claims again, to draw the figures and build
+# the paper, or to run everything again:
 #
 # ```
 # gqc claims

@@ -17,9 +17,9 @@
 # %% [markdown]
 # # Does a gradient norm threshold help pretraining?
 #
-# GNTS draws microbatches until the norm of their mean gradient is below a threshold, and only
+# GNTS draws microbatches until the norm of their mean gradient falls below a threshold, and only
 # then lets AdamW step. Noise in the gradient adds to its norm, so the threshold asks for as many
-# draws as the noise needs.
+# draws as the noise requires.
 #
 # **Question.** From the same weights, on the same text in the same order, with the same number of
 # tokens: is the validation loss of a small GPT lower with GNTS than with AdamW at its best constant
@@ -48,14 +48,14 @@ from math import exp
 
 import pandas as pd
 
-from gqc_lab import figures, runs
-from gqc_lab.loop import track
+from gqc_lab import claims, figures, runs, track
 from gqc_lab.studies import pretraining
 
 # %% [markdown]
 # ## Run
 #
-# One experiment per method: an iterator of records, one per microbatch. `track` adds a bar.
+# One experiment per method: an iterator that yields one record per microbatch. `track` adds a
+# progress bar.
 
 # %% tags=["nbval-ignore-output"]
 chosen = {"seed": seed, "corpus": corpus, "device": device, "dtype": dtype}
@@ -75,16 +75,16 @@ history = pd.concat([experiment.history for experiment in experiments], ignore_i
 figures.loss_against(history)
 
 # %% [markdown]
-# ## What GNTS asks for
+# ## Gradient norms and thresholds
 #
-# The norm of the mean gradient is at most the threshold at every step but those that `max_draws`
-# forced (crosses). The threshold starts high, so that training can begin, and comes down.
+# The norm of the mean gradient is at most the threshold at every step except those that `max_draws`
+# forced (crosses). The threshold starts high, so that training can get going, and then comes down.
 
 # %% tags=["nbval-ignore-output"]
 figures.norm_against_threshold(history)
 
 # %% [markdown]
-# The draws that this takes are a batch size, in microbatches, that the gradients choose.
+# The number of draws this takes is a batch size, in microbatches, chosen by the gradients.
 
 # %% tags=["nbval-ignore-output"]
 figures.draws_per_step(history)
@@ -108,23 +108,23 @@ for method in loss.index:
 # %% [markdown]
 # ## Answer at laptop scale
 #
-# Of this notebook, and what it decides; perplexities are compared seed by seed in
-# [notebook 15](15_equal_tokens.ipynb).
+# Results of this notebook at laptop scale and the claims they decide; perplexities are compared
+# seed by seed in [notebook 15](15_equal_tokens.ipynb).
 
 # %% tags=["nbval-ignore-output"]
-figures.verdicts.means_of("01_gnts_pretraining")
+claims.show_means("01_gnts_pretraining")
 
 # %% tags=["nbval-ignore-output"]
-figures.verdicts.of_notebook("01_gnts_pretraining")
+claims.show_verdicts("01_gnts_pretraining")
 
 # %% [markdown]
-# **What to make of it.** GNTS is not seen to lower the validation loss. Four seeds end 0.00 to 0.06
-# nat/token above AdamW's; the fifth falls into long windows early, makes 214 steps and ends 0.6
-# above.
+# **What to make of it.** We see no evidence that GNTS lowers the validation loss. Four seeds end
+# 0.00 to 0.06 nat/token above AdamW; the fifth falls into long windows early, makes 214 steps and
+# ends 0.6 nat/token above.
 #
-# **Limits.** Seeds differ by as much as methods may. All saved outputs but the last two tables are
-# of the `smoke` scale: a regression test of some seconds, and no evidence. To repeat the five seeds
-# run the batch (minutes on two cores) and draw its store:
+# **Limits.** Seeds differ by as much as methods do. All saved outputs except the last two tables
+# are from the `smoke` scale: a regression test that takes seconds, not evidence. To repeat the five
+# seeds, run the batch (minutes on two cores) and plot its store:
 #
 # ```
 # gqc batch run notebooks/batches/01_gnts_pretraining.yaml --jobs 2
@@ -133,8 +133,8 @@ figures.verdicts.of_notebook("01_gnts_pretraining")
 # figures.loss_against(runs.load("runs", where="notebook = '01_gnts_pretraining'").history)
 # ```
 #
-# At equal tokens GNTS makes fewer optimizer steps, and its threshold is a number to tune that
-# AdamW does not have.
+# At equal tokens GNTS makes fewer optimizer steps, and its threshold is one more number to tune
+# that AdamW does not have.
 
 # %%
 saved = runs.save(history, results, data_hash=experiments[0].data_hash)

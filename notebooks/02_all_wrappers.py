@@ -21,14 +21,14 @@
 #
 # | method | steps when |
 # |---|---|
-# | `adamw` | at once, or after a constant number of microbatches: the control |
+# | `adamw` | at once, or after a constant number of microbatches: the baseline |
 # | `gnts` | the norm of the mean gradient is below a threshold |
 # | `gns` | the batch is as large as the noise scale of past windows asks for |
-# | `normtest` | the noise in the mean gradient is small against it, by this window alone |
-# | `mht` | the interval of the mean training loss is narrow |
-# | `gnr` | as `adamw`, with the gradient rescaled to one norm |
+# | `normtest` | the noise in the mean gradient is small against it, judged from this window |
+# | `mht` | the confidence interval of the mean training loss is narrow |
+# | `gnr` | as `adamw`, with the gradient rescaled to a fixed norm |
 # | `sbc` | a batch that grows on a schedule is full |
-# | `replay` | as often as `gnts` did on another order of the text: its batches, not its reasons |
+# | `replay` | as often as `gnts` did on another order of the text: no reactivity |
 #
 # **Question.** From the same weights, with the same number of tokens: which of them lowers the
 # validation loss of a small GPT below that of AdamW at its best constant batch?
@@ -61,15 +61,14 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc_lab import figures, runs
-from gqc_lab.loop import track
+from gqc_lab import claims, figures, runs, track
 from gqc_lab.studies import pretraining
 
 # %% [markdown]
 # ## Run
 #
-# One experiment per method, on the same text in the same order; the replay of `gnts` (which has to
-# stand before it) on another order, or it would be that run over again.
+# One experiment per method, on the same text in the same order. The replay of `gnts` (which must
+# come before it) runs on a different order; otherwise it would repeat the same run.
 
 # %% tags=["nbval-ignore-output"]
 if "replay" in methods and "gnts" not in methods[: methods.index("replay")]:
@@ -96,18 +95,19 @@ figures.loss_against(history)
 # %% [markdown]
 # ## Draws per step
 #
-# How many microbatches each method averages into a step, on the way.
+# How many microbatches each method averages into a step, over the course of training.
 
 # %% tags=["nbval-ignore-output"]
 figures.draws_per_step(history)
 
 # %% [markdown]
-# ## The noise that they see
+# ## Noise scale as each wrapper sees it
 #
-# Three wrappers estimate the noise scale: how many microbatches have as much noise as signal in
-# their mean. Only `gns` fixes n before it sees the window's noise, and so estimates without bias
-# (notebook 03 holds it to the truth). `normtest` stops when the noise happens to look small, which
-# makes R too low, `gnts` when the norm does, which makes the signal too small and R too high.
+# Three wrappers estimate the noise scale: how many microbatches it takes for their mean to have as
+# much noise as signal. Only `gns` fixes n before it sees the noise of the window, so only its
+# estimate is unbiased (notebook 03 compares it with the true value). `normtest` stops when the
+# noise happens to look small, which makes R too low; `gnts` stops when the norm does, which makes
+# the signal too small and R too high.
 
 # %% tags=["nbval-ignore-output"]
 figures.noise.noise_scale_against(history)
@@ -133,23 +133,24 @@ if "adamw" in table.index and len(table) > 1:
 # ## Answer at laptop scale
 
 # %% tags=["nbval-ignore-output"]
-figures.verdicts.of_notebook("02_all_wrappers")
+claims.show_verdicts("02_all_wrappers")
 
 # %% [markdown]
-# **What to make of it.** None lowers the loss below tuned AdamW's. gns, normtest, mht, sbc and gnr
-# end with a perplexity that is 3 to 7 % higher; gnts is not told from AdamW, for its seeds differ.
+# **What to make of it.** None lowers the loss below that of tuned AdamW. gns, normtest, mht, sbc
+# and gnr end with a perplexity that is 3 to 7 % higher; gnts is not distinguishable from AdamW
+# because its seeds differ.
 #
-# Each method's values were chosen from ten runs of one seed that the batch does not use
-# (`pretraining_config.py` records them). Their least losses [nat/token] were gnr 1.543, sbc 1.543,
-# adamw 1.546, gns 1.546, gnts 1.548, mht 1.560 and normtest 1.562, closer than seeds are (0.02).
-# gns, normtest, mht and sbc were best at their loosest setting, two to three draws per step;
-# stricter ones lost, since tokens spent on a better gradient are steps not made (gns at one lr:
-# 2.6, 5.0 and 9.8 draws gave 1.546, 1.599 and 1.693).
+# The settings of each method were chosen from ten runs on one seed that the batch does not use
+# (recorded in `gqc_lab.studies.pretraining`). Their lowest losses [nat/token] were gnr 1.543, sbc
+# 1.543, adamw 1.546, gns 1.546, gnts 1.548, mht 1.560 and normtest 1.562, closer together than
+# seeds are (0.02). gns, normtest, mht and sbc did best at their loosest setting, two to three draws
+# per step; stricter settings lost, since tokens spent on a better gradient are steps not taken (gns
+# at one lr: 2.6, 5.0 and 9.8 draws gave 1.546, 1.599 and 1.693).
 #
-# **Limits.** All saved outputs but the last table are of the `smoke` scale and one seed: a
-# regression test, and no evidence. At laptop scale the model has 0.16M parameters; values were
-# chosen with 1M tokens, the seeds train on half of them. The replay sees another order of the text,
-# so its difference to gnts holds that too. To repeat the five seeds run
+# **Limits.** All saved outputs except the last table are from the `smoke` scale and one seed: a
+# regression test, not evidence. At laptop scale the model has 0.16M parameters; settings were
+# chosen with 1M tokens, while the seeds train on half of them. The replay sees a different order of
+# the text, so its difference from gnts includes that too. To repeat the five seeds run
 #
 # ```
 # gqc batch run notebooks/batches/02_all_wrappers.yaml --jobs 2

@@ -15,12 +15,12 @@
 # ---
 
 # %% [markdown]
-# # Does the noise scale tell the truth?
+# # Do the estimators recover a known noise scale?
 #
 # A microbatch gradient is $g_i = G + \epsilon_i$. The noise scale $R = \mathrm{tr}\,\Sigma / |G|^2$
 # (the $B_{simple}$ of McCandlish et al. 2018) is the number of microbatches whose mean has as much
 # noise as signal. Here the gradients come from streams with $|G| = 1$ and isotropic Gaussian noise,
-# so that $R$ is known.
+# so $R$ is known.
 #
 # **Question.** Do the estimators find $R$, and do the wrappers draw as much as it predicts?
 
@@ -55,9 +55,9 @@ from gqc_lab.studies.noise import streams as noise_streams, wrappers as noise_wr
 # \widehat{\mathrm{tr}\,\Sigma} = \frac{n}{n-1}(S_1 - S_2), \qquad
 # \hat R = \frac{\mathrm{mean}\;\widehat{\mathrm{tr}\,\Sigma}}{\mathrm{mean}\;\widehat{|G|^2}}$$
 #
-# over all windows, with Fieller's 95 % interval; *running* is the same as `OptimizerWrapperGNS`
-# keeps it, averaged over the last 20 windows or so. The **published** ratio (torch-gqc 0.10.4) is
-# the variance of the scalar norms over their mean square,
+# over all windows, with Fieller's 95 % interval; *running* is the same estimate as
+# `OptimizerWrapperGNS` keeps it, averaged over roughly the last 20 windows. The **published** ratio
+# (torch-gqc 0.10.4) is the variance of the scalar norms over their mean square,
 # $\mathrm{Var}|g_i| / \mathrm{mean}|g_i|^2$.
 
 # %%
@@ -75,23 +75,23 @@ table = table[["published", "two-batch, running", "two-batch"]].join(ours[["low"
 table.map(lambda value: f"{value:,.1f}" if value >= 0.1 else f"{value:.1g}")
 
 # %% [markdown]
-# ## What wrappers report of the windows that they end
+# ## Bias from choosing when to stop
 #
-# The windows above have a fixed length. `OptimizerWrapperGNS` fixes it by past windows; a norm test
-# ends a window when its noise happens to look small, a norm threshold when its norm does. Their
-# `statistics()["noise_scale"]` is then biased, down and up, where one window knows little: in few
-# dimensions. True R = 10.
+# The windows above have a fixed length. `OptimizerWrapperGNS` fixes the length from past windows; a
+# norm test ends a window when its noise happens to look small, and a norm threshold when its norm
+# does. Their `statistics()["noise_scale"]` is then biased (downwards and upwards, respectively)
+# when one window carries little information, that is, in few dimensions. True R = 10.
 
 # %%
 reports = noise_wrappers.measure_reports(dimensions, num_windows, **where)
 reports.pivot(index="dimension", columns="measurement", values="measured").round(1)
 
 # %% [markdown]
-# ## Draws: predicted and measured
+# ## Predicted and measured draws
 #
 # From $E|G_n|^2 = |G|^2 + \mathrm{tr}\,\Sigma/n$, a norm threshold $\tau$ is reached at
 # $n^* = \mathrm{tr}\,\Sigma/(\tau^2 - |G|^2)$ draws in expectation. Here `OptimizerWrapperGNTS`
-# steps at R = 10, with thresholds whose $n^*$ lies between two whole numbers.
+# steps at R = 10, with thresholds chosen so that $n^*$ lies between two integers.
 
 # %%
 predicted = [1.5, 3.5, 7.5, 15.5, 31.5]
@@ -103,8 +103,8 @@ figures.noise.draws_against_prediction(draws)
 # %% [markdown]
 # ## A threshold below the signal
 #
-# No number of draws brings the expected norm below $|G|$: there windows run to `max_draws`, and
-# `statistics()["threshold_unreachable"]` says so.
+# No number of draws brings the expected norm below $|G|$: with such a threshold, windows run to
+# `max_draws`, and `statistics()["threshold_unreachable"]` reports it.
 
 # %%
 thresholds = [0.5, 0.7, 0.9, 0.95, 1.05, 1.1, 1.2, 1.4, 1.7, 2.0]
@@ -145,17 +145,18 @@ sides.groupby("side", sort=False).agg(
 )
 
 # %% [markdown]
-# **The estimator does, within the error that theory predicts for it; the published ratio does
-# not.** That ratio is $(1 - (R+1)^{-2})/2d$: it depends on the dimension and hardly on the noise.
+# **The two-batch estimator recovers R within the error that theory predicts; the published ratio
+# does not.** That ratio is $(1 - (R+1)^{-2})/2d$: it depends on the dimension and hardly on the
+# noise.
 #
 # **Limits.** The error of $\hat R$ grows with $R/\sqrt{d}$: R = 1000 in 100 dimensions is not
 # resolved by 200 windows of 32 draws (the interval has no upper bound, and the ratio is then biased
 # upwards). The dimension that counts is $(\mathrm{tr}\,\Sigma)^2/\mathrm{tr}\,\Sigma^2$, which for
-# the gradients of a network is far below the number of parameters. Noise here is Gaussian,
+# the gradients of a network is far below the number of parameters. The noise here is Gaussian,
 # isotropic and constant in time. A window ends when its norm happens to be low: in 100 dimensions
 # the draws near the signal stay below the prediction, and about one window in a thousand gets under
-# $0.95\,|G|$ by chance. Close above $|G|$ a threshold is reachable and yet every window ends at
-# `max_draws`, unflagged.
+# $0.95\,|G|$ by chance. Just above $|G|$ a threshold is reachable and yet every window ends at
+# `max_draws`, without being flagged.
 #
 # Five streams of 200 windows: `gqc batch run notebooks/batches/03_noise_scale.yaml`.
 

@@ -18,8 +18,8 @@
 # # Which VGS estimator measures gradient noise?
 #
 # The variance gradient scaler divides gradients by $1 + \alpha V$. Its versions 1.x to 3.1 each
-# computed another $V$, each the correction of a "critical bug" of the one before. Here they read
-# streams of gradients $g_t = \mu + \epsilon_t$ whose noise-to-signal ratio
+# computed a different $V$, each one correcting a "critical bug" of the version before. Here they
+# read streams of gradients $g_t = \mu + \epsilon_t$ whose noise-to-signal ratio
 # $R = \sum_j \mathrm{Var}\,\epsilon_j \,/\, \sum_j \mu_j^2$ is known by construction.
 #
 # **Question.** For which estimator is $V = R$, whatever the stream?
@@ -54,8 +54,9 @@ from gqc_lab.studies.vgs.streams import heterogeneous, iid, smoking_gun, uniform
 #
 # - *constant, heterogeneous*: no noise at all; one element in eight is 8, the others are 0. R = 0.
 # - *uniform noise*: all elements are the same number, which varies in time. The published test of
-#   version 2.0 is ones times `randn * 2`: its mean is zero, R is infinite.
-# - *iid noise*: a Gaussian mean vector, and independent noise in each element; once no mean at all.
+#   version 2.0 is ones times `randn * 2`: its mean is zero, so R is infinite.
+# - *iid noise*: a Gaussian mean vector plus independent noise in each element; in one case the mean
+#   is zero.
 
 # %%
 streams = [heterogeneous(numel), smoking_gun(numel), uniform(numel, 1.0, 0.5)]
@@ -80,8 +81,8 @@ gun.set_index("estimator")["variance"].map("{:.6f}".format)
 # %% [markdown]
 # ## Does the number of elements matter?
 #
-# It should not. Ratio 1 throughout: once around equal means, where version 3.1 happens to be right,
-# and once around Gaussian ones, which nearly cancel in the mean over the tensor that 3.0 and 3.1
+# It should not. The ratio is 1 throughout: once around equal means, where version 3.1 happens to be
+# right, and once around Gaussian means, which nearly cancel in the tensor mean that 3.0 and 3.1
 # divide by.
 
 # %%
@@ -119,16 +120,17 @@ for estimator, (good, count) in right.iterrows():
     print(f"{estimator:15} ({version}): right on {good} of {count} streams")
 
 # %% [markdown]
-# *Right* is: within a factor of 1.4; below 0.01 where R is 0; not resolved, or near the most that
-# `beta` resolves, where R is infinite.
+# *Right* means within a factor of 1.4; below 0.01 where R is 0; and unresolved, or close to the
+# largest value that `beta` can resolve, where R is infinite.
 #
-# The 1.x and 2.0 estimators measure how different elements are, so noise that all elements share is
-# invisible to them and a healthy network's heterogeneity is not. 3.0 averages a tensor before it
-# looks: independent noise is N times too small around equal means, and anything around means that
-# cancel. 3.1 brings the elements' spread back, so it is right only where all means are equal.
+# The 1.x and 2.0 estimators measure how much elements differ from each other, so they miss noise
+# that all elements share and respond to the heterogeneity of a healthy network. 3.0 averages a
+# tensor before it looks at it: independent noise comes out N times too small around equal means,
+# and arbitrary around means that cancel. 3.1 brings the spread of the elements back in, so it is
+# right only where all means are equal.
 #
 # **Limits.** One seed: a sketch of 64 projections is off by about 18 % per draw of its signs
-# (notebook 05). Noise in one direction only, as in *uniform noise*, looks resolved by chance in a
+# (notebook 05). Noise in a single direction, as in *uniform noise*, looks resolved by chance in a
 # third of the runs, with a V near the limit. For ten seeds and gradients of 4096 elements:
 #
 # ```

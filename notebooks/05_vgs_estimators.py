@@ -15,13 +15,14 @@
 # ---
 
 # %% [markdown]
-# # What does a true gradient variance cost?
+# # What does it cost to measure gradient variance correctly?
 #
 # Two estimators find the noise-to-signal ratio on every stream of notebook 04. `elementwise`
-# averages every element of the gradient, `sketch` a few random sign projections of each tensor.
+# averages every element of the gradient; `sketch` averages a few random sign projections of each
+# tensor.
 #
-# **Question.** How wrong is each, in how much memory and time, and what else makes them wrong: few
-# elements, a mean that moves, the batch size?
+# **Question.** How large is the error of each, how much memory and time does it take, and what else
+# makes it wrong: few elements, a drifting mean, the batch size?
 
 # %% tags=["install"]
 from importlib.util import find_spec
@@ -59,8 +60,8 @@ place = {"device": device, "dtype": dtype}
 # %% [markdown]
 # ## Error by sketch size
 #
-# One stream of ratio 1, read by sketches that differ in their signs only. Their error should be
-# about $\sqrt{2/k}$ for k projections. The others are read on as many streams.
+# One stream with ratio 1, read by sketches that differ only in their signs. Their error should be
+# about $\sqrt{2/k}$ for k projections. The other estimators are read on as many streams.
 
 # %%
 sketches = {
@@ -88,7 +89,8 @@ for k in sketch_sizes:
 #
 # The method's documents state 12 MB per million parameters: three numbers for each. Bytes are
 # counted here, in a network of `layers` square layers: what a checkpoint carries, and what the
-# scaler holds in all, with a sketch's signs and working memory, which do not grow with the network.
+# scaler holds in total, including the signs and working memory of a sketch, which do not grow with
+# the network.
 
 # %%
 options = others | {
@@ -111,9 +113,10 @@ figures.vgs.error_against_memory(costs.reset_index())
 # %% [markdown]
 # ## Elements, drift, and batch size
 #
-# *Elements*: ratio 1, tensors of several sizes. *Drift*: ratio 0.1 around a mean that turns; what
-# moves within the averages' memory counts as noise, as predicted. *Batch*: gradients of minibatches
-# of digits at fixed weights, where the ratio of one image is known from all of them.
+# *Elements*: ratio 1, tensors of several sizes. *Drift*: ratio 0.1 around a mean that rotates;
+# whatever moves within the memory of the averages counts as noise, as predicted. *Batch*: gradients
+# of minibatches of digits at fixed weights, where the ratio of a single image is known from the
+# full data set.
 
 # %%
 per_image = vgs_streams.digits_gradients(seed=seed)
@@ -157,15 +160,15 @@ print(f"beta {beta:g} resolves ratios up to {ceiling:.0f}: not those of batches 
 
 # %% [markdown]
 # The published code keeps three numbers for each *tensor*, not for each parameter, and cannot see
-# the noise in them. `elementwise` keeps one number for each parameter; the sketch a fixed number
-# for each tensor, and working memory of some megabytes for all.
+# the noise in them. `elementwise` keeps one number for each parameter; the sketch keeps a fixed
+# number for each tensor, and a few megabytes of working memory shared by all.
 #
-# A mean that turns within the averages' memory, $1/(1-\beta)$ updates, is taken for noise by both;
+# Both take a mean that rotates within the memory of the averages, $1/(1-\beta)$ updates, for noise;
 # a larger beta resolves more noise and less drift.
 #
-# **Limits.** Times are of one machine and of small networks, where fixed costs dominate: `make
-# bench` measures up to ten million parameters. Gradients of digits at initial weights only. For
-# longer streams and five seeds:
+# **Limits.** Times are from one machine and small networks, where fixed costs dominate:
+# `make bench` measures up to ten million parameters. Gradients of digits at initial weights only.
+# For longer streams and five seeds:
 #
 # ```
 # gqc batch run notebooks/batches/05_vgs_estimators.yaml --jobs 2

@@ -15,14 +15,14 @@
 # ---
 
 # %% [markdown]
-# # Does scaling by gradient variance steady training?
+# # Does scaling by gradient variance stabilize training?
 #
-# VGS multiplies gradients by $1/(1 + \alpha \min(V, V_\max))$. It is said to lower the variance of
-# the loss (a value function's, in the source), to converge better under noise, and to cost nothing
-# in the end.
+# VGS multiplies gradients by $1/(1 + \alpha \min(V, V_\max))$. It is claimed to lower the variance
+# of the loss (of a value function, in the source), to converge better under noise, and to cost
+# nothing in final performance.
 #
-# **Question.** Digits with wrong labels, and values of a small Markov chain learnt from TD targets:
-# does VGS do so, and does it do more than a factor that does not react?
+# **Question.** On digits with wrong labels, and on values of a small Markov chain learned from TD
+# targets: does VGS do so, and does it do more than a constant factor?
 
 # %% tags=["install"]
 from importlib.util import find_spec
@@ -47,16 +47,15 @@ dtype = "float32"  # one of float32, bfloat16, float64
 import pandas as pd
 
 from gqc_lab.stats import analysis
-from gqc_lab import figures, runs
-from gqc_lab.loop import track
+from gqc_lab import claims, figures, runs, track
 from gqc_lab.studies.vgs import training as vgs_training
 
 # %% [markdown]
 # ## Run
 #
-# All methods share weights, data, order and learning rate. *Constant factor* is the control that
-# does not react: after the same warmup it multiplies every gradient by 1/6, which is what VGS with
-# alpha 0.1 makes of a variance that it cannot resolve.
+# All methods share weights, data, order and learning rate. *Constant factor* is the non-reactive
+# baseline: after the same warmup it multiplies every gradient by 1/6, which is what VGS with alpha
+# 0.1 does with a variance that it cannot resolve.
 
 # %% tags=["nbval-ignore-output"]
 place = {"device": device, "dtype": dtype}
@@ -82,11 +81,11 @@ figures.vgs_training.loss_panels(history)
 
 
 # %% [markdown]
-# ## Against no scaling, and against the constant factor
+# ## Compared with no scaling, and with the constant factor
 #
-# Paired over seeds. `tail_val_loss`: mean held-out loss in the last quarter (converges better? no
+# Paired over seeds. `tail_val_loss`: mean held-out loss in the last quarter (better convergence? no
 # worse in the end?). `val_loss_sd`, `loss_sd`: standard deviation of the held-out and the training
-# loss in the second half (steadier?).
+# loss in the second half (more stable?).
 
 # %%
 def paired(value, control):
@@ -116,7 +115,7 @@ results.groupby(["task", "optimizer", "method"], sort=False)[columns].mean().rou
 # ## Does a larger beta resolve more?
 #
 # Averages over more steps resolve smaller signals, $R$ up to $(1+\beta)/(1-\beta)$, as long as the
-# mean gradient stays. VGS watches training that it does not scale.
+# mean gradient does not change. Here VGS watches a training that it does not scale.
 
 # %% tags=["nbval-ignore-output"]
 watched = []
@@ -142,12 +141,11 @@ by_beta = late.groupby("beta").agg(
 by_beta.round(2)
 
 # %% [markdown]
-# ## What Adam makes of it
+# ## How Adam responds
 #
-# Adam divides by the size of past gradients: a constant factor cancels. The step down at the end of
-# the warmup does not, until the second moments have forgotten what came before, $1/(1-\beta_2)$ =
-# 1000 steps later. The prediction is for independent gradients,
-# `vgs_training.adam_response`.
+# Adam divides by the size of past gradients, so a constant factor cancels. The drop at the end of
+# the warmup does not, until the second moments have forgotten what came before it, $1/(1-\beta_2)$
+# = 1000 steps later. The prediction is for independent gradients, `vgs_training.adam_response`.
 
 # %% tags=["nbval-ignore-output"]
 name = f"VGS, alpha {alphas[0]:g}"
@@ -177,17 +175,17 @@ for control, rows in differences[is_vgs].groupby("control", sort=False):
 # ## Answer at laptop scale
 
 # %% tags=["nbval-ignore-output"]
-figures.verdicts.of_notebook("06_vgs_alpha")
+claims.show_verdicts("06_vgs_alpha")
 
 # %% [markdown]
-# **What to make of it.** Where `at_cap` is 1 the factor is a constant: VGS is then a learning rate
-# that falls once, at the end of the warmup, and the constant factor trains exactly alike. V is the
-# 90th percentile over tensors: a tenth of them above the cap is enough.
+# **What to make of it.** Where `at_cap` is 1 the factor is constant: VGS is then a learning rate
+# that drops once, at the end of the warmup, and the constant factor trains in exactly the same way.
+# V is the 90th percentile over tensors: it is enough for a tenth of them to be above the cap.
 #
-# **Limits.** Networks of some thousand parameters, constant learning rates tuned on one other seed,
-# and nothing corrected for the number of comparisons but the verdicts. All saved outputs but the
-# last table are of the `smoke` scale: a regression test of some seconds, and no evidence. To repeat
-# the ten seeds of a thousand steps:
+# **Limits.** Networks of a few thousand parameters, constant learning rates tuned on one other
+# seed, and no correction for multiple comparisons except in the verdicts. All saved outputs except
+# the last table are from the `smoke` scale: a regression test that takes seconds, not evidence. To
+# repeat the ten seeds of a thousand steps:
 #
 # ```
 # gqc batch run notebooks/batches/06_vgs_alpha.yaml --jobs 2

@@ -15,18 +15,18 @@
 # ---
 
 # %% [markdown]
-# # What does moving the norm threshold do to a run that is under way?
+# # What happens when you move the norm threshold during a run?
 #
-# The threshold of GNTS decides how many microbatches are averaged before a step: lower means less
-# noise, more draws and fewer steps. Its schedule is a curve with five numbers, and how it should
-# run is easiest found by watching.
+# The threshold of GNTS decides how many microbatches are averaged before a step: a lower threshold
+# means less noise, more draws and fewer steps. Its schedule is a curve with five numbers, and the
+# easiest way to find a good one is to watch a run.
 #
-# **To steer.** Set `interactive = True` in the next but one cell, run all cells, press *Start*, and
-# edit the schedule while the model trains. An edit counts from the next microbatch. *Save* keeps
-# the run with every change that you made, as parameters that repeat it exactly.
+# **To steer a run.** Set `interactive = True` in the parameters cell, run all cells, press *Start*,
+# and edit the schedule while the model trains. An edit takes effect at the next microbatch. *Save*
+# keeps the run with every change that you made, as parameters that repeat it exactly.
 #
-# **To read.** Below is a run that was steered: its threshold was lowered on the way, then raised.
-# The changes are in the parameters cell, and this notebook has replayed them.
+# **To read.** Below is a run that was steered: its threshold was lowered and later raised. The
+# changes are in the parameters cell, and this notebook has replayed them.
 
 # %% tags=["install"]
 from importlib.util import find_spec
@@ -61,8 +61,7 @@ changes = [
 # %%
 from IPython.display import display
 
-from gqc_lab import figures, runs
-from gqc_lab.loop import track
+from gqc_lab import figures, runs, track
 from gqc_lab.studies import pretraining
 
 # %% [markdown]
@@ -94,10 +93,11 @@ if interactive:
     display(editor)
 
 # %% [markdown]
-# ## What became of it
+# ## What the changes did
 #
-# Of the run so far: run the cells below again while it trains, or at its end. The threshold is an
-# upper bound: at every step the norm is below it, but where `max_draws` forced the step (crosses).
+# These cells show the run so far: run them again while it trains, or at its end. The threshold is
+# an upper bound: at every step the norm is below it, except where `max_draws` forced the step
+# (crosses).
 
 # %% tags=["nbval-ignore-output"]
 history = experiment.history
@@ -115,7 +115,7 @@ for change in experiment.changes:
 # %% [markdown]
 # ## Answer
 #
-# Draws per step in each stretch between two changes:
+# Draws per step between each pair of changes:
 
 # %%
 if len(history):
@@ -137,9 +137,9 @@ if summary["val_loss"] is not None:
     print(f"{summary['num_forced']} of {summary['steps']} steps forced at {max_draws} draws")
 
 # %% [markdown]
-# Lowering the threshold costs draws from the next microbatch on, raising it gives them back: the
-# norm of a mean of $n$ draws falls as $\sqrt{|G|^2 + \mathrm{tr}\,\Sigma/n}$, so a threshold near
-# $|G|$ needs many, and one below it cannot be met at all.
+# Lowering the threshold costs draws from the next microbatch on, and raising it gives them back:
+# the norm of a mean of $n$ draws falls as $\sqrt{|G|^2 + \mathrm{tr}\,\Sigma/n}$, so a threshold
+# near $|G|$ needs many draws, and one below it cannot be met at all.
 #
 # **Limits.** One seed of a small model, steered by eye: such a run shows how the threshold works,
 # not whether it helps. A saved run that was steered says so (`is_steered`), and its
@@ -149,8 +149,8 @@ if summary["val_loss"] is not None:
 # gqc run notebooks/07_norm_schedule_live.ipynb -f runs/live/.../parameters.yaml
 # ```
 #
-# The editor's *Export* gives the schedule alone, to be run as a batch over seeds. For evidence see
-# notebook 01.
+# *Export* in the editor gives the schedule alone, ready to be run as a batch over seeds. For
+# evidence see notebook 01.
 
 # %%
 if not interactive:

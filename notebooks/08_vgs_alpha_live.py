@@ -15,19 +15,19 @@
 # ---
 
 # %% [markdown]
-# # What does moving alpha do to a run that is under way?
+# # What happens when you change alpha during a run?
 #
-# VGS multiplies each gradient by $f = 1/(1 + \alpha \min(V, V_\max))$, with $V$ the variance of the
-# gradient over the steps so far. How strong should it be? A record of $V$ answers for every
-# $\alpha$ at once which factor would have come of it. It cannot answer what training would have
-# become: that takes another run.
+# VGS multiplies each gradient by $f = 1/(1 + \alpha \min(V, V_\max))$, where $V$ is the variance of
+# the gradient over the steps so far. How strong should it be? A recorded $V$ shows at once which
+# factor any other $\alpha$ would have given. It cannot show what training would have become: that
+# takes another run.
 #
-# **To steer.** Set `interactive = True` in the next but one cell, run all cells, press *Start*, and
-# move alpha while the model trains. *What if* redraws the factor for other settings without
+# **To steer a run.** Set `interactive = True` in the parameters cell, run all cells, press *Start*,
+# and move alpha while the model trains. *What if* redraws the factor for other settings without
 # training; *Side by side* trains several alphas from one start.
 #
-# **To read.** Below is a run that was steered: alpha was raised on the way, then set to 0. Beside
-# it are three runs at one alpha each, and what the record of the first says of the others.
+# **To read.** Below is a run that was steered: alpha was raised and later set to 0. Next to it are
+# three runs with a constant alpha each, and what the record of the first predicts for them.
 
 # %% tags=["install"]
 from importlib.util import find_spec
@@ -64,8 +64,7 @@ from dataclasses import replace
 import pandas as pd
 from IPython.display import display
 
-from gqc_lab import figures, runs
-from gqc_lab.loop import track
+from gqc_lab import figures, runs, track
 from gqc_lab.studies.vgs import training as vgs_training
 from gqc_lab.loop.scaler_controls import LAW, scaled_steps, what_if
 
@@ -105,11 +104,11 @@ else:
             pass
 
 # %% [markdown]
-# ## What became of it
+# ## What the changes did
 #
-# Of the run so far: run the cells below again while it trains, or at its end. Dotted lines are
-# where alpha was moved: the factor jumps, while V, which is read from the gradient before it is
-# scaled, goes on.
+# These cells show the run so far: run them again while it trains, or at its end. Dotted lines mark
+# where alpha was changed: the factor jumps, while V, which is read from the gradient before
+# scaling, does not.
 
 # %% tags=["nbval-ignore-output"]
 history = experiment.history
@@ -140,9 +139,9 @@ if parts:
 # %% [markdown]
 # ## Answer
 #
-# The mean factor after the warmup that the record of the first run promises for each alpha, the one
-# that its own run had, and what became of the held-out loss and of the spread of the training loss
-# (both over the second half):
+# For each alpha: the mean factor after the warmup that the record of the first run predicts, the
+# mean factor of its own run, the held-out loss, and the spread of the training loss (both over the
+# second half):
 
 # %%
 rows = []
@@ -158,14 +157,14 @@ if rows:
     display(results.set_index("alpha")[columns].round(2))
 
 # %% [markdown]
-# The factor follows alpha from the next microbatch on. What the record promises for another alpha
-# holds as long as both trainings are at the same place: a smaller factor is a slower training,
-# whose gradients are those of an earlier time, with more signal in them; so a stronger scaling
-# meets less variance than the record has, and is weaker than promised.
+# The factor follows alpha from the next microbatch on. What the record predicts for another alpha
+# holds as long as both trainings are at the same point: a smaller factor slows training down, so
+# its gradients are those of an earlier time, with more signal in them. A stronger scaling therefore
+# meets less variance than the record shows, and turns out weaker than predicted.
 #
-# **Limits.** One seed of a small network. Steered by eye, a run shows how alpha works, not whether
-# it helps, and a smaller factor is also a smaller step: for evidence, with a constant factor as
-# control, see notebook 06. A saved run that was steered says so (`is_steered`), and its
+# **Limits.** One seed of a small network. A run steered by eye shows how alpha works, not whether
+# it helps, and a smaller factor is also a smaller step: for evidence, with a constant factor as the
+# baseline, see notebook 06. A saved run that was steered says so (`is_steered`), and its
 # `parameters.yaml` repeats it without a person:
 #
 # ```

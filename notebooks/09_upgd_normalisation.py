@@ -17,17 +17,17 @@
 # %% [markdown]
 # # Which weights does UPGD protect?
 #
-# UPGD multiplies each weight's step by a gate: small where the weight is useful, large where it is
-# not. What counts as useful is decided by a normalization of the utilities:
+# UPGD multiplies the step of each weight by a gate: small where the weight is useful, large where
+# it is not. What counts as useful is decided by a normalization of the utilities:
 #
 # | | scaled utility | gates in |
 # |---|---|---|
-# | `minmax` | place between least and largest utility | [0.27, 0.73] |
-# | `max` | over the largest utility (the paper) | (0, 1) |
+# | `minmax` | position between smallest and largest utility | [0.27, 0.73] |
+# | `max` | relative to the largest utility (the paper) | (0, 1) |
 # | `minmax_published`, `max_published` | as released: bounds lack the bias correction | the same |
 #
-# **Question.** What do they do with negative, mixed and extreme utilities, do gates saturate in
-# training, and does it matter for what is learnt?
+# **Question.** How do they handle negative, mixed and extreme utilities, do gates saturate in
+# training, and does it matter for what is learned?
 
 # %% tags=["install"]
 from importlib.util import find_spec
@@ -55,16 +55,16 @@ dtype = "float32"  # one of float32, bfloat16, float64
 import pandas as pd
 
 from gqc_lab.stats import analysis
-from gqc_lab import figures, runs
+from gqc_lab import claims, figures, runs
 from gqc_lab.studies.continual import upgd_gates
 
 # %% [markdown]
 # ## By construction
 #
-# Five weights, from one that does harm to the most useful one; gates at the first step, and late,
-# when bias correction no longer matters. *Kept*: the more useful a weight, the smaller its gate.
-# *Partly*: some gates are equal though utilities are not. *Lost*: all of them are. *Reversed*: the
-# most useful weight moves most. *None to keep*: all utilities are equal.
+# Five weights, from a harmful one to the most useful one; gates at the first step, and late, when
+# bias correction no longer matters. *Kept*: the more useful a weight, the smaller its gate.
+# *Partly*: some gates are equal though utilities are not. *Lost*: all gates are equal. *Reversed*:
+# the most useful weight moves most. *None to keep*: all utilities are equal.
 
 # %%
 constructed = {
@@ -80,8 +80,8 @@ orders.pivot_table(
 # %% [markdown]
 # ## In training
 #
-# A network learns a stream of tasks (each permutes the pixels anew) with UPGD; utilities are
-# averaged with a decay of 0.999. All start from the same weights.
+# A network learns a stream of tasks (each with a new permutation of the pixels) with UPGD;
+# utilities are averaged with a decay of 0.999. All runs start from the same weights.
 
 # %% tags=["nbval-ignore-output"]
 seeds = range(seed, seed + num_seeds)
@@ -99,8 +99,8 @@ figures.upgd.gate_histograms(bars[(bars["stream"] == streams[0]) & (bars["lr"] =
 
 # %% [markdown]
 # `at_ends`: share of gates within 0.001 of an end of their range. `unused`: share of weights whose
-# utility is exactly 0 so far (their pixel was dark, their unit off); `at_ends_used` leaves these
-# out. `least`, `median` and `largest`: gates; 0 would be frozen.
+# utility is exactly 0 so far (their pixel was dark, or their unit off); `at_ends_used` leaves these
+# out. `least`, `median` and `largest`: gates; a gate of 0 would freeze the weight.
 
 # %%
 columns = ["at_ends", "unused", "at_ends_used", "least", "median", "largest"]
@@ -110,8 +110,9 @@ by_step.round(3)
 # %% [markdown]
 # ## Effect on learning
 #
-# Online accuracy: share of examples classified rightly before the step on them. Gates that are
-# larger on average are a larger step, so every normalization is run at several learning rates.
+# Online accuracy: share of examples classified correctly before the step that learns from them.
+# Larger gates on average are a larger step, so every normalization is run at several learning
+# rates.
 
 # %% tags=["nbval-ignore-output"]
 figures.upgd.against_lr(results)
@@ -146,19 +147,19 @@ differences = pd.concat({s: against_minmax(g) for s, g in results.groupby("strea
 differences[["normalization", "mean", "low", "high", "n"]].round(3)
 
 # %% [markdown]
-# Differences are of online accuracies, each normalization at the best of its own learning rates,
+# Differences are in online accuracy, each normalization at the best of its own learning rates,
 # paired over seeds.
 #
 # ## Answer at laptop scale
 
 # %% tags=["nbval-ignore-output"]
-figures.verdicts.of_notebook("09_upgd_normalisation")
+claims.show_verdicts("09_upgd_normalisation")
 
 # %% [markdown]
-# **Limits.** The rates were chosen on the seeds that are shown, alike for all; noise and decay are
-# those tuned with `minmax`. One small network. All saved outputs but the last table are of the
-# `smoke` scale, whose runs end before step 1000: a regression test of some seconds, and no
-# evidence. To repeat the five seeds:
+# **Limits.** The rates were chosen on the seeds that are shown, in the same way for all; noise and
+# decay are those tuned with `minmax`. One small network. All saved outputs except the last table
+# are from the `smoke` scale, whose runs end before step 1000: a regression test that takes seconds,
+# not evidence. To repeat the five seeds:
 #
 # ```
 # gqc batch run notebooks/batches/09_upgd_normalisation.yaml --jobs 2

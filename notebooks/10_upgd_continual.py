@@ -15,12 +15,12 @@
 # ---
 
 # %% [markdown]
-# # Does UPGD keep the ability to learn?
+# # Does UPGD prevent the loss of plasticity?
 #
-# Networks that learn task after task lose plasticity. UPGD perturbs the weights that are of little
-# use and protects the others; it is said to keep both accuracy and plasticity where SGD and Adam
-# lose them. Two streams of tasks: in one each task permutes the pixels of the images, in the other
-# the names of the classes.
+# Networks that learn one task after another lose plasticity. UPGD perturbs the weights that are of
+# little use and protects the others; it is claimed to keep both accuracy and plasticity where SGD
+# and Adam lose them. There are two streams of tasks: in one each task permutes the pixels of the
+# images, in the other the names of the classes.
 #
 # | method | step |
 # |---|---|
@@ -30,10 +30,11 @@
 # | `upgd`, `upgd_nonprotecting` | noise and gradient gated by utility; the noise alone |
 # | `adaptive_upgd`, `upgdw` | as `upgd` along Adam's direction |
 #
-# The last two are one algorithm where, as here, utilities decay as second moments do: what tells
-# them apart is which ten settings each was tuned on, a measure of what tuning leaves to chance.
+# The last two are the same algorithm where, as here, utilities decay as second moments do. They
+# differ only in which ten settings each was tuned on, which shows how much tuning leaves to chance.
 #
-# **Question.** Whose online accuracy over the whole stream is highest, and whose falls?
+# **Question.** Which method has the highest online accuracy over the whole stream, and whose
+# accuracy falls?
 
 # %% tags=["install"]
 from importlib.util import find_spec
@@ -65,15 +66,15 @@ dtype = "float32"  # one of float32, bfloat16, float64
 import pandas as pd
 
 from gqc_lab.stats import analysis
-from gqc_lab import figures, runs
-from gqc_lab.loop import track
+from gqc_lab import figures, runs, track
 from gqc_lab.studies import continual
 
 # %% [markdown]
 # ## Run
 #
-# Methods share weights and stream. Each has the best of ten settings, chosen on another seed by the
-# online accuracy over the whole stream, stream by stream (`continual_tuned.py` lists all trials).
+# Methods share weights and stream. Each uses the best of ten settings, chosen on another seed by
+# the online accuracy over the whole stream, separately for each stream (all trials are recorded in
+# `gqc_lab.studies.continual`).
 
 # %% tags=["nbval-ignore-output"]
 chosen = {"data": data, "device": device, "dtype": dtype}
@@ -86,7 +87,7 @@ tasks = pd.concat([experiment.tasks for experiment in experiments], ignore_index
 results = pd.DataFrame([experiment.summary() for experiment in experiments])
 
 # %% [markdown]
-# ## Is each task learnt as well as the first?
+# ## Is each task learned as well as the first?
 
 # %% tags=["nbval-ignore-output"]
 over = max(1, tasks["task"].max() // 6)
@@ -95,7 +96,7 @@ figures.upgd.by_task(tasks, ("online_accuracy", "plasticity"), over)
 # %% [markdown]
 # ## What the network loses
 #
-# Units that are 0 on all of a task's examples, and the effective rank of the last hidden layer.
+# Units that are 0 on all examples of a task, and the effective rank of the last hidden layer.
 
 # %% tags=["nbval-ignore-output"]
 measures = ("dead_share", "effective_rank")
@@ -133,20 +134,20 @@ for (stream, control), rows in differences.groupby(["stream", "control"], sort=F
 
 # %% [markdown]
 # **What to make of it.** Intervals are paired over seeds and not corrected; `p_holm` is corrected
-# for all the comparisons of the table, and the lines above go by it.
+# for all comparisons in the table, and the lines above go by it.
 #
-# At laptop scale, five seeds, the online accuracy of tuned SGD does not fall in thirty tasks, so
-# there is little for UPGD to save: on permuted inputs it has 77.3 % [77.2, 77.4] of the examples
-# right, SGD 76.9 and shrink & perturb 77.1 (neither told from it), AdamW 74.8; on permuted labels
-# 87.2 %, less than SGD with 88.8 and PGD with 89.0, more than AdamW with 74.8. AdamW does fall, by
-# 6 and 4 points. Along Adam's direction UPGD is above AdamW by 0.2 to 2.8 points, not told from
-# none after correction, and below SGD on both streams.
+# At laptop scale, with five seeds, the online accuracy of tuned SGD does not fall over thirty
+# tasks, so there is little for UPGD to save. On permuted inputs UPGD classifies 77.3 % [77.2, 77.4]
+# of the examples correctly, SGD 76.9 and shrink & perturb 77.1 (neither distinguishable from it),
+# AdamW 74.8; on permuted labels 87.2 %, less than SGD with 88.8 and PGD with 89.0, more than AdamW
+# with 74.8. AdamW does fall, by 6 and 4 points. Along Adam's direction UPGD is above AdamW by 0.2
+# to 2.8 points, not distinguishable from zero after correction, and below SGD on both streams.
 #
 # **Limits.** Digits of 64 pixels, networks of nine thousand parameters, tens of tasks where the
-# source has hundreds: a method whose advantage shows late has no time for it. Ten settings sample
-# one hyperparameter of SGD more densely than three of UPGD. Tuning for the whole stream also lets
-# plain SGD trade its rate for its plasticity. The saved output is of the `smoke` scale: a
-# regression test of some seconds, and no evidence. For five seeds:
+# source has hundreds: a method whose advantage shows late has no time to show it. Ten settings
+# sample the one hyperparameter of SGD more densely than the three of UPGD. Tuning for the whole
+# stream also lets plain SGD trade learning rate for plasticity. The saved output is from the
+# `smoke` scale: a regression test that takes seconds, not evidence. For five seeds:
 #
 # ```
 # gqc batch run notebooks/batches/10_upgd_continual.yaml --jobs 2

@@ -17,12 +17,12 @@
 # %% [markdown]
 # # Do UPGD and VGS help each other?
 #
-# VGS makes noisy gradients smaller; UPGD adds noise of its own to gradients. When one scales what
-# the other adds noise to, their ratio changes, unless the noise adapts to the gradient
+# VGS makes noisy gradients smaller; UPGD adds noise of its own to gradients. If one scales what the
+# other adds noise to, their ratio changes, unless the noise adapts to the gradient
 # (`adaptive_noise`).
 #
-# **Question.** Does adaptive noise keep the noise-to-signal ratio when gradients are scaled, for
-# UPGD and for its Adam variants, and is UPGD better with VGS than without?
+# **Question.** Does adaptive noise preserve the noise-to-signal ratio when gradients are scaled,
+# for UPGD and for its Adam variants, and is UPGD better with VGS than without?
 
 # %% tags=["install"]
 from importlib.util import find_spec
@@ -45,8 +45,7 @@ dtype = "float32"  # one of float32, bfloat16, float64
 import pandas as pd
 
 from gqc_lab.stats import analysis
-from gqc_lab import figures, runs
-from gqc_lab.loop import track
+from gqc_lab import claims, figures, runs, track
 from gqc_lab.studies import continual
 
 place = {"device": device, "dtype": dtype}
@@ -60,10 +59,10 @@ def train(config):
 
 
 # %% [markdown]
-# ## Noise relative to what it is added to
+# ## Size of the noise relative to the direction
 #
-# All gradients are multiplied by a constant. The ratio is that of norms, of the noise to the
-# direction (the gradient, or Adam's), as measured over the first two tasks.
+# All gradients are multiplied by a constant. The ratio is between norms, that of the noise and that
+# of the direction it is added to (the gradient, or Adam's), measured over the first two tasks.
 
 # %% tags=["nbval-ignore-output"]
 ratios = []
@@ -84,13 +83,13 @@ by_factor = ratios.pivot_table(
 by_factor.map("{:.3g}".format)
 
 # %% [markdown]
-# With plain UPGD adaptive noise keeps the ratio. Along Adam's direction, which does not change with
-# the scale of gradients, the fixed deviation keeps it and the adaptive one breaks it: there the
-# option is wrong, and is left out below.
+# With plain UPGD adaptive noise preserves the ratio. Along Adam's direction, which does not change
+# with the scale of gradients, a fixed standard deviation preserves it and an adaptive one breaks
+# it: there the option is wrong, so it is left out below.
 #
 # ## VGS on and off, noise fixed and adaptive
 #
-# UPGD; each of the four has the best of ten settings, chosen on another seed.
+# UPGD; each of the four combinations uses the best of ten settings, chosen on another seed.
 
 # %% tags=["nbval-ignore-output"]
 seeds = range(seed, seed + num_seeds)
@@ -116,8 +115,8 @@ results.groupby(["stream", "method"], sort=False)[columns].mean().round(3)
 # %% [markdown]
 # ## Answer
 #
-# Effects on the online accuracy, paired over seeds. *Interaction*: how much more VGS adds where the
-# noise is adaptive than where it is fixed.
+# Effects on the online accuracy, paired over seeds. *Interaction*: how much more VGS adds with
+# adaptive noise than with fixed noise.
 
 # %%
 cells = results.pivot(index=["stream", "seed"], columns="method", values="online_accuracy")
@@ -150,18 +149,18 @@ print("\n".join(one_line(row) for _, row in summary.iterrows()))
 # ## Answer at laptop scale
 
 # %% tags=["nbval-ignore-output"]
-figures.verdicts.of_notebook("11_upgd_vgs")
+claims.show_verdicts("11_upgd_vgs")
 
 # %% [markdown]
-# **What to make of it.** The column `factor` says what VGS was: where it is the same in all tasks
-# it did not react, and is a smaller learning rate.
+# **What to make of it.** The column `factor` shows what VGS amounted to: where it is the same in
+# all tasks, VGS did not react and is just a smaller learning rate.
 #
-# **Limits.** All four were tuned over one range of decay, and decay does not shrink with gradients:
-# beside gradients that VGS makes five times smaller, most of that range is too strong, and fewer of
-# the ten settings are of use. As of notebook 10: small images and networks, tens of tasks; nothing
-# is corrected for the number of comparisons but the verdict. All saved outputs but the last table
-# are of the `smoke` scale: a regression test of some seconds, and no evidence. To repeat the five
-# seeds:
+# **Limits.** All four were tuned over the same range of decay, and decay does not shrink with
+# gradients: with gradients that VGS makes five times smaller, most of that range is too strong, and
+# fewer of the ten settings are useful. As in notebook 10: small images and networks, tens of tasks;
+# nothing is corrected for multiple comparisons except the verdict. All saved outputs except the
+# last table are from the `smoke` scale: a regression test that takes seconds, not evidence. To
+# repeat the five seeds:
 #
 # ```
 # gqc batch run notebooks/batches/11_upgd_vgs.yaml --jobs 2

@@ -15,15 +15,15 @@
 # ---
 
 # %% [markdown]
-# # Do inverse losses explode the gradient?
+# # Do inverse losses make gradients explode?
 #
 # A neural operator learns Burgers' equation in a latent space: an encoder E, a step A, a decoder D.
 # Two inverse losses keep E and D consistent: fields to latents and back, and latents to fields and
-# back. Weighed by 0.5 each they are said to have blown training up, to a gradient norm of
+# back. With weights of 0.5 each they are reported to have blown up training, to a gradient norm of
 # $6 \times 10^{10}$.
 #
-# **Question.** Does that happen here, at which weight does it start, what does it take, and
-# through which part does it come?
+# **Question.** Does that happen here, at which weight does it start, under which conditions, and
+# through which part?
 
 # %% tags=["install"]
 from importlib.util import find_spec
@@ -44,8 +44,7 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc_lab import figures, runs
-from gqc_lab.loop import track
+from gqc_lab import claims, figures, runs, track
 from gqc_lab.studies import operator_learning
 
 # %% [markdown]
@@ -75,7 +74,7 @@ history, results = pd.concat(histories, ignore_index=True), pd.DataFrame(rows)
 figures.operator.against_weight(results)
 
 # %% [markdown]
-# ## Through which part
+# ## Which part explodes
 #
 # Largest gradient norm of each epoch at the largest weight.
 
@@ -117,18 +116,18 @@ for variant, group in results.groupby("variant", sort=False):
 # ## Answer at laptop scale
 
 # %% tags=["nbval-ignore-output"]
-figures.verdicts.of_notebook("12_upt_explosion")
+claims.show_verdicts("12_upt_explosion")
 
 # %% [markdown]
-# **What to make of it.** With layer norms, clipping and a learning rate of 0.001 the encoder's
-# gradient grows in proportion to the weight and stays small; the largest norm of all is the step's,
-# early on, and the same up to a weight of 0.5. Without layer norms and at a learning rate of 0.1
-# gradients explode at every weight, and through every part: what explodes is the network, and the
-# inverse losses are one more path through it.
+# **What to make of it.** With layer norms, clipping and a learning rate of 0.001 the gradient of
+# the encoder grows in proportion to the weight and stays small; the largest norm of all is that of
+# the step, early on, and is the same up to a weight of 0.5. Without layer norms and at a learning
+# rate of 0.1 gradients explode at every weight, and through every part: what explodes is the
+# network, and the inverse losses are one more path through it.
 #
-# **Limits.** One seed, one network of this project's own with layer norms and, as published, a
-# clipped gradient; what the published one lacked is not known. The saved output is of the `smoke`
-# scale, a regression test of some seconds. For the sweep:
+# **Limits.** One seed, and one network designed for this project with layer norms and, as
+# published, a clipped gradient; what the published network lacked is not known. The saved output is
+# from the `smoke` scale, a regression test that takes seconds. For the sweep:
 #
 # ```
 # gqc batch run notebooks/batches/12_upt_explosion.yaml --jobs 2

@@ -15,14 +15,15 @@
 # ---
 
 # %% [markdown]
-# # Which of the three fixes matters?
+# # Which of the three fixes for inverse losses matters?
 #
-# Inverse losses at a weight of 0.5 are said to explode training; the published fix is a weight of
-# 0.001, clipping each part's gradient to 0.3, and a curriculum that keeps the inverse losses out
-# for 15 epochs, all at once. It is said to keep what they are good for, a smaller conservation gap.
+# Inverse losses with a weight of 0.5 are reported to make training explode. The published fix
+# consists of a weight of 0.001, clipping the gradient of each part to 0.3, and a curriculum that
+# keeps the inverse losses out for 15 epochs, all at once. It is claimed to preserve the benefit of
+# inverse losses, a smaller conservation gap.
 #
-# **Question.** Against no inverse losses at all: what do the three do together and alone, to the
-# error, to the gap and to the gradient?
+# **Question.** Compared with no inverse losses at all: what do the three do, together and alone, to
+# the error, the gap and the gradient?
 
 # %% tags=["install"]
 from importlib.util import find_spec
@@ -49,15 +50,14 @@ import pandas as pd
 from IPython.display import display
 
 from gqc_lab.stats import analysis
-from gqc_lab import figures, runs
-from gqc_lab.loop import track
+from gqc_lab import claims, figures, runs, track
 from gqc_lab.studies import operator_learning
 
 # %% [markdown]
 # ## Run
 #
-# Methods of a seed share data, order, initial weights and the pretraining of encoder and decoder.
-# The gradient norm is measured before clipping.
+# Methods with the same seed share data, order, initial weights and the pretraining of encoder and
+# decoder. The gradient norm is measured before clipping.
 
 # %% tags=["nbval-ignore-output"]
 place = {"device": device, "dtype": dtype, "nu": nu, "source": source}
@@ -102,13 +102,13 @@ figures.operator.space_time(truth, predicted)
 figures.operator.spectra(truth, predicted, [1, len(truth) - 1])
 
 # %% [markdown]
-# ## The bars
+# ## The published criteria
 #
-# `inverse_to_forward`: the inverse losses over the forward loss, at the end; *weighted* with their
+# `inverse_to_forward`: the inverse losses over the forward loss, at the end; *weighted* by their
 # weights, which at 0.001 makes it small by itself, and *unweighted* on held-out fields.
-# `epochs_not_falling`: epochs whose mean loss over training batches is not below the one before;
-# `forward` without the inverse losses that come in late, `val_forward` of held-out fields and
-# averaged weights. `nrmse` is of one step of 0.1, on held-out initial fields.
+# `epochs_not_falling`: epochs whose mean loss over training batches is not below that of the
+# previous one; `forward` leaves out the inverse losses, which come in late; `val_forward` uses
+# held-out fields and averaged weights. `nrmse` is for one step of 0.1, on held-out initial fields.
 
 # %%
 columns = ["nrmse", "persistence_nrmse", "times_better_than_persistence", "rollout_nrmse"]
@@ -119,9 +119,9 @@ numbers = results.set_index("method")[columns].astype(float)
 numbers.groupby("method", sort=False).mean().map("{:.2g}".format).T
 
 # %% [markdown]
-# ## Against the baseline
+# ## Compared with the baseline
 #
-# Differences over seeds, paired, in per cent of the first method's own; below 0 is better.
+# Differences over seeds, paired, in per cent of the first method's value; below 0 is better.
 
 # %%
 control, relative = methods[0], pd.DataFrame()
@@ -148,28 +148,30 @@ print("largest gradient norm: " + ", ".join(f"{m} {v:.1g}" for m, v in steady.it
 # ## Answer at laptop scale
 
 # %% tags=["nbval-ignore-output"]
-figures.verdicts.of_notebook("13_upt_fix")
+claims.show_verdicts("13_upt_fix")
 
 # %% [markdown]
-# **What to make of it.** A gradient norm below 100 says nothing beside a baseline that is below it
-# too, and a weighted ratio below 0.2 says nothing at a weight of 0.001. The published diagnostic of
-# 5 epochs ends within the warmup of 15: inverse losses are absent from it, and it cannot test them.
+# **What to make of it.** A gradient norm below 100 says nothing if the norm of the baseline is
+# below 100 too, and a weighted ratio below 0.2 says nothing at a weight of 0.001. The published
+# diagnostic of 5 epochs ends within the warmup of 15: the inverse losses are absent from it, so it
+# cannot test them.
 #
-# Encoder and decoder learn from the inverse losses alone, as where latents are computed beforehand.
-# Adam divides each gradient by its size: to them a weight of 0.001 should be nearly as good as one
-# of 0.5, a ramp of the weight a step, and a clipped gradient any gradient, so that of the three
-# fixes the delay alone would do something of its own. The runs with one part each test that.
+# The encoder and decoder learn from the inverse losses alone, as they do when latents are computed
+# beforehand. Adam divides each gradient by its size: to them a weight of 0.001 should be nearly as
+# good as one of 0.5, a ramp of the weight should act like a step, and a clipped gradient like any
+# gradient, so that of the three fixes only the delay would have an effect of its own. The runs with
+# one part each test that.
 #
 # **Five seeds at laptop scale** (ratios to no inverse losses, paired): no part changes the largest
-# gradient norm, which is the forward loss's, early on. With all three fixes the loss falls in every
-# epoch; without clipping by group it rises in 1 to 3 of 34, and a weight of 0.5 alone makes
-# rollouts 1.55 [1.01, 2.37] times as wrong. So of the three it is clipping that shows, by steadying
-# what is small already. The error of one step with all three is 1.01 [0.95, 1.07] times that
-# without inverse losses, the conservation gap 0.91 [0.52, 1.61] times.
+# gradient norm, which comes from the forward loss, early on. With all three fixes the loss falls in
+# every epoch; without clipping by group it rises in 1 to 3 of 34, and a weight of 0.5 alone makes
+# the error of rollouts 1.55 [1.01, 2.37] times as large. So of the three it is clipping whose
+# effect shows, by steadying what is already small. With all three the error of one step is 1.01
+# [0.95, 1.07] times that without inverse losses, the conservation gap 0.91 [0.52, 1.61] times.
 #
 # **Limits.** One viscosity, one time step, small networks; the pretraining of encoder and decoder
-# is this project's, and much of what inverse losses could teach is learnt there. The saved output
-# is of the `smoke` scale, no evidence. For seeds and all methods:
+# is this project's own, and it already learns much of what inverse losses could teach. The saved
+# output is from the `smoke` scale, not evidence. For seeds and all methods:
 #
 # ```
 # gqc batch run notebooks/batches/13_upt_fix.yaml --jobs 2

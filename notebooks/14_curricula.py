@@ -15,14 +15,14 @@
 # ---
 
 # %% [markdown]
-# # What does a curriculum of loss weights bound?
+# # What does a curriculum of loss weights actually bound?
 #
-# Inverse losses that are weighed too much, too early are said to blow up gradients. The published
-# remedy is a curriculum: weight 0 for $W$ epochs, a straight ramp over $W$ more, and a cap,
+# Inverse losses whose weight is too large, too early are claimed to blow up gradients. The
+# published remedy is a curriculum: weight 0 for $W$ epochs, a linear ramp over $W$ more, and a cap,
 # "never exceed 5 % of total loss".
 #
-# **Question.** Which shapes are there, when does the cap bind, and does it bound what its comment
-# says?
+# **Question.** Which shapes are available, when does the cap bind, and does it bound what its
+# comment says?
 
 # %% tags=["install"]
 from importlib.util import find_spec
@@ -48,14 +48,13 @@ import numpy as np
 import pandas as pd
 
 from gqc import Curriculum, compute_inverse_loss_curriculum_weight
-from gqc_lab import figures, runs
-from gqc_lab.loop import track
+from gqc_lab import figures, runs, track
 from gqc_lab.studies import operator_learning
 
 # %% [markdown]
 # ## Shapes
 #
-# Each is 0 until the delay, rises over the ramp and stays; the cap cuts it off.
+# Each is 0 until the delay ends, rises over the ramp and then stays constant; the cap cuts it off.
 
 # %%
 grid = np.linspace(0, epochs, 8 * epochs + 1)
@@ -100,10 +99,10 @@ table = pd.DataFrame(
 table.round(5)
 
 # %% [markdown]
-# ## A cap of the weight, or of the share?
+# ## Capping the weight or the share
 #
-# The same training three times with the published curriculum: free, with the published cap of the
-# weight, and with a cap of the share that holds in every batch whatever the losses are.
+# The same training three times with the published curriculum: without a cap, with the published cap
+# of the weight, and with a cap of the share that holds in every batch whatever the losses are.
 
 # %% tags=["nbval-ignore-output"]
 ways = {
@@ -150,10 +149,10 @@ for name, row in results.iterrows():
     print(f"{name}: up to {row['largest_share']:.0%} of the total")
 
 # %% [markdown]
-# **What to make of it.** A cap of the weight bounds the share only as long as the losses keep
-# their ratio, and the forward loss falls by orders of magnitude: the same weight is a larger share
-# every epoch. At a base weight of 0.001 the cap never binds at all. Five epochs never leave a
-# warmup of fifteen, so that a run of five cannot test any of it.
+# **What to make of it.** A cap of the weight bounds the share only as long as the losses keep their
+# ratio, and the forward loss falls by orders of magnitude: the same weight is a larger share every
+# epoch. At a base weight of 0.001 the cap never binds at all. A run of five epochs never leaves a
+# warmup of fifteen, so it cannot test any of this.
 #
 # **Limits.** One seed; whether a bounded share helps is the question of notebook 13.
 

@@ -15,11 +15,11 @@
 # ---
 
 # %% [markdown]
-# # What does GNTS give at equal tokens, and against whom?
+# # What does GNTS gain at equal tokens, and over which baseline?
 #
-# GNTS is said to reach 41 % better perplexity than AdamW, to beat a control of 16 times the size by
-# 5 %, to use largely the same logical batch whatever the physical one, and to need a warmup of its
-# threshold that is inverted: high first.
+# GNTS is claimed to reach 41 % better perplexity than AdamW, to beat a baseline of 16 times the
+# size by 5 %, to use nearly the same logical batch whatever the physical one, and to need an
+# inverted warmup of its threshold: high first.
 #
 # **Question.** From the same weights (where the model is the same), on the same text, with the same
 # number of tokens: which of this holds for a small GPT?
@@ -47,19 +47,19 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 from math import exp
 
-from gqc_lab import figures, runs
+from gqc_lab import claims, figures, runs
 from gqc_lab.studies.pretraining import equal_tokens
 
 # %% [markdown]
 # ## Run
 #
-# - `control`: GNTS beside AdamW as tuned at the same budget of runs, and beside AdamW *untuned*:
-#   torch's defaults, learning rate 0.001, betas 0.9 and 0.999, a step on every microbatch;
-# - `size`: beside AdamW on 16 times the parameters, its learning rate divided by the factor of the
-#   width, 4;
+# - `control`: GNTS against AdamW tuned with the same budget of runs, and against *untuned* AdamW:
+#   the defaults of torch, learning rate 0.001, betas 0.9 and 0.999, a step on every microbatch;
+# - `size`: against AdamW on 16 times the parameters, its learning rate divided by the width factor,
+#   4;
 # - `microbatch`: GNTS with 1 to 16 sequences per microbatch, and the same largest logical batch;
 # - `warmup`: a threshold that starts at 10 times its value (*inverted*), at a tenth (*upright*), or
-#   at itself (*none*).
+#   at its own value (*none*).
 
 # %% tags=["nbval-ignore-output"]
 place = {"corpus": corpus, "device": device, "dtype": dtype, "seed": seed}
@@ -92,8 +92,8 @@ if "warmup" in comparisons:
 # %% [markdown]
 # ## Answer
 #
-# Means of the logical batch are of closed windows: what a window that is open at the end has drawn
-# is in no step.
+# Means of the logical batch cover closed windows only: what a window that is still open at the end
+# has drawn belongs to no step.
 
 # %%
 shown = {"parameters": 0, "lr": 5, "val_loss": 2, "perplexity": 1, "steps": 0}
@@ -112,13 +112,13 @@ print(f"after {results['tokens'].min():,} tokens each, of one seed: no interval"
 # ## Answer at laptop scale
 
 # %% tags=["nbval-ignore-output"]
-figures.verdicts.of_notebook("15_equal_tokens")
+claims.show_verdicts("15_equal_tokens")
 
 # %% [markdown]
-# **Limits.** All saved outputs but the last table are of the `smoke` scale and a budget in which
-# nothing is learnt well: a regression test, and no evidence. Tuned values are those of the scale's
-# own budget. AdamW's untuned control keeps the warmup and decay of the learning rate that all
-# others have. The larger control's rate follows a rule and is not tuned; more tuning could only
+# **Limits.** All saved outputs except the last table are from the `smoke` scale and a budget too
+# small to learn much: a regression test, not evidence. Tuned values are those of the budget of the
+# scale. The untuned AdamW baseline keeps the learning rate warmup and decay that all others have.
+# The learning rate of the larger baseline follows a rule and is not tuned; more tuning could only
 # help it. To repeat the five seeds:
 #
 # ```

@@ -15,11 +15,12 @@
 # ---
 
 # %% [markdown]
-# # Does GNTS end on a worse floor when a short text is read many times?
+# # Does GNTS plateau at a higher loss over many epochs?
 #
-# On a task of many epochs GNTS is said to converge to a worse floor than AdamW.
+# Over many epochs of the same data GNTS is claimed to converge to a worse floor than AdamW.
 #
-# **Question.** A short text, read again and again: where do training loss and held-out loss end?
+# **Question.** On a short text that is read again and again: where do training loss and held-out
+# loss end?
 
 # %% tags=["install"]
 from importlib.util import find_spec
@@ -39,7 +40,7 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc_lab import figures, runs
+from gqc_lab import claims, figures, runs
 from gqc_lab.studies.pretraining import equal_tokens
 
 # %% [markdown]
@@ -54,8 +55,8 @@ history, results, data_hash = equal_tokens.run_all(compared)
 # %% [markdown]
 # ## Training loss and held-out loss
 #
-# The training loss is that of each microbatch before the step, averaged over stretches of a
-# hundredth of the run: of text that the model has read many times by then.
+# The training loss is that of each microbatch before the step, averaged over stretches of one
+# hundredth of the run: late in the run it is the loss on text that the model has read many times.
 
 # %% tags=["nbval-ignore-output"]
 stretch = (100 * history["tokens"] / history["tokens"].max()).apply("ceil") / 100
@@ -71,7 +72,7 @@ figures.claims.comparison_losses(pd.concat(both), "loss").update_yaxes(title="lo
 # ## Answer
 #
 # `final_train_loss`: mean over the last tenth of the run; `val_loss`: at its end; `best_val_loss`:
-# the lowest on the way, which is where one would have stopped.
+# the lowest along the way, which is where early stopping would have ended.
 
 # %%
 shown = {"epochs": 0, "final_train_loss": 2, "val_loss": 2, "best_val_loss": 2, "steps": 0}
@@ -87,13 +88,13 @@ for measure in ("final_train_loss", "best_val_loss"):
 # ## Answer at laptop scale
 
 # %% tags=["nbval-ignore-output"]
-figures.verdicts.of_notebook("16_multi_epoch_floor")
+claims.show_verdicts("16_multi_epoch_floor")
 
 # %% [markdown]
-# **Limits.** Both methods have the values that were tuned on a text that is read once; the learning
-# rate decays to a tenth, so the floor is that of a finished schedule and not of endless training.
-# All saved outputs but the last table are of the `smoke` scale: a regression test, and no evidence.
-# To repeat the five seeds:
+# **Limits.** Both methods use the values that were tuned on a text that is read once; the learning
+# rate decays to a tenth, so the floor is that of a completed schedule and not of endless training.
+# All saved outputs except the last table are from the `smoke` scale: a regression test, not
+# evidence. To repeat the five seeds:
 #
 # ```
 # gqc batch run notebooks/batches/16_multi_epoch_floor.yaml --jobs 2

@@ -15,17 +15,17 @@
 # ---
 
 # %% [markdown]
-# # Do difficult microbatches cause more draws, and does that help?
+# # Do difficult microbatches trigger more draws, and does that help?
 #
-# GNTS, GNS and MHT are said to smooth anomalies: a difficult batch makes them draw more. The
-# targets of some microbatches are shuffled here, so that it is known which ones are anomalous.
+# GNTS, GNS and MHT are claimed to smooth out anomalies: a difficult batch makes them draw more.
+# Here the targets of some microbatches are shuffled, so it is known which ones are anomalous.
 #
-# A window that draws more holds a noisy microbatch more often for that reason alone. Windows are
-# therefore told apart by their **first** microbatch: each has exactly one. A *replay* makes the
-# same draws on other text with other noise: what it shows is no reaction.
+# A window that draws more contains a noisy microbatch more often for that reason alone. Windows are
+# therefore classified by their **first** microbatch: each has exactly one. A *replay* makes the
+# same draws on different text with different noise: what it shows cannot be a reaction.
 #
-# **Question.** How many more draws follow a noisy first microbatch, how do draws go with the
-# difficulty of the first microbatch, and is the final loss lower than the replay's?
+# **Question.** How many more draws follow a noisy first microbatch, how do draws correlate with the
+# difficulty of the first microbatch, and is the final loss lower than that of the replay?
 
 # %% tags=["install"]
 from importlib.util import find_spec
@@ -46,16 +46,15 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc_lab import figures, runs
-from gqc_lab.loop import track
+from gqc_lab import claims, figures, runs, track
 from gqc_lab.studies.pretraining import noisy_batches
 from gqc_lab.studies import pretraining
 
 # %% [markdown]
 # ## Run
 #
-# `gns` sets the length of a window by past windows, `gns, reactive` also by the open one, `gnts` by
-# the norm of the mean gradient so far and `mht` by the losses so far.
+# `gns` sets the length of a window from past windows, `gns, reactive` also from the open one,
+# `gnts` from the norm of the mean gradient so far, and `mht` from the losses so far.
 
 # %% tags=["nbval-ignore-output"]
 place = {"corpus": corpus, "device": device, "dtype": dtype, "seed": seed}
@@ -79,11 +78,11 @@ figures.claims.reactions(results)
 # %% [markdown]
 # ## Answer
 #
-# Draws by whether the first microbatch is noisy, and their difference; by whether *any* is noisy,
-# which tells more about length than about reaction (the replay has it too); the rank correlation of
-# the first microbatch's difficulty with the window's draws, over all windows and over those whose
-# first microbatch is clean. Difficulty is the loss before learning from it, less the median of the
-# hundred microbatches around it.
+# Draws by whether the first microbatch is noisy, and the difference; by whether *any* microbatch is
+# noisy, which says more about length than about reaction (the replay shows it too); and the rank
+# correlation between the difficulty of the first microbatch and the draws of the window, over all
+# windows and over those whose first microbatch is clean. Difficulty is the loss before learning
+# from the microbatch, minus the median over the hundred microbatches around it.
 
 # %%
 shown = ["draws_clean_first", "draws_noisy_first", "extra_draws", "draws_without_noisy"]
@@ -101,13 +100,13 @@ print("nat/token, of one seed: no interval")
 # ## Answer at laptop scale
 
 # %% tags=["nbval-ignore-output"]
-figures.verdicts.of_notebook("17_anomaly_smoothing")
+claims.show_verdicts("17_anomaly_smoothing")
 
 # %% [markdown]
-# **Limits.** Shuffled targets are one kind of anomaly, and the tuned values are those without
-# noise. The replay sees other text, so its loss differs by that too: over seeds this averages out.
-# All saved outputs but the last table are of the `smoke` scale: a regression test, and no evidence.
-# To repeat the five seeds:
+# **Limits.** Shuffled targets are one kind of anomaly, and the settings were tuned without noise.
+# The replay sees different text, so its loss differs for that reason too: over seeds this averages
+# out. All saved outputs except the last table are from the `smoke` scale: a regression test, not
+# evidence. To repeat the five seeds:
 #
 # ```
 # gqc batch run notebooks/batches/17_anomaly_smoothing.yaml --jobs 2

@@ -15,14 +15,15 @@
 # ---
 
 # %% [markdown]
-# # Can an angle below one degree and norms cut 20 times both be?
+# # Can gradients align with momentum and still shrink 20-fold?
 #
-# Between Adam's momentum and the raw gradient an angle below 1 degree is reported, and that
-# accumulation cuts gradient norms 20 times. Independent noise does not allow both: noise alone
-# stands at 64 degrees to the momentum ($\arcsin \beta_1$, $\beta_1$ = 0.9), an angle near 0 means
-# no noise, and then averaging cuts nothing; and n microbatches cut norms at most $\sqrt n$ times.
+# An angle below 1 degree between Adam's momentum and the raw gradient has been reported, together
+# with gradient norms cut 20-fold by accumulation. Independent noise does not allow both: pure noise
+# stands at 64 degrees to the momentum ($\arcsin \beta_1$, $\beta_1$ = 0.9); an angle near 0 means
+# that there is no noise, and then averaging cuts nothing; and n microbatches cut norms at most
+# $\sqrt n$ times.
 #
-# **Question.** What are angle and norms while a small GPT is trained, and which reading of the
+# **Question.** What are the angle and the norms while a small GPT trains, and which reading of the
 # report is possible?
 
 # %% tags=["install"]
@@ -45,8 +46,7 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc_lab import figures, runs
-from gqc_lab.loop import track
+from gqc_lab import claims, figures, runs, track
 from gqc_lab.studies.pretraining import gradient_angles
 from gqc_lab.studies import pretraining
 from gqc_lab.loop.placement import make_generator
@@ -54,8 +54,8 @@ from gqc_lab.loop.placement import make_generator
 # %% [markdown]
 # ## Run
 #
-# AdamW at a constant batch, the angle at every step. At some moments training pauses: gradients of
-# further text are averaged at the weights as they are.
+# AdamW at a constant batch, with the angle at every step. At some points training pauses: gradients
+# of further text are averaged at the current weights.
 
 # %% tags=["nbval-ignore-output"]
 place = {"corpus": corpus, "device": device, "dtype": dtype, "seed": seed}
@@ -74,12 +74,13 @@ history = pd.concat([run.history.assign(kind="step"), probed], ignore_index=True
 # %% [markdown]
 # ## The angle
 #
-# The momentum that a step uses holds this step's gradient, with a weight of $1-\beta_1$; the
-# momentum before it does not. Diamonds: what independent noise of the measured strength predicts
-# for a gradient $G$ that stays. Early it does not: the prediction is 28 degrees after 7k tokens,
-# where the step has 90 (and the curve, a mean over the last 25 steps, about 55). $G$ turns faster
-# than the momentum, a mean over ten steps or so, follows: even a mean of 64 microbatches, with
-# little noise left, stands at 95 degrees to it then (`angle_to_momentum` in the answer).
+# The momentum that a step uses contains the gradient of that step, with a weight of $1-\beta_1$;
+# the momentum before the step does not. Diamonds: the prediction for independent noise of the
+# measured strength around a gradient $G$ that stays constant. Early in training it does not: the
+# prediction is 28 degrees after 7k tokens, where the step has 90 (and the curve, a mean over the
+# last 25 steps, about 55). $G$ turns faster than the momentum, a mean over ten steps or so, can
+# follow: even a mean of 64 microbatches, with little noise left, stands at 95 degrees to it then
+# (`angle_to_momentum` in the answer).
 
 # %% tags=["nbval-ignore-output"]
 figures.claims.angles(history)
@@ -87,8 +88,8 @@ figures.claims.angles(history)
 # %% [markdown]
 # ## The norm of a mean
 #
-# Lines: $\sqrt{(\|G\|^2 + \mathrm{tr}\,\Sigma/n) / (\|G\|^2 + \mathrm{tr}\,\Sigma)}$, from other
-# microbatches than the points.
+# Lines: $\sqrt{(\|G\|^2 + \mathrm{tr}\,\Sigma/n) / (\|G\|^2 + \mathrm{tr}\,\Sigma)}$, from
+# different microbatches than the points.
 
 # %% tags=["nbval-ignore-output"]
 figures.claims.norms_against_draws(history)
@@ -115,20 +116,20 @@ print(f"independent noise allows {num_draws**0.5:.1f}.")
 # ## Answer at laptop scale
 
 # %% tags=["nbval-ignore-output"]
-figures.verdicts.of_notebook("18_angle_paradox")
+claims.show_verdicts("18_angle_paradox")
 
 # %% [markdown]
-# **Readings of the report.** *The first steps*: step 1's momentum is the gradient, at 0 degrees,
-# whatever the noise. *The momentum holds the gradient*: that alone takes noise from 90 to 64
-# degrees, no further. *Bias correction* scales the momentum and turns nothing where all parameters
-# have made the same steps. *Unsigned*: angles folded at 90 degrees are smaller only where the
-# cosine is negative. *Sum against mean*: the sum of n gradients is n times the mean (`sum_ratio`);
-# a library that divides each of them by n makes norms n times smaller at the first draw, without
-# averaging anything, and that may read as a cut of 20.
+# **Possible readings of the report.** *The first steps*: at step 1 the momentum is the gradient, at
+# 0 degrees, whatever the noise. *The momentum contains the gradient*: that alone takes noise from
+# 90 to 64 degrees, no further. *Bias correction* scales the momentum and rotates nothing if all
+# parameters have made the same number of steps. *Unsigned*: angles folded at 90 degrees are smaller
+# only where the cosine is negative. *Sum instead of mean*: the sum of n gradients is n times the
+# mean (`sum_ratio`); a library that divides each of them by n makes norms n times smaller at the
+# first draw, without averaging anything, and that may be read as a 20-fold cut.
 #
-# **Limits.** One small model, one optimizer; the angle runs over all parameters together. All saved
-# outputs but the last table are of the `smoke` scale: a regression test, and no evidence. To repeat
-# the five seeds:
+# **Limits.** One small model, one optimizer; the angle is over all parameters together. All saved
+# outputs except the last table are from the `smoke` scale: a regression test, not evidence. To
+# repeat the five seeds:
 #
 # ```
 # gqc batch run notebooks/batches/18_angle_paradox.yaml --jobs 2

@@ -15,12 +15,12 @@
 # ---
 
 # %% [markdown]
-# # How fast does the loss fall with the number of tokens?
+# # How does the loss scale with the number of tokens?
 #
 # A data exponent near 0.35 is reported for GNTS, without tuning: $L = a\,D^{-b} + c$, $b$ = 0.35.
 #
-# **Question.** Whole runs with budgets of their own: which exponent do AdamW and GNTS have, how
-# well is it known, and how much does it depend on the floor $c$?
+# **Question.** From complete runs, each scheduled for its own budget: which exponent do AdamW and
+# GNTS have, how precisely is it known, and how much does it depend on the floor $c$?
 
 # %% tags=["install"]
 from importlib.util import find_spec
@@ -40,15 +40,14 @@ dtype = "float32"  # one of float32, bfloat16, float64
 # %%
 import pandas as pd
 
-from gqc_lab import figures, runs
-from gqc_lab.loop import track
+from gqc_lab import claims, figures, runs, track
 from gqc_lab.studies import pretraining
 from gqc_lab.studies.pretraining import scaling
 
 # %% [markdown]
 # ## Run
 #
-# One run per budget, its learning rate (and GNTS's threshold) scheduled to its own end.
+# One run per budget, with its learning rate (and the threshold of GNTS) scheduled to its own end.
 
 # %% tags=["nbval-ignore-output"]
 place = {"corpus": corpus, "device": device, "dtype": dtype, "seed": seed}
@@ -67,8 +66,8 @@ figures.claims.power_laws(ends)
 # %% [markdown]
 # ## Answer
 #
-# The interval is of the fit over the budgets of this seed, the floor taken as known; `fitted` is
-# the floor that fits best, which few budgets hardly determine.
+# The interval is that of the fit over the budgets of this seed, with the floor taken as known;
+# `fitted` is the best-fitting floor, which a few budgets hardly determine.
 
 # %%
 fits = scaling.fits(ends)
@@ -84,12 +83,12 @@ for row in fits[fits["floor_kind"] == "zero"].itertuples():
 # ## Answer at laptop scale
 
 # %% tags=["nbval-ignore-output"]
-figures.verdicts.of_notebook("19_scaling_fit")
+claims.show_verdicts("19_scaling_fit")
 
 # %% [markdown]
-# **Limits.** Little more than a decade of budgets and one size of model: a model that is too small
-# for its tokens has a floor of its own. Methods keep the values of one budget. All saved outputs
-# but the last table are of the `smoke` scale: a regression test, and no evidence. To repeat the
+# **Limits.** Little more than a decade of budgets and one model size: a model that is too small for
+# its tokens has a floor of its own. Methods keep the values tuned for one budget. All saved outputs
+# except the last table are from the `smoke` scale: a regression test, not evidence. To repeat the
 # five seeds:
 #
 # ```

@@ -21,10 +21,10 @@
 #
 # - the memory of gradient accumulation is constant in the number of draws;
 # - checkpoints of old versions of VGS load with a warning, statistics and warmup restart, and
-#   training goes on;
-# - a factor of the gradient that changes slowly, as that of VGS, is invisible to Adam (ours);
-# - in UPGD a min-max normalization handles all-negative, mixed and extreme utilities, where one by
-#   the maximum reverses protection.
+#   training continues;
+# - a slowly changing factor on the gradient, such as that of VGS, is invisible to Adam (ours);
+# - in UPGD, min-max normalization handles all-negative, mixed and extreme utilities, whereas
+#   normalization by the maximum reverses protection.
 #
 # **Question.** Do they hold, to the byte, the bit and the rank?
 
@@ -55,9 +55,9 @@ from gqc_lab.studies import window_memory
 # %% [markdown]
 # ## Memory
 #
-# The most bytes of tensors that are alive at once while a network draws n microbatches and steps:
-# weights, data, activations and gradients. Beside the wrappers: plain accumulation, and a list that
-# keeps every gradient until the step.
+# The largest number of bytes of tensors alive at the same time while a network draws n microbatches
+# and steps: weights, data, activations and gradients. The wrappers are compared with plain
+# accumulation, and with a list that keeps every gradient until the step.
 
 # %%
 memory = window_memory.measure(draws, widths, seed, dtype)
@@ -67,8 +67,8 @@ compared = window_memory.compare(memory)
 figures.promises.peak_memory(memory[memory["width"] == max(widths)])
 
 # %% [markdown]
-# `growth`: peak at the most draws over that at the fewest of 2 or more. `over_plain`: over plain
-# accumulation's. `more_gradients`: difference to it, in sizes of one gradient.
+# `growth`: peak at the most draws over the peak at the fewest, counting from 2. `over_plain`:
+# relative to plain accumulation. `more_gradients`: difference from it, in sizes of one gradient.
 
 # %%
 numbers = ["growth", "over_plain", "more_gradients"]
@@ -77,8 +77,8 @@ compared.set_index(["width", "method", "accumulate"])[numbers].round(3)
 # %% [markdown]
 # ## Checkpoints
 #
-# A small noisy problem is trained under the estimator of each version and saved in its format; a
-# scaler of today loads the file and goes on.
+# A small noisy problem is trained with the estimator of each version and saved in its format; a
+# current scaler loads the file and continues.
 
 # %%
 migrated = vgs_migration.measure(seed=seed, device=device, dtype=dtype)
@@ -88,8 +88,9 @@ migrated.set_index("version")[shown].round(2)
 # %% [markdown]
 # ## A factor under Adam
 #
-# A noisy quadratic is minimised with the same noise twice, the second time with the gradient times
-# a factor that falls from 1 to 1/6 in so many steps. Adam's second moments forget over 100 here.
+# A noisy quadratic is minimized twice with the same noise, the second time with the gradient
+# multiplied by a factor that falls from 1 to 1/6 over a given number of steps. Adam's second
+# moments forget over 100 steps here.
 
 # %%
 invariance = factor_invariance.measure(durations, seed, device, dtype)
@@ -102,9 +103,10 @@ figures.promises.falling_factor(invariance)
 # ## Order of protection
 #
 # *Kept*: the more useful a weight, the smaller its gate. *Partly*: some gates are equal though
-# utilities are not. *Lost*: all of them are. *Reversed*: the most useful weight moves most. (*None
-# to keep* is for equal utilities, which are in notebook 09.) The published normalizations divide
-# utilities with bias correction by bounds without it, which matters at the first step and not late.
+# utilities are not. *Lost*: all gates are equal. *Reversed*: the most useful weight moves most.
+# (*None to keep* is for equal utilities, which are in notebook 09.) The published normalizations
+# divide utilities with bias correction by bounds without it, which matters at the first step and
+# not late in training.
 
 # %%
 constructed = upgd_order.constructed_orders()
@@ -148,18 +150,18 @@ print(f"max, all negative: correlation {negative['correlation'].max():.2f} at mo
 
 # %% [markdown]
 # **What to make of it.** A sum does not grow. In `.grad` it costs nothing; a buffer costs one
-# gradient, less what the backward pass holds in any case. On the CPU the norm of up to 1 MB of
-# gradient is read from a copy: what the narrow network holds more. To Adam a factor is invisible
-# that moves little while the second moments forget, and visible for as long otherwise; SGD follows
-# every factor. Min-max is right once its bounds
-# have the bias correction of the utilities; as published it is right late, and at the first step
-# has one gate for all negative utilities.
+# gradient, minus what the backward pass holds in any case. On the CPU, gradients of up to 1 MB are
+# copied to compute their norm: that is the extra memory of the narrow network. A factor is
+# invisible to Adam if it changes little while the second moments forget, and otherwise visible for
+# as long as they remember; SGD follows every factor. Min-max is right once its bounds have the bias
+# correction of the utilities; as published it is right late in training, and at the first step has
+# one gate for all negative utilities.
 #
-# **Limits.** Bytes are those of tensors: what an operation allocates within itself is not seen, nor
-# the one Python number that MHT keeps for each draw. The loader of checkpoints is this kit's, and
-# the files are written by its estimators in the published formats. Gates of extreme utilities are
-# told apart to the last bit of `dtype`: beside a utility of 1e6, float32 hides differences below
-# 0.03. The saved output is of the `smoke` scale. For ten seeds:
+# **Limits.** Bytes are those of tensors: what an operation allocates internally is not counted, nor
+# is the one Python number that MHT keeps for each draw. The checkpoint loader is that of this kit,
+# and the files are written by its estimators in the published formats. Gates of extreme utilities
+# are compared to the last bit of `dtype`: next to a utility of 1e6, float32 hides differences below
+# 0.03. The saved output is from the `smoke` scale. For ten seeds:
 #
 # ```
 # gqc batch run notebooks/batches/20_without_training.yaml --jobs 2

@@ -326,3 +326,24 @@ def test_sharded_gradients(mesh, clip):
     assert clip(sharded, 0.3).tolist() == pytest.approx(clip(plain, 0.3).tolist(), rel=1e-6)
     for a, b in zip(tensors(plain)[:3], tensors(sharded)[:3], strict=True):
         torch.testing.assert_close(a.grad, b.grad.full_tensor())
+
+
+@pytest.mark.parametrize("clip", [clip_grad_norm_per_group_, clip_grad_norm_per_tensor_])
+@pytest.mark.parametrize("error_if_nonfinite", [False, True])
+def test_sharded_norms_take_one_message_whatever_the_number_of_tensors(
+    mesh, clip, error_if_nonfinite, monkeypatch
+):
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    params = [nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)])) for _ in range(48)]
+    for param in params:
+        param.grad = distribute_tensor(torch.full((4,), 3.0), mesh, [Shard(0)])
+    messages = []
+    send = torch.distributed.all_reduce
+    monkeypatch.setattr(
+        torch.distributed, "all_reduce", lambda *a, **k: (messages.append(1), send(*a, **k))[1]
+    )
+    norms = clip([params[:20], params[20:]], 1.0, error_if_nonfinite=error_if_nonfinite)
+    assert len(messages) == 1
+    expected = [6 * math.sqrt(20), 6 * math.sqrt(28)] if len(norms) == 2 else [6.0] * 48
+    assert norms.tolist() == pytest.approx(expected)

@@ -10,6 +10,7 @@ import torch
 
 from gqc.noise import (
     NoiseScaleEMA,
+    RobustNoiseScaleEMA,
     debiased_moments,
     ema_kappa,
     ema_weight,
@@ -17,6 +18,7 @@ from gqc.noise import (
     predicted_draws,
     two_batch,
     two_batch_errors,
+    unequal_two_batch,
 )
 
 
@@ -307,3 +309,112 @@ def test_noise_to_signal_is_bounded_and_never_nan():
     ratio, unresolved = noise_to_signal(variance, signal, 50.0)
     assert ratio.tolist() == [0.5, 50.0, 50.0, 0.0, 0.0, 0.0, 50.0, 50.0, 0.0]
     assert unresolved.tolist() == [False, True, True] + [False] * 6
+
+
+# --- microbatches of different sizes -------------------------------------------------------------
+
+
+def of_windows(weights, noise_scale, num_windows=4000, dimension=20, seed=0):
+    """Averages of both estimates; |G| = 1 and ``noise_scale`` units."""
+    generator = torch.Generator().manual_seed(seed)
+    w = torch.tensor(weights, dtype=torch.float64)
+    signal = torch.zeros(dimension, dtype=torch.float64)
+    signal[0] = 1.0
+    deviation = (noise_scale / dimension / w).sqrt()[:, None]
+    shape = (num_windows, len(w), dimension)
+    draws = signal + deviation * torch.randn(shape, generator=generator, dtype=torch.float64)
+    squares = draws.square().sum(2)
+    means = (w[:, None] * draws).sum(1) / w.sum()
+    large = means.square().sum(1).mean().item()
+    unequal = unequal_two_batch((w * squares).sum(1).mean().item(), large, w.sum().item(), len(w))
+    return unequal, two_batch(squares.mean().item(), large, len(w))
+
+
+@pytest.mark.parametrize("weights", [[7.0, 1.0], [64.0, 1024.0] * 4, [1.0, 2.0, 3.0], [1.0] * 8])
+@pytest.mark.parametrize("units", [5.0, 300.0])
+def test_unequal_draws_are_estimated_without_bias(weights, units):
+    """4000 windows of 20 dimensions: T to sqrt(2 / 20 / 4000) = 0.5 %, four times that allowed."""
+    noise_scale = units
+    (signal, trace), _ = of_windows(weights, noise_scale)
+    total = sum(weights)
+    assert trace == pytest.approx(noise_scale, rel=0.02 * math.sqrt(2 / (len(weights) - 1)))
+    deviation = math.sqrt((4 * noise_scale / 20 / total + 4 * (noise_scale / total) ** 2) / 4000)
+    assert signal == pytest.approx(1.0, abs=4 * deviation)
+
+
+def test_tokens_of_unequal_microbatches_do_not_pass_for_noise():
+    """Sizes of 64 and 1024 tokens and R = 5440 tokens, 10 microbatches of their mean size."""
+    unequal, equal = of_windows([64.0, 1024.0] * 4, 5440.0)
+    assert unequal[1] / unequal[0] / 544 == pytest.approx(10, rel=0.1)
+    assert equal[0] < 0  # the estimate for equal draws does not even find the signal
+
+
+def test_equal_weights_are_two_batch():
+    small, large = 3.0, 1.5
+    assert unequal_two_batch(4 * small, large, 4.0, 4) == pytest.approx(two_batch(small, large, 4))
+    pair = unequal_two_batch(torch.tensor(12.0), torch.tensor(1.5), 4.0, 4)
+    assert [x.item() for x in pair] == pytest.approx(two_batch(small, large, 4))
+    for bad in ((1.0, 1), (0.0, 4), (math.nan, 4)):
+        with pytest.raises(ValueError, match="expected >"):
+            unequal_two_batch(1.0, 1.0, *bad)
+
+
+# --- heavy tails ---------------------------------------------------------------------------------
+
+
+def heavy_windows(seed, num_windows=100, dimension=50, num_draws=4):
+    """Two-batch estimates of Student's t with two degrees of freedom, around a mean of norm 1."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (num_windows, num_draws, dimension)
+    normal = torch.randn(shape, generator=generator, dtype=torch.float64)
+    chi2 = -2 * torch.rand(*shape[:2], 1, generator=generator, dtype=torch.float64).log()
+    draws = 1 / math.sqrt(dimension) + 0.3 * normal / (chi2 / 2).sqrt()
+    small, large = draws.square().sum(2).mean(1), draws.mean(1).square().sum(1)
+    return list(zip(*(x.tolist() for x in two_batch(small, large, num_draws)), strict=True))
+
+
+def test_a_robust_average_is_near_the_noise_of_a_typical_window():
+    """Over 40 seeds it has at most 3.5 times the trace of the median window; the plain one 13.6."""
+    plain, robust = [], []
+    for seed in range(40):
+        averages = NoiseScaleEMA(), RobustNoiseScaleEMA()
+        windows = heavy_windows(seed)
+        for pair in windows:
+            for average in averages:
+                average.update(*pair)
+        typical = sorted(trace for _, trace in windows)[len(windows) // 2]
+        plain.append(averages[0].noise_trace / typical)
+        robust.append(averages[1].noise_trace / typical)
+    assert min(robust) > 0.5
+    assert max(robust) < 4 < 10 < max(plain)
+    assert sorted(plain)[36] > 3 * sorted(robust)[20]
+
+
+def test_a_robust_average_agrees_on_gaussian_noise():
+    """About 20 windows of 200 dimensions and n = 8: 1 / sqrt(20 * 200 * 7 / 2) = 0.8 %."""
+    plain, robust = NoiseScaleEMA(), RobustNoiseScaleEMA()
+    for small, large in windows(3.0, 200, 8, 200):
+        pair = two_batch(small, large, 8)
+        plain.update(*pair), robust.update(*pair)
+    assert robust.noise_trace == pytest.approx(3.0, rel=0.05)
+    assert robust.noise_trace == pytest.approx(plain.noise_trace, rel=0.05)
+
+
+def test_a_robust_average_is_saved_and_refuses_what_is_not_its_own():
+    first, second = RobustNoiseScaleEMA(num_groups=3), RobustNoiseScaleEMA()
+    for pair in heavy_windows(0)[:7]:
+        first.update(*pair)
+    second.load_state_dict(first.state_dict())
+    for pair in heavy_windows(1)[:4]:
+        first.update(*pair), second.update(*pair)
+    assert vars(second).keys() == vars(first).keys()
+    assert second.state_dict() == first.state_dict()
+    assert (second.signal_sq, second.noise_trace) == (first.signal_sq, first.noise_trace)
+    assert RobustNoiseScaleEMA().noise_scale is None
+    with pytest.raises(ValueError, match="RobustNoiseScaleEMA state has keys"):
+        second.load_state_dict(NoiseScaleEMA().state_dict())
+    with pytest.raises(ValueError, match="num_groups=0"):
+        RobustNoiseScaleEMA(num_groups=0)
+    with pytest.raises(ValueError, match="finite"):
+        second.update(math.nan, 1.0)
+    assert second.state_dict() == first.state_dict()

@@ -52,7 +52,8 @@ def summary(variance: Tensor, unresolved: Tensor, counted: Tensor) -> Tensor:
     number = counted.sum().clamp(min=1)
     mean = torch.where(counted, variance, 0.0).sum() / number
     share = (unresolved & counted).sum() / number
-    levels = torch.tensor(PERCENTILES, device=variance.device)
+    # Filled on the device: a list that is copied there makes the host wait.
+    levels = torch.cat([torch.full_like(variance[:1], level) for level in PERCENTILES])
     quantiles = _quantiles(variance, counted, levels)
     return torch.cat([quantiles, torch.stack([mean, share])])
 

@@ -60,6 +60,22 @@ class Checkpoint:
     estimator: str | None = None
     shapes: list[list[int]] | None = field(default=None)
 
+    def check_same(self, estimator: str, shapes: list[list[int]]) -> None:
+        """Raise ValueError unless the file is of this estimator and of parameters of ``shapes``."""
+        if self.estimator != estimator:
+            raise ValueError(
+                f"checkpoint of estimator {self.estimator!r} given to {estimator!r}: "
+                f"construct the scaler with estimator={self.estimator!r}"
+            )
+        saved = self.shapes or []
+        if shapes != saved:
+            pairs = [p for p in zip(saved, shapes, strict=False) if p[0] != p[1]]
+            detail = f"; first difference: {pairs[0][0]} and {pairs[0][1]}" if pairs else ""
+            raise ValueError(
+                f"checkpoint of {len(saved)} parameters given to a scaler of {len(shapes)}, or "
+                f"their shapes differ{detail}"
+            )
+
     def migration_message(self, estimator: str) -> str:
         """The warning for loading into ``estimator``, which cannot use the statistics."""
         return (

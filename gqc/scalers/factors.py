@@ -57,7 +57,7 @@ def tensor_factors(
     if settings.granularity == "group":
         of_group = {}
         for group in set(parameters.groups):
-            inside = torch.tensor([g == group for g in parameters.groups], device=ratios.device)
+            inside = parameters.members(group, ratios.device)
             of_group[group] = _aggregate(ratios, counted & inside, parameters, settings)
         ratios = torch.stack([of_group[group] for group in parameters.groups])
     return list(_law(ratios, settings).unbind())
@@ -102,5 +102,5 @@ def _aggregate(
 ) -> Tensor:
     numel = None
     if settings.aggregate == "numel_weighted":
-        numel = torch.tensor([p.numel() for p in parameters.tensors], device=ratios.device)
+        numel = parameters.numels(ratios.device)
     return aggregate(ratios, counted, numel, settings.aggregate, settings.percentile)

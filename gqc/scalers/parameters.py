@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gqc.gradients import settle
+
 
 class ParameterList:
     """Parameters with their names and groups, each once.
@@ -28,6 +30,7 @@ class ParameterList:
         self.names: list[str] = []
         self.groups: list[int] = []
         self._has_groups = False
+        self._on_device: dict[Any, Tensor] = {}
         seen = set()
         for group, name, tensor in self._entries(parameters):
             if id(tensor) not in seen:  # tied parameters have one gradient
@@ -46,7 +49,11 @@ class ParameterList:
             raise ValueError("granularity='group': give optimizer.param_groups as the parameters")
 
     def gradients(self) -> list[Tensor | None]:
-        """The gradient of each parameter; raises TypeError for a sparse one."""
+        """The gradient of each parameter, whole where ranks have parts of its sum.
+
+        Raises: TypeError: a sparse gradient.
+        """
+        settle(self.tensors)
         grads = [p.grad for p in self.tensors]
         for index, grad in enumerate(grads):
             if grad is not None and grad.layout is not torch.strided:
@@ -61,10 +68,24 @@ class ParameterList:
         """Shape of each parameter (of the whole one if it is sharded)."""
         return [list(p.shape) for p in self.tensors]
 
+    def numels(self, device: torch.device) -> Tensor:
+        """Number of elements of each tensor [T]."""
+        return self._copied("numels", [p.numel() for p in self.tensors], device)
+
+    def members(self, group: int, device: torch.device) -> Tensor:
+        """Which tensors belong to ``group`` [T]."""
+        return self._copied(group, [g == group for g in self.groups], device)
+
     def positions_in(self, other: ParameterList) -> list[int | None]:
         """Where each parameter is in ``other``; None if it is not."""
         index = {id(p): i for i, p in enumerate(other.tensors)}
         return [index.get(id(p)) for p in self.tensors]
+
+    def _copied(self, key: Any, values: list[Any], device: torch.device) -> Tensor:
+        """``values`` on ``device``, copied there once: the host waits for each copy."""
+        if (key, device) not in self._on_device:
+            self._on_device[key, device] = torch.tensor(values, device=device)
+        return self._on_device[key, device]
 
     def _entries(self, parameters: Iterable[Any]) -> Iterator[tuple[int, str | None, Tensor]]:
         for number, entry in enumerate(parameters):

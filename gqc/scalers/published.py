@@ -54,6 +54,10 @@ class PublishedEstimator(VarianceEstimator):
         self.num_updates = 0
         self._mask = PresenceMask(device)
 
+    @classmethod
+    def build(cls, params: Sequence[Tensor], settings: Any) -> PublishedEstimator:
+        return cls(params, settings.beta, settings.eps)
+
     def update(self, grads: Grads, factor: float = 1.0) -> None:
         overall = whole_gradient_statistics(grads)
         if overall is None:

@@ -67,8 +67,13 @@ class VarianceEstimator:
 
     name: ClassVar[str]
     versions: ClassVar[tuple[str, ...]] = ()
-    reads_raw: ClassVar[bool]
+    reads_raw: ClassVar[bool] = True
     averages: ScalarAverages
+
+    @classmethod
+    def build(cls, params: Sequence[Tensor], settings: Any) -> VarianceEstimator:
+        """The estimator with empty statistics, from the scaler's settings."""
+        return cls(params, settings.beta)  # type: ignore[call-arg]
 
     def update(self, grads: Grads, factor: float = 1.0) -> Tensor | None:
         """Take in one gradient per tensor (None: none this time), without a host sync.
@@ -107,8 +112,6 @@ class DebiasedEstimator(VarianceEstimator):
 
     A subclass keeps the weighted mean of each tensor's image, flat and float32, and moves it.
     """
-
-    reads_raw = True
 
     def __init__(self, params: Sequence[Tensor], beta: float) -> None:
         self.beta = beta
@@ -213,6 +216,10 @@ class Elementwise(DebiasedEstimator):
         self.means = [torch.zeros(real_numel(p), device=p.device) for p in local(params)]
         self.spreads = [torch.zeros_like(m) for m in self.means] if per_element else []
 
+    @classmethod
+    def build(cls, params: Sequence[Tensor], settings: Any) -> Elementwise:
+        return cls(params, settings.beta, per_element=settings.granularity == "element")
+
     def element_ratios(self, index: int, variance_cap: float | None) -> Tensor:
         """V of each element of tensor ``index``, flat (a complex element is two)."""
         kappa = ema_kappa(self.count[index], self.beta).to(self.means[index].device)
@@ -276,28 +283,26 @@ class Sketch(DebiasedEstimator):
         beta: decay of the moments.
         size: k, see :class:`~gqc.scalers.sketch.SignSketch`.
         seed: of the signs.
-        compile: see there, too.
     """
 
     name = "sketch"
 
     def __init__(
-        self,
-        params: Sequence[Tensor],
-        beta: float,
-        size: int = 64,
-        seed: int = 0,
-        compile: bool = False,
+        self, params: Sequence[Tensor], beta: float, size: int = 64, seed: int = 0
     ) -> None:
         super().__init__(params, beta)
         shards = local(params)
         numels, devices = [real_numel(p) for p in shards], [p.device for p in shards]
-        self._sketch = SignSketch(numels, devices, size, seed, compile)
+        self._sketch = SignSketch(numels, devices, size, seed)
         sizes = torch.tensor(self._sketch.sizes)
         device = self.count.device
         self._mean = torch.zeros(sum(self._sketch.sizes), device=device)
         self._sizes = sizes.to(device)
         self._owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(device)
+
+    @classmethod
+    def build(cls, params: Sequence[Tensor], settings: Any) -> Sketch:
+        return cls(params, settings.beta, settings.sketch_size, settings.sketch_seed)
 
     def _prepare(self, grads: Grads, factor: float) -> tuple[Tensor, Tensor]:
         values = self._sketch(_shards(grads), factor)

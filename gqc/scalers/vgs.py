@@ -22,11 +22,10 @@ import torch
 from torch import Tensor
 
 from gqc.scalers.averages import whole_gradient_statistics
-from gqc.scalers.checkpoints import VERSION, Checkpoint, VGSMigrationWarning, read_checkpoint
-from gqc.scalers.compiled import check_available
+from gqc.scalers.checkpoints import VERSION, VGSMigrationWarning, read_checkpoint
 from gqc.scalers.factors import mean_factor, multiply_by, readings, tensor_factors
 from gqc.scalers.parameters import ParameterList
-from gqc.scalers.settings import Settings, from_published_keys
+from gqc.scalers.settings import ESTIMATORS, Settings, from_published_keys
 from gqc.scalers.variance import VarianceEstimator
 
 __all__ = ["VGSMigrationWarning", "VarianceGradientScaler"]
@@ -73,15 +72,8 @@ class VarianceGradientScaler:
         sketch_seed: of their signs.
         track_spatial: also average mean|g|, var|g| and max|g| of the raw gradient, and the norm
             exactly instead of from the sketch; some passes over the gradient.
-        compile: run the passes over large gradients (``"sketch"`` and ``"elementwise"``, not
-            granularity ``"element"``) through ``torch.compile``.  On a CPU they then take two
-            thirds to three quarters of the time, and the first step takes some 3 seconds (6) for
-            each size that tensors of more than 16384 elements have, more for sizes that come more
-            than 8 times.  Same numbers to float32 rounding, same checkpoints.
     Raises:
         ValueError: an argument out of its range, or no parameters.
-        RuntimeError: ``compile`` where torch cannot compile; at the first gradient if the C++
-            compiler is what is missing.
     """
 
     def __init__(
@@ -103,12 +95,9 @@ class VarianceGradientScaler:
         sketch_size: int = 64,
         sketch_seed: int = 0,
         track_spatial: bool = False,
-        compile: bool = False,
     ) -> None:
         arguments = {k: v for k, v in locals().items() if k in Settings.__dataclass_fields__}
         self._settings = Settings(**arguments)
-        if compile:
-            check_available()
         self._parameters = ParameterList(parameters)
         self._parameters.check(granularity)
         self.logger = logger
@@ -143,7 +132,6 @@ class VarianceGradientScaler:
     eps: float = _setting("eps", is_fixed=True)
     estimator: str = _setting("estimator", is_fixed=True)
     granularity: str = _setting("granularity", is_fixed=True)
-    compile: bool = _setting("compile", is_fixed=True)
 
     def scale_gradients(self) -> float:
         """Scale ``.grad`` of all parameters in place; once a step, before clipping.
@@ -253,7 +241,6 @@ class VarianceGradientScaler:
     def state_dict(self) -> dict[str, Any]:
         """Everything, as tensors, plain numbers and lists of them; exact on a resume."""
         config = asdict(self._settings)
-        del config["compile"]  # how, not what: a checkpoint loads with and without
         return {
             "vgs_version": VERSION,
             "estimator": config.pop("estimator"),
@@ -279,7 +266,7 @@ class VarianceGradientScaler:
         estimator = settings.build(self._parameters.tensors)
         is_exact = checkpoint.version in (VERSION, *estimator.versions)
         if checkpoint.version == VERSION:
-            self._check_same(checkpoint)
+            checkpoint.check_same(self.estimator, self._parameters.shapes())
         if is_exact and checkpoint.statistics:
             try:
                 estimator.load_state_dict(checkpoint.statistics)
@@ -297,23 +284,8 @@ class VarianceGradientScaler:
                 checkpoint.migration_message(self.estimator), VGSMigrationWarning, stacklevel=2
             )
 
-    def _check_same(self, checkpoint: Checkpoint) -> None:
-        if checkpoint.estimator != self.estimator:
-            raise ValueError(
-                f"checkpoint of estimator {checkpoint.estimator!r} given to {self.estimator!r}: "
-                f"construct the scaler with estimator={checkpoint.estimator!r}"
-            )
-        here, saved = self._parameters.shapes(), checkpoint.shapes or []
-        if here != saved:
-            pairs = [p for p in zip(saved, here, strict=False) if p[0] != p[1]]
-            detail = f"; first difference: {pairs[0][0]} and {pairs[0][1]}" if pairs else ""
-            raise ValueError(
-                f"checkpoint of {len(saved)} parameters given to a scaler of {len(here)}, or their "
-                f"shapes differ{detail}"
-            )
-
     def _reads_raw(self) -> bool:
-        return self.estimator in ("sketch", "elementwise")
+        return ESTIMATORS[self.estimator].reads_raw
 
     @torch.no_grad()
     def _scale(self) -> float:

@@ -7,13 +7,8 @@ from functools import partial
 
 from torch.optim import Optimizer
 
-from gqc.schedules.shapes import (
-    check_count,
-    check_value,
-    cosine_with_warmup,
-    interpolate,
-    power_growth,
-)
+from gqc.checks import check_count, check_finite
+from gqc.schedules.shapes import cosine_with_warmup, interpolate, power_growth
 from gqc.schedules.writers import THRESHOLD, ParamGroupSchedule, PiecewiseSchedule
 
 
@@ -37,9 +32,9 @@ def get_norm_threshold_cosine_annealing_with_warmup(
         start_norm, end_norm, warmup_multiplier: >= 0.
     Raises: ValueError: an argument out of its range.
     """
-    check_value("start_norm", start_norm)
-    check_value("end_norm", end_norm)
-    check_value("warmup_multiplier", warmup_multiplier)
+    check_finite("start_norm", start_norm)
+    check_finite("end_norm", end_norm)
+    check_finite("warmup_multiplier", warmup_multiplier)
     _check_lengths(num_warmup_steps, num_training_steps)
     values = start_norm * warmup_multiplier, start_norm, end_norm
     fn = partial(cosine_with_warmup, num_warmup_steps, num_training_steps, *values)
@@ -65,8 +60,8 @@ def get_direct_cosine_annealing_with_warmup(
         key: any param-group key; not a norm threshold, which is warmed up from above.
     Raises: ValueError: an argument out of its range.
     """
-    check_value("peak_value", peak_value)
-    check_value("min_value", min_value)
+    check_finite("peak_value", peak_value)
+    check_finite("min_value", min_value)
     _check_lengths(num_warmup_steps, num_training_steps)
     values = 0.0, peak_value, min_value
     fn = partial(cosine_with_warmup, num_warmup_steps, num_training_steps, *values)
@@ -116,7 +111,7 @@ def get_quadratic_batch_schedule(
 
 def get_constant_schedule(optimizer: Optimizer, value: float, *, key: str) -> ParamGroupSchedule:
     """``value`` at every step (finite, >= 0)."""
-    check_value("value", value)
+    check_finite("value", value)
     return ParamGroupSchedule(optimizer, key, partial(interpolate, [(0, value)]))
 
 
@@ -129,8 +124,8 @@ def get_linear_schedule(
     key: str,
 ) -> ParamGroupSchedule:
     """A straight line over ``num_training_steps`` microbatches, then level (values >= 0)."""
-    check_value("start_value", start_value)
-    check_value("end_value", end_value)
+    check_finite("start_value", start_value)
+    check_finite("end_value", end_value)
     check_count("num_training_steps", num_training_steps, 1)
     points = [(0, start_value), (num_training_steps, end_value)]
     return PiecewiseSchedule(optimizer, points, key=key)

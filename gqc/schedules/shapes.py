@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Sequence
-from numbers import Integral
 
 
 def interpolate(points: Sequence[tuple[float, float]], step: float) -> float:
@@ -45,13 +44,3 @@ def power_growth(
 ) -> float:
     r"""Return :math:`a + (b-a)\,(t/T)^p` at step t, b after T: ``start``, ``end``, ``exponent``."""
     return start + (end - start) * min(step / num_training_steps, 1.0) ** exponent
-
-
-def check_count(name: str, value: int, least: int) -> None:
-    if not isinstance(value, Integral) or not value >= least:
-        raise ValueError(f"{name}={value!r}: expected an integer >= {least}")
-
-
-def check_value(name: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name}={value!r}: expected a finite number >= 0")

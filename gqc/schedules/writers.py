@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from gqc.schedules.shapes import check_count, check_value, interpolate
+from gqc.checks import check_count, check_finite
+from gqc.schedules.shapes import interpolate
 
 THRESHOLD = "gradient_norm_threshold"
 
@@ -213,8 +214,8 @@ class NormWarmupScheduler(ParamGroupSchedule):
         warmup_end: float = 1.0,
     ) -> None:
         check_count("num_warmup_steps", num_warmup_steps, 0)
-        check_value("warmup_start", warmup_start)
-        check_value("warmup_end", warmup_end)
+        check_finite("warmup_start", warmup_start)
+        check_finite("warmup_end", warmup_end)
         if scheduler.last_step != 0:
             raise ValueError(f"scheduler stepped {scheduler.last_step} times: expected a new one")
         self.scheduler = scheduler

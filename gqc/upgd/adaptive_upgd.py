@@ -67,25 +67,7 @@ class AdaptiveUPGD(UtilityOptimizer):
     ) -> None:
         if beta1 is not None or beta2 is not None:
             betas = (betas[0] if beta1 is None else beta1, betas[1] if beta2 is None else beta2)
-        defaults = {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "beta_utility": beta_utility,
-            "sigma": sigma,
-            "betas": betas,
-            "eps": eps,
-            "normalization": normalization,
-            "scope": scope,
-            "protect": protect,
-            "step_scale": step_scale,
-            "adaptive_noise": adaptive_noise,
-            "noise_reference": noise_reference,
-            "noise_beta": noise_beta,
-            "min_noise_std": min_noise_std,
-            "instant_noise_scale": instant_noise_scale,
-            "foreach": foreach,
-        }
-        super().__init__(params, defaults, generator, nonfinite)
+        super().__init__(params, locals(), generator, nonfinite)
 
     def accumulate(self, batch: Batch, block: Block) -> None:
         maths = published if batch.is_published else utility

@@ -174,6 +174,7 @@ class UtilityOptimizer(CheckpointedOptimizer):
         """Move the weights of a block, with noise from ``generator`` if there is one."""
         maths = published if batch.is_published else utility
         group, rows, limits = batch.group, block.rows, scaling.limits
+        lr = float(group["lr"])  # may be a tensor, as capturable optimizers have it
         noise = None
         if generator is not None:
             std = [stds[row] for row in rows] if isinstance(stds, list) else stds
@@ -190,7 +191,7 @@ class UtilityOptimizer(CheckpointedOptimizer):
             noise,
             gate,
             protect=group["protect"],
-            decay=1 - group["lr"] * group["weight_decay"],
-            rate=group["step_scale"] * group["lr"],
+            decay=1 - lr * group["weight_decay"],
+            rate=group["step_scale"] * lr,
         )
         block.write_back()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from gqc.upgd.batches import state_dtype
 from gqc.upgd.generators import Generators
-from gqc.upgd.settings import SHARED, Rule, check, rename_betas
+from gqc.upgd.settings import SHARED, Rule, checked, rename_betas
 
 NONFINITE = ("raise", "skip", "ignore")
 
@@ -20,7 +20,8 @@ class CheckpointedOptimizer(Optimizer):
 
     Args:
         params: as for any torch optimizer.
-        defaults: hyperparameters; groups may override each, and a checkpoint holds them.
+        arguments: of the subclass's constructor, hyperparameters among them; groups may override
+            each of these, and a checkpoint holds them.
         generator, nonfinite: see :class:`~gqc.upgd.upgd.UPGD`.
     """
 
@@ -32,13 +33,13 @@ class CheckpointedOptimizer(Optimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        defaults: dict[str, Any],
+        arguments: Mapping[str, Any],
         generator: torch.Generator | None,
         nonfinite: str,
     ) -> None:
         if nonfinite not in NONFINITE:
             raise ValueError(f"nonfinite={nonfinite!r}: expected one of {NONFINITE}")
-        check(defaults, {**SHARED, **self.rules})
+        defaults = checked(arguments, {**SHARED, **self.rules})
         self.nonfinite = nonfinite
         self.num_skipped = 0  #: steps passed over for NaN or inf
         self._generators = Generators(generator)
@@ -51,7 +52,8 @@ class CheckpointedOptimizer(Optimizer):
         """
         if isinstance(param_group, dict):  # torch refuses anything else
             rename_betas(param_group)
-            check({**self.defaults, **param_group}, {**SHARED, **self.rules})
+            own = checked({**self.defaults, **param_group}, {**SHARED, **self.rules})
+            param_group.update({name: own[name] for name in own.keys() & param_group.keys()})
         super().add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,41 +2,44 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import Tensor
+
+from gqc.checks import is_number, plain
 from gqc.upgd.utility import NORMALIZATIONS
 
-__all__ = ["ADAM", "SHARED", "Rule", "check", "rename_betas"]
+__all__ = ["ADAM", "SHARED", "Rule", "checked", "rename_betas"]
 
 Rule = tuple[Callable[[Any], bool], str]
 """Is the value allowed?  And what is, in words."""
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_decay(value: Any) -> bool:
-    return _is_number(value) and 0 <= value < 1
+    return is_number(value) and 0 <= value < 1
 
 
 def _is_two_decays(value: Any) -> bool:
     return isinstance(value, (tuple, list)) and len(value) == 2 and all(map(_is_decay, value))
 
 
+def _is_rate(value: Any) -> bool:
+    is_tensor = isinstance(value, Tensor) and value.numel() == 1
+    return is_number(float(value) if is_tensor else value) and float(value) >= 0
+
+
 def _one_of(*allowed: Any) -> Rule:
     return lambda value: any(value is x or value == x for x in allowed), f"one of {allowed}"
 
 
-NOT_NEGATIVE: Rule = (lambda value: _is_number(value) and value >= 0, "a finite number >= 0")
-POSITIVE: Rule = (lambda value: _is_number(value) and value > 0, "a finite number > 0")
+NOT_NEGATIVE: Rule = (lambda value: is_number(value) and value >= 0, "a finite number >= 0")
+POSITIVE: Rule = (lambda value: is_number(value) and value > 0, "a finite number > 0")
 DECAY: Rule = (_is_decay, "a number in [0, 1)")
 FLAG: Rule = (lambda value: isinstance(value, bool), "True or False")
 
 SHARED: dict[str, Rule] = {
-    "lr": NOT_NEGATIVE,
+    "lr": (_is_rate, "a finite number >= 0, or a tensor of one"),
     "weight_decay": NOT_NEGATIVE,
     "sigma": NOT_NEGATIVE,
     "normalization": _one_of(*NORMALIZATIONS),
@@ -56,11 +59,18 @@ ADAM: dict[str, Rule] = {
 }
 
 
-def check(group: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
-    """Raise ValueError with name, value and range unless every hyperparameter is allowed."""
+def checked(values: Mapping[str, Any], rules: Mapping[str, Rule]) -> dict[str, Any]:
+    """Return the hyperparameters among ``values``, numpy's numbers as Python's.
+
+    Raises: ValueError: with name, value and range, unless each is allowed.
+    """
     for name, (is_allowed, allowed) in rules.items():
-        if not is_allowed(group[name]):
-            raise ValueError(f"{name}={group[name]!r}: expected {allowed}")
+        if not is_allowed(values[name]):
+            raise ValueError(f"{name}={values[name]!r}: expected {allowed}")
+    found = {name: plain(values[name]) for name in rules}
+    if "betas" in found:
+        found["betas"] = tuple(map(plain, found["betas"]))
+    return found
 
 
 def rename_betas(group: dict[str, Any]) -> None:

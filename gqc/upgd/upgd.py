@@ -31,7 +31,7 @@ class UPGD(UtilityOptimizer):
 
     Args:
         params: parameters, or group dicts that may override each hyperparameter.
-        lr: :math:`\eta \ge 0`.
+        lr: :math:`\eta \ge 0`; may be a tensor of one, which is read at each step.
         weight_decay: :math:`\lambda \ge 0`.
         beta_utility: :math:`\beta` in [0, 1), decay of the utility.
         sigma: :math:`\sigma \ge 0`, standard deviation of the noise [gradient]; with
@@ -89,20 +89,4 @@ class UPGD(UtilityOptimizer):
         nonfinite: str = "raise",
         foreach: bool | None = None,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "beta_utility": beta_utility,
-            "sigma": sigma,
-            "normalization": normalization,
-            "scope": scope,
-            "protect": protect,
-            "step_scale": step_scale,
-            "adaptive_noise": adaptive_noise,
-            "noise_reference": noise_reference,
-            "noise_beta": noise_beta,
-            "min_noise_std": min_noise_std,
-            "instant_noise_scale": instant_noise_scale,
-            "foreach": foreach,
-        }
-        super().__init__(params, defaults, generator, nonfinite)
+        super().__init__(params, locals(), generator, nonfinite)

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import torch
 
 from gqc.upgd.adaptive_upgd import AdaptiveUPGD
-from gqc.upgd.base import UtilityOptimizer
 from gqc.upgd.settings import ADAM, Rule
 
 __all__ = ["UPGDW"]
@@ -54,24 +53,26 @@ class UPGDW(AdaptiveUPGD):
         nonfinite: str = "raise",
         foreach: bool | None = None,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "sigma": sigma,
-            "normalization": normalization,
-            "scope": scope,
-            "protect": protect,
-            "step_scale": step_scale,
-            "adaptive_noise": adaptive_noise,
-            "noise_reference": noise_reference,
-            "noise_beta": noise_beta,
-            "min_noise_std": min_noise_std,
-            "instant_noise_scale": instant_noise_scale,
-            "foreach": foreach,
-        }
-        UtilityOptimizer.__init__(self, params, defaults, generator, nonfinite)
+        super().__init__(
+            params,
+            lr,
+            weight_decay,
+            sigma=sigma,
+            betas=betas,
+            eps=eps,
+            normalization=normalization,
+            scope=scope,
+            protect=protect,
+            step_scale=step_scale,
+            adaptive_noise=adaptive_noise,
+            noise_reference=noise_reference,
+            noise_beta=noise_beta,
+            min_noise_std=min_noise_std,
+            instant_noise_scale=instant_noise_scale,
+            generator=generator,
+            nonfinite=nonfinite,
+            foreach=foreach,
+        )
 
     def utility_decay(self, group: dict[str, Any]) -> float:
         return float(group["betas"][1])

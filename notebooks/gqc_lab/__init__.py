@@ -13,15 +13,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gqc_lab.loop.controls import Control, Controls
+    from gqc_lab.loop.controls import Controls
     from gqc_lab.loop.experiment import Experiment
+    from gqc_lab.loop.settings import Config, Setting, setting
     from gqc_lab.loop.track import track
 
-__all__ = ["Control", "Controls", "Experiment", "track"]
+__all__ = ["Config", "Controls", "Experiment", "Setting", "setting", "track"]
 
 # Imported when first used: the command line has to start, and to say what is missing, without
 # pandas.
-_HOMES = {"Control": "controls", "Controls": "controls", "Experiment": "experiment"}
+_HOMES = dict.fromkeys(("Config", "Setting", "setting"), "settings")
+_HOMES |= {"Controls": "controls", "Experiment": "experiment"}
 
 
 def __getattr__(name: str) -> Any:

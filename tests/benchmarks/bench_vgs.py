@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import time
 from collections.abc import Callable
 
 import torch
@@ -19,9 +18,7 @@ from gqc.scalers import VarianceGradientScaler
 
 BARS = {  # of an AdamW step at 10M parameters
     "sketch": 0.15,
-    "sketch, compiled": 0.15,
     "elementwise": 0.7,
-    "elementwise, compiled": 0.4,
 }
 WIDTHS = {"0.1M": (64, 2), "1M": (160, 3), "10M": (480, 3)}  # of a transformer: width, layers
 
@@ -65,9 +62,7 @@ def bench(size: str, rounds: int) -> dict[str, float]:
     scalers = {}
     for name, options in {
         "sketch": {"estimator": "sketch"},
-        "sketch, compiled": {"estimator": "sketch", "compile": True},
         "elementwise": {"estimator": "elementwise"},
-        "elementwise, compiled": {"estimator": "elementwise", "compile": True},
         "element by element": {"estimator": "elementwise", "granularity": "element"},
         "mean_square (published)": {"estimator": "mean_square"},
         "disabled": {"enabled": False},
@@ -75,10 +70,6 @@ def bench(size: str, rounds: int) -> dict[str, float]:
         scaler = VarianceGradientScaler(params, warmup_steps=0, **options)
         scalers[name] = scaler
         contestants[name] = (prepare, lambda s=scaler: (s.scale_gradients(), s.step()))
-        if scaler.compile:
-            start = time.perf_counter()
-            contestants[name][1]()
-            print(f"{name}: first call {time.perf_counter() - start:.1f} s")
     seconds = medians(contestants, rounds)
     for name, scaler in scalers.items():
         if scaler.enabled and not scaler.get_scaling_factor() < 1:

@@ -23,7 +23,7 @@ from typing import Any
 from gqc_lab import Experiment
 from gqc_lab.studies import pretraining
 from gqc_widgets import LiveRun, NormScheduleEditor, VGSAlphaTuner
-from gqc_widgets.display import Curves
+from gqc_widgets.curves import Curves
 
 RECORDS_OF_AN_HOUR = 360_000  # 100 a second
 

@@ -52,7 +52,7 @@ def test_a_run_is_started_held_steered_and_stopped(live):
     lab.button("Start").click()
     first = len(until(lambda: lab.curve("gqc-live-run", "loss")))
     until(lambda: len(lab.curve("gqc-live-run", "loss")) > first)
-    until(lambda: len(lab.curve("gqc-norm-schedule", "applied")) > first)
+    until(lambda: len(lab.curve("gqc-norm-schedule", "gradient_norm_threshold")) > first)
     assert threads(lab) == 1
 
     lab.button("Pause").click()

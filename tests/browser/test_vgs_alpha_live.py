@@ -109,7 +109,7 @@ def test_the_slider_steers_the_factor_of_the_running_training(live):
     field(lab, STEER, "alpha").press("Enter")
     error = lab.page.locator(f".gqc-alpha-tuner .{STEER} .gqc-error").first
     error.wait_for()
-    assert "alpha=-1.0: expected a finite number" in error.inner_text()
+    assert "alpha=-1.0: expected a number" in error.inner_text()
     assert lab.ask("experiment.controls['alpha']") == alphas[-1]
 
     lab.scroll_to("gqc-live-run")
@@ -151,7 +151,7 @@ def test_what_if_redraws_a_hundred_thousand_records_at_once(live):
     print(f"what if, redrawn: median {statistics.median(delays):.3f} s")
     assert statistics.median(delays) < 2.0  # 0.3 s are asked for; on a busy machine
     assert lab.ask("experiment.controls['alpha']") == 0.1
-    assert lab.ask("asked.model.guess.controls['alpha']") > 0.1
+    assert lab.ask("asked.model.guess['alpha']") > 0.1
     nothing_is_wrong(lab)
 
 

@@ -1,4 +1,4 @@
-"""Runs on every rank under ``torchrun``: each check compares the ranks with one process.
+"""Runs on each of two ranks: wrappers decide and step as they do in one process.
 
 Rank r of W sees rows r::W of every microbatch; the reference sees all rows at once, so its gradient
 is the average of the ranks' (equal shares).
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
-import sys
 import warnings
 
 import pytest
@@ -224,21 +222,3 @@ def check_resume_of_shards(rank: int) -> None:
         train(first, wrapper, data[16:], rank)
         for a, b in zip(full(first), full(whole), strict=True):
             assert torch.equal(a, b)
-
-
-def main() -> None:
-    dist.init_process_group("gloo")
-    rank = dist.get_rank()
-    torch.set_num_threads(1)
-    for name in sys.argv[1:]:
-        globals()[name](rank)
-        if rank == 0:
-            print(f"{name} ok", flush=True)
-    dist.barrier()  # a rank that leaves early breaks the other's connection
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # gloo's threads abort some interpreters on their way out
-
-
-if __name__ == "__main__":
-    main()

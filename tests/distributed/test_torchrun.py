@@ -1,4 +1,4 @@
-"""Two processes under ``torchrun`` (gloo, CPU) decide and step as one process does."""
+"""Processes under ``torchrun`` (gloo, CPU) that decide, step and resume as one process does."""
 
 from __future__ import annotations
 
@@ -9,28 +9,32 @@ from pathlib import Path
 
 import pytest
 
-CHECKS = [
-    "check_ddp",
-    "check_bucket_views",
-    "check_fsdp2",
-    "check_tiny_gradients",
-    "check_mixed",
-    "check_no_sync",
-    "check_nan_on_one_rank",
-    "check_resume_of_shards",
-]
+CHECKS = {  # number of ranks -> checks, all in one start of the processes
+    2: [
+        "ranks:check_ddp",
+        "ranks:check_bucket_views",
+        "ranks:check_fsdp2",
+        "ranks:check_tiny_gradients",
+        "ranks:check_mixed",
+        "ranks:check_no_sync",
+        "ranks:check_nan_on_one_rank",
+        "ranks:check_resume_of_shards",
+        "tensor_parallel:check_scaler_of_partial_gradients",
+    ],
+}
 
 
 @pytest.mark.slow
-def test_two_ranks_do_what_one_process_does():
-    script = Path(__file__).with_name("ranks.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+@pytest.mark.parametrize("num_ranks", CHECKS)
+def test_ranks_do_what_one_process_does(num_ranks):
+    script = Path(__file__).with_name("start.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
-        [*command, str(script), *CHECKS],
+        [*command, f"--nproc_per_node={num_ranks}", str(script), *CHECKS[num_ranks]],
         capture_output=True,
         text=True,
         timeout=240,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr[-6000:]
-    assert done.stdout.count(" ok") == len(CHECKS)
+    assert done.stdout.count(" ok") == len(CHECKS[num_ranks])

@@ -7,9 +7,17 @@ import pytest
 import torch
 
 from gqc_lab.claims import load_frozen, read_claims
-from gqc_lab.claims.commands import batch_path, check, decide, read_plan
-from gqc_lab.claims.readme import COLUMNS, FLAGSHIP, GEOMETRIC, fill
-from gqc_lab.claims.tables import macros
+from gqc_lab.claims.commands import (
+    COLUMNS,
+    FLAGSHIP,
+    GEOMETRIC,
+    batch_path,
+    check,
+    decide,
+    fill_readme,
+    read_plan,
+)
+from gqc_lab.claims.render import render, verdict_frame
 from gqc_lab.models.operator import make_operator
 from gqc_lab.publish.printing import print_figures, scripts
 from gqc_lab.runs.notebook import read_notebook
@@ -49,7 +57,7 @@ def test_the_readme_says_what_the_results_say():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "<!-- begin claims -->" in text
     assert "<!-- begin flagship -->" in text
-    assert fill(text, decide(PAPER), load_frozen(PAPER / "results")) == text
+    assert fill_readme(text, decide(PAPER), PAPER) == text
 
 
 def test_the_flagship_is_reported_as_its_batch_reports_it():
@@ -67,7 +75,12 @@ def test_no_number_in_the_results_is_typed():
 
 
 def test_every_macro_of_the_text_is_written():
-    known = set(re.findall(r"\\newcommand\{\\(\w+)\}", macros(decide(PAPER))))
+    known = set(
+        re.findall(
+            r"\\newcommand\{\\(\w+)\}",
+            render("claims-macros.tex", frame=verdict_frame(decide(PAPER))),
+        )
+    )
     text = (PAPER / "results-text.tex").read_text(encoding="utf-8")
     text += (PAPER / "main.tex").read_text(encoding="utf-8")
     used = set(re.findall(r"\\((?:verdict|effect|mean|seeds)[A-Z]\w*)", text))

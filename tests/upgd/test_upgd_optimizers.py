@@ -7,6 +7,7 @@ import io
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from problems import backward, parameters, quadratic, stream
@@ -293,7 +294,11 @@ def test_a_group_may_be_added_between_steps(make):
     [
         ({"lr": -1.0}, r"lr=-1.0: expected a finite number >= 0"),
         ({"lr": math.nan}, r"lr=nan: expected a finite number >= 0"),
-        ({"lr": torch.tensor(0.1)}, r"lr=tensor.*: expected a finite number >= 0"),
+        (
+            {"lr": torch.tensor(math.nan)},
+            r"lr=tensor.*: expected a finite number >= 0, or a tensor",
+        ),
+        ({"lr": torch.ones(2)}, r"lr=tensor.*: expected a finite number >= 0, or a tensor of one"),
         ({"weight_decay": math.inf}, r"weight_decay=inf: expected a finite number >= 0"),
         ({"sigma": -0.1}, r"sigma=-0.1: expected a finite number >= 0"),
         ({"normalization": "mean"}, r"normalization='mean': expected one of \('minmax', "),
@@ -310,6 +315,44 @@ def test_a_group_may_be_added_between_steps(make):
 def test_bad_hyperparameters_are_refused(make, bad, message):
     with pytest.raises(ValueError, match=message):
         make(parameters(), **bad)
+
+
+@every_optimizer
+def test_a_tensor_of_the_lr_is_followed_and_kept(make):
+    params, plain = parameters(), parameters()
+    lr = torch.tensor(0.05)
+    ours, theirs = make(params, lr=lr), make(plain, lr=0.05)
+    schedule = gqc.get_linear_schedule(ours, 0.05, 0.0, 10, key="lr")
+    for grads in stream(4):
+        theirs.param_groups[0]["lr"] = lr.item()
+        feed(ours, params, [grads])
+        feed(theirs, plain, [grads])
+        schedule.step()
+    assert ours.param_groups[0]["lr"] is lr
+    assert lr.item() == pytest.approx(0.03)
+    assert equal(params, plain)
+    loaded = make(parameters(), lr=torch.tensor(1.0))
+    loaded.load_state_dict(through_a_file(ours.state_dict()))
+    assert float(loaded.param_groups[0]["lr"]) == lr.item()
+
+
+@every_optimizer
+def test_numpy_numbers_are_numbers_and_can_be_saved(make):
+    optimizer = make(parameters(), lr=np.float32(0.5), sigma=np.int64(0))
+    optimizer.add_param_group({"params": parameters(), "weight_decay": np.float64(0.25)})
+    groups = through_a_file(optimizer.state_dict())["param_groups"]
+    assert [type(groups[i][k]) for i, k in ((0, "lr"), (0, "sigma"))] == [float, int]
+    assert (groups[0]["lr"], groups[1]["weight_decay"]) == (0.5, 0.25)
+
+
+def test_upgdw_is_initialised_by_its_parent_and_has_no_decay_of_the_utility(monkeypatch):
+    seen = []
+    own = AdaptiveUPGD.__init__
+    monkeypatch.setattr(AdaptiveUPGD, "__init__", lambda *a, **k: (seen.append(1), own(*a, **k))[1])
+    optimizer = UPGDW(parameters(), betas=(0.5, 0.25))
+    assert seen == [1]
+    assert "beta_utility" not in optimizer.param_groups[0]
+    assert optimizer.utility_decay(optimizer.param_groups[0]) == 0.25
 
 
 def test_bad_decays_are_refused():

@@ -8,7 +8,7 @@ from gqc_lab.studies import pretraining
 from gqc_lab.studies.vgs import training as vgs_training
 from gqc_widgets import LiveRun, VGSAlphaTuner
 from gqc_widgets import alpha_tuner as module
-from gqc_widgets.cell import Cell
+from gqc_widgets.jupyter import Cell
 from gqc_widgets.runner import stop_all
 
 
@@ -43,13 +43,13 @@ def test_slider_and_field_are_one_alpha():
     tuner = VGSAlphaTuner(experiment)
     tuner.fields.slider.value = 0.5
     assert experiment.controls["alpha"] == 0.5
-    assert tuner.fields.texts["alpha"].value == "0.5"
-    tuner.fields.texts["alpha"].value = "2"
+    assert tuner.fields.inputs["alpha"].value == "0.5"
+    tuner.fields.inputs["alpha"].value = "2"
     assert tuner.fields.slider.value == 2
-    tuner.fields.texts["alpha"].value = "0"  # which a logarithm has not
+    tuner.fields.inputs["alpha"].value = "0"  # which a logarithm has not
     assert experiment.controls["alpha"] == 0
     assert tuner.fields.slider.value == pytest.approx(1e-3)
-    tuner.fields.texts["alpha"].value = "-1"
+    tuner.fields.inputs["alpha"].value = "-1"
     assert "alpha=-1.0" in tuner.fields.errors["alpha"].value
     assert experiment.controls["alpha"] == 0
     tuner.fields.slider.value = 1.0
@@ -82,7 +82,7 @@ def test_a_guess_redraws_its_curve_and_steers_nothing():
     tuner.guesses.slider.value = 5.0
     assert min(trace(tuner.what_if_figure, "what_if").y) < min(before)
     assert experiment.controls["alpha"] == 0.1
-    tuner.guesses.texts["warmup_steps"].value = "x"
+    tuner.guesses.inputs["warmup_steps"].value = "x"
     assert "expected a number" in tuner.guesses.errors["warmup_steps"].value
 
 
@@ -93,7 +93,7 @@ def test_fields_follow_a_control_that_a_cell_has_set():
     experiment.controls.update(alpha=0.7, percentile=0.5)
     train(live, 1)
     assert tuner.fields.slider.value == 0.7
-    assert tuner.fields.texts["percentile"].value == "0.5"
+    assert tuner.fields.inputs["percentile"].value == "0.5"
 
 
 def test_side_by_side_runs_shows_progress_and_can_be_stopped():

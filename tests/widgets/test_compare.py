@@ -7,7 +7,7 @@ import pytest
 from gqc_lab.runs import Runs
 from gqc_lab.runs.store import Store
 from gqc_widgets import Compare
-from gqc_widgets.comparison import MAX_POINTS, Comparison
+from gqc_widgets.compare import MAX_POINTS, SavedRuns
 
 
 def history(run, method, seed, length=400, **more):
@@ -41,7 +41,7 @@ def loaded(tmp_path):
 
 
 def test_it_offers_what_was_recorded(loaded):
-    model = Comparison(loaded)
+    model = SavedRuns(loaded)
     assert model.metrics == ["loss", "val_loss"]
     assert model.axes == ["tokens", "steps", "draws", "seconds"]
     assert model.groups == ["method", "x"]
@@ -49,7 +49,7 @@ def test_it_offers_what_was_recorded(loaded):
 
 @pytest.mark.parametrize(("axis", "last"), [("tokens", 204800), ("steps", 200), ("draws", 400)])
 def test_the_mean_over_seeds_is_drawn_with_its_interval(loaded, axis, last):
-    figure = Comparison(loaded).figure("val_loss", axis)
+    figure = SavedRuns(loaded).figure("val_loss", axis)
     curves = {t.legendgroup: t for t in figure.data if t.showlegend is not False}
     assert set(curves) == {"adamw", "gnts"}
     assert curves["adamw"].x[-1] == last
@@ -61,21 +61,21 @@ def test_the_mean_over_seeds_is_drawn_with_its_interval(loaded, axis, last):
 
 
 def test_smoothing_is_an_exponential_average_of_each_run(loaded):
-    rows = Comparison(loaded).rows("loss", "tokens", smoothing=9)
+    rows = SavedRuns(loaded).rows("loss", "tokens", smoothing=9)
     part = rows[(rows["method"] == "gnts") & (rows["seed"] == 1)]
     raw = 4.0 + 1.0 / np.arange(1, 401)
     weights = (1 - 2 / 10) ** np.arange(400)[::-1]
     assert part["loss"].iloc[-1] == pytest.approx((weights * raw).sum() / weights.sum(), rel=1e-12)
     assert len(part) <= MAX_POINTS
     assert part["tokens"].iloc[-1] == 204800
-    unsmoothed = Comparison(loaded).rows("val_loss", "tokens")
+    unsmoothed = SavedRuns(loaded).rows("val_loss", "tokens")
     assert set(unsmoothed["val_loss"]) == {2.0, 3.0, 4.0, 5.0}
 
 
 def test_runs_that_cannot_be_told_apart_are_refused_until_they_are_grouped(tmp_path):
     parts = [history("a", "gnts", 0), history("b", "gnts", 0)]
     results = [{"run": r, "method": "gnts", "seed": 0, "lr": lr} for r, lr in (("a", 1), ("b", 2))]
-    model = Comparison(Loaded(parts, results, tmp_path))
+    model = SavedRuns(Loaded(parts, results, tmp_path))
     with pytest.raises(ValueError, match=r"2 runs of gnts, seed 0: .* instead of method"):
         model.figure("loss", "tokens")
     rows = model.rows("loss", "tokens", group="lr")
@@ -93,14 +93,14 @@ def test_runs_that_cannot_be_told_apart_are_refused_until_they_are_grouped(tmp_p
 )
 def test_unknown_choices_are_refused(loaded, choice, message):
     with pytest.raises(ValueError, match=message):
-        Comparison(loaded).rows(**{"metric": "loss", "axis": "tokens"} | choice)
+        SavedRuns(loaded).rows(**{"metric": "loss", "axis": "tokens"} | choice)
 
 
 def test_a_store_without_histories_is_refused(tmp_path):
     with pytest.raises(ValueError, match="expected runs with histories"):
-        Comparison(Loaded([pd.DataFrame({"run": []})], [{"run": "a"}], tmp_path))
+        SavedRuns(Loaded([pd.DataFrame({"run": []})], [{"run": "a"}], tmp_path))
     with pytest.raises(FileNotFoundError, match="no such run store"):
-        Comparison(tmp_path / "none")
+        SavedRuns(tmp_path / "none")
 
 
 def test_the_view_draws_what_is_chosen_and_says_what_cannot_be(tmp_path):

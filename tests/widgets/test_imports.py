@@ -37,7 +37,7 @@ def test_in_colab_importing_it_turns_custom_widgets_on():
 def test_elsewhere_nothing_of_colab_is_touched():
     code = """
         import sys
-        from gqc_widgets.colab import enable_custom_widgets
+        from gqc_widgets.jupyter import enable_custom_widgets
         print(enable_custom_widgets(), "google.colab" in sys.modules)
     """
     assert run(code) == "False False"
@@ -46,9 +46,8 @@ def test_elsewhere_nothing_of_colab_is_touched():
 def test_the_models_need_no_ipywidgets():
     code = """
         import sys
-        import gqc_widgets.runner, gqc_widgets.display, gqc_widgets.schedule, gqc_widgets.saving
-        import gqc_widgets.status, gqc_widgets.comparison, gqc_widgets.draft, gqc_widgets.scaler
-        import gqc_widgets.side_by_side
+        import gqc_widgets.runner, gqc_widgets.curves, gqc_widgets.schedule, gqc_widgets.saving
+        import gqc_widgets.status, gqc_widgets.scaler, gqc_widgets.side_by_side
         print(sorted({"ipywidgets", "IPython", "anywidget"} & set(sys.modules)))
     """
     assert run(code) == "[]"
@@ -58,6 +57,7 @@ def test_every_public_name_is_there_and_others_are_not():
     import gqc_widgets
 
     assert all(hasattr(gqc_widgets, name) for name in gqc_widgets.__all__)
+    assert dir(gqc_widgets) == sorted(gqc_widgets.__all__)
     with pytest.raises(AttributeError, match="LiveRum"):
         _ = gqc_widgets.LiveRum
 

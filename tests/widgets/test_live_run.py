@@ -7,8 +7,8 @@ import pytest
 from gqc_lab.studies import pretraining
 from gqc_widgets import LiveRun
 from gqc_widgets import live_run as module
-from gqc_widgets.cell import Cell, current_cell
-from gqc_widgets.display import Curves
+from gqc_widgets.curves import Curves
+from gqc_widgets.jupyter import Cell, current_cell
 from gqc_widgets.runner import stop_all
 from gqc_widgets.status import clock
 
@@ -108,9 +108,9 @@ def test_a_button_that_fails_says_so(tmp_path):
 def test_close_stops_the_run():
     view = LiveRun(make(tokens=2**20))
     view.buttons["start"].click()
-    assert view.runner.is_alive
+    assert not view.runner.wait(0)
     view.close()
-    assert not view.runner.is_alive
+    assert view.runner.wait(0)
 
 
 def test_a_cell_that_runs_again_stops_the_run_of_its_former_view(monkeypatch):
@@ -124,12 +124,12 @@ def test_a_cell_that_runs_again_stops_the_run_of_its_former_view(monkeypatch):
     first.runner.start()
     turn["n"] = 1
     LiveRun(make())
-    assert not first.runner.is_alive
+    assert first.runner.wait(0)
 
 
 def test_in_a_batch_it_says_that_nobody_is_there(monkeypatch, tmp_path):
     monkeypatch.setenv("GQC_RUN_DIR", str(tmp_path))
-    with pytest.raises(RuntimeError, match="run it with interactive=False"):
+    with pytest.raises(RuntimeError, match="set interactive=False"):
         LiveRun(make())
 
 

@@ -9,7 +9,7 @@ from gqc_lab import Experiment
 from gqc_lab.studies import pretraining
 from gqc_lab.studies.vgs import training as vgs_training
 from gqc_widgets import LiveRun
-from gqc_widgets.display import Curves
+from gqc_widgets.curves import Curves
 from gqc_widgets.panels import PANELS, run_figure, run_panels
 
 LOSS = "loss [nat/token]"
@@ -103,7 +103,7 @@ def test_a_panel_comes_with_the_first_record_that_tells_of_it():
 
 
 def test_every_curve_that_is_kept_has_a_panel():
-    kept = [name for panel in PANELS for name in panel.curves]
+    kept = [curve.key for panel in PANELS for curve in panel.curves]
     assert sorted(kept) == sorted(Curves.NAMES)
     everything = {*Curves.NAMES, "microbatch"}
     assert run_panels(everything) == list(PANELS)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from gqc_lab import Control, Controls, Experiment
+from gqc_lab import Controls, Experiment, Setting
 from gqc_widgets import runner as module
 from gqc_widgets.runner import Runner, claim, stop_all
 
@@ -32,7 +32,7 @@ class Descent(Experiment):
             total=length,
             parts={"model": self.model, "optimizer": self.sgd},
             generators={"data": torch.Generator()},
-            controls=Controls({"scale": Control(1.0)}),
+            controls=Controls({"scale": Setting(1.0, low=0)}),
         )
 
     def draw_batch(self):
@@ -81,7 +81,7 @@ def test_a_run_in_a_thread_is_the_run_in_the_foreground():
     assert losses(background) == losses(foreground)
     assert threading.get_ident() not in background.ran_in
     assert runner.record["tokens"] == 50
-    assert not runner.is_alive
+    assert runner.wait(0)
 
 
 def test_pause_holds_and_start_goes_on_to_the_same_end():
@@ -134,7 +134,7 @@ def test_stop_is_for_good_until_reset_begins_the_same_run_anew():
     runner.start()
     until(lambda: experiment.microbatch >= 2)
     runner.stop()
-    assert (runner.state, runner.is_alive) == ("stopped", False)
+    assert (runner.state, runner.wait(0)) == ("stopped", True)
     held = experiment.microbatch
     runner.start()
     runner.step()
@@ -178,7 +178,7 @@ def test_an_exception_ends_the_run_with_its_traceback_and_reset_mends_it():
     assert "FloatingPointError: broke at 4" in runner.error
     assert "in draw_batch" in runner.error
     runner.start()  # nothing to go on with
-    assert not runner.is_alive
+    assert runner.wait(0)
     experiment.fails_at = None
     runner.reset()
     assert runner.error is None
@@ -258,18 +258,18 @@ def test_a_cell_that_runs_again_stops_what_it_ran_before_and_nothing_else():
     claim(other, "cell b", 1)
     for runner in (first, twin, other):
         runner.start()
-    assert first.is_alive
-    assert twin.is_alive
+    assert not first.wait(0)
+    assert not twin.wait(0)
     heard.clear()
     claim(second, "cell a", 2)
-    assert not first.is_alive
-    assert not twin.is_alive
-    assert other.is_alive
+    assert first.wait(0)
+    assert twin.wait(0)
+    assert not other.wait(0)
     assert heard == []  # the view is gone
     second.start()
     stop_all()
-    assert not second.is_alive
-    assert not other.is_alive
+    assert second.wait(0)
+    assert other.wait(0)
 
 
 def test_it_can_take_over_an_experiment_that_has_begun():

@@ -30,12 +30,12 @@ def saved(tmp_path):
     editor = NormScheduleEditor(live)
     live.runner.step(6)
     assert live.runner.wait(30)
-    editor.fields["start_norm"].value = "1.1"
-    editor.curve.value = "points"
+    editor.fields.inputs["start_norm"].value = "1.1"
+    editor.fields.inputs["norm_curve"].value = "points"
     live.runner.step(6)
     assert live.runner.wait(30)
     live.buttons["save"].click()
-    editor.fields["norm_points"].value = "0 2, 0.7 0.9, 1 0.4"
+    editor.fields.inputs["norm_points"].value = "0 2, 0.7 0.9, 1 0.4"
     live.buttons["start"].click()
     assert live.runner.wait(60)
     live.buttons["save"].click()
@@ -105,7 +105,7 @@ def test_a_steered_scaler_is_saved_as_parameters_of_its_notebook_that_repeat_it(
     live.runner.step(12)
     assert live.runner.wait(30)
     tuner.fields.slider.value = 0.8
-    tuner.fields.texts["percentile"].value = "0.5"
+    tuner.fields.inputs["percentile"].value = "0.5"
     live.buttons["start"].click()
     assert live.runner.wait(60)
     live.buttons["save"].click()

@@ -1,5 +1,6 @@
 """What the alpha tuner shows and exports, without a browser; training follows its edits."""
 
+import re
 import time
 
 import numpy as np
@@ -11,8 +12,10 @@ from gqc_lab import Experiment
 from gqc_lab.loop.scaler_controls import LAW, scaled_steps, what_if
 from gqc_lab.studies import pretraining
 from gqc_lab.studies.vgs import training as vgs_training
-from gqc_widgets.display import Curves
-from gqc_widgets.scaler import ScalerModel, parse_alphas
+from gqc_widgets import VGSAlphaTuner
+from gqc_widgets.alpha_tuner import parse_alphas
+from gqc_widgets.curves import Curves
+from gqc_widgets.scaler import ScalerModel
 
 NUM_STEPS = 60
 
@@ -33,29 +36,29 @@ def run(experiment, until=None):
     [
         ("alpha", "", "alpha: expected a number; the field is empty"),
         ("alpha", "much", "alpha='much': expected a number such as 0.5"),
-        ("alpha", "-0.1", r"alpha=-0.1: expected a finite number in \[0, inf\]"),
-        ("beta", "1", r"beta=1.0: expected in \(0, 1\)"),
-        ("warmup_steps", "2.5", "warmup_steps=2.5: expected a whole number"),
-        ("percentile", "90", r"percentile=90.0: expected a finite number in \[0, 1\]"),
+        ("alpha", "-0.1", "alpha=-0.1: expected a number of at least 0"),
+        ("beta", "1", "beta=1.0: expected a number above 0 and below 1"),
+        ("warmup_steps", "2.5", "warmup_steps=2.5: expected an integer"),
+        ("percentile", "90", "percentile=90.0: expected a number of at least 0 and at most 1"),
         ("min_scaling_factor", "2", "min_scaling_factor=2.0"),
         ("variance_cap", "-1", "variance_cap=-1.0"),
     ],
 )
 def test_a_bad_field_says_so_and_training_keeps_the_last_good_value(name, content, message):
     experiment = make()
-    model, before = ScalerModel(experiment), dict(experiment.controls)
-    model.draft.edit(name, content)
+    fields, before = VGSAlphaTuner(experiment).fields, dict(experiment.controls)
+    fields.inputs[name].value = content
     with pytest.raises(ValueError, match=message):
-        raise ValueError(model.draft.errors[name])
+        raise ValueError(fields.messages[name])
     assert dict(experiment.controls) == before
-    assert model.draft.text(name) == content
-    model.draft.edit(name, str(before[name]))
-    assert model.draft.errors == {}
+    assert fields.inputs[name].value == content
+    fields.inputs[name].value = str(before[name])
+    assert fields.messages == {}
 
 
 def test_an_edit_counts_from_the_next_microbatch():
     experiment = run(make(), until=20)
-    ScalerModel(experiment).draft.edit("alpha", "3")
+    VGSAlphaTuner(experiment).fields.edit("alpha", "3")
     record = next(experiment)
     v = experiment.history["vgs/normalized_variance"][19]
     assert record["factor"] == pytest.approx(max(1 / (1 + 3 * min(v, 50)), 0.1), rel=1e-6)
@@ -66,11 +69,10 @@ def test_the_guess_steers_nothing_and_begins_as_the_run_is():
     experiment = run(make(), until=20)
     experiment.controls["alpha"] = 0.3
     model, before = ScalerModel(experiment), dict(experiment.controls)
-    assert dict(model.guess.controls) == {name: before[name] for name in LAW}
-    model.guess.edit("alpha", "9")
-    model.guess.edit("warmup_steps", "0")
+    assert dict(model.guess) == {name: before[name] for name in LAW}
+    model.guess.update(alpha=9, warmup_steps=0)
     assert dict(experiment.controls) == before
-    assert model.guess.controls["alpha"] == 9
+    assert model.guess["alpha"] == 9
 
 
 def test_what_if_is_the_law_on_the_record_and_follows_a_run_that_goes_on():
@@ -80,7 +82,7 @@ def test_what_if_is_the_law_on_the_record_and_follows_a_run_that_goes_on():
     assert not model.is_behind
     run(experiment, until=30)
     assert model.is_behind
-    model.guess.edit("alpha", "0.7")
+    model.guess["alpha"] = 0.7
     found = model.what_if()
     history = experiment.history
     assert found["recorded"] == (history["examples"].tolist(), history["factor"].tolist())
@@ -98,7 +100,7 @@ def test_a_saved_run_can_be_asked_instead():
     model = ScalerModel(make(), recorded=saved)
     assert model.what_if()["recorded"][1] == saved["factor"].tolist()
     assert "cut" not in model.what_if_note()
-    model.guess.edit("variance_cap", "1000")
+    model.guess["variance_cap"] = 1000
     share = (saved["vgs/normalized_variance"].shift(fill_value=0)[5:] == 50).mean()
     assert f"cut at a variance of 50, in {share:.0%} of steps" in model.what_if_note()
     with pytest.raises(ValueError, match="expected a run with a variance scaler"):
@@ -118,12 +120,12 @@ def long_history(length=100_000):
 def test_a_hundred_thousand_records_are_thinned_with_their_peaks_at_once():
     history = long_history()
     model = ScalerModel(make(), recorded=history)
-    model.guess.edit("alpha", "0.5")
+    model.guess["alpha"] = 0.5
     began = time.process_time()
     found = model.what_if()
     seconds = time.process_time() - began
     assert seconds < 0.3  # of this process alone; 0.02 or so
-    law = what_if(scaled_steps(history, "examples"), model.guess.controls)
+    law = what_if(scaled_steps(history, "examples"), model.guess)
     for name, whole in (("recorded", history["factor"]), ("what_if", law)):
         x, y = found[name]
         assert len(x) <= 600
@@ -140,18 +142,19 @@ def test_single_percentiles_are_put_through_the_law():
         v = experiment.history[f"vgs/stochastic_var_{level}"].clip(upper=50)
         assert found[f"at {level}"][1] == pytest.approx((1 / (1 + 0.5 * v)).clip(0.1).tolist())
     assert model.cap(curves) == ([4, 4 * NUM_STEPS], [50, 50])
-    model.draft.edit("variance_cap", "0")
+    model.controls["variance_cap"] = 0
     assert model.cap(curves) == ([], [])
 
 
 def test_what_was_tuned_by_hand_is_exported_as_parameters_that_make_the_same_scaler():
     experiment = make()
-    model = ScalerModel(experiment)
+    tuner = VGSAlphaTuner(experiment)
     edits = {"alpha": "0.7", "beta": "0.95", "warmup_steps": "7", "percentile": "0.5"}
     for name, content in {**edits, "min_scaling_factor": "0.2", "variance_cap": "0"}.items():
-        model.draft.edit(name, content)
-    parameters = yaml.safe_load(model.export_yaml())
-    assert parameters == model.export()
+        tuner.fields.edit(name, content)
+    tuner.button.click()
+    parameters = yaml.safe_load(re.sub(r"<[^>]*>", "", tuner.text.value))
+    assert parameters == tuner.export()
     assert parameters["variance_cap"] is None
     assert dict(make(**parameters).controls) == dict(experiment.controls)
 
@@ -159,7 +162,7 @@ def test_what_was_tuned_by_hand_is_exported_as_parameters_that_make_the_same_sca
 def test_a_scaler_inside_a_wrapper_can_be_tuned_too():
     config = pretraining.config("smoke", method="gnts", vgs_alpha=0.1, tokens=10 * 512)
     model = ScalerModel(pretraining.build(config))
-    model.draft.edit("alpha", "0.4")
+    model.controls["alpha"] = 0.4
     run(model.experiment)
     assert model.experiment.scaler.alpha == 0.4
     assert model.what_if()["recorded"][0][-1] <= 10 * 512
@@ -173,8 +176,8 @@ def test_an_experiment_without_a_scaler_is_refused(method):
 
 
 def test_alphas_are_read_from_a_text():
-    specs = make().controls.specs
-    assert parse_alphas("0, 0.1; 1e0", specs) == [0.0, 0.1, 1.0]
+    controls = make().controls
+    assert parse_alphas("0, 0.1; 1e0", controls) == [0.0, 0.1, 1.0]
     for text, message in {
         "0.1": "expected two or more that differ",
         "0.1, 0.1": "expected two or more that differ",
@@ -183,4 +186,4 @@ def test_alphas_are_read_from_a_text():
         "0, x": "alpha='x'",
     }.items():
         with pytest.raises(ValueError, match=message):
-            parse_alphas(text, specs)
+            parse_alphas(text, controls)

@@ -97,10 +97,10 @@ def test_stop_ends_all_and_a_new_start_ends_the_old():
     assert side.is_running
     old = list(side.runners.values())
     side.start([0.0, 0.1, 0.5])
-    assert not any(runner.is_alive for runner in old)
+    assert all(runner.wait(0) for runner in old)
     side.stop()
     assert not side.is_running
-    assert not any(runner.is_alive for runner in side.runners.values())
+    assert all(runner.wait(0) for runner in side.runners.values())
     assert set(told) == {2, 3}
 
 

@@ -1,10 +1,7 @@
-"""Steer a training from the notebook while it runs: ipywidgets views of :mod:`gqc_lab` objects.
+"""Views that steer a training from a notebook while it runs, on top of :mod:`gqc_lab`.
 
-`LiveRun` trains an experiment in a thread; `NormScheduleEditor` edits its norm threshold on the
-way, `VGSAlphaTuner` its variance scaler; `Compare` draws saved runs.  The views are thin.  What
-they show is computed in :mod:`~gqc_widgets.runner`, :mod:`~gqc_widgets.display`,
-:mod:`~gqc_widgets.draft`, :mod:`~gqc_widgets.schedule`, :mod:`~gqc_widgets.scaler`,
-:mod:`~gqc_widgets.side_by_side` and :mod:`~gqc_widgets.comparison`, which need no ipywidgets.
+`LiveRun` trains an experiment in a thread.  `NormScheduleEditor` edits its norm threshold and
+`VGSAlphaTuner` its variance scaler, before the run and during it.  `Compare` draws saved runs.
 """
 
 from __future__ import annotations
@@ -12,9 +9,9 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from gqc_widgets.colab import enable_custom_widgets
+from gqc_widgets.jupyter import enable_custom_widgets
 
-_VIEWS = {
+_MODULES = {
     "Compare": "compare",
     "LiveRun": "live_run",
     "NormScheduleEditor": "schedule_editor",
@@ -27,6 +24,10 @@ enable_custom_widgets()
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _VIEWS:
+    if name not in _MODULES:
         raise AttributeError(f"module 'gqc_widgets' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"gqc_widgets.{_VIEWS[name]}"), name)
+    return getattr(importlib.import_module(f"gqc_widgets.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__  # completion lists the views although they are loaded on first use

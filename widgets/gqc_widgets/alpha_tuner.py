@@ -1,22 +1,24 @@
-"""The view of a variance scaler: steer it, ask what another had done, run several side by side."""
+"""Tuner of a variance scaler: steer it, see what other settings would do, run several alphas."""
 
 from __future__ import annotations
 
 import html
-import threading
+from typing import Any
 
 import ipywidgets as widgets
 import pandas as pd
 
 from gqc.scalers.settings import ESTIMATORS
-from gqc_lab import Experiment
-from gqc_widgets.cell import current_cell
-from gqc_widgets.fields import STYLE, WIDE, Fields, say
+from gqc_lab import Controls, Experiment
+from gqc_lab.loop.scaler_controls import scaler_settings
+from gqc_widgets.editor import Editor, columns, note
+from gqc_widgets.fields import STYLE, WIDE, Fields, read_number, say
+from gqc_widgets.jupyter import current_cell
 from gqc_widgets.live_figure import LiveFigure
 from gqc_widgets.live_run import LiveRun
+from gqc_widgets.panels import VARIANCES, scaler_figure, side_figure, what_if_figure
 from gqc_widgets.runner import Runner, claim
-from gqc_widgets.scaler import ScalerModel, parse_alphas
-from gqc_widgets.scaler_panels import VARIANCES, scaler_figure, side_figure, what_if_figure
+from gqc_widgets.scaler import ScalerModel
 from gqc_widgets.side_by_side import SideBySide
 
 LABELS = {
@@ -24,144 +26,113 @@ LABELS = {
     "beta": "beta",
     "warmup_steps": "warmup [steps]",
     "percentile": "percentile",
-    "min_scaling_factor": "least factor",
+    "min_scaling_factor": "smallest factor",
     "variance_cap": "variance cap",
 }
 BEGINNING, HERE = "the beginning", "where the run is"
 
 
-class VGSAlphaTuner(widgets.VBox):
+class VGSAlphaTuner(Editor):
     """Tune the variance scaler of a run while it trains.
 
-    *Steer*: an edit that is right counts from the next microbatch; a wrong one says what is wrong,
-    and the run keeps the last right value.  *What if*: the factor that other settings would have
-    made of the recorded variance, at once.  *Side by side*: the run again at several alphas.
+    *Steer*: a valid edit takes effect at the next microbatch; an invalid one shows what is wrong,
+    and the run keeps the last valid value.  *What if*: the factor that other settings would have
+    made of the recorded variance.  *Side by side*: the run again at several alphas.
 
     Args:
         run: a `LiveRun`, which is then followed while it trains, or an experiment.
-        recorded: history of one run, for *what if*; None: of ``run``.
+        recorded: history of a run for *what if*; None: that of ``run``.
     Attributes:
-        model: what is shown; `export` of it makes parameters for papermill.
+        fields, guesses: the input fields of *steer* and *what if*.
+        model: what is shown.
         side: the runs side by side.
     Raises: ValueError: the experiment has no variance scaler, or ``recorded`` no variances.
     """
 
-    _runner: Runner | None = None
     _is_made = False
 
     def __init__(self, run: LiveRun | Experiment, recorded: pd.DataFrame | None = None) -> None:
-        super().__init__(layout=widgets.Layout(width="100%"))
-        experiment = run.experiment if isinstance(run, LiveRun) else run
-        self.model = ScalerModel(experiment, recorded)
+        super().__init__(run)
+        self.model = ScalerModel(self.experiment, recorded)
         self._is_following = recorded is None
+        self._has_estimator = _estimator(self.experiment)
         cell = current_cell()
-        self.side = SideBySide(experiment, enter=cell.enter if cell else None)
+        self.side = SideBySide(self.experiment, enter=cell.enter if cell else None)
         if cell:
             claim(self.side, cell.owner, cell.turn)
-        self._drawing = threading.RLock()  # edits and the threads of all runs
-        self._make_steering()
-        self._make_what_if()
-        self._make_side()
-        self.children = [self._steering, self._what_if, self._side]
+        self.children = [self._make_steering(), self._make_what_if(), self._make_side()]
         self.add_class("gqc-alpha-tuner")
-        if isinstance(run, LiveRun):
-            self._runner = run.runner
+        if self._runner is not None:
             self._runner.listeners.append(self._follow)
         self.side.listeners.append(lambda _: self._show_side())
         self._is_made = True
         self._draw()
         self._guess()
 
-    # ---- parts
-
-    def _make_steering(self) -> None:
-        model = self.model
-        self.fields = Fields(model.draft, LABELS, self._draw, slider="alpha")
-        estimator = _estimator(model.experiment)
+    def _make_steering(self) -> widgets.VBox:
+        controls = self.experiment.controls
+        self.fields = Fields(controls, LABELS, self._draw, slider="alpha")
         kept = widgets.HTML(
-            f"<div style='line-height:1.3;padding-left:8px'>estimator: <b>{estimator}</b>; another "
-            "one, or the alphas compared, takes a new run: below</div>"
+            "<div style='line-height:1.3;padding-left:8px'>estimator: "
+            f"<b>{self._has_estimator}</b>; to use another one, or to compare alphas, start new "
+            "runs below</div>"
         )
-        self.button = widgets.Button(
-            description="Export", icon="code", tooltip="The settings as parameters for papermill"
-        )
-        self.button.on_click(lambda _: self._export())
-        self.text = widgets.HTML()
-        self.figure = LiveFigure(scaler_figure(model.experiment.unit))
+        self.figure = LiveFigure(scaler_figure(self.experiment.unit))
         left = [self.fields, kept, self.button, self.text]
-        self._steering = _section("Steer", left, [self.figure], "gqc-steer")
+        return _section("Steer", left, [self.figure], "gqc-steer")
 
-    def _make_what_if(self) -> None:
-        labels = {name: LABELS[name] for name in self.model.guess.controls}
-        self.guesses = Fields(self.model.guess, labels, self._guess, slider="alpha")
+    def _make_what_if(self) -> widgets.VBox:
+        guess = self.model.guess
+        labels = {name: LABELS[name] for name in guess}
+        self.guesses = Fields(guess, labels, self._guess, slider="alpha")
         self.note = widgets.HTML()
         self.what_if_figure = LiveFigure(what_if_figure(self.model.x))
         right = [self.what_if_figure, self.note]
-        self._what_if = _section("What if", [self.guesses], right, "gqc-what-if")
+        return _section("What if", [self.guesses], right, "gqc-what-if")
 
-    def _make_side(self) -> None:
-        experiment = self.model.experiment
-        self.alphas = widgets.Text("0, 0.1", description="alphas", style=STYLE, layout=WIDE)
-        self.place = widgets.Dropdown(
-            options=[BEGINNING, HERE], description="start at", style=STYLE, layout=WIDE
-        )
+    def _make_side(self) -> widgets.VBox:
+        look = {"style": STYLE, "layout": WIDE}
+        self.alphas = widgets.Text("0, 0.1", description="alphas", **look)
+        self.place = widgets.Dropdown(options=[BEGINNING, HERE], description="start at", **look)
         self.estimator = widgets.Dropdown(
-            options=ESTIMATORS,
-            value=_estimator(experiment),
-            description="estimator",
-            style=STYLE,
-            layout=WIDE,
+            options=list(ESTIMATORS), value=self._has_estimator, description="estimator", **look
         )
         self.start = widgets.Button(
             description="Run", icon="play", tooltip="Train one run for each alpha"
         )
         self.stop = widgets.Button(
-            description="Stop", icon="stop", tooltip="End them", disabled=True
+            description="Stop", icon="stop", tooltip="End these runs", disabled=True
         )
         self.start.on_click(lambda _: self._start_side())
         self.stop.on_click(lambda _: self.side.stop())
         self.progress = widgets.HTML()
-        buttons = widgets.HBox([self.start, self.stop])
         self._side_place = widgets.VBox()
-        left = [self.alphas, self.place, self.estimator, buttons]
+        left = [self.alphas, self.place, self.estimator, widgets.HBox([self.start, self.stop])]
         right = [self._side_place, self.progress]
-        self._side = _section("Side by side", left, right, "gqc-side-by-side")
-        if not hasattr(experiment, "twin"):
-            self._side.layout.display = "none"
+        section = _section("Side by side", left, right, "gqc-side-by-side")
+        if not hasattr(self.experiment, "twin"):
+            section.layout.display = "none"
+        return section
 
-    # ---- what a person does
-
-    def export(self) -> dict[str, object]:
-        """The settings as a dict of parameters; see `ScalerModel.export`."""
-        return self.model.export()
-
-    def _export(self) -> None:
-        yaml = html.escape(self.model.export_yaml())
-        self.text.value = f"<pre style='white-space:pre-wrap;line-height:1.3'>{yaml}</pre>"
+    def export(self) -> dict[str, Any]:
+        return scaler_settings(self.experiment.controls)
 
     def _start_side(self) -> None:
         try:
-            alphas = parse_alphas(self.alphas.value, self.model.controls.specs)
-            runner = self._runner
+            alphas = parse_alphas(self.alphas.value, self.experiment.controls)
+            is_new = self.estimator.value != self._has_estimator
             state = None
             if self.place.value == HERE:
-                state = runner.snapshot() if runner else self.model.experiment.state_dict()
-            elif runner is not None:
-                state = runner.beginning
-            estimator = None
-            if self.estimator.value != _estimator(self.model.experiment):
-                estimator = self.estimator.value
-                state = None if self.place.value == BEGINNING else state
+                state = (self._runner.snapshot if self._runner else self.experiment.state_dict)()
+            elif self._runner is not None and not is_new:
+                state = self._runner.beginning
             with self._drawing:
-                experiment = self.model.experiment
-                figure = side_figure(experiment.unit, experiment.loss_unit, alphas)
+                figure = side_figure(self.experiment.unit, self.experiment.loss_unit, alphas)
                 self.side_figure = LiveFigure(figure)
                 self._side_place.children = [self.side_figure]
-            self.side.start(alphas, state, estimator)
+            self.side.start(alphas, state, self.estimator.value if is_new else None)
         except Exception as error:  # Jupyter hides what a callback raises
             self.progress.value = say(html.escape(str(error)))
-
-    # ---- what is shown
 
     def _follow(self, runner: Runner) -> None:
         with self._drawing:
@@ -171,45 +142,53 @@ class VGSAlphaTuner(widgets.VBox):
                 self._guess()
 
     def _draw(self) -> None:
-        """The run, as it is."""
+        """Show the run as it is."""
         if self._runner is None:
             return
         with self._drawing:
             curves = self._runner.curves
-            points = {name: curves.points(name) for name in (*VARIANCES, "factor")}
+            keys = [*(curve.key for curve in VARIANCES), "factor"]
+            points = {key: curves.points(key) for key in keys}
             points["cap"] = self.model.cap(curves)
             self.figure.fill(points | self.model.factors_at(curves))
 
     def _guess(self) -> None:
-        """The recorded factor and the guess."""
+        """Show the recorded factor and that of the guessed settings."""
         with self._drawing:
             self.what_if_figure.fill(self.model.what_if())
-            note = html.escape(self.model.what_if_note())
-            self.note.value = f"<div style='line-height:1.4;padding-left:70px'>{note}</div>"
+            self.note.value = note(html.escape(self.model.what_if_note()))
 
     def _show_side(self) -> None:
         with self._drawing:
-            is_running = self.side.is_running
-            self.stop.disabled = not is_running
-            curves = {}
-            for name in ("smooth_loss", "val_loss", "factor"):
-                for i, points in enumerate(self.side.points(name)):
-                    curves[f"{name} {i}"] = points
+            self.stop.disabled = not self.side.is_running
+            names = ("smooth_loss", "val_loss", "factor")
+            curves = {f"{n} {i}": xy for n in names for i, xy in enumerate(self.side.points(n))}
             self.side_figure.fill(curves)
             lines = [f"alpha <b>{a:g}</b>: {text}" for a, text in self.side.progress().items()]
-            errors = [f"<pre>{html.escape(error)}</pre>" for error in self.side.errors]
-            self.progress.value = (
-                "<div style='line-height:1.4;padding-left:70px'>" + "<br>".join(lines) + "</div>"
-            ) + (say("".join(errors)) if errors else "")
+            errors = "".join(f"<pre>{html.escape(error)}</pre>" for error in self.side.errors)
+            self.progress.value = note("<br>".join(lines)) + (say(errors) if errors else "")
 
     def close(self) -> None:
         """Take the view off the page and end what runs side by side; the run itself goes on."""
-        if self._runner is not None and self._follow in self._runner.listeners:
-            self._runner.listeners.remove(self._follow)
-        if self._is_made:  # ipywidgets closes what was refused too
+        if self._is_made:  # ipywidgets also closes a view whose making was refused
             self.side.listeners.clear()
             self.side.stop()
         super().close()
+
+
+def parse_alphas(text: str, controls: Controls) -> list[float]:
+    """Read two or more values of alpha from a text such as ``0, 0.1, 0.5``.
+
+    Args:
+        controls: with alpha.
+    Raises: ValueError: fewer than two, a repeated one, or one that is not allowed.
+    """
+    words = text.replace(";", ",").split(",")
+    numbers = [read_number("alpha", word) for word in words]
+    alphas = [controls.check(controls, {"alpha": number})["alpha"] for number in numbers]
+    if len(set(alphas)) < 2 or len(set(alphas)) < len(alphas):
+        raise ValueError(f"alphas={text!r}: expected two or more that differ, such as '0, 0.1'")
+    return alphas
 
 
 def _estimator(experiment: Experiment) -> str:
@@ -220,13 +199,6 @@ def _section(
     title: str, left: list[widgets.Widget], right: list[widgets.Widget], name: str
 ) -> widgets.VBox:
     head = widgets.HTML(f"<b>{title}</b>")
-    row = widgets.HBox(
-        [
-            widgets.VBox(left, layout=widgets.Layout(width="300px", flex="0 0 300px")),
-            widgets.VBox(right, layout=widgets.Layout(flex="1 1 0", min_width="0")),
-        ],
-        layout=widgets.Layout(width="100%"),
-    )
-    section = widgets.VBox([head, row], layout=widgets.Layout(width="100%"))
+    section = widgets.VBox([head, columns(left, right)], layout=widgets.Layout(width="100%"))
     section.add_class(name)
     return section

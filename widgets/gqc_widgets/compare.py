@@ -1,4 +1,4 @@
-"""The view of saved runs: what is drawn against what, how smooth, told apart by what."""
+"""Saved runs side by side: any recorded number against tokens, steps, draws or time."""
 
 from __future__ import annotations
 
@@ -8,27 +8,133 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
+import pandas as pd
+import plotly.graph_objects as go
 
-from gqc_lab.runs import Runs
-from gqc_widgets.comparison import Comparison
+from gqc_lab import figures, runs
+from gqc_widgets.fields import say
 from gqc_widgets.live_figure import LiveFigure
+
+#: choice of x -> the column of the histories
+AXES = {"tokens": "tokens", "steps": "steps", "draws": "microbatch", "seconds": "seconds"}
+MAX_POINTS = 300  #: of a run
+
+
+class SavedRuns:
+    """The finished runs of a store, and what can be drawn of them.
+
+    Args:
+        store: the folder given to ``gqc batch run --runs``, or what `gqc_lab.runs.load` returned.
+        where: as in `gqc_lab.runs.load`.
+    Raises:
+        FileNotFoundError: there is no such store.
+        ValueError: no run has a history with the columns method and seed.
+    """
+
+    def __init__(
+        self, store: Path | str | runs.Runs = "runs", where: str | Mapping[str, Any] | None = None
+    ) -> None:
+        loaded = store if isinstance(store, runs.Runs) else runs.load(store, where)
+        self.results, self.history = loaded.results, loaded.history
+        if self.history.empty or not {"method", "seed"} <= set(self.history):
+            raise ValueError(f"{loaded!r}: expected runs with histories of methods and seeds")
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the recorded numbers."""
+        numbers = self.history.select_dtypes("number").dropna(axis=1, how="all")
+        return [str(name) for name in numbers if name not in ("seed", *AXES.values())]
+
+    @property
+    def axes(self) -> list[str]:
+        """Those of `AXES` that were recorded."""
+        return [axis for axis, column in AXES.items() if column in self.history]
+
+    @property
+    def groups(self) -> list[str]:
+        """What distinguishes runs: the method, and whatever differs other than by seed.
+
+        The results of a store hold the parameters of a run next to its outcomes, which differ with
+        each seed.
+        """
+        identity = ("run", "notebook", "method", "seed")
+        names = [str(name) for name in self.results if name not in identity]
+        shown = self.results[names].astype(str)
+        seeds = self.results["seed"]
+        fewest = min(2, seeds.nunique())
+        return ["method"] + [
+            name
+            for name in names
+            if name not in self.metrics
+            and shown[name].nunique() > 1
+            and seeds.groupby(shown[name]).nunique().min() >= fewest
+        ]
+
+    def rows(
+        self, metric: str, axis: str, group: str = "method", smoothing: int = 1
+    ) -> pd.DataFrame:
+        """Return a row for each drawn point: ``method`` (name of the group), ``seed``, x, metric.
+
+        Args:
+            smoothing: span of an exponential average over a run's records of ``metric``; 1: none.
+        Raises: ValueError: an unknown choice, or two runs that the group does not distinguish.
+        """
+        for kind, value, known in (
+            ("metric", metric, self.metrics),
+            ("axis", axis, self.axes),
+            ("group", group, self.groups),
+        ):
+            if value not in known:
+                raise ValueError(f"{kind}={value!r}: expected one of {', '.join(known)}")
+        if not smoothing >= 1:
+            raise ValueError(f"smoothing={smoothing!r}: expected a span of at least 1 record")
+        x = AXES[axis]
+        frame = self.history[["run", "method", "seed", x, metric]].dropna().copy()
+        if group != "method":
+            values = self.results.drop_duplicates("run").set_index("run")[group]
+            frame["method"] += f", {group}=" + frame["run"].map(values).astype(str)
+        kept = []
+        for (method, seed), part in frame.groupby(["method", "seed"], sort=False):
+            if (count := part["run"].nunique()) > 1:
+                raise ValueError(
+                    f"{count} runs of {method}, seed {seed}: expected one; group by what they "
+                    f"differ in instead of {group}, or select some with `where`"
+                )
+            kept.append(_thin(part, x, metric, smoothing))
+        return pd.concat(kept, ignore_index=True)
+
+    def figure(
+        self, metric: str, axis: str, group: str = "method", smoothing: int = 1
+    ) -> go.Figure:
+        """Draw the mean of each group with its 95 % interval over seeds; see `rows`."""
+        rows = self.rows(metric, axis, group, smoothing)
+        return figures.loss_against(rows, x=AXES[axis], y=metric)
+
+
+def _thin(part: pd.DataFrame, x: str, metric: str, smoothing: int) -> pd.DataFrame:
+    """Return smoothed records, the last one for each x, thinned evenly."""
+    values = part[metric].astype(float)
+    part = part.assign(**{metric: values.ewm(span=smoothing).mean()})
+    part = part.drop_duplicates(x, keep="last")
+    every = -(-len(part) // MAX_POINTS)
+    return part.iloc[(len(part) - 1) % every :: every]
 
 
 class Compare(widgets.VBox):
-    """Draw the finished runs of a store; see `Comparison` for the arguments and what they raise."""
+    """Draw the finished runs of a store; see `SavedRuns` for the arguments and errors."""
 
     def __init__(
-        self, store: Path | str | Runs = "runs", where: str | Mapping[str, Any] | None = None
+        self, store: Path | str | runs.Runs = "runs", where: str | Mapping[str, Any] | None = None
     ) -> None:
         super().__init__(layout=widgets.Layout(width="100%"))
-        self.model = Comparison(store, where)
+        self.model = SavedRuns(store, where)
         metrics = self.model.metrics
         first = "val_loss" if "val_loss" in metrics else metrics[0]
         self.metric = widgets.Dropdown(options=metrics, value=first, description="metric")
         self.axis = widgets.Dropdown(options=self.model.axes, description="against")
         self.group = widgets.Dropdown(options=self.model.groups, description="grouped by")
         self.smoothing = widgets.IntSlider(
-            1, min=1, max=200, description="smoothing", tooltip="records averaged, about"
+            1, min=1, max=200, description="smoothing", tooltip="records averaged, roughly"
         )
         self.message = widgets.HTML()
         choices = [self.metric, self.axis, self.group, self.smoothing]
@@ -44,8 +150,8 @@ class Compare(widgets.VBox):
             figure = self.model.figure(
                 self.metric.value, self.axis.value, self.group.value, self.smoothing.value
             )
-        except ValueError as error:  # choices that do not go together
-            self.message.value = f"<div class='gqc-error'>{html.escape(str(error))}</div>"
+        except ValueError as error:  # choices that do not fit together
+            self.message.value = say(html.escape(str(error)))
             self.children = [self._top, self.message]
             return
         self.message.value = ""

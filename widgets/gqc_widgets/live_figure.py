@@ -1,9 +1,9 @@
-"""A plotly figure in the browser whose curves grow: all of its state goes there, each time.
+"""A plotly figure in the browser whose curves grow; each message carries its whole state.
 
-Why not plotly's ``FigureWidget``: each of them makes the browser compile plotly's 5 MB anew, and
-anywidget gives up a widget that needs more than 2 s for that, for good: on a busy machine some of
-a page's figures stay blank.  Here the page compiles plotly once, in the background, and a view
-that comes late, or again after a reload, finds the whole state.
+Why not plotly's ``FigureWidget``: each instance makes the browser compile plotly's 5 MB again, and
+anywidget permanently gives up on a widget that takes more than 2 s for that, so on a busy machine
+some figures of a page stay blank.  Here the page compiles plotly once, in the background, and a
+view that is opened late, or again after a reload, finds the whole state.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import plotly.graph_objects as go
 import traitlets
 from plotly.offline import get_plotlyjs
 
-Points = tuple[list[float], list[float]]
+from gqc_widgets.curves import XY
+
 Click = Callable[[float, float], None]
 
 _HIDDEN = ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d"]  # buttons over the figure
@@ -66,11 +67,11 @@ export default { render };
 
 
 class LiveFigure(anywidget.AnyWidget):
-    """``figure`` as a widget that is as wide as its place on the page.
+    """Show ``figure`` as a widget, as wide as its place on the page.
 
     Args:
-        figure: what it shows; the ``meta`` of a curve is its name.
-        curves: as of `fill`.
+        figure: what to show; the ``meta`` of a curve is its name.
+        curves: as in `fill`.
     Attributes:
         plot: the figure as it is now.
     """
@@ -81,7 +82,7 @@ class LiveFigure(anywidget.AnyWidget):
     _config = traitlets.Dict().tag(sync=True)
     _shown = traitlets.Dict().tag(sync=True)
 
-    def __init__(self, figure: go.Figure, curves: Mapping[str, Points] | None = None) -> None:
+    def __init__(self, figure: go.Figure, curves: Mapping[str, XY] | None = None) -> None:
         self.plot = figure
         self._clicks: dict[str, Click] = {}
         fixed = {"_plotly": _plotly(), "_config": _CONFIG}
@@ -89,16 +90,16 @@ class LiveFigure(anywidget.AnyWidget):
         super().__init__(**fixed, _figure=whole, _shown=self._fill(curves or {}))
         self.on_msg(self._clicked)
 
-    def fill(self, curves: Mapping[str, Points]) -> None:
-        """Give each curve its points, in one message; the others keep theirs.
+    def fill(self, curves: Mapping[str, XY]) -> None:
+        """Set the points of these curves, in one message; the others keep theirs.
 
-        A note of the layout with the name of a curve is visible while that has no points.
+        An annotation with the name of a curve is visible while that curve has no points.
         """
         shown = self._fill(curves)
         kept = {**self._shown["points"], **shown["points"]}
         self._shown = {"points": kept, "notes": shown["notes"]}
 
-    def _fill(self, curves: Mapping[str, Points]) -> dict[str, Any]:
+    def _fill(self, curves: Mapping[str, XY]) -> dict[str, Any]:
         points = {}
         for trace in self.plot.data:
             if trace.meta in curves:
@@ -112,7 +113,7 @@ class LiveFigure(anywidget.AnyWidget):
         return {"points": points, "notes": notes}
 
     def on_click(self, name: str, act: Click) -> None:
-        """Call ``act`` with x and y of a point of the curve ``name`` that is clicked on."""
+        """Call ``act`` with x and y when a point of the curve ``name`` is clicked."""
         self._clicks[name] = act
 
     def _clicked(self, _: Any, content: Mapping[str, Any], buffers: Any) -> None:

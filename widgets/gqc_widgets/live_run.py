@@ -1,4 +1,4 @@
-"""The view of a run that goes on: buttons, progress, numbers, curves."""
+"""View of a run: buttons, progress, numbers and curves."""
 
 from __future__ import annotations
 
@@ -12,37 +12,38 @@ import ipywidgets as widgets
 
 from gqc_lab import Experiment
 from gqc_lab.runs import current_run_dir
-from gqc_widgets.cell import current_cell
+from gqc_widgets.fields import say
+from gqc_widgets.jupyter import current_cell
 from gqc_widgets.live_figure import LiveFigure
-from gqc_widgets.panels import run_figure, run_panels, run_points
+from gqc_widgets.panels import run_figure, run_panels
 from gqc_widgets.runner import FAILED, FINISHED, PAUSED, READY, RUNNING, STOPPED, Runner, claim
 from gqc_widgets.status import progress_text, rows
 
 #: button -> (icon, tooltip, states in which it can be pressed)
 BUTTONS = {
-    "start": ("play", "Train on, in the background", (READY, PAUSED)),
-    "pause": ("pause", "Hold after this microbatch", (RUNNING,)),
-    "step": ("step-forward", "Train on one microbatch", (READY, PAUSED)),
+    "start": ("play", "Train in the background", (READY, PAUSED)),
+    "pause": ("pause", "Pause after this microbatch", (RUNNING,)),
+    "step": ("step-forward", "Train for one microbatch", (READY, PAUSED)),
     "stop": ("stop", "End the run for good", (READY, PAUSED, RUNNING)),
-    "reset": ("undo", "Back to the beginning, with the controls as they are set now",
+    "reset": ("undo", "Return to the beginning, with the controls as they are set now",
               (PAUSED, RUNNING, STOPPED, FINISHED, FAILED)),
-    "save": ("save", "Keep the run so far, and what repeats it",
+    "save": ("save", "Save the run so far, and the parameters that repeat it",
              (PAUSED, RUNNING, STOPPED, FINISHED)),
 }  # fmt: skip
 
 
 class LiveRun(widgets.VBox):
-    """Train ``experiment`` in a thread while this is on the page; the kernel stays free.
+    """Train ``experiment`` in a thread while this view is on the page; the kernel stays free.
 
-    Running the cell again stops what it ran before, as does `close`.
+    Running the cell again stops the run that it started before, as does `close`.
 
     Args:
         experiment: any; it may have begun.
-        parameters: of the notebook that built it: what `save` writes beside the changes.
-        folder: where `save` makes a folder for each save.
+        parameters: of the notebook that built it; *Save* writes them together with the changes.
+        folder: where *Save* makes a new folder each time.
     Attributes:
-        runner: what the buttons drive; it can be driven from a cell as well.
-    Raises: RuntimeError: inside a batch.
+        runner: what the buttons call; cells can call it, too.
+    Raises: RuntimeError: in a batch.
     """
 
     _is_made = False
@@ -56,7 +57,7 @@ class LiveRun(widgets.VBox):
         super().__init__(layout=widgets.Layout(width="100%"))
         if current_run_dir() is not None:
             raise RuntimeError(
-                "LiveRun in a batch: nobody is there to press Start; run it with interactive=False"
+                "LiveRun in a batch: nobody is there to press Start; set interactive=False"
             )
         self.experiment = experiment
         self._parameters, self._folder = dict(parameters or {}), folder
@@ -87,14 +88,14 @@ class LiveRun(widgets.VBox):
         self.table = widgets.HTML()
 
     def _make_figure(self) -> None:
-        """With a panel for all that is recorded, as far as that is known."""
+        """Make the figure with a panel for everything that is known to be recorded."""
         experiment = self.experiment
         self._fields = self._recorded()
         optimizer = experiment.parts.get("optimizer")
         max_draws = getattr(optimizer, "max_draws", None)
         self.figure = LiveFigure(
             run_figure(experiment.unit, self._fields, experiment.loss_unit, max_draws),
-            run_points(self.runner.curves),
+            self.runner.curves.all(),
         )
         *above, table = self._frame
         self.children = [*above, self.figure, table]
@@ -141,12 +142,12 @@ class LiveRun(widgets.VBox):
             if runner.error is not None:
                 self.message.value = _traceback(runner.error)
             if run_panels(self._recorded()) != run_panels(self._fields):
-                self._make_figure()  # the first record has told of more
-            self.figure.fill(run_points(runner.curves))
+                self._make_figure()  # the first record has shown more
+            self.figure.fill(runner.curves.all())
 
     def close(self) -> None:
         """Stop the run and take the view off the page."""
-        if self._is_made:  # ipywidgets closes what was refused too
+        if self._is_made:  # ipywidgets also closes a view whose making was refused
             self.runner.listeners.clear()
             self.runner.stop()
         super().close()
@@ -164,8 +165,4 @@ def _table(entries: list[tuple[str, str]]) -> str:
 
 def _traceback(text: str) -> str:
     last = html.escape(text.strip().splitlines()[-1])
-    return (
-        "<div class='gqc-error' style='border-left:4px solid #d55e00;padding-left:8px'>"
-        f"<b>{last}</b><pre style='white-space:pre-wrap;line-height:1.3'>{html.escape(text)}</pre>"
-        "</div>"
-    )
+    return say(f"<b>{last}</b><pre style='white-space:pre-wrap'>{html.escape(text)}</pre>")

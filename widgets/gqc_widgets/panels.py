@@ -1,4 +1,4 @@
-"""The figures that live views fill: axes, units, legends and empty curves, in the house style."""
+"""Figures that live views fill: axes, units, legends and empty curves, in the house style."""
 
 from __future__ import annotations
 
@@ -10,13 +10,48 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from gqc_lab.figures import HOUSE, LABELS, OKABE_ITO
-from gqc_widgets.display import Curves, Points
+from gqc_lab.figures import DASHES, HOUSE, LABELS, OKABE_ITO
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = OKABE_ITO
 _TICKS = [float(f"{m}e{k}") for k in range(-8, 9) for m in (1, 2, 5)]  # of a log axis
 LOG = {"type": "log", "tickvals": _TICKS, "tickformat": "~g"}
+_FACTOR = {"range": [0, 1.05]}
 _LEGEND = {"orientation": "h", "xanchor": "left", "yanchor": "bottom", "font": {"size": 12}}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """An empty curve that `LiveFigure.fill` knows as ``key``.
+
+    Args:
+        key: where it shows what is recorded, the name of the `Curves` that it shows.
+        name: in the legend.
+        color, mode, width, dash, size, symbol, opacity: as in plotly.
+        field: key of the records that it needs, if not ``key``.
+    """
+
+    key: str
+    name: str
+    color: str
+    mode: str = "lines"
+    width: float = 2
+    dash: str = "solid"
+    size: int = 6
+    symbol: str = "circle"
+    opacity: float = 1.0
+    field: str = ""
+
+    def add_to(self, figure: go.Figure, row: int = 1, column: int = 1) -> None:
+        """Add the curve to a panel of ``figure``."""
+        style: dict[str, Any] = {}
+        if "lines" in self.mode:
+            style["line"] = {"color": self.color, "width": self.width, "dash": self.dash}
+        if "markers" in self.mode:
+            style["marker"] = {"color": self.color, "symbol": self.symbol, "size": self.size}
+        figure.add_scatter(
+            x=[], y=[], name=self.name, meta=self.key, mode=self.mode, opacity=self.opacity,
+            row=row, col=column, **style,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -25,87 +60,62 @@ class Panel:
 
     Args:
         title: of the y axis.
-        curves: name as in `Curves` -> the arguments of its line; a curve is drawn where its field
-            is recorded, or the field that it is made from.
+        curves: drawn if their field is recorded.
         axis: of y.
-        note: (curve, text): what is said while that curve is empty.
+        note: (curve, text): shown while that curve is empty.
     """
 
     title: str
-    curves: dict[str, dict[str, Any]]
+    curves: tuple[Curve, ...]
     axis: dict[str, Any]
     note: tuple[str, str] | None = None
 
 
-VARIANCES: dict[str, dict[str, Any]] = {
-    "vgs/stochastic_var_p90": {"name": "p90", "color": SKY, "width": 1.5},
-    "vgs/stochastic_var_p50": {"name": "p50 of tensors", "color": GREEN, "width": 1.5},
-    "vgs/stochastic_var_p10": {"name": "p10", "color": ORANGE, "width": 1.5},
-    "vgs/normalized_variance": {"name": "V", "color": PURPLE, "width": 2.5},
-}
+_V = "vgs/normalized_variance"  # a run that records V records its percentiles, too
+VARIANCES = (
+    Curve("vgs/stochastic_var_p90", "p90", SKY, width=1.5, field=_V),
+    Curve("vgs/stochastic_var_p50", "p50 of tensors", GREEN, width=1.5, field=_V),
+    Curve("vgs/stochastic_var_p10", "p10", ORANGE, width=1.5, field=_V),
+    Curve(_V, "V", PURPLE, width=2.5),
+)
+_THRESHOLD = "gradient_norm_threshold"
 PANELS = (
     Panel(
         "loss",
-        {
-            "loss": {"name": "microbatch", "color": BLUE, "width": 1, "opacity": 0.35},
-            "smooth_loss": {"name": "smoothed", "color": BLUE, "width": 2.5},
-            "val_loss": {
-                "name": "validation",
-                "color": VERMILION,
-                "width": 2,
-                "mode": "lines+markers",
-            },
-        },
+        (
+            Curve("loss", "microbatch", BLUE, width=1, opacity=0.35),
+            Curve("smooth_loss", "smoothed", BLUE, width=2.5, field="loss"),
+            Curve("val_loss", "validation", VERMILION, "lines+markers"),
+        ),
         {},
     ),
     Panel(
         "norm of mean gradient",
-        {
-            "grad_norm": {"name": "at a step", "color": SKY, "width": 1},
-            "forced": {
-                "name": "forced step",
-                "color": VERMILION,
-                "mode": "markers",
-                "symbol": "x",
-            },
-            "gradient_norm_threshold": {"name": "threshold", "color": BLACK, "width": 2.5},
-        },
+        (
+            Curve("grad_norm", "at a step", SKY, width=1),
+            Curve("forced", "forced step", VERMILION, "markers", symbol="x", field=_THRESHOLD),
+            Curve(_THRESHOLD, "threshold", BLACK, width=2.5),
+        ),
         LOG,
         ("grad_norm", "no step has read a norm"),
     ),
-    Panel(
-        "draws per step",
-        {"num_draws": {"name": "draws", "color": GREEN, "mode": "markers", "opacity": 0.5}},
-        LOG,
-    ),
+    Panel("draws per step", (Curve("num_draws", "draws", GREEN, "markers", opacity=0.5),), LOG),
     Panel(
         "noise / signal",
-        {"noise_scale": {"name": "noise scale", "color": PURPLE, "width": 2}},
+        (Curve("noise_scale", "noise scale", PURPLE),),
         LOG,
         ("noise_scale", "not known: no step has taken two draws"),
     ),
-    Panel("variance / signal", VARIANCES, LOG, ("vgs/normalized_variance", "not measured yet")),
-    Panel(
-        "factor on the gradient",
-        {"factor": {"name": "factor", "color": VERMILION, "width": 2.5}},
-        {"range": [0, 1.05]},
-    ),
+    Panel("variance / signal", VARIANCES, LOG, (_V, "not measured yet")),
+    Panel("factor on the gradient", (Curve("factor", "factor", VERMILION, width=2.5),), _FACTOR),
 )
-
-#: curve -> the field that it is made from, where that has another name
-_MADE_FROM = {"smooth_loss": "loss", "forced": "gradient_norm_threshold"}
-_FIELD_OF_ALL = "vgs/normalized_variance"  # a run that records it records its percentiles
 
 
 def run_panels(fields: Collection[str]) -> list[Panel]:
-    """The panels of a run that records ``fields``, with the curves that there are."""
+    """Return the panels of a run that records ``fields``, with the curves that it has."""
     found = []
     for panel in PANELS:
-        curves = {
-            name: style
-            for name, style in panel.curves.items()
-            if _MADE_FROM.get(name, _FIELD_OF_ALL if name.startswith("vgs/") else name) in fields
-        }
+        curves = tuple(curve for curve in panel.curves if (curve.field or curve.key) in fields)
         if curves:
             found.append(Panel(panel.title, curves, panel.axis, panel.note))
     return found
@@ -114,10 +124,10 @@ def run_panels(fields: Collection[str]) -> list[Panel]:
 def run_figure(
     unit: str, fields: Collection[str], loss_unit: str, max_draws: int | None
 ) -> go.Figure:
-    """What a run records, two panels to a row; curves are named as in `Curves`.
+    """Draw what a run records, two panels to a row.
 
     Args:
-        unit: what is counted to the right, as in the records.
+        unit: of x, a key of the records.
         fields: keys of the records.
         loss_unit: of the loss, or empty.
         max_draws: of a step, or None.
@@ -133,25 +143,23 @@ def run_figure(
     )
     places = [(1 + i // 2, 1 + i % 2) for i in range(len(panels))]
     for panel, (row, column) in zip(panels, places, strict=True):
-        for key, style in panel.curves.items():
-            add_curve(figure, row, column, key, **style)
-        title = panel.title
-        if "loss" in panel.curves and loss_unit:
-            title = f"{title} [{loss_unit}]"
+        for curve in panel.curves:
+            curve.add_to(figure, row, column)
+        title = f"loss [{loss_unit}]" if panel.title == "loss" and loss_unit else panel.title
         figure.update_yaxes(title_text=title, row=row, col=column, **panel.axis)
         if panel.note is not None:
             _note(figure, row, column, *panel.note)
-        if "num_draws" in panel.curves:
-            range_of_draws(figure, max_draws, row, column)
-    figure.update_layout(layout(310 * rows))
+        if panel.title == "draws per step":
+            _bound_draws(figure, max_draws, row, column)
+    figure.update_layout(_layout(310 * rows))
     for row, column in places[-2:]:
         figure.update_xaxes(title_text=LABELS.get(unit, unit), row=row, col=column)
-    legends(figure, [p for p, panel in zip(places, panels, strict=True) if len(panel.curves) > 1])
+    _legends(figure, [p for p, panel in zip(places, panels, strict=True) if len(panel.curves) > 1])
     return figure
 
 
 def schedule_figure(total: int, max_draws: int | None) -> go.Figure:
-    """A plan with what became of it, and the draws it costs; x are microbatches."""
+    """Draw a norm schedule with what became of it, and its draws, against microbatches."""
     figure = make_subplots(
         rows=2, cols=1, shared_xaxes=True, row_heights=[0.64, 0.36], vertical_spacing=0.1
     )
@@ -160,66 +168,93 @@ def schedule_figure(total: int, max_draws: int | None) -> go.Figure:
         x=[], y=[], name="clicks", meta="clicks", mode="markers", marker=catcher, hoverinfo="none",
         showlegend=False, row=1, col=1,
     )  # fmt: skip
-    add_curve(figure, 1, 1, "grad_norm", "norm at a step", SKY, width=1)
-    add_curve(figure, 1, 1, "plan", "plan", BLACK, width=2, dash="dash")
-    add_curve(figure, 1, 1, "applied", "applied", VERMILION, width=3)
-    add_curve(figure, 1, 1, "points", "drawn points", BLACK, mode="markers", size=10)
-    add_curve(figure, 2, 1, "num_draws", "draws of a step", GREEN, mode="markers", opacity=0.5)
-    add_curve(figure, 2, 1, "expected", "expected draws n*", BLACK, width=2, dash="dash")
-    add_curve(figure, 2, 1, "max_draws", "max_draws", VERMILION, width=1.5, dash="dot")
-    figure.update_layout(layout(560))
+    for curve in (
+        Curve("grad_norm", "norm at a step", SKY, width=1),
+        Curve("schedule", "schedule", BLACK, dash="dash"),
+        Curve(_THRESHOLD, "applied", VERMILION, width=3),
+        Curve("points", "drawn points", BLACK, "markers", size=10),
+    ):
+        curve.add_to(figure, 1)
+    for curve in (
+        Curve("num_draws", "draws of a step", GREEN, "markers", opacity=0.5),
+        Curve("expected", "expected draws n*", BLACK, dash="dash"),
+        Curve("max_draws", "max_draws", VERMILION, width=1.5, dash="dot"),
+    ):
+        curve.add_to(figure, 2)
+    figure.update_layout(_layout(560))
     figure.update_xaxes(range=[0, total])
     figure.update_xaxes(title_text=LABELS["microbatch"], row=2, col=1)
     figure.update_yaxes(title_text="norm threshold", row=1, col=1, **LOG)
     figure.update_yaxes(title_text="draws per step", row=2, col=1, **LOG)
-    range_of_draws(figure, max_draws, 2, 1)
-    legends(figure, [(1, 1), (2, 1)])
+    _bound_draws(figure, max_draws, 2, 1)
+    _legends(figure, [(1, 1), (2, 1)])
     return figure
 
 
-def run_points(curves: Curves) -> dict[str, Points]:
-    """All curves of a run by name."""
-    return {name: curves.points(name) for name in Curves.NAMES}
+def scaler_figure(unit: str) -> go.Figure:
+    """Draw V over tensors with its cap, and the factor next to what single percentiles give."""
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.14)
+    for curve in (*VARIANCES, Curve("cap", "cap", BLACK, width=1.5, dash="dot")):
+        curve.add_to(figure, 1)
+    Curve("factor", "applied", VERMILION, width=2.5).add_to(figure, 2)
+    names = {"p10": "law at p10", "p50": "p50", "p90": "p90"}
+    for (level, name), color in zip(names.items(), (ORANGE, GREEN, SKY), strict=True):
+        Curve(f"at {level}", name, color, width=1.5, dash="dot").add_to(figure, 2)
+    figure.update_layout(_layout(480))
+    figure.update_xaxes(title_text=LABELS.get(unit, unit), row=2, col=1)
+    figure.update_yaxes(title_text="variance / signal", row=1, col=1, **LOG)
+    figure.update_yaxes(title_text="factor", row=2, col=1, **_FACTOR)
+    _legends(figure, [(1, 1), (2, 1)])
+    return figure
 
 
-def add_curve(
-    figure: go.Figure,
-    row: int,
-    column: int,
-    key: str,
-    name: str,
-    color: str,
-    *,
-    mode: str = "lines",
-    opacity: float = 1.0,
-    symbol: str = "circle",
-    size: int = 6,
-    **line: Any,
-) -> None:
-    """An empty curve that `LiveFigure.fill` knows as ``key``."""
-    style: dict[str, Any] = {"line": {"color": color, **line}} if "lines" in mode else {}
-    if "markers" in mode:
-        style["marker"] = {"color": color, "symbol": symbol, "size": size}
-    figure.add_scatter(
-        x=[], y=[], name=name, meta=key, mode=mode, opacity=opacity, row=row, col=column, **style
-    )
+def what_if_figure(unit: str) -> go.Figure:
+    """Draw the factor as it was recorded, and with other settings."""
+    figure = make_subplots(rows=1, cols=1)
+    Curve("recorded", "recorded", VERMILION, width=2.5).add_to(figure)
+    Curve("what_if", "what if", BLACK, dash="dash").add_to(figure)
+    figure.update_layout(_layout(280))
+    figure.update_xaxes(title_text=LABELS.get(unit, unit))
+    figure.update_yaxes(title_text="factor", **_FACTOR)
+    _legends(figure, [(1, 1)])
+    return figure
+
+
+def side_figure(unit: str, loss_unit: str, alphas: Sequence[float]) -> go.Figure:
+    """Draw held-out loss (before there is one, smoothed training loss) and factor, by alpha.
+
+    Curves are named ``smooth_loss i``, ``val_loss i`` and ``factor i`` for the i-th alpha.
+    """
+    figure = make_subplots(rows=1, cols=2, shared_xaxes="all", horizontal_spacing=0.1)
+    for i, alpha in enumerate(alphas):
+        color, dash = OKABE_ITO[i % len(OKABE_ITO)], DASHES[i % len(DASHES)]
+        Curve(f"smooth_loss {i}", "", color, width=1, dash=dash, opacity=0.45).add_to(figure)
+        Curve(f"val_loss {i}", f"alpha {alpha:g}", color, width=2.5, dash=dash).add_to(figure)
+        Curve(f"factor {i}", "", color, dash=dash).add_to(figure, 1, 2)
+    figure.update_layout(_layout(320))
+    figure.update_xaxes(title_text=LABELS.get(unit, unit))
+    figure.update_yaxes(title_text=f"loss [{loss_unit}]" if loss_unit else "loss", row=1, col=1)
+    figure.update_yaxes(title_text="factor", row=1, col=2, **_FACTOR)
+    _legends(figure, [(1, 1)])
+    figure.update_traces(showlegend=False, selector=lambda trace: not trace.name)
+    return figure
 
 
 def _note(figure: go.Figure, row: int, column: int, key: str, text: str) -> None:
-    """What is said in the middle of a panel while its curve is empty."""
+    """Put ``text`` in the middle of a panel while its curve ``key`` is empty."""
     where = {"xref": "x domain", "yref": "y domain", "x": 0.5, "y": 0.5, "showarrow": False}
     figure.add_annotation(text=text, name=key, row=row, col=column, **where)
 
 
-def range_of_draws(figure: go.Figure, max_draws: int | None, row: int, column: int) -> None:
-    """From one draw, the least, to ``max_draws``."""
+def _bound_draws(figure: go.Figure, max_draws: int | None, row: int, column: int) -> None:
+    """Let the axis reach from one draw to ``max_draws``."""
     if max_draws is not None:
         bounds = [math.log10(0.8), math.log10(2 * max_draws)]
         figure.update_yaxes(range=bounds, row=row, col=column)
 
 
-def layout(height: int) -> dict[str, Any]:
-    """What all live figures share."""
+def _layout(height: int) -> dict[str, Any]:
+    """Return what all live figures share."""
     return {
         "template": HOUSE,
         "height": height,
@@ -230,8 +265,8 @@ def layout(height: int) -> dict[str, Any]:
     }
 
 
-def legends(figure: go.Figure, cells: Sequence[tuple[int, int]]) -> None:
-    """A legend above each of these panels; the others have none."""
+def _legends(figure: go.Figure, cells: Sequence[tuple[int, int]]) -> None:
+    """Put a legend above each of these panels, and none above the others."""
     figure.update_traces(showlegend=False)
     for number, (row, column) in enumerate(cells, 1):
         legend = "legend" if number == 1 else f"legend{number}"

@@ -1,8 +1,8 @@
 """Train an experiment in a thread, so that the kernel stays free: start, pause, step, stop, reset.
 
-There is a thread only while training goes on: a paused run is an iterator between two records, and
-needs none.  Who listens is told of news at most ten times a second, and less often where telling
-is slow, so that watching costs a thirtieth of the time.
+A thread exists only while the run trains: a paused run is an iterator between two records and needs
+none.  Listeners are called at most ten times a second, and less often if they are slow, so that
+watching takes at most 3 % of the time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gqc_lab import Experiment
-from gqc_widgets.display import Curves
+from gqc_widgets.curves import Curves
 from gqc_widgets.openmp import release_threads
 from gqc_widgets.saving import save_run
 
@@ -34,19 +34,19 @@ Listener = Callable[["Runner"], None]
 
 
 class Runner:
-    """Drives one experiment.
+    """Run one experiment in a thread.
 
     Args:
         experiment: any; it may have begun.
-        enter: called first in each new thread (to tell Jupyter whose output it makes).
+        enter: called first in each new thread (to tell Jupyter which cell its output belongs to).
     Attributes:
         state: one of the names above.
         error: the traceback of the exception that ended the run, or None.
         curves: what there is to draw.
         record: the last one, or None.
-        statistics: of the optimizer wrapper, as of the last update; empty if it has none.
+        statistics: those of the optimizer wrapper at the last update; empty without a wrapper.
         listeners: called with the runner when there is news, from the training thread or from the
-            one that called a method; an exception from one ends the run as its own would.
+            one that called a method; an exception in a listener ends the run.
     """
 
     def __init__(self, experiment: Experiment, enter: Callable[[], None] | None = None) -> None:
@@ -60,7 +60,7 @@ class Runner:
         self._look()
 
     def _look(self) -> None:
-        """Take the experiment as it is."""
+        """Read the experiment as it is now."""
         rows = self.experiment.history.to_dict("records")
         self.curves = Curves(self.experiment.unit, rows)  # type: ignore[arg-type]
         self.record: dict[str, Any] | None = dict(rows[-1]) if rows else None  # type: ignore[arg-type]
@@ -76,23 +76,21 @@ class Runner:
         statistics = getattr(optimizer, "statistics", dict)
         return dict(statistics())
 
-    # ---- what the buttons do
-
     def start(self) -> None:
-        """Train on, to the end."""
+        """Train to the end."""
         self._go(math.inf)
 
     def step(self, count: int = 1) -> None:
-        """Train on ``count`` microbatches, then pause."""
+        """Train for ``count`` microbatches, then pause."""
         self._go(count)
 
     def _go(self, count: float) -> None:
         if self.state == PAUSED:
-            self.wait()  # for the thread that has paused and still tells its listeners
+            self.wait()  # for a thread that has paused and is still calling its listeners
         release_threads()
         with self._lock:
             if self.state == RUNNING:
-                self._is_wanted = True  # a pause that was not yet noticed is taken back
+                self._is_wanted = True  # takes back a pause that was not yet noticed
             if self.state not in (READY, PAUSED):
                 return
             self.state, self._is_wanted = RUNNING, True
@@ -105,12 +103,12 @@ class Runner:
         self._tell()
 
     def pause(self) -> None:
-        """Hold after the microbatch that is under way."""
+        """Pause after the current microbatch."""
         with self._lock:
             self._is_wanted = False
 
     def stop(self) -> None:
-        """End the run for good; only `reset` begins another."""
+        """End the run for good; only `reset` starts another."""
         self.pause()
         self.wait()
         with self._lock:
@@ -119,7 +117,7 @@ class Runner:
         self._tell()
 
     def reset(self) -> None:
-        """Back to where the experiment was when it was given; its controls stay as they are set."""
+        """Return to where the experiment was at first, with the controls as they are set now."""
         self.pause()
         self.wait()
         with self._lock:
@@ -130,12 +128,12 @@ class Runner:
         self._tell()
 
     def save(self, folder: str | Path, parameters: Mapping[str, Any]) -> Path:
-        """`save_run`, between two microbatches; a run that was going on goes on."""
+        """Call `save_run` between two microbatches; a run that was training continues."""
         with self._held():
             return save_run(self.experiment, folder, parameters)
 
     def snapshot(self) -> dict[str, Any]:
-        """A copy of the experiment's state, as `save` is made."""
+        """Return a copy of the state of the experiment between two microbatches."""
         with self._held():
             return copy.deepcopy(self.experiment.state_dict())
 
@@ -156,7 +154,7 @@ class Runner:
                 self.start()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until no thread is left; returns whether so [s]."""
+        """Wait up to ``timeout`` seconds for the thread to end; returns whether it has."""
         thread = self._thread
         if thread is None or thread is threading.current_thread():
             return True
@@ -164,15 +162,8 @@ class Runner:
         return not thread.is_alive()
 
     @property
-    def is_alive(self) -> bool:
-        """Is there a thread?"""
-        return self._thread is not None and self._thread.is_alive()
-
-    # ---- what is told
-
-    @property
     def speed(self) -> float | None:
-        """Units (tokens) per second of the last seconds; None while it is not known."""
+        """Units (tokens) per second over the last seconds; None while it is not known."""
         pace = self._pace
         if self.state != RUNNING or len(pace) < 2 or pace[-1][0] <= pace[0][0]:
             return None
@@ -180,11 +171,9 @@ class Runner:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the run ends, at the present speed."""
+        """Seconds until the run ends, at the present speed; None while that is not known."""
         left, speed = self.experiment.total - self.experiment.done, self.speed
         return left / speed if speed else None
-
-    # ---- the thread
 
     def _work(self, count: float) -> None:
         try:
@@ -197,7 +186,7 @@ class Runner:
             _running.discard(self)
         try:
             self._tell()
-        except Exception:  # the view is broken: its error is all that can be kept
+        except Exception:  # a view is broken: keeping its error is all that can be done
             self._end(FAILED, traceback.format_exc())
 
     def _train(self, count: float) -> None:
@@ -239,7 +228,7 @@ class Runner:
 
 
 class Stoppable(Protocol):
-    """A `Runner`, or what drives several."""
+    """A `Runner`, or an object that holds several."""
 
     listeners: list[Any]
 
@@ -251,12 +240,12 @@ _owners: dict[str, tuple[object, list[Stoppable]]] = {}
 
 
 def claim(runner: Stoppable, owner: str, turn: object) -> None:
-    """Stop what ``owner`` ran in earlier turns: a cell that is run again leaves no thread behind.
+    """Stop what ``owner`` ran in earlier turns: running a cell again leaves no thread behind.
 
     Args:
         runner: what this turn runs.
         owner: the cell.
-        turn: its execution; several runners of one turn go on side by side.
+        turn: its execution; several runners of one turn run side by side.
     """
     before, runners = _owners.get(owner, (turn, []))
     if before != turn:
@@ -269,7 +258,7 @@ def claim(runner: Stoppable, owner: str, turn: object) -> None:
 
 @atexit.register
 def stop_all() -> None:
-    """Stop every run; Python's end would cut a thread off inside torch."""
+    """Stop every run: Python would otherwise end a thread in the middle of a torch call."""
     for runner in list(_running):
         runner.listeners.clear()
         runner.stop()

@@ -1,4 +1,4 @@
-"""Keep a run that was steered by hand, so that it can be read and replayed without a person."""
+"""Save a run that was steered by hand, so that it can be read and replayed without a person."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from gqc_lab.loop.track import run_name, save_checkpoint
 
 
 def save_run(experiment: Experiment, folder: str | Path, parameters: Mapping[str, Any]) -> Path:
-    """Write a new folder below ``folder``, named by the run.
+    """Write the run to a new folder in ``folder``, named after the run.
 
     - ``history.parquet``: a row per record;
     - ``result.json``: `Experiment.summary`, with ``is_steered``, and the config;
-    - ``parameters.yaml``: ``parameters`` and the ``changes`` that were made on the way, for
-      ``gqc run NOTEBOOK -f parameters.yaml``, which repeats the run bit by bit;
+    - ``parameters.yaml``: ``parameters`` and the ``changes`` that were made during the run, for
+      ``gqc run NOTEBOOK -f parameters.yaml``, which repeats it bit for bit;
     - ``run.ckpt``: the state, for `gqc_lab.loop.track`.
 
     Args:

@@ -1,13 +1,11 @@
-"""What the alpha tuner shows: the scaler's settings, and what others would have made of a run."""
+"""What the alpha tuner shows: factors of a run, and what other settings would have made of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from gqc_lab import Controls, Experiment
 from gqc_lab.figures import thin
@@ -18,24 +16,21 @@ from gqc_lab.loop.scaler_controls import (
     VARIANCE,
     has_scaler,
     scaled_steps,
-    scaler_settings,
     what_if,
 )
-from gqc_widgets.display import Curves, Points
-from gqc_widgets.draft import Draft
+from gqc_widgets.curves import XY, Curves
 
 PERCENTILES = ("p10", "p50", "p90")
 
 
 class ScalerModel:
-    """The variance scaler of one experiment, before and while it runs, and a guess beside it.
+    """The variance scaler of one experiment, before and while it runs, and a guess next to it.
 
     Args:
         experiment: with the controls of `gqc_lab.loop.scaler_controls`.
-        recorded: history of one run, for `what_if`; None: of ``experiment``, as far as it is.
+        recorded: history of a run for `what_if`; None: that of ``experiment`` so far.
     Attributes:
-        draft: edits of the experiment's controls.
-        guess: edits of other values of the law, which no run follows.
+        guess: controls with other settings, which no run follows.
     Raises: ValueError: the experiment has no such controls, or ``recorded`` no variances.
     """
 
@@ -47,10 +42,8 @@ class ScalerModel:
             )
         self.experiment = experiment
         self.controls = experiment.controls
-        self.draft = Draft(self.controls)
-        guess = Controls({name: self.controls.specs[name] for name in LAW})
-        guess.update({name: self.controls[name] for name in LAW})
-        self.guess = Draft(guess)
+        self.guess = Controls({name: self.controls.specs[name] for name in LAW})
+        self.guess.update({name: self.controls[name] for name in LAW})
         self.x = experiment.unit
         self._is_recorded = recorded is not None
         if recorded is not None:
@@ -58,11 +51,9 @@ class ScalerModel:
             self._steps = scaled_steps({str(name): recorded[name] for name in recorded}, self.x)
         self._length = -1  # of the history that _steps were made from
 
-    # ---- what if
-
     @property
     def steps(self) -> dict[str, Any]:
-        """`scaled_steps` of the recorded run; of the experiment's own, all that there are now."""
+        """The `scaled_steps` of the recorded run, or of the experiment so far."""
         if not self._is_recorded and self._length != self.experiment.microbatch:
             self._length = self.experiment.microbatch
             names = ("stepped", "factor", VARIANCE, COUNT, self.x)
@@ -72,18 +63,19 @@ class ScalerModel:
 
     @property
     def is_behind(self) -> bool:
-        """Has the run grown by a fiftieth, or come to its end, since `steps` were looked at?
+        """Whether the run has grown by a fiftieth, or ended, since `steps` were last read.
 
-        To look at each update would cost ever more; so the cost of all looks stays in proportion.
+        Reading them at each update would cost more and more; this way the total cost stays
+        proportional to the length of the run.
         """
         now, is_over = self.experiment.microbatch, self.experiment.done >= self.experiment.total
         return now < self._length or now > 1.02 * self._length or (is_over and now > self._length)
 
-    def what_if(self) -> dict[str, Points]:
-        """Curves ``recorded`` and ``what_if``: the factor as it was, and under the guess."""
+    def what_if(self) -> dict[str, XY]:
+        """Return the curves ``recorded`` and ``what_if``: the factor as it was, and as guessed."""
         steps = self.steps
         frame = pd.DataFrame({"x": steps[self.x], "recorded": steps["factor"]})
-        frame["what_if"] = what_if(steps, self.guess.controls)
+        frame["what_if"] = what_if(steps, self.guess)
         found = {}
         for name in ("recorded", "what_if"):
             rows = thin(frame, name)
@@ -91,8 +83,8 @@ class ScalerModel:
         return found
 
     def what_if_note(self) -> str:
-        """The guess in numbers, after the longer of both warmups; empty without such steps."""
-        steps, guess = self.steps, self.guess.controls
+        """Return the guess in numbers, after the longer of both warmups; empty before its end."""
+        steps, guess = self.steps, self.guess
         warmup = max(guess["warmup_steps"], self.controls["warmup_steps"])
         is_warm = steps["count"] >= warmup
         if not is_warm.any():
@@ -101,7 +93,7 @@ class ScalerModel:
         least = float(np.mean(factor <= guess["min_scaling_factor"]))
         text = (
             f"after {warmup} steps of warmup: mean factor {steps['factor'][is_warm].mean():.3f} "
-            f"recorded, {factor.mean():.3f} what if ({least:.0%} of steps at the least factor)"
+            f"recorded, {factor.mean():.3f} what if ({least:.0%} of steps at the smallest factor)"
         )
         most = steps["variance"].max()
         at_most = float(np.mean(steps["variance"][is_warm] == most))
@@ -109,10 +101,8 @@ class ScalerModel:
             text += f"; the record is cut at a variance of {most:.3g}, in {at_most:.0%} of steps"
         return text
 
-    # ---- the run that goes on
-
-    def factors_at(self, curves: Curves) -> dict[str, Points]:
-        """What the present law makes of the percentiles of V over tensors, by ``at pNN``."""
+    def factors_at(self, curves: Curves) -> dict[str, XY]:
+        """Return the factor that each percentile of V over tensors gives now, by ``at pNN``."""
         law = {name: self.controls[name] for name in LAW}
         found = {}
         for level in PERCENTILES:
@@ -122,35 +112,8 @@ class ScalerModel:
             found[f"at {level}"] = x, what_if(always, law).tolist()
         return found
 
-    def cap(self, curves: Curves) -> Points:
-        """The present cap of V, as a level line over what is drawn; none without a cap."""
+    def cap(self, curves: Curves) -> XY:
+        """Return the present cap of V as a horizontal line; empty without a cap."""
         x, _ = curves.points(VARIANCE)
         cap = self.controls["variance_cap"]
         return ([x[0], x[-1]], [cap, cap]) if x and cap else ([], [])
-
-    # ---- what is kept
-
-    def export(self) -> dict[str, Any]:
-        """The settings as parameters for papermill: they can be run as a batch."""
-        return scaler_settings(self.controls)
-
-    def export_yaml(self) -> str:
-        """`export` as the text of a YAML file for ``gqc run NOTEBOOK -f FILE``."""
-        return yaml.safe_dump(self.export(), sort_keys=False)
-
-
-def parse_alphas(text: str, controls: Mapping[str, Any]) -> list[float]:
-    """Two or more strengths from a text such as ``0, 0.1, 0.5``.
-
-    Raises: ValueError: fewer than two, one twice, or one that is no strength.
-    """
-    spec = Draft(Controls({"alpha": controls["alpha"]}))
-    alphas = []
-    for word in text.replace(";", ",").split(","):
-        spec.edit("alpha", word)
-        if spec.errors:
-            raise ValueError(spec.errors["alpha"])
-        alphas.append(spec.controls["alpha"])
-    if len(set(alphas)) < 2 or len(set(alphas)) < len(alphas):
-        raise ValueError(f"alphas={text!r}: expected two or more that differ, such as '0, 0.1'")
-    return alphas

@@ -1,7 +1,4 @@
-"""What the norm schedule editor shows: a draft of the plan, what is wrong with it, what it costs.
-
-The draft is `gqc_widgets.draft`.
-"""
+"""What the norm schedule editor shows: the curve, points drawn by hand, and expected draws."""
 
 from __future__ import annotations
 
@@ -10,17 +7,16 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from gqc.noise import predicted_draws
 from gqc_lab import Experiment
-from gqc_lab.loop.controls import Control
 from gqc_lab.loop.norm_schedule import NAMES, NormSchedule, has_norm_schedule, norm_schedule
-from gqc_widgets.draft import Draft
+from gqc_widgets.curves import XY
 
-NUM_POINTS = 241  #: of a drawn plan
+NUM_POINTS = 241  #: of a drawn schedule
 NUM_COLUMNS, NUM_ROWS = 50, 30  #: of the grid that takes clicks
-NUM_DRAWN = 7  #: points that a curve turns into when it is to be drawn by hand
+NUM_SAMPLED = 7  #: points that a curve turns into when it is edited by hand
+
+PointPairs = tuple[tuple[float, float], ...]  # (share of the run, norm)
 
 
 class NormScheduleModel:
@@ -41,77 +37,61 @@ class NormScheduleModel:
         self.experiment = experiment
         self.controls = experiment.controls
         self.max_draws = max_draws
-        self._draft = Draft(self.controls)
 
     @property
-    def plan(self) -> NormSchedule:
-        """The last right one."""
+    def schedule(self) -> NormSchedule:
+        """The schedule that the controls make now."""
         return norm_schedule(self.controls)
 
     @property
     def total(self) -> int:
-        """Microbatches of the whole run: its warmup can be no longer."""
-        warmup = self.controls.specs["norm_warmup_microbatches"]
-        assert isinstance(warmup, Control)
-        return int(warmup.high)
+        """Microbatches of the whole run, the longest that its warmup can be."""
+        return int(self.controls.specs["norm_warmup_microbatches"].high)
 
-    # ---- editing
+    def implied(self, name: str, content: Any) -> dict[str, Any]:
+        """Return the edits that come with one: the curve "points" starts on the present curve."""
+        is_new = name == "norm_curve" and content == "points" and not self.controls["norm_points"]
+        return {"norm_points": self.sampled()} if is_new else {}
 
-    def edit(self, name: str, content: Any) -> None:
-        """Put ``content``, a text or a value, into the field ``name``."""
-        more = {}
-        if name == "norm_curve" and content == "points" and not self.controls["norm_points"]:
-            more["norm_points"] = self.drawn()
-        self._draft.edit(name, content, **more)
-
-    @property
-    def errors(self) -> dict[str, str]:
-        """Field -> what is wrong with it; empty when the draft is the plan."""
-        return self._draft.errors
-
-    def text(self, name: str) -> str:
-        """The field's content as a text that `edit` reads."""
-        return self._draft.text(name)
-
-    def put_point(self, share: float, norm: float) -> None:
-        """Draw the point at ``share`` of the run, instead of one that is there."""
+    def with_point(self, share: float, norm: float) -> PointPairs:
+        """Return the points with one at ``share`` of the run, in place of one that is there."""
         points = dict(self.controls["norm_points"])
         points[_nearest(points, share)] = norm
-        self.edit("norm_points", tuple(sorted(points.items())))
+        return tuple(sorted(points.items()))
 
-    def remove_point(self, share: float) -> None:
-        """Take away the point at ``share``; the last one stays."""
+    def without_point(self, share: float) -> PointPairs:
+        """Return the points without the one at ``share``; the last one stays."""
         points = dict(self.controls["norm_points"])
         if len(points) > 1:
             points.pop(_nearest(points, share), None)
-            self.edit("norm_points", tuple(sorted(points.items())))
+        return tuple(sorted(points.items()))
 
-    def drawn(self) -> tuple[tuple[float, float], ...]:
-        """The present plan as a few points: its start, the end of warmup, and evenly on."""
-        plan, total = self.plan, self.total
-        warmup = 0.0 if plan.norm_curve == "points" else plan.norm_warmup_microbatches / total
-        inner = [warmup + (1 - warmup) * i / (NUM_DRAWN - 1) for i in range(NUM_DRAWN)]
+    def sampled(self) -> PointPairs:
+        """Return the present schedule as a few points: its start, then evenly from the warmup."""
+        schedule, total = self.schedule, self.total
+        has_warmup = schedule.norm_curve != "points"
+        warmup = schedule.norm_warmup_microbatches / total if has_warmup else 0.0
+        inner = [warmup + (1 - warmup) * i / (NUM_SAMPLED - 1) for i in range(NUM_SAMPLED)]
         shares = sorted({0.0, *(round(share, 4) for share in inner)})
-        return tuple((s, float(f"{plan.threshold(s * total, total):.4g}")) for s in shares)
+        return tuple((s, float(f"{schedule.threshold(s * total, total):.4g}")) for s in shares)
 
-    # ---- what is drawn
-
-    def curve(self) -> tuple[list[float], list[float]]:
-        """Microbatches from 0 to the end, and the plan's threshold there."""
-        plan, total = self.plan, self.total
+    def curve(self) -> XY:
+        """Return microbatches from 0 to the end, and the thresholds there."""
+        schedule, total = self.schedule, self.total
+        is_drawn = schedule.norm_curve == "points"
         steps = sorted(
             {total * i / (NUM_POINTS - 1) for i in range(NUM_POINTS)}
-            | {float(min(plan.norm_warmup_microbatches, total))}
-            | {share * total for share, _ in plan.norm_points if plan.norm_curve == "points"}
+            | {float(min(schedule.norm_warmup_microbatches, total))}
+            | {share * total for share, _ in schedule.norm_points if is_drawn}
         )
-        return steps, [plan.threshold(step, total) for step in steps]
+        return steps, [schedule.threshold(step, total) for step in steps]
 
     def expected_draws(self, statistics: Mapping[str, Any]) -> list[float | None] | None:
-        r""":math:`n^*` along `curve`, at least ``1``; None where the threshold is out of reach.
+        r"""Return :math:`n^*` along `curve`, at least 1; None where the threshold is out of reach.
 
         Args:
             statistics: of the wrapper, with ``signal_sq`` and ``noise_trace``.
-        Returns: None while the noise is not known (no step took two draws yet).
+        Returns: None while the noise is not known (no step has taken two draws yet).
         """
         signal_sq, noise_trace = statistics.get("signal_sq"), statistics.get("noise_trace")
         if signal_sq is None or noise_trace is None or not noise_trace >= 0:
@@ -120,7 +100,7 @@ class NormScheduleModel:
         return [max(n, 1.0) if math.isfinite(n) else None for n in draws]
 
     def expected_draws_now(self, statistics: Mapping[str, Any]) -> str | None:
-        """:math:`n^*` of the next microbatch as a text; None while the noise is not known."""
+        """Return :math:`n^*` at the next microbatch as a text; None while the noise is unknown."""
         expected = self.expected_draws(statistics)
         if expected is None:
             return None
@@ -129,8 +109,8 @@ class NormScheduleModel:
         draws = expected[now]
         return "out of reach" if draws is None else f"{draws:.1f}"
 
-    def raster(self) -> tuple[list[float], list[float]]:
-        """A grid of points over the figure that can be clicked on: to draw is to click one."""
+    def raster(self) -> XY:
+        """Return a grid of points over the figure: a click on one of them adds a point."""
         norms = [norm for norm in self.curve()[1] if norm > 0] or [1.0]
         low, high = math.log(min(norms) / 2), math.log(max(norms) * 2)
         xs = [self.total * i / NUM_COLUMNS for i in range(NUM_COLUMNS + 1)]
@@ -139,12 +119,12 @@ class NormScheduleModel:
         return [x for x in xs for _ in ys], [y for _ in xs for y in ys]
 
     def forced_share(self, statistics: Mapping[str, Any]) -> float | None:
-        """Share of the steps that ``max_draws`` forced; None before the first step."""
+        """Return the share of steps that ``max_draws`` forced; None before the first step."""
         steps = statistics.get("steps")
         return statistics.get("num_forced", 0) / steps if steps else None
 
     def warning(self, statistics: Mapping[str, Any]) -> str | None:
-        """Where in what is left the threshold cannot be met, by the present estimate, or None."""
+        """Say where in the rest of the run the threshold cannot be met, or return None."""
         expected = self.expected_draws(statistics)
         if expected is None:
             return None
@@ -161,20 +141,14 @@ class NormScheduleModel:
             f"{steps[bad[0]]:,.0f}{limit} (norm without noise about {norm:.2g})"
         )
 
-    # ---- what is kept
-
     def export(self) -> dict[str, Any]:
-        """The plan as parameters for papermill: it can be run as a batch."""
+        """Return the schedule as parameters for papermill."""
         values = {name: self.controls[name] for name in NAMES}
         warmup = values.pop("norm_warmup_microbatches")
         points = [list(point) for point in values.pop("norm_points")]
         return {**values, "norm_warmup": warmup / self.total, "norm_points": points}
 
-    def export_yaml(self) -> str:
-        """`export` as the text of a YAML file for ``gqc run NOTEBOOK -f FILE``."""
-        return yaml.safe_dump(self.export(), sort_keys=False, default_flow_style=None)
-
 
 def _nearest(points: Mapping[float, float], share: float) -> float:
-    """The share of the point at ``share``, up to half a percent of the run, or ``share``."""
+    """Return the share of the point within half a percent of the run, or ``share``."""
     return next((x for x in points if abs(x - share) < 0.005), share)

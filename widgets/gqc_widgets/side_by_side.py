@@ -1,7 +1,7 @@
-"""The same training at several alphas from one start: weights, data and other controls alike.
+"""The same training at several alphas from one start: same weights, data and other controls.
 
-Each runs in a thread of its own.  A run differs from the others in its control ``alpha`` alone, and
-its history says so, as that of every steered run.
+Each runs in its own thread.  A run differs from the others only in its control ``alpha``, and its
+history says so, as for every steered run.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gqc_lab import Experiment
-from gqc_widgets.display import Points
+from gqc_widgets.curves import XY
 from gqc_widgets.runner import FAILED, RUNNING, Runner
 from gqc_widgets.status import progress_text
 
@@ -19,14 +19,14 @@ Listener = Callable[["SideBySide"], None]
 
 
 class SideBySide:
-    """Runs of twins of ``experiment``.
+    """Train twins of ``experiment``, one for each alpha.
 
     Args:
         experiment: with a method ``twin`` and the control ``alpha``.
-        enter: as of `Runner`.
+        enter: as in `Runner`.
     Attributes:
-        runners: by alpha, those of the last `start`.
-        listeners: called with this when there is news of one of them, from its thread.
+        runners: alpha -> its runner, from the last `start`.
+        listeners: called with this object when there is news of a run, from its thread.
     """
 
     def __init__(self, experiment: Experiment, enter: Callable[[], None] | None = None) -> None:
@@ -41,12 +41,12 @@ class SideBySide:
         state: Mapping[str, Any] | None = None,
         estimator: str | None = None,
     ) -> None:
-        """Stop what ran, and train a twin for each of ``alphas``, under the present controls.
+        """Stop earlier runs, and train a twin for each of ``alphas`` with the present controls.
 
         Args:
-            state: of the experiment, where they start; None: at the beginning.
-            estimator: of the variance; another than the experiment's starts at the beginning.
-        Raises: ValueError: a state with another estimator, or an alpha that is none.
+            state: of the experiment, from which they start; None: start at the beginning.
+            estimator: of the variance, if not that of the experiment; needs ``state`` None.
+        Raises: ValueError: a state together with another estimator, or an invalid alpha.
         """
         self.stop()
         twins = {alpha: self._twin(alpha, state, estimator) for alpha in alphas}
@@ -67,12 +67,12 @@ class SideBySide:
                     "the beginning"
                 )
             twin.load_state_dict(copy.deepcopy(dict(state)))
-        twin.replay([])  # what was planned for the experiment is not planned for its twins
+        twin.replay([])  # changes to be replayed in the experiment are not replayed in its twins
         twin.controls.update({**self.experiment.controls, "alpha": alpha})
         return twin
 
     def stop(self) -> None:
-        """End them, for good."""
+        """End all runs for good."""
         for runner in self.runners.values():
             runner.pause()
         for runner in self.runners.values():
@@ -80,16 +80,16 @@ class SideBySide:
 
     @property
     def is_running(self) -> bool:
-        """Does one of them go on?"""
+        """Whether one of the runs is training."""
         return any(runner.state == RUNNING for runner in self.runners.values())
 
     @property
     def errors(self) -> list[str]:
-        """Tracebacks of those that failed."""
+        """Tracebacks of the runs that failed."""
         return [r.error for r in self.runners.values() if r.state == FAILED and r.error]
 
     def progress(self) -> dict[float, str]:
-        """How far each is, and the last held-out loss."""
+        """Return for each alpha how far its run is, and its last held-out loss."""
         found = {}
         for alpha, runner in self.runners.items():
             validation = runner.curves.points("val_loss")[1]
@@ -97,8 +97,8 @@ class SideBySide:
             found[alpha] = f"{runner.state}, {progress_text(runner)}{loss}"
         return found
 
-    def points(self, name: str) -> list[Points]:
-        """The curve ``name`` of each, in the order of the alphas."""
+    def points(self, name: str) -> list[XY]:
+        """Return the curve ``name`` of each run, in the order of the alphas."""
         return [runner.curves.points(name) for runner in self.runners.values()]
 
     def _tell(self, _: Runner) -> None:

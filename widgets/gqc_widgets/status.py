@@ -1,4 +1,4 @@
-"""A run's numbers as texts, for people."""
+"""Progress and numbers of a run as text."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NUMBERS = {
 
 
 def progress_text(runner: Runner) -> str:
-    """How far, how fast, how long still."""
+    """Return how far the run is, how fast, and how long it still takes."""
     experiment = runner.experiment
     text = f"{experiment.done:,} of {experiment.total:,} {experiment.unit}"
     speed, left = runner.speed, runner.seconds_left
@@ -37,14 +37,14 @@ def progress_text(runner: Runner) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Minutes and seconds, with hours where there are some."""
+    """Return ``seconds`` as minutes and seconds, with hours if there are any."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def rows(runner: Runner) -> list[tuple[str, str]]:
-    """What the run knows of itself now: names and values, in a fixed order."""
+    """Return the present numbers of the run as (label, value), in a fixed order."""
     values = {**runner.statistics, **(runner.record or {})}
     validation = runner.curves.points("val_loss")[1]
     values["val_loss"] = validation[-1] if validation else None

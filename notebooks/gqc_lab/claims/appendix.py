@@ -7,19 +7,28 @@ what was trained on what, and how it was tuned, are texts of ``paper/results.yam
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from gqc_lab.claims.frozen import Frozen
-from gqc_lab.claims.tables import escape, number
+from gqc_lab.claims.render import number, render
 
-# columns of the paper's two tables, and their types
-_LEFT = r">{\raggedright\arraybackslash}p{%s\linewidth}"
-EXPERIMENTS = {"batch": _LEFT % 0.14, "trained": _LEFT % 0.26, "budget": _LEFT % 0.15}
-EXPERIMENTS |= {"compared": _LEFT % 0.26, "seeds": _LEFT % 0.06}
-REPETITION = {"batch": _LEFT % 0.23, "runs": "r", "seeds": _LEFT % 0.1, "minutes": "r"}
-REPETITION |= {"tuning": _LEFT % 0.4}
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "scikit-learn", "papermill")
+
+
+def texts(results: Mapping[str, Frozen], plan: Mapping[str, Any], age: str = "") -> dict[str, str]:
+    r"""Return the tables as Markdown and LaTeX, by file name.
+
+    The LaTeX file defines numbers, ``\machines``, ``\ageOfResults``, ``\experimentTable`` and
+    ``\batchTable``.
+
+    Args:
+        plan: entries of results.yaml; age: what :func:`describe_age` says of all results.
+    """
+    values = {"totals": totals(results), "machines": machines(results)}
+    names = ("reproducibility.md", "reproducibility.tex")
+    batches = rows(results, plan)
+    return {name: render(name, batches=batches, age=age, **values) for name in names}
 
 
 def rows(results: Mapping[str, Frozen], plan: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -27,27 +36,55 @@ def rows(results: Mapping[str, Frozen], plan: Mapping[str, Any]) -> list[dict[st
     runs together, when, data, tuning, fingerprint."""
     found = []
     for name, frozen in results.items():
-        runs = frozen.runs
+        runs, entry = frozen.runs, plan.get(name, {})
         seeds = sorted({run["parameters"].get("seed") for run in runs} - {None})
-        started = [run["started"] for run in runs]
-        days = sorted({time.strftime("%Y-%m-%d", time.gmtime(when)) for when in started})
         data = frozen.record["inputs"].get("data", {})
         found.append(
             {
                 "batch": name,
-                "trained": plan.get(name, {}).get("trained", "-"),
+                "trained": entry.get("trained", "-"),
                 "budget": budget(frozen),
-                "compared": compared(frozen, plan.get(name, {}).get("compared", ["method"])),
+                "compared": compared(frozen, entry.get("compared", ["method"])),
                 "runs": _of(len(runs), frozen.record.get("missing", 0)),
                 "seeds": _seeds(seeds),
                 "minutes": number(sum(run["seconds"] for run in runs) / 60),
-                "day": " to ".join(days[:: max(len(days) - 1, 1)]),
+                "day": _days(runs),
                 "data": ", ".join(f"{key} {str(value)[:12]}" for key, value in data.items()) or "-",
-                "tuning": plan.get(name, {}).get("tuning", "none"),
+                "tuning": entry.get("tuning", "none"),
                 "fingerprint": frozen.fingerprint[:12],
             }
         )
     return found
+
+
+def describe_age(
+    results: Mapping[str, Frozen], current: Mapping[str, Collection[str]], what: str
+) -> str:
+    """A sentence that says how many runs an older version of the code made; empty: none of them.
+
+    Args:
+        current: ids that the runs of each batch have now.
+        what: what the runs are of, such as "of this table".
+    """
+    older = {
+        name: [run for run in frozen.runs if run["id"] not in current[name]]
+        for name, frozen in results.items()
+    }
+    old = [run for runs in older.values() for run in runs]
+    total = sum(len(frozen.runs) for frozen in results.values())
+    if not old:
+        return ""
+    names = ", ".join(name for name, runs in older.items() if runs)
+    some = f"{len(old)} of the {total} runs {what} ({names})"
+    return (
+        f"{f'All {total} runs {what}' if len(old) == total else some} were made with an older "
+        f"version of the code ({_days(old)}) and have not been repeated since."
+    )
+
+
+def _days(runs: Sequence[Mapping[str, Any]]) -> str:
+    days = sorted({time.strftime("%Y-%m-%d", time.gmtime(run["started"])) for run in runs})
+    return " to ".join(days[:: max(len(days) - 1, 1)])
 
 
 def budget(frozen: Frozen) -> str:
@@ -109,49 +146,3 @@ def totals(results: Mapping[str, Frozen]) -> dict[str, float]:
     runs = [run for frozen in results.values() for run in frozen.runs]
     hours = sum(run["seconds"] for run in runs) / 3600
     return {"batches": len(results), "runs": len(runs), "hours": hours}
-
-
-def markdown(results: Mapping[str, Frozen], plan: Mapping[str, Any]) -> str:
-    """Tables and lists, to be read by itself."""
-    sums = totals(results)
-    lines = ["# What it takes to repeat the results", ""]
-    lines.append(
-        f"{sums['runs']:.0f} runs in {sums['batches']:.0f} batches, {number(sums['hours'])} hours "
-        "of runs, one or two at a time."
-    )
-    lines += ["", "## Machines and versions", "", *(f"- {m}" for m in machines(results)), ""]
-    found = rows(results, plan)
-    names = list(found[0]) if found else []
-    lines += ["## Batches", "", f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join(row[name] for name in names) + " |" for row in found]
-    return "\n".join([*lines, ""])
-
-
-def latex(results: Mapping[str, Frozen], plan: Mapping[str, Any]) -> str:
-    r"""The same for the paper: numbers, ``\machines``, ``\experimentTable``, ``\batchTable``."""
-    sums, found = totals(results), rows(results, plan)
-    lines = [
-        rf"\newcommand{{\numRuns}}{{{sums['runs']:.0f}}}",
-        rf"\newcommand{{\numBatches}}{{{sums['batches']:.0f}}}",
-        rf"\newcommand{{\runHours}}{{{number(sums['hours'])}}}",
-        r"\newcommand{\machines}{\begin{itemize}",
-        *(rf"\item {escape(machine)}" for machine in machines(results)),
-        r"\end{itemize}}",
-        *_table("experimentTable", EXPERIMENTS, found),
-        *_table("batchTable", REPETITION, found),
-    ]
-    return "\n".join([*lines, ""])
-
-
-def _table(name: str, columns: Mapping[str, str], found: list[dict[str, str]]) -> list[str]:
-    r"""Lines that define ``\name``: a longtable of these columns, each with its LaTeX type."""
-    heads = " & ".join(column.capitalize() for column in columns)
-    lines = [
-        rf"\newcommand{{\{name}}}{{\begin{{longtable}}{{@{{}}{''.join(columns.values())}@{{}}}}"
-    ]
-    lines.append(rf"\toprule {heads} \\ \midrule \endhead \bottomrule \endfoot")
-    for row in found:
-        cells = [escape(row[column]) for column in columns]
-        cells[0] = cells[0].replace(r"\_", r"\_\allowbreak ")
-        lines.append(" & ".join(cells) + r" \\ \addlinespace[3pt]")
-    return [*lines, r"\end{longtable}}"]

@@ -14,24 +14,26 @@ histories is kept::
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gqc_lab.claims import appendix, tables
+from gqc_lab.claims import appendix
 from gqc_lab.claims.frozen import Frozen, freeze, load_frozen
-from gqc_lab.claims.readme import fill
-from gqc_lab.claims.rules import read_claims
+from gqc_lab.claims.render import number, render, verdict_frame
+from gqc_lab.claims.rules import Claim, read_claims
 from gqc_lab.claims.verdicts import Verdict, changes, evaluate
 from gqc_lab.errors import BadInput, nearest
 from gqc_lab.runs.plan import read_batch
 from gqc_lab.runs.store import write_json
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from gqc_lab.stats.analysis import mean_over_runs
 
 CLAIMS, RESULTS, PLAN, VERDICTS = "claims.yaml", "results", "results.yaml", "verdicts.json"
 KEYS = ("columns", "rows", "trained", "compared", "tuning")
+FLAGSHIP = "01_gnts_pretraining"
+COLUMNS = ("val_loss", "perplexity", "mean_logical_batch_examples", "steps")
+GEOMETRIC = COLUMNS[1:]  # as in the report of its batch file
 
 
 def decide(paper: Path) -> list[Verdict]:
@@ -47,6 +49,15 @@ def check(paper: Path) -> list[str]:
     return changes(decide(paper), json.loads(path.read_text(encoding="utf-8")))
 
 
+def read_verdicts(paper: Path) -> tuple[list[Claim], list[Verdict]]:
+    """The claims and their committed verdicts; a claim without one yet has none."""
+    claims = read_claims(paper / CLAIMS)
+    rows = json.loads((paper / VERDICTS).read_text(encoding="utf-8"))
+    committed = {row["id"]: row for row in rows}
+    known = [claim for claim in claims if claim.id in committed]
+    return claims, [Verdict.of_plain(claim, committed[claim.id]) for claim in known]
+
+
 def write(verdicts: Sequence[Verdict], paper: Path) -> list[Path]:
     """Write the verdicts, tables and macros; returns the paths.
 
@@ -55,44 +66,69 @@ def write(verdicts: Sequence[Verdict], paper: Path) -> list[Path]:
     build = paper / "build"
     build.mkdir(parents=True, exist_ok=True)
     write_json(paper / VERDICTS, [verdict.plain() for verdict in verdicts])
-    results, plan = load_frozen(paper / RESULTS), read_plan(paper)
-    texts = {
-        "reproducibility.md": appendix.markdown(results, plan),
-        "reproducibility.tex": appendix.latex(results, plan),
-        "claims.md": tables.markdown(verdicts),
-        "claims.html": tables.page(verdicts),
-        "claims.tex": tables.latex(verdicts),
-        "claims-macros.tex": tables.macros(verdicts),
-    }
+    results, frame = load_frozen(paper / RESULTS), verdict_frame(verdicts)
+    age = appendix.describe_age(results, current_ids(paper, results), "behind these results")
+    texts = appendix.texts(results, read_plan(paper), age)
+    for name in ("claims.md", "claims.tex", "claims-macros.tex"):
+        texts[name] = render(name, frame=frame, links="../../notebooks")
     for name, text in texts.items():
         (build / name).write_text(text, encoding="utf-8")
     readme = paper.resolve().parent / "README.md"
     if readme.is_file():
         old = readme.read_text(encoding="utf-8")
-        new = fill(old, verdicts, results)
+        new = fill_readme(old, verdicts, paper)
         if new != old:
             readme.write_text(new, encoding="utf-8")
     return [paper / VERDICTS, *(build / name for name in texts)]
 
 
-def overview(verdicts: Sequence[Verdict]) -> Table:
-    """For the terminal: a row per part of a claim."""
-    from rich.table import Table
+def fill_readme(text: str, verdicts: Sequence[Verdict], paper: Path) -> str:
+    """``text`` with the blocks between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` renewed.
 
-    table = Table(box=None, pad_edge=False)
-    for name in ("claim", "verdict", "p (Holm)", "measured", "rule", "effect [95 %]", "n", "part"):
-        table.add_column(name)
-    for verdict in verdicts:
-        claim = verdict.claim
-        rows = [
-            (part.name, part.holds, tables.interval(e), str(e.n), e.status)
-            for part, e in zip(claim.parts, verdict.effects, strict=False)
-        ] or [(verdict.reason, "", "", "", "")]
-        for place, row in enumerate(rows):
-            p = tables.p_number(verdict) if verdict.effects else ""
-            head = (claim.id, tables.verdict_text(verdict), p)
-            table.add_row(*(head if place == 0 else ("", "", "")), *row)
-    return table
+    They are ``claims``, how many have which verdict, and ``flagship``, the means of one batch;
+    each says which of its runs are of an older version of the code.
+    """
+    results = load_frozen(paper / RESULTS)
+    current = current_ids(paper, results)
+
+    def block(name: str) -> str:
+        if name == "flagship":
+            mine = {FLAGSHIP: results[FLAGSHIP]}
+            age = appendix.describe_age(mine, current, "behind this table")
+            return means_table(results[FLAGSHIP], age)
+        age = appendix.describe_age(results, current, "behind these verdicts")
+        return render("readme.md", frame=verdict_frame(verdicts), age=age)
+
+    blocks = re.compile(
+        r"(?s)(<!-- begin (claims|flagship) -->\n).*?(<!-- end (?:claims|flagship) -->)"
+    )
+    return blocks.sub(lambda match: match[1] + block(match[2]) + match[3], text)
+
+
+def current_ids(paper: Path, results: Mapping[str, Frozen]) -> dict[str, set[str]]:
+    """By batch, the ids that its runs have with the present code; none where its file is gone."""
+    paths = {name: batch_path(paper, name) for name in results}
+    return {
+        name: {run.id for run in read_batch(path).runs} if path.is_file() else set()
+        for name, path in paths.items()
+    }
+
+
+def means_table(frozen: Frozen, age: str = "") -> str:
+    """Mean and 95 % interval over seeds of each method of a batch such as the flagship."""
+    frames = [
+        mean_over_runs(frozen.results, ["method"], c, is_geometric=c in GEOMETRIC) for c in COLUMNS
+    ]
+    methods = zip(*(frame.to_dict("records") for frame in frames), strict=True)
+    rows = [[r[0]["method"], r[0]["n"], *map(_cell, r)] for r in methods]
+    return render("means.md", columns=COLUMNS, rows=rows, age=age)
+
+
+def _cell(row: Mapping[Hashable, Any]) -> str:
+    mean = number(row["mean"]) if row["mean"] < 1000 else f"{row['mean']:,.0f}"
+    if not row["high"] > row["low"]:
+        return mean
+    return f"{mean} [{number(row['low'])}, {number(row['high'])}]"
 
 
 def read_plan(paper: Path) -> dict[str, dict[str, Any]]:

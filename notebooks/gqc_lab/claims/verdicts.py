@@ -86,6 +86,13 @@ class Verdict:
             numbers |= {"p": self.p, "p_holm": self.p_holm, "is_open": self.is_open}
         return {"id": self.claim.id, "verdict": self.verdict, **numbers}
 
+    @classmethod
+    def of_plain(cls, claim: Claim, row: Mapping[str, Any]) -> Verdict:
+        """The verdict that :meth:`plain` wrote."""
+        effects = tuple(Effect(**effect) for effect in row["effects"])
+        numbers = {key: row[key] for key in ("num_runs", "p", "p_holm") if key in row}
+        return cls(claim, row["verdict"], effects, **numbers, reason=claim.not_tested)
+
 
 def evaluate(claims: Sequence[Claim], results: Mapping[str, Frozen]) -> list[Verdict]:
     """A verdict for each claim, from the committed results alone.

@@ -3,11 +3,34 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gqc_lab.cli.shared import fail, make_console
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+
+def _overview(frame: "pd.DataFrame") -> "Table":
+    """For the terminal: a row per part of a claim."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("claim", "verdict", "p (Holm)", "measured", "rule", "effect [95 %]", "n", "part"):
+        table.add_column(name)
+    for _, rows in frame.groupby("id", sort=False):
+        for place, row in enumerate(rows.to_dict("records")):
+            head = [row["id"], row["verdict"], row["p"].removeprefix("= ")]
+            is_measured = bool(row["p"])
+            measured = [row["part"], row["bound"], row["effect"], str(row["n"]), row["status"]]
+            table.add_row(
+                *(head if place == 0 else ["", "", ""]),
+                *(measured if is_measured else [row["reason"]]),
+            )
+    return table
 
 
 def add_paper_commands(app: "typer.Typer") -> None:
@@ -21,7 +44,8 @@ def add_paper_commands(app: "typer.Typer") -> None:
         ] = False,
     ) -> None:
         """Decide every claim from the committed results; write verdicts and tables."""
-        from gqc_lab.claims import commands, tables
+        from gqc_lab.claims import commands
+        from gqc_lab.claims.render import count, verdict_frame
         from gqc_lab.errors import BadInput
         from gqc_lab.runs.store import CorruptRun
 
@@ -37,8 +61,9 @@ def add_paper_commands(app: "typer.Typer") -> None:
             paths = commands.write(verdicts, paper)
         except (BadInput, CorruptRun) as error:
             fail(error)
-        console.print(commands.overview(verdicts))
-        counted = ", ".join(f"{n} {name}" for name, n in tables.count(verdicts).items())
+        frame = verdict_frame(verdicts)
+        console.print(_overview(frame))
+        counted = ", ".join(f"{n} {name}" for name, n in count(frame).items())
         console.print(f"\n{len(verdicts)} claims: {counted}", highlight=False)
         console.print("written: " + ", ".join(map(str, paths)), highlight=False)
 

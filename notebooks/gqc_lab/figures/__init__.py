@@ -4,12 +4,10 @@ Nothing here trains, shows or, but for :func:`write_html`, writes.  The same dat
 JSON, so that a saved notebook changes only when its numbers do: values are rounded to five digits
 and long histories thinned for display.  What is counted or averaged is so before thinning.
 
-The figures of any training are here, those of a family of experiments in a module of its own, and
-tables of what the committed results say in ``verdicts``::
+The figures of any training are here, those of a family of experiments in a module of its own::
 
     figures.loss_against(history)
     figures.noise.noise_scale_against(history)
-    figures.verdicts.of_notebook("15_equal_tokens")
 """
 
 from gqc_lab.figures import (
@@ -19,7 +17,6 @@ from gqc_lab.figures import (
     promises,
     scaler,
     upgd,
-    verdicts,
     vgs,
     vgs_training,
 )
@@ -62,7 +59,6 @@ __all__ = [
     "scaler",
     "thin",
     "upgd",
-    "verdicts",
     "vgs",
     "vgs_training",
     "write_html",

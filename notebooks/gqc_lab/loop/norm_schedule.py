@@ -14,36 +14,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from gqc.schedules import interpolate
-from gqc_lab.loop.controls import Choice, Control, Points, Spec
+from gqc_lab.loop.settings import Pairs, Setting, control, read_pairs, setting, settings_of
 
 CURVES = ("cosine", "linear", "polynomial", "constant", "points")
+NORM = "[loss/parameter]"
 
 
 @dataclass(frozen=True)
 class NormSchedule:
-    """One plan; the fields are also the names of the controls that make it.
+    """Norm threshold of every microbatch; the fields are also the names of its live controls.
 
-    Args:
-        start_norm, end_norm: a and b [loss / parameter], 0 <= b <= a; "constant" stays at a.
-        norm_warmup_multiplier: m, first threshold / a, >= 0.
-        norm_warmup_microbatches: W, at most the run's length.
-        norm_curve: one of `CURVES`; "points" has no warmup of its own.
-        norm_exponent: p of "polynomial", > 0.
-        norm_points: of "points": (share of the run, norm), shares increasing; may rise.
+    ``end_norm`` is at most ``start_norm``; "constant" stays at ``start_norm``; "points" has no
+    warmup of its own and may rise.
+
     Raises: ValueError: values that do not fit each other.
     """
 
-    start_norm: float
-    end_norm: float
-    norm_warmup_multiplier: float = 1.0
-    norm_warmup_microbatches: int = 0
-    norm_curve: str = "cosine"
-    norm_exponent: float = 1.0
-    norm_points: tuple[tuple[float, float], ...] = ()
+    start_norm: float = setting(meaning=f"norm threshold after warmup {NORM}", low=0)
+    end_norm: float = setting(meaning=f"norm threshold at the end {NORM}", low=0)
+    norm_warmup_multiplier: float = setting(1.0, "first threshold / start_norm", low=0)
+    norm_warmup_microbatches: int = setting(0, "length of norm warmup", low=0)
+    norm_curve: str = setting("cosine", "shape of the norm threshold", choices=CURVES)
+    norm_exponent: float = setting(1.0, "exponent of the polynomial", above=0, high=100)
+    norm_points: Pairs = setting((), "(share of the run, norm threshold)", read=read_pairs)
 
     def __post_init__(self) -> None:
         if self.norm_curve == "points":
@@ -56,7 +53,7 @@ class NormSchedule:
             )
 
     def threshold(self, step: float, total: int) -> float:
-        """The norm threshold of microbatch ``step``, counted from 0, of ``total``."""
+        """Return the norm threshold of microbatch ``step``, counted from 0, of ``total``."""
         if self.norm_curve == "points":
             return interpolate(self.norm_points, step / total)
         a, b, warmup = self.start_norm, self.end_norm, self.norm_warmup_microbatches
@@ -75,11 +72,12 @@ class NormSchedule:
         return shapes[self.norm_curve](x)
 
 
-NAMES = tuple(field.name for field in fields(NormSchedule))
+SETTINGS = settings_of(NormSchedule)
+NAMES = tuple(SETTINGS)
 
 
 def norm_schedule(controls: Mapping[str, Any]) -> NormSchedule:
-    """The plan that ``controls`` describe; other controls are left out.
+    """Return the schedule that ``controls`` describe; other controls are left out.
 
     Raises: ValueError: values that do not fit each other.
     """
@@ -87,24 +85,13 @@ def norm_schedule(controls: Mapping[str, Any]) -> NormSchedule:
 
 
 def has_norm_schedule(controls: Mapping[str, Any]) -> bool:
-    """Do ``controls`` hold all that makes a plan?"""
+    """Do ``controls`` hold all that a schedule needs?"""
     return all(name in controls for name in NAMES)
 
 
-def norm_controls(plan: NormSchedule, total: int) -> dict[str, Spec]:
-    """The controls that change ``plan`` while a run of ``total`` microbatches goes on."""
-    return {
-        "start_norm": Control(plan.start_norm, doc="norm threshold after warmup [loss/parameter]"),
-        "end_norm": Control(plan.end_norm, doc="norm threshold at the end [loss/parameter]"),
-        "norm_warmup_multiplier": Control(
-            plan.norm_warmup_multiplier, doc="first threshold / start_norm"
-        ),
-        "norm_warmup_microbatches": Control(
-            plan.norm_warmup_microbatches, high=total, is_integer=True, doc="length of norm warmup"
-        ),
-        "norm_curve": Choice(plan.norm_curve, CURVES, doc="shape of the norm threshold"),
-        "norm_exponent": Control(
-            plan.norm_exponent, low=0.01, high=100.0, doc="exponent of the polynomial"
-        ),
-        "norm_points": Points(plan.norm_points, doc="(share of the run, norm threshold)"),
+def norm_controls(plan: NormSchedule, total: int) -> dict[str, Setting]:
+    """Return the controls that change ``plan`` during a run of ``total`` microbatches."""
+    controls = {name: control(plan, name) for name in NAMES}
+    return controls | {
+        "norm_warmup_microbatches": control(plan, "norm_warmup_microbatches", high=total)
     }

@@ -1,9 +1,9 @@
-r"""What of a variance gradient scaler can be changed while it runs, and what it would have done.
+r"""Settings of a variance gradient scaler, as live controls, and what other values would have done.
 
 The controls have the names of :class:`~gqc.scalers.VarianceGradientScaler`'s arguments, so that one
 widget drives every experiment that has them.  ``alpha``, ``warmup_steps``, ``percentile``,
 ``min_scaling_factor`` and ``variance_cap`` act on the next gradient.  ``beta`` defines the
-statistics: a change starts them, and the warmup, afresh.  The estimator needs a new run.
+statistics: a change restarts them and the warmup.  The estimator needs a new run.
 
 Since V is read from raw gradients, a record of V tells what another law would have made of it:
 
@@ -16,6 +16,7 @@ the law to the V of this run.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,30 +26,29 @@ from numpy.typing import NDArray
 from gqc.scalers import VarianceGradientScaler
 from gqc.scalers.aggregate import scaling_factor
 from gqc.scalers.settings import Settings
-from gqc_lab.loop.controls import Control, Spec
+from gqc_lab.loop.settings import Setting
 
-NAMES = ("alpha", "beta", "warmup_steps", "percentile", "min_scaling_factor", "variance_cap")
+#: argument of the scaler -> what it may be; as a control, a variance cap of 0 means none
+SCALER = {
+    "alpha": Setting(meaning="strength of the scaling; 0 measures, scales nothing", low=0),
+    "beta": Setting(
+        meaning="decay of the statistics; a change restarts them and the warmup", above=0, below=1
+    ),
+    "warmup_steps": Setting(meaning="steps with factor 1", kind=int, low=0),
+    "percentile": Setting(meaning="percentile of the variance over tensors", low=0, high=1),
+    "min_scaling_factor": Setting(meaning="least factor", low=0, high=1),
+    "variance_cap": Setting(
+        meaning="the variance counts up to this; 0: as far as beta resolves it", low=0
+    ),
+}
+NAMES = tuple(SCALER)
 LAW = ("alpha", "warmup_steps", "min_scaling_factor", "variance_cap")  #: what makes V a factor
 VARIANCE, COUNT = "vgs/normalized_variance", "vgs/step_count"
 
 
-def scaler_controls(scaler: VarianceGradientScaler) -> dict[str, Spec]:
-    """The controls that change ``scaler`` while it runs."""
-    return {
-        "alpha": Control(scaler.alpha, doc="strength of the scaling; 0 measures, scales nothing"),
-        "beta": Control(
-            scaler.beta,
-            high=1.0,
-            doc="decay of the statistics; a change starts them and the warmup afresh",
-        ),
-        "warmup_steps": Control(scaler.warmup_steps, is_integer=True, doc="steps with factor 1"),
-        "percentile": Control(scaler.percentile, high=1.0, doc="of the variance over tensors"),
-        "min_scaling_factor": Control(scaler.min_scaling_factor, high=1.0, doc="least factor"),
-        "variance_cap": Control(
-            scaler.variance_cap or 0.0,
-            doc="the variance counts up to this; 0: as far as beta resolves it",
-        ),
-    }
+def scaler_controls(scaler: VarianceGradientScaler) -> dict[str, Setting]:
+    """Return the controls that change ``scaler`` while it runs."""
+    return {n: replace(each, default=getattr(scaler, n) or 0) for n, each in SCALER.items()}
 
 
 def has_scaler(controls: Mapping[str, Any]) -> bool:
@@ -57,7 +57,7 @@ def has_scaler(controls: Mapping[str, Any]) -> bool:
 
 
 def scaler_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The scaler's arguments that ``values`` of the controls mean; other controls are left out.
+    """Return the scaler's arguments that ``values`` of the controls mean, and no other controls.
 
     Raises: ValueError: a value that the scaler refuses.
     """
@@ -85,7 +85,7 @@ def _restart(scaler: VarianceGradientScaler, beta: float) -> None:
 
 
 def scaled_steps(columns: Mapping[str, Any], x: str) -> dict[str, NDArray[np.float64]]:
-    """The optimizer steps of one run, with what their factors were made from.
+    """Return the optimizer steps of one run with what their factors were made from.
 
     Args:
         columns: of the run's history: ``stepped``, ``factor``, `VARIANCE`, `COUNT` and ``x``; of
@@ -105,7 +105,7 @@ def scaled_steps(columns: Mapping[str, Any], x: str) -> dict[str, NDArray[np.flo
     }
     before = np.concatenate([[0.0], values[VARIANCE][:-1]])[:length]
     count = values[COUNT] - 1
-    before = np.where(count == 0, 0.0, before)  # afresh: what came before is forgotten
+    before = np.where(count == 0, 0.0, before)  # restarted: what came before is forgotten
     found = {x: values[x], "factor": values["factor"], "variance": before, "count": count}
     return {name: column[stepped] for name, column in found.items()}
 
@@ -113,7 +113,7 @@ def scaled_steps(columns: Mapping[str, Any], x: str) -> dict[str, NDArray[np.flo
 def what_if(
     steps: Mapping[str, NDArray[np.float64]], values: Mapping[str, Any]
 ) -> NDArray[np.float64]:
-    """The factor at each of `scaled_steps`, had the law been that of ``values``.
+    """Return the factor at each of `scaled_steps`, had the law been that of ``values``.
 
     Exact where ``percentile`` falls on a tensor or V is below the cap of the record: a record
     holds no V above its cap.

@@ -14,6 +14,7 @@ Source: McKay, Beckman and Conover 1979 (Latin hypercube).
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import math
@@ -29,7 +30,7 @@ from tqdm import tqdm
 
 from gqc_lab.loop.placement import make_generator
 
-__all__ = ["Range", "Tuning", "settings", "tune"]
+__all__ = ["Range", "Tuning", "read_tuned", "settings", "tune"]
 
 
 @dataclass(frozen=True)
@@ -235,6 +236,27 @@ def tune(
             log.add(method, trial, s, values, numbers)
         rows.append({"method": method, "trial": trial, "seed": s, **values, **numbers})
     return Tuning(pd.DataFrame(rows), metric, is_larger_better, dict(spaces))
+
+
+def read_tuned(
+    path: Path, keys: Sequence[str], metric: str, is_larger_better: bool = False
+) -> dict[tuple[str, ...], dict[str, Any]]:
+    """Return the best trial of each group in a file of trials, without its metric.
+
+    Args:
+        path: CSV whose first lines may be comments that begin with "#"; empty cells are settings
+            that a method does not have.
+        keys: columns that name a group; the first row of several equally good ones counts.
+        metric: column that decides; a row without it is taken as it is.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    best: dict[tuple[str, ...], tuple[float, dict[str, Any]]] = {}
+    for row in csv.DictReader(line for line in lines if not line.startswith("#")):
+        key = tuple(row.pop(name) for name in keys)
+        rank = float(row.pop(metric, None) or "inf") * (-1 if is_larger_better else 1)
+        if key not in best or rank < best[key][0]:
+            best[key] = rank, {n: float(text) for n, text in row.items() if text}
+    return {key: values for key, (_, values) in best.items()}
 
 
 class _Log:

@@ -25,11 +25,12 @@ from jupytext.cli import jupytext as run_jupytext
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-from gqc_lab.figures import verdicts
+from gqc_lab import claims
+from gqc_lab.claims.display import PAPER
 from gqc_lab.runs.notebook import is_passing
 
 FORMAT = "py:percent"
-TABLE = re.compile(r'figures\.verdicts\.(?P<table>\w+)\("(?P<name>\w+)"\)')
+TABLE = re.compile(r'claims\.(?P<table>show_\w+)\("(?P<name>\w+)"\)')
 
 
 def is_paired(notebook: Path) -> bool:
@@ -111,7 +112,7 @@ def show_verdicts(notebook: NotebookNode, paper: Path) -> NotebookNode:
     """``notebook`` with the present text in each output of a cell that is a table of verdicts."""
     for cell in notebook.cells:
         if cell.cell_type == "code" and (call := TABLE.fullmatch(cell.source.strip())):
-            text = getattr(verdicts, call["table"])(call["name"], paper).data
+            text = getattr(claims, call["table"])(call["name"], paper).data
             for output in cell.outputs:
                 output.data["text/markdown"] = text
     return notebook
@@ -141,7 +142,7 @@ def main(arguments: Sequence[str]) -> int:
     if only_verdicts:
         for notebook in notebooks:
             content = nbformat.read(notebook, as_version=4)
-            nbformat.write(show_verdicts(content, notebook.parent / verdicts.PAPER), notebook)
+            nbformat.write(show_verdicts(content, notebook.parent / PAPER), notebook)
         return 0
     renderer = find_renderer()
     for notebook in notebooks:

@@ -43,6 +43,8 @@ def summarize_batch(batch: Batch, results: pd.DataFrame) -> pd.DataFrame:
     """
     import pandas as pd
 
+    from gqc_lab.stats.analysis import mean_over_runs
+
     frame, by = _grouped(batch, results)
     geometric = _known(results, batch.report.geometric, "geometric")
     points = {
@@ -51,44 +53,14 @@ def summarize_batch(batch: Batch, results: pd.DataFrame) -> pd.DataFrame:
     num_points = frame["run"].map(points).groupby([frame[b] for b in by], sort=False).nunique()
     parts = []
     for column in _columns(batch, results, by):
-        part = summarize_column(frame, by, column, is_geometric=column in geometric)
+        try:
+            part = mean_over_runs(frame, by, column, is_geometric=column in geometric)
+        except ValueError as error:
+            raise BadInput(f"report: geometric: {error}") from None
         part.loc[(num_points > 1).to_numpy(), ["low", "high"]] = math.nan
         part.insert(len(by), "column", column)
         parts.append(part)
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-
-
-def summarize_column(
-    frame: pd.DataFrame, by: list[str], column: str, *, is_geometric: bool = False
-) -> pd.DataFrame:
-    r"""Mean of ``column`` over the runs of each group, with its 95 % t interval.
-
-    A geometric mean, :math:`\exp(\bar l \pm t_{n-1}\,s_l/\sqrt n)` with :math:`l = \log y`, is for
-    positive quantities that seeds multiply, such as counts: its interval stays above 0.
-
-    Args:
-        frame: with the columns ``by``, ``run`` and ``column``.
-    Returns: a row per group: ``by``, ``mean``, ``low``, ``high``, ``n``.
-    Raises: BadInput: a value <= 0 has no geometric mean.
-    """
-    import numpy as np
-
-    from gqc_lab.stats.analysis import summarize
-
-    values = frame[column].astype(float)
-    if is_geometric and (values <= 0).any():
-        raise BadInput(
-            f"report: geometric: {column!r} has a value of {values.min():g}; it needs > 0"
-        )
-    if is_geometric:
-        values = values.map(np.log)
-    keys = list(dict.fromkeys([*by, "run"]))
-    of_runs = frame[keys].assign(value=values).groupby(keys, sort=False, dropna=False)["value"]
-    means = of_runs.agg(lambda rows: rows.to_numpy().mean())  # NaN where a row is
-    summary = summarize(means.reset_index(), by, "value")[[*by, "mean", "low", "high", "n"]]
-    if is_geometric:
-        summary[["mean", "low", "high"]] = np.exp(summary[["mean", "low", "high"]])
-    return summary
 
 
 def _grouped(batch: Batch, results: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:

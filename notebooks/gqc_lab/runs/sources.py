@@ -206,13 +206,16 @@ def _stamp(path: Path) -> tuple[int, int, int]:
 
 
 def module_hash(path: Path) -> str:
-    """Return the hash of a module's source without comments and docstrings."""
-    return _hash(path, _stamp(path))
+    """Return the hash of a module's code, and of the tables next to it that it names, such as
+    "tuned.csv"."""
+    code = _code(path, _stamp(path))
+    tables = (path.with_name(name) for name in re.findall(r'"([\w-]+\.csv)"', code))
+    return digest(b"\0".join([code.encode(), *(t.read_bytes() for t in tables if t.is_file())]))
 
 
 @lru_cache(4096)
-def _hash(path: Path, stamp: tuple[int, int, int]) -> str:
-    return digest(strip_prose(path.read_text(encoding="utf-8")).encode())
+def _code(path: Path, stamp: tuple[int, int, int]) -> str:
+    return strip_prose(path.read_text(encoding="utf-8"))
 
 
 @lru_cache(64)

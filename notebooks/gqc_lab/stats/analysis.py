@@ -90,6 +90,34 @@ def summarize(
     return pd.DataFrame(rows, columns=[*keys, statistic, "low", "high", "n", "interval"])
 
 
+def mean_over_runs(
+    frame: pd.DataFrame, by: list[str], column: str, *, is_geometric: bool = False
+) -> pd.DataFrame:
+    r"""Mean of ``column`` over the runs of each group, with its 95 % t interval.
+
+    Several rows of one run in a group count as one, their mean.  A geometric mean,
+    :math:`\exp(\bar l \pm t_{n-1}\,s_l/\sqrt n)` with :math:`l = \log y`, is for positive
+    quantities that seeds multiply, such as counts: its interval stays above 0.
+
+    Args:
+        frame: with the columns ``by``, ``run`` and ``column``.
+    Returns: a row per group: ``by``, ``mean``, ``low``, ``high``, ``n``.
+    Raises: ValueError: a value <= 0 has no geometric mean.
+    """
+    values = frame[column].astype(float)
+    if is_geometric and (values <= 0).any():
+        raise ValueError(f"{column!r} has a value of {values.min():g}; it needs > 0")
+    if is_geometric:
+        values = values.map(np.log)
+    keys = list(dict.fromkeys([*by, "run"]))
+    of_runs = frame[keys].assign(value=values).groupby(keys, sort=False, dropna=False)["value"]
+    means = of_runs.agg(lambda rows: rows.to_numpy().mean())  # NaN where a row is
+    summary = summarize(means.reset_index(), by, "value")[[*by, "mean", "low", "high", "n"]]
+    if is_geometric:
+        summary[["mean", "low", "high"]] = np.exp(summary[["mean", "low", "high"]])
+    return summary
+
+
 def paired_difference(
     frame: pd.DataFrame,
     value: str,

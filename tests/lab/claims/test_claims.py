@@ -10,22 +10,18 @@ import pytest
 from scipy import stats
 
 from gqc_lab.claims import evaluate, load_frozen, read_claims
-from gqc_lab.claims.commands import check, write
+from gqc_lab.claims.commands import check, read_verdicts, write
 from gqc_lab.claims.frozen import HISTORY, RESULTS, RUNS
-from gqc_lab.claims.tables import (
+from gqc_lab.claims.render import (
     camel,
     count,
     escape,
     interval,
-    latex,
     leaning,
-    macros,
-    markdown,
     number,
     p_text,
-    page,
-    shown,
-    verdict_text,
+    render,
+    verdict_frame,
 )
 from gqc_lab.claims.verdicts import LEVEL, Effect, Verdict, _p_together, changes
 from gqc_lab.runs import BadInput, CorruptRun
@@ -93,6 +89,10 @@ def paper(tmp_path):
     (tmp_path / "claims.yaml").write_text(RULES)
     (tmp_path / "results.yaml").write_text("demo: {}")
     return tmp_path
+
+
+def text_of(template, verdicts, **values):
+    return render(template, frame=verdict_frame(verdicts), links="../../notebooks", **values)
 
 
 def verdicts(paper):
@@ -281,7 +281,7 @@ def test_a_claim_without_results_is_not_tested_and_says_why(paper):
     first, _ = verdicts(paper)
     assert (first.verdict, first.effects) == ("not tested", ())
     assert first.reason == "no committed results of demos"
-    assert "| not tested | no committed results of demos |" in markdown([first])
+    assert "| not tested | no committed results of demos |" in text_of("claims.md", [first])
 
 
 def test_a_group_that_is_not_run_yet_leaves_its_part_open(paper):
@@ -297,25 +297,36 @@ def test_a_group_that_is_not_run_yet_leaves_its_part_open(paper):
 
 def test_tables_show_every_claim(paper):
     all_of_them = verdicts(paper)
-    text = markdown(all_of_them)
+    text = text_of("claims.md", all_of_them)
     assert "| **better-x2** b is better" in text
     assert "size (> 5 B): 4 [4, 4] B, n = 3: fails" in text
     assert "budget: too dear" in text
     assert "<br>somewhere" in text
-    document = page(all_of_them)
-    assert 'href="../../notebooks/01_question.ipynb"' in document
-    assert "10% &amp; more" in document
-    assert "http" not in document.replace("<!doctype", "")
-    assert "<small>somewhere</small>" in document
-    assert r"10\% \& more" in latex(all_of_them)
-    assert "Source: somewhere" in latex(all_of_them)
-    written = macros(all_of_them)
+    assert "[01](../../notebooks/01_question.ipynb)" in text
+    printed = text_of("claims.tex", all_of_them)
+    assert r"10\% \& more" in printed
+    assert "Source: somewhere" in printed
+    written = text_of("claims-macros.tex", all_of_them)
     assert r"\newcommand{\verdictBetterXTwo}{mixed}" in written
     assert r"\newcommand{\numNotTested}{1}" in written
     assert r"\newcommand{\seedsBetterXTwoA}{3}" in written
     names = [line.split("{")[1].rstrip("}") for line in written.splitlines()]
     assert len(set(names)) == len(names)
     assert all(name[1:].isalpha() for name in names)
+
+
+def test_the_parts_of_a_claim_that_was_not_tested_have_macros_that_say_so(paper):
+    (paper / "claims.yaml").write_text(RULES.replace("batch: demo", "batch: demos"))
+    written = text_of("claims-macros.tex", verdicts(paper))
+    assert r"\newcommand{\effectBetterXTwoB}{not measured}" in written
+    assert r"\newcommand{\seedsBetterXTwoB}{no}" in written
+
+
+def test_a_verdict_survives_being_committed(paper):
+    write(verdicts(paper), paper)
+    claims, committed = read_verdicts(paper)
+    assert claims == read_claims(paper / "claims.yaml")
+    pd.testing.assert_frame_equal(verdict_frame(committed), verdict_frame(verdicts(paper)))
 
 
 @pytest.mark.parametrize(
@@ -333,22 +344,24 @@ def test_an_open_claim_tells_what_its_parts_say(paper, parts, said):
     claim = read_claims(paper / "claims.yaml")[0]
     verdict = Verdict(claim, "mixed", tuple(effects_of(*parts)), 6, 0.06, 0.06)
     assert leaning(verdict) == said
-    assert verdict_text(verdict) == f"open (parts: {said})"
-    assert (shown(verdict), p_text(verdict)) == ("open", "p (Holm) = 0.06")
-    assert count([verdict])["open"] == 1
+    frame = verdict_frame([verdict])
+    assert set(frame["verdict"]) == {f"open (parts: {said})"}
+    assert set(frame["short"]) == {f"x2 ({said})"}
+    assert (set(frame["shown"]), p_text(verdict)) == ({"open"}, "= 0.06")
+    assert count(frame)["open"] == 1
 
 
 def test_no_p_value_is_said_to_be_zero_and_powers_are_powers(paper):
     first, second = verdicts(paper)
     first = replace(first, p_holm=0.0)  # as of values that are the same for all seeds
-    assert (verdict_text(first), p_text(first)) == ("mixed", "p (Holm) < 1e-16")
+    assert p_text(first) == "< 1e-16"
     assert p_text(second) == ""
-    assert "$p$ (Holm) $<$ $10^{-16}$" in latex([first])
+    assert "| mixed<br>p (Holm) < 1e-16 |" in text_of("claims.md", [first])
+    assert "mixed \\newline $p$ (Holm) $<$ $10^{-16}$" in text_of("claims.tex", [first])
     text = RULES.replace('"< 1"', '"< 1e-6"').replace('"> 5"', '"> -2.5e+7"')
     (paper / "claims.yaml").write_text(text)
-    assert "($< 10^{-6}$)" in latex(verdicts(paper))
-    assert r"($> -2.5\cdot 10^{7}$)" in latex(verdicts(paper))
-    assert "p (Holm) &lt; 1e-16" in page([first])
+    assert "($< 10^{-6}$)" in text_of("claims.tex", verdicts(paper))
+    assert r"($> -2.5\cdot 10^{7}$)" in text_of("claims.tex", verdicts(paper))
 
 
 def test_numbers_are_short_and_honest(paper):

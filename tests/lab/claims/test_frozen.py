@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from gqc_lab.claims import Frozen, freeze, load_frozen
-from gqc_lab.claims.appendix import budget, compared, latex, machines, markdown, totals
+from gqc_lab.claims.appendix import budget, compared, describe_age, machines, texts, totals
 from gqc_lab.cli import main
 from gqc_lab.publish.printing import print_figures
 from gqc_lab.runs import BadInput
@@ -131,7 +131,7 @@ def test_what_there_is_of_a_batch_can_be_taken(project):
         shutil.rmtree(store.folder(run.id))
     frozen = freeze(batch, store.root, project / "r", is_partial=True)
     assert (len(frozen.runs), frozen.record["missing"]) == (1, 5)
-    assert "plain | 1 of 6 | 0 | 1 |" in markdown({"tiny-batch": frozen}, {})
+    assert "plain | 1 of 6 | 0 | 1 |" in texts({"tiny-batch": frozen}, {})["reproducibility.md"]
     shutil.rmtree(store.folder(batch.runs[0].id))
     with pytest.raises(BadInput, match="no finished run of"):
         freeze(batch, store.root, project / "other", is_partial=True)
@@ -195,15 +195,26 @@ def test_the_appendix_counts_runs_and_machines(project):
     known = Frozen("other", Path(), {"environments": [PLACE, place]})
     assert machines({"other": known})[1].startswith("Linux, Abacus 3, 1 of 2 cores")
     plan = {"tiny-batch": {"trained": "a line, 2 parameters", "tuning": "two runs"}}
-    text = markdown(results, plan)
+    text, written = texts(results, plan).values()
     assert "| tiny-batch | a line, 2 parameters | " in text
     assert "| 6 | 0, 1, 2 | 6 | 1970-01-01 | - | two runs |" in text
-    written = latex(results, plan)
     assert r"\newcommand{\numRuns}{6}" in written
     experiments, repetition = written.split(r"\newcommand{\batchTable}")
     assert r"\newcommand{\experimentTable}" in experiments
     assert "tiny-batch & a line, 2 parameters & " in experiments
     assert "tiny-batch & 6 & 0, 1, 2 & 6 & two runs" in repetition
+
+
+def test_results_of_an_older_code_are_told(project):
+    batch = batch_of(project)
+    results = {"tiny-batch": freeze(batch, project / "runs", project / "r")}
+    ids = [run.id for run in batch.runs]
+    assert describe_age(results, {"tiny-batch": ids}, "of it") == ""
+    when = "were made with an older version of the code (1970-01-01) and have not been repeated"
+    one, every = {"tiny-batch": ids[1:]}, {"tiny-batch": []}
+    some = describe_age(results, one, "of it")
+    assert some == f"1 of the 6 runs of it (tiny-batch) {when} since."
+    assert describe_age(results, every, "of it") == f"All 6 runs of it {when} since."
 
 
 def frozen_of(rows):

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from gqc.wrappers import OptimizerWrapperGNTS
-from gqc_lab.loop.controls import Control, Controls
+from gqc_lab.loop.controls import Controls
 from gqc_lab.loop.experiment import Experiment
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
+from gqc_lab.loop.settings import Setting
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Line(Experiment):
             total=config.total,
             parts={"model": self.model, "optimizer": self.wrapper},
             generators={"data": make_generator(config.seed, "data")},
-            controls=Controls({"lr_scale": Control(1.0), "noise": Control(0.5)}),
+            controls=Controls({"lr_scale": Setting(1.0, low=0), "noise": Setting(0.5, low=0)}),
             constants={"seed": config.seed},
             data_hash="line",
         )

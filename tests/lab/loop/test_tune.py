@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gqc_lab.loop.placement import make_generator
-from gqc_lab.loop.tune import Range, settings, tune
+from gqc_lab.loop.tune import Range, read_tuned, settings, tune
 
 SPACES = {"a": {"x": Range(0.01, 1.0)}, "b": {"x": Range(0.01, 1.0), "y": [1, 2, 3]}}
 CHOICES = {"budget": 6, "seeds": [100, 101], "report_seeds": range(5), "metric": "loss"}
@@ -190,3 +190,17 @@ def test_bad_ranges_are_refused(bounds):
         Range(*bounds)
     with pytest.raises(ValueError, match="Range"):
         Range(math.nan, 1.0)
+
+
+def test_the_best_trials_of_a_file_are_the_tuned_values(tmp_path):
+    file = tmp_path / "tuned.csv"
+    file.write_text(
+        "# what was tried\nscale,method,lr,width,loss\nsmoke,a,0.1,,\n"
+        'laptop,a,1e-2,,1.5\nlaptop,a,1e-3,,1.4\nlaptop,a,1e-4,,1.4\nlaptop,"b, c",0.5,8,2.0\n'
+    )
+    assert read_tuned(file, ("scale", "method"), "loss") == {
+        ("smoke", "a"): {"lr": 0.1},  # not tried: as it is
+        ("laptop", "a"): {"lr": 1e-3},  # the first of two equally good ones
+        ("laptop", "b, c"): {"lr": 0.5, "width": 8},
+    }
+    assert read_tuned(file, ("scale", "method"), "loss", True)["laptop", "a"] == {"lr": 1e-2}

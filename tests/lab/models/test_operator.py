@@ -148,7 +148,7 @@ def test_every_parameter_gets_a_gradient():
     [
         ({"tokens": 0}, "tokens=0"),
         ({"hidden": 30}, "hidden=30: expected a multiple of heads=4"),
-        ({"neighbors": 2}, "neighbors=2: expected at least 3"),
+        ({"neighbors": 2}, "neighbors=2: expected an integer of at least 3"),
         ({"codec_blocks": -1}, "codec_blocks=-1"),
         ({"blocks": 1.5}, "blocks=1.5"),
     ],

@@ -92,10 +92,10 @@ def test_verdicts_are_brought_up_to_date_without_running(tmp_path, monkeypatch):
     def table(name, paper):
         return SimpleNamespace(data=f"{name} of {paper.resolve().name}")
 
-    monkeypatch.setattr(notebooks.verdicts, "of_notebook", table)
+    monkeypatch.setattr(notebooks.claims, "show_verdicts", table)
     new = nbformat.v4.new_code_cell
     old = nbformat.v4.new_output("execute_result", {"text/markdown": "old", "text/plain": "M"})
-    shown = new('figures.verdicts.of_notebook("01_x")', outputs=[old])
+    shown = new('claims.show_verdicts("01_x")', outputs=[old])
     other = new("1 / 0", outputs=[nbformat.v4.new_output("stream", text="old")])
     path = tmp_path / "notebooks" / "01_x.ipynb"
     path.parent.mkdir()

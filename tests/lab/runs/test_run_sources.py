@@ -171,6 +171,18 @@ def test_what_was_loaded_is_held_against_the_plan(tmp_path):
     assert sources.changed_inputs(job) == ["tool", "corpus"]
 
 
+def test_a_table_that_a_module_names_is_of_its_hash(tmp_path):
+    (tmp_path / "helper.py").write_text('TUNED = read("tuned.csv")\n')
+    hashes = []
+    for text in ("lr,loss\n0.1,2\n", "lr,loss\n0.2,2\n"):
+        (tmp_path / "tuned.csv").write_text(text)
+        (tmp_path / "other.csv").write_text(text)
+        hashes.append(source_hashes(["import helper"], [tmp_path])["helper"])
+    assert hashes[0] != hashes[1]
+    (tmp_path / "other.csv").unlink()
+    assert source_hashes(["import helper"], [tmp_path])["helper"] == hashes[1]
+
+
 def test_the_real_package_is_followed(tmp_path):
     found = source_hashes(["from gqc import OptimizerWrapperGNTS"], [tmp_path])
     assert {"gqc.wrappers.gnts", "gqc.wrappers.base"} <= found.keys()

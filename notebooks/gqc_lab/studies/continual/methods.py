@@ -1,24 +1,22 @@
 r"""The methods that continual learning compares: plain, decayed, perturbed, protected.
 
-A further method is one function and one line in `METHODS`, and its ranges in
-``continual_tuning.SPACES``.
+A further method is one entry of `METHODS`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
 from gqc.upgd import UPGD, UPGDW, AdaptiveUPGD
+from gqc_lab.loop.tune import Range, Space
 
-if TYPE_CHECKING:
-    from gqc_lab.studies.continual.settings import ContinualConfig
-
-__all__ = ["METHODS", "NOISY", "PerturbedSGD", "make_optimizer"]
+__all__ = ["METHODS", "Method", "PerturbedSGD", "make_optimizer"]
 
 
 class PerturbedSGD(Optimizer):
@@ -84,86 +82,88 @@ class PerturbedSGD(Optimizer):
 
 
 Parameters = Iterable[torch.nn.Parameter]
-Make = Callable[[Parameters, "ContinualConfig", torch.Generator], Optimizer]
+Config = Any  #: a `ContinualConfig`, whose module imports this one
+Make = Callable[[Parameters, Config, torch.Generator], Optimizer]
+
+_SGD, _DECAY, _NOISE = Range(0.01, 0.5), Range(1e-4, 3e-2), Range(1e-3, 1e-1)
+_ADAM: Space = {"lr": Range(3e-4, 1e-2), "weight_decay": Range(1e-3, 1.0)}
+_GATED = Range(0.02, 1.0)  # a neutral gate is 1/2
 
 
-def _sgd(params: Parameters, c: ContinualConfig, generator: torch.Generator) -> Optimizer:
-    return SGD(params, c.lr)
+@dataclass(frozen=True)
+class Method:
+    """One way of learning.
+
+    Args:
+        make: its optimizer, from parameters, config and the generator of the noise.
+        space: the settings that it has, and what was tried of each (`gqc_lab.loop.tune`).
+        has_gates: whether it protects weights, and may have adaptive noise.
+    """
+
+    make: Make
+    space: Space
+    has_gates: bool = False
+
+    def takes(self, name: str) -> bool:
+        """Does it have a setting of that name: ``sigma``, ``weight_decay``?"""
+        return name in self.space
 
 
-def _l2(params: Parameters, c: ContinualConfig, generator: torch.Generator) -> Optimizer:
-    return SGD(params, c.lr, weight_decay=c.weight_decay)
+def _upgd(kind: type[Optimizer], *names: str, **options: Any) -> Make:
+    """Return the maker of an optimizer with gates; ``names``: what else it takes of the config."""
+
+    def make(params: Parameters, c: Config, generator: torch.Generator) -> Optimizer:
+        own: dict[str, Any] = {name: getattr(c, name) for name in names if name != "betas"}
+        own |= {"betas": (c.beta1, c.beta2)} if "betas" in names else {}
+        own |= {"weight_decay": c.weight_decay, "sigma": c.sigma, "generator": generator}
+        own |= {"normalization": c.normalization, "adaptive_noise": c.adaptive_noise}
+        own["nonfinite"] = "skip"  # a run that diverged ends as the others do, and is counted
+        return kind(params, c.lr, **own, **options)
+
+    return make
 
 
-def _pgd(params: Parameters, c: ContinualConfig, generator: torch.Generator) -> Optimizer:
-    return PerturbedSGD(params, c.lr, 0.0, c.sigma, generator=generator)
-
-
-def _shrink_perturb(
-    params: Parameters, c: ContinualConfig, generator: torch.Generator
-) -> Optimizer:
-    return PerturbedSGD(params, c.lr, c.weight_decay, c.sigma, generator=generator)
-
-
-def _adamw(params: Parameters, c: ContinualConfig, generator: torch.Generator) -> Optimizer:
-    return AdamW(params, c.lr, betas=(c.beta1, c.beta2), weight_decay=c.weight_decay)
-
-
-def _upgd(params: Parameters, c: ContinualConfig, generator: torch.Generator) -> Optimizer:
-    return UPGD(params, c.lr, beta_utility=c.beta_utility, **_gated(c, generator))
-
-
-def _upgd_nonprotecting(
-    params: Parameters, c: ContinualConfig, generator: torch.Generator
-) -> Optimizer:
-    options = _gated(c, generator)
-    return UPGD(params, c.lr, beta_utility=c.beta_utility, protect=False, **options)
-
-
-def _adaptive_upgd(params: Parameters, c: ContinualConfig, generator: torch.Generator) -> Optimizer:
-    betas, options = (c.beta1, c.beta2), _gated(c, generator)
-    return AdaptiveUPGD(params, c.lr, beta_utility=c.beta_utility, betas=betas, **options)
-
-
-def _upgdw(params: Parameters, c: ContinualConfig, generator: torch.Generator) -> Optimizer:
-    return UPGDW(params, c.lr, betas=(c.beta1, c.beta2), **_gated(c, generator))
-
-
-def _gated(c: ContinualConfig, generator: torch.Generator) -> dict[str, Any]:
-    return {
-        "weight_decay": c.weight_decay,
-        "sigma": c.sigma,
-        "normalization": c.normalization,
-        "adaptive_noise": c.adaptive_noise,
-        "generator": generator,
-        "nonfinite": "skip",  # a run that diverged ends as the others do, and is counted
-    }
-
-
-#: method -> its optimizer
-METHODS: dict[str, Make] = {
-    "sgd": _sgd,
-    "l2": _l2,
-    "pgd": _pgd,
-    "shrink_perturb": _shrink_perturb,
-    "adamw": _adamw,
-    "upgd": _upgd,
-    "upgd_nonprotecting": _upgd_nonprotecting,
-    "adaptive_upgd": _adaptive_upgd,
-    "upgdw": _upgdw,
+METHODS = {
+    "sgd": Method(lambda params, c, _: SGD(params, c.lr), {"lr": _SGD}),
+    "l2": Method(
+        lambda params, c, _: SGD(params, c.lr, weight_decay=c.weight_decay),
+        {"lr": _SGD, "weight_decay": _DECAY},
+    ),
+    "pgd": Method(
+        lambda params, c, noise: PerturbedSGD(params, c.lr, 0.0, c.sigma, generator=noise),
+        {"lr": _SGD, "sigma": _NOISE},
+    ),
+    "shrink_perturb": Method(
+        lambda params, c, noise: PerturbedSGD(
+            params, c.lr, c.weight_decay, c.sigma, generator=noise
+        ),
+        {"lr": _SGD, "weight_decay": _DECAY, "sigma": _NOISE},
+    ),
+    "adamw": Method(
+        lambda params, c, _: AdamW(
+            params, c.lr, betas=(c.beta1, c.beta2), weight_decay=c.weight_decay
+        ),
+        _ADAM,
+    ),
+    "upgd": Method(
+        _upgd(UPGD, "beta_utility"), {"lr": _GATED, "weight_decay": _DECAY, "sigma": _NOISE}, True
+    ),
+    "upgd_nonprotecting": Method(
+        _upgd(UPGD, "beta_utility", protect=False),
+        {"lr": _SGD, "weight_decay": _DECAY, "sigma": _NOISE},
+        True,
+    ),
+    "adaptive_upgd": Method(
+        _upgd(AdaptiveUPGD, "beta_utility", "betas"), {**_ADAM, "sigma": Range(1e-2, 1.0)}, True
+    ),
+    "upgdw": Method(_upgd(UPGDW, "betas"), {**_ADAM, "sigma": Range(1e-2, 1.0)}, True),
 }
 
-#: methods with noise, and those of them with gates
-NOISY = ("pgd", "shrink_perturb", "upgd", "upgd_nonprotecting", "adaptive_upgd", "upgdw")
-GATED = NOISY[2:]
 
-
-def make_optimizer(
-    params: Parameters, config: ContinualConfig, generator: torch.Generator
-) -> Optimizer:
-    """The optimizer of that config's method.
+def make_optimizer(params: Parameters, config: Config, generator: torch.Generator) -> Optimizer:
+    """Return the optimizer of that config's method.
 
     Args:
         generator: of the noise, where the method has any.
     """
-    return METHODS[config.method](params, config, generator)
+    return METHODS[config.method].make(params, config, generator)

@@ -28,12 +28,13 @@ from torch.optim import Optimizer
 from gqc.gradients import collect, multiply_, tensor_norms
 from gqc.wrappers import OptimizerWrapperVGS
 from gqc_lab.data.streams import TaskStream, make_stream
-from gqc_lab.loop.controls import Control, Controls
+from gqc_lab.loop.controls import Controls
 from gqc_lab.loop.experiment import Experiment
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
+from gqc_lab.loop.settings import Setting, control
 from gqc_lab.models.mlp import MLPConfig, make_mlp
 from gqc_lab.studies.continual import measures
-from gqc_lab.studies.continual.methods import NOISY, make_optimizer
+from gqc_lab.studies.continual.methods import METHODS, make_optimizer
 from gqc_lab.studies.continual.settings import ContinualConfig, comparison, config
 
 __all__ = ["Continual", "ContinualConfig", "Means", "build", "comparison", "config"]
@@ -101,9 +102,9 @@ class Continual(Experiment):
         self.optimizer = _with_vgs(self.inner, config) if config.vgs else self.inner
         self.means = Means()
         self._task: tuple[int, Tensor, Tensor] | None = None
-        controls = {"lr_scale": Control(1.0, doc="factor of the learning rate")}
-        if config.method in NOISY:
-            controls["sigma"] = Control(config.sigma, doc="deviation of the noise [gradient]")
+        controls = {"lr_scale": Setting(1.0, "factor of the learning rate", low=0)}
+        if METHODS[config.method].takes("sigma"):
+            controls["sigma"] = control(config, "sigma")
         constants = {"stream": config.stream, "method": config.name}
         super().__init__(
             config,

@@ -1,4 +1,4 @@
-"""How the values of `continual_tuned.TUNED` were found: run it again with
+"""How the tuned values of continual learning were found; to find them again:
 
 python -m gqc_lab.studies.continual.tuning trials.jsonl
 
@@ -13,41 +13,33 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import pandas as pd
+
 from gqc_lab.data.streams import KINDS
 from gqc_lab.loop.tune import Range, Space, Tuning, tune
 from gqc_lab.studies import continual
+from gqc_lab.studies.continual.methods import METHODS
+from gqc_lab.studies.continual.settings import TRIALS
 
 BUDGET = 10  #: settings of each method on each stream
 SEEDS = (100,)
 REPORT_SEEDS = range(100)  #: those that reports may use
 
-_SGD, _DECAY, _NOISE = Range(0.01, 0.5), Range(1e-4, 3e-2), Range(1e-3, 1e-1)
-_ADAM, _ADAM_DECAY, _ADAM_NOISE = Range(3e-4, 1e-2), Range(1e-3, 1.0), Range(1e-2, 1.0)
-_GATED, _SCALED = Range(0.02, 1.0), Range(0.1, 5.0)  # a neutral gate is 1/2, VGS some 1/5 more
+_SCALED = Range(0.1, 5.0)  # with VGS steps are some 1/5 of what they were, at a neutral gate of 1/2
 _RATIO = Range(0.03, 3.0)  # of the noise to the gradient, where it is adaptive
-
-_UPGD: Space = {"lr": _GATED, "weight_decay": _DECAY, "sigma": _NOISE}
-_ADAM_UPGD: Space = {"lr": _ADAM, "weight_decay": _ADAM_DECAY, "sigma": _ADAM_NOISE}
+_UPGD = METHODS["upgd"].space
 
 #: `ContinualConfig.name` -> what is tried
 SPACES: dict[str, Space] = {
-    "sgd": {"lr": _SGD},
-    "l2": {"lr": _SGD, "weight_decay": _DECAY},
-    "pgd": {"lr": _SGD, "sigma": _NOISE},
-    "shrink_perturb": {"lr": _SGD, "weight_decay": _DECAY, "sigma": _NOISE},
-    "adamw": {"lr": _ADAM, "weight_decay": _ADAM_DECAY},
-    "upgd": _UPGD,
-    "upgd_nonprotecting": {"lr": _SGD, "weight_decay": _DECAY, "sigma": _NOISE},
-    "adaptive_upgd": _ADAM_UPGD,
-    "upgdw": _ADAM_UPGD,
-    "upgd, VGS": {"lr": _SCALED, "weight_decay": _DECAY, "sigma": _NOISE},
-    "upgd, adaptive noise": {"lr": _GATED, "weight_decay": _DECAY, "sigma": _RATIO},
-    "upgd, adaptive noise, VGS": {"lr": _SCALED, "weight_decay": _DECAY, "sigma": _RATIO},
+    **{name: method.space for name, method in METHODS.items()},
+    "upgd, VGS": {**_UPGD, "lr": _SCALED},
+    "upgd, adaptive noise": {**_UPGD, "sigma": _RATIO},
+    "upgd, adaptive noise, VGS": {**_UPGD, "lr": _SCALED, "sigma": _RATIO},
 }
 
 
 def options_of(name: str) -> dict[str, Any]:
-    """The fields that a `ContinualConfig.name` stands for."""
+    """Return the fields that a `ContinualConfig.name` stands for."""
     method, *added = name.split(", ")
     return {
         "method": method,
@@ -57,7 +49,7 @@ def options_of(name: str) -> dict[str, Any]:
 
 
 def measure(stream: str, name: str, values: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Train once; returns the run's `summary`, but for what names the run."""
+    """Train once and return the numbers of the run's `summary`."""
     options = {"stream": stream, "seed": seed, "device": "cpu", **options_of(name)}
     experiment = continual.build(continual.config("laptop", **options, **values))
     for _ in experiment:
@@ -86,14 +78,21 @@ def run(path: str, streams: Sequence[str] = KINDS) -> Iterator[tuple[str, Tuning
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Tune, and print the trials and what to write into `continual_tuned.TUNED`."""
+    """Tune, write the trials into `settings.TRIALS`, and print what to write above them."""
     if len(arguments) != 1:
         print("expected one argument: the file to keep the trials in", file=sys.stderr)
         return 2
+    tables = []
     for stream, tuning in run(arguments[0]):
-        print(tuning.table.to_string())
-        print({(stream, name): values for name, values in tuning.best.items()})
-        print("at the edge of what was tried:", {n: e for n, e in tuning.at_edge.items() if e})
+        tables.append(tuning.table.rename(columns={"method": "name"}).assign(stream=stream))
+        at_edge = {name: edge for name, edge in tuning.at_edge.items() if edge}
+        print(f"at the edge of what was tried on {stream}: {at_edge}")
+    trials = pd.concat(tables)
+    trials["online_accuracy"] = (100 * trials["online_accuracy"]).round(1)
+    columns = ["stream", "name", "lr", "weight_decay", "sigma", "online_accuracy"]
+    comments = [line for line in TRIALS.read_text().splitlines() if line.startswith("#")]
+    table = trials[columns].to_csv(index=False)
+    TRIALS.write_text("\n".join([*comments, table]), encoding="utf-8")
     return 0
 
 

@@ -29,22 +29,23 @@ from torch.nn import functional as F
 
 from gqc.curricula import cap_shares, compute_inverse_loss_curriculum_weight
 from gqc_lab.errors import check_name
+from gqc_lab.loop.settings import Setting
 
 Codec = Callable[[Tensor, Tensor], Tensor]  #: E or D: (fields or latents, positions)
 
 LOSSES = ("forward", "spectral", "rollout", "inv_enc", "inv_dec")
 
-#: key of ``weights`` -> its default; ``inverse_loss_max_share`` is ours, 1 is no bound
-DEFAULTS: dict[str, float] = {
-    "lambda_forward": 1.0,
-    "lambda_spectral": 0.05,
-    "lambda_rollout": 0.0,
-    "lambda_inv_enc": 0.0,
-    "lambda_inv_dec": 0.0,
-    "inverse_loss_warmup_epochs": 15,
-    "inverse_loss_max_weight": 0.05,
-    "inverse_loss_frequency": 1,
-    "inverse_loss_max_share": 1.0,
+#: key of ``weights`` -> its default and range; ``inverse_loss_max_share`` is ours, 1 is no bound
+WEIGHTS = {
+    "lambda_forward": Setting(1.0, "weight of the forward loss", low=0),
+    "lambda_spectral": Setting(0.05, "weight of the spectral loss", low=0),
+    "lambda_rollout": Setting(0.0, "weight of the rollout loss", low=0),
+    "lambda_inv_enc": Setting(0.0, "weight of the inverse encoding loss", low=0),
+    "lambda_inv_dec": Setting(0.0, "weight of the inverse decoding loss", low=0),
+    "inverse_loss_warmup_epochs": Setting(15, "epochs of the inverse weights' warmup", low=0),
+    "inverse_loss_max_weight": Setting(0.05, "cap of the inverse weights", low=0),
+    "inverse_loss_frequency": Setting(1, "batches per inverse loss", kind=int, low=1),
+    "inverse_loss_max_share": Setting(1.0, "cap of their share of the total", low=0, high=1),
 }
 
 
@@ -107,7 +108,7 @@ def effective_weights(
     """Weight of each loss in this batch, before a cap of shares.
 
     Args:
-        weights: keys of `DEFAULTS`; what is absent has its default.
+        weights: keys of `WEIGHTS`; what is absent has its default.
         current_epoch: fractions allowed; the inverse losses' weights follow
             `gqc.curricula.compute_inverse_loss_curriculum_weight`.  None: no curriculum and no cap.
         batch: number of the batch; inverse losses are 0 but in every
@@ -131,23 +132,14 @@ def effective_weights(
 
 
 def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
-    """``weights`` with the defaults of what is absent.
+    """Return ``weights`` with the defaults of what is absent.
 
     Raises:
         ValueError: an unknown key, or a value out of its range.
     """
-    for key, value in weights.items():
-        check_name("weight", key, DEFAULTS)
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{key}={value!r}: expected a finite number >= 0")
-    values = {**DEFAULTS, **weights}
-    if not (values["inverse_loss_frequency"] >= 1 and values["inverse_loss_frequency"] % 1 == 0):
-        frequency = values["inverse_loss_frequency"]
-        raise ValueError(f"inverse_loss_frequency={frequency!r}: expected an integer >= 1")
-    if not values["inverse_loss_max_share"] <= 1:
-        share = values["inverse_loss_max_share"]
-        raise ValueError(f"inverse_loss_max_share={share!r}: expected a share in [0, 1]")
-    return values
+    for key in weights:
+        check_name("weight", key, WEIGHTS)
+    return {n: each.check(n, weights.get(n, each.default)) for n, each in WEIGHTS.items()}
 
 
 def compute_operator_loss_bundle(

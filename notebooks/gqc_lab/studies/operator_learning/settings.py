@@ -1,151 +1,20 @@
-"""The knobs of operator learning, the published ways of weighing inverse losses, and the scales."""
+"""Settings of operator learning, the published ways of weighing inverse losses, and the scales."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from gqc.clipping import CLIPPERS
 from gqc_lab.errors import check_name
-from gqc_lab.loop.placement import DTYPES
+from gqc_lab.loop.settings import Config, Setting, make_config, setting, settings_of
 from gqc_lab.models.operator import OperatorConfig
-from gqc_lab.studies.operator_learning.losses import check_weights
+from gqc_lab.studies.operator_learning.losses import WEIGHTS
 
 ENCODER_LEARNS = ("inverse", "all", "none")
 DECODER_LEARNS = ("inverse", "all")
-
-
-@dataclass(frozen=True)
-class OperatorLearningConfig:
-    """Everything that decides a run; use `config` for values that fit a scale and a method.
-
-    Args:
-        method: name of the way in `METHODS` that the values come from.
-        scale: name of the preset that the sizes come from.
-        source, num_train, num_test, nu, data_seed: see `gqc_lab.data.burgers.load_burgers_data`.
-        step: stored frames that A goes on by; 5 is a time of 0.1.
-        stride: frames between the starts of training examples.
-        batch_size: examples in a batch.
-        pretraining_epochs: E and D learn ``inv_enc``, and ``inv_dec`` with the weight
-            ``pretraining_inv_dec``, before A begins; the source has none of it.
-        epochs: of the operator, counted from 0 after the pretraining.
-        tokens, latent_dim, hidden, blocks, codec_blocks, heads, neighbors, is_normalized: see
-            `gqc_lab.models.operator.OperatorConfig`.
-        pretraining_lr, lr, lr_warmup: learning rates of the two phases; each goes to 0 as a cosine,
-            after a warmup of so many batches.
-        codec_lr: share of ``lr`` with which E and D learn after the pretraining, in (0, 1].  At 1
-            the onset of inverse losses throws A back for some epochs, at any weight: Adam takes
-            steps of the same size for gradients of any.
-        weight_decay, beta1, beta2: of AdamW.
-        ema_decay: of the averaged weights that are evaluated; the average begins anew with A.
-        lambda_forward, lambda_spectral, lambda_rollout, lambda_inv_enc, lambda_inv_dec,
-            inverse_loss_warmup_epochs, inverse_loss_max_weight, inverse_loss_frequency,
-            inverse_loss_max_share: see `gqc_lab.studies.operator_learning.losses`.
-        has_curriculum: whether the warmup and the cap of the weight are in force.
-        rollout_steps: of ``rollout``.
-        clip, max_norm: what a gradient norm is taken over, "total", "group" (E, A, D) or "tensor",
-            and its bound.
-        encoder_learns: after the pretraining, from the ``"inverse"`` losses alone, as where latents
-            are computed beforehand; from ``"all"``; or from ``"none"``, frozen.
-        decoder_learns: from the ``"inverse"`` losses alone, or from ``"all"``: spectral, rollout.
-        test_steps: of rollouts in evaluations.
-        evaluation_epochs: epochs between evaluations; there is always one at the end.
-        seed: of weights and order; device, dtype: see `gqc_lab.loop.placement`.
-    Raises:
-        ValueError: a value out of its range, one line naming it.
-    """
-
-    method: str
-    scale: str
-    num_train: int
-    num_test: int
-    pretraining_epochs: int
-    epochs: int
-    ema_decay: float
-    inverse_loss_warmup_epochs: float
-    tokens: int = 32
-    latent_dim: int = 16
-    hidden: int = 96
-    blocks: int = 3
-    heads: int = 6
-    codec_blocks: int = 1
-    neighbors: int = 16
-    is_normalized: bool = True
-    source: str = "simulated"
-    nu: float = 0.01
-    data_seed: int = 0
-    step: int = 5
-    stride: int = 2
-    batch_size: int = 12
-    pretraining_inv_dec: float = 0.1
-    pretraining_lr: float = 1e-3
-    lr: float = 1e-3
-    lr_warmup: int = 50
-    codec_lr: float = 0.1
-    weight_decay: float = 0.03
-    beta1: float = 0.9
-    beta2: float = 0.999
-    lambda_forward: float = 1.0
-    lambda_spectral: float = 0.05
-    lambda_rollout: float = 0.0
-    lambda_inv_enc: float = 0.0
-    lambda_inv_dec: float = 0.0
-    inverse_loss_max_weight: float = 0.05
-    inverse_loss_frequency: int = 1
-    inverse_loss_max_share: float = 1.0
-    has_curriculum: bool = False
-    rollout_steps: int = 2
-    clip: str = "total"
-    max_norm: float = 1.0
-    encoder_learns: str = "inverse"
-    decoder_learns: str = "inverse"
-    test_steps: int = 19
-    evaluation_epochs: int = 1
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        check_name("scale", self.scale, SCALES)
-        check_name("clip", self.clip, CLIPPERS)
-        check_name("encoder_learns", self.encoder_learns, ENCODER_LEARNS)
-        check_name("decoder_learns", self.decoder_learns, DECODER_LEARNS)
-        check_name("dtype", self.dtype, DTYPES)
-        for name, least in COUNTS.items():
-            value = getattr(self, name)
-            if not (isinstance(value, int) and not isinstance(value, bool) and value >= least):
-                raise ValueError(f"{name}={value!r}: expected an integer of at least {least}")
-        for name in ("pretraining_lr", "lr", "max_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected a number above 0")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay={self.ema_decay!r}: expected a number in [0, 1)")
-        if not 0 < self.codec_lr <= 1:
-            raise ValueError(f"codec_lr={self.codec_lr!r}: expected a share in (0, 1]")
-        for name in ("pretraining_lr", "lr", "pretraining_inv_dec", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected a finite number >= 0")
-        check_weights(self.loss_weights)
-        self.sizes  # noqa: B018  checks them
-
-    @property
-    def loss_weights(self) -> dict[str, float]:
-        """The ``weights`` of `losses.compute_operator_loss_bundle`."""
-        names = [f.name for f in fields(self)]
-        return {n: getattr(self, n) for n in names if n.startswith(("lambda_", "inverse_loss_"))}
-
-    @property
-    def sizes(self) -> OperatorConfig:
-        """Of the model."""
-        return OperatorConfig(**{f.name: getattr(self, f.name) for f in fields(OperatorConfig)})
-
-
-COUNTS = {
-    **dict.fromkeys(("epochs", "step", "stride", "batch_size", "rollout_steps"), 1),
-    **dict.fromkeys(("evaluation_epochs", "test_steps"), 1),
-    **dict.fromkeys(("pretraining_epochs", "lr_warmup", "seed", "data_seed"), 0),
-}
+MODEL = settings_of(OperatorConfig)
+_COUNT = Setting(low=1)
 
 _SOURCE = {"epochs": 35, "inverse_loss_warmup_epochs": 15}
 
@@ -231,33 +100,119 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class OperatorLearningConfig(Config):
+    """Everything that decides a run; use `config` for values that fit a scale and a method.
+
+    E, A and D are encoder, approximator and decoder.  With ``codec_lr`` 1 the onset of inverse
+    losses throws A back for some epochs, at any weight: Adam takes steps of the same size for
+    gradients of any.  The source has no pretraining.
+    """
+
+    method: str = setting(meaning="way of weighing the inverse losses", choices=tuple(METHODS))
+    scale: str = setting(meaning="sizes, data and epochs", choices=tuple(SCALES))
+    source: str = setting("simulated", "simulated, or the path of a PDEBench HDF5 file")
+    num_train: int = setting(meaning="training trajectories", like=_COUNT)
+    num_test: int = setting(meaning="test trajectories", like=_COUNT)
+    nu: float = setting(0.01, "viscosity, pi times the diffusivity", above=0)
+    data_seed: int = setting(0, "seed of the data", low=0)
+    step: int = setting(5, "stored frames that A goes on by; 5 is a time of 0.1", like=_COUNT)
+    stride: int = setting(2, "frames between the starts of training examples", like=_COUNT)
+    batch_size: int = setting(12, "examples in a batch", like=_COUNT)
+    pretraining_epochs: int = setting(meaning="epochs of E and D alone, before A begins", low=0)
+    pretraining_inv_dec: float = setting(0.1, "weight of ``inv_dec`` in them", low=0)
+    pretraining_lr: float = setting(1e-3, "learning rate of the pretraining", above=0)
+    epochs: int = setting(meaning="epochs of the operator, counted from 0", like=_COUNT)
+    tokens: int = setting(32, like=MODEL["tokens"])
+    latent_dim: int = setting(16, like=MODEL["latent_dim"])
+    hidden: int = setting(96, like=MODEL["hidden"])
+    blocks: int = setting(3, like=MODEL["blocks"])
+    codec_blocks: int = setting(1, like=MODEL["codec_blocks"])
+    heads: int = setting(6, like=MODEL["heads"])
+    neighbors: int = setting(16, like=MODEL["neighbors"])
+    is_normalized: bool = setting(True, like=MODEL["is_normalized"])
+    lr: float = setting(1e-3, "learning rate; goes to 0 as a cosine", above=0)
+    lr_warmup: int = setting(50, "batches of its warmup, in both phases", low=0)
+    codec_lr: float = setting(
+        0.1, "share of ``lr`` with which E and D learn after the pretraining", above=0, high=1
+    )
+    weight_decay: float = setting(0.03, "of AdamW", low=0)
+    beta1: float = setting(0.9, "AdamW's decay of the first moment", low=0, below=1)
+    beta2: float = setting(0.999, "AdamW's decay of the second moment", low=0, below=1)
+    ema_decay: float = setting(
+        meaning="of the averaged weights that are evaluated; the average restarts with A",
+        low=0,
+        below=1,
+    )
+    lambda_forward: float = setting(1.0, like=WEIGHTS["lambda_forward"])
+    lambda_spectral: float = setting(0.05, like=WEIGHTS["lambda_spectral"])
+    lambda_rollout: float = setting(0.0, like=WEIGHTS["lambda_rollout"])
+    lambda_inv_enc: float = setting(0.0, like=WEIGHTS["lambda_inv_enc"])
+    lambda_inv_dec: float = setting(0.0, like=WEIGHTS["lambda_inv_dec"])
+    inverse_loss_warmup_epochs: float = setting(like=WEIGHTS["inverse_loss_warmup_epochs"])
+    inverse_loss_max_weight: float = setting(0.05, like=WEIGHTS["inverse_loss_max_weight"])
+    inverse_loss_frequency: int = setting(1, like=WEIGHTS["inverse_loss_frequency"])
+    inverse_loss_max_share: float = setting(1.0, like=WEIGHTS["inverse_loss_max_share"])
+    has_curriculum: bool = setting(False, "are warmup and cap of the weight in force?")
+    rollout_steps: int = setting(2, "steps of the rollout loss", like=_COUNT)
+    clip: str = setting(
+        "total",
+        "what a norm is taken over: all, E, A and D each, or a tensor",
+        choices=tuple(CLIPPERS),
+    )
+    max_norm: float = setting(1.0, "bound of the gradient norm", above=0)
+    encoder_learns: str = setting(
+        "inverse",
+        "from the inverse losses alone, as where latents are computed beforehand; from all; frozen",
+        choices=ENCODER_LEARNS,
+    )
+    decoder_learns: str = setting(
+        "inverse", "from the inverse losses alone, or from all", choices=DECODER_LEARNS
+    )
+    test_steps: int = setting(19, "steps of rollouts in evaluations", like=_COUNT)
+    evaluation_epochs: int = setting(
+        1, "epochs between evaluations; there is always one at the end", like=_COUNT
+    )
+
+    def check_together(self) -> None:
+        self.sizes  # noqa: B018  checks them
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """The ``weights`` of `losses.compute_operator_loss_bundle`."""
+        return {name: getattr(self, name) for name in WEIGHTS}
+
+    @property
+    def sizes(self) -> OperatorConfig:
+        """Sizes of the model."""
+        return OperatorConfig(**{name: getattr(self, name) for name in MODEL})
+
+
 def config(
     scale: str = "smoke", method: str = "baseline", **overrides: Any
 ) -> OperatorLearningConfig:
-    """The config of a scale and a method.
+    """Return the config of a scale and a method.
 
     Args:
-        scale: ``"smoke"``, ``"laptop"`` or ``"paper"``.
+        scale: of `SCALES`.
         method: of `METHODS`; ``"diagnostic"`` is ``"fixed"`` with a seventh of the epochs (5 of
             35).
         overrides: any field of `OperatorLearningConfig`.
-    Raises:
-        ValueError: unknown scale, method or field, or a value out of its range.
+    Raises: ValueError: unknown scale, method or field, or a value out of its range.
     """
-    check_name("scale", scale, SCALES)
-    check_name("method", method, METHODS)
-    for name in overrides:
-        check_name("field", name, [f.name for f in fields(OperatorLearningConfig)])
-    values = {**SCALES[scale], **METHODS[method]}
-    if method == "diagnostic":
-        values["epochs"] = max(1, values["epochs"] // 7)
-    return OperatorLearningConfig(**{"method": method, "scale": scale, **values, **overrides})
+
+    def own(values: dict[str, Any]) -> dict[str, Any]:
+        epochs = SCALES[scale]["epochs"]
+        shorter = {"epochs": max(1, epochs // 7)} if method == "diagnostic" else {}
+        return METHODS[method] | shorter
+
+    return make_config(OperatorLearningConfig, SCALES, scale, {"method": method, **overrides}, own)
 
 
 def variant_config(
     scale: str, variant: str, weight: float, **overrides: Any
 ) -> OperatorLearningConfig:
-    """The config of a run without curriculum whose inverse losses both have ``weight``.
+    """Return the config of a run without curriculum whose inverse losses both have ``weight``.
 
     Args:
         variant: of `VARIANTS`; at every scale with the source's learning rate of 1e-3, unless it

@@ -19,9 +19,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gqc.clipping import CLIPPERS, clip_grad_norm_per_group_
 from gqc_lab.data.burgers import BurgersData, load_burgers_data
-from gqc_lab.loop.controls import Control, Controls
+from gqc_lab.loop.controls import Controls
 from gqc_lab.loop.experiment import Experiment
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
+from gqc_lab.loop.settings import Setting, control
 from gqc_lab.models.operator import Operator, make_operator
 from gqc_lab.studies.operator_learning.losses import LossBundle, compute_operator_loss_bundle
 from gqc_lab.studies.operator_learning.measures import (
@@ -116,9 +117,9 @@ class OperatorLearning(Experiment):
             generators={},
             controls=Controls(
                 {
-                    "lr_scale": Control(1.0, doc="factor of the learning rate"),
-                    "inverse_scale": Control(1.0, doc="factor of the inverse losses' weights"),
-                    "max_norm": Control(config.max_norm, 1e-9, doc="bound of the gradient norm"),
+                    "lr_scale": Setting(1.0, "factor of the learning rate", low=0),
+                    "inverse_scale": Setting(1.0, "factor of the inverse losses' weights", low=0),
+                    "max_norm": control(config, "max_norm"),
                 }
             ),
             constants={

@@ -1,4 +1,4 @@
-r"""Is what GNTS does AdamW's?  Pretraining with another optimizer inside the wrapper.
+r"""Does the effect of GNTS depend on AdamW?  Pretraining with another optimizer inside the wrapper.
 
 Inner optimizers:
 
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,9 +32,11 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from gqc_lab.data.text import TextData, load_text_data
 from gqc_lab.errors import check_name
+from gqc_lab.loop.settings import setting
+from gqc_lab.loop.tune import read_tuned
 from gqc_lab.models.gpt import GPT
 from gqc_lab.studies.pretraining.joined_optimizer import JoinedOptimizer
-from gqc_lab.studies.pretraining.methods import WRAPPERS
+from gqc_lab.studies.pretraining.methods import wrap
 from gqc_lab.studies.pretraining.training import Pretraining, PretrainingConfig
 from gqc_lab.studies.pretraining.training import config as pretraining_config
 
@@ -45,52 +48,22 @@ METHODS = {"control": "adamw", "gnts": "gnts"}  # label -> method of the wrapper
 DRAWS = (1, 2, 4, 8)
 MOMENTUM = {"sgd": 0.9, "muon": 0.95}
 
-#: (scale, inner, method) -> tuned values.  Laptop: the least validation loss of ten runs of 524,288
-#: tokens each, one seed (100, which no report uses).  Nine are three settings at each of three lrs,
-#: accumulation 1, 2, 4 or threshold .6, .75, .9 (start and end); the tenth lies beyond the edge
-#: where their best was, or beside the best:
-#:
-#: - adamw, lr 5e-3 | 1e-2 | 2e-2:
-#:   control 1.677 1.701 1.787 | 1.692 1.683 1.773 | 1.974 1.725 2.214, lr 2.5e-3 with 1: 1.713;
-#:   gnts 1.996 1.787 1.694 | 1.740 1.706 1.693 | 2.098 2.024 1.986, lr 1e-2 with 1.2: 1.692
-#: - sgd, lr .05 | .1 | .2:
-#:   control 1.916 2.231 2.381 | 1.880 2.476 2.753 | 2.263 2.393 2.761, lr .07 with 1: 1.885;
-#:   gnts 2.463 2.439 2.411 | 2.412 2.379 2.337 | 3.052 3.057 3.007, lr .1 with 1.2: 1.913
-#: - muon, lr 5e-3 | 1e-2 | 2e-2:
-#:   control 1.571 1.604 1.710 | 1.581 1.576 1.621 | 1.619 1.581 1.593, lr 2.5e-3 with 1: 1.617;
-#:   gnts 1.774 1.666 1.617 | 1.612 1.571 1.577 | 1.622 1.621 1.622, lr 1e-2 with 1.2: 1.581
-#:
-#: At 1.2 a threshold lets nearly every microbatch through: AdamW steps 2047 times of 2048, SGD 1697
-#: times.  Smoke and paper: not tuned.
-TUNED: dict[tuple[str, str, str], dict[str, Any]] = {
-    ("smoke", "sgd", "adamw"): {"lr": 0.1},
-    ("smoke", "sgd", "gnts"): {"lr": 0.1},
-    ("laptop", "adamw", "adamw"): {"lr": 5e-3, "accumulation": 1},
-    ("laptop", "adamw", "gnts"): {"lr": 1e-2, "start_norm": 1.2, "end_norm": 1.2},
-    ("laptop", "sgd", "adamw"): {"lr": 0.1, "accumulation": 1},
-    ("laptop", "sgd", "gnts"): {"lr": 0.1, "start_norm": 1.2, "end_norm": 1.2},
-    ("laptop", "muon", "adamw"): {"lr": 5e-3, "accumulation": 1},
-    ("laptop", "muon", "gnts"): {"lr": 1e-2, "start_norm": 0.75, "end_norm": 0.75},
-    ("paper", "sgd", "adamw"): {"lr": 0.1},
-    ("paper", "sgd", "gnts"): {"lr": 0.1},
-}
+#: (scale, inner, method) -> values; the trials that they were chosen from are in the file
+TUNED = read_tuned(
+    Path(__file__).with_name("tuned_inner.csv"), ("scale", "inner", "method"), "val_loss"
+)
+#: scale -> tokens of a run, those that it was tuned for
+TOKENS = {"smoke": 2**14, "laptop": 2**19}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class InnerConfig(PretrainingConfig):
-    """`PretrainingConfig` and the optimizer inside the wrapper; use `config`.
+    """`PretrainingConfig` and the optimizer inside the wrapper; use `config`."""
 
-    Args:
-        inner: one of `INNER`; the method ``"adamw"`` is the constant batch of any of them.
-    Raises:
-        ValueError: unknown ``inner``, or one that is scaled by its variance too.
-    """
+    inner: str = setting("adamw", "optimizer inside the wrapper", choices=INNER)
 
-    inner: str = "adamw"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_name("inner", self.inner, INNER)
+    def check_together(self) -> None:
+        super().check_together()
         if self.vgs_alpha is not None:
             raise ValueError(f"vgs_alpha={self.vgs_alpha!r}: expected None with an inner optimizer")
 
@@ -103,7 +76,7 @@ class InnerConfig(PretrainingConfig):
 def config(
     scale: str = "smoke", inner: str = "adamw", method: str = "gnts", **overrides: Any
 ) -> InnerConfig:
-    """The config of a scale, with the values tuned for ``method`` around ``inner``.
+    """Return the config of a scale, with the values tuned for ``method`` around ``inner``.
 
     Args:
         overrides: fields of `PretrainingConfig`; they win over the scale's and the tuned values.
@@ -150,7 +123,7 @@ class InnerOptimizers(Pretraining):
         super().__init__(config, data)
         if config.inner != "adamw":
             optimizer = {"sgd": _make_sgd, "muon": _make_muon}[config.inner](self.model, config)
-            self.wrapper = self.parts["optimizer"] = WRAPPERS[config.method](optimizer, config)
+            self.wrapper = self.parts["optimizer"] = wrap(optimizer, config)
 
     def twin(self, estimator: str | None = None) -> InnerOptimizers:
         """Another of the same config, at its beginning; no gradient is scaled, by any estimator."""

@@ -1,26 +1,21 @@
 """The methods that pretraining compares: when each lets AdamW step, by which schedule or control.
 
-Between a wrapper and AdamW there may be a variance gradient scaler (`scale`).
-
-A further method is one function and one line in `WRAPPERS`, its name in
-``pretraining_config.METHODS``, and its schedule, if any, in `make_schedules`.
+A further method is one entry of `METHODS`; a setting of its own is a field of
+`gqc_lab.studies.pretraining.settings.PretrainingConfig`.  Between a wrapper and AdamW there may be
+a variance gradient scaler (`scale`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch.optim import AdamW, Optimizer
 
 from gqc.scalers import VarianceGradientScaler
-from gqc.schedules import (
-    THRESHOLD,
-    ParamGroupSchedule,
-    get_constant_schedule,
-    get_direct_cosine_annealing_with_warmup,
-    get_quadratic_batch_schedule,
-)
+from gqc.schedules import THRESHOLD, cosine_with_warmup, power_growth
 from gqc.wrappers import (
     OptimizerWrapper,
     OptimizerWrapperGNR,
@@ -32,16 +27,92 @@ from gqc.wrappers import (
     OptimizerWrapperSBC,
     OptimizerWrapperVGS,
 )
-from gqc_lab.loop.controls import Control, Controls, Spec
+from gqc_lab.loop.controls import Controls
 from gqc_lab.loop.norm_schedule import NormSchedule, has_norm_schedule, norm_controls, norm_schedule
 from gqc_lab.loop.scaler_controls import has_scaler, scaler_controls, scaler_settings
-from gqc_lab.studies.pretraining.settings import PretrainingConfig
+from gqc_lab.loop.settings import Setting, control
 
-__all__ = ["WRAPPERS", "make_controls", "make_schedules", "scale"]
+__all__ = ["METHODS", "Method", "group_values", "make_controls", "scale", "wrap"]
+
+Config = Any  #: a `PretrainingConfig`, whose module imports this one
 
 
-def scale(adamw: AdamW, c: PretrainingConfig) -> tuple[Optimizer, VarianceGradientScaler | None]:
-    """What a wrapper is to wrap, and the scaler in it, if ``c`` asks for one."""
+@dataclass(frozen=True)
+class Method:
+    """What decides when AdamW steps.
+
+    Args:
+        wrapper: its class.
+        arguments: from a config to the wrapper's own arguments.
+        has_draws: whether it takes the config's ``min_draws`` and ``max_draws``.
+        tunable: field of the config and entry of the wrapper's param groups that may be changed
+            while training.
+    """
+
+    wrapper: type[OptimizerWrapper]
+    arguments: Callable[[Config], dict[str, Any]]
+    has_draws: bool = True
+    tunable: str | None = None
+
+
+def _batch_of(c: Config, logical: int, most: int) -> dict[str, Any]:
+    size = c.microbatch_size
+    return {"physical_batch_size": size, "logical_batch_size": logical * size, "max_draws": most}
+
+
+def _constant_batch(c: Config) -> dict[str, Any]:
+    return _batch_of(c, c.accumulation, c.accumulation)
+
+
+METHODS = {
+    # every ``accumulation`` microbatches, a constant batch: the control
+    "adamw": Method(OptimizerWrapperSBC, _constant_batch, has_draws=False),
+    # when the norm of the mean gradient is under a threshold, which comes down over the run
+    "gnts": Method(OptimizerWrapperGNTS, lambda c: {}),
+    # when the batch is as large as the gradient noise scale of past windows asks for
+    "gns": Method(
+        OptimizerWrapperGNS,
+        lambda c: {"noise_tolerance": c.noise_tolerance, "reactive": c.gns_reactive},
+        tunable="noise_tolerance",
+    ),
+    # when the noise in the mean gradient is small against it, by this window alone
+    "normtest": Method(OptimizerWrapperNormTest, lambda c: {"theta": c.theta}, tunable="theta"),
+    # when the interval of the mean training loss is narrow
+    "mht": Method(
+        OptimizerWrapperMHT,
+        lambda c: {"confidence": c.confidence, "error_tolerance": c.error_tolerance},
+        tunable="error_tolerance",
+    ),
+    # every ``min_draws`` microbatches, with the mean gradient rescaled to one norm
+    "gnr": Method(
+        OptimizerWrapperGNR,
+        lambda c: {"target_gradient_norm": c.target_gradient_norm, "mode": c.gnr_mode},
+        tunable="target_gradient_norm",
+    ),
+    # a batch that grows on a schedule from 1 to ``final_accumulation`` microbatches
+    "sbc": Method(
+        OptimizerWrapperSBC, lambda c: _batch_of(c, 1, c.final_accumulation), has_draws=False
+    ),
+    # as often as a recorded run did, whatever the gradient
+    "replay": Method(OptimizerWrapperReplay, lambda c: {"draws": c.draws}, has_draws=False),
+    # as adamw, with each step's gradient scaled down by its variance over the steps so far; with
+    # ``vgs_alpha`` every other method does so too
+    "vgs": Method(OptimizerWrapperSBC, _constant_batch, has_draws=False),
+}
+
+
+def wrap(optimizer: Optimizer, c: Config) -> OptimizerWrapper:
+    """Return ``optimizer`` in the wrapper of the method of ``c``."""
+    method = METHODS[c.method]
+    arguments = method.arguments(c)
+    if method.has_draws:
+        fewest = max(method.wrapper.fewest_draws, c.min_draws)
+        arguments |= {"min_draws": fewest, "max_draws": c.max_draws}
+    return method.wrapper(optimizer, **arguments)
+
+
+def scale(adamw: AdamW, c: Config) -> tuple[Optimizer, VarianceGradientScaler | None]:
+    """Return what a wrapper is to wrap, and the scaler in it, if ``c`` asks for one."""
     if c.vgs_alpha is None:
         return adamw, None
     scaled = OptimizerWrapperVGS(
@@ -54,98 +125,19 @@ def scale(adamw: AdamW, c: PretrainingConfig) -> tuple[Optimizer, VarianceGradie
     return scaled, scaled.scaler
 
 
-def _wrap_adamw(optimizer: Optimizer, c: PretrainingConfig) -> OptimizerWrapper:
-    return OptimizerWrapperSBC(
-        optimizer,
-        physical_batch_size=c.microbatch_size,
-        logical_batch_size=c.accumulation * c.microbatch_size,
-        max_draws=c.accumulation,
-    )
-
-
-def _wrap_gnts(optimizer: Optimizer, c: PretrainingConfig) -> OptimizerWrapper:
-    return OptimizerWrapperGNTS(optimizer, min_draws=c.min_draws, max_draws=c.max_draws)
-
-
-def _wrap_gns(optimizer: Optimizer, c: PretrainingConfig) -> OptimizerWrapper:
-    return OptimizerWrapperGNS(
-        optimizer,
-        c.noise_tolerance,
-        reactive=c.gns_reactive,
-        min_draws=max(2, c.min_draws),
-        max_draws=c.max_draws,
-    )
-
-
-def _wrap_normtest(optimizer: Optimizer, c: PretrainingConfig) -> OptimizerWrapper:
-    return OptimizerWrapperNormTest(
-        optimizer, c.theta, min_draws=max(2, c.min_draws), max_draws=c.max_draws
-    )
-
-
-def _wrap_mht(optimizer: Optimizer, c: PretrainingConfig) -> OptimizerWrapper:
-    return OptimizerWrapperMHT(
-        optimizer,
-        confidence=c.confidence,
-        error_tolerance=c.error_tolerance,
-        min_draws=max(2, c.min_draws),
-        max_draws=c.max_draws,
-    )
-
-
-def _wrap_gnr(optimizer: Optimizer, c: PretrainingConfig) -> OptimizerWrapper:
-    return OptimizerWrapperGNR(
-        optimizer, c.target_gradient_norm, c.gnr_mode, min_draws=c.min_draws, max_draws=c.max_draws
-    )
-
-
-def _wrap_sbc(optimizer: Optimizer, c: PretrainingConfig) -> OptimizerWrapper:
-    return OptimizerWrapperSBC(
-        optimizer,
-        physical_batch_size=c.microbatch_size,
-        logical_batch_size=c.microbatch_size,
-        max_draws=c.final_accumulation,
-    )
-
-
-def _wrap_replay(optimizer: Optimizer, c: PretrainingConfig) -> OptimizerWrapper:
-    return OptimizerWrapperReplay(optimizer, draws=c.draws)
-
-
-#: method -> the wrapper that decides when AdamW steps
-WRAPPERS: dict[str, Callable[[Optimizer, PretrainingConfig], OptimizerWrapper]] = {
-    "adamw": _wrap_adamw,
-    "gnts": _wrap_gnts,
-    "gns": _wrap_gns,
-    "normtest": _wrap_normtest,
-    "mht": _wrap_mht,
-    "gnr": _wrap_gnr,
-    "sbc": _wrap_sbc,
-    "replay": _wrap_replay,
-    "vgs": _wrap_adamw,
-}
-
-#: method -> (its tunable, a field of the config and a live control; what it is)
-TUNABLES = {
-    "gns": ("noise_tolerance", "noise-to-signal ratio allowed in the mean gradient"),
-    "normtest": ("theta", "square root of the noise-to-signal ratio allowed in the mean gradient"),
-    "mht": ("error_tolerance", "half-width of the mean loss's interval, as a share of the mean"),
-    "gnr": ("target_gradient_norm", "norm that every gradient gets [loss/parameter]"),
-}
-
-
-def make_controls(c: PretrainingConfig, scaler: VarianceGradientScaler | None) -> Controls:
-    """What may be changed while the method of ``c`` runs, and ``scaler`` with it."""
-    controls: dict[str, Spec] = {
-        "lr_scale": Control(1.0, doc="factor of the scheduled learning rate")
-    }
-    if c.method in TUNABLES:
-        name, doc = TUNABLES[c.method]
-        controls[name] = Control(getattr(c, name), doc=doc)
+def make_controls(c: Config, scaler: VarianceGradientScaler | None) -> Controls:
+    """Return what may be changed while the method of ``c`` runs, and ``scaler`` with it."""
+    controls = {"lr_scale": Setting(1.0, "factor of the scheduled learning rate", low=0)}
+    if tunable := METHODS[c.method].tunable:
+        controls[tunable] = control(c, tunable, low=0, above=-math.inf)  # 0: draw up to max_draws
     if scaler is not None:
         controls |= scaler_controls(scaler)
     if c.method == "gnts":
-        controls |= _threshold_controls(c)
+        total = c.num_microbatches
+        names = ("start_norm", "end_norm", "norm_warmup_multiplier", "norm_curve")
+        values = {name: getattr(c, name) for name in (*names, "norm_exponent", "norm_points")}
+        plan = NormSchedule(norm_warmup_microbatches=round(c.norm_warmup * total), **values)
+        controls |= norm_controls(plan, total)
     return Controls(controls, check_together=_check_together)
 
 
@@ -156,42 +148,17 @@ def _check_together(values: Mapping[str, Any]) -> None:
         scaler_settings(values)
 
 
-def _threshold_controls(c: PretrainingConfig) -> dict[str, Spec]:
-    total = c.num_microbatches
-    plan = NormSchedule(
-        c.start_norm,
-        c.end_norm,
-        c.norm_warmup_multiplier,
-        round(c.norm_warmup * total),
-        c.norm_curve,
-        c.norm_exponent,
-        c.norm_points,
-    )
-    return norm_controls(plan, total)
-
-
-def make_schedules(
-    wrapper: OptimizerWrapper, c: PretrainingConfig, controls: Mapping[str, Any]
-) -> list[ParamGroupSchedule]:
-    """The learning rate's schedule and those of the method of ``c``, under these controls."""
+def group_values(c: Config, controls: Mapping[str, Any], microbatch: int) -> dict[str, float]:
+    """Return what stands in the wrapper's param groups at a microbatch, counted from 0."""
     total, lr = c.num_microbatches, c.lr * controls["lr_scale"]
-    schedules = [
-        get_direct_cosine_annealing_with_warmup(
-            wrapper, lr, round(c.lr_warmup * total), total, min_value=lr * c.min_lr
-        )
-    ]
+    warmup = round(c.lr_warmup * total)
+    # One on: a warmup of the lr from 0 would make the first microbatch a step of size 0.
+    values = {"lr": cosine_with_warmup(warmup, total, 0.0, lr, lr * c.min_lr, microbatch + 1)}
     if c.method == "gnts":
-        plan = norm_schedule(controls)
-        schedules.append(
-            ParamGroupSchedule(wrapper, THRESHOLD, lambda step: plan.threshold(step, total))
-        )
+        values[THRESHOLD] = norm_schedule(controls).threshold(microbatch, total)
     if c.method == "sbc":
-        schedules.append(
-            get_quadratic_batch_schedule(
-                wrapper, c.microbatch_size, c.final_accumulation * c.microbatch_size, total
-            )
-        )
-    if c.method in TUNABLES:
-        name, _ = TUNABLES[c.method]
-        schedules.append(get_constant_schedule(wrapper, controls[name], key=name))
-    return schedules
+        least, most = c.microbatch_size, c.final_accumulation * c.microbatch_size
+        values["logical_batch_size"] = power_growth(total, least, most, 2.0, microbatch)
+    if tunable := METHODS[c.method].tunable:
+        values[tunable] = controls[tunable]
+    return values

@@ -25,7 +25,6 @@ gradient was not judged good enough.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -34,13 +33,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gqc.schedules import ParamGroupSchedule
 from gqc_lab.data.text import TextData, draw_batch, load_text_data, validation_batch
 from gqc_lab.loop.experiment import Experiment
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
 from gqc_lab.loop.scaler_controls import COUNT, VARIANCE, apply_scaler
 from gqc_lab.models.gpt import GPT, GPTConfig, make_gpt
-from gqc_lab.studies.pretraining.methods import WRAPPERS, make_controls, make_schedules, scale
+from gqc_lab.studies.pretraining.methods import group_values, make_controls, scale, wrap
 from gqc_lab.studies.pretraining.settings import PretrainingConfig, config
 
 __all__ = ["Pretraining", "PretrainingConfig", "build", "config", "recorded_draws", "replay_config"]
@@ -110,7 +108,7 @@ class Pretraining(Experiment):
             self.device, find_dtype(config.dtype)
         )
         optimizer, self.scaler = scale(_make_adamw(self.model, config), config)
-        self.wrapper = WRAPPERS[config.method](optimizer, config)
+        self.wrapper = wrap(optimizer, config)
         self.measured = MEASURED + (() if self.scaler is None else ("factor", VARIANCE, COUNT))
         self._factor: float | None = None
         self.data = data
@@ -123,8 +121,6 @@ class Pretraining(Experiment):
         self._held_out = [t.to(self.device) for t in held_out]
         self._train = data.train[: config.train_tokens]
         self._is_noisy = False
-        self._schedules: list[ParamGroupSchedule] = []
-        self._scheduled_for: Mapping[str, Any] | None = None
         data_seed = config.seed if config.data_seed is None else config.data_seed
         streams = ("data", "noise") if config.noisy_share else ("data",)
         super().__init__(
@@ -140,13 +136,9 @@ class Pretraining(Experiment):
 
     def set_hyperparameters(self) -> None:
         applied = self.controls.applied
-        if self._scheduled_for != applied:
-            self._schedules = make_schedules(self.wrapper, self.config, applied)
-            self._scheduled_for = dict(applied)
-        for schedule in self._schedules:
-            # A warmup of the lr from 0 would make the first microbatch a step of size 0.
-            step = self.microbatch + (schedule.key == "lr")
-            schedule.load_state_dict({"key": schedule.key, "last_step": step})
+        values = group_values(self.config, applied, self.microbatch)
+        for group in self.wrapper.param_groups:
+            group |= values
         if self.scaler is not None:
             apply_scaler(self.scaler, applied)
 
@@ -181,13 +173,14 @@ class Pretraining(Experiment):
         return batch[0].numel()
 
     def measure(self, batch: tuple[Tensor, Tensor], stepped: bool) -> dict[str, Any]:
-        wrapper, statistics = self.wrapper, self.wrapper.statistics()
+        statistics = self.wrapper.statistics()
+        window: Any = self.wrapper.last_window if stepped else self.wrapper
         scaled = {} if self.scaler is None else {"factor": self._factor, **self.scaler.metrics()}
         noisy = {"is_noisy": self._is_noisy} if self.config.noisy_share else {}
         return {
-            "num_draws": wrapper.last_num_draws if stepped else wrapper.num_draws,
+            "num_draws": window.num_draws,
             "steps": statistics["steps"],
-            "grad_norm": wrapper.last_grad_norm if stepped else wrapper.grad_norm,
+            "grad_norm": window.grad_norm,
             "gradient_norm_threshold": statistics.get("gradient_norm_threshold"),
             "noise_scale": statistics.get("noise_scale"),
             "lr": statistics["lr"],

@@ -26,7 +26,7 @@ from gqc.gradients import collect, multiply_, total_norm
 from gqc.wrappers import OptimizerWrapperVGS
 from gqc_lab.data.images import ImageData, load_image_data
 from gqc_lab.data.markov import MarkovChain, draw_transitions, make_chain
-from gqc_lab.loop.controls import Control, Controls
+from gqc_lab.loop.controls import Controls
 from gqc_lab.loop.experiment import Experiment
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
 from gqc_lab.loop.scaler_controls import (
@@ -36,6 +36,7 @@ from gqc_lab.loop.scaler_controls import (
     scaler_controls,
     scaler_settings,
 )
+from gqc_lab.loop.settings import Setting
 from gqc_lab.models.mlp import MLPConfig, make_mlp
 from gqc_lab.studies.vgs.settings import VGSTrainingConfig, comparison, config
 
@@ -94,7 +95,7 @@ class VGSTraining(Experiment):
             controls=Controls(
                 {
                     **scaler_controls(self.scaler),
-                    "lr_scale": Control(1.0, doc="factor of the learning rate"),
+                    "lr_scale": Setting(1.0, "factor of the learning rate", low=0),
                 },
                 check_together=scaler_settings,
             ),

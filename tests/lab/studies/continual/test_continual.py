@@ -10,13 +10,15 @@ from torch.nn import functional as F
 
 from gqc_lab.data.streams import KINDS, make_stream
 from gqc_lab.loop.placement import make_generator
+from gqc_lab.loop.tune import read_tuned
 from gqc_lab.models.mlp import MLPConfig, make_mlp
 from gqc_lab.studies import continual
 from gqc_lab.studies.continual import settings as continual_config
 from gqc_lab.studies.continual import tuning as continual_tuning
-from gqc_lab.studies.continual.methods import GATED, METHODS, NOISY, PerturbedSGD
-from gqc_lab.studies.continual.tuned import TUNED
+from gqc_lab.studies.continual.methods import METHODS, PerturbedSGD
+from gqc_lab.studies.continual.settings import TUNED
 
+NOISY = [name for name, method in METHODS.items() if method.takes("sigma")]
 STEPS = 24  # three tasks of eight
 
 
@@ -33,7 +35,10 @@ ADDED = [
     {"adaptive_noise": True, "vgs": True},
 ]
 VARIANTS = [
-    (m, a) for m in METHODS for a in ADDED if m in GATED or not a.get("adaptive_noise", False)
+    (m, a)
+    for m in METHODS
+    for a in ADDED
+    if METHODS[m].has_gates or not a.get("adaptive_noise", False)
 ]
 
 
@@ -287,15 +292,24 @@ def test_the_tuning_measures_what_a_run_reports():
 
 
 @pytest.mark.usefixtures("short_laptop")
-def test_the_tuning_prints_every_trial_and_the_values_to_keep(monkeypatch, tmp_path, capsys):
+def test_the_tuning_writes_every_trial_and_the_best_are_read_back(monkeypatch, tmp_path, capsys):
     some = {name: continual_tuning.SPACES[name] for name in ("sgd", "upgd, VGS")}
     monkeypatch.setattr(continual_tuning, "SPACES", some)
     monkeypatch.setattr(continual_tuning, "BUDGET", 3)
+    kept = tmp_path / "tuned.csv"
+    kept.write_text("# what was tried\nstream,name\n")
+    monkeypatch.setattr(continual_tuning, "TRIALS", kept)
     assert continual_tuning.main([str(tmp_path / "trials")]) == 0
     printed = capsys.readouterr().out
     for stream in KINDS:
         assert len((tmp_path / f"trials.{stream}").read_text().splitlines()) == 1 + 2 * 3
-        assert f"('{stream}', 'upgd, VGS'): " in printed
+        assert f"at the edge of what was tried on {stream}: " in printed
+    assert kept.read_text().startswith("# what was tried\nstream,name,lr,weight_decay,sigma,")
+    assert len(kept.read_text().splitlines()) == 2 + 2 * 2 * 3
+    best = read_tuned(kept, ("stream", "name"), "online_accuracy", is_larger_better=True)
+    assert {key: set(values) for key, values in best.items()} == {
+        (stream, name): set(space) for stream in KINDS for name, space in some.items()
+    }
     assert continual_tuning.main([]) == 2
 
 

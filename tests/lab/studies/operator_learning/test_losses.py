@@ -188,9 +188,12 @@ def test_the_share_cap_holds(share):
     ("weights", "message"),
     [
         ({"lambda_invenc": 1.0}, "weight='lambda_invenc': did you mean 'lambda_inv_enc'"),
-        ({"lambda_forward": -1.0}, "lambda_forward=-1.0: expected a finite number >= 0"),
+        ({"lambda_forward": -1.0}, "lambda_forward=-1.0: expected a number of at least 0"),
         ({"lambda_forward": math.nan}, "lambda_forward=nan"),
-        ({"inverse_loss_frequency": 0}, "inverse_loss_frequency=0: expected an integer >= 1"),
+        (
+            {"inverse_loss_frequency": 0},
+            "inverse_loss_frequency=0: expected an integer of at least 1",
+        ),
         ({"inverse_loss_frequency": 1.5}, "inverse_loss_frequency=1.5"),
         ({"inverse_loss_max_share": 1.5}, "inverse_loss_max_share=1.5"),
     ],

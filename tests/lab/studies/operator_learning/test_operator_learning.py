@@ -383,7 +383,7 @@ def test_published_methods():
         ({"encoder_learns": "never"}, "encoder_learns='never'"),
         ({"max_norm": 0.0}, "max_norm=0.0"),
         ({"lr": math.inf}, "lr=inf"),
-        ({"codec_lr": 0.0}, r"codec_lr=0.0: expected a share in \(0, 1\]"),
+        ({"codec_lr": 0.0}, "codec_lr=0.0: expected a number above 0 and at most 1"),
         ({"ema_decay": 1.0}, "ema_decay=1.0"),
         ({"epochs": 0}, "epochs=0"),
         ({"lambda_inv_enc": -1.0}, "lambda_inv_enc=-1.0"),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gqc_lab.figures.verdicts import means_of, of_notebook
+from gqc_lab.claims import show_means, show_verdicts
 
 CLAIMS = """
 - id: x-faster
@@ -39,7 +39,7 @@ def paper(tmp_path):
 
 
 def test_a_notebook_shows_the_claims_that_it_decides(paper):
-    text = of_notebook("01_x", paper).data
+    text = show_verdicts("01_x", paper).data
     assert text.startswith("**At laptop scale**")
     rows = [line for line in text.splitlines() if line.startswith("| **")]
     assert rows == [
@@ -52,15 +52,15 @@ def test_a_notebook_shows_the_claims_that_it_decides(paper):
 
 def test_a_claim_whose_verdict_is_not_committed_yet_is_left_out(paper):
     (paper / "verdicts.json").write_text("[]")
-    assert "x-faster" not in of_notebook("01_x", paper).data
+    assert "x-faster" not in show_verdicts("01_x", paper).data
 
 
 def test_a_notebook_without_claims_is_named(paper):
-    with pytest.raises(ValueError, match="name='03_z': no claim"):
-        of_notebook("03_z", paper)
+    with pytest.raises(ValueError, match="notebook='03_z': no claim"):
+        show_verdicts("03_z", paper)
 
 
-@pytest.mark.parametrize("show", [of_notebook, means_of])
+@pytest.mark.parametrize("show", [show_verdicts, show_means])
 def test_without_a_checkout_one_line_says_so(show, tmp_path):
     text = show("01_x", tmp_path / "paper").data
     assert "\n" not in text

@@ -1,7 +1,7 @@
-r"""Curves of a run that goes on: records in, at most some hundred points out, at any length.
+r"""Curves of a running experiment: records in, at most a few hundred points out, however long.
 
-The experiment keeps every record; what is thinned here is only for the eye.  A record costs the
-same however many came before it.
+The experiment keeps every record; these curves are thinned for display only.  Adding a record costs
+the same however many came before it.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 Record = Mapping[str, Any]
-Points = tuple[list[float], list[float]]
+XY = tuple[list[float], list[float]]
 
 LIMIT = 600  #: points of a curve
 SMOOTHING = 0.95  #: decay of the smoothed loss, an average over about 20 microbatches
 
 
 class Thinned:
-    """The lowest and the highest of equal stretches of a curve; stretches double as it grows.
+    """The lowest and highest points of equal stretches of a curve; stretches double as it grows.
 
-    Peaks stay, and so do the first and the last point.  Points without a finite y are left out.
+    Peaks survive, and so do the first and the last point.  Points without a finite y are left out.
 
     Args:
-        limit: points at most, >= 8.
+        limit: largest number of points, >= 8.
     """
 
     def __init__(self, limit: int = LIMIT) -> None:
@@ -37,7 +37,7 @@ class Thinned:
         self._stretches: list[list[tuple[float, float]]] = []  # its points of interest, in order
 
     def add(self, x: float, y: float | None) -> None:
-        """One more point, right of the others."""
+        """Add a point to the right of the others."""
         if y is None or not math.isfinite(y):
             return
         point = (float(x), float(y))
@@ -57,8 +57,8 @@ class Thinned:
         self._stretches.append([point])
         self._count = 1
 
-    def points(self) -> Points:
-        """x and y, in order."""
+    def points(self) -> XY:
+        """Return x and y, in order."""
         inner = [p for stretch in self._stretches for p in stretch]
         if self._first is None or self._last is None:
             return [], []
@@ -72,7 +72,7 @@ def _extremes(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return sorted({low, high})
 
 
-#: curves of all records, those of steps only, and what is made of them; named as in the records
+#: curves of all records, of steps only, and derived ones; named as in the records
 ALWAYS = (
     *("val_loss", "gradient_norm_threshold", "noise_scale", "vgs/normalized_variance"),
     *("vgs/stochastic_var_p10", "vgs/stochastic_var_p50", "vgs/stochastic_var_p90"),
@@ -82,15 +82,15 @@ MADE = ("loss", "smooth_loss", "forced")
 
 
 class Curves:
-    """The curves of one run, by name, from records as `gqc_lab.Experiment` makes them.
+    """The curves of one run by name, made from the records of a `gqc_lab.Experiment`.
 
     ``loss``, ``smooth_loss`` (its bias-corrected exponential average), ``forced`` (steps with a
-    norm above their threshold), and the fields `ALWAYS` and, at steps, `AT_STEPS`.  What a run does
-    not record stays empty.
+    norm above their threshold), the fields `ALWAYS` and, at steps, `AT_STEPS`.  What a run does not
+    record stays empty.
 
     Args:
-        x: key of the records that is drawn to the right.
-        records: those that there are already.
+        x: key of the records on the x axis.
+        records: existing ones.
     """
 
     NAMES = (*MADE, *ALWAYS, *AT_STEPS)
@@ -103,11 +103,11 @@ class Curves:
             self.add(record)
 
     def add(self, record: Record) -> None:
-        """The next record."""
+        """Add the next record."""
         x, loss = record[self.x], record["loss"]
         self._put("loss", x, loss)
         if math.isfinite(loss):
-            # The sum of the weights so far: dividing by it removes the pull towards 0.
+            # The sum of the weights so far; dividing by it removes the bias towards 0.
             self._weight += (1 - SMOOTHING) * (1 - self._weight)
             self._smooth += (1 - SMOOTHING) / self._weight * (loss - self._smooth)
             self._put("smooth_loss", x, self._smooth)
@@ -124,6 +124,10 @@ class Curves:
         if y is not None:
             self._curves[name].add(x, float(y))
 
-    def points(self, name: str) -> Points:
-        """x and y of the curve ``name``."""
+    def points(self, name: str) -> XY:
+        """Return x and y of the curve ``name``."""
         return self._curves[name].points()
+
+    def all(self) -> dict[str, XY]:
+        """Return the points of every curve by name."""
+        return {name: curve.points() for name, curve in self._curves.items()}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gqc_lab.studies import pretraining
-from gqc_widgets.display import LIMIT, SMOOTHING, Curves, Thinned
+from gqc_widgets.curves import LIMIT, SMOOTHING, Curves, Thinned
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 31, 32, 100, 1000, 12345])

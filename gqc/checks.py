@@ -1,0 +1,36 @@
+"""Checks of arguments that several modules share; each refuses NaN."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+
+def plain(value: Any) -> Any:
+    """Return numpy's numbers as Python's, which checkpoints hold; anything else as it is."""
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else value
+
+
+def is_number(value: Any) -> bool:
+    """Is ``value`` a finite number, of Python or numpy?"""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_count(value: Any, least: int = 0) -> bool:
+    """Is ``value`` an integer of at least ``least``, of Python or numpy?"""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def check_count(name: str, value: int, least: int) -> None:
+    """Raise ValueError unless ``value`` is an integer of at least ``least``."""
+    if not is_count(value, least):
+        raise ValueError(f"{name}={value!r}: expected an integer >= {least}")
+
+
+def check_finite(name: str, value: float) -> None:
+    """Raise ValueError unless ``value`` is a finite number >= 0."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}={value!r}: expected a finite number >= 0")

@@ -1,0 +1,68 @@
+"""What the committed results say on a notebook's question, to be shown beside its small run.
+
+A saved notebook holds a run of seconds.  What decides its claims is in ``paper``: this shows it as
+Markdown, without deciding or training anything.  ``python -m gqc_lab.publish.notebooks --verdicts
+notebooks/*.ipynb`` brings saved notebooks up to date.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gqc_lab.claims.commands import CLAIMS, RESULTS, VERDICTS, means_table, read_verdicts
+from gqc_lab.claims.frozen import load_frozen
+from gqc_lab.claims.render import render, verdict_frame
+
+if TYPE_CHECKING:
+    from IPython.display import Markdown
+
+PAPER = "../paper"  #: of a notebook in a checkout
+
+
+def show_verdicts(notebook: str, paper: Path | str = PAPER) -> Markdown:
+    """The claims that a notebook decides: verdict, each effect with its 95 % interval, runs.
+
+    Args:
+        notebook: its name, without ending.
+        paper: folder of the claims and committed verdicts; where it has none, a line says so.
+    Raises: ValueError: no claim is of that notebook.
+    """
+    paper = Path(paper)
+    if not (paper / VERDICTS).is_file():
+        return _without(paper)
+    claims, verdicts = read_verdicts(paper)
+    mine = [claim for claim in claims if claim.notebook == notebook]
+    if not mine:
+        where = f"no claim in {paper / CLAIMS} is decided by that notebook"
+        raise ValueError(f"notebook={notebook!r}: {where}")
+    frame = verdict_frame([verdict for verdict in verdicts if verdict.claim in mine])
+    scales = " and ".join(dict.fromkeys(claim.scale for claim in mine))
+    return _markdown(render("notebook.md", frame=frame, scales=scales).rstrip())
+
+
+def show_means(batch: str, paper: Path | str = PAPER) -> Markdown:
+    """Losses, batches and steps of each method in a committed batch, with 95 % intervals.
+
+    Args:
+        batch: its name; paper: as of :func:`show_verdicts`.
+    Raises: KeyError: no batch of that name is committed.
+    """
+    paper = Path(paper)
+    if not (paper / RESULTS).is_dir():
+        return _without(paper)
+    frozen = load_frozen(paper / RESULTS)[batch]
+    scale = frozen.runs[0]["parameters"]["scale"]
+    heading = f"**At {scale} scale**, means over seeds [95 %] of the committed results:"
+    return _markdown(f"{heading}\n\n{means_table(frozen)}")
+
+
+def _without(paper: Path) -> Markdown:
+    where = f"there is no `{paper.as_posix()}` here"
+    return _markdown(f"Committed results are shown in a checkout of the kit; {where}.")
+
+
+def _markdown(text: str) -> Markdown:
+    from IPython.display import Markdown
+
+    return Markdown(text)

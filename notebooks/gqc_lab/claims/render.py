@@ -1,0 +1,183 @@
+"""Verdicts as one frame, and the texts that templates make of it.
+
+:func:`verdict_frame` has a row per number that a claim is decided by.  What people read of it is
+written by the templates beside this module: Markdown, LaTeX, the README's blocks, notebook tables.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from gqc_lab.claims.verdicts import Effect, Verdict
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+#: verdicts as they are shown: mixed where the parts disagree, open where the seeds do not tell
+SHOWN = ("reproduced", "refuted", "mixed", "open", "not tested")
+LEAST_P = 1e-16  #: below, p is that of rounding, or of values that are the same for all seeds
+TEMPLATES = Path(__file__).parent / "templates"
+OF_CLAIM = ["group", "id", "statement", "source", "notebook", "scale", "note", "shown", "leaning"]
+OF_CLAIM += ["verdict", "p", "reason", "num_runs", "short"]
+OF_PART = ["part", "bound", "unit", "mean", "low", "high", "n", "status", "effect"]
+
+
+def verdict_frame(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """A row per part of a claim, in order; one row where a claim has no parts.
+
+    Returns: columns `OF_CLAIM`, the same in all rows of a claim, with ``verdict``, ``p`` and
+        ``short`` (the name in a list) as text; then `OF_PART`, with ``effect`` as text
+        (``mean [low, high]``), empty or NaN where nothing was measured.
+    """
+    rows = []
+    for verdict in verdicts:
+        claim = verdict.claim
+        texts = {name: getattr(claim, name) for name in OF_CLAIM[:7]}
+        texts |= {"shown": shown(verdict), "leaning": leaning(verdict), "p": p_text(verdict)}
+        texts |= {"verdict": verdict.verdict, "short": claim.id.partition("-")[2]}
+        if verdict.is_open:
+            texts["verdict"] = f"open (parts: {leaning(verdict)})"
+            texts["short"] += f" ({leaning(verdict)})"
+        texts |= {"reason": verdict.reason, "num_runs": verdict.num_runs}
+        effects = verdict.effects or [None] * len(claim.parts)
+        for part, effect in zip(claim.parts, effects, strict=False):
+            names = {"part": part.name, "bound": part.holds, "unit": part.unit}
+            rows.append(texts | names | _measured(effect))
+        if not claim.parts:
+            rows.append(texts | {"part": "", "bound": "", "unit": ""} | _measured(None))
+    return pd.DataFrame(rows, columns=OF_CLAIM + OF_PART).astype({"n": "Int64"})
+
+
+def _measured(effect: Effect | None) -> dict[str, Any]:
+    if effect is None:
+        nothing: dict[str, Any] = dict.fromkeys(("mean", "low", "high"), math.nan)
+        return nothing | {"n": None, "status": "", "effect": ""}
+    numbers = {name: getattr(effect, name) for name in ("mean", "low", "high", "n", "status")}
+    return numbers | {"effect": interval(effect)}
+
+
+def shown(verdict: Verdict) -> str:
+    """One of `SHOWN`."""
+    return "open" if verdict.is_open else verdict.verdict
+
+
+def leaning(verdict: Verdict) -> str:
+    """What the parts of a claim say, each by its own interval: that all (or some) hold or fail.
+
+    ``disagree`` where some hold and some fail; ``say nothing`` where all are open themselves.
+    """
+    said = [effect.status for effect in verdict.effects]
+    if {"holds", "fails"} <= set(said):
+        return "disagree"
+    for status in ("holds", "fails"):
+        if status in said:
+            return f"{'some' if 'open' in said else 'all'} {status.removesuffix('s')}"
+    return "say nothing"
+
+
+def p_text(verdict: Verdict) -> str:
+    """Return the corrected p as ``= 0.05`` or ``< 1e-16``; empty where nothing was tested."""
+    if not verdict.effects:
+        return ""
+    return f"< {LEAST_P:g}" if verdict.p_holm < LEAST_P else f"= {number(verdict.p_holm)}"
+
+
+def count(frame: pd.DataFrame) -> dict[str, int]:
+    """How many claims have each verdict of `SHOWN`."""
+    found = frame.drop_duplicates("id")["shown"].value_counts()
+    return {name: int(found.get(name, 0)) for name in SHOWN}
+
+
+def number(value: float) -> str:
+    """Three significant digits; thousands with commas; text for what is not finite."""
+    if not math.isfinite(value):
+        return "-" if math.isnan(value) else ("-inf" if value < 0 else "inf")
+    size = abs(value)
+    if size >= 1e6 or 0 < size < 1e-3:
+        return f"{value:.2e}"
+    if size >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def interval(effect: Effect) -> str:
+    """``mean [low, high]``."""
+    bounds = f" [{number(effect.low)}, {number(effect.high)}]"
+    return number(effect.mean) + (bounds if math.isfinite(effect.low) else "")
+
+
+def camel(name: str) -> str:
+    """A name of letters alone, for a LaTeX macro: digits are spelt out."""
+    digits = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
+    words = [word[:1].upper() + word[1:] for word in re.split(r"[^A-Za-z0-9]+", name)]
+    return re.sub(r"\d", lambda m: digits[int(m[0])], "".join(words))
+
+
+def escape(text: str) -> str:
+    """Plain text for LaTeX."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {c: "\\" + c for c in "&%$#_{}"} | {"<": r"$<$", ">": r"$>$"}
+    special |= {"≤": r"$\le$", "≥": r"$\ge$", "×": r"$\times$", "°": r"$^\circ$", "≈": r"$\approx$"}
+    return "".join(special.get(character, character) for character in text)
+
+
+def powers(text: str) -> str:
+    """A number for LaTeX's mathematics: 1e-06 is a power of ten."""
+    power = re.sub(r"e([+-]\d+)", lambda m: rf"\cdot 10^{{{int(m[1])}}}", text)
+    return re.sub(r"(^| )1\\cdot ", r"\1", power)
+
+
+def table_row(cells: Sequence[object]) -> str:
+    """A line of a Markdown table."""
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def render(template: str, **values: Any) -> str:
+    """The text of ``templates/<template>`` with these values.
+
+    A ``frame`` of :func:`verdict_frame` is handed to the template as ``groups`` too: pairs of a
+    group's name and its claims, each a mapping of `OF_CLAIM` and ``parts``, the list of its rows.
+    """
+    if "frame" in values:
+        values |= {"groups": _nested(values["frame"]), "counts": count(values["frame"])}
+    return _templates().get_template(template).render(**values)
+
+
+def _nested(frame: pd.DataFrame) -> list[tuple[str, list[dict[str, Any]]]]:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for _, rows in frame.groupby("id", sort=False):
+        parts = [part for part in rows.to_dict("records") if part["part"]]
+        claim = {str(k): v for k, v in rows.iloc[0][OF_CLAIM].items()} | {"parts": parts}
+        claim["is_tested"] = bool(claim["p"])
+        groups.setdefault(claim["group"], []).append(claim)
+    return list(groups.items())
+
+
+@cache
+def _templates() -> Environment:
+    """Brackets that neither LaTeX nor Markdown uses."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        block_start_string="<%",
+        block_end_string="%>",
+        variable_start_string="<<",
+        variable_end_string=">>",
+        comment_start_string="<#",
+        comment_end_string="#>",
+        line_statement_prefix="%%",
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"camel": camel, "tex": escape, "powers": powers, "row": table_row}
+    environment.filters |= {"number": number}
+    return environment
