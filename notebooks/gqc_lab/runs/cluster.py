@@ -8,6 +8,7 @@ run store and the notebook at the same path.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -213,15 +214,16 @@ class DaskExecutor(Executor):
         keys = [key for key in keys if key in self._futures]
         submissions = [self._futures[key][0] for key in keys]
         # In a thread: a worker that does not answer must not hold the batch up.
-        arguments, options = (obey, order, submissions), {"on_error": "ignore"}
-        sender = threading.Thread(
-            target=self.client.run, args=arguments, kwargs=options, daemon=True
-        )
+        sender = threading.Thread(target=self._send, args=(order, submissions), daemon=True)
         sender.start()
         self._senders.append(sender)
         for key in keys:
             if order == "kill" or key not in self._started:
                 self._futures[key][1].cancel()
+
+    def _send(self, order: str, submissions: list[str]) -> None:
+        with contextlib.suppress(OSError):  # a worker that is gone needs no order
+            self.client.run(obey, order, submissions, on_error="ignore")
 
     def events(self, timeout: float) -> Iterator[dict[str, Any]]:
         """What happened since the last call; waits up to ``timeout`` seconds for something.
