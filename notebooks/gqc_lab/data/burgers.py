@@ -1,9 +1,9 @@
-r"""Trajectories of Burgers' equation: simulated by seed, or of a PDEBench file.
+r"""Trajectories of Burgers' equation: simulated from a seed, or read from a PDEBench file.
 
-Simulated ones start from sums of two sines, :math:`u_0 = \sum_i A_i \sin(2\pi n_i x + \phi_i)`
-with :math:`A_i \in [0, 1]`, :math:`n_i \in \{1, .., 4\}`, :math:`\phi_i \in [0, 2\pi)`, and are
-kept in a cache: the folder that the environment variable ``GQC_CACHE`` names, else
-``~/.cache/gqc``.
+Simulated trajectories start from sums of two sines,
+:math:`u_0 = \sum_i A_i \sin(2\pi n_i x + \phi_i)` with :math:`A_i \in [0, 1]`,
+:math:`n_i \in \{1, .., 4\}`, :math:`\phi_i \in [0, 2\pi)`, and are cached in the folder named by
+the environment variable ``GQC_CACHE``, by default ``~/.cache/gqc``.
 
 Source: Takamoto et al. 2022, arXiv:2210.07182 (PDEBench).  Differs: no absolute values and no
 windows of initial fields, and 256 points at 101 times where the published files have 1024 at 201.
@@ -19,13 +19,14 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from gqc.checks import check_count
 from gqc_lab.data import burgers_solver
 from gqc_lab.data.burgers_solver import internal_grid, solve
+from gqc_lab.data.images import hash_tensors
 from gqc_lab.loop.placement import make_generator
 
 NUM_WAVES, MAX_MODE = 2, 4
@@ -40,8 +41,8 @@ class BurgersData:
         train, test: u, float32 on the CPU, shape (trajectories, times, points).
         positions: x of the points in [0, 1), float32.
         times: t of the stored fields, float32.
-        nu: of the equation; the diffusivity is nu / pi.
-        hash: sha256 of all of them.
+        nu: coefficient of the equation; the diffusivity is nu / pi.
+        hash: sha256 of the fields, positions, times and nu.
     """
 
     train: Tensor
@@ -61,24 +62,22 @@ def load_burgers_data(
     points: int = 256,
     num_times: int = 101,
 ) -> BurgersData:
-    """Simulate a data set (or take it from the cache), or read it from a file.
+    """Simulate a data set, load it from the cache, or read it from a file.
 
     Args:
         source: ``"simulated"``, or the path of a PDEBench HDF5 file, whose name states nu
             (``1D_Burgers_Sols_Nu0.01.hdf5``).
-        num_train, num_test: trajectories, at least 1; of a file the first and the last ones.
-        nu: in [0.001, 1]; a file's must be the same.
-        seed: of the training trajectories; those for tests are the same for every seed.
-        points, num_times: kept of each trajectory, evenly spaced; times from 0 on.
+        num_train, num_test: trajectories, at least 1; the first and the last ones of a file.
+        nu: in [0.001, 1]; must match that of a file.
+        seed: of the training trajectories; the test trajectories are the same for every seed.
+        points, num_times: kept per trajectory, evenly spaced; times start at 0.
     Raises:
         ValueError: an argument out of its range, no such file, or one that does not fit.
         ImportError: a file needs h5py.
     """
     for name, count in (("num_train", num_train), ("num_test", num_test), ("points", points)):
-        if not (isinstance(count, int) and count >= 1):
-            raise ValueError(f"{name}={count!r}: expected an integer of at least 1")
-    if not (isinstance(num_times, int) and num_times >= 2):
-        raise ValueError(f"num_times={num_times!r}: expected an integer of at least 2")
+        check_count(name, count, 1)
+    check_count("num_times", num_times, 2)
     if not 0.001 <= nu <= 1:
         raise ValueError(f"nu={nu!r}: expected a number in [0.001, 1]")
     if source != "simulated":
@@ -94,10 +93,10 @@ def load_burgers_data(
 def make_burgers_data(
     train: Tensor, test: Tensor, positions: Tensor, times: Tensor, nu: float
 ) -> BurgersData:
-    """A data set of fields that are there already, checked.
+    """Check existing fields and make a data set of them.
 
     Raises:
-        ValueError: shapes that do not fit each other, NaN in a field, or a grid that is not
+        ValueError: shapes that do not fit together, NaN in a field, or a grid that is not
             uniform and periodic.
     """
     check_periodic(positions)
@@ -113,11 +112,11 @@ def make_burgers_data(
             raise ValueError(f"{name} fields: NaN or infinite in trajectories {bad[:5]}")
     parts = {"train": train, "test": test, "positions": positions, "times": times}
     plain = {name: part.to(torch.float32).contiguous() for name, part in parts.items()}
-    return BurgersData(**plain, nu=nu, hash=_hash(*plain.values(), torch.tensor(nu)))
+    return BurgersData(**plain, nu=nu, hash=hash_tensors(*plain.values(), torch.tensor(nu)))
 
 
 def draw_initial(num: int, grid: int, generator: torch.Generator) -> Tensor:
-    """Initial fields, float64, shape (num, grid); see the module."""
+    """Draw initial fields, float64, shape (num, grid); see the module."""
     shape = (num, NUM_WAVES, 1)
     amplitude = torch.rand(shape, generator=generator, dtype=torch.float64)
     phase = 2 * math.pi * torch.rand(shape, generator=generator, dtype=torch.float64)
@@ -127,10 +126,10 @@ def draw_initial(num: int, grid: int, generator: torch.Generator) -> Tensor:
 
 
 def check_periodic(positions: Tensor) -> None:
-    """Is it a uniform grid that covers [0, 1) once?
+    """Check that ``positions`` are a uniform grid that covers [0, 1) once.
 
     Raises:
-        ValueError: it is not; most often the point at 1 repeats the one at 0.
+        ValueError: they are not; most often the point at 1 repeats the one at 0.
     """
     gaps = positions.double().diff()
     count = len(positions)
@@ -149,7 +148,7 @@ def check_periodic(positions: Tensor) -> None:
 
 
 def _cached(stream: str, num: int, nu: float, seed: int, points: int, times: Tensor) -> Tensor:
-    """The simulation's fields in float32; simulated at most once a machine."""
+    """Return simulated fields in float32, simulating them at most once per machine."""
     settings = [stream, num, nu, seed, points, len(times), END_TIME, NUM_WAVES, MAX_MODE]
     code = Path(burgers_solver.__file__).read_bytes() + Path(__file__).read_bytes()
     key = hashlib.sha256(repr(settings).encode() + code).hexdigest()
@@ -157,10 +156,10 @@ def _cached(stream: str, num: int, nu: float, seed: int, points: int, times: Ten
     if path.is_file():
         try:
             saved = torch.load(path, weights_only=True)
-            if _hash(saved["fields"]) == saved["hash"]:
+            if hash_tensors(saved["fields"]) == saved["hash"]:
                 return saved["fields"]
             reason = "its content does not match its hash"
-        except Exception as error:  # the readers raise whatever they trip over
+        except Exception as error:  # a damaged file can make torch.load raise almost anything
             reason = f"{type(error).__name__} on reading it"
         warnings.warn(f"{path}: {reason}; simulating it again", RuntimeWarning, stacklevel=3)
     generator = make_generator(seed, f"burgers {stream}")
@@ -169,7 +168,7 @@ def _cached(stream: str, num: int, nu: float, seed: int, points: int, times: Ten
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        torch.save({"fields": fields, "hash": _hash(fields)}, part)
+        torch.save({"fields": fields, "hash": hash_tensors(fields)}, part)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -227,15 +226,7 @@ def _shape(shape: Sequence[int], name: str) -> tuple[int, int, int]:
 
 
 def _stride(name: str, wanted: int, stored: int, rest: int) -> int:
-    """Every how many stored ones are kept."""
+    """Return n such that every n-th stored one is kept."""
     if rest or wanted > stored:
-        raise ValueError(f"{name}={wanted}: the file's {stored} cannot be thinned to so many")
+        raise ValueError(f"{name}={wanted}: the file's {stored} cannot be thinned to that number")
     return (stored - 1) // (wanted - 1) if name == "num_times" else stored // wanted
-
-
-def _hash(*tensors: Any) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}\0".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()

@@ -2,10 +2,11 @@ r"""Viscous Burgers' equation, pseudo-spectral in space and ETDRK4 in time.
 
 .. math:: u_t + (u^2/2)_x = (\nu/\pi)\,u_{xx}, \qquad x \in (0, 1) \text{ periodic},\ t > 0
 
-as in PDEBench.  Of a grid of N points the Fourier coefficients :math:`\hat u_n` with
+as in PDEBench.  On a grid of N points the Fourier coefficients :math:`\hat u_n` with
 :math:`|n| \le (N-1)/3` are kept, so that the product is free of aliasing (the 2/3 rule).  Diffusion
-is integrated exactly, the product by fourth-order Runge-Kutta; steps are as short as the fastest
-value asks for, by the maximum principle the one at the start.  Double precision throughout.
+is integrated exactly, the product by fourth-order Runge-Kutta; the step is as short as the largest
+value requires, which by the maximum principle is the one at the start.  Double precision
+throughout.
 
 Sources: Cox and Matthews 2002 (ETDRK4); Kassam and Trefethen 2005 (its coefficients as contour
 means, without cancellation); Takamoto et al. 2022, arXiv:2210.07182 (PDEBench's equation).
@@ -26,7 +27,7 @@ CHUNK = 32  #: trajectories solved together; their coefficients fit a core's cac
 
 
 def internal_grid(nu: float) -> int:
-    """Points that resolve shocks of unit height: 512 from nu = 0.02 on, 1024 at 0.01."""
+    """Return a grid size that resolves shocks of unit height: 512 from nu = 0.02, 1024 at 0.01."""
     _check_nu(nu)
     return max(512, 2 ** math.ceil(math.log2(8 / nu)))
 
@@ -38,14 +39,14 @@ def solve(
     points: int | None = None,
     courant: float = COURANT,
 ) -> Tensor:
-    """Trajectories from ``initial``, stored at ``times``.
+    """Solve for the trajectories from ``initial``, stored at ``times``.
 
     Args:
         initial: u at t = 0 on :math:`x_i = i/N`, shape (batch, N), N even.
         nu: > 0; the diffusivity is nu / pi.
         times: increasing, >= 0.
-        points: stored of each field, a divisor of N (every N / points-th); None: all.
-        courant: > 0; shorter steps when lower.
+        points: stored per field, a divisor of N (every N / points-th); None: all.
+        courant: > 0; a lower number means shorter steps.
     Returns: float64, shape (batch, times, points).
     Raises:
         ValueError: a bad argument, a NaN in a field, or a grid too coarse for the shocks.
@@ -84,7 +85,7 @@ def _solve_chunk(
 
 
 class _Coefficients:
-    r"""Of ETDRK4 for :math:`\dot v = L v + N(v)` with diagonal L: :math:`\varphi` functions of hL.
+    r"""Coefficients of ETDRK4 for :math:`\dot v = L v + N(v)`, diagonal L: functions of hL.
 
     Means over a circle of radius 1 around each hL, in its upper half since L is real.
     """
@@ -102,7 +103,7 @@ class _Coefficients:
 
 
 def _advance(v: Tensor, advect: Tensor, c: _Coefficients, steps: int, grid: int) -> Tensor:
-    """``steps`` steps of ETDRK4; mode 0, the mean, has no term and stays as it is."""
+    """Take ``steps`` steps of ETDRK4; mode 0, the mean, has no term and does not change."""
     for _ in range(steps):
         nv = _product(v, advect, grid)
         half = c.half * v
@@ -115,7 +116,7 @@ def _advance(v: Tensor, advect: Tensor, c: _Coefficients, steps: int, grid: int)
 
 
 def _product(v: Tensor, advect: Tensor, grid: int) -> Tensor:
-    r"""Coefficients of :math:`-(u^2/2)_x`."""
+    r"""Return the coefficients of :math:`-(u^2/2)_x`."""
     u = torch.fft.irfft(v, grid, norm="forward")
     return advect * torch.fft.rfft(u * u, norm="forward")[:, : v.shape[1]]
 
@@ -123,12 +124,12 @@ def _product(v: Tensor, advect: Tensor, grid: int) -> Tensor:
 def _check_resolved(v: Tensor, time: float) -> None:
     size = v.abs()
     if not size.isfinite().all():
-        raise ValueError(f"the solution is NaN or infinite at t={time:g}: take a smaller courant")
+        raise ValueError(f"the solution is NaN or infinite at t={time:g}: use a smaller courant")
     tail, largest = size[:, -max(1, v.shape[1] // 10) :].max().item(), size.max().item()
     if tail > TAIL * largest:
         raise ValueError(
             f"at t={time:g} the shortest waves have {tail / largest:.1e} of the largest amplitude, "
-            f"expected at most {TAIL:g}: take a finer grid or a larger nu"
+            f"expected at most {TAIL:g}: use a finer grid or a larger nu"
         )
 
 

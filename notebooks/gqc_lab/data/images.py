@@ -1,8 +1,8 @@
-"""Images for classifiers: a data set split for good, with labels that may be wrong on purpose.
+"""Images for classifiers: a data set with a fixed split and, on request, wrong labels.
 
 - ``"digits"``: the 1,797 scans of handwritten digits, 8 x 8 pixels, that scikit-learn ships (test
   set of the UCI Optical Recognition of Handwritten Digits data; Alpaydin and Kaynak 1998).
-  Offline.
+  Available offline.
 - ``"mnist"``, ``"fashion_mnist"``, ``"emnist"`` (balanced, 47 classes), ``"cifar10"``: the training
   sets, through torchvision, which downloads them.
 """
@@ -47,11 +47,11 @@ class Scans:
 
     @property
     def num_classes(self) -> int:
-        """Labels run from 0 to this, excluded."""
+        """Number of classes; labels run from 0 to this number, exclusive."""
         return int(self.labels.max()) + 1
 
     def images(self, rows: Tensor) -> Tensor:
-        """Those examples as float32 in [0, 1]."""
+        """Return the examples ``rows`` as float32 in [0, 1]."""
         return self.pixels[rows].to(torch.float32) / self.white
 
 
@@ -61,11 +61,12 @@ class ImageData:
 
     Args:
         name: of the data set.
-        num_classes: labels run from 0 to this, excluded.
-        train_images: [examples, pixels]; train_labels: what is trained on [examples];
-            true_train_labels: what is in the pictures [examples].
+        num_classes: labels run from 0 to this number, exclusive.
+        train_images: [examples, pixels].
+        train_labels: labels to train on, possibly wrong [examples].
+        true_train_labels: correct labels [examples].
         test_images, test_labels: held out; their labels are never changed.
-        hash: sha256 of all of them.
+        hash: sha256 of all images and labels.
     """
 
     name: str
@@ -81,7 +82,7 @@ class ImageData:
 def load_image_data(
     name: str = "digits", label_noise: float = 0.0, seed: int = 0, test_fraction: float = 0.2
 ) -> ImageData:
-    """Read, split and, on purpose, mislabel a data set.
+    """Read and split a data set, and replace a share of the training labels.
 
     Args:
         name: one of `DATA_SETS`.
@@ -126,7 +127,7 @@ def mislabel(labels: Tensor, num_classes: int, share: float, generator: torch.Ge
 
 
 def read_scans(name: str, folder: str | Path | None = None) -> Scans:
-    """A whole data set, neither split nor mislabelled.
+    """Read a whole data set, neither split nor mislabelled.
 
     Args:
         name: one of `DATA_SETS`.
@@ -160,7 +161,7 @@ def _read_digits() -> Scans:
 
 
 def hash_tensors(*tensors: Tensor) -> str:
-    """sha256 of shapes, types and values; on the CPU."""
+    """Return the sha256 of shapes, dtypes and values of tensors on the CPU."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype}\0".encode())

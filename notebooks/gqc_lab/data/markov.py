@@ -1,8 +1,8 @@
-r"""A small Markov chain with rewards whose values are known: value regression with TD targets.
+r"""A small Markov chain with rewards and known values: value regression with TD targets.
 
 The chain is a *Garnet*: from each state, ``branching`` random successors with random probabilities.
-Its values solve :math:`v = r + \gamma P v`, so the error of a learnt value function is exact, while
-a learner sees single transitions and the noisy targets
+Its values solve :math:`v = r + \gamma P v`, so the error of a learned value function is exact,
+while a learner sees single transitions and the noisy targets
 :math:`r_t + \gamma \hat v(s_{t+1})` of temporal-difference learning.
 
 Sources: Archibald et al. 1995 (Garnet); Sutton 1988 (TD).
@@ -24,14 +24,14 @@ SQUARINGS = 24  # 2^24 steps: a cycle of S states takes about S^2 to forget wher
 
 @dataclass(frozen=True)
 class MarkovChain:
-    r"""Everything about the chain, on the CPU; S states.
+    r"""A chain of S states, on the CPU.
 
     Args:
         transitions: :math:`P` [S, S], float64, rows sum to 1.
         rewards: mean reward on leaving a state [S], float64.
         reward_noise: standard deviation of a reward, >= 0.
         discount: :math:`\gamma` in [0, 1).
-        features: what a learner sees of each state [S, features], float32.
+        features: observed by a learner in each state [S, features], float32.
     """
 
     transitions: Tensor
@@ -50,7 +50,7 @@ class MarkovChain:
     def occupancy(self) -> Tensor:
         """Stationary distribution [S], float64: how often a long walk is in each state.
 
-        By squaring the chain that stays where it is half of the time, in plain sums: the last bits
+        Computed by squaring the chain that stays put half of the time, in plain sums: the last bits
         of a LAPACK solution vary from call to call, and a resumed run has to see the same chain.
         """
         lazy = (torch.eye(len(self.rewards), dtype=torch.float64) + self.transitions) / 2
@@ -61,7 +61,7 @@ class MarkovChain:
 
     @property
     def hash(self) -> str:
-        """sha256 of the chain."""
+        """The sha256 of the chain."""
         digest = hashlib.sha256(f"{self.reward_noise!r} {self.discount!r}\0".encode())
         for tensor in (self.transitions, self.rewards, self.features):
             digest.update(f"{tuple(tensor.shape)}\0".encode())
@@ -77,9 +77,9 @@ def make_chain(
     reward_noise: float = 1.0,
     seed: int = 0,
 ) -> MarkovChain:
-    """A random chain: rewards and features are standard normal, successors and odds uniform.
+    """Make a random chain with standard normal rewards and features, uniform successors and odds.
 
-    A state's next in line is always among its successors, so that every state is reached.
+    State i + 1 is always among the successors of state i, so that every state is reached.
 
     Raises:
         ValueError: a value out of its range.
@@ -94,8 +94,8 @@ def make_chain(
     transitions = torch.zeros(num_states, num_states, dtype=torch.float64)
     for state in range(num_states):
         others = torch.randperm(num_states, generator=generator)
-        next_in_line = (state + 1) % num_states
-        successors = [next_in_line, *others[others != next_in_line].tolist()][:branching]
+        following_state = (state + 1) % num_states
+        successors = [following_state, *others[others != following_state].tolist()][:branching]
         odds = torch.rand(branching, generator=generator, dtype=torch.float64) + 1e-3
         transitions[state, successors] = odds / odds.sum()
     rewards = torch.randn(num_states, generator=generator, dtype=torch.float64)
@@ -106,7 +106,7 @@ def make_chain(
 def draw_transitions(
     chain: MarkovChain, number: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Independent transitions from the stationary distribution.
+    """Draw independent transitions from the stationary distribution.
 
     Returns: states, rewards (float32), next states, each [number].
     """

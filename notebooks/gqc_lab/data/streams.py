@@ -1,13 +1,12 @@
-r"""Streams of tasks: the same images, but from task to task their pixels or labels change places.
+r"""Streams of tasks: the same images, with their pixels or labels permuted from task to task.
 
-- ``"input_permuted"``: in each task all images have their pixels permuted in one new way; what was
-  learnt of the former task does not help, so a learner has to learn anew each time.
-- ``"label_permuted"``: in each task the classes swap names; what was learnt of images helps, if it
-  is kept.
+- ``"input_permuted"``: in each task the pixels of all images are permuted in one new way; what was
+  learned in the previous task does not help, so a learner has to start over each time.
+- ``"label_permuted"``: in each task the classes swap names; what was learned about the images
+  helps, if it is kept.
 
-Examples come once, in random order; where a task is longer than the data set, it starts over in a
-new order.  Every task follows from the seed and its number, so that a stream can be entered
-anywhere.
+Each example comes once, in random order; if a task is longer than the data set, it starts over in a
+new order.  A task depends only on the seed and its number, so a stream can be entered anywhere.
 
 Source: Elsayed and Mahmood, ICLR 2024, arXiv:2404.00781, sections 4.2 and 4.3.
 """
@@ -20,6 +19,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from gqc.checks import check_count
 from gqc_lab.data.images import Scans, hash_tensors, read_scans
 from gqc_lab.errors import check_name
 from gqc_lab.loop.placement import make_generator
@@ -28,7 +28,7 @@ KINDS = ("input_permuted", "label_permuted")
 
 
 class TaskStream:
-    """Made by `make_stream`.
+    """A sequence of tasks; made by `make_stream`.
 
     Args:
         scans: the images.
@@ -48,19 +48,18 @@ class TaskStream:
             ("task_examples", task_examples, 1),
             ("seed", seed, 0),
         ):
-            if not (isinstance(value, int) and not isinstance(value, bool) and value >= least):
-                raise ValueError(f"{name}={value!r}: expected an integer of at least {least}")
+            check_count(name, value, least)
         self.scans, self.kind, self.seed = scans, kind, seed
         self.num_tasks, self.task_examples = num_tasks, task_examples
 
     @property
     def num_pixels(self) -> int:
-        """Of an image."""
+        """Pixels per image."""
         return self.scans.pixels.shape[1]
 
     @property
     def num_classes(self) -> int:
-        """Labels run from 0 to this, excluded."""
+        """Number of classes; labels run from 0 to this number, exclusive."""
         return self.scans.num_classes
 
     def __len__(self) -> int:
@@ -70,13 +69,13 @@ class TaskStream:
         return (self.task(number) for number in range(self.num_tasks))
 
     def task(self, number: int) -> tuple[Tensor, Tensor]:
-        """The examples of a task, in the order in which they come.
+        """Return the examples of a task, in the order in which they come.
 
         Args:
-            number: from 0 to ``num_tasks``, excluded.
+            number: from 0 to ``num_tasks``, exclusive.
         Returns: images, float32 in [0, 1] [task_examples, pixels]; labels [task_examples].
         Raises:
-            IndexError: no task of that number.
+            IndexError: there is no task with that number.
         """
         permutation, rows = self.drawn(number)
         images, labels = self.scans.images(rows), self.scans.labels[rows]
@@ -85,9 +84,9 @@ class TaskStream:
         return images, permutation[labels]
 
     def drawn(self, number: int) -> tuple[Tensor, Tensor]:
-        """What chance decides of a task: the permutation, and which examples come in which order.
+        """Return what is random about a task: the permutation, and the order of the examples.
 
-        Returns: for ``"input_permuted"`` the pixel that each place gets [pixels], for
+        Returns: for ``"input_permuted"`` the pixel that goes to each place [pixels], for
             ``"label_permuted"`` the new label of each class [classes]; rows [task_examples].
         """
         if not 0 <= number < self.num_tasks:
@@ -102,7 +101,7 @@ class TaskStream:
 
     @cached_property
     def hash(self) -> str:
-        """sha256 of the images, and of every task's permutation and order."""
+        """The sha256 of the images, and of the permutation and order of every task."""
         drawn = [tensor for k in range(self.num_tasks) for tensor in self.drawn(k)]
         white = torch.tensor(self.scans.white)
         kind = torch.tensor(KINDS.index(self.kind))
@@ -112,13 +111,13 @@ class TaskStream:
 def make_stream(
     kind: str, name: str = "digits", num_tasks: int = 20, task_examples: int = 1000, seed: int = 0
 ) -> TaskStream:
-    """A stream of tasks on a data set.
+    """Make a stream of tasks on a data set.
 
     Args:
         kind: ``"input_permuted"`` or ``"label_permuted"``.
         name: see `gqc_lab.data.images`.
-        num_tasks: how many.
-        task_examples: examples of each; the source has 5000 and 2500.
+        num_tasks: number of tasks.
+        task_examples: examples per task; the source has 5000 and 2500.
         seed: of permutations and order.
     Raises:
         ValueError: an argument out of its range.

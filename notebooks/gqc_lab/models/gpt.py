@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gqc.checks import check_count
+
 INIT_STD = 0.02  # at GPT-2's width of 768
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Sizes: about ``12 * depth * width**2`` parameters besides the embeddings.
+    """Sizes of a GPT: about ``12 * depth * width**2`` parameters plus the embeddings.
 
     Args:
         vocabulary: number of different tokens.
@@ -39,9 +41,7 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocabulary", "context", "width", "depth", "heads"):
-            value = getattr(self, name)
-            if not (isinstance(value, int) and value >= 1):
-                raise ValueError(f"{name}={value!r}: expected an integer of at least 1")
+            check_count(name, getattr(self, name), 1)
         if self.width % self.heads:
             raise ValueError(f"width={self.width}: expected a multiple of heads={self.heads}")
 
@@ -70,7 +70,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Next-token logits.  Use `make_gpt`, which also draws the weights.
+    """Predict next-token logits.  Use `make_gpt`, which also draws the weights.
 
     Args of the call: ids, integer, shape (batch, length), length at most ``config.context``.
     Returns of the call: logits, shape (batch, length, vocabulary).
@@ -96,20 +96,20 @@ class GPT(nn.Module):
 
 
 def make_gpt(config: GPTConfig, generator: torch.Generator) -> GPT:
-    r"""A GPT with weights from ``generator`` alone, float32 on the CPU.
+    r"""Make a GPT with weights from ``generator`` only, float32 on the CPU.
 
     Weights are :math:`\mathcal N(0, s^2)`, :math:`s = 0.02\sqrt{768/\mathrm{width}}`; those that
     write into the residual stream (``attention_out``, ``mlp_out``) have
-    :math:`s / \sqrt{2\,\mathrm{depth}}`; norms' gains are 1.  The global random stream is not
+    :math:`s / \sqrt{2\,\mathrm{depth}}`; gains of norms are 1.  The global random stream is not
     touched.
 
     Args:
         config: the sizes.
         generator: on the CPU, so that the weights are the same whatever device the model moves to.
 
-    Source: GPT-2, whose 0.02 is for a width of 768.  Unscaled at a width of 32 to 64, signals are
-    so small that training sits at the unigram entropy for half a laptop-scale run, and the moment
-    when it leaves (0.2 nats between seeds) hides every difference between methods.
+    Source: GPT-2, whose 0.02 is for a width of 768.  Without scaling, signals at a width of
+    32 to 64 are so small that training stays at the unigram entropy for half a laptop-scale run,
+    and the moment when it leaves (0.2 nats between seeds) hides every difference between methods.
     """
     with torch.device("meta"):  # torch's own initialisation would draw from the global stream
         model = GPT(config)
@@ -129,5 +129,5 @@ def make_gpt(config: GPTConfig, generator: torch.Generator) -> GPT:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of trainable numbers; tied ones count once."""
+    """Count the trainable parameters; tied ones count once."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

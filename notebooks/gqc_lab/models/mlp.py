@@ -1,4 +1,4 @@
-"""A multilayer perceptron with ReLUs, its weights drawn from a generator of its own.
+"""A multilayer perceptron with ReLUs and weights from its own generator.
 
 Source of the initial weights: He et al. 2015, arXiv:1502.01852.
 """
@@ -12,15 +12,17 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from gqc.checks import check_count
+
 
 @dataclass(frozen=True)
 class MLPConfig:
-    """Sizes.
+    """Sizes of a perceptron.
 
     Args:
         inputs: features of an example.
         width: channels of a hidden layer.
-        depth: hidden layers, >= 0; none makes it linear.
+        depth: hidden layers, >= 0; with none the model is linear.
         outputs: numbers per example.
     """
 
@@ -31,9 +33,7 @@ class MLPConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("inputs", 1), ("width", 1), ("depth", 0), ("outputs", 1)):
-            value = getattr(self, name)
-            if not (isinstance(value, int) and value >= least):
-                raise ValueError(f"{name}={value!r}: expected an integer of at least {least}")
+            check_count(name, getattr(self, name), least)
 
 
 class MLP(nn.Module):
@@ -57,9 +57,9 @@ class MLP(nn.Module):
 
 
 def make_mlp(config: MLPConfig, generator: torch.Generator) -> MLP:
-    r"""An MLP with weights from ``generator`` alone, float32 on the CPU.
+    r"""Make an MLP with weights from ``generator`` only, float32 on the CPU.
 
-    Weights are :math:`\mathcal N(0, 2/\mathrm{inputs})`, of the last layer
+    Weights are :math:`\mathcal N(0, 2/\mathrm{inputs})`, those of the last layer
     :math:`\mathcal N(0, 1/\mathrm{inputs})`; biases are 0.  The global random stream is not
     touched.
     """

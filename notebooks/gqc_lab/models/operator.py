@@ -1,17 +1,17 @@
 r"""A neural operator in a latent space: encoder E, approximator A, decoder D.
 
-Fields at any points of a periodic line become L latent tokens with fixed centres, A moves the
-tokens one time step on, and D reads the field at any query points:
+E turns fields at any points of a periodic line into L latent tokens with fixed centres, A moves the
+tokens one time step forward, and D evaluates the field at any query points:
 
-- E: the points nearest to a token's centre are summed with weights that are a network of their
-  offset from it (a continuous convolution), then transformer blocks and a layer norm, so that
-  latents have unit variance;
+- E: the points nearest to the centre of a token are summed with weights computed by a network from
+  their offset (a continuous convolution), then transformer blocks and a layer norm, so that latents
+  have unit variance;
 - A: transformer blocks, added to their input;
-- D: a transformer block, then the value at a point is the sum over the nearest tokens of a network
-  of the offset times the token, under weights that fade out with distance.
+- D: a transformer block; the value at a point is then the sum over the nearest tokens of a network
+  of the offset times the token, with weights that fade out with distance.
 
-Attention is biased by the periodic distance between tokens and nothing else says where a token is,
-so that shifting a field by a token shifts everything.
+Attention is biased by the periodic distance between tokens.  Nothing else encodes where a token is,
+so shifting a field by one token shifts everything.
 
 Source: Alkin et al. 2024, arXiv:2402.12365 (Universal Physics Transformers).  Differs: kernels of
 the offset instead of message passing at supernodes and perceivers, since tokens stay where the
@@ -34,9 +34,9 @@ NUM_WAVES = 8  # of the offset, in the kernels' networks
 
 @dataclass(frozen=True)
 class OperatorConfig:
-    """Sizes.
+    """Sizes of an operator.
 
-    Raises: ValueError: a size out of its range, or ``hidden`` is no multiple of ``heads``.
+    Raises: ValueError: a size is out of range, or ``hidden`` is not a multiple of ``heads``.
     """
 
     tokens: int = setting(32, "latent tokens around the period", low=1)
@@ -45,8 +45,8 @@ class OperatorConfig:
     blocks: int = setting(3, "transformer blocks of A", low=1)
     codec_blocks: int = setting(1, "transformer blocks of E and of D", low=0)
     heads: int = setting(6, "attention heads", low=1)
-    neighbors: int = setting(16, "points that a token sees; the farthest one weighs 0", low=3)
-    is_normalized: bool = setting(True, "layer norms, in the blocks and of the latents")
+    neighbors: int = setting(16, "points that a token sees; the farthest has weight 0", low=3)
+    is_normalized: bool = setting(True, "whether the blocks and the latents have layer norms")
 
     def __post_init__(self) -> None:
         for name, each in settings_of(OperatorConfig).items():
@@ -82,7 +82,7 @@ class Block(nn.Module):
 
 
 class Kernel(nn.Module):
-    """Weights of ``outputs`` channels as a network of the offset, in units of a token."""
+    """Map an offset, in units of a token, to the weights of ``outputs`` channels."""
 
     def __init__(self, hidden: int, outputs: int) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class Kernel(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Fields to latents.
+    """Map fields to latents.
 
     Args of the call: fields, shape (batch, points); positions of the points in [0, 1), (points,).
     Returns of the call: shape (batch, tokens, latent_dim).
@@ -118,7 +118,7 @@ class Encoder(nn.Module):
         offsets = _offsets(positions.to(fields.dtype), self.config.tokens)  # (tokens, points)
         nearest = offsets.abs().topk(min(self.config.neighbors, len(positions)), 1, largest=False)
         offsets = offsets.gather(1, nearest.indices)
-        # 0 at the farthest of them: no jump, and no tie, where the nearest change.
+        # 0 at the farthest one: no jump, and no tie, where the set of nearest points changes.
         fade = _fade(offsets / nearest.values.amax(1, keepdim=True))
         weights = self.kernel(offsets) * fade.unsqueeze(-1)
         dense = _spread(weights.transpose(0, 1), nearest.indices.T, len(positions), 0)
@@ -131,7 +131,7 @@ class Encoder(nn.Module):
 
 
 class Approximator(nn.Module):
-    """Latents to the latents one time step later, of the same shape (batch, tokens, latent_dim)."""
+    """Map latents to those one time step later, of the same shape (batch, tokens, latent_dim)."""
 
     def __init__(self, config: OperatorConfig) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class Approximator(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to fields.
+    """Map latents to fields.
 
     Args of the call: latents, shape (batch, tokens, latent_dim); query positions, (points,).
     Returns of the call: shape (batch, points).
@@ -190,13 +190,13 @@ class Operator(nn.Module):
         self.decoder = Decoder(config)
 
     def forward(self, fields: Tensor, positions: Tensor, steps: int = 1) -> Tensor:
-        """Fields after each of ``steps`` steps, shape (batch, steps, points)."""
+        """Return the fields after each of ``steps`` steps, shape (batch, steps, points)."""
         states = self.rollout(self.encoder(fields, positions), steps)
         decoded = self.decoder(states.flatten(0, 1), positions)
         return decoded.unflatten(0, (len(fields), steps))
 
     def rollout(self, latents: Tensor, steps: int) -> Tensor:
-        """Latents after each of ``steps`` steps, shape (batch, steps, tokens, latent_dim)."""
+        """Return the latents after each of ``steps`` steps, (batch, steps, tokens, latent_dim)."""
         states = []
         for _ in range(steps):
             latents = self.approximator(latents)
@@ -205,11 +205,11 @@ class Operator(nn.Module):
 
 
 def make_operator(config: OperatorConfig, generator: torch.Generator) -> Operator:
-    r"""An operator with weights from ``generator`` alone, float32 on the CPU.
+    r"""Make an operator with weights from ``generator`` only, float32 on the CPU.
 
     Weights are :math:`\mathcal N(0, 1/\mathrm{inputs})`, those that write into a residual stream
-    smaller by :math:`\sqrt{2\,\mathrm{blocks}}`, and those of A's last layer by 10, so that a step
-    begins near the identity; biases are 0, and attention begins with a bias of
+    smaller by :math:`\sqrt{2\,\mathrm{blocks}}`, and those of the last layer of A by 10, so that a
+    step starts near the identity; biases are 0, and attention starts with a bias of
     :math:`-(\mathrm{distance}/w)^2`, w = 1, 2, 4, ... tokens by head.
     """
     with torch.device("meta"):  # torch's own initialisation would draw from the global stream
@@ -237,16 +237,16 @@ def _first_bias(config: OperatorConfig) -> Tensor:
 
 
 def _offsets(positions: Tensor, tokens: int) -> Tensor:
-    """From each token's centre to each point the short way round, in tokens: (tokens, points)."""
+    """Return the shortest way from each token's centre to each point, in tokens."""
     centers = (torch.arange(tokens, device=positions.device, dtype=positions.dtype) + 0.5) / tokens
     apart = positions - centers.unsqueeze(1)
     return tokens * (apart - apart.round())
 
 
 def _spread(weights: Tensor, places: Tensor, size: int, dim: int) -> Tensor:
-    """Weights at their places along ``dim``, 0 elsewhere: (points, tokens, hidden).
+    """Scatter weights to their places along ``dim``, 0 elsewhere: (points, tokens, hidden).
 
-    One product with the dense result takes a third of the time of gathering what is near.
+    A product with the dense result takes a third of the time of gathering the nearest points.
     """
     shape = [*weights.shape]
     shape[dim] = size
@@ -255,7 +255,7 @@ def _spread(weights: Tensor, places: Tensor, size: int, dim: int) -> Tensor:
 
 
 def _fade(distance: Tensor) -> Tensor:
-    """Weights that fall to 0 at distance 1, of sum 1 along dim 1."""
+    """Return weights that fall to 0 at distance 1 and sum to 1 along dim 1."""
     weights = torch.cos(0.5 * math.pi * distance.clamp(-1, 1)).square()
     return weights / weights.sum(1, keepdim=True)
 

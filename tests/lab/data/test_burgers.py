@@ -117,7 +117,7 @@ def test_time_zero_is_the_initial_field():
         (initial(512)[0], {}, r"initial: shape \(512,\)"),
         (initial(511), {}, r"initial: shape \(1, 511\)"),
         (initial(512) * math.nan, {}, r"initial: NaN or infinite in trajectories \[0\]"),
-        (initial(64), {"nu": 0.001, "times": [0.1]}, "take a finer grid or a larger nu"),
+        (initial(64), {"nu": 0.001, "times": [0.1]}, "use a finer grid or a larger nu"),
     ],
 )
 def test_bad_input_of_the_solver(fields, options, message):

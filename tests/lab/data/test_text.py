@@ -184,5 +184,5 @@ def test_validation_sequences_lie_apart_and_reach_the_end(num_sequences, length)
 
 @pytest.mark.parametrize("num_sequences", [0, 5])
 def test_too_many_validation_sequences(num_sequences):
-    with pytest.raises(ValueError, match="side by side"):
+    with pytest.raises(ValueError, match="without overlap"):
         validation_batch(torch.arange(44), num_sequences, 8)
