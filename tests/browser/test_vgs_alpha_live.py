@@ -35,7 +35,7 @@ def opened(lab, server):
     until(lambda: lab.ask("'asked' in dir()"), 120)
     for view in ("gqc-live-run", "gqc-alpha-tuner"):
         lab.scroll_to(view)
-        lab.page.locator(f".{view} {PLOTS}").first.wait_for(timeout=60_000)
+        lab.page.locator(f".{view} {PLOTS}").first.wait_for()
     lab.tell("at_first = dict(experiment.controls)")
     return lab
 
@@ -114,7 +114,7 @@ def test_the_slider_steers_the_factor_of_the_running_training(live):
 
     lab.scroll_to("gqc-live-run")
     lab.button("Stop").click()
-    until(lambda: threads(lab) == 0, 5)
+    until(lambda: threads(lab) == 0)
     nothing_is_wrong(lab)
 
 
