@@ -35,7 +35,7 @@ def run(code: str, python: str | Path = sys.executable, **kwargs) -> subprocess.
         [python, "-c", textwrap.dedent(code)],
         capture_output=True,
         text=True,
-        timeout=1000,
+        timeout=900,
         **kwargs,
     )
 
@@ -120,11 +120,11 @@ def test_the_version_is_one():
 def test_the_wheel_with_only_torch_runs_the_quickstart(tmp_path):
     """A new venv that sees the wheel and torch (with what torch needs), and nothing else."""
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT]
-    done = subprocess.run(build, capture_output=True, text=True, timeout=1000)
+    done = subprocess.run(build, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("gqc_kit-*.whl")
     venv = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True, timeout=1000)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True, timeout=900)
     site = next(venv.glob("lib/python*/site-packages"))
     for name in ("torch", "torchgen", "functorch", *TORCH_NEEDS):
         source = Path(torch.__file__).parents[1] / name
@@ -134,7 +134,7 @@ def test_the_wheel_with_only_torch_runs_the_quickstart(tmp_path):
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, wheel],
         check=True,
-        timeout=1000,
+        timeout=900,
     )
     readme = (ROOT / "README.md").read_text()
     quickstart = re.search(r"```python\n(.*?)```", readme, re.S)[1]

@@ -19,7 +19,7 @@ def opened(lab, server):
     lab.run_all()
     for view in ("gqc-live-run", "gqc-norm-schedule"):
         lab.page.locator(f".{view} {PLOTS}").first.wait_for()
-    until(lambda: lab.ask("'summary' in dir()"), 60)  # all cells have run
+    until(lambda: lab.ask("'summary' in dir()"))  # all cells have run
     lab.tell("at_first = dict(experiment.controls)")
     return lab
 
@@ -56,7 +56,7 @@ def test_a_run_is_started_held_steered_and_stopped(live):
     assert threads(lab) == 1
 
     lab.button("Pause").click()
-    time.sleep(0.5)
+    until(lambda: threads(lab) == 0)
     held = microbatch(lab)
     time.sleep(0.3)
     assert microbatch(lab) == held

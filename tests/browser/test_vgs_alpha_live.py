@@ -32,7 +32,7 @@ STEER, WHAT_IF, SIDE = "gqc-steer", "gqc-what-if", "gqc-side-by-side"
 def opened(lab, server):
     lab.open(server.put("08_vgs_alpha_live", cells=[ASKED], **LONG))
     lab.run_all()
-    until(lambda: lab.ask("'asked' in dir()"), 120)
+    until(lambda: lab.ask("'asked' in dir()"))
     for view in ("gqc-live-run", "gqc-alpha-tuner"):
         lab.scroll_to(view)
         lab.page.locator(f".{view} {PLOTS}").first.wait_for()
@@ -171,7 +171,7 @@ def test_alphas_side_by_side_and_the_saved_file_is_small(live, server):
     assert threads(lab) == 3
     side.get_by_text("alpha 0.1: running").wait_for()
     side.locator("button", has_text="Stop").click()
-    until(lambda: threads(lab) == 0, 10)
+    until(lambda: threads(lab) == 0)
     side.get_by_text("alpha 0.1: stopped").wait_for()
     ends = [lab.ask(f"tuner.side.runners[{a}].experiment.column('factor')") for a in (0, 0.1, 1)]
     held = microbatch(lab)

@@ -45,7 +45,7 @@ def look(lab, views, theme, folder):
         for view in views:
             place = lab.page.locator(f".{view}").first
             place.scroll_into_view_if_needed()
-            settle(lambda: lab.page.locator(f".{view} .js-plotly-plot").first.bounding_box())
+            settle(place.locator(".js-plotly-plot").first.bounding_box)
             place.screenshot(path=folder / f"{view}-{theme}-{width}.png")
             plot = place.locator(".js-plotly-plot").first.bounding_box()
             whole = place.bounding_box()
