@@ -13,6 +13,9 @@ CHECKS = {  # number of ranks -> checks, all in one start of the processes
     2: [
         "ranks:check_ddp",
         "ranks:check_bucket_views",
+        "ranks:check_clipping",
+        "ranks:check_weights",
+        "ranks:check_missing_metric",
         "ranks:check_fsdp2",
         "ranks:check_tiny_gradients",
         "ranks:check_mixed",
