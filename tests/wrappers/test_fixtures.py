@@ -11,6 +11,7 @@ from fixtures.wrappers.make import FILES, feed, make
 FOLDER = Path(__file__).parents[1] / "fixtures" / "wrappers"
 
 
+@pytest.mark.filterwarnings("ignore:10 windows in a row ran to max_draws=2:UserWarning")
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_of_24ffc06_goes_on_to_the_parameters_of_the_uncut_run(name):
     saved = torch.load(FOLDER / f"{name}.pt", weights_only=True)
