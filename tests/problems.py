@@ -27,15 +27,10 @@ def stream(num: int, noise: float = 2.0, seed: int = 1) -> list[list[Tensor]]:
 
 
 def backward(params: list[Tensor], grads: list[Tensor | None]) -> None:
-    """What autograd does: set ``.grad``, or add to it in place."""
-    for param, grad in zip(params, grads, strict=True):
-        if grad is None:
-            continue
-        value = grad.to(param.dtype)
-        if param.grad is None:
-            param.grad = value.clone()
-        else:
-            param.grad += value
+    """Autograd itself, with the gradients given."""
+    pairs = [(p, g.to(p.dtype)) for p, g in zip(params, grads, strict=True) if g is not None]
+    if pairs:
+        torch.autograd.backward([p for p, _ in pairs], [g for _, g in pairs])
 
 
 def global_norm(grads: list[Tensor]) -> float:

@@ -102,7 +102,7 @@ def test_bias_correction_counts_where_parameters_took_different_numbers_of_steps
 def test_angle_in_a_hook_sees_what_the_wrapped_optimizer_steps_with():
     """And it reads a wrapper as it reads an optimizer, and skips parameters without a gradient."""
     params = parameters()
-    wrapper = gqc.OptimizerWrapperSBC(torch.optim.AdamW(params, lr=0.01), 1, 2)
+    wrapper = gqc.OptimizerWrapperSBC(torch.optim.AdamW(params, lr=0.01), 1, 2, accumulate="grad")
     optimizer, seen = wrapper.optimizer, []
     optimizer.register_step_pre_hook(lambda opt, *_: seen.append(momentum_angle(opt)))
     draws = stream(6)

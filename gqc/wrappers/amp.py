@@ -11,6 +11,18 @@ from torch.optim import Optimizer
 from gqc.wrappers.window import Window
 
 
+def refuse_step(name: str) -> None:
+    """Raises: RuntimeError: always.  For ``GradScaler.step(wrapper)``, once a draw.
+
+    It would unscale earlier draws once more at each, and skip an overflow but leave it in the sum,
+    after which no step ever happens.
+    """
+    raise RuntimeError(
+        f"GradScaler.step({name}): unscale a window once, when it closes. Pass grad_scaler=scaler "
+        "to the wrapper and call wrapper.step() alone, without scaler.step() and scaler.update()"
+    )
+
+
 def enabled(scaler: Any) -> Any:
     """``scaler``; None where it is disabled, since its step() steps whatever the gradient is."""
     return scaler if scaler is not None and scaler.is_enabled() else None
@@ -34,10 +46,10 @@ def refuse_unscaled(scaler: Any, *optimizers: Optimizer) -> None:
             )
 
 
-def back_off(scaler: Any, optimizer: Optimizer, window: Window, params: list[Tensor]) -> None:
+def back_off(scaler: Any, optimizer: Optimizer, window: Window) -> None:
     """Tell the scaler of an overflow: it skips the step of ``optimizer`` and lowers its scale."""
     before = scaler.get_scale()
-    window.expose(params)
+    window.expose()
     scaler.unscale_(optimizer)
     scaler.step(optimizer)
     scaler.update()

@@ -7,15 +7,18 @@ delegate all of them.  What a wrapper does at a step is :mod:`gqc.wrappers.base`
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
+from gqc.wrappers import options
+
 FORMAT = 2
-NOT_COPIED = ("step", "_window", "_opt_called", "_zero_grad_profile_name")
+NOT_COPIED = ("step", "on_step", "_window", "_watch", "_opt_called", "_zero_grad_profile_name")
 
 
 class DelegatingOptimizer(Optimizer):
@@ -26,8 +29,21 @@ class DelegatingOptimizer(Optimizer):
 
     #: tunable -> how several groups combine: ``min`` or ``max``, whichever is stricter
     strictest: ClassVar[dict[str, Callable[..., Any]]] = {}
+    #: what a subclass's ``**options`` stand for
+    options: ClassVar[type] = options.WindowOptions
+    #: signatures beyond those of the class itself that declare them
+    sources: ClassVar[tuple[Callable[..., Any], ...]] = ()
 
-    def __init__(self, optimizer: Optimizer, tunables: dict[str, float]) -> None:
+    def __new__(cls, *args: Any, **kwargs: Any) -> DelegatingOptimizer:
+        if args or kwargs:  # a copy is made without
+            options.check_call(cls, args, kwargs)
+        return super().__new__(cls)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.__signature__ = options.spell_out(cls)  # type: ignore[attr-defined]
+
+    def __init__(self, optimizer: Optimizer, tunables: Mapping[str, float]) -> None:
         check_optimizer(optimizer)
         _check_keys(optimizer, tunables)
         self.optimizer = optimizer
@@ -42,8 +58,18 @@ class DelegatingOptimizer(Optimizer):
     def tunable(self, name: str) -> float:
         """The value of ``name`` that decides: the strictest over the groups."""
         default = self.defaults[name]  # of an optimizer whose loading runs no hooks
-        values = (float(group.get(name, default)) for group in self.param_groups)
+        values = [float(group.get(name, default)) for group in self.param_groups]
+        if any(map(math.isnan, values)):
+            raise ValueError(f"{name} is NaN in one of the groups, which have {values}")
         return float(self.strictest[name](values))
+
+    if not TYPE_CHECKING:  # it would make every misspelt attribute one of type Any
+
+        def __getattr__(self, name: str) -> Any:
+            """``train()`` and ``eval()`` of schedule-free optimizers, where there are any."""
+            if name in ("train", "eval") and "optimizer" in vars(self):
+                return getattr(self.optimizer, name)
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     # The wrapped optimizer's load_state_dict rebinds these, so they are looked up each time.
     @property
@@ -71,10 +97,7 @@ class DelegatingOptimizer(Optimizer):
         self.optimizer.defaults = defaults
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the wrapped optimizer; it gets the tunables' initial values.
-
-        If it is the first with 16-bit parameters, sums are in float32 from the next window on.
-        """
+        """Add a group to the wrapped optimizer; it gets the tunables' initial values."""
         self.optimizer.add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
@@ -197,6 +220,11 @@ def check_optimizer(optimizer: Optimizer) -> None:
             "LBFGS cannot be wrapped: its step evaluates the loss many times, and a window of "
             "microbatches has no single loss to evaluate"
         )
+    if not hasattr(optimizer, "_optimizer_load_state_dict_post_hooks"):
+        raise TypeError(
+            f"{type(optimizer).__name__} skips torch.optim.Optimizer.__init__ and lacks its hooks: "
+            "wrap the optimizer that it was made of"
+        )
 
 
 def _fill_in_defaults(optimizer: Optimizer) -> None:
@@ -206,10 +234,15 @@ def _fill_in_defaults(optimizer: Optimizer) -> None:
             group.setdefault(name, value)
 
 
-def _check_keys(optimizer: Optimizer, tunables: dict[str, float]) -> None:
-    for name in tunables:
-        if name in optimizer.defaults or any(name in g for g in optimizer.param_groups):
+def _check_keys(optimizer: Optimizer, tunables: Mapping[str, float]) -> None:
+    """Raises: ValueError: a value that is not > 0, or a tunable of a wrapper inside already."""
+    for name, value in tunables.items():
+        options.check_positive(name, value)
+        if name in optimizer.defaults:
             raise ValueError(
                 f"the param groups have a {name!r} already: {type(optimizer).__name__} cannot be "
                 "wrapped twice by the same kind of wrapper"
             )
+        for i, group in enumerate(optimizer.param_groups):  # one may have a value of its own
+            if name in group:
+                options.check_positive(f"param_groups[{i}][{name!r}]", group[name])

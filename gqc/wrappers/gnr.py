@@ -5,20 +5,18 @@ Source: torch-gqc and its README.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gqc.gradients import collect, local, magnitudes, multiply_, tensor_norms, total_norm
+from gqc.gradients import collect, local, magnitudes, tensor_norms, total_norm
 from gqc.wrappers.base import OptimizerWrapper
+from gqc.wrappers.options import WindowOptions, one_of
+from gqc.wrappers.rescale import is_usual, rescale_, rescale_extreme_
 
 MODES = ("global", "independent")
-# Below this norm squares of elements are too small for float32, where there are up to 1e9 of them.
-SMALL = 1e-15
 
 
 class OptimizerWrapperGNR(OptimizerWrapper):
@@ -46,12 +44,13 @@ class OptimizerWrapperGNR(OptimizerWrapper):
         optimizer: Optimizer,
         target_gradient_norm: float = 1.0,
         mode: str = "global",
-        **options: Any,
+        *,
+        max_draws: int | None = 64,
+        **options: Unpack[WindowOptions],
     ) -> None:
-        if mode not in MODES:
-            raise ValueError(f"mode={mode!r}: expected one of {MODES}")
-        self.mode = mode
-        super().__init__(optimizer, target_gradient_norm=target_gradient_norm, **options)
+        self.mode = one_of("mode", mode, MODES)
+        tunables = {"target_gradient_norm": target_gradient_norm}
+        super().__init__(optimizer, tunables, max_draws=max_draws, **options)
 
     def needs_grad_norm(self) -> bool:
         return True
@@ -65,36 +64,18 @@ class OptimizerWrapperGNR(OptimizerWrapper):
     def should_step(self) -> bool:
         if self.grad_norm != 0.0:
             return True
-        return bool(magnitudes(self._window.totals(self._params())).max() > 0)
+        return bool(magnitudes(self._window.totals()).max() > 0)
 
     def transform(self) -> None:
         target, grads = self.tunable("target_gradient_norm"), collect(self._params())
         if self.mode == "global":
             norm = float(total_norm(grads)) if self.grad_norm is None else self.grad_norm
-            if SMALL < norm < math.inf:
-                multiply_(grads, target / norm)
-            else:
-                rescale_extreme_(grads, target)
+            rescale_(grads, norm, target)
             return
         norms = self.tensor_norms or tensor_norms(grads).tolist()
-        usual = [i for i, norm in enumerate(norms) if SMALL < norm < math.inf]
+        usual = [i for i, norm in enumerate(norms) if is_usual(norm)]
         if usual:
             factors = [target / norms[i] for i in usual]
             torch._foreach_mul_(local([grads[i] for i in usual]), factors)
         for i in set(range(len(grads))) - set(usual):
             rescale_extreme_([grads[i]], target)
-
-
-def rescale_extreme_(grads: Sequence[Tensor], target: float) -> None:
-    r"""Give ``grads`` together the norm ``target`` in place, also where :math:`g^2` is no number.
-
-    :math:`g' = s^2 g` with :math:`s` the power of two nearest :math:`1/\sqrt{\max|g|}`, then
-    :math:`g'\tau/\|g'\|`.  Twice s, since its square may be out of range too.  A zero gradient
-    stays zero.  Three more passes; the host does not wait.
-    """
-    size = magnitudes(grads).max()
-    shrink = torch.where(size > 0, torch.exp2(-(size.log2() / 2).round()), 1.0)
-    multiply_(grads, shrink)
-    multiply_(grads, shrink)
-    norm = total_norm(grads)
-    multiply_(grads, torch.where(norm > 0, target / norm, 1.0))

@@ -10,11 +10,12 @@ it is near 5e-5.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 from torch.optim import Optimizer
 
 from gqc.noise import NoiseScaleEMA
+from gqc.wrappers.options import WindowOptions
 from gqc.wrappers.two_batch import TwoBatchWrapper
 
 FIRST_WINDOW = 8  # draws while no window is known: enough for a first estimate
@@ -47,10 +48,13 @@ class OptimizerWrapperGNS(TwoBatchWrapper):
         noise_tolerance: float = 1.0,
         decay: float = 0.95,
         reactive: bool = False,
-        **options: Any,
+        *,
+        max_draws: int | None = 64,
+        **options: Unpack[WindowOptions],
     ) -> None:
         self.reactive = reactive
-        super().__init__(optimizer, decay, {"noise_tolerance": noise_tolerance, **options})
+        tunables = {"noise_tolerance": noise_tolerance}
+        super().__init__(optimizer, tunables, decay, max_draws=max_draws, **options)
 
     def needs_grad_norm(self) -> bool:
         # By past windows alone it is known before the draw whether the window closes with it.
@@ -61,7 +65,7 @@ class OptimizerWrapperGNS(TwoBatchWrapper):
         if noise.num_updates == 0:
             return self.num_draws >= FIRST_WINDOW or self.is_full()
         scale = noise.noise_scale
-        return scale is not None and scale <= self.num_draws * self.tunable("noise_tolerance")
+        return scale is not None and scale <= self.weight * self.tunable("noise_tolerance")
 
     def _with_open_window(self) -> NoiseScaleEMA:
         estimate = self.window_estimate()

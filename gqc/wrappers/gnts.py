@@ -10,12 +10,15 @@ Source: torch-gqc and its README; the estimate of reach is ours.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Unpack
 
 from torch.optim import Optimizer
 
-from gqc.noise import NoiseScaleEMA, two_batch
+from gqc.noise import NoiseScaleEMA, predicted_draws, two_batch
 from gqc.wrappers.base import OptimizerWrapper
+from gqc.wrappers.options import WindowOptions
+
+PATIENCE = 10  # forced windows in a row, after which the threshold counts as out of reach
 
 
 class OptimizerWrapperGNTS(OptimizerWrapper):
@@ -45,11 +48,18 @@ class OptimizerWrapperGNTS(OptimizerWrapper):
     strictest = {"gradient_norm_threshold": min}
 
     def __init__(
-        self, optimizer: Optimizer, gradient_norm_threshold: float = 1.0, **options: Any
+        self,
+        optimizer: Optimizer,
+        gradient_norm_threshold: float = 1.0,
+        *,
+        max_draws: int | None = 64,
+        **options: Unpack[WindowOptions],
     ) -> None:
         self._noise = NoiseScaleEMA()
-        self._first: tuple[int, float] | None = None  # n and norm where the window was first read
-        super().__init__(optimizer, gradient_norm_threshold=gradient_norm_threshold, **options)
+        self._first: tuple[float, float] | None = None  # W and norm where it was first read
+        self._forced_in_a_row = 0
+        tunables = {"gradient_norm_threshold": gradient_norm_threshold}
+        super().__init__(optimizer, tunables, max_draws=max_draws, **options)
 
     def needs_grad_norm(self) -> bool:
         return True
@@ -61,17 +71,36 @@ class OptimizerWrapperGNTS(OptimizerWrapper):
 
     def on_draw(self) -> None:
         if self._first is None and self.grad_norm is not None:
-            self._first = (self.num_draws, self.grad_norm)
+            self._first = (self.weight, self.grad_norm)
 
     def on_close(self, stepped: bool) -> None:
-        first, self._first = self._first, None
-        n, norm = self.last_num_draws, self.last_grad_norm
-        if not stepped or first is None or n is None or norm is None or n <= first[0]:
+        first, self._first, last = self._first, None, self.last_window
+        if not stepped or last is None:
             return
-        small_sq, large_sq = first[1] * first[1], norm * norm
-        if math.isfinite(small_sq) and math.isfinite(large_sq):
-            signal_sq, noise_trace = two_batch(small_sq, large_sq, n / first[0])
-            self._noise.update(signal_sq, noise_trace * first[0])
+        if first is not None and last.grad_norm is not None and last.weight > first[0]:
+            small_sq, large_sq = first[1] * first[1], last.grad_norm * last.grad_norm
+            if math.isfinite(small_sq) and math.isfinite(large_sq):
+                signal_sq, noise_trace = two_batch(small_sq, large_sq, last.weight / first[0])
+                self._noise.update(signal_sq, noise_trace * first[0])
+        self._forced_in_a_row = self._forced_in_a_row + 1 if last.is_forced else 0
+        if self._forced_in_a_row == PATIENCE and self.tunable("gradient_norm_threshold") > 0:
+            self._warn_once(self._out_of_reach(last.grad_norm))
+
+    def _out_of_reach(self, norm: float | None) -> str:
+        threshold, noise = self.tunable("gradient_norm_threshold"), self._noise
+        why = f"The last norm was {norm:.3g}"
+        if noise.signal_sq > 0:
+            why = f"Without its noise the gradient has a norm of about {noise.signal_sq**0.5:.3g}"
+        remedy = "; raise the threshold or max_draws"
+        if noise.num_updates:
+            draws = predicted_draws(noise.signal_sq, max(noise.noise_trace, 0.0), threshold)
+            remedy = f"; about {draws:.0f} draws would do{remedy}"
+            if draws == math.inf:
+                remedy = ", which no number of draws gets below; raise the threshold"
+        return (
+            f"{PATIENCE} windows in a row ran to max_draws={self.max_draws} without a norm at or "
+            f"below gradient_norm_threshold={threshold:g}. {why}{remedy} (this comes once)"
+        )
 
     def statistics(self) -> dict[str, Any]:
         noise = self._noise
@@ -87,8 +116,10 @@ class OptimizerWrapperGNTS(OptimizerWrapper):
 
     def extra_state(self) -> dict[str, Any]:
         first = list(self._first) if self._first else None
-        return {"noise": self._noise.state_dict(), "first": first}
+        forced = self._forced_in_a_row
+        return {"noise": self._noise.state_dict(), "first": first, "forced_in_a_row": forced}
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
         self._noise.load_state_dict(extra["noise"])
         self._first = tuple(extra["first"]) if extra["first"] else None
+        self._forced_in_a_row = extra.get("forced_in_a_row", 0)

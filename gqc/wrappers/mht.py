@@ -6,13 +6,14 @@ Source: torch-gqc and its README.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Unpack
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from gqc.wrappers.base import OptimizerWrapper
+from gqc.wrappers.options import WindowOptions
+from gqc.wrappers.weights import num_ranks, sum_over_ranks
 
 
 class OptimizerWrapperMHT(OptimizerWrapper):
@@ -55,7 +56,9 @@ class OptimizerWrapperMHT(OptimizerWrapper):
         confidence: float = 0.98,
         error_tolerance: float = 0.03,
         ema_alpha: float = 0.01,
-        **options: Any,
+        *,
+        max_draws: int | None = 64,
+        **options: Unpack[WindowOptions],
     ) -> None:
         try:
             from scipy.special import stdtrit
@@ -72,12 +75,11 @@ class OptimizerWrapperMHT(OptimizerWrapper):
         self.running_mean: float | None = None
         self.interval: tuple[float, float] | None = None
         self._metrics: list[float] = []
-        super().__init__(
-            optimizer, confidence=confidence, error_tolerance=error_tolerance, **options
-        )
+        tunables = {"confidence": confidence, "error_tolerance": error_tolerance}
+        super().__init__(optimizer, tunables, max_draws=max_draws, **options)
 
     def observe_metric(self, metric: float | Tensor | None) -> bool:
-        value = math.nan if metric is None else self._reduce(metric)
+        value = self._over_ranks(metric)
         if not math.isfinite(value):
             self._warn_once(
                 f"metric={metric}: a draw without a finite metric is discarded (num_discarded); "
@@ -122,13 +124,12 @@ class OptimizerWrapperMHT(OptimizerWrapper):
         self.interval = tuple(extra["interval"]) if extra["interval"] else None
         self._metrics = list(extra["metrics"])
 
-    def _reduce(self, metric: float | Tensor) -> float:
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return float(metric)
-        device = self._params()[0].device
-        value = torch.as_tensor(metric, dtype=torch.float64, device=device).clone()
-        torch.distributed.all_reduce(value)
-        return float(value) / torch.distributed.get_world_size()
+    def _over_ranks(self, metric: float | Tensor | None) -> float:
+        """The mean over the ranks; NaN on all of them where one has none."""
+        own = metric.detach() if isinstance(metric, Tensor) else metric
+        value = math.nan if own is None else float(own)
+        (total,) = sum_over_ranks([value], self._window.params[0].device)
+        return total / num_ranks()
 
 
 def t_interval(samples: list[float], confidence: float, quantile: Any) -> tuple[float, float]:

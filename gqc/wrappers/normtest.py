@@ -6,10 +6,11 @@ Bollapragada et al. 2018, arXiv:1802.05374.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 from torch.optim import Optimizer
 
+from gqc.wrappers.options import WindowOptions, one_of
 from gqc.wrappers.two_batch import TwoBatchWrapper
 
 RHS = ("debiased", "published")
@@ -45,12 +46,12 @@ class OptimizerWrapperNormTest(TwoBatchWrapper):
         theta: float = 1.0,
         rhs: str = "debiased",
         decay: float = 0.95,
-        **options: Any,
+        *,
+        max_draws: int | None = 64,
+        **options: Unpack[WindowOptions],
     ) -> None:
-        if rhs not in RHS:
-            raise ValueError(f"rhs={rhs!r}: expected one of {RHS}")
-        self.rhs = rhs
-        super().__init__(optimizer, decay, {"theta": theta, **options})
+        self.rhs = one_of("rhs", rhs, RHS)
+        super().__init__(optimizer, {"theta": theta}, decay, max_draws=max_draws, **options)
 
     def needs_grad_norm(self) -> bool:
         return True
@@ -61,4 +62,4 @@ class OptimizerWrapperNormTest(TwoBatchWrapper):
             return False
         signal_sq, noise_trace = estimate
         right = signal_sq if self.rhs == "debiased" else self.grad_norm * self.grad_norm
-        return noise_trace / self.num_draws <= self.tunable("theta") ** 2 * right
+        return noise_trace / self.weight <= self.tunable("theta") ** 2 * right

@@ -1,38 +1,128 @@
-"""The arguments that every wrapper takes, checked once."""
+"""The keywords that every wrapper takes: named once, spelled out in each signature, checked once.
+
+A misspelt keyword is a ``TypeError`` that names the nearest one.
+"""
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
-from typing import Any
+from collections.abc import Callable, Mapping
+from operator import index
+from typing import Any, TypedDict
 
-ACCUMULATE = ("grad", "buffer")
+from torch.amp import GradScaler
+
+ACCUMULATE = ("buffer", "grad")
+LOSS = ("mean", "sum")
 NONFINITE = ("discard", "raise", "ignore")
+PUBLISHED = "; torch-gqc's own names are those of gqc.compat"
 
 
-def check_draws(name: str, fewest: int, min_draws: int, max_draws: int | None) -> None:
-    """Raises: ValueError: bounds that no window can meet; ``name`` needs ``fewest`` draws."""
-    if not isinstance(min_draws, int) or not min_draws >= fewest:
-        raise ValueError(f"min_draws={min_draws!r}: {name} expects an integer >= {fewest}")
-    if max_draws is not None and (not isinstance(max_draws, int) or not max_draws >= min_draws):
-        raise ValueError(
-            f"max_draws={max_draws!r}: expected an integer >= min_draws={min_draws}, or None"
+class WindowOptions(TypedDict, total=False):
+    """Keywords of :class:`~gqc.wrappers.base.OptimizerWrapper`, which says what they mean."""
+
+    min_draws: int | None
+    decide_every: int
+    accumulate: str
+    loss: str
+    clip_norm: float | None
+    nonfinite: str
+    grad_scaler: GradScaler | None
+    reduce_at_step: bool
+    on_step: Callable[[dict[str, float]], object] | None
+
+
+def spell_out(cls: Any) -> inspect.Signature:
+    """The signature of ``cls`` with what its ``**options`` stand for, as others declare it."""
+    own = [*inspect.signature(cls.__init__).parameters.values()][1:]
+    if not own or own[-1].kind is not inspect.Parameter.VAR_KEYWORD:
+        return inspect.Signature(own)
+    parents = [parent.__init__ for parent in cls.__mro__[1:] if "__init__" in vars(parent)]
+    found = {p.name: p for p in own[:-1]}
+    for source in [*parents, *cls.sources]:
+        for name, parameter in inspect.signature(source).parameters.items():
+            if name in cls.options.__annotations__:
+                found.setdefault(name, parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+    return inspect.Signature([*found.values()])
+
+
+def check_call(cls: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Raises: TypeError: an argument that ``cls`` does not have, or lacks one that it needs."""
+    signature = inspect.signature(cls)
+    names = [name for name in signature.parameters if name != "optimizer"]
+    for name in kwargs.keys() - signature.parameters.keys():
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0)
+        raise TypeError(
+            f"{cls.__name__} has no argument {name!r}: did you mean {near[0]!r}? It takes "
+            f"{', '.join(names)}{PUBLISHED}"
+        )
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{cls.__name__}{signature}: {error}{PUBLISHED}") from None
+
+
+def check_closure(wrapper: Any, closure: Any) -> None:
+    """Raises: TypeError: a metric or a weight stands where ``step`` takes a closure."""
+    if closure is not None and not callable(closure):
+        raise TypeError(
+            f"step({closure!r}): the first argument of {type(wrapper).__name__}.step is a closure; "
+            f"call step(metric=loss) or step(weight=num_tokens){PUBLISHED}"
         )
 
 
-def check_tunables(tunables: dict[str, float]) -> None:
-    """Raises: ValueError: an initial value that is not > 0."""
-    for key, value in tunables.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{key}={value!r}: expected a finite number > 0")
+def whole(name: str, value: Any, least: int, expected: str = "") -> int:
+    """``value`` as an int, from any integer type.  Raises: ValueError: it is none >= ``least``."""
+    try:
+        number = index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise ValueError(
+            f"{name}={value!r}: {expected or 'expected'} an integer >= {least}".replace("  ", " ")
+        )
+    return number
 
 
-def check_ways(wrapper: Any, accumulate: str | None) -> None:
-    """Raises: ValueError: an unknown way to go about gradients, or one that ``wrapper`` cannot."""
+def check_draws(wrapper: Any, min_draws: Any, max_draws: Any) -> tuple[int, int | None]:
+    """The bounds on n.  Raises: ValueError: no window can meet them."""
+    name, fewest = type(wrapper).__name__, wrapper.fewest_draws
+    least = whole(
+        "min_draws", fewest if min_draws is None else min_draws, fewest, f"{name} expects"
+    )
+    if max_draws is None:
+        return least, None
+    try:
+        return least, whole("max_draws", max_draws, least)
+    except ValueError:
+        raise ValueError(
+            f"max_draws={max_draws!r}: expected an integer >= min_draws={least}, or None"
+        ) from None
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raises: ValueError: ``value`` is not a finite number > 0."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}={value!r}: expected a finite number > 0")
+
+
+def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+    """``value``.  Raises: ValueError: it is none of ``allowed``."""
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}: expected one of {allowed}")
+    return str(value)
+
+
+def check_ways(wrapper: Any, accumulate: str, clip_norm: float | None) -> None:
+    """Raises: ValueError: a way to go about gradients that is unknown, or that is not possible."""
     name = type(wrapper).__name__
-    if wrapper.nonfinite not in NONFINITE:
-        raise ValueError(f"nonfinite={wrapper.nonfinite!r}: expected one of {NONFINITE}")
-    if accumulate not in (None, *ACCUMULATE):
-        raise ValueError(f"accumulate={accumulate!r}: expected one of {ACCUMULATE}, or None")
+    one_of("accumulate", accumulate, ACCUMULATE)
+    one_of("nonfinite", wrapper.nonfinite, NONFINITE)
+    one_of("loss", wrapper.loss, LOSS)
+    if clip_norm is not None:
+        check_positive("clip_norm", clip_norm)
     if wrapper.reduce_at_step and wrapper.needs_gradient:
         raise ValueError(
             f"reduce_at_step=True: {name} decides by the gradient of all ranks, which "

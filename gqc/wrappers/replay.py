@@ -6,11 +6,13 @@ The control that tells "it reacts to noise" from "it uses larger batches".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from operator import index
+from typing import Any, Unpack
 
 from torch.optim import Optimizer
 
 from gqc.wrappers.base import OptimizerWrapper
+from gqc.wrappers.options import WindowOptions
 
 
 class OptimizerWrapperReplay(OptimizerWrapper):
@@ -28,17 +30,22 @@ class OptimizerWrapperReplay(OptimizerWrapper):
     needs_gradient = False
 
     def __init__(
-        self, optimizer: Optimizer, draws: Sequence[int], repeat_last: bool = False, **options: Any
+        self,
+        optimizer: Optimizer,
+        draws: Sequence[int],
+        repeat_last: bool = False,
+        *,
+        max_draws: int | None = None,
+        **options: Unpack[WindowOptions],
     ) -> None:
-        self.draws = [int(n) for n in draws]
+        self.draws = [index(n) for n in draws]
         self.repeat_last = repeat_last
         if not self.draws:
             raise ValueError("draws=[]: expected the n of at least one step")
         if not min(self.draws) >= 1:
             raise ValueError(f"draws holds {min(self.draws)}: expected integers >= 1")
         self._position = 0
-        options.setdefault("max_draws", max(self.draws))
-        super().__init__(optimizer, **options)
+        super().__init__(optimizer, max_draws=max_draws, **options)
 
     def before_draw(self) -> None:
         if self._position >= len(self.draws) and not self.repeat_last:

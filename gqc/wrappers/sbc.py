@@ -7,21 +7,23 @@ Source: torch-gqc and its README.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 from torch.optim import Optimizer
 
 from gqc.wrappers.base import OptimizerWrapper
+from gqc.wrappers.options import WindowOptions, whole
 
 
 class OptimizerWrapperSBC(OptimizerWrapper):
-    r"""Step when :math:`n\,b \ge B`, physical batch b, logical batch B [examples].
+    r"""Step when the draws' weights add up to the logical batch B: :math:`n\,b \ge B` [examples].
 
     Args:
         optimizer: see :class:`~gqc.wrappers.base.OptimizerWrapper`, as are the keywords; but
             ``max_draws`` is None unless it is given, since B says when to step.
         physical_batch_size: b, examples behind one ``step()``, over all data-parallel ranks
-            together; an integer >= 1.
+            together; an integer >= 1.  It is the weight of a draw; ``step(weight=...)`` replaces it
+            (a short last batch, or B in tokens).
         logical_batch_size: B, examples per optimizer step, > 0; schedulable; the largest of
             several groups decides.
     Raises: ValueError: a size out of its range.
@@ -32,21 +34,21 @@ class OptimizerWrapperSBC(OptimizerWrapper):
 
     strictest = {"logical_batch_size": max}
     needs_gradient = False
+    counts_examples = True
 
     def __init__(
         self,
         optimizer: Optimizer,
         physical_batch_size: int,
         logical_batch_size: float,
-        **options: Any,
+        *,
+        max_draws: int | None = None,
+        **options: Unpack[WindowOptions],
     ) -> None:
-        if not isinstance(physical_batch_size, int) or not physical_batch_size >= 1:
-            raise ValueError(
-                f"physical_batch_size={physical_batch_size!r}: expected an integer >= 1"
-            )
-        self.physical_batch_size = physical_batch_size
-        options.setdefault("max_draws", None)
-        super().__init__(optimizer, logical_batch_size=logical_batch_size, **options)
+        self.physical_batch_size = whole("physical_batch_size", physical_batch_size, 1)
+        self.default_weight = float(self.physical_batch_size)
+        tunables = {"logical_batch_size": logical_batch_size}
+        super().__init__(optimizer, tunables, max_draws=max_draws, **options)
 
     def should_step(self) -> bool:
-        return self.num_draws * self.physical_batch_size >= self.tunable("logical_batch_size")
+        return self.weight >= self.tunable("logical_batch_size")

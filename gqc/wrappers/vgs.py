@@ -6,17 +6,35 @@ Source: see :mod:`gqc.scalers.vgs`, which holds the method.
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Unpack
 
 from torch.optim import Optimizer
 
 from gqc.scalers import VarianceGradientScaler
 from gqc.wrappers.base import OptimizerWrapper
 from gqc.wrappers.delegate import check_optimizer
+from gqc.wrappers.options import WindowOptions
 
-WINDOW_OPTIONS = (
-    *("min_draws", "max_draws", "accumulate", "nonfinite", "grad_scaler", "reduce_at_step"),
-)
+
+class VGSOptions(WindowOptions, total=False):
+    """Those, and the keywords of :class:`~gqc.scalers.vgs.VarianceGradientScaler`."""
+
+    enabled: bool
+    beta: float
+    alpha: float
+    eps: float
+    warmup_steps: int
+    logger: Any
+    min_scaling_factor: float
+    variance_cap: float | None
+    estimator: str
+    percentile: float
+    aggregate: str
+    granularity: str
+    sketch_size: int
+    sketch_seed: int
+    track_spatial: bool
+    compile: bool
 
 
 class OptimizerWrapperVGS(OptimizerWrapper):
@@ -43,11 +61,18 @@ class OptimizerWrapperVGS(OptimizerWrapper):
     strictest = {}
     needs_gradient = False
 
-    def __init__(self, optimizer: Optimizer, **options: Any) -> None:
-        window = {key: options.pop(key) for key in WINDOW_OPTIONS if key in options}
+    options = VGSOptions
+    sources = (VarianceGradientScaler.__init__,)
+
+    def __init__(
+        self, optimizer: Optimizer, *, max_draws: int | None = 64, **options: Unpack[VGSOptions]
+    ) -> None:
+        of_window = WindowOptions.__annotations__
+        window: Any = {key: value for key, value in options.items() if key in of_window}
+        scaler: Any = {key: value for key, value in options.items() if key not in of_window}
         check_optimizer(optimizer)
-        self.scaler = VarianceGradientScaler(optimizer.param_groups, **options)
-        super().__init__(optimizer, **window)
+        self.scaler = VarianceGradientScaler(optimizer.param_groups, **scaler)
+        super().__init__(optimizer, max_draws=max_draws, **window)
 
     def transform(self) -> None:
         self._follow_parameters()

@@ -6,6 +6,7 @@ is the average of the ranks' (equal shares).
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import warnings
@@ -90,19 +91,99 @@ def reference_run(make):
     return train(net, make(adamw(net)), batches()), net
 
 
+def ways(name: str) -> tuple[dict, ...]:
+    """Where the gradients may be summed."""
+    return ({},) if name in ("gns", "normtest") else ({}, {"accumulate": "grad"})
+
+
 def check_ddp(rank: int) -> None:
     for name, make in MAKERS.items():
-        net = DDP(model())
-        decisions = train(net, make(adamw(net)), batches(), rank)
-        agree(f"ddp {name}", decisions, net, *reference_run(make))
+        for options in ways(name):
+            net = DDP(model())
+            decisions = train(net, make(adamw(net), **options), batches(), rank)
+            agree(f"ddp {name} {options}", decisions, net, *reference_run(make))
 
 
 def check_bucket_views(rank: int) -> None:
     """DDP moves its buckets after the first backward, here in the middle of a window."""
-    make = MAKERS["sbc"]
-    net = DDP(model(), gradient_as_bucket_view=True)
-    decisions = train(net, make(adamw(net)), batches(), rank)
-    agree("bucket views", decisions, net, *reference_run(make))
+    for name in ("gnts", "sbc"):
+        for options in ways(name):
+            net = DDP(model(), gradient_as_bucket_view=True)
+            decisions = train(net, MAKERS[name](adamw(net), **options), batches(), rank)
+            agree(f"bucket views {name} {options}", decisions, net, *reference_run(MAKERS[name]))
+
+
+def check_clipping(rank: int) -> None:
+    """The guard sees through what DDP does to gradients at the end of a backward."""
+    for views in (False, True):
+        net = DDP(model(), gradient_as_bucket_view=views)
+        wrapper = MAKERS["gnts"](adamw(net), accumulate="grad")
+        loss_of(net, *batches(1)[0], rank).backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1e-3)
+        with pytest.raises(RuntimeError, match="clip_norm="):
+            wrapper.step()
+    for make_net in (lambda: DDP(model()), sharded):
+        net, clipped = make_net(), []
+        wrapper = MAKERS["sbc"](torch.optim.SGD(net.parameters(), lr=1.0), clip_norm=1e-3)
+        wrapper.optimizer.register_step_pre_hook(
+            lambda *_, net=net, clipped=clipped: clipped.append(
+                gqc.gradients.total_norm(grads_of(net)).item()
+            )
+        )
+        train(net, wrapper, batches(6), rank)
+        assert clipped == pytest.approx([1e-3, 1e-3], rel=1e-4)
+
+
+def grads_of(net: nn.Module) -> list[torch.Tensor]:
+    return [p.grad for p in net.parameters()]
+
+
+def check_weights(rank: int) -> None:
+    """Ranks with 5 and 3 rows of 8: summed losses give the mean over all rows, mean losses fail."""
+    share = slice(0, 5) if rank == 0 else slice(5, 8)
+    reference = model()
+    train(reference, gqc.OptimizerWrapperSBC(adamw(reference), 8, 24), batches())
+    kinds = [("ddp", o) for o in ({}, {"accumulate": "grad"}, {"reduce_at_step": True})]
+    for kind, options in [*kinds, ("fsdp2", {})]:
+        net = sharded() if kind == "fsdp2" else DDP(model())
+        wrapper = gqc.OptimizerWrapperSBC(adamw(net), 8, 24, loss="sum", **options)
+        local = net.no_sync() if "reduce_at_step" in options else contextlib.nullcontext()
+        decisions = []
+        with local:
+            for x, y in batches():
+                (net(x[share]) - y[share]).square().sum().backward()
+                decisions.append(wrapper.step(weight=len(y[share])))
+        expected = [(i + 1) % 3 == 0 for i in range(40)]
+        agree(f"weights {kind} {options}", decisions, net, expected, reference)
+        assert wrapper.last_window.weight == 24
+    net = DDP(model())
+    wrapper = gqc.OptimizerWrapperGNTS(adamw(net), 1.5)
+    x, y = batches(1)[0]
+    (net(x[share]) - y[share]).square().mean().backward()
+    with pytest.raises(ValueError, match='loss="sum"'):
+        wrapper.step(weight=len(y[share]))
+    # Local gradients, which nobody has averaged yet, may have any weights.
+    net = DDP(model())
+    wrapper = gqc.OptimizerWrapperSBC(adamw(net), 8, 24, reduce_at_step=True)
+    with net.no_sync():
+        for x, y in batches():
+            (net(x[share]) - y[share]).square().mean().backward()
+            wrapper.step(weight=len(y[share]))
+    for a, b in zip(full(net), full(reference), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+
+
+def check_missing_metric(rank: int) -> None:
+    """None on one rank discards the draw on both."""
+    net = DDP(model())
+    wrapper = MAKERS["mht"](adamw(net))
+    for i, (x, y) in enumerate(batches(4)):
+        loss = loss_of(net, x, y, rank)
+        loss.backward()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            wrapper.step(metric=None if i == 1 and rank == 1 else loss.detach())
+    assert wrapper.statistics()["num_discarded"] == 1
 
 
 def sharded() -> nn.Sequential:
@@ -182,9 +263,10 @@ def check_no_sync(rank: int) -> None:
 
 
 def check_nan_on_one_rank(rank: int) -> None:
-    for kind in ("ddp", "fsdp2", "no_sync"):
-        net = sharded() if kind == "fsdp2" else DDP(model())
+    for kind in ("ddp", "ddp, grad", "fsdp2", "fsdp2, grad", "no_sync"):
+        net = sharded() if kind.startswith("fsdp2") else DDP(model())
         options = {"reduce_at_step": True} if kind == "no_sync" else {}
+        options |= {"accumulate": "grad"} if kind.endswith("grad") else {}
         wrapper = gqc.OptimizerWrapperSBC(adamw(net), 8, 16, **options)
         data = batches(6)
         if rank == 1:
@@ -196,8 +278,10 @@ def check_nan_on_one_rank(rank: int) -> None:
                     decisions = train(net, wrapper, data, rank)
             else:
                 decisions = train(net, wrapper, data, rank)
-        assert decisions == [False, True, False, False, False, True], (kind, decisions)
-        assert wrapper.statistics()["num_discarded"] == 2, kind
+        is_alone = kind in ("ddp", "fsdp2")  # the draw is dropped alone, else its window
+        expected = [False, True, False, False, is_alone, not is_alone]
+        assert decisions == expected, (kind, decisions)
+        assert wrapper.statistics()["num_discarded"] == 2 - is_alone, kind
         assert all(p.isfinite().all() for p in full(net)), kind
 
 

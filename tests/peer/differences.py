@@ -50,7 +50,7 @@ ROWS = (
         "`zero_grad()`, as every training loop has it",
         mechanics.zero_grad_in_the_loop,
         "{}",
-        "{} between windows, kept with one warning inside one",
+        "{}; draws that wait for a step are kept",
         "loops written for plain optimizers go on working",
     ),
     Difference(

@@ -1,6 +1,6 @@
 """Differential suite: one random gradient stream through torch-gqc 0.10.4 and ours.
 
-Decisions must be equal and parameters bit for bit the same: both sum in ``.grad``, divide by n in
+Decisions must be equal and parameters bit for bit the same: both add draw by draw, divide by n in
 place and call the same optimizer.  The norm that GNTS and GNR read is summed in another order, so
 it may differ in the last bits: a stream whose norm comes that close to the threshold decides
 nothing about the algorithm and is drawn again, and GNR's gradients agree to those bits.
@@ -9,6 +9,7 @@ nothing about the algorithm and is drawn again, and GNR's gradients agree to tho
 from __future__ import annotations
 
 import gradient_quality_control as peer
+import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -82,6 +83,7 @@ def recorder(params, seen):
     return lambda *_: seen.append([p.grad.clone() for p in params])
 
 
+@pytest.mark.filterwarnings("ignore:10 windows in a row ran to max_draws:UserWarning")
 @settings(deadline=None)
 @given(stream=streams, share=st.floats(0.05, 1.5), max_draws=st.integers(1, 8))
 def test_gnts_decides_and_steps_as_the_peer_does(stream, share, max_draws):

@@ -94,7 +94,8 @@ def test_a_plain_optimizers_file_loads_into_the_wrapped_one_and_tunables_keep_th
 
 def test_clearing_gradients_behind_the_wrappers_back_is_an_error_not_a_loss():
     model = torch.nn.Linear(3, 2)
-    wrapper = gqc.OptimizerWrapperSBC(torch.optim.SGD(model.parameters(), lr=0.1), 1, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    wrapper = gqc.OptimizerWrapperSBC(optimizer, 1, 4, accumulate="grad")
     model(torch.ones(1, 3)).sum().backward()
     wrapper.step()
     model.zero_grad()
@@ -112,7 +113,7 @@ def test_clearing_gradients_behind_the_wrappers_back_is_an_error_not_a_loss():
 @pytest.mark.parametrize("again", [True, False])
 def test_clearing_one_of_several_parameters_is_noticed_too(again):
     x, y = (torch.ones(1, requires_grad=True) for _ in range(2))
-    wrapper = gqc.OptimizerWrapperSBC(torch.optim.SGD([x, y], lr=0.1), 1, 2)
+    wrapper = gqc.OptimizerWrapperSBC(torch.optim.SGD([x, y], lr=0.1), 1, 2, accumulate="grad")
     backward([x, y], [torch.ones(1)] * 2)
     wrapper.step()
     y.grad = None
@@ -143,7 +144,7 @@ def test_a_parameter_may_get_its_first_gradient_in_mid_window():
 )
 def test_flush_refuses_a_window_that_is_not_as_the_last_draw_left_it(change, message):
     x = torch.ones(1, requires_grad=True)
-    wrapper = gqc.OptimizerWrapperSBC(torch.optim.SGD([x], lr=0.1), 1, 4)
+    wrapper = gqc.OptimizerWrapperSBC(torch.optim.SGD([x], lr=0.1), 1, 4, accumulate="grad")
     backward([x], [torch.ones(1)])
     wrapper.step()
     change(x)
@@ -333,7 +334,7 @@ def test_a_draw_without_a_metric_leaves_none_for_the_wrapper_inside():
 
 def test_a_constructor_that_fails_leaves_its_argument_as_it_was():
     params = parameters()
-    inner = gqc.OptimizerWrapperSBC(torch.optim.SGD(params, lr=0.1), 1, 4)
+    inner = gqc.OptimizerWrapperSBC(torch.optim.SGD(params, lr=0.1), 1, 4, accumulate="grad")
     with pytest.raises(ValueError, match="alpha=-1"):
         gqc.OptimizerWrapperVGS(inner, alpha=-1)
     backward(params, stream(1)[0])
@@ -352,9 +353,18 @@ def test_forced_steps_are_counted_and_an_unreachable_threshold_is_told():
     params = parameters()
     wrapper = gqc.OptimizerWrapperGNTS(torch.optim.SGD(params, lr=0.0), 0.5, max_draws=5)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(100):
-        backward(params, [1.0 + 0.3 * torch.randn(s, generator=generator) for s in SHAPES])
-        wrapper.step()
+
+    def draw(num: int) -> None:
+        for _ in range(num):
+            backward(params, [1.0 + 0.3 * torch.randn(s, generator=generator) for s in SHAPES])
+            wrapper.step()
+
+    draw(49)
+    with pytest.warns(
+        UserWarning, match=r"10 windows .* about (5|4\.\d+), which no number of draws"
+    ):
+        draw(1)
+    draw(50)
     statistics = wrapper.statistics()
     assert statistics["steps"] == statistics["num_forced"] == 20
     # |G|^2 = 25 elements of 1, tr(Sigma) = 25 * 0.09; 20 windows of 5: standard error below 0.3
@@ -537,19 +547,37 @@ def test_a_window_that_is_found_bad_when_ranks_are_averaged_goes_as_a_whole(accu
 
 SYNCS = {  # kind, options: host syncs of a draw, of a step with its last draw
     "gnts": (gqc.OptimizerWrapperGNTS, {"gradient_norm_threshold": 1e-9, "max_draws": 2}, 1, 1),
-    "gns": (gqc.OptimizerWrapperGNS, {"max_draws": 2}, 1, 1),
-    "normtest": (gqc.OptimizerWrapperNormTest, {"theta": 1e-9, "max_draws": 2}, 1, 1),
-    "gnr": (gqc.OptimizerWrapperGNR, {"mode": "independent"}, 1, 1),
-    "sbc": (gqc.OptimizerWrapperSBC, {"physical_batch_size": 1, "logical_batch_size": 2}, 0, 1),
-    "sbc, buffer": (
-        gqc.OptimizerWrapperSBC,
-        {"physical_batch_size": 1, "logical_batch_size": 2, "accumulate": "buffer"},
+    "gnts, grad": (
+        gqc.OptimizerWrapperGNTS,
+        {"gradient_norm_threshold": 1e-9, "max_draws": 2, "accumulate": "grad"},
         1,
         1,
     ),
-    "mht": (gqc.OptimizerWrapperMHT, {"max_draws": 2}, 1, 2),
-    "mht, buffer": (gqc.OptimizerWrapperMHT, {"max_draws": 2, "accumulate": "buffer"}, 2, 2),
-    "vgs": (gqc.OptimizerWrapperVGS, {"warmup_steps": 0, "min_draws": 2}, 0, 2),
+    "gns": (gqc.OptimizerWrapperGNS, {"max_draws": 2}, 1, 1),
+    "normtest": (gqc.OptimizerWrapperNormTest, {"theta": 1e-9, "max_draws": 2}, 1, 1),
+    "gnr": (gqc.OptimizerWrapperGNR, {"mode": "independent"}, 1, 1),
+    "sbc": (gqc.OptimizerWrapperSBC, {"physical_batch_size": 1, "logical_batch_size": 2}, 1, 1),
+    "sbc, grad": (
+        gqc.OptimizerWrapperSBC,
+        {"physical_batch_size": 1, "logical_batch_size": 2, "accumulate": "grad"},
+        0,
+        1,
+    ),
+    "sbc, clipped": (
+        gqc.OptimizerWrapperSBC,
+        {"physical_batch_size": 1, "logical_batch_size": 2, "clip_norm": 1.0},
+        1,
+        2,
+    ),
+    "mht": (gqc.OptimizerWrapperMHT, {"max_draws": 2}, 2, 2),
+    "mht, grad": (gqc.OptimizerWrapperMHT, {"max_draws": 2, "accumulate": "grad"}, 1, 2),
+    "vgs": (gqc.OptimizerWrapperVGS, {"warmup_steps": 0, "min_draws": 2}, 1, 2),
+    "vgs, grad": (
+        gqc.OptimizerWrapperVGS,
+        {"warmup_steps": 0, "min_draws": 2, "accumulate": "grad"},
+        0,
+        2,
+    ),
 }
 
 

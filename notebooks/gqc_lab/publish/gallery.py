@@ -20,7 +20,6 @@ from nbformat import NotebookNode
 
 from gqc_lab.errors import BadInput
 from gqc_lab.publish.pages import PLOTLY, SCRIPT, page, render_notebook, write_script
-from gqc_lab.runs.loading import Runs, load
 from gqc_lab.runs.plan import Batch
 from gqc_lab.runs.progress import show_value
 from gqc_lab.runs.report import (
@@ -30,6 +29,7 @@ from gqc_lab.runs.report import (
     show_interval,
     summarize_batch,
 )
+from gqc_lab.runs.results import Runs, load
 from gqc_lab.runs.store import NOTEBOOK, CorruptRun, Store
 
 if TYPE_CHECKING:

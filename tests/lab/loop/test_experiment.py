@@ -233,6 +233,7 @@ def test_a_wrong_value_leaves_the_run_as_it_was():
     assert_same_run(run(experiment), run(Line(LineConfig())))
 
 
+@pytest.mark.filterwarnings("ignore:10 windows in a row ran to max_draws=5:UserWarning")
 def test_steering_and_saving_from_another_thread():
     experiment = Line(LineConfig(total=400))
     states = []

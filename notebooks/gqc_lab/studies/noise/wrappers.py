@@ -11,6 +11,7 @@ Streams are those of `gqc_lab.studies.noise.streams`, and so are the columns of 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
@@ -123,10 +124,12 @@ def _measure_gnts(
     where: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the mean draws of GNTS with their t interval, and its flag."""
-    wrapper, draws, _ = _run(
-        lambda sgd: OptimizerWrapperGNTS(sgd, threshold, max_draws=max_draws),
-        *(noise_scale, dimension, num_windows, where),
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "10 windows in a row")  # what is measured here
+        wrapper, draws, _ = _run(
+            lambda sgd: OptimizerWrapperGNTS(sgd, threshold, max_draws=max_draws),
+            *(noise_scale, dimension, num_windows, where),
+        )
     statistics = wrapper.statistics()
     mean = mean_interval(draws)
     return {

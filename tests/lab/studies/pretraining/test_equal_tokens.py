@@ -77,6 +77,7 @@ def test_run_all_trains_every_run_and_labels_it():
         assert rows["loss"].tolist() == equal_tokens.labelled(run, label, name)["loss"].tolist()
 
 
+@pytest.mark.filterwarnings("ignore:10 windows in a row ran to max_draws=4:UserWarning")
 def test_numbers_are_those_of_the_history():
     config = equal_tokens.comparison(
         "repeated", train_tokens=500, microbatch_size=2, norm_warmup=0.25, max_draws=4, **SMALL

@@ -1,0 +1,107 @@
+"""Notice what changes ``.grad`` between ``backward`` and ``step``: clipping, noise, decay.
+
+With the sum of a window in ``.grad`` such a change would act on its earlier draws again and again.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from operator import is_
+from typing import Any
+
+from torch import Tensor
+from torch.autograd import Variable
+
+from gqc.gradients import local
+
+
+class GradientWatch:
+    """Knows whether ``.grad`` was changed in place since ``backward`` had ended.
+
+    A hook of each parameter tells that a backward is under way; when it has ended, with what DDP
+    and FSDP2 do to gradients at its end, the versions of all gradients are noted: torch counts one
+    up at each change in place.  All on the host.
+
+    It cannot see changes through ``.data`` or numpy, nor those that torch's functions make in
+    ``DTensor`` gradients (FSDP2), whose versions torch does not count.
+    """
+
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        self.params: list[Tensor] = []
+        self.has_arrived = False  #: has a backward ended since :meth:`forget`?
+        self._is_running = False
+        self._versions: list[Any] = []
+        self._handles: list[Any] = []
+        self.watch(params)
+
+    def watch(self, params: Sequence[Tensor]) -> None:
+        """Take up parameters that were added to the ones watched."""
+        watch = weakref.ref(self)  # the parameters outlive the wrapper
+
+        def hook(param: Tensor) -> None:
+            if (alive := watch()) is not None and not alive._is_running:
+                alive._start()
+
+        hook.is_watch = True  # type: ignore[attr-defined]
+        new = params[len(self.params) :]
+        self._handles += [_add(param, hook) for param in new if _can_have_grad(param)]
+        self._versions += versions(new)
+        self.params = list(params)
+
+    def is_of(self, params: Sequence[Tensor]) -> bool:
+        """Are these the parameters watched?"""
+        return len(params) == len(self.params) and all(map(is_, params, self.params))
+
+    def __del__(self) -> None:
+        for handle in self.__dict__.get("_handles", ()):
+            handle.remove()
+
+    def was_changed(self) -> bool:
+        """Is any gradient not as the last backward left it?"""
+        return self.has_arrived and versions(self.params) != self._versions
+
+    def forget(self) -> None:
+        """The gradients are drawn, or cleared."""
+        self.has_arrived = self._is_running = False
+
+    def has_others(self) -> bool:
+        """Do the parameters have hooks of others that run at each backward and may change sums?"""
+        hooks = (getattr(param, "_post_accumulate_grad_hooks", None) for param in self.params)
+        return any(not hasattr(h, "is_watch") for own in hooks if own for h in own.values())
+
+    def _start(self) -> None:
+        self._is_running = True
+        # Called at the end of this backward, in turn: DDP's and FSDP2's come before the second.
+        _at_the_end(lambda: _at_the_end(self._end))
+
+    def _end(self) -> None:
+        self._is_running, self.has_arrived = False, True
+        self._versions = versions(self.params)
+
+
+def versions(params: Sequence[Tensor]) -> list[Any]:
+    """How often each gradient was changed in place; None where there is none."""
+    return [None if (g := param.grad) is None else version(g) for param in params]
+
+
+def version(grad: Tensor) -> Any:
+    """How often ``grad`` was changed in place, its shard too if it is a ``DTensor``."""
+    return grad._version if type(grad) is Tensor else (grad._version, local([grad])[0]._version)
+
+
+def _at_the_end(call: Any) -> None:
+    Variable._execution_engine.queue_callback(call)
+
+
+def _can_have_grad(param: Tensor) -> bool:
+    return param.is_leaf and (param.is_floating_point() or param.is_complex())
+
+
+def _add(param: Tensor, hook: Any) -> Any:
+    """Hook a frozen parameter too, which may thaw later."""
+    is_frozen = not param.requires_grad
+    handle = param.requires_grad_().register_post_accumulate_grad_hook(hook)
+    if is_frozen:
+        param.requires_grad_(False)
+    return handle

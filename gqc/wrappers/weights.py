@@ -1,0 +1,62 @@
+"""The weight of a draw over all ranks: tokens or examples behind its loss."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def num_ranks() -> int:
+    """Processes in the default group; 1 without ``torch.distributed``."""
+    distributed = torch.distributed
+    is_on = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if is_on else 1
+
+
+def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
+    """Each value summed over all ranks, in float64; where there are several the host waits."""
+    if num_ranks() == 1:
+        return values
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(tensor)
+    return [float(value) for value in tensor.tolist()]
+
+
+def weigh(wrapper: Any, weight: float | Tensor | None, device: torch.device) -> tuple[float, float]:
+    r"""Weight of a draw over all ranks, and its unit (:mod:`gqc.wrappers.draws`).
+
+    Raises: ValueError, alike on all ranks: a weight out of its range, or one that the gradients
+        cannot be weighed with any more.
+    """
+    is_sum, default = wrapper.loss == "sum", float(wrapper.default_weight)
+    if weight is None:
+        if is_sum and not wrapper.counts_examples:
+            raise ValueError('loss="sum" needs step(weight=...), the tokens that were summed over')
+        return default, float(num_ranks()) if is_sum else default
+    own, ranks = float(weight), num_ranks()
+    total, squares, positive = sum_over_ranks([own, own * own, float(own > 0)], device)
+    if not (0 < total < math.inf and own >= 0) or (not is_sum and positive < ranks):
+        raise ValueError(
+            f"weight={own!r} (over all ranks {total!r}): expected a finite number > 0; leave out "
+            "the step() of an empty microbatch"
+        )
+    if is_sum:
+        return total, float(ranks)
+    are_local = wrapper.reduce_at_step and not wrapper.sums_in_grad
+    if not are_local and squares * ranks > total * total * (1 + 1e-9):
+        raise ValueError(
+            f"weight={own!r}, {total / ranks!r} on average over the ranks, whose mean losses were "
+            'averaged as if they had equal weights. Give the wrapper loss="sum" and sum the losses '
+            "of tokens"
+        )
+    unit = own * ranks
+    if wrapper.sums_in_grad and wrapper.num_draws and unit != wrapper.unit:
+        raise ValueError(
+            f"weight={own!r} after draws of weight {wrapper.unit / ranks!r}: mean losses cannot be "
+            'weighed in .grad, where they are summed. Pass accumulate="buffer", or loss="sum" '
+            "and sum the losses of tokens"
+        )
+    return total, unit

@@ -1,0 +1,627 @@
+"""What people do in their loops: the right mean reaches the optimizer, or an error names the habit.
+
+Each with both places of the sum; parameters move by minus the mean gradient (SGD, lr 1).
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+
+import pytest
+import torch
+from cases import CASES
+from problems import backward, parameters, stream
+from torch.nn import functional as F
+from torch.optim import SGD
+
+import gqc
+
+both_windows = pytest.mark.parametrize("accumulate", ["grad", "buffer"])
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+def scalar(value: float = 0.0):
+    return torch.tensor([value], requires_grad=True)
+
+
+def sbc(params, num_draws: float, **options):
+    return gqc.OptimizerWrapperSBC(SGD(params, lr=1.0), 1, num_draws, **options)
+
+
+def draw(wrapper, param, grad: float, **given) -> bool:
+    (param * grad).sum().backward()
+    return wrapper.step(**given)
+
+
+CHANGES = {
+    "clip_grad_norm_": lambda p: torch.nn.utils.clip_grad_norm_([p], 1.0),
+    "clip_grad_norm_, not foreach": lambda p: torch.nn.utils.clip_grad_norm_(
+        [p], 1.0, foreach=False
+    ),
+    "clip_grad_value_": lambda p: torch.nn.utils.clip_grad_value_([p], 1.0),
+    "in place": lambda p: p.grad.clamp_(max=1.0),
+}
+
+
+@both_windows
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_clipping_each_draw_is_right_in_a_buffer_and_refused_in_a_sum(change, accumulate):
+    x = scalar()
+    wrapper = sbc([x], 4, accumulate=accumulate)
+    for _ in range(4):
+        (10 * x).sum().backward()
+        change(x)
+        if accumulate == "grad":
+            with pytest.raises(RuntimeError, match="clip_norm="):
+                wrapper.step()
+            return
+        wrapper.step()
+    assert x.item() == pytest.approx(-1.0, rel=1e-5)  # the mean of the clipped draws
+
+
+def test_a_wrapper_that_decides_by_norms_says_once_that_they_are_of_clipped_draws():
+    x = scalar()
+    wrapper = gqc.OptimizerWrapperGNTS(SGD([x], lr=1.0), 0.5, max_draws=4)
+    (10 * x).sum().backward()
+    torch.nn.utils.clip_grad_norm_([x], 1.0)
+    with pytest.warns(UserWarning, match="OptimizerWrapperGNTS decides by the norms.*clip_norm="):
+        assert wrapper.step() is False
+    for _ in range(3):
+        (10 * x).sum().backward()
+        torch.nn.utils.clip_grad_norm_([x], 1.0)
+        wrapper.step()
+    assert x.item() == pytest.approx(-1.0, rel=1e-5)
+
+
+@both_windows
+def test_clip_norm_clips_the_mean_after_the_decision_has_read_its_norm(accumulate):
+    x = scalar()
+    wrapper = gqc.OptimizerWrapperGNTS(
+        SGD([x], lr=1.0), 0.5, max_draws=4, clip_norm=1.0, accumulate=accumulate
+    )
+    assert [draw(wrapper, x, 10.0) for _ in range(8)] == [False, False, False, True] * 2
+    assert x.item() == pytest.approx(-2.0, rel=1e-6)
+    assert (wrapper.last_window.grad_norm, wrapper.last_window.is_clipped) == (10.0, True)
+    assert wrapper.statistics()["num_clipped"] == 2
+    assert draw(wrapper, x, 0.25) is True
+    assert wrapper.last_window.is_clipped is False
+    assert wrapper.statistics()["num_clipped"] == 2
+
+
+@every_case
+@both_windows
+def test_clip_norm_bounds_what_every_wrapper_hands_on_and_changes_no_decision(case, accumulate):
+    runs = []
+    for options in ({}, {"clip_norm": 2.0}):
+        params, seen, stepped = parameters(), [], []
+        optimizer = SGD(params, lr=0.0)
+        optimizer.register_step_pre_hook(
+            lambda *_, seen=seen, params=params: seen.append(
+                torch.cat([p.grad.flatten() for p in params])
+            )
+        )
+        if not case.make(SGD(parameters())).needs_draw_norm:
+            options = {**options, "accumulate": accumulate}
+        wrapper = case.make(optimizer, **options)
+        for i, grads in enumerate(stream(30)):
+            backward(params, grads)
+            stepped.append(wrapper.step(metric=1.0 + i % 3))
+        runs.append((stepped, seen))
+    (stepped, raw), (same, clipped) = runs
+    assert same == stepped
+    for mean, handed in zip(raw, clipped, strict=True):
+        expected = mean * min(1.0, 2.0 / float(mean.norm()))
+        torch.testing.assert_close(handed, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_clip_norm_clips_gradients_whose_squares_are_no_numbers(size):
+    x = torch.zeros(4, requires_grad=True)
+    optimizer = SGD([x], lr=1.0)
+    wrapper = gqc.OptimizerWrapperSBC(optimizer, 1, 1, clip_norm=size / 8)
+    (x * size).sum().backward()
+    wrapper.step()
+    torch.testing.assert_close(x.detach() / size, torch.full((4,), -1 / 16 if size > 1 else -1.0))
+
+
+@both_windows
+def test_several_backwards_may_make_one_draw(accumulate):
+    x = scalar()
+    wrapper = gqc.OptimizerWrapperGNTS(SGD([x], lr=1.0), 1e9, min_draws=2, accumulate=accumulate)
+    for _ in range(2):
+        (x * 2).sum().backward()
+        (x * 3).sum().backward()
+        wrapper.step()
+    assert x.item() == -5.0
+
+
+@both_windows
+def test_a_hook_that_changes_gradients_after_each_backward_is_refused_in_a_sum(accumulate):
+    x = scalar()
+    wrapper = sbc([x], 2, accumulate=accumulate)
+
+    def decay(param):
+        param.grad.mul_(0.5)
+
+    x.register_post_accumulate_grad_hook(decay)
+    if accumulate == "grad":
+        with pytest.raises(RuntimeError, match='accumulate="buffer"'):
+            draw(wrapper, x, 4.0)
+        return
+    draw(wrapper, x, 4.0), draw(wrapper, x, 4.0)
+    assert x.item() == -2.0
+
+
+def test_the_hooks_go_with_the_wrapper():
+    x = scalar()
+    for _ in range(3):
+        wrapper = gqc.OptimizerWrapperGNTS(SGD([x], lr=1.0))
+    assert len(x._post_accumulate_grad_hooks) == 1
+    del wrapper
+    assert not x._post_accumulate_grad_hooks
+
+
+@both_windows
+def test_a_parameter_that_thaws_is_watched_too(accumulate):
+    x, y = scalar(), scalar()
+    y.requires_grad_(False)
+    wrapper = gqc.OptimizerWrapperGNTS(SGD([x, y], lr=1.0), 1e9, accumulate=accumulate)
+    assert not y.requires_grad
+    draw(wrapper, x, 1.0)
+    x.requires_grad_(False)
+    y.requires_grad_()
+    assert draw(wrapper, y, 1.0) is True
+    assert y.item() == -1.0
+
+
+# Unequal microbatches
+
+
+def regression(num: int):
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(num, 4, generator=generator), torch.randn(num, generator=generator)
+
+
+def split_run(wrapper, w, sizes, reduction: str, weighted: bool = True):
+    inputs, targets = regression(sum(sizes))
+    for x, y in zip(inputs.split(sizes), targets.split(sizes), strict=True):
+        F.mse_loss(x @ w, y, reduction=reduction).backward()
+        given = {"weight": len(y)} if weighted else {}
+        wrapper.step(**given)
+
+
+def full_batch_gradient(num: int):
+    w = torch.zeros(4, requires_grad=True)
+    x, y = regression(num)
+    F.mse_loss(x @ w, y).backward()
+    return w.grad
+
+
+@both_windows
+@pytest.mark.parametrize("sizes", [[7, 1], [1, 7], [4, 4], [3, 5, 2, 7]])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_weighted_draws_give_the_gradient_of_the_whole_batch(sizes, reduction, accumulate):
+    w = torch.zeros(4, requires_grad=True)
+    wrapper = gqc.OptimizerWrapperReplay(
+        SGD([w], lr=1.0), [len(sizes)], loss=reduction, accumulate=accumulate
+    )
+    if accumulate == "grad" and reduction == "mean" and len(set(sizes)) > 1:
+        with pytest.raises(ValueError, match='accumulate="buffer", or loss="sum"'):
+            split_run(wrapper, w, sizes, reduction)
+        return
+    split_run(wrapper, w, sizes, reduction)
+    torch.testing.assert_close(-w.detach(), full_batch_gradient(sum(sizes)), rtol=1e-5, atol=1e-6)
+    assert wrapper.last_window.weight == sum(sizes)
+
+
+@both_windows
+def test_sbc_counts_weights_in_place_of_its_physical_batch(accumulate):
+    w = torch.zeros(4, requires_grad=True)
+    wrapper = gqc.OptimizerWrapperSBC(SGD([w], lr=1.0), 4, 12, loss="sum", accumulate=accumulate)
+    inputs, targets = regression(12)
+    got = []
+    for start, stop, given in ((0, 4, {}), (4, 5, {"weight": 1}), (5, 12, {"weight": 7})):
+        F.mse_loss(inputs[start:stop] @ w, targets[start:stop], reduction="sum").backward()
+        got.append(wrapper.step(**given))
+    assert got == [False, False, True]
+    torch.testing.assert_close(-w.detach(), full_batch_gradient(12), rtol=1e-5, atol=1e-6)
+
+
+def test_a_parameter_without_a_gradient_in_a_draw_of_another_weight():
+    x, y = scalar(), scalar()
+    wrapper = gqc.OptimizerWrapperReplay(SGD([x, y], lr=1.0), [3])
+    for weight, loss in ((1, 4 * x + 2 * y), (3, 8 * x), (4, x + y)):
+        loss.sum().backward()
+        wrapper.step(weight=weight)
+    assert x.item() == pytest.approx(-(4 + 24 + 4) / 8)
+    assert y.item() == pytest.approx(-(2 + 4) / 8)
+
+
+@every_case
+def test_a_cut_between_weighted_draws_is_bitwise_the_uncut(case):
+    def run(cut: int | None):
+        params = parameters()
+        wrapper = case.make(SGD(params, lr=0.1))
+        for i, grads in enumerate(stream(24)):
+            if i == cut:
+                state = copy.deepcopy(wrapper.state_dict())
+                wrapper = case.make(SGD(params, lr=0.1))
+                wrapper.load_state_dict(state)
+            backward(params, grads)
+            wrapper.step(weight=1 + i % 4, metric=1.0 + i % 3)
+        return params, wrapper.statistics(), wrapper.last_window
+
+    whole, statistics, last = run(None)
+    for cut in (9, 10, 11):
+        params, again, closed = run(cut)
+        assert all(torch.equal(a, b) for a, b in zip(params, whole, strict=True))
+        assert (again, closed) == (statistics, last)
+
+
+@pytest.mark.parametrize("kind", [gqc.OptimizerWrapperGNS, gqc.OptimizerWrapperNormTest])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_noise_scale_of_unequal_draws_is_that_of_one_unit(kind, reduction):
+    """Microbatches of 64 and 1024 tokens by turns, R = 2560 tokens (10 of 256)."""
+    dimension, scale = 400, 2560.0
+    x = torch.zeros(dimension, requires_grad=True)
+    signal = torch.ones(dimension) / dimension**0.5
+    generator = torch.Generator().manual_seed(0)
+    wrapper = kind(SGD([x], lr=0.0), 1e-12, max_draws=8, decay=0.995, loss=reduction)
+    for i in range(8 * 500):
+        tokens = (64, 1024)[i % 2]
+        noise = torch.randn(dimension, generator=generator) * (scale / dimension / tokens) ** 0.5
+        x.backward((signal + noise) * (tokens if reduction == "sum" else 1))
+        wrapper.step(weight=tokens)
+    # standard error of the average of some 400 windows: 0.4 of one window's 0.3, over sqrt(400)
+    assert wrapper.statistics()["noise_scale"] == pytest.approx(scale, rel=0.05)
+
+
+def test_gnts_estimates_in_units_of_weight_too():
+    dimension, scale = 400, 40.0
+    x = torch.zeros(dimension, requires_grad=True)
+    signal = torch.ones(dimension) / dimension**0.5
+    generator = torch.Generator().manual_seed(0)
+    wrapper = gqc.OptimizerWrapperGNTS(SGD([x], lr=0.0), 1e30, min_draws=1, max_draws=4)
+    wrapper.param_groups[0]["gradient_norm_threshold"] = 0.0
+    for i in range(4 * 400):
+        weight = (4, 12)[i % 2]
+        noise = torch.randn(dimension, generator=generator) * (scale / dimension / weight) ** 0.5
+        x.backward(signal + noise)
+        wrapper.step(weight=weight)
+    assert wrapper.statistics()["noise_scale"] == pytest.approx(scale, rel=0.15)
+
+
+@pytest.mark.parametrize("weight", [0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("loss", ["mean", "sum"])
+def test_a_weight_out_of_its_range_is_refused_before_anything_changes(weight, loss):
+    x = scalar()
+    wrapper = gqc.OptimizerWrapperReplay(SGD([x], lr=1.0), [2], loss=loss)
+    (x * 1).sum().backward()
+    with pytest.raises(ValueError, match=r"weight=.*expected a finite number > 0"):
+        wrapper.step(weight=weight)
+    assert wrapper.num_draws == 0
+    assert wrapper.step(weight=torch.tensor(2)) is False  # the gradient is still there
+
+
+def test_a_summed_loss_needs_its_number_of_tokens():
+    x = scalar()
+    wrapper = gqc.OptimizerWrapperGNTS(SGD([x], lr=1.0), loss="sum")
+    x.sum().backward()
+    with pytest.raises(ValueError, match=r"step\(weight=\.\.\.\)"):
+        wrapper.step()
+    inner = gqc.OptimizerWrapperSBC(SGD([scalar()], lr=1.0), 1, 2, loss="sum")
+    with pytest.raises(ValueError, match="loss='sum' of a wrapper inside another"):
+        gqc.OptimizerWrapperGNTS(inner)
+
+
+def test_weights_and_metrics_reach_a_wrapper_inside_as_those_of_its_draw():
+    x = scalar()
+    inner = gqc.OptimizerWrapperSBC(SGD([x], lr=1.0), 1, 10)
+    outer = gqc.OptimizerWrapperReplay(inner, [2], repeat_last=True)
+    got = [draw(outer, x, g, weight=w) for g, w in ((1, 1), (2, 3), (3, 4), (4, 2))]
+    assert got == [False, False, False, True]
+    assert x.item() == pytest.approx(-(1 + 6 + 12 + 8) / 10)
+    watched = gqc.OptimizerWrapperMHT(SGD([x], lr=1.0), max_draws=None)
+    outer = gqc.OptimizerWrapperReplay(watched, [2], repeat_last=True)
+    draw(outer, x, 1, weight=1, metric=1.0), draw(outer, x, 1, weight=3, metric=2.0)
+    assert watched._metrics == [1.75]
+
+
+# Clearing, skipping, forgetting
+
+
+@both_windows
+def test_the_loop_of_a_gan_steps_with_its_own_gradients(accumulate):
+    """The generator's loss reaches the discriminator too, which is cleared before its own."""
+    d, g = scalar(1.0), scalar(1.0)
+    wrapper = gqc.OptimizerWrapperSBC(SGD([d], lr=1.0), 1, 2, accumulate=accumulate)
+    for number in range(2):
+        if accumulate == "grad" and number == 1:
+            with pytest.raises(RuntimeError, match=r"zero_grad\(\) after a backward\(\)"):
+                wrapper.zero_grad()
+            return
+        wrapper.zero_grad()
+        (3 * d).sum().backward()
+        wrapper.step()
+        (100 * d * g).sum().backward()
+    assert d.item() == 1.0 - 3.0
+
+
+@both_windows
+@pytest.mark.parametrize("at", [0, 1])
+def test_zero_grad_skips_a_bad_batch(at, accumulate):
+    x = scalar()
+    wrapper = sbc([x], 2, accumulate=accumulate)
+    for number in range(2):
+        if number == at:
+            (1e6 * x).sum().backward()
+            if accumulate == "grad" and at == 1:
+                with pytest.raises(RuntimeError, match='accumulate="buffer"'):
+                    wrapper.zero_grad()
+                return
+            wrapper.zero_grad()
+        draw(wrapper, x, 1.0)
+    assert x.item() == -1.0
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_zero_grad_of_a_buffer_leaves_no_draw_of_zeros(set_to_none):
+    x = scalar()
+    wrapper = sbc([x], 2)
+    draw(wrapper, x, 1.0)
+    (x * 5).sum().backward()
+    wrapper.zero_grad(set_to_none=set_to_none)
+    with pytest.raises(RuntimeError, match=r"loss\.backward\(\)"):
+        wrapper.step()
+
+
+@both_windows
+@pytest.mark.parametrize("pending", [0, 1, 2])
+def test_a_step_without_a_backward_is_refused(pending, accumulate):
+    x = scalar()
+    wrapper = sbc([x], 3, accumulate=accumulate)
+    for _ in range(pending):
+        draw(wrapper, x, 1.0)
+    with pytest.raises(RuntimeError, match=r"loss\.backward\(\)"):
+        wrapper.step()
+    assert wrapper.num_draws == pending
+    assert wrapper.statistics()["batches"] == pending + 1
+    for _ in range(3 - pending):
+        draw(wrapper, x, 1.0)
+    assert x.item() == -1.0
+
+
+@both_windows
+def test_a_sum_takes_only_the_gradients_of_a_backward(accumulate):
+    x = scalar()
+    wrapper = sbc([x], 1, accumulate=accumulate)
+    x.grad = torch.ones(1)
+    if accumulate == "grad":
+        with pytest.raises(RuntimeError, match='made by hand need accumulate="buffer"'):
+            wrapper.step()
+        return
+    assert wrapper.step() is True
+    assert x.item() == -1.0
+
+
+@both_windows
+def test_flush_refuses_a_microbatch_that_was_not_drawn(accumulate):
+    x = scalar()
+    wrapper = sbc([x], 3, accumulate=accumulate)
+    draw(wrapper, x, 1.0)
+    (x * 5).sum().backward()
+    with pytest.raises(RuntimeError, match=r"backward\(\)"):
+        wrapper.flush()
+    if accumulate == "grad":
+        with pytest.raises(RuntimeError, match=r"backward\(\)"):
+            wrapper.state_dict()
+        return
+    wrapper.zero_grad()
+    assert wrapper.flush() is True
+    assert x.item() == -1.0
+
+
+# Signatures
+
+
+@every_case
+def test_every_signature_is_spelled_out_and_a_misspelt_option_is_refused(case):
+    kind = type(case.make(SGD(parameters())))
+    parameters_of = inspect.signature(kind).parameters
+    assert not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters_of.values())
+    options = inspect.signature(gqc.OptimizerWrapper.__init__).parameters
+    assert set(options) - {"self", "tunables"} <= set(parameters_of)
+    for wrong, near in (("max_draw", "max_draws"), ("max_batch_draws", "max_draws")):
+        with pytest.raises(TypeError, match=f"no argument '{wrong}': did you mean '{near}'"):
+            case.make(SGD(parameters()), **{wrong: 4})
+    with pytest.raises(TypeError, match=r"gqc\.compat"):
+        kind(SGD(parameters()), distributed_mode="replicated")
+
+
+def test_vgs_takes_what_its_scaler_takes():
+    known = inspect.signature(gqc.OptimizerWrapperVGS).parameters
+    scaler = inspect.signature(gqc.VarianceGradientScaler).parameters
+    assert set(scaler) - {"parameters"} <= set(known)
+
+
+def test_published_calls_are_clear_errors():
+    x = scalar()
+    with pytest.raises(TypeError, match=r"'logical_batch_size'.*gqc\.compat"):
+        gqc.OptimizerWrapperSBC(SGD([x]), 32)
+    wrapper = gqc.OptimizerWrapperMHT(SGD([x], lr=1.0))
+    x.sum().backward()
+    with pytest.raises(TypeError, match=r"step\(metric=loss\)"):
+        wrapper.step(0.25)
+    assert wrapper.num_draws == 0
+
+
+def test_a_metric_may_be_the_loss_itself():
+    x = scalar(1.0)
+    wrapper = gqc.OptimizerWrapperMHT(SGD([x], lr=0.1))
+    for _ in range(2):
+        loss = (x * x).sum()
+        loss.backward()
+        wrapper.step(metric=loss)
+    assert wrapper.running_mean == 1.0
+
+
+def test_integers_of_numpy_count_as_integers_and_fractions_do_not():
+    numpy = pytest.importorskip("numpy")
+    x = scalar()
+    options = {"min_draws": numpy.int64(1), "max_draws": numpy.int32(2)}
+    wrapper = gqc.OptimizerWrapperGNTS(SGD([x], lr=1.0), 1e-9, **options)
+    assert [draw(wrapper, x, 1.0) for _ in range(2)] == [False, True]
+    gqc.OptimizerWrapperSBC(SGD([scalar()]), numpy.int64(4), 8)
+    assert gqc.OptimizerWrapperReplay(SGD([scalar()]), numpy.array([1, 2])).draws == [1, 2]
+    with pytest.raises(TypeError, match="integer"):
+        gqc.OptimizerWrapperReplay(SGD([scalar()]), [1.5])
+
+
+# Compiled, 16 bits
+
+
+# torch's compiler looks at the .grad of the loss that is passed on.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@every_case
+@both_windows
+def test_a_compiled_train_step_steps(case, accumulate):
+    options = {} if case.make(SGD(parameters())).needs_draw_norm else {"accumulate": accumulate}
+    runs = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        params = parameters()
+        wrapper = case.make(SGD(params, lr=0.01), **options)
+
+        def train(scale, params=params, wrapper=wrapper):
+            loss = sum((p * scale).square().sum() for p in params)
+            loss.backward()
+            return wrapper.step(metric=loss)
+
+        step = torch.compile(train, backend="eager") if compiled else train
+        runs.append(([step(1.0 + 0.1 * (i % 3)) for i in range(12)], params))
+    (eager, expected), (decisions, params) = runs
+    assert decisions == eager
+    assert any(decisions)
+    for a, b in zip(params, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@both_windows
+def test_a_gradient_dtype_of_its_own_is_kept(accumulate):
+    x = torch.zeros(3, dtype=torch.bfloat16, requires_grad=True)
+    x.grad_dtype = torch.float32
+    wrapper = sbc([x], 2, accumulate=accumulate)
+    for _ in range(2):
+        (x.float() * 3).sum().backward()
+        wrapper.step()
+    assert torch.equal(x.detach(), torch.full((3,), -3.0, dtype=torch.bfloat16))
+
+
+def test_a_model_that_becomes_16_bit_after_wrapping_is_summed_in_float32():
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    wrapper = sbc(model.parameters(), 1024)
+    model.bfloat16()
+    for _ in range(1024):
+        model(torch.ones(1, 1, dtype=torch.bfloat16)).sum().backward()
+        wrapper.step()
+    assert model.weight.item() == -1.0
+
+
+# Copies, groups, hooks
+
+
+@both_windows
+def test_a_shallow_copy_shares_parameters_and_is_refused_in_mid_window(accumulate):
+    x = scalar()
+    wrapper = sbc([x], 2, accumulate=accumulate)
+    assert copy.copy(wrapper).param_groups is wrapper.param_groups
+    draw(wrapper, x, 1.0)
+    with pytest.raises(RuntimeError, match=r"copy\.deepcopy"):
+        copy.copy(wrapper)
+    draw(wrapper, x, 3.0)
+    assert x.item() == -2.0
+
+
+@both_windows
+@pytest.mark.parametrize("change", ["removed", "replaced", "inserted"])
+def test_parameters_that_change_in_mid_window_are_refused(change, accumulate):
+    x, y, z = scalar(), scalar(), scalar()
+    wrapper = sbc([x, y], 2, accumulate=accumulate)
+    (x + 10 * y).sum().backward()
+    wrapper.step()
+    params = wrapper.param_groups[0]["params"]
+    if change == "removed":
+        del params[0]
+    elif change == "replaced":
+        params[0] = z
+    else:
+        params.insert(0, z)
+    (x + 10 * y + z).sum().backward()
+    for call in (wrapper.step, wrapper.flush, wrapper.discard):
+        with pytest.raises(RuntimeError, match="removed or replaced while draws wait"):
+            call()
+    assert (x.item(), y.item()) == (0.0, 0.0)
+
+
+def test_hooks_get_the_arguments_that_torch_gives_them():
+    x, seen = scalar(), []
+    wrapper = sbc([x], 1)
+
+    def pre(optimizer, args, kwargs):
+        seen.append((args, sorted(kwargs)))
+        return args, {**kwargs, "weight": 3}
+
+    wrapper.register_step_pre_hook(pre)
+    wrapper.register_step_post_hook(lambda optimizer, args, kwargs: seen.append((args, kwargs)))
+    draw(wrapper, x, 1.0, metric=2.0)
+    assert seen == [((wrapper,), ["metric"]), ((wrapper,), {"metric": 2.0, "weight": 3})]
+    assert wrapper.last_window.weight == 3
+
+
+def test_groups_may_bring_thresholds_of_their_own():
+    x, y = scalar(), scalar()
+    groups = [{"params": [x]}, {"params": [y], "gradient_norm_threshold": 2.0}]
+    wrapper = gqc.OptimizerWrapperGNTS(SGD(groups, lr=1.0), 5.0)
+    values = [group["gradient_norm_threshold"] for group in wrapper.param_groups]
+    assert values == [5.0, 2.0]
+    bad = [{"params": [x]}, {"params": [y], "gradient_norm_threshold": -2.0}]
+    with pytest.raises(ValueError, match=r"param_groups\[1\]\['gradient_norm_threshold'\]=-2.0"):
+        gqc.OptimizerWrapperGNTS(SGD(bad, lr=1.0), 5.0)
+    with pytest.raises(ValueError, match="already"):
+        gqc.OptimizerWrapperGNTS(wrapper.optimizer, 1.0)
+
+
+def test_a_nan_threshold_in_a_group_is_an_error_not_a_decision():
+    x, y = scalar(), scalar()
+    wrapper = gqc.OptimizerWrapperGNTS(SGD([{"params": [x]}, {"params": [y]}], lr=1.0), 5.0)
+    wrapper.param_groups[1]["gradient_norm_threshold"] = float("nan")
+    (x + y).sum().backward()
+    with pytest.raises(ValueError, match="gradient_norm_threshold is NaN in one of the groups"):
+        wrapper.step()
+
+
+def test_an_optimizer_without_torchs_hooks_is_refused_before_it_is_changed():
+    package = pytest.importorskip("pytorch_optimizer")
+    inner = SGD([scalar()], lr=0.1)
+    lookahead = package.Lookahead(inner)
+    before = set(inner.param_groups[0]), set(lookahead.defaults)
+    with pytest.raises(TypeError, match="Lookahead skips"):
+        gqc.OptimizerWrapperGNTS(lookahead)
+    assert (set(inner.param_groups[0]), set(lookahead.defaults)) == before
+
+
+def test_the_modes_of_a_schedule_free_optimizer_shine_through():
+    package = pytest.importorskip("pytorch_optimizer")
+    x = scalar(1.0)
+    wrapper = sbc([x], 1)
+    assert not hasattr(wrapper, "eval")
+    free = gqc.OptimizerWrapperGNTS(package.ScheduleFreeAdamW([x], lr=0.1), 1e9)
+    for _ in range(3):
+        draw(free, x, 1.0)
+    trained = x.item()
+    free.eval()
+    assert x.item() != trained
+    free.train()
+    assert x.item() == pytest.approx(trained)
