@@ -265,7 +265,7 @@ class VarianceGradientScaler:
         self._parameters.check(settings.granularity)
         estimator = settings.build(self._parameters.tensors)
         is_exact = checkpoint.version in (VERSION, *estimator.versions)
-        if checkpoint.version == VERSION:
+        if checkpoint.estimator is not None:
             checkpoint.check_same(self.estimator, self._parameters.shapes())
         if is_exact and checkpoint.statistics:
             try:

@@ -20,7 +20,6 @@ from nbconvert import HTMLExporter
 
 from gqc_lab.errors import BadInput
 from gqc_lab.publish.interactive import PLOTLY, SCRIPT, figures_as_html, write_script
-from gqc_lab.runs.loading import load
 from gqc_lab.runs.plan import Batch
 from gqc_lab.runs.progress import show_value
 from gqc_lab.runs.report import (
@@ -30,6 +29,7 @@ from gqc_lab.runs.report import (
     show_interval,
     summarize_batch,
 )
+from gqc_lab.runs.results import load
 from gqc_lab.runs.store import NOTEBOOK, CorruptRun, Store
 
 if TYPE_CHECKING:
