@@ -8,8 +8,8 @@ Two estimators of it, both with debiased exponentially weighted moments (:mod:`g
 :class:`~gqc.scalers.elementwise.Elementwise` keeps the moments of every element, :class:`Sketch`
 those of a few random sign projections.  Both assume independent draws around a mean that stays.  A
 mean that moves counts as noise; noise that is correlated counts as signal.
-:class:`~gqc.scalers.differences.Differences` overlooks most of a moving mean, and most of correlated
-noise too, so it is no default:
+:class:`~gqc.scalers.differences.Differences` overlooks most of a moving mean, and most of
+correlated noise too, so it is no default:
 
 ============================================ ======= ======== =============
 stream (4096 elements, beta 0.99)            truth V sketch   differences
