@@ -2,34 +2,45 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LAB_READY := $(VENV)/.lab-ready
+TESTS := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: help reproduce test lab lint bench gpu-check notebooks results paper site clean setup
+.PHONY: help reproduce test test-all lab lint bench gpu-check notebooks results paper site clean setup
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-setup: $(READY)  ## make .venv with the locked versions
+setup: $(READY)  ## make .venv with all that development needs, in the locked versions
 
-$(READY): pyproject.toml constraints.txt
+# What a notebook needs comes first and is enough for `make lab`.  torch alone before it: pip then
+# looks at no other build of it.
+$(LAB_READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gqc needs Python 3.11 or newer, found " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[widgets]'
+	touch $@
+
+$(READY): $(LAB_READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
-reproduce: $(READY)  ## run the flagship experiment; leaves runs/, a figure and a table
+reproduce: $(LAB_READY)  ## run the flagship experiment; leaves runs/, a figure and a table
 	$(BIN)/gqc batch run notebooks/batches/01_gnts_pretraining.yaml --jobs 2
 
-test: $(READY) lint  ## everything that has to pass: lint, types, unit tests, notebooks
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(READY) lint  ## lint, types, unit tests, every notebook; minutes
+	$(TESTS) -m 'not slow'
+
+test-all: test  ## `make test`, then what takes longer: killed runs, ranks, browser, site, paper
+	$(TESTS) -m slow
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-lab: $(READY)  ## JupyterLab with the notebooks
+lab: $(LAB_READY)  ## JupyterLab with the notebooks
 	$(BIN)/jupyter lab --notebook-dir notebooks
 
 bench: $(READY)  ## benchmarks, as ratios to torch AdamW and to the peer

@@ -1,7 +1,35 @@
-"""Settings that hold before torch is imported."""
+"""Settings that hold before torch is imported, and what no test may do: be skipped, hurry."""
 
 import os
+
+import pytest
+from hypothesis import HealthCheck, settings
 
 # The suite runs in as many processes as there are cores: two threads in each would wait for each
 # other in turns, and sums that are split over threads differ in their last bits.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """Where every tool is installed (GQC_NO_SKIPS=1, set by .ci/run), a skipped test has failed.
+
+    Only what needs a GPU may be skipped there.
+    """
+    report = yield
+    if report.skipped and os.environ.get("GQC_NO_SKIPS") == "1" and "gpu" not in item.path.parts:
+        report.outcome = "failed"
+        report.longrepr = f"skipped, where every tool is installed: {report.longrepr}"
+    return report
+
+
+def pytest_collection_modifyitems(items):
+    """Keep the tests of a file in one process, which shares its fixtures (xdist's loadgroup)."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))

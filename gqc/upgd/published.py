@@ -1,10 +1,10 @@
 r"""Normalizations as released, with the operations in their order, so that bits agree.
 
-=================== ==============================================================================
+==================== =============================================================================
 ``max_published``    :math:`s = \sigma(\hat u / \max u)`, the authors' code
 ``minmax_published`` :math:`s = \sigma(2(z-\frac12))`,
                      :math:`z = (\hat u-\min u)/(\max u-\min u+10^{-8})` in [0, 1], a later fix
-=================== ==============================================================================
+==================== =============================================================================
 
 Both divide the bias-corrected :math:`\hat u = u/(1-\beta^t)` by extrema of the **uncorrected** u.
 With :math:`\beta=0.999` the quotient is 1000 times too large at the first step, and gates sit at

@@ -1,4 +1,4 @@
-"""Reproducible experiments on top of the core: data, models, the loop, and what drives it.
+"""Reproducible experiments on top of the core: data, models, the loop, and what drives it::
 
 from gqc_lab import track
 from gqc_lab.studies import pretraining

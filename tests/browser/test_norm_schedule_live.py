@@ -18,8 +18,8 @@ def opened(lab, server):
     lab.open(server.put("07_norm_schedule_live", **LONG))
     lab.run_all()
     for view in ("gqc-live-run", "gqc-norm-schedule"):
-        lab.page.locator(f".{view} {PLOTS}").first.wait_for(timeout=120_000)
-    until(lambda: lab.ask("'summary' in dir()"), 60)  # all cells have run
+        lab.page.locator(f".{view} {PLOTS}").first.wait_for()
+    until(lambda: lab.ask("'summary' in dir()"))  # all cells have run
     lab.tell("at_first = dict(experiment.controls)")
     return lab
 
@@ -56,7 +56,7 @@ def test_a_run_is_started_held_steered_and_stopped(live):
     assert threads(lab) == 1
 
     lab.button("Pause").click()
-    time.sleep(0.5)
+    until(lambda: threads(lab) == 0)
     held = microbatch(lab)
     time.sleep(0.3)
     assert microbatch(lab) == held
@@ -74,7 +74,9 @@ def test_a_run_is_started_held_steered_and_stopped(live):
     type_into(lab, "start_norm", "1.25")
     asked = time.monotonic()
     change = until(lambda: lab.ask("experiment.changes"))[0]
-    assert time.monotonic() - asked < 2.0  # 0.25 s is asked for; on a busy machine
+    waited, asked = time.monotonic() - asked, time.monotonic()
+    microbatch(lab)
+    assert waited < 2.0 + 10 * (time.monotonic() - asked)  # 0.25 s is asked for
     assert (change["name"], change["value"]) == ("start_norm", 1.25)
     at = change["microbatch"]
     until(lambda: microbatch(lab) > at + 2)
@@ -88,7 +90,7 @@ def test_a_run_is_started_held_steered_and_stopped(live):
     until(lambda: "steered" in lab.page.locator(".gqc-live-run").inner_text())
 
     lab.button("Stop").click()
-    until(lambda: threads(lab) == 0, 5)
+    until(lambda: threads(lab) == 0)
     lab.page.locator(".gqc-live-run").get_by_text("stopped").wait_for()
     assert lab.button("Start").is_disabled()
     assert (lab.elsewhere, lab.errors) == ([], [])
@@ -112,7 +114,7 @@ def test_points_are_drawn_by_clicks_and_the_saved_file_is_small(live, server, tm
     lab.button("Start").click()
     until(lambda: microbatch(lab) > 20)
     lab.button("Stop").click()
-    until(lambda: threads(lab) == 0, 5)
+    until(lambda: threads(lab) == 0)
     lab.page.evaluate("() => jupyterapp.commands.execute('docmanager:save')")
     file = server.folder / "07_norm_schedule_live.ipynb"
     until(lambda: "widget-view" in file.read_text())
@@ -151,7 +153,7 @@ def test_an_exception_shows_and_a_cell_that_runs_again_leaves_no_thread(live):
         return jupyterapp.commands.execute('notebook:run-cell'); }"""
     )
     until(lambda: lab.ask("len([c for c in In if 'LiveRun(' in c])") == cells + 1)
-    until(lambda: threads(lab) == 0, 5)
+    until(lambda: threads(lab) == 0)
     lab.page.locator(".gqc-live-run").get_by_text("paused").wait_for()
 
     lab.tell("def broken():\n    raise ValueError('no such text')\nexperiment.draw_batch = broken")
@@ -167,4 +169,4 @@ def test_an_exception_shows_and_a_cell_that_runs_again_leaves_no_thread(live):
     lab.button("Start").click()
     until(lambda: microbatch(lab) > 2)
     lab.button("Stop").click()
-    until(lambda: threads(lab) == 0, 5)
+    until(lambda: threads(lab) == 0)

@@ -5,13 +5,20 @@ import time
 PLOTS = ".js-plotly-plot .main-svg"
 
 
-def until(condition, seconds=30.0):
-    """The first true value of ``condition``."""
-    end = time.monotonic() + seconds
+def until(condition):
+    """The first true value of ``condition``; pytest's time limit ends what waits in vain."""
     while not (value := condition()):
-        assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
     return value
+
+
+def settle(look):
+    """Wait until ``look`` has given the same for half a second, as after plotly drew again."""
+    seen, since = look(), time.monotonic()
+    while time.monotonic() - since < 0.5:
+        time.sleep(0.1)
+        if (now := look()) != seen:
+            seen, since = now, time.monotonic()
 
 
 def microbatch(lab):
@@ -35,10 +42,10 @@ def look(lab, views, theme, folder):
     folder.mkdir(exist_ok=True)
     for width in (1280, 1920):
         lab.page.set_viewport_size({"width": width, "height": 1000})
-        time.sleep(0.5)  # plotly draws anew
         for view in views:
             place = lab.page.locator(f".{view}").first
             place.scroll_into_view_if_needed()
+            settle(place.locator(".js-plotly-plot").first.bounding_box)
             place.screenshot(path=folder / f"{view}-{theme}-{width}.png")
             plot = place.locator(".js-plotly-plot").first.bounding_box()
             whole = place.bounding_box()

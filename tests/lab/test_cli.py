@@ -21,7 +21,7 @@ def gqc(*arguments, before="", cwd=None):
     environment = os.environ | {"COLUMNS": "120", "NO_COLOR": "1"}
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True, text=True, cwd=cwd, env=environment, timeout=120,
+        capture_output=True, text=True, cwd=cwd, env=environment, timeout=1000,
     )  # fmt: skip
 
 

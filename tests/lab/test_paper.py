@@ -19,7 +19,7 @@ from gqc_lab.claims.commands import (
 )
 from gqc_lab.claims.render import render, verdict_frame
 from gqc_lab.models.operator import make_operator
-from gqc_lab.publish.printing import print_figures, scripts
+from gqc_lab.publish.printing import print_figures, read_figures
 from gqc_lab.runs.notebook import read_notebook
 from gqc_lab.runs.plan import read_batch
 from gqc_lab.studies import continual, operator_learning, pretraining
@@ -117,7 +117,7 @@ def test_every_batch_says_what_was_trained():
     assert [name for name, entry in read_plan(PAPER).items() if not entry.get("trained")] == []
 
 
-@pytest.mark.parametrize("name", scripts(PAPER))
+@pytest.mark.parametrize("name", read_figures(PAPER))
 def test_a_figure_can_be_drawn(name, tmp_path):
     ((_, files),) = print_figures(PAPER, [name], tmp_path)
     assert all(path.stat().st_size > 5_000 for path in files)

@@ -1,80 +1,74 @@
 """Run every notebook as it is saved and compare what it prints (nbval).
 
-Cells tagged ``nbval-ignore-output`` (figures, progress) only have to run.  Each notebook is run in
-a pytest of its own, two at a time, so that neither this process's settings nor xdist matter, and
-its kernel listens on sockets in a folder of its own: ports that are free when they are chosen may
-be taken when they are opened.
-``make notebooks`` saves new outputs when a change is meant.
+Cells tagged ``nbval-ignore-output`` (figures, progress) only have to run.  ``make notebooks`` saves
+new outputs when a change is meant.
+
+nbval runs in a pytest inside this process, which has all of its imports behind it, and has settings
+of its own.  Its kernels listen on sockets in a folder of their own: ports that are free when they
+are chosen may be taken when they are opened.
 """
 
-import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
+import gc
+import io
+import warnings
+from functools import partial
 from pathlib import Path
 
 import nbformat
+import nbval.kernel
 import pytest
+from jupyter_client.manager import KernelManager
 
 from gqc_lab.publish.notebooks import on_cpu
 
-NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("**/[0-9]*.ipynb"))
 FLAGSHIP = next(n for n in NOTEBOOKS if n.stem == "01_gnts_pretraining")
+NO_LIMIT = 3600  # seconds; pytest's own timeout is the one that counts
 
 
-NO_PORTS = """
-from functools import partial
-from nbval import kernel
+@pytest.fixture
+def compare(tmp_path, monkeypatch):
+    """Run and compare a notebook, on the CPU: exit code and report."""
+    monkeypatch.chdir(tmp_path)  # sockets are named from here by both sides
+    monkeypatch.setattr(nbval.kernel, "KernelManager", partial(KernelManager, transport="ipc"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PLOTLY_RENDERER", "plotly_mimetype")
 
-kernel.KernelManager = partial(kernel.KernelManager, transport="ipc")
-"""
+    def run(notebook):
+        nbformat.write(on_cpu(notebook), tmp_path / "notebook.ipynb")
+        command = ["notebook.ipynb", "--rootdir=.", "-q", "--color=no", "-p", "no:cacheprovider"]
+        command += ["--nbval", "--nbval-current-env"]
+        command += [f"--nbval-kernel-startup-timeout={NO_LIMIT}", "--timeout=0"]
+        report = io.StringIO()
+        with contextlib.redirect_stdout(report), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # nbval leaves files open
+            code = pytest.main(command)
+            gc.collect()  # here, not in a later test
+        return code, report.getvalue()
 
-
-def compare(notebook, folder):
-    """Run and compare ``notebook``, on the CPU: exit code and report."""
-    path = folder / "notebook.ipynb"
-    nbformat.write(on_cpu(notebook), path)
-    (folder / "conftest.py").write_text(NO_PORTS)
-    one_thread = {"OMP_NUM_THREADS": "1", "PLOTLY_RENDERER": "plotly_mimetype"}
-    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", path.name]
-    command += ["-q", "--color=no", "-p", "no:xdist", "-p", "no:cacheprovider"]
-    ran = subprocess.run(
-        command,
-        cwd=folder,
-        env=os.environ | one_thread,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    return ran.returncode, ran.stdout + ran.stderr
+    return run
 
 
 def read(path):
     return nbformat.read(path, as_version=4)
 
 
-@pytest.fixture(scope="module")
-def comparisons(request, tmp_path_factory):
-    """Comparisons under way, by path: of the notebooks that this session asks for."""
-    items = [i for i in request.session.items if i.path == request.path and hasattr(i, "callspec")]
-    asked = {i.callspec.params["path"] for i in items if "path" in i.callspec.params}
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        folder = tmp_path_factory.mktemp
-        yield {p: pool.submit(compare, read(p), folder(p.stem)) for p in sorted(asked)}
+def alone(path):
+    """A parameter of its own group, which any process may take."""
+    return pytest.param(path, id=path.stem, marks=pytest.mark.xdist_group(path.stem))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_a_notebook_prints_what_it_printed(path, comparisons):
-    code, report = comparisons[path].result()
+@pytest.mark.parametrize("path", [alone(path) for path in NOTEBOOKS])
+def test_a_notebook_prints_what_it_printed(path, compare):
+    code, report = compare(read(path))
     if code:
         remedy = "if the change is meant, `make notebooks` saves it"
         pytest.fail(f"{path.name} is not what was saved; {remedy}\n{report}", pytrace=False)
 
 
 @pytest.mark.slow
-def test_a_changed_number_in_the_flagship_is_caught(tmp_path):
+def test_a_changed_number_in_the_flagship_is_caught(compare):
     notebook = read(FLAGSHIP)
     (table,) = [
         output.data
@@ -86,7 +80,7 @@ def test_a_changed_number_in_the_flagship_is_caught(tmp_path):
     loss = next(word for word in table["text/plain"].split() if word.count(".") == 1)
     changed = loss[:-1] + str((int(loss[-1]) + 1) % 10)  # by one in the last digit
     table["text/plain"] = table["text/plain"].replace(loss, changed, 1)
-    code, report = compare(notebook, tmp_path)
+    code, report = compare(notebook)
     assert code == 1
     assert "1 failed" in report
     assert loss in report
@@ -115,5 +109,5 @@ print(json.loads(get_connection_info())["transport"])"""
     ],
     ids=["same", "changed", "not compared", "fails though not compared", "no port is opened"],
 )
-def test_what_the_comparison_notices(source, output, tags, code, tmp_path):
-    assert compare(notebook_of(source, output, tags), tmp_path)[0] == code
+def test_what_the_comparison_notices(source, output, tags, code, compare):
+    assert compare(notebook_of(source, output, tags))[0] == code

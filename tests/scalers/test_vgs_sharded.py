@@ -83,7 +83,7 @@ def ranks(tmp_path_factory):
     ]
     results = []
     for worker in workers:
-        out, err = worker.communicate(timeout=120)
+        out, err = worker.communicate(timeout=1000)
         assert worker.returncode == 0, err
         results.append(json.loads(out.splitlines()[-1]))
     return results

@@ -31,11 +31,11 @@ def trace(figure, key):
 
 def train(live, count=None):
     live.runner.start() if count is None else live.runner.step(count)
-    assert live.runner.wait(60)
+    assert live.runner.wait(600)
 
 
 def wait(tuner):
-    assert all(runner.wait(60) for runner in tuner.side.runners.values())
+    assert all(runner.wait(600) for runner in tuner.side.runners.values())
 
 
 def test_slider_and_field_are_one_alpha():

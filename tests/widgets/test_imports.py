@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 def run(code):
     result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=1000
     )
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()

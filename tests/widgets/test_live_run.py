@@ -37,7 +37,7 @@ def test_buttons_can_be_pressed_when_they_mean_something():
     view = LiveRun(make())
     assert disabled(view) == {"pause", "reset", "save"}
     view.buttons["step"].click()
-    view.runner.wait(30)
+    view.runner.wait(600)
     assert disabled(view) == {"pause"}
     assert view.buttons["start"].description == "Resume"
     view.buttons["stop"].click()
@@ -51,7 +51,7 @@ def test_at_the_end_it_shows_the_whole_run():
     experiment = make()
     view = LiveRun(experiment)
     view.buttons["start"].click()
-    assert view.runner.wait(60)
+    assert view.runner.wait(600)
     history = experiment.history
     assert list(trace(view, "loss").y) == history["loss"].tolist()
     assert list(trace(view, "loss").x) == history["tokens"].tolist()
@@ -68,7 +68,7 @@ def test_at_the_end_it_shows_the_whole_run():
 def test_a_method_that_reads_no_norm_is_shown_without_one():
     view = LiveRun(make(method="adamw"))
     view.buttons["start"].click()
-    assert view.runner.wait(60)
+    assert view.runner.wait(600)
     assert view.runner.state == "finished"
     assert len(trace(view, "gradient_norm_threshold").y) == 0
     assert "norm threshold</span><br><b>–</b>" in view.table.value
@@ -83,7 +83,7 @@ def test_an_exception_is_shown_with_its_traceback_escaped():
     experiment.draw_batch = fail
     view = LiveRun(experiment)
     view.buttons["start"].click()
-    assert view.runner.wait(30)
+    assert view.runner.wait(600)
     assert "failed" in view.state.value
     assert "ValueError: &lt;b&gt; is not a batch" in view.message.value
     assert "in fail" in view.message.value
@@ -92,7 +92,7 @@ def test_an_exception_is_shown_with_its_traceback_escaped():
     view.buttons["reset"].click()
     assert view.message.value == ""
     view.buttons["start"].click()
-    assert view.runner.wait(60)
+    assert view.runner.wait(600)
     assert view.runner.state == "finished"
 
 
@@ -100,7 +100,7 @@ def test_a_button_that_fails_says_so(tmp_path):
     (tmp_path / "file").write_text("")
     view = LiveRun(make(), folder=tmp_path / "file")
     view.buttons["step"].click()
-    view.runner.wait(30)
+    view.runner.wait(600)
     view.buttons["save"].click()
     assert "<b>save:</b>" in view.message.value
 

@@ -41,7 +41,7 @@ def test_panels_are_those_of_the_experiment_before_and_after_its_first_record(
     figure = view.figure
     assert titles(view) == expected
     view.runner.step(2)
-    assert view.runner.wait(30)
+    assert view.runner.wait(600)
     assert titles(view) == expected
     assert view.figure is figure  # nothing new was learnt
     drawn = {t.meta for t in view.figure.plot.data}
@@ -93,7 +93,7 @@ def test_a_panel_comes_with_the_first_record_that_tells_of_it():
     view = LiveRun(Plain())
     assert titles(view) == ["loss"]
     view.runner.start()
-    assert view.runner.wait(30)
+    assert view.runner.wait(600)
     assert view.runner.state == "finished"
     assert titles(view) == ["loss", "norm of mean gradient"]
     assert view.figure in view.children

@@ -29,15 +29,15 @@ def saved(tmp_path):
     live = LiveRun(experiment, parameters=PARAMETERS, folder=tmp_path / "live")
     editor = NormScheduleEditor(live)
     live.runner.step(6)
-    assert live.runner.wait(30)
+    assert live.runner.wait(600)
     editor.fields.inputs["start_norm"].value = "1.1"
     editor.fields.inputs["norm_curve"].value = "points"
     live.runner.step(6)
-    assert live.runner.wait(30)
+    assert live.runner.wait(600)
     live.buttons["save"].click()
     editor.fields.inputs["norm_points"].value = "0 2, 0.7 0.9, 1 0.4"
     live.buttons["start"].click()
-    assert live.runner.wait(60)
+    assert live.runner.wait(600)
     live.buttons["save"].click()
     return experiment, sorted((tmp_path / "live").iterdir())
 
@@ -92,7 +92,7 @@ def test_a_save_while_it_trains_lets_it_train_on(tmp_path):
     live.runner.start()
     live.buttons["save"].click()
     assert "saved to" in live.message.value
-    assert live.runner.wait(60)
+    assert live.runner.wait(600)
     assert live.runner.state == "finished"
 
 
@@ -103,11 +103,11 @@ def test_a_steered_scaler_is_saved_as_parameters_of_its_notebook_that_repeat_it(
     live = LiveRun(experiment, parameters=parameters, folder=tmp_path)
     tuner = VGSAlphaTuner(live)
     live.runner.step(12)
-    assert live.runner.wait(30)
+    assert live.runner.wait(600)
     tuner.fields.slider.value = 0.8
     tuner.fields.inputs["percentile"].value = "0.5"
     live.buttons["start"].click()
-    assert live.runner.wait(60)
+    assert live.runner.wait(600)
     live.buttons["save"].click()
     (place,) = tmp_path.iterdir()
     given = read_mapping(place / "parameters.yaml")

@@ -121,10 +121,13 @@ def test_a_hundred_thousand_records_are_thinned_with_their_peaks_at_once():
     history = long_history()
     model = ScalerModel(make(), recorded=history)
     model.guess["alpha"] = 0.5
-    began = time.process_time()
     found = model.what_if()
-    seconds = time.process_time() - began
-    assert seconds < 0.3  # of this process alone; 0.02 or so
+    begun = time.process_time()
+    history["vgs/normalized_variance"].sort_values()
+    in_a_moment = 10 * (time.process_time() - begun)
+    begun = time.process_time()
+    model.what_if()
+    assert time.process_time() - begun < in_a_moment + 0.02  # the clock ticks
     law = what_if(scaled_steps(history, "examples"), model.guess)
     for name, whole in (("recorded", history["factor"]), ("what_if", law)):
         x, y = found[name]

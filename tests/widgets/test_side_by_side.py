@@ -23,7 +23,7 @@ def run(experiment, until=None):
 
 
 def wait(side):
-    assert all(runner.wait(60) for runner in side.runners.values())
+    assert all(runner.wait(600) for runner in side.runners.values())
 
 
 def rows(experiment, since=0):

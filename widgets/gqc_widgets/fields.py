@@ -40,7 +40,7 @@ class Fields(widgets.VBox):
         self,
         controls: Controls,
         labels: Mapping[str, str],
-        changed: Callable[[], None],
+        changed: Callable[[], None] = lambda: None,
         slider: str = "",
         implied: Callable[[str, Any], Mapping[str, Any]] = lambda name, content: {},
     ) -> None:

@@ -11,7 +11,7 @@ from gqc_lab.cli.shared import fail, make_console, read
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gqc_lab.runs.execute import Outcomes
+    from gqc_lab.runs.batch import Outcomes
     from gqc_lab.runs.plan import Batch
     from gqc_lab.runs.progress import BatchProgress
     from gqc_lab.runs.store import Store
@@ -111,7 +111,7 @@ def add_batch_commands(batches: "typer.Typer") -> None:
 
 def _explain(batch: "Batch", store: "Store", start: str) -> None:
     from gqc_lab.errors import BadInput
-    from gqc_lab.runs.explain import explain, find_run
+    from gqc_lab.runs.overview import explain, find_run
 
     try:
         run = find_run(batch, start)
@@ -146,8 +146,8 @@ def _execute(
     with BatchProgress(batch, console) as progress:
         try:
             outcomes = _execute_on(
-                scheduler, batch, store, progress, jobs=jobs, retry=retry,
-                is_fail_fast=is_fail_fast, is_warm=not is_cold,
+                scheduler, batch, store, progress, is_forked=not is_cold,
+                jobs=jobs, retry=retry, is_fail_fast=is_fail_fast,
             )  # fmt: skip
         except BadInput as error:
             fail(error)
@@ -168,32 +168,43 @@ def _execute(
 
 
 def _execute_on(
-    scheduler: str | None, batch: "Batch", store: "Store", progress: "BatchProgress", **options: Any
+    scheduler: str | None,
+    batch: "Batch",
+    store: "Store",
+    progress: "BatchProgress",
+    *,
+    is_forked: bool,
+    **options: Any,
 ) -> "Outcomes":
     """Execute on a Dask cluster, or on this machine without ``scheduler``."""
     from contextlib import closing
 
     from gqc_lab.errors import BadInput
-    from gqc_lab.runs.execute import execute_batch
+    from gqc_lab.runs.batch import Executor, LocalExecutor, default_threads, execute_batch
 
+    executor: Executor
     if scheduler is None:
         if batch.resources:
             progress.note("resources: only Dask workers have them; here --jobs is the only limit")
-        return execute_batch(batch, store, progress, **options)
-    try:
-        from gqc_lab.runs.cluster import connect
-    except ModuleNotFoundError as error:
-        raise BadInput(
-            f"--scheduler needs the dask extra, pip install 'gqc-kit[dask]': no {error.name}"
-        ) from None
-    with closing(connect(scheduler, batch, store, progress.note, options["jobs"])) as worker:
-        return execute_batch(batch, store, progress, worker=worker, **options)
+        executor = LocalExecutor(default_threads(batch, options["jobs"]), is_forked=is_forked)
+    else:
+        try:
+            from gqc_lab.runs.cluster import connect
+        except ModuleNotFoundError as error:
+            raise BadInput(
+                f"--scheduler needs the dask extra, pip install 'gqc-kit[dask]': no {error.name}"
+            ) from None
+        executor = connect(
+            scheduler, batch, store, progress.note, options["jobs"], is_forked=is_forked
+        )
+    with closing(executor):
+        return execute_batch(batch, store, progress, executor=executor, **options)
 
 
 def _report(batch: "Batch", store: "Store", console: "Console") -> None:
     """Print the table of what is finished, and write the figure that the batch file names."""
-    from gqc_lab.runs.loading import load
     from gqc_lab.runs.report import batch_results, make_table, summarize_batch, write_figure
+    from gqc_lab.runs.results import load
 
     root = store.root
     if not root.is_dir():

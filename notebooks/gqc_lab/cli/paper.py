@@ -105,7 +105,7 @@ def add_paper_commands(app: "typer.Typer") -> None:
     @app.command("figures")
     def draw_figures(
         names: Annotated[
-            list[str] | None, typer.Argument(help="Of paper/figures, without .py; default: all.")
+            list[str] | None, typer.Argument(help="Of figures.yaml; default: all.")
         ] = None,
         paper: Annotated[Path, folder] = Path("paper"),
         to: Annotated[

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gqc_lab.runs.loading import Runs
     from gqc_lab.runs.plan import Batch
+    from gqc_lab.runs.results import Runs
 
 
 def fail(message: object) -> NoReturn:
@@ -39,7 +39,7 @@ def read(file: Path) -> Batch:
 def load(runs: Path, where: str | None) -> Runs:
     from duckdb import Error
 
-    from gqc_lab.runs.loading import load
+    from gqc_lab.runs.results import load
     from gqc_lab.runs.store import CorruptRun
 
     try:

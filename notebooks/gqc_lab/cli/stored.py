@@ -21,11 +21,11 @@ def add_runs_commands(stored: "typer.Typer") -> None:
         runs: Runs = Path("runs"),
     ) -> None:
         """Show the results of finished runs."""
-        from gqc_lab.runs.catalog import make_table
+        from gqc_lab.runs.report import list_results
 
         loaded = load(runs, where)
         console = make_console()
-        console.print(make_table(loaded, limit))
+        console.print(list_results(loaded.results, limit))
         console.print(f"{len(loaded.results)} rows", highlight=False)
 
     @stored.command("show")
@@ -37,11 +37,11 @@ def add_runs_commands(stored: "typer.Typer") -> None:
         import json
 
         from gqc_lab.errors import BadInput
-        from gqc_lab.runs.catalog import describe_run, find_stored
+        from gqc_lab.runs.results import describe_run
         from gqc_lab.runs.store import Store
 
         try:
-            print(json.dumps(describe_run(Store(runs), find_stored(Store(runs), key)), indent=1))
+            print(json.dumps(describe_run(Store(runs), Store(runs).find(key)), indent=1))
         except BadInput as error:
             fail(error)
 
@@ -56,7 +56,7 @@ def add_runs_commands(stored: "typer.Typer") -> None:
     ) -> None:
         """Write the results, or the histories, of finished runs as one table."""
         from gqc_lab.errors import BadInput
-        from gqc_lab.runs.catalog import export
+        from gqc_lab.runs.results import export
 
         loaded = load(runs, where)
         try:
@@ -73,15 +73,16 @@ def add_runs_commands(stored: "typer.Typer") -> None:
         runs: Runs = Path("runs"),
     ) -> None:
         """Delete failed, corrupt and interrupted runs, and finished ones that no FILE asks for."""
-        from gqc_lab.runs.catalog import garbage, remove
         from gqc_lab.runs.store import Store
 
         store = Store(runs)
-        found = garbage(store, [read(file) for file in files or []])
+        batches = [read(file) for file in files or []]
+        asked = {run.id for batch in batches for run in batch.runs}
+        found = store.garbage(asked, {batch.notebook.name for batch in batches})
         for folder in found:
             print(folder)
         if yes:
-            remove(store, found)
+            store.remove(found)
         print(f"{len(found)} folders {'deleted' if yes else 'to delete; add --yes'}")
 
 

@@ -6,8 +6,10 @@ intervals over seeds, where there are two or more.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -22,13 +24,15 @@ from gqc_lab.figures.style import (
     over_seeds,
     plain_numbers,
     thin,
+    uneven_bars,
 )
-from gqc_lab.stats.analysis import check_columns, power_law, summarize
+from gqc_lab.stats.analysis import check_columns, paired_difference, power_law, summarize
 
-__all__ = ["angles", "batch_invariance", "comparison_losses", "norms_against_draws"]
+__all__ = ["angles", "batch_invariance", "by_method", "comparison_losses", "norms_against_draws"]
 __all__ += ["power_laws", "reactions", "warmup_panels"]
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
+RATIOS = [0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10]
 TWOS = {"type": "log", "dtick": 0.30103, "tickformat": ".4~s", "rangemode": "normal"}
 BELOW = {"orientation": "h", "x": 0, "y": -0.25, "yanchor": "top"}
 PANEL, GAP, EDGES = 190, 44, 150  #: heights of a panel, between two, above and below all [pixels]
@@ -154,33 +158,40 @@ def reactions(results: pd.DataFrame) -> go.Figure:
     return figure
 
 
-def angles(history: pd.DataFrame, over: int = 25) -> go.Figure:
-    """Angle between gradient and momentum against tokens, measured and predicted.
+def angles(
+    history: pd.DataFrame, x: str = "tokens", over: int = 25, claimed: float | None = None
+) -> go.Figure:
+    """Angle between gradient and momentum, measured and predicted, mean over seeds.
 
     Args:
-        history: records with ``kind``: of kind "step" with ``tokens``, ``angle`` and
-            ``angle_before``, of kind "probe" with ``tokens`` and ``predicted_angle``; of one seed.
+        history: records with ``kind``: of kind "step" with ``x``, ``angle`` and ``angle_before``,
+            of kind "probe" with ``x`` and, where it is known, ``predicted_angle``.
         over: steps of the moving average.
+        claimed: an angle to draw as a level.
     """
-    needs = ["kind", "tokens", "angle", "angle_before", "predicted_angle"]
-    check_columns("angles", history, needs)
-    steps = history[history["kind"] == "step"]
-    figure = go.Figure(layout={"template": HOUSE, "title_text": "Gradient and Adam's momentum"})
     names = {"angle": "momentum with<br>this gradient", "angle_before": "momentum before it"}
+    check_columns("angles", history, ["kind", x, *names])
+    steps = history[history["kind"] == "step"].astype(dict.fromkeys(names, float))
+    figure = go.Figure(layout={"template": HOUSE, "title_text": "Gradient and Adam's momentum"})
     styles = method_styles(names.values())
     for column, name in names.items():
+        means = steps.groupby(x)[column].mean()
         # From the first step on, whose momentum is the gradient: a centred mean would hide it.
-        mean = steps[column].astype(float).rolling(over, min_periods=1).mean()
-        curve = thin(steps.assign(mean=mean).dropna(subset=["mean"]), "mean")
-        _curve(figure, curve["tokens"], curve["mean"], name, styles[name])
-    moments = history[history["kind"] == "probe"].drop_duplicates("tokens")
-    point = {"mode": "markers", "marker": {"color": "#000000", "size": 9, "symbol": "diamond"}}
-    x, y = plain_numbers(moments["tokens"]), plain_numbers(moments["predicted_angle"])
-    figure.add_scatter(x=x, y=y, name="predicted,<br>with this gradient", **point)
-    for level, text in ((64.16, "noise alone, with it"), (90.0, "noise alone, before it")):
+        curve = means.rolling(over, min_periods=1).mean().dropna().reset_index()
+        curve = thin(curve, column)
+        _curve(figure, curve[x], curve[column], name, styles[name])
+    if "predicted_angle" in history:
+        moments = history[history["kind"] == "probe"].groupby(x)["predicted_angle"].mean()
+        point = {"mode": "markers", "marker": {"color": "#000000", "size": 9, "symbol": "diamond"}}
+        values = {"x": plain_numbers(moments.index), "y": plain_numbers(moments)}
+        figure.add_scatter(**values, name="predicted,<br>with this gradient", **point)
+    levels = {64.16: "noise alone, with it", 90.0: "noise alone, before it"}
+    if claimed is not None:
+        levels[claimed] = f"claimed: below {claimed:g}°"
+    for level, text in levels.items():
         line = {"color": "#444444", "width": 1, "dash": "dot"}
         figure.add_hline(level, line=line, annotation_text=text)
-    figure.update_xaxes(title_text=LABELS["tokens"])
+    figure.update_xaxes(title_text=LABELS.get(x, x))
     figure.update_yaxes(title_text="angle [degrees]", rangemode="tozero")
     return figure
 
@@ -190,11 +201,13 @@ def norms_against_draws(history: pd.DataFrame) -> go.Figure:
 
     Args:
         history: as :func:`angles`; rows of kind "probe" with ``num_draws``, ``norm_ratio``,
-            ``predicted_ratio`` and ``microbatch``, of one seed.
+            ``predicted_ratio`` and ``microbatch``; several seeds: their mean.
     """
     needs = ["kind", "microbatch", "num_draws", "norm_ratio", "predicted_ratio"]
     check_columns("norms_against_draws", history, needs)
-    probes = history[history["kind"] == "probe"]
+    probes = history[(history["kind"] == "probe") & (history["num_draws"] > 0)]
+    keys = ["microbatch", "num_draws"]
+    probes = probes.groupby(keys)[["norm_ratio", "predicted_ratio"]].mean().reset_index()
     figure = go.Figure(layout={"template": HOUSE, "title_text": "What averaging does to the norm"})
     for i, (moment, rows) in enumerate(probes.groupby("microbatch")):
         color = {"color": OKABE_ITO[i % len(OKABE_ITO)]}
@@ -216,6 +229,65 @@ def norms_against_draws(history: pd.DataFrame) -> go.Figure:
     ticks = {"tickvals": [1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01], "tickformat": "~g"}
     figure.update_yaxes(title_text="norm / that of one", type="log", **ticks)
     return figure
+
+
+def by_method(
+    results: pd.DataFrame,
+    measures: Mapping[str, str],
+    control: str | None = None,
+    series: Sequence[str] = (),
+    names: Mapping[str, str] | None = None,
+) -> go.Figure:
+    """Mean over seeds of some measures with their 95 % intervals: a row for each method.
+
+    Args:
+        results: rows with ``method``, ``seed``, the ``measures`` and ``series``.
+        measures: column -> title of its panel's axis.
+        control: method over which the measures are taken, seed by seed, in geometric means; None:
+            the measures themselves.
+        series: columns whose values are told apart by colour and symbol.
+        names: methods to show, in order, and what to call them; None: all except the control.
+    """
+    check_columns("by_method", results, ["method", "seed", *measures, *series])
+    names = names or {m: m for m in results["method"].unique() if m != control}
+    groups = list(results.groupby(list(series), sort=False)) if series else [((), results)]
+    figure = make_subplots(1, len(measures), shared_yaxes=True, horizontal_spacing=0.06)
+    for column, (measure, label) in enumerate(measures.items(), 1):
+        for i, (group, rows) in enumerate(groups):
+            means = _means_of(rows, measure, control).reindex(list(names))
+            heights = [0.15 * ((len(groups) - 1) / 2 - i) - k for k in range(len(names))]
+            figure.add_scatter(
+                x=plain_numbers(means["mean"]),
+                y=plain_numbers(heights),
+                error_x=uneven_bars(means),
+                mode="markers",
+                marker={"color": OKABE_ITO[i % 7], "symbol": SYMBOLS[i % 7], "size": 8},
+                name=", ".join(map(str, group)),
+                showlegend=bool(series) and column == 1,
+                row=1,
+                col=column,
+            )
+        values = [v for trace in figure.data[-len(groups) :] for v in trace.x if v is not None]
+        is_wide = control is not None and max(values) > 1.6 * min(values)
+        axis = {"type": "log", "tickvals": RATIOS, "tickformat": "~g"} if is_wide else {}
+        figure.update_xaxes(title_text=label, rangemode="normal", col=column, **axis)
+    if control is not None:
+        figure.add_vline(1, line={"color": "#444444", "width": 1, "dash": "dot"})
+    ticks = {"tickvals": [-k for k in range(len(names))], "ticktext": list(names.values())}
+    figure.update_yaxes(**ticks, showgrid=False)
+    figure.update_layout(template=HOUSE, title_text=f"Over {control}" if control else "By method")
+    figure.update_layout(height=170 + 40 * len(names), hovermode="closest", legend=BELOW)
+    return figure
+
+
+def _means_of(rows: pd.DataFrame, measure: str, control: str | None) -> pd.DataFrame:
+    """``mean``, ``low`` and ``high`` by method, of the measure or its ratio to the control's."""
+    rows = rows.dropna(subset=[measure])
+    if control is None:
+        return summarize(rows, "method", measure).set_index("method")
+    logs = rows.assign(log=np.log(rows[measure].astype(float)))
+    means = paired_difference(logs, "log", control=control).set_index("method")
+    return means[["mean", "low", "high"]].map(np.exp)
 
 
 def power_laws(results: pd.DataFrame) -> go.Figure:

@@ -5,7 +5,7 @@ As :mod:`gqc_lab.figures`: data in, a figure out, the same for the same data.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from gqc_lab.figures.style import DASHES, HOUSE, OKABE_ITO, plain_numbers, thin
+from gqc_lab.figures.style import DASHES, HOUSE, OKABE_ITO, band, plain_numbers, thin
 from gqc_lab.figures.vgs import BLACK, LEGEND_ABOVE
 from gqc_lab.stats.analysis import check_columns
 
@@ -144,13 +144,21 @@ def over_epochs(frame: pd.DataFrame, columns: dict[str, str], title: str) -> go.
     return figure
 
 
-def against_weight(results: pd.DataFrame, y: str = "max_grad_norm") -> go.Figure:
+def against_weight(
+    results: pd.DataFrame,
+    y: str = "max_grad_norm",
+    reported: Mapping[float, float] | None = None,
+    limit: float | None = None,
+) -> go.Figure:
     """Largest gradient norm of a run against the weight of its inverse losses, a line a variant.
 
-    Runs with a loss or gradient that is not finite are crosses on the upper edge.
+    Of several runs the median, in a band from the least to the largest.  Runs with a loss or
+    gradient that is not finite are crosses on the upper edge.
 
     Args:
         results: ``variant``, ``inverse_weight`` > 0, ``num_not_finite`` and ``y``, one row a run.
+        reported: weight -> ``y`` of other people's runs, drawn as stars.
+        limit: a level to draw.
     """
     check_columns("against_weight", results, ["variant", "inverse_weight", "num_not_finite", y])
     figure = go.Figure(layout={"template": HOUSE, "title_text": "Where training explodes"})
@@ -159,7 +167,11 @@ def against_weight(results: pd.DataFrame, y: str = "max_grad_norm") -> go.Figure
     for i, (variant, rows) in enumerate(results.groupby("variant", sort=False)):
         style = {"color": OKABE_ITO[i % 7]}
         good = rows[(rows["num_not_finite"] == 0) & rows[y].notna()]
-        curve = good.groupby("inverse_weight")[y].max().reset_index()
+        runs = good.groupby("inverse_weight")[y]
+        curve = runs.median().reset_index()
+        if runs.size().max() > 1:
+            ends = runs.agg(low="min", high="max").reset_index()
+            figure.add_scatter(**band(ends, "inverse_weight", style["color"]))
         figure.add_scatter(
             x=plain_numbers(curve["inverse_weight"]),
             y=plain_numbers(curve[y]),
@@ -176,6 +188,17 @@ def against_weight(results: pd.DataFrame, y: str = "max_grad_norm") -> go.Figure
                 mode="markers",
                 marker={**style, "symbol": "x", "size": 10},
             )
+    if reported:
+        star = {"color": BLACK, "symbol": "star", "size": 12}
+        figure.add_scatter(
+            x=plain_numbers(list(reported)),
+            y=plain_numbers(list(reported.values())),
+            name="reported",
+            mode="markers",
+            marker=star,
+        )
+    if limit is not None:
+        figure.add_hline(limit, line={"color": BLACK, "width": 1.5, "dash": "dot"})
     figure.update_xaxes(type="log", title_text="weight of the inverse losses", rangemode="normal")
     figure.update_yaxes(type="log", title_text="largest gradient norm [loss/weight]")
     figure.update_xaxes(tickvals=TICKS, tickformat="~g")

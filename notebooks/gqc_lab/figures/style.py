@@ -6,7 +6,7 @@ Colours: Okabe & Ito 2008, "Color universal design", told apart with any colour 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,23 @@ def each_method(
     styles = method_styles(history["method"].astype(str).unique())
     for method, records in history.groupby("method", sort=False):
         yield str(method), styles[str(method)], records.astype(types)
+
+
+def uneven_bars(means: pd.DataFrame | Mapping[str, pd.Series]) -> dict[str, Any]:
+    """Error bars from ``low`` to ``high`` around ``mean``."""
+    up, down = means["high"] - means["mean"], means["mean"] - means["low"]
+    bars = {"type": "data", "symmetric": False, "thickness": 1.5, "width": 4}
+    return bars | {"array": plain_numbers(up), "arrayminus": plain_numbers(down)}
+
+
+def band(rows: pd.DataFrame, x: str, color: str) -> dict[str, Any]:
+    """A trace of the area between the columns ``low`` and ``high``, as one closed outline."""
+    rows = rows.dropna(subset=["low", "high"])
+    xs, ys = [*rows[x], *rows[x][::-1]], [*rows["high"], *rows["low"][::-1]]
+    rgb = ",".join(str(int(color[i : i + 2], 16)) for i in (1, 3, 5))
+    area = {"fill": "toself", "fillcolor": f"rgba({rgb},0.18)", "line": {"width": 0}}
+    values = {"x": plain_numbers(xs), "y": plain_numbers(ys), "mode": "lines"}
+    return values | area | {"hoverinfo": "skip", "showlegend": False}
 
 
 def plain_numbers(values: ArrayLike) -> list[float | int | None]:

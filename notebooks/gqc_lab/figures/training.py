@@ -8,7 +8,15 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from gqc_lab.figures.style import HOUSE, LABELS, dashes_on_top, each_method, plain_numbers, thin
+from gqc_lab.figures.style import (
+    HOUSE,
+    LABELS,
+    band,
+    dashes_on_top,
+    each_method,
+    plain_numbers,
+    thin,
+)
 from gqc_lab.stats.analysis import at_equal, summarize
 
 THRESHOLD = "gradient_norm_threshold"
@@ -37,7 +45,8 @@ def loss_against(
         seeds, name = aligned["seed"].nunique(), method
         if seeds > 1:
             name = f"{method}: mean of {seeds} seeds<br>and its {confidence:.0%} interval"
-            _add_band(figure, curve, x, style["color"], method)
+            hidden = {"name": f"{method}: interval", "legendgroup": method}
+            figure.add_scatter(**band(curve, x, style["color"]), **hidden)
         _add(figure, curve, x, "mean", name, line=style, legendgroup=method)
     return dashes_on_top(_with_room(figure))
 
@@ -73,7 +82,9 @@ def norm_against_threshold(
     return _or_say(figure, "no method here reads a gradient norm")
 
 
-def draws_per_step(history: pd.DataFrame, x: str = "tokens", seed: int | None = None) -> go.Figure:
+def draws_per_step(
+    history: pd.DataFrame, x: str = "tokens", seed: int | None = None, by: str = "method"
+) -> go.Figure:
     """Microbatches averaged into each step (log scale), with a moving average, of one seed.
 
     The average runs over a fiftieth of the steps.  Up to `MAX_DOTTED` methods have a dot for each
@@ -82,7 +93,10 @@ def draws_per_step(history: pd.DataFrame, x: str = "tokens", seed: int | None = 
     Args:
         history: records with ``method``, ``seed``, ``x``, ``stepped`` and ``num_draws``.
         seed: None: the first of each method.
+        by: "seed" draws a curve for each seed of one method instead.
     """
+    if by != "method":
+        history = history.assign(method=by + " " + history[by].astype(str))
     figure = _figure("Draws per step", x, "num_draws")
     figure.update_yaxes(type="log", dtick=np.log10(2).item())
     methods = list(each_method("draws_per_step", history, [x, "stepped", "num_draws"]))
@@ -125,16 +139,6 @@ def _add(figure: go.Figure, rows: pd.DataFrame, x: str, y: str, name: str, **sty
     if len(rows):
         style = {"mode": "lines"} | style
         figure.add_scatter(x=plain_numbers(rows[x]), y=plain_numbers(rows[y]), name=name, **style)
-
-
-def _add_band(figure: go.Figure, curve: pd.DataFrame, x: str, color: str, group: str) -> None:
-    """The area between ``low`` and ``high``, as one closed outline."""
-    curve = curve.dropna(subset=["low", "high"])
-    outline = pd.concat([curve[[x, "high"]].rename(columns={"high": "low"}), curve[::-1]])
-    rgb = ",".join(str(int(color[i : i + 2], 16)) for i in (1, 3, 5))
-    band = {"fill": "toself", "fillcolor": f"rgba({rgb},0.18)", "line": {"width": 0}}
-    hidden = {"hoverinfo": "skip", "showlegend": False, "legendgroup": group}
-    _add(figure, outline, x, "low", f"{group}: interval", **band, **hidden)
 
 
 def _with_room(figure: go.Figure) -> go.Figure:

@@ -12,7 +12,14 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from gqc_lab.figures.style import HOUSE, OKABE_ITO, method_styles, plain_numbers
+from gqc_lab.figures.style import (
+    HOUSE,
+    OKABE_ITO,
+    band,
+    method_styles,
+    plain_numbers,
+    uneven_bars,
+)
 from gqc_lab.figures.vgs import LEGEND_ABOVE
 from gqc_lab.stats.analysis import check_columns, summarize
 
@@ -28,7 +35,6 @@ LABELS = {
 }
 STREAMS = {"input_permuted": "permuted inputs", "label_permuted": "permuted labels"}
 IN_PERCENT = ("online_accuracy", "first_accuracy", "last_accuracy", "dead_share")
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star")
 
 
 def gate_histograms(bars: pd.DataFrame) -> go.Figure:
@@ -75,6 +81,7 @@ def by_task(
     measures: Sequence[str] = ("online_accuracy",),
     over: int = 1,
     title: str = "What is learnt in each task",
+    has_bands: bool = False,
 ) -> go.Figure:
     """Means over seeds against tasks: a row for each measure, a column for each stream.
 
@@ -82,6 +89,7 @@ def by_task(
         tasks: rows of `gqc_lab.studies.continual.training.Continual.tasks`.
         measures: columns.
         over: tasks of a centred moving average.
+        has_bands: draw the 95 % intervals over seeds too.
     """
     check_columns("by_task", tasks, ["stream", "method", "seed", "task", *measures])
     streams, styles = list(tasks["stream"].unique()), method_styles(tasks["method"])
@@ -100,6 +108,11 @@ def by_task(
             mean = mean.rolling(over, center=True, min_periods=1).mean() * _scale(measure)
             place = (number, streams.index(stream) + 1)
             is_new = method not in {trace.name for trace in figure.data}
+            if has_bands:
+                interval = summarize(rows.astype({measure: float}), "task", measure)
+                interval[["low", "high"]] *= _scale(measure)
+                area = band(interval, "task", styles[str(method)]["color"])
+                figure.add_scatter(**area, row=place[0], col=place[1])
             _line(figure, mean.index, mean, str(method), styles[str(method)], is_new, place)
     for number, measure in enumerate(measures, 1):
         figure.update_yaxes(title_text=_label(measure), row=number, col=1)
@@ -108,47 +121,6 @@ def by_task(
     figure.update_xaxes(rangemode="normal")
     figure.update_xaxes(title_text="task", row=len(measures))
     _lay_out(figure, title, 150 * len(measures) + 20, len(styles))
-    return figure
-
-
-def overall(
-    results: pd.DataFrame, measure: str = "online_accuracy", title: str = "Over the whole stream"
-) -> go.Figure:
-    """Mean over seeds of ``measure`` and its interval by method, a panel for each stream.
-
-    Args:
-        results: rows of `Continual.summary`.
-        measure: column.
-    """
-    check_columns("overall", results, ["stream", "method", "seed", measure])
-    streams, styles = list(results["stream"].unique()), method_styles(results["method"])
-    figure = make_subplots(
-        1,
-        len(streams),
-        shared_yaxes=True,
-        column_titles=[STREAMS.get(stream, stream) for stream in streams],
-        horizontal_spacing=0.04,
-    )
-    means = summarize(results.astype({measure: float}), ["stream", "method"], measure)
-    for i, (method, style) in enumerate(styles.items()):
-        for column, stream in enumerate(streams, 1):
-            row = means[(means["stream"] == stream) & (means["method"] == method)]
-            values = {c: row[c] * _scale(measure) for c in ("mean", "low", "high")}
-            figure.add_scatter(
-                x=plain_numbers(values["mean"]),
-                y=[method] * len(row),
-                error_x=_bars(values),
-                mode="markers",
-                marker={"color": style["color"], "size": 9, "symbol": _symbol(i)},
-                name=method,
-                showlegend=False,
-                row=1,
-                col=column,
-            )
-    figure.update_layout(template=HOUSE, title_text=title, hovermode="closest")
-    figure.update_layout(height=170 + 32 * len(styles), margin={"t": 90})
-    figure.update_yaxes(autorange="reversed")
-    figure.update_xaxes(title_text=_label(measure), rangemode="normal")
     return figure
 
 
@@ -176,7 +148,16 @@ def against_lr(results: pd.DataFrame, measure: str = "online_accuracy") -> go.Fi
         place = (1, streams.index(stream) + 1)
         shift = 1.03 ** (i - (len(styles) - 1) / 2)  # that bars stay apart
         x = rows["lr"] * shift
-        _line(figure, x, values["mean"], str(name), styles[str(name)], is_new, place, _bars(values))
+        _line(
+            figure,
+            x,
+            values["mean"],
+            str(name),
+            styles[str(name)],
+            is_new,
+            place,
+            uneven_bars(values),
+        )
     figure.update_xaxes(type="log", title_text="learning rate", tickformat="~g", dtick="D2")
     figure.update_xaxes(rangemode="normal")
     figure.update_yaxes(title_text=_label(measure), col=1)
@@ -213,17 +194,6 @@ def _line(
     )
 
 
-def _bars(values: dict[str, pd.Series]) -> dict[str, Any]:
-    return {
-        "type": "data",
-        "symmetric": False,
-        "thickness": 1.5,
-        "width": 4,
-        "array": plain_numbers(values["high"] - values["mean"]),
-        "arrayminus": plain_numbers(values["mean"] - values["low"]),
-    }
-
-
 def _scale(measure: str) -> float:
     return 100.0 if measure in IN_PERCENT else 1.0
 
@@ -231,10 +201,6 @@ def _scale(measure: str) -> float:
 def _label(measure: str) -> str:
     label = LABELS.get(measure, measure.replace("_", " "))
     return f"{label} [%]" if measure in IN_PERCENT else label
-
-
-def _symbol(number: int) -> str:
-    return SYMBOLS[number % len(SYMBOLS)]
 
 
 def _lay_out(figure: go.Figure, title: str, plot_height: int, entries: int) -> None:

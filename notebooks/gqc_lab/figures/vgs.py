@@ -13,7 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from gqc_lab.figures.style import HOUSE, OKABE_ITO, plain_numbers
+from gqc_lab.figures.style import HOUSE, OKABE_ITO, plain_numbers, uneven_bars
 from gqc_lab.stats.analysis import check_columns
 from gqc_lab.studies.vgs.streams import VERSIONS
 
@@ -34,25 +34,25 @@ def estimates_and_truths(frame: pd.DataFrame, floor: float = 1e-3, roof: float =
     the estimator does not resolve.
 
     Args:
-        frame: readings as of :func:`gqc_lab.studies.vgs.streams.measure`; the last step of the
-            first seed is drawn.
+        frame: readings as of :func:`gqc_lab.studies.vgs.streams.measure`, of which the last step
+            is drawn; several seeds: the median, and a bar from the least to the largest.
         floor, roof: ends of the axis of V.
     """
-    needs = ["stream", "truth", "seed", "estimator", "step", "variance", "is_unresolved"]
+    needs = ["stream", "truth", "seed", "estimator", "variance", "is_unresolved"]
     check_columns("estimates_and_truths", frame, needs)
-    last = frame[(frame["step"] == frame["step"].max()) & (frame["seed"] == frame["seed"].iloc[0])]
+    last = frame[frame["step"] == frame["step"].max()] if "step" in frame else frame
     truths = last.drop_duplicates("stream").set_index("stream")["truth"].sort_values(kind="stable")
     rows = {stream: -i for i, stream in enumerate(truths.index)}
     figure = go.Figure(layout={"template": HOUSE, "title_text": "Six estimators, and the truth"})
     for i, (estimator, group) in enumerate(last.groupby("estimator", sort=False)):
-        shown = group["variance"].where(~group["is_unresolved"], math.inf).clip(floor, roof)
-        names = [
-            "not resolved" if bad else f"{v:.4g}"
-            for v, bad in zip(group["variance"], group["is_unresolved"], strict=True)
-        ]
+        values = group["variance"].where(~group["is_unresolved"].astype(bool), math.inf)
+        seeds = values.groupby(group["stream"], sort=False)
+        ends = seeds.agg(mean="median", low="min", high="max").clip(floor, roof)
+        names = [f"{v:.4g}" if math.isfinite(v) else "not resolved" for v in seeds.median()]
         figure.add_scatter(
-            x=plain_numbers(shown),
-            y=plain_numbers(group["stream"].map(rows) + 0.3 - 0.12 * i),
+            x=plain_numbers(ends["mean"]),
+            y=plain_numbers(ends.index.map(rows) + 0.3 - 0.12 * i),
+            error_x=uneven_bars(ends) if seeds.size().max() > 1 else None,
             name=_estimator_name(str(estimator)),
             mode="markers",
             marker={"symbol": SYMBOLS[i % 6], "size": 11, **_style(i)},

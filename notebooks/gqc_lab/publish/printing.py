@@ -1,50 +1,52 @@
-"""Figures for print: scripts in ``paper/figures`` that turn committed results into matplotlib.
+"""Figures for print: the notebooks' figures of committed results, drawn with matplotlib.
 
-A script defines ``draw(results) -> Figure``, where ``results`` maps names of batches to
-`gqc_lab.claims.Frozen`; it reads, and never trains.  `print_figures` runs scripts and writes each
-figure as PDF, SVG and PNG with the fingerprints of what it was drawn from in the files' metadata.
-The same results give the same bytes.
+``paper/figures.yaml`` names them; each is a function of `gqc_lab.figures` and its frame::
+
+    losses:
+      figure: loss_against             # or claims.angles: in gqc_lab.figures
+      batch: 01_gnts_pretraining       # a folder of paper/results
+      table: history                   # or results
+      where: method in ["gnts"]        # a condition of pandas' `query`; default: all rows
+      arguments: {x: tokens}           # further arguments of the function
+      size: [3.4, 2.4]                 # [inch]
+
+`print_figures` writes each as PDF, SVG and PNG with the fingerprint of what it was drawn from in
+the files' metadata.  The same results give the same bytes, and no browser is needed.
 """
 
 from __future__ import annotations
 
-import runpy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from gqc_lab.claims import Frozen, load_frozen
 from gqc_lab.errors import BadInput, nearest
-from gqc_lab.stats.analysis import at_equal, summarize
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 2)))
-MARKERS = "os^DvP*X"
-STYLE = "gqc.mplstyle"
+FIGURES, STYLE = "figures.yaml", "gqc.mplstyle"
+KEYS = ("figure", "batch", "table", "where", "arguments", "size")
 
 
-class Read(dict[str, Frozen]):
-    """Batches by name; remembers which were looked at."""
+def read_figures(paper: Path) -> dict[str, dict[str, Any]]:
+    """The entries of figures.yaml, by name.  Raises: BadInput: a key is unknown or missing."""
+    import yaml
 
-    def __init__(self, batches: Mapping[str, Frozen]) -> None:
-        super().__init__(batches)
-        self.used: set[str] = set()
-
-    def __getitem__(self, name: str) -> Frozen:
-        if name not in self:
-            raise BadInput(f"no committed results of {name!r}{nearest(name, self)}")
-        self.used.add(name)
-        return super().__getitem__(name)
-
-
-def scripts(paper: Path) -> dict[str, Path]:
-    """The figure scripts of a paper, by name."""
-    return {path.stem: path for path in sorted((paper / "figures").glob("*.py"))}
+    path = paper / FIGURES
+    try:
+        entries: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise BadInput(f"{path}: {error}") from None
+    for name, entry in entries.items():
+        for key in entry:
+            if key not in KEYS:
+                raise BadInput(f"{path}: {name}: unknown key {key!r}{nearest(key, KEYS)}")
+        if missing := [key for key in ("figure", "batch") if key not in entry]:
+            raise BadInput(f"{path}: {name}: lacks {', '.join(missing)}")
+    return entries
 
 
 def print_figures(
@@ -59,67 +61,48 @@ def print_figures(
     import matplotlib as mpl
     from matplotlib import pyplot
 
-    known = scripts(paper)
+    from gqc_lab.publish.matplotlib_figure import draw
+
+    known = read_figures(paper)
     for name in names:
         if name not in known:
             raise BadInput(f"{name!r}: no such figure{nearest(name, known)}")
     folder = to or paper / "build" / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     committed = load_frozen(paper / "results")
-    with mpl.rc_context(), mpl.rc_context(fname=paper / "figures" / STYLE):
+    with mpl.rc_context(), mpl.rc_context(fname=paper / STYLE):
         mpl.use("agg")
         for name in names or known:
-            results = Read(committed)
-            figure = runpy.run_path(str(known[name]))["draw"](results)
-            yield name, _save(figure, folder / name, results)
+            entry = known[name]
+            batch = entry["batch"]
+            if batch not in committed:
+                raise BadInput(f"no committed results of {batch!r}{nearest(batch, committed)}")
+            figure = draw(_described(entry, committed[batch]), entry.get("size", (3.4, 2.5)))
+            yield name, _save(figure, folder / name, committed[batch])
             pyplot.close(figure)
 
 
-def _save(figure: Figure, path: Path, results: Read) -> list[Path]:
-    source = "; ".join(f"{name} {results[name].fingerprint}" for name in sorted(results.used))
+def _described(entry: dict[str, Any], frozen: Frozen) -> Any:
+    """The plotly figure of an entry."""
+    from gqc_lab import figures
+
+    try:
+        function = attrgetter(entry["figure"])(figures)
+    except AttributeError as error:
+        raise BadInput(f"{FIGURES}: figure: {entry['figure']!r}: {error}") from None
+    frame = getattr(frozen, entry.get("table", "results"))
+    frame = frame.query(entry["where"]) if "where" in entry else frame
+    return function(frame, **entry.get("arguments", {}))
+
+
+def _save(figure: Figure, path: Path, source: Frozen) -> list[Path]:
+    text = f"{source.name} {source.fingerprint}"
     metadata: dict[str, dict[str, Any]] = {
-        "pdf": {"Subject": source, "CreationDate": None},
-        "svg": {"Description": source, "Date": None},
-        "png": {"Description": source},
+        "pdf": {"Subject": text, "CreationDate": None},
+        "svg": {"Description": text, "Date": None},
+        "png": {"Description": text},
     }
     paths = [path.with_suffix(f".{kind}") for kind in metadata]
     for place, fields in zip(paths, metadata.values(), strict=True):
         figure.savefig(place, metadata=fields)
     return paths
-
-
-def curve(
-    axes: Axes, rows: pd.DataFrame, x: str, y: str, place: int, label: str, points: int = 60
-) -> None:
-    """The mean of ``y`` over seeds against ``x``, in a band of its 95 % interval.
-
-    Args:
-        rows: records of one method with ``method``, ``seed``, ``x`` and ``y``.
-        place: of its colour and dash.
-    """
-    grids = {tuple(run[x]) for _, run in rows.dropna(subset=[x, y]).groupby("seed")}
-    aligned = at_equal(rows, x, y, points=None if len(grids) == 1 else points)
-    line = summarize(aligned, x, y)
-    color = f"C{place}"
-    axes.plot(line[x], line["mean"], color=color, linestyle=DASHES[place], label=label)
-    axes.fill_between(line[x], line["low"], line["high"], color=color, alpha=0.15, linewidth=0)
-
-
-def intervals(
-    axes: Axes, rows: pd.DataFrame, labels: Sequence[str], colors: Sequence[str] | None = None
-) -> None:
-    """Means as dots with their intervals as bars, one below the other, the first on top.
-
-    Args:
-        rows: ``mean``, ``low``, ``high``.
-        labels: of the rows.
-    """
-    heights = range(len(rows) - 1, -1, -1)
-    for height, color, (_, row) in zip(
-        heights, colors or ["C0"] * len(rows), rows.iterrows(), strict=True
-    ):
-        axes.plot([row["low"], row["high"]], [height, height], color=color)
-        axes.plot([row["mean"]], [height], "o", color=color)
-    axes.set_yticks(list(heights), list(labels))
-    axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.grid(axis="y", visible=False)

@@ -1,88 +1,131 @@
 """The documentation as a folder of HTML pages that opens without a network: ``make site``.
 
-README, notebooks with the outputs they were saved with, the runs of the store ``runs`` if there are
-any, the API reference (pdoc), and where gqc differs from torch-gqc.
+Sphinx makes it (:mod:`gqc_lab.publish.conf`) of README, notebooks with the outputs they were saved
+with, the claims and their verdicts, and the docstrings.  This collects these pages' sources under
+``build/pages``; nothing is read from a run store, and nothing is executed.
 """
 
 from __future__ import annotations
 
+import json
 import pkgutil
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-import nbformat
-from nbconvert.filters import markdown2html
+from typing import Any
 
 import gqc
-from gqc_lab.publish.gallery import build_gallery
-from gqc_lab.publish.pages import page, render_notebook, write_script
-from gqc_lab.runs.store import Store
+import gqc_lab
+from gqc_lab.claims.commands import decide
+from gqc_lab.claims.render import render, verdict_frame
+from gqc_lab.publish.interactive import SCRIPT, figures_as_html
 
-_LINKS = (
-    ("index.html", "gqc"),
-    ("notebooks.html", "Notebooks"),
-    ("api/gqc.html", "API"),
-    ("differences.html", "Differences from torch-gqc"),
-    ("changelog.html", "Changes"),
-)
+#: what the contents call them, and the heading of one that has none
+PAGES = {
+    "CONTRIBUTING.md": "",
+    "CHANGELOG.md": "",
+    "tests/peer/DIFFERENCES.md": "# Differences from torch-gqc\n\n",
+}
+#: an old name that only says its new one, and Sphinx's settings
+NOT_LISTED = ("gqc.lab", "gqc_lab.publish.conf")
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)|<img[^>]* src=\"([^\":]+)\"")
+CONTENTS = "\n\n```{toctree}\n:hidden:\n:caption: %s\n\n%s\n```\n"
 
 
 def build(root: Path, target: Path) -> Path:
     """Write the site of the checkout ``root`` into ``target``; returns its first page.
 
+    The pages' sources are collected in the folder ``pages`` beside it.
+
     Raises:
         FileNotFoundError: ``root`` has no README.md.
-        RuntimeError: pdoc failed; its message is in it.
+        RuntimeError: Sphinx failed.
     """
-    readme = (root / "README.md").read_text(encoding="utf-8")
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    write_script(target)
-    listed = []
-    for path in sorted((root / "notebooks").glob("*.ipynb")):
-        notebook = nbformat.read(path, as_version=4)
-        title = re.search(r"^# (.+)$", notebook.cells[0].source, re.M)
-        listed.append(f"- [{title[1] if title else path.stem}](notebooks/{path.stem}.html)")
-        destination = target / "notebooks" / f"{path.stem}.html"
-        destination.parent.mkdir(exist_ok=True)
-        text = render_notebook(notebook, "../plotly.min.js")
-        text = re.sub(r'href="((?:\./)?[\w-]+)\.ipynb"', r'href="\1.html"', text)
-        destination.write_text(text, encoding="utf-8")
-    pages = {
-        "index": ("gqc", re.sub(r"\((notebooks/[\w-]+)\.ipynb\)", r"(\1.html)", readme)),
-        "notebooks": ("Notebooks", "# Notebooks\n\n" + "\n".join(listed)),
-        "changelog": ("Changes", (root / "CHANGELOG.md").read_text(encoding="utf-8")),
-        "differences": ("Differences", _differences(root)),
-    }
-    store, links = Store(root / "runs"), list(_LINKS)
-    if store.finished():
-        build_gallery(store, target / "runs", links=[("../index.html", "gqc")])
-        links.append(("runs/index.html", "Runs"))
-    for name, (heading, text) in pages.items():
-        content = page(heading, markdown2html(text), links)
-        (target / f"{name}.html").write_text(content, encoding="utf-8")
-    for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", readme):
-        (target / picture).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(root / picture, target / picture)
-    _write_reference(target / "api")
+    root, pages = root.resolve(), target.parent / "pages"
+    for folder in (pages, target):
+        shutil.rmtree(folder, ignore_errors=True)
+    collect(root, pages)
+    command = [sys.executable, "-m", "sphinx", "-q", "-j", "2", "-c", str(Path(__file__).parent)]
+    if code := subprocess.run([*command, str(pages), str(target)]).returncode:
+        raise RuntimeError(f"sphinx ended with code {code}; its messages are above")
     return target / "index.html"
 
 
-def _differences(root: Path) -> str:
-    table = root / "tests" / "peer" / "DIFFERENCES.md"
-    return "# Differences from torch-gqc\n\n" + table.read_text(encoding="utf-8")
+def collect(root: Path, pages: Path) -> None:
+    """Write the sources of all pages of the checkout ``root`` into ``pages``."""
+    notebooks = sorted(path.stem for path in (root / "notebooks").glob("*.ipynb"))
+    for name in notebooks:
+        _put(pages / "notebooks" / f"{name}.ipynb", interactive(root / f"notebooks/{name}.ipynb"))
+    references = [_references(Path(p.__path__[0]), p.__name__) for p in (gqc, gqc_lab)]
+    for name, text in (page for pair in references for page in pair.items()):
+        _put(pages / "api" / f"{name}.rst", text)
+    frame = verdict_frame(decide(root / "paper"))
+    tables = render("claims.md", frame=frame, links="notebooks")
+    texts = {"claims.md": f"# Claims and verdicts\n\n{tables}"} | {
+        name: heading + (root / name).read_text(encoding="utf-8")
+        for name, heading in PAGES.items()
+        if (root / name).is_file()
+    }
+    listed = {
+        "Notebooks": [f"notebooks/{name}" for name in notebooks],
+        "Documents": [name.removesuffix(".md") for name in texts],
+        "API reference": ["api/gqc", "api/gqc_lab"],
+    }
+    contents = "".join(CONTENTS % (caption, "\n".join(names)) for caption, names in listed.items())
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    for name, text in {"index.md": readme + contents, **texts}.items():
+        _put(pages / name, text.replace("README.md", "index.md"))
+        for linked in _linked_files(text, (root / name).parent):
+            place = pages / linked.relative_to(root)
+            if not place.exists():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(linked, place)
 
 
-def _write_reference(target: Path) -> None:
-    command = [sys.executable, "-m", "pdoc", "--math", "--docformat", "google", "-o", str(target)]
-    modules = [module.name for module in pkgutil.walk_packages(gqc.__path__, "gqc.")]
-    done = subprocess.run([*command, "gqc", *modules], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"pdoc failed: {done.stderr.strip() or done.stdout.strip()}")
+def interactive(notebook: Path) -> str:
+    """The content of ``notebook`` with plotly figures as HTML, and links of outputs to pages."""
+    content: dict[str, Any] = json.loads(notebook.read_text(encoding="utf-8"))
+    figures_as_html(content, f"../_static/{SCRIPT}")
+    for output in (o for cell in content["cells"] for o in cell.get("outputs", [])):
+        if "text/markdown" in output.get("data", {}):
+            text = "".join(output["data"]["text/markdown"])
+            linked = re.sub(r"\((?:\./)?([\w-]+)\.ipynb\)", r"(\1.html)", text)
+            output["data"]["text/markdown"] = linked
+    return json.dumps(content)
+
+
+def _put(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def _linked_files(text: str, folder: Path) -> Iterator[Path]:
+    for link, picture in LINK.findall(text):
+        if (folder / (link or picture)).is_file():
+            yield (folder / (link or picture)).resolve()
+
+
+def _references(folder: Path, package: str) -> dict[str, str]:
+    """The page of ``package`` in ``folder`` and of each package in it, as reStructuredText.
+
+    A page documents the modules of its package, without importing them here.
+    """
+    texts: dict[str, str] = {}
+    below = []
+    text = f"{package}\n{'=' * len(package)}\n\n.. automodule:: {package}\n"
+    for module in pkgutil.iter_modules([str(folder)]):
+        name = f"{package}.{module.name}"
+        if module.ispkg:
+            texts |= _references(folder / module.name, name)
+            below.append(f"   {name}\n")
+        elif name not in NOT_LISTED:
+            text += f"\n{name}\n{'-' * len(name)}\n\n.. automodule:: {name}\n   :members:\n"
+    if below:
+        text += "\n.. toctree::\n   :maxdepth: 1\n\n" + "".join(below)
+    return {package: text, **texts}
 
 
 def main(arguments: Sequence[str]) -> int:

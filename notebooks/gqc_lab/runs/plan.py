@@ -102,6 +102,7 @@ class Batch:
     resources: dict[str, float] = field(default_factory=dict)
     cost: Cost | None = None
     report: Report = field(default_factory=Report)
+    data: dict[str, str] = field(default_factory=dict)  # paths of the files among it, by entry
 
 
 def single(notebook: Notebook, given: Mapping[str, Any]) -> Batch:
@@ -134,7 +135,8 @@ def _batch(path: Path, content: dict[str, Any]) -> Batch:
     for preset in _list_of(content, "presets", str):
         given |= _preset(path.parent / preset, notebook)
     given |= _mapping(content, "parameters")
-    data = data_hashes(_list_of(content, "data", str), path.parent)
+    entries = _list_of(content, "data", str)
+    data = data_hashes(entries, path.parent)
     return Batch(
         name=path.stem,
         notebook=notebook,
@@ -144,6 +146,7 @@ def _batch(path: Path, content: dict[str, Any]) -> Batch:
         resources=_resources(_mapping(content, "resources")),
         cost=_cost(_mapping(content, "cost")),
         report=_report(_mapping(content, "report")),
+        data={e: str((path.parent / e).resolve()) for e in entries if (path.parent / e).is_file()},
     )
 
 
@@ -272,7 +275,7 @@ def _runs(
 ) -> Iterator[Run]:
     fixed: dict[str, Any] = {
         "notebook": {str(k): cell_hash(source) for k, source in enumerate(notebook.code)},
-        "source": source_hashes(notebook.code, notebook.path.parent),
+        "source": source_hashes(notebook.code, notebook.folders),
         "data": data,
     }
     fixed_digest = digest(fixed)

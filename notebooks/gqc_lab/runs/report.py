@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from gqc_lab.runs.loading import Runs
+    from gqc_lab.runs.results import Runs
 
 
 def batch_results(batch: Batch, runs: Runs) -> pd.DataFrame:
@@ -153,6 +153,21 @@ def _table(title: str, names: list[str], numbers: list[str], rows: list[list[str
         table.add_column(name, justify="right", overflow="fold")
     for row in rows:
         table.add_row(*row)
+    return table
+
+
+def list_results(results: pd.DataFrame, limit: int) -> Table:
+    """Return the first ``limit`` result rows as a table; columns of one value go to its title."""
+    from rich.table import Table
+
+    shown = [c for c in results.columns if c == "run" or results[c].map(str).nunique() > 1]
+    constant = [c for c in results.columns if c not in shown and len(results)]
+    title = " ".join(f"{name}={results[name].iloc[0]}" for name in constant)
+    table = Table(title=title or None, title_justify="left")
+    for name in shown:
+        table.add_column(name, no_wrap=name == "run")
+    for row in results[shown].head(limit).itertuples(index=False):
+        table.add_row(*(f"{v:.5g}" if isinstance(v, float) else str(v) for v in row))
     return table
 
 

@@ -17,7 +17,7 @@ from gqc_lab.runs.plan import read_batch
 from gqc_lab.runs.store import Store, write_json
 
 NOTEBOOKS = Path(__file__).parents[2] / "fixtures" / "notebooks"
-STYLE = Path(__file__).parents[3] / "paper" / "figures" / "gqc.mplstyle"
+STYLE = Path(__file__).parents[3] / "paper" / "gqc.mplstyle"
 BATCH = "notebook: ../tiny.ipynb\ngrid: {method: [plain, double]}\nseeds: 3\n"
 PLACE = {
     "platform": "Linux",
@@ -40,16 +40,13 @@ CLAIMS = """
       compare: {by: method, of: double, against: plain, ratio: true}
       holds: "> 1.9"
 """
-SCRIPT = """
-from matplotlib import pyplot
-from gqc_lab.publish import printing
-
-def draw(results):
-    figure, axes = pyplot.subplots()
-    history = results["tiny-batch"].history
-    printing.curve(axes, history[history["method"] == "plain"], "microbatch", "loss", 0, "plain")
-    axes.set(xlabel="microbatches", ylabel="loss")
-    return figure
+FIGURES = """
+losses:
+  figure: loss_against
+  batch: tiny-batch
+  table: history
+  where: method == "plain"
+  arguments: {x: microbatch, y: loss}
 """
 
 
@@ -75,14 +72,14 @@ def finish(store, run, started=0.0, **changed):
 def project(tmp_path):
     """A project of one small batch, all of it run."""
     batches, paper = tmp_path / "notebooks" / "batches", tmp_path / "paper"
-    for folder in (batches, paper / "figures"):
+    for folder in (batches, paper):
         folder.mkdir(parents=True)
     shutil.copy(NOTEBOOKS / "tiny.ipynb", tmp_path / "notebooks")
-    shutil.copy(STYLE, paper / "figures")
+    shutil.copy(STYLE, paper)
     (batches / "tiny-batch.yaml").write_text(BATCH)
     (paper / "claims.yaml").write_text(CLAIMS)
     (paper / "results.yaml").write_text("tiny-batch: {columns: [method, seed, microbatch, loss]}")
-    (paper / "figures" / "losses.py").write_text(SCRIPT)
+    (paper / "figures.yaml").write_text(FIGURES)
     store = Store(tmp_path / "runs")
     for run in read_batch(batches / "tiny-batch.yaml").runs:
         finish(store, run)

@@ -238,6 +238,7 @@ def test_html_is_whole_and_the_same_each_time(tmp_path):
     assert "<link" not in text.split("plotly.js v")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_html_draws_offline_in_a_browser(tmp_path):
     chromium = shutil.which("chromium")

@@ -1,5 +1,7 @@
 """What the figures of the claims say about data that are known exactly."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -190,3 +192,40 @@ def test_long_curves_are_thinned():
     frame = pd.concat([comparison().dropna().assign(tokens=k) for k in range(2000)])
     figure = figures.comparison_losses(frame)
     assert max(len(t.x) for t in figure.data) <= MAX_POINTS
+
+
+def compared():
+    rows = [
+        {"method": m, "seed": s, "task": t, "loss": f ** (1 + s) * (2 if t == "hard" else 1)}
+        for m, f in (("adamw", 2.0), ("gnts", 6.0), ("sbc", 1.0))
+        for s in (-1, 0, 1)
+        for t in ("easy", "hard")
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_methods_are_compared_with_the_control_seed_by_seed():
+    measures, series = {"loss": "loss, over the control's"}, ["task"]
+    figure = figures.by_method(
+        compared(), measures, "adamw", series, {"sbc": "SBC", "gnts": "GNTS"}
+    )
+    easy, hard = figure.data
+    assert (easy.name, hard.name) == ("easy", "hard")
+    assert easy.x == hard.x == (0.5, 3)  # geometric means of 1, 1/2, 1/4 and of 1, 3, 9
+    half = 4.303 * math.log(3) / 3**0.5
+    assert easy.error_x.array[1] == pytest.approx(3 * (math.exp(half) - 1), rel=1e-3)
+    assert figure.layout.yaxis.ticktext == ("SBC", "GNTS")
+    assert figure.layout.xaxis.type == "log"
+    easy_only = compared()[compared()["task"] == "easy"]
+    (plain,) = figures.by_method(easy_only, {"loss": "loss"}).data
+    assert plain.x == pytest.approx((7 / 3, 43 / 3, 1), rel=1e-4)
+    with pytest.raises(ValueError, match="by_method: no column 'perplexity'"):
+        figures.by_method(compared(), {"perplexity": "p"})
+
+
+def test_angles_of_several_seeds_are_their_mean():
+    one = angled()
+    both = pd.concat([one, one.assign(angle=one["angle"] + 10)])
+    mean = named(figures.angles(both), "momentum with<br>this gradient")[0]
+    alone = named(figures.angles(one), "momentum with<br>this gradient")[0]
+    assert mean.y == pytest.approx([y + 5 for y in alone.y], rel=1e-4)

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from gqc_lab.figures import upgd as figures
+from gqc_lab.stats.analysis import summarize
 
 STREAMS = ("input_permuted", "label_permuted")
 METHODS = ("sgd", "upgd")
@@ -54,7 +55,6 @@ def rates():
 DRAWN = {
     figures.gate_histograms: (bars, "share"),
     figures.by_task: (tasks, "task"),
-    figures.overall: (results, "stream"),
     figures.against_lr: (rates, "lr"),
 }
 
@@ -104,13 +104,14 @@ def test_a_method_without_noise_has_no_line_of_it():
     assert figure.layout.yaxis.type == "log"
 
 
-def test_overall_is_mean_and_interval_of_each_method():
-    figure = figures.overall(results())
-    point = next(t for t in figure.data if t.name == "upgd")
-    assert (point.x, point.y) == ((61,), ("upgd",))
-    half = 4.303 / 3**0.5  # t with two degrees of freedom, of 60, 61, 62
-    assert point.error_x.array[0] == pytest.approx(half, rel=1e-3)
-    assert point.error_x.arrayminus[0] == pytest.approx(half, rel=1e-3)
+def test_bands_are_intervals_over_seeds_in_the_unit_of_the_curve():
+    (stream, *_), frame = STREAMS, tasks()
+    one = frame[(frame["stream"] == stream) & (frame["method"] == "upgd")]
+    first = one[one["task"] == one["task"].min()].astype({"online_accuracy": float})
+    low = 100 * summarize(first, "task", "online_accuracy")["low"].item()
+    band, line = figures.by_task(one, has_bands=True).data
+    assert (band.fill, line.fill) == ("toself", None)
+    assert band.y[-1] == pytest.approx(low, rel=1e-4)
 
 
 def test_against_lr_has_a_line_for_each_normalization():

@@ -43,9 +43,6 @@ def test_its_files_fit_together(made, tmp_path):
         "01_batch_noise.py",
         "batch_noise.py",
         "batches/01_batch_noise.yaml",
-        "presets/01_batch_noise.laptop.yaml",
-        "presets/01_batch_noise.paper.yaml",
-        "presets/01_batch_noise.smoke.yaml",
     ]
     assert is_paired(made.notebook)
     batch = read_batch(made.batch)

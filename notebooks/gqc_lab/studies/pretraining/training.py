@@ -87,7 +87,7 @@ class Pretraining(Experiment):
     Records: ``microbatch``, ``tokens``, ``seconds``, ``loss`` [nats per token], ``stepped``,
     ``num_draws`` (of the window with this microbatch, so far), ``steps``, ``grad_norm`` (of the
     mean gradient of the window so far; None where no decision read it), ``gradient_norm_threshold``
-    (None without), ``noise_scale`` (the wrapper's estimate of trace(Sigma) / |G|^2 [microbatches],
+    (None without), ``noise_scale`` (the wrapper's estimate of ``tr(Sigma) / |G|^2`` [microbatches],
     None without or while unresolved), ``lr``, ``examples`` [sequences], ``val_loss`` (None but on
     evaluations), ``changes``.  With a scaler also ``factor`` (on the gradient of this step, None
     without a step) and the scaler's metrics after this microbatch (``vgs/...``); with

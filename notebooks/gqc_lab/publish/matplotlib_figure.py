@@ -1,0 +1,251 @@
+"""A plotly figure drawn with matplotlib, for print.
+
+It draws what the figures of `gqc_lab.figures` are made of: lines, markers, error bars, bands, bars
+and heat maps on linear and logarithmic axes in a grid of panels, with levels and titles.  The
+figure's own title is left to the caption.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from textwrap import fill
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import plotly.graph_objects as go
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+POINT = 0.5  #: points in print of a pixel on the screen
+DASHES: dict[str, Any] = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
+DASHES |= {"longdash": (0, (7, 2)), "longdashdot": (0, (7, 2, 1, 2))}
+MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "x": "X"}
+MARKERS |= {"cross": "P", "star": "*", "asterisk": "*", "x-thin": "x", "cross-thin": "+"}
+
+
+def draw(figure: go.Figure, size: Sequence[float]) -> Figure:
+    """Return ``figure`` as one of matplotlib.
+
+    Args:
+        size: width and height [inch].
+    Raises: ValueError: a kind of trace that is not drawn here.
+    """
+    from matplotlib import pyplot
+
+    for trace in figure.data:
+        if trace.type not in TRACES:
+            raise ValueError(f"a trace of type {trace.type!r}: expected {', '.join(TRACES)}")
+    layout = figure.layout
+    printed = pyplot.figure(figsize=tuple(size), layout="constrained")
+    panels = _panels(printed, figure)
+    for trace in figure.data:
+        axes = panels[trace.xaxis or "x", trace.yaxis or "y"]
+        TRACES[trace.type](axes, trace, figure)
+    for shape in layout.shapes:
+        for (x, y), axes in panels.items():
+            _draw_level(axes, shape, x, y)
+    for (x, y), axes in panels.items():
+        _set_axis(axes, "x", _axis(figure, x))
+        _set_axis(axes, "y", _axis(figure, y))
+    for note in layout.annotations:
+        _annotate(figure, panels, note)
+    _add_legend(printed, list(panels.values()))
+    return printed
+
+
+def _axis(figure: go.Figure, name: str) -> Any:
+    """The axis "x2" of the layout."""
+    return figure.layout[f"{name[0]}axis{name[1:]}"]
+
+
+def _panels(printed: Figure, figure: go.Figure) -> dict[tuple[str, str], Axes]:
+    """The axes of each pair of a figure's axes, in the grid that their domains make."""
+    pairs = list(dict.fromkeys((t.xaxis or "x", t.yaxis or "y") for t in figure.data))
+    domains = {
+        name: tuple(_axis(figure, name).domain or (0.0, 1.0)) for pair in pairs for name in pair
+    }
+    columns = sorted({domains[x] for x, _ in pairs})
+    rows = sorted({domains[y] for _, y in pairs}, reverse=True)
+    widths, heights = ([high - low for low, high in side] for side in (columns, rows))
+    grid = printed.add_gridspec(len(rows), len(columns), width_ratios=widths, height_ratios=heights)
+    panels: dict[tuple[str, str], Axes] = {}
+    first: dict[str, Axes] = {}
+    for x, y in sorted(pairs, key=lambda pair: (-domains[pair[1]][0], domains[pair[0]][0])):
+        leads = [_axis(figure, name).matches or name for name in (x, y)]
+        axes = printed.add_subplot(
+            grid[rows.index(domains[y]), columns.index(domains[x])],
+            sharex=first.get(leads[0]),
+            sharey=first.get(leads[1]),
+        )
+        panels[x, y] = axes
+        for lead in leads:
+            first.setdefault(lead, axes)
+    return panels
+
+
+def _numbers(values: Any) -> list[Any]:
+    return [math.nan if value is None else value for value in (() if values is None else values)]
+
+
+def _text(text: str | None) -> str:
+    return re.sub(r"</?\w+>", "", (text or "").replace("<br>", "\n")).replace("$", r"\$")
+
+
+def _label(trace: Any) -> str | None:
+    return None if trace.showlegend is False or not trace.name else _text(trace.name)
+
+
+def _color(color: str) -> Any:
+    """A colour as matplotlib takes it; plotly writes rgba(0,114,178,0.18)."""
+    if match := re.fullmatch(r"rgba?\((.*)\)", color):
+        parts = [float(part) for part in match[1].split(",")]
+        return (*(part / 255 for part in parts[:3]), *parts[3:])
+    return color
+
+
+def _draw_scatter(axes: Axes, trace: Any, figure: go.Figure) -> None:
+    x, y = _numbers(trace.x), _numbers(trace.y)
+    mode = trace.mode or "lines+markers"
+    color = trace.line.color or trace.marker.color
+    if trace.fill == "toself":
+        axes.fill(x, y, facecolor=_color(trace.fillcolor), linewidth=0)
+        return
+    style: dict[str, Any] = {"color": color, "linestyle": "none", "label": _label(trace)}
+    if "lines" in mode:
+        width = POINT * (trace.line.width or 2)
+        style |= {"linestyle": DASHES[trace.line.dash or "solid"], "linewidth": width}
+    if "markers" in mode:
+        marker = trace.marker
+        name = marker.symbol or "circle"
+        style |= {"marker": MARKERS[name.removesuffix("-open")]}
+        style |= {"markersize": POINT * (marker.size or 6), "alpha": marker.opacity}
+        style |= {"markerfacecolor": "none"} if name.endswith("-open") else {}
+    for side in ("x", "y"):
+        bars = trace[f"error_{side}"]
+        if bars.array is not None:
+            up = np.array(_numbers(bars.array), dtype=float)
+            down = up if bars.arrayminus is None else np.array(_numbers(bars.arrayminus), float)
+            style |= {f"{side}err": np.abs([down, up]), "elinewidth": 0.8, "capsize": 0}
+    axes.errorbar(x, y, **style)
+
+
+def _draw_bar(axes: Axes, trace: Any, figure: go.Figure) -> None:
+    width = 0.8 if trace.width is None else _numbers(trace.width)
+    axes.bar(trace.x, _numbers(trace.y), width, color=trace.marker.color, label=_label(trace))
+
+
+def _draw_heatmap(axes: Axes, trace: Any, figure: go.Figure) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    scale = figure.layout[trace.coloraxis]
+    colors = LinearSegmentedColormap.from_list("", [tuple(pair) for pair in scale.colorscale])
+    values = np.array([_numbers(row) for row in trace.z], dtype=float)
+    limits = {"vmin": scale.cmin, "vmax": scale.cmax}
+    mesh = axes.pcolormesh(trace.x, trace.y, values, cmap=colors, **limits, rasterized=True)
+    axes.figure.colorbar(mesh, ax=axes, orientation="horizontal")
+
+
+TRACES = {"scatter": _draw_scatter, "bar": _draw_bar, "heatmap": _draw_heatmap}
+
+
+def _draw_level(axes: Axes, shape: Any, x: str, y: str) -> None:
+    """A line across a panel, if the shape is one of this panel."""
+    line = {"color": shape.line.color, "linewidth": POINT * (shape.line.width or 2), "zorder": 1}
+    line |= {"linestyle": DASHES[shape.line.dash or "solid"]}
+    if (shape.xref, shape.yref) in ((f"{x} domain", y), ("paper", y)):
+        axes.axhline(shape.y0, **line)
+    elif (shape.xref, shape.yref) in ((x, f"{y} domain"), (x, "paper")):
+        axes.axvline(shape.x0, **line)
+
+
+def _set_axis(axes: Axes, side: Literal["x", "y"], axis: Any) -> None:
+    """Scale, limits, ticks and title of the axis "x" or "y"."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    inherited = go.Layout(template=axis.figure.layout.template).template.layout[f"{side}axis"]
+    place = axes.xaxis if side == "x" else axes.yaxis
+    set_limits = axes.set_xlim if side == "x" else axes.set_ylim
+    is_log, is_binary = axis.type == "log", str(axis.dtick).startswith("0.3010")
+    if is_log:
+        axes.set(**{f"{side}scale": "log"})
+    if axis.range is not None:
+        set_limits(*(10.0 ** np.array(axis.range) if is_log else axis.range))
+    elif not is_log and (axis.rangemode or inherited.rangemode) == "tozero":
+        set_limits(min(0.0, *set_limits()), max(0.0, *set_limits()))
+    if axis.autorange == "reversed" and not place.get_inverted():
+        place.set_inverted(True)
+    if axis.tickvals is not None:
+        low, high = sorted(set_limits())
+        texts = axis.ticktext or [_tick(value, axis.tickformat) for value in axis.tickvals]
+        shown = [
+            (value, _text(text))
+            for value, text in zip(axis.tickvals, texts, strict=True)
+            if low <= value <= high
+        ]
+        place.set_ticks([value for value, _ in shown], [text for _, text in shown])
+        place.set_minor_locator(NullLocator())
+    elif is_log and (axis.tickformat or is_binary):
+        twos = {"base": 2.0} if is_binary else {"subs": (1.0, 2.0, 5.0)}
+        place.set_major_locator(LogLocator(**twos))
+        place.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, axis.tickformat)))
+        place.set_minor_locator(NullLocator())
+    elif not is_log and max(map(abs, set_limits())) >= 1e5:
+        place.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, "~s")))
+    if axis.title.text:
+        text = _text(axis.title.text)
+        place.set_label_text(fill(text, 26) if side == "y" else text)
+    if axis.showticklabels is False:
+        axes.tick_params(side, labelbottom=False, labelleft=False)
+    if axis.showgrid is False:
+        place.grid(visible=False)
+
+
+def _tick(value: float, form: str | None) -> str:
+    if form and form.endswith("e"):
+        return f"$10^{{{round(math.log10(value))}}}$"
+    if form and form.endswith("s"):
+        for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+            if abs(value) >= size:
+                return f"{value / size:g}{letter}"
+    return f"{value:g}"
+
+
+def _annotate(figure: go.Figure, panels: Mapping[tuple[str, str], Axes], note: Any) -> None:
+    """A panel's title, the title of a row of panels, or the text of a level."""
+    for (x, y), axes in panels.items():
+        if note.xref == "paper" and note.yref == "paper":
+            (left, right), (bottom, top) = (
+                _axis(figure, name).domain or (0.0, 1.0) for name in (x, y)
+            )
+            if note.textangle == 90 and bottom <= note.y <= top and right > 0.95:
+                axes.annotate(
+                    _text(note.text), (1.02, 0.5), xycoords="axes fraction", va="center", size=7
+                )
+            elif not note.textangle and left <= note.x <= right and abs(note.y - top) < 0.02:
+                axes.set_title(_text(note.text))
+        elif note.yref == y and note.xref in (f"{x} domain", "paper"):
+            place = (0.98 if note.x else 0.02, note.y)
+            side = "right" if note.x else "left"
+            text: dict[str, Any] = {
+                "xycoords": axes.get_yaxis_transform(),
+                "ha": side,
+                "va": "bottom",
+                "size": 7,
+            }
+            axes.annotate(_text(note.text), place, **text)
+
+
+def _add_legend(printed: Figure, panels: Sequence[Axes]) -> None:
+    """One for all panels, below them; none for a single entry."""
+    found: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    if len(found) > 1:
+        widest = max(len(line) for label in found for line in label.split("\n"))
+        columns = max(1, min(len(found), int(printed.get_figwidth() * 19 / (widest + 5))))
+        printed.legend(list(found.values()), list(found), loc="outside lower center", ncols=columns)

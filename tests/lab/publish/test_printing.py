@@ -1,0 +1,80 @@
+"""Plotly figures drawn for print say what they say on a screen."""
+
+import matplotlib as mpl
+import plotly.graph_objects as go
+import pytest
+from matplotlib import pyplot
+from plotly.subplots import make_subplots
+
+from gqc_lab.publish.matplotlib_figure import draw
+from gqc_lab.publish.printing import read_figures
+from gqc_lab.runs import BadInput
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    mpl.use("agg")
+    yield
+    pyplot.close("all")
+
+
+def panels():
+    figure = make_subplots(1, 2, shared_yaxes=True, subplot_titles=["left", "right"])
+    line = {"color": "#D55E00", "dash": "dash", "width": 2}
+    figure.add_scatter(x=[1, 10, 100], y=[1, None, 3], mode="lines", line=line, name="a<br>b")
+    bars = {"type": "data", "symmetric": False, "array": [1], "arrayminus": [0.5]}
+    marker = {"symbol": "square-open", "color": "#000000"}
+    point = {"mode": "markers", "marker": marker, "error_y": bars, "showlegend": False}
+    figure.add_scatter(x=[5], y=[2], name="c", **point, row=1, col=2)
+    figure.add_hline(2.5, line={"color": "#444444", "dash": "dot"}, annotation_text="level")
+    figure.update_xaxes(type="log", tickvals=[1, 10, 1e6], tickformat="~s", col=1)
+    figure.update_yaxes(title_text="height [m]", range=[0, 4])
+    return figure
+
+
+def test_lines_markers_and_bars_are_where_they_were():
+    left, right = draw(panels(), (6, 3)).axes
+    (line,) = left.containers[0].lines[:1]
+    assert list(line.get_xdata()) == [1, 10, 100]
+    assert (line.get_linestyle(), line.get_color()) == ("--", "#D55E00")
+    assert line.get_ydata()[1] != line.get_ydata()[1]  # a gap
+    (point,) = right.containers[0].lines[:1]
+    assert (point.get_marker(), point.get_markerfacecolor()) == ("s", "none")
+    (segment,) = right.containers[0].lines[2][0].get_segments()
+    assert segment.tolist() == [[5, 1.5], [5, 3]]
+
+
+def test_axes_titles_levels_and_legend_are_kept():
+    figure = draw(panels(), (6, 3))
+    left, right = figure.axes
+    assert (left.get_title(), right.get_title()) == ("left", "right")
+    assert left.get_ylabel() == "height [m]"
+    assert left.get_xscale() == "log"
+    assert left.get_ylim() == right.get_ylim() == (0, 4)
+    assert [t.get_text() for t in left.get_xticklabels()] == ["1", "10"]  # the last is outside
+    assert any(list(line.get_ydata()) == [2.5, 2.5] for line in left.lines)
+    assert "level" in [text.get_text() for text in right.texts]
+    assert left.get_legend_handles_labels()[1] == ["a\nb"]
+
+
+def test_bars_and_heat_maps_are_drawn():
+    assert len(draw(go.Figure(go.Bar(x=[0, 1], y=[1, 2])), (3, 2)).axes[0].patches) == 2
+    heat = go.Figure(go.Heatmap(x=[0, 1], y=[0, 1], z=[[0, 1], [2, 3]], coloraxis="coloraxis"))
+    scale = [[0, "#0000ff"], [1, "#ff0000"]]
+    heat.update_layout(coloraxis={"cmin": 0, "cmax": 3, "colorscale": scale})
+    axes, _ = draw(heat, (3, 2)).axes
+    assert axes.collections[0].get_array().ravel().tolist() == [0, 1, 2, 3]
+
+
+def test_what_cannot_be_drawn_is_named():
+    with pytest.raises(ValueError, match="trace of type 'pie': expected scatter"):
+        draw(go.Figure(go.Pie(values=[1])), (3, 2))
+
+
+def test_a_wrong_entry_is_named(tmp_path):
+    (tmp_path / "figures.yaml").write_text("x: {figure: loss_against, batches: a}")
+    with pytest.raises(BadInput, match="x: unknown key 'batches'; did you mean 'batch'"):
+        read_figures(tmp_path)
+    (tmp_path / "figures.yaml").write_text("x: {figure: loss_against}")
+    with pytest.raises(BadInput, match="x: lacks batch"):
+        read_figures(tmp_path)
