@@ -10,8 +10,12 @@ from torch.nn import functional as F
 import gqc
 from gqc.scalers import VarianceGradientScaler
 
-# torch's compiler looks at the .grad of the loss that is passed on.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+pytestmark = [
+    # torch's compiler looks at the .grad of the loss that is passed on, and torch 2.13's own import
+    # of its compiler uses what it deprecates.
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
+]
 
 
 def train(compiled, make, estimator=None):
