@@ -23,7 +23,7 @@ run in two batch files is one run.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ class Batch:
 
 
 def single(notebook: Notebook, given: Mapping[str, Any]) -> Batch:
-    """The batch of one run of a notebook."""
+    """Return the batch of one run of a notebook."""
     return Batch(notebook.name, notebook, tuple(_runs(notebook, given, [{}], {})))
 
 
@@ -125,16 +125,12 @@ def read_batch(path: Path | str) -> Batch:
 
 
 def _batch(path: Path, content: dict[str, Any]) -> Batch:
-    for key in content:
-        if key not in _KEYS:
-            raise BadInput(f"unknown key {key!r}{nearest(key, _KEYS)}")
+    _check_keys("", content, _KEYS)
     if not isinstance(content.get("notebook"), str):
         raise BadInput("notebook: expected the path of a notebook, from the batch file")
     notebook = read_notebook(path.parent / content["notebook"])
-    given: dict[str, Any] = {}
-    for preset in _list_of(content, "presets", str):
-        given |= _preset(path.parent / preset, notebook)
-    given |= _mapping(content, "parameters")
+    presets = [path.parent / each for each in _list_of(content, "presets", str)]
+    given = read_presets(presets, notebook) | _mapping(content, "parameters")
     entries = _list_of(content, "data", str)
     data = data_hashes(entries, path.parent)
     return Batch(
@@ -150,25 +146,21 @@ def _batch(path: Path, content: dict[str, Any]) -> Batch:
     )
 
 
-def _preset(path: Path, notebook: Notebook) -> dict[str, Any]:
-    values = read_mapping(path)
-    try:
-        resolve(notebook.declared, values)
-    except BadInput as error:
-        raise BadInput(f"{path.name}: {error}") from None
-    return values
-
-
-def read_presets(paths: list[Path], notebook: Notebook) -> dict[str, Any]:
-    """The values of preset files, later ones winning, each checked against the notebook."""
+def read_presets(paths: Iterable[Path], notebook: Notebook) -> dict[str, Any]:
+    """Return the values of preset files, later ones winning, each checked against the notebook."""
     given: dict[str, Any] = {}
     for path in paths:
-        given |= _preset(path, notebook)
+        values = read_mapping(path)
+        try:
+            resolve(notebook.declared, values)
+        except BadInput as error:
+            raise BadInput(f"{path.name}: {error}") from None
+        given |= values
     return given
 
 
 def _points(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """The grid's points: list x zip x product x seeds, the last varying fastest."""
+    """Return the grid's points: list x zip x product x seeds, the last varying fastest."""
     grid = {name: _values("grid", name, v) for name, v in _mapping(content, "grid").items()}
     side = {name: _values("zip", name, v) for name, v in _mapping(content, "zip").items()}
     if len({len(values) for values in side.values()}) > 1:
@@ -240,7 +232,7 @@ def _resources(content: dict[str, Any]) -> dict[str, float]:
 def _cost(content: dict[str, Any]) -> Cost | None:
     if not content:
         return None
-    _check_keys("cost", content, ("flops", "flops_per_second"))
+    _check_keys("cost: ", content, ("flops", "flops_per_second"))
     speed = _positive(content, "flops_per_second", float)
     if speed is None:
         raise BadInput("cost: expected flops_per_second too, the speed of a run's machine")
@@ -250,7 +242,7 @@ def _cost(content: dict[str, Any]) -> Cost | None:
 def _check_keys(where: str, content: dict[str, Any], known: tuple[str, ...]) -> None:
     for key in content:
         if key not in known:
-            raise BadInput(f"{where}: unknown key {key!r}{nearest(key, known)}")
+            raise BadInput(f"{where}unknown key {key!r}{nearest(key, known)}")
 
 
 def _reference(where: str, value: Any) -> str:
@@ -261,7 +253,7 @@ def _reference(where: str, value: Any) -> str:
 
 def _report(content: dict[str, Any]) -> Report:
     lists = ("by", "columns", "geometric")
-    _check_keys("report", content, (*lists, "figure"))
+    _check_keys("report: ", content, (*lists, "figure"))
     figure = _reference("report: figure", content["figure"]) if content.get("figure") else ""
     by, columns, geometric = (tuple(_list_of(content, key, str)) for key in lists)
     return Report(by, columns, geometric, figure)
