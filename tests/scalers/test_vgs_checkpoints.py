@@ -15,7 +15,7 @@ from gqc.scalers import VarianceGradientScaler, VGSMigrationWarning
 from gqc.scalers.checkpoints import SCALARS
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "vgs"
-RIGHT = ["elementwise", "sketch"]
+RIGHT = ["elementwise", "sketch", "differences"]
 ALL = [*RIGHT, "spatial", "tensor_spatial", "tensor_mean", "mean_square"]
 FILES_4 = ["elementwise", "tensor_mean"]  # whose statistics have not changed since
 
