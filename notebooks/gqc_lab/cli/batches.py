@@ -24,9 +24,10 @@ def add_run(app: "typer.Typer") -> None:
             list[str] | None,
             typer.Option("--parameter", "-p", help="-p name value, or -p name=value"),
         ] = None,
-        presets: Annotated[
-            list[Path] | None, typer.Option("--preset", "-f", help="YAML file of parameters.")
+        files: Annotated[
+            list[Path] | None, typer.Option("--file", "-f", help="YAML file of parameters.")
         ] = None,
+        preset: Annotated[list[Path] | None, typer.Option("--preset", hidden=True)] = None,
         runs: Annotated[Path, typer.Option(help="Folder of the run store.")] = Path("runs"),
         cold: Annotated[bool, typer.Option(help="Start the kernel from scratch.")] = False,
     ) -> None:
@@ -34,10 +35,12 @@ def add_run(app: "typer.Typer") -> None:
         from gqc_lab.errors import BadInput
         from gqc_lab.runs.notebook import read_notebook
         from gqc_lab.runs.parameters import parse_option
-        from gqc_lab.runs.plan import read_presets, single
+        from gqc_lab.runs.plan import read_parameters, single
 
         read = read_notebook(notebook)
-        given = read_presets(presets or [], read)
+        if preset:
+            raise BadInput("--preset: a scale has their values now; give -p scale laptop")
+        given = read_parameters(files or [], read)
         for each in parameters or []:
             name, equals, text = each.partition("=")
             if not equals:

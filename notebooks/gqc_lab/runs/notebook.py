@@ -67,7 +67,7 @@ def read_notebook(path: Path | str) -> Notebook:
         )
     code = tuple(source for source, tags in cells if not {"parameters", "install"} & set(tags))
     _check_pair(path, [source for source, _ in cells])
-    declared = parse_cell(tagged[0], f"{path}: parameters cell")
+    declared = parse_cell(tagged[0], f"{path}: parameters cell", path.parent)
     if "run" in declared:
         raise BadInput(f"{path}: parameter 'run': the store calls a run's id so; choose another")
     return Notebook(path.resolve(), text, code, declared)

@@ -3,8 +3,7 @@
 A batch file is YAML; every key but ``notebook`` is optional, paths count from the file::
 
     notebook: ../01_question.ipynb
-    presets: [../presets/laptop.yaml]   # later ones win; below them wins more
-    parameters: {dtype: float32}
+    parameters: {scale: laptop, dtype: float32}
     grid: {method: [gnts, adamw]}       # every combination ...
     zip: {lr: [1.0e-3, 3.0e-3], tokens: [1000, 3000]}   # ... of these side by side ...
     list: [{batch: 8}, {batch: 16}]     # ... of these as they are ...
@@ -23,7 +22,7 @@ run in two batch files is one run.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from gqc_lab.runs.parameters import read_mapping, resolve
 from gqc_lab.runs.sources import source_hashes
 
 _KEYS = (
-    "notebook", "presets", "parameters", "grid", "zip", "list", "seeds", "data", "threads",
+    "notebook", "parameters", "grid", "zip", "list", "seeds", "data", "threads",
     "timeout", "resources", "cost", "report",
 )  # fmt: skip
 
@@ -113,8 +112,7 @@ def single(notebook: Notebook, given: Mapping[str, Any]) -> Batch:
 def read_batch(path: Path | str) -> Batch:
     """Read and check a batch file.
 
-    Raises: BadInput: one line that says what is wrong with the file, the notebook, a preset or
-        a parameter.
+    Raises: BadInput: one line that says what is wrong with the file, the notebook or a parameter.
     """
     path = Path(path)
     content = read_mapping(path)
@@ -125,12 +123,13 @@ def read_batch(path: Path | str) -> Batch:
 
 
 def _batch(path: Path, content: dict[str, Any]) -> Batch:
+    if "presets" in content:
+        raise BadInput("presets: a scale has their values now; give parameters: {scale: laptop}")
     _check_keys("", content, _KEYS)
     if not isinstance(content.get("notebook"), str):
         raise BadInput("notebook: expected the path of a notebook, from the batch file")
     notebook = read_notebook(path.parent / content["notebook"])
-    presets = [path.parent / each for each in _list_of(content, "presets", str)]
-    given = read_presets(presets, notebook) | _mapping(content, "parameters")
+    given = _mapping(content, "parameters")
     entries = _list_of(content, "data", str)
     data = data_hashes(entries, path.parent)
     return Batch(
@@ -146,8 +145,8 @@ def _batch(path: Path, content: dict[str, Any]) -> Batch:
     )
 
 
-def read_presets(paths: Iterable[Path], notebook: Notebook) -> dict[str, Any]:
-    """Return the values of preset files, later ones winning, each checked against the notebook."""
+def read_parameters(paths: list[Path], notebook: Notebook) -> dict[str, Any]:
+    """Return the values of parameter files, later ones winning, each checked with the notebook."""
     given: dict[str, Any] = {}
     for path in paths:
         values = read_mapping(path)
