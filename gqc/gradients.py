@@ -228,7 +228,7 @@ def _is_dtensor_type(kind: type) -> bool:
 
 
 def _is_partial(tensor: Any) -> bool:
-    return any(placement.is_partial() for placement in getattr(tensor, "placements", ()))
+    return _is_dtensor(tensor) and any(p.is_partial() for p in tensor.placements)
 
 
 def _local_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -301,13 +301,13 @@ def _by_mesh(tensors: Iterable[Any]) -> dict[tuple[Any, tuple[int, ...]], dict[i
         if not _is_dtensor(tensor):
             groups.setdefault((None, ()), {})[index] = tensor
             continue
-        dtensor: DTensor = reduced(tensor)
+        dtensor: DTensor = _reduced(tensor)
         sharded = tuple(i for i, p in enumerate(dtensor.placements) if not p.is_replicate())
         groups.setdefault((dtensor.device_mesh, sharded), {})[index] = dtensor._local_tensor
     return groups
 
 
-def reduced(tensor: Any) -> Any:
+def _reduced(tensor: Any) -> Any:
     """A ``DTensor`` with its pending partial sums reduced; any other tensor itself."""
     if not _is_partial(tensor):
         return tensor

@@ -27,6 +27,8 @@ from torch import Tensor
 
 from gqc.checks import check_count
 
+TINY = torch.finfo(torch.float32).tiny
+
 Number = TypeVar("Number", float, Tensor)
 
 
@@ -280,8 +282,9 @@ def ema_weight(count: Tensor, beta: float) -> Tensor:
         beta: decay in (0, 1).
     Returns: the shape of ``count``; exactly 1 where t = 1, and 0 where t = 0.
     """
-    weight = (1 - beta) / -torch.expm1(count * math.log(beta))  # 1 - beta^t, without cancellation
-    return torch.where(count > 1, weight, (count > 0).to(weight.dtype))
+    # 1 - beta^t without cancellation; in float64, so that it is exactly 1 - beta at t = 1
+    rest = torch.expm1(count.double().clamp(min=1) * math.log(beta))
+    return ((beta - 1) / rest).to(count.dtype) * count.clamp(max=1)
 
 
 def ema_kappa(count: Tensor, beta: float) -> Tensor:
@@ -295,9 +298,8 @@ def ema_kappa(count: Tensor, beta: float) -> Tensor:
         beta: decay in (0, 1).
     Returns: the shape of ``count``, in (0, 1]; exactly 1 where t <= 1.
     """
-    power = torch.expm1(count * math.log(beta))  # beta^t - 1
-    kappa = (1 - beta) / (1 + beta) * (2 + power) / -power
-    return torch.where(count > 1, kappa, torch.ones_like(kappa))
+    power = torch.expm1(count.double().clamp(min=1) * math.log(beta))  # beta^t - 1
+    return ((beta - 1) / (1 + beta) * (2 / power + 1)).to(count.dtype)
 
 
 def debiased_moments(spread: Tensor, mean_sq: Tensor, kappa: Tensor) -> tuple[Tensor, Tensor]:
@@ -314,8 +316,7 @@ def debiased_moments(spread: Tensor, mean_sq: Tensor, kappa: Tensor) -> tuple[Te
             and returned as 0.
     Returns: ``(variance, signal)``; the signal is negative where noise drowns it.
     """
-    room = 1 - kappa
-    variance = torch.where(room > 0, spread / room, torch.zeros_like(spread))
+    variance = spread / (1 - kappa).clamp(min=TINY)  # one value has no spread
     return variance, mean_sq - kappa * variance
 
 

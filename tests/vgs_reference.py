@@ -6,13 +6,16 @@ too slow, and share no code with :mod:`gqc`.
 
 from __future__ import annotations
 
+import itertools
 import math
+import statistics
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 import gqc.scalers
+from gqc.scalers import sketch
 
 Stream = Callable[[int], Tensor]
 
@@ -132,10 +135,8 @@ def percentile(values: list[float], level: float) -> float:
     return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
-def debiased_ratio(gradients: list[Tensor], beta: float, cap: float | None = None) -> float:
-    """sum sigma^2 / sum mu^2 of one tensor from explicit weights: s - m^2 in float64."""
-    if len(gradients) == 1:
-        return 0.0
+def debiased_sums(gradients: list[Tensor], beta: float) -> tuple[float, float, float]:
+    """sum sigma^2, sum mu^2 and kappa of one tensor from explicit weights: s - m^2 in float64."""
     weights = [beta ** (len(gradients) - 1 - i) for i in range(len(gradients))]
     weights = [w / sum(weights) for w in weights]
     g = [x.double().flatten() for x in gradients]
@@ -144,35 +145,65 @@ def debiased_ratio(gradients: list[Tensor], beta: float, cap: float | None = Non
     kappa = sum(w**2 for w in weights)
     variance = ((s - m**2) / (1 - kappa)).sum().item()
     signal = ((m**2 - kappa * s) / (1 - kappa)).sum().item()
-    largest = 1 / kappa if cap is None else cap
+    return variance, signal, kappa
+
+
+def debiased_ratio(gradients: list[Tensor], beta: float, cap: float | None = None) -> float:
+    """sum sigma^2 / sum mu^2 of one tensor."""
+    if len(gradients) == 1:
+        return 0.0
+    variance, signal, kappa = debiased_sums(gradients, beta)
+    return bounded_ratio(variance, signal, 1 / kappa if cap is None else cap)
+
+
+def bounded_ratio(variance: float, signal: float, largest: float) -> float:
     if variance <= 0:
         return 0.0
     return min(variance / signal, largest) if signal > 0 else largest
 
 
-def sketch_values(tensor: Tensor, signs: Tensor) -> Tensor:
-    """Signed bucket sums, bucket by bucket: rounds of one bucket a row of signs, then the rest."""
-    flat = tensor.double().flatten()
-    size, longest = signs.shape
-    if len(flat) <= size:
-        return flat * signs[: len(flat), 0]
-    rounds = fewest = math.ceil(len(flat) / (size * longest))
-    while rounds < 2 * fewest and len(flat) % (size * rounds):
-        rounds += 1
-    if len(flat) % (size * rounds):
-        rounds = fewest
-    length = len(flat) // (size * rounds)
-    whole = rounds * size * length
-    values = [
-        (flat[start : start + length] * signs[bucket % size, :length]).sum()
-        for bucket, start in enumerate(range(0, whole, length))
-    ]
-    rest = flat[whole:]
-    if len(rest) > longest:
-        return torch.cat([torch.stack(values), sketch_values(rest, signs)])
-    if len(rest):
-        values.append((rest * signs[0, : len(rest)]).sum())
-    return torch.stack(values)
+def sketch_hashes(tensor: Tensor, size: int = 64, seed: int = 0) -> list[Tensor]:
+    """The three hashes of a tensor (or the one tensor, if it is small), bucket by bucket."""
+    flat, cpu = tensor.double().flatten(), torch.device("cpu")
+    if len(flat) <= size**2:
+        return [flat]
+    sums = flat
+    if len(flat) >= max(16 * size**2, 4096):
+        part = len(flat) // 64
+        sums = torch.zeros(8 * part, dtype=torch.float64)
+        fold = sketch._fold_signs(seed, cpu)
+        for eighth, number in itertools.product(range(8), range(8)):
+            first = (8 * eighth + number) * part
+            own = fold[number, 0, eighth] * flat[first : first + part]
+            sums[number * part : (number + 1) * part] += own
+        rest = flat[64 * part :]
+        sums[: len(rest)] += rest
+    longest = max(32 * size**2, 4096)
+    rounds = math.ceil(len(sums) / longest)
+    length = math.ceil(len(sums) / rounds)
+    side = math.ceil(math.sqrt(length))
+    index = torch.arange(len(sums))
+    number, place = index // length, index % length
+    signed = sums * sketch._signs(longest, seed, cpu)[place]
+    hashes = []
+    for bucket, count in (
+        (place // side, math.ceil(length / side)),
+        (place % side, side),
+        (place % (side + 1), side + 1),
+    ):
+        values = torch.zeros(rounds * count, dtype=torch.float64)
+        hashes.append(values.index_add(0, number * count + bucket, signed))
+    return hashes
+
+
+def hashed_ratio(gradients: list[Tensor], beta: float, size: int = 64, seed: int = 0) -> float:
+    """Median noise over median signal of the hashes."""
+    if len(gradients) == 1:
+        return 0.0
+    sketched = zip(*(sketch_hashes(g, size, seed) for g in gradients), strict=True)
+    sums = [debiased_sums(list(values), beta) for values in sketched]
+    variance, signal = (statistics.median(s[i] for s in sums) for i in range(2))
+    return bounded_ratio(variance, signal, 1 / sums[0][2])
 
 
 def clip_norm(param: Tensor, largest: float) -> None:

@@ -10,10 +10,12 @@ step-pre-hook of the wrapped optimizer.
 """
 
 from gqc.diagnostics.angles import cosine, expected_momentum_angle, momentum_angle
+from gqc.diagnostics.correlation import DrawCorrelation
 from gqc.diagnostics.streams import ConsecutiveCosine, NoisePerTensor, RunningNorm, expected_norm
 
 __all__ = [
     "ConsecutiveCosine",
+    "DrawCorrelation",
     "NoisePerTensor",
     "RunningNorm",
     "cosine",

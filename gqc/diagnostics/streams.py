@@ -36,7 +36,9 @@ class ConsecutiveCosine:
     r"""Cosine between each microbatch gradient and the one before it.
 
     Noise of independent microbatches gives :math:`1/(1+R)` on average, in many dimensions: near 0
-    where single microbatches are noise.  Memory: one gradient, whatever the number of microbatches.
+    where single microbatches are noise.  It cannot tell signal from correlated noise, which
+    :class:`~gqc.diagnostics.correlation.DrawCorrelation` does.  Memory: one gradient, whatever the
+    number of microbatches.
     """
 
     def __init__(self) -> None:

@@ -61,9 +61,8 @@ def summary(variance: Tensor, unresolved: Tensor, counted: Tensor) -> Tensor:
 def _quantiles(variance: Tensor, counted: Tensor, levels: Tensor) -> Tensor:
     """Linear between order statistics, as ``torch.nanquantile``, which is slow on few numbers."""
     ordered = torch.where(counted, variance, -1.0).sort().values  # what does not count comes first
-    number = counted.sum()
     last = len(variance) - 1
-    place = (last - (1 - levels) * (number - 1)).clamp(0, last)
-    low, high = place.floor(), place.ceil()
-    below, above = ordered[low.long()], ordered[high.long()]
-    return (below + (place - low) * (above - below)).clamp(min=0)
+    place = (last - (1 - levels) * (counted.sum() - 1)).clamp(0, last)
+    low = place.long()
+    pair = ordered[torch.stack([low, (low + 1).clamp(max=last)])]
+    return torch.lerp(pair[0], pair[1], place - low).clamp(min=0)

@@ -26,7 +26,6 @@ class ScalarAverages:
         self.first_value = first_value
         self.raw = torch.zeros(4, device=device)
         self.count = torch.zeros(4, device=device)  # of each number: some may not be tracked
-        self._only_norm = torch.tensor([0.0, 0.0, 1.0, 0.0], device=device)
 
     def update(self, values: Tensor) -> None:
         """Average in ``values`` [4], as published: a NaN stays for ever."""
@@ -36,12 +35,15 @@ class ScalarAverages:
 
     def update_raw(self, norm_sq: Tensor, values: Tensor | None) -> None:
         """Average in the norm, or all ``values`` [4]; nothing unless ``norm_sq`` is finite."""
-        finite = norm_sq.isfinite()
-        moved = finite * (self._only_norm if values is None else torch.ones_like(self.raw))
-        new = norm_sq.sqrt() if values is None else values.to(self.raw.device)
-        raw = self.beta * self.raw + (1 - self.beta) * new
-        self.raw = torch.where(moved > 0, raw, self.raw)
-        self.count = self.count + moved
+        finite = norm_sq < math.inf
+        if values is None:
+            norm = torch.where(finite, norm_sq.sqrt(), self.raw[2])
+            self.raw[2].lerp_(norm, 1 - self.beta)
+            self.count[2].add_(finite)
+        else:
+            values = torch.where(finite, values.to(self.raw.device), self.raw)
+            self.raw = self.raw.lerp(values, 1 - self.beta)
+            self.count = self.count + finite
 
     def corrected(self) -> Tensor:
         """Bias-corrected averages [4]; 0 before the first value."""

@@ -7,11 +7,12 @@ file                 recognised by                                    statistics
 2.0, 2.0.1           ``vgs_version`` "2.0", or none                   ``tensor_spatial``
 3.0                  ``vgs_version`` "3.0"                            ``tensor_mean``
 3.1, 3.2             ``vgs_version`` "3.1", "3.2"                     ``mean_square``
-4.0                  ``vgs_version`` "4.0"                            the estimator it names
+4.0                  ``vgs_version`` "4.0"                            the one it names, but sketch
+4.1                  ``vgs_version`` "4.1"                            the estimator it names
 ==================== ================================================ ==============================
 
-Another estimator than that starts its statistics and the warmup afresh, with a warning: numbers of
-one definition mean nothing in another.
+Any other estimator starts again, statistics and warmup, with a warning: numbers of one definition
+mean nothing in another.  The sketch of 4.0 had other projections than that of 4.1.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-VERSION = "4.0"
+VERSION = "4.1"
 SCALARS = ("grad_mean_ema", "grad_var_ema", "grad_norm_ema", "grad_max_ema")
 VECTORS = ("param_grad_mean_ema", "param_grad_sq_ema")
 CONFIG = ("enabled", "beta", "alpha", "eps", "warmup_steps")
@@ -33,6 +34,7 @@ WRONG = {
     "3.0": "it measured the noise of each tensor's mean, which hides independent noise",
     "3.1": "it measured the spread of the elements, and called constant gradients noisy",
     "3.2": "it measured the spread of the elements, and called constant gradients noisy",
+    "4.0": "its sketch overlooked the signal of half of the gradients that few elements hold",
 }
 
 
@@ -45,7 +47,7 @@ class Checkpoint:
     """What a file holds, in one form for all versions.
 
     Attributes:
-        version: "1.x", "2.0", "3.0", "3.1", "3.2" or "4.0".
+        version: "1.x", "2.0", "3.0", "3.1", "3.2", "4.0" or "4.1".
         config: constructor arguments, those that the file has.
         step_count: steps of the scaler.
         estimator: the estimator named in the file; None in published ones.
@@ -95,25 +97,25 @@ def read_checkpoint(state: Mapping[str, Any]) -> Checkpoint:
     version = state.get("vgs_version")
     if version is None:
         version = "2.0" if "param_grad_mean_ema" in state else "1.x"
-    if version == VERSION:
-        return _read_present(state)
+    if version in ("4.0", VERSION):
+        return _read_present(state, version)
     if version not in WRONG:
         raise ValueError(
-            f"VGS checkpoint of version {version!r}: this version reads 1.x, 2.0, 3.0, 3.1, 3.2 "
-            f"and {VERSION}; upgrade gqc-kit if the file is newer"
+            f"VGS checkpoint of version {version!r}: this version reads 1.x, 2.0, 3.0, 3.1, 3.2, "
+            f"4.0 and {VERSION}; upgrade gqc-kit if the file is newer"
         )
     return _read_published(state, version)
 
 
-def _read_present(state: Mapping[str, Any]) -> Checkpoint:
-    _require(state, ("estimator", "config", "step_count", "shapes", "statistics"), VERSION)
+def _read_present(state: Mapping[str, Any], version: str) -> Checkpoint:
+    _require(state, ("estimator", "config", "step_count", "shapes", "statistics"), version)
     for key, kind in (("config", Mapping), ("statistics", Mapping), ("shapes", list)):
         if not isinstance(state[key], kind):
             raise ValueError(f"VGS checkpoint: {key!r} is a {type(state[key]).__name__}: damaged")
     return Checkpoint(
-        VERSION,
+        version,
         dict(state["config"]),
-        _count(state["step_count"], VERSION),
+        _count(state["step_count"], version),
         dict(state["statistics"]),
         state["estimator"],
         [list(shape) for shape in state["shapes"]],

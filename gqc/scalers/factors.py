@@ -7,9 +7,10 @@ from torch import Tensor
 
 from gqc.gradients import local
 from gqc.scalers.aggregate import aggregate, scaling_factor, summary
+from gqc.scalers.elementwise import Elementwise
 from gqc.scalers.parameters import ParameterList
 from gqc.scalers.settings import Settings
-from gqc.scalers.variance import Elementwise, VarianceEstimator
+from gqc.scalers.variance import VarianceEstimator
 
 NUMBERS = (
     *("variance", "factor", "skipped"),

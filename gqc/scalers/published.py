@@ -134,7 +134,7 @@ class TensorSpatial(PublishedEstimator):
     """Versions 2.0 and 2.0.1: spread of the elements of each tensor."""
 
     name = "tensor_spatial"
-    versions: ClassVar[tuple[str, ...]] = ("2.0",)
+    versions: ClassVar[tuple[str, ...]] = ("2.0", "4.0")
     first_value = True
 
     def statistic(self, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,7 +148,7 @@ class TensorMean(PublishedEstimator):
     """Version 3.0: variance over time of each tensor's mean."""
 
     name = "tensor_mean"
-    versions: ClassVar[tuple[str, ...]] = ("3.0",)
+    versions: ClassVar[tuple[str, ...]] = ("3.0", "4.0")
 
     def statistic(self, grad: Tensor) -> tuple[Tensor, Tensor]:
         mean = grad.mean()
@@ -162,7 +162,7 @@ class MeanSquare(TensorMean):
     """Versions 3.1 and 3.2: mean square over elements and time, less the squared mean."""
 
     name = "mean_square"
-    versions = ("3.1", "3.2")
+    versions = ("3.1", "3.2", "4.0")
 
     def statistic(self, grad: Tensor) -> tuple[Tensor, Tensor]:
         return grad.mean(), grad.square().mean()
@@ -172,7 +172,7 @@ class Spatial(PublishedEstimator):
     """Versions 1.x: spread of the absolute elements of all tensors together."""
 
     name = "spatial"
-    versions = ("1.x",)
+    versions = ("1.x", "4.0")
     first_value = True
 
     def update(self, grads: Grads, factor: float = 1.0) -> None:

@@ -11,11 +11,14 @@ from torch import Tensor
 
 from gqc.checks import is_count, is_number, plain
 from gqc.scalers.aggregate import AGGREGATES
+from gqc.scalers.differences import Differences
+from gqc.scalers.elementwise import Elementwise
 from gqc.scalers.published import MeanSquare, Spatial, TensorMean, TensorSpatial
-from gqc.scalers.variance import Elementwise, Sketch, VarianceEstimator
+from gqc.scalers.variance import Sketch, VarianceEstimator
 
 ESTIMATORS: dict[str, type[VarianceEstimator]] = {
-    cls.name: cls for cls in (Sketch, Elementwise, MeanSquare, TensorMean, TensorSpatial, Spatial)
+    cls.name: cls
+    for cls in (Sketch, Differences, Elementwise, MeanSquare, TensorMean, TensorSpatial, Spatial)
 }
 GRANULARITIES = ("global", "group", "tensor", "element")
 PUBLISHED_KEYS = {

@@ -27,6 +27,11 @@ class ShardSums:
                 groups.setdefault((mesh, sharded), []).append(index)
         self._groups = [(key, index) for key, index in groups.items() if key[1]]
 
+    @property
+    def is_sharded(self) -> bool:
+        """Does another rank hold a part of any tensor?"""
+        return bool(self._groups)
+
     def reduce(self, values: Tensor) -> Tensor:
         """Sum ``values`` [..., T] over shards; the same tensor back when nothing is sharded."""
         for (mesh, sharded), index in self._groups:

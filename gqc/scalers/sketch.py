@@ -1,31 +1,41 @@
 r"""Random sign projections of gradients: a few numbers that keep the squared norm in expectation.
 
-A tensor is cut into contiguous buckets; the sketch value of bucket b is
-:math:`p_b = \sum_{j\in b} s_j g_j` with random signs :math:`s_j = \pm 1`.  Since
-:math:`E\,s_i s_j = 0` for different elements, :math:`E\sum_b p_b^2 = |g|^2`, and as p is linear in
-g, moments of p over time estimate those of g without bias, with a relative error of about
-:math:`\sqrt{2/k}` from k buckets.
+A sketch value is a signed sum :math:`p_b = \sum_{j\in b} s_j g_j` over a bucket of elements, with
+fixed random signs.  Since :math:`E\,s_i s_j = 0` for different elements,
+:math:`E\sum_b p_b^2 = |g|^2`, and as p is linear in g, moments of p over time estimate those of g
+without bias.  Two elements of one bucket disturb the estimate by :math:`\pm 2 g_i g_j`: little
+where a gradient is spread over k buckets (a relative error of :math:`\sqrt{2/k}`), but all of it
+where two neighbours hold the gradient.
 
-A tensor is a sequence of rounds of k = 64 buckets, each of at most 8191 elements, and a shorter
-bucket for what is left over; bucket b uses row ``b mod k`` of the signs, which all tensors share.
-No sign repeats inside a bucket, and the k rows are independent: with a single one, all buckets of a
-constant tensor would agree, and the error would be that of k = 1.
+So each tensor is sketched three times, by **hashes** that share the signs: with the elements in
+rows of length B, buckets are the rows, the elements B apart, and those B + 1 apart.  With
+:math:`B^2` at least the number of elements, any two elements meet in one hash at most, and the
+median of the three estimates is right wherever two of them are (:class:`gqc.scalers.variance.
+Sketch`).  The signs stay the same over time: new ones would average the signal away.
 
-Source: the tug-of-war sketch of Alon, Matias and Szegedy 1996, in blocks.
+With k = 64: a tensor of up to :math:`k^2` elements is kept as it is.  One of :math:`16 k^2` or more
+is first **folded**: its eighths are added up, with signs, which costs about as much as reading it,
+and the hashes read the sum.  The signs of the fold change from one eighth of the sum to the next,
+as the rows of a Hadamard matrix, so that a constant gradient neither cancels nor adds up.  Longer
+sums are sketched in rounds of at most :math:`32 k^2`.
+
+Sources: the tug-of-war sketch of Alon, Matias and Szegedy 1996; the median over hashes as in the
+count sketch of Charikar, Chen and Farach-Colton 2002.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-TILE = 8191  # prime, so that no power-of-two structure of a tensor falls in step with a row
-ROUNDS = 2  # done in one go, with scratch of 4 MB for k = 64
-SMALL = 1 << 14  # elements; up to here tensors of one size are done together
+HASHES = 3
+FOLD = 8
+STACKED = 1 << 14  # elements; up to here tensors of one size are hashed together
 
 
 def real_numel(tensor: Tensor) -> int:
@@ -41,39 +51,65 @@ def real_flat(tensor: Tensor) -> Tensor:
 class SignSketch:
     """Sketch a list of tensors; the same signs for the same seed, on every device and rank.
 
+    The values of a tensor are one run after another: a run is all of a small tensor, or one hash of
+    a larger one.
+
     Args:
         numels: real elements of each tensor (a complex one is two).
         devices: where each tensor is.
-        size: k, buckets of a tensor at least (one with fewer elements: one bucket each).
+        size: k, see the module.
         seed: of the signs.
     Attributes:
-        sizes: number of buckets of each tensor: k for each 8191 k elements or a part of them, and
-            one for the rest.
+        lengths: number of values of each run.
+        runs: the runs of each hash and tensor [3, T]; a small tensor has one for all three.
+        places: the slice of values of each tensor.
     """
 
     def __init__(
-        self,
-        numels: Sequence[int],
-        devices: Sequence[torch.device],
-        size: int = 64,
-        seed: int = 0,
+        self, numels: Sequence[int], devices: Sequence[torch.device], size: int = 64, seed: int = 0
     ) -> None:
         self._arguments = (list(numels), list(devices), size, seed)
-        self._devices = list(dict.fromkeys(devices))
-        scratch = {d: torch.empty(ROUNDS * size * TILE, device=d) for d in self._devices}
-        shapes = [_shapes(numel, size) for numel in numels]
-        self.sizes = [sum(rounds * rows for rounds, rows, _ in shape) for shape in shapes]
-        self._values = [torch.zeros(s, device=d) for s, d in zip(self.sizes, devices, strict=True)]
-        if len(self._devices) == 1:  # then the values are one tensor, and each one's part a view
-            self._all = torch.zeros(sum(self.sizes), device=self._devices[0])
-            self._values = list(self._all.split(self.sizes))
         groups: dict[Any, list[int]] = {}
-        for index, key in enumerate(zip(numels, devices, strict=True)):
-            groups.setdefault(key if 0 < key[0] <= SMALL else index, []).append(index)
-        self._groups = [
-            (members, _plan(shapes[members[0]], self._values[members[0]], scratch, size, seed))
-            for members in groups.values()
-        ]
+        for index, (numel, device) in enumerate(zip(numels, devices, strict=True)):
+            key: tuple[Any, ...] = (device, "whole")
+            if numel > size**2:
+                key = (device, numel, index if numel > STACKED else None)
+            groups.setdefault(key, []).append(index)
+        self.lengths: list[int] = []
+        self.runs = [[0] * len(numels) for _ in range(HASHES)]
+        self.places = [slice(0)] * len(numels)
+        self._parts: list[tuple[list[int], _Whole | _Hashes]] = []
+        sizes: list[int] = []
+        done = 0
+        for (device, *_), members in groups.items():
+            own = [numels[i] for i in members]
+            part: _Whole | _Hashes = _Whole(own, device)
+            if own[0] > size**2:
+                part = _Hashes(own, size, seed, device)
+            self._parts.append((members, part))
+            for index, lengths in zip(members, part.lengths, strict=True):
+                for number, runs in enumerate(self.runs):
+                    runs[index] = len(self.lengths) + min(number, len(lengths) - 1)
+                self.lengths += lengths
+                self.places[index] = slice(done, done := done + sum(lengths))
+            sizes.append(done - sum(sizes))
+        self._bind(sizes)
+
+    def _bind(self, sizes: list[int]) -> None:
+        """Give each part its values and the scratch of its device, which stays in the cache."""
+        parts = [part for _, part in self._parts]
+        devices = list(dict.fromkeys(part.device for part in parts))
+        self._values = [torch.zeros(n, device=p.device) for n, p in zip(sizes, parts, strict=True)]
+        self._all: Tensor | None = None
+        if len(devices) == 1:  # then all values are one tensor
+            self._all = torch.zeros(sum(sizes), device=devices[0])
+            self._values = list(self._all.split(sizes))
+        for device in devices:
+            here = [(p, v) for p, v in zip(parts, self._values, strict=True) if p.device == device]
+            rooms = zip(*(part.rooms for part, _ in here), strict=True)
+            scratch = [torch.empty(max(room), device=device) for room in rooms]
+            for part, values in here:
+                part.bind(values, scratch)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SignSketch, self._arguments  # signs and scratch are made again, not copied
@@ -81,91 +117,119 @@ class SignSketch:
     def __call__(self, tensors: Sequence[Tensor | None], factor: float = 1.0) -> Tensor:
         """Sketch the tensors, then multiply each by ``factor`` in place.
 
-        Doing that here, while the cache still holds the tensor, saves half of its cost.
+        Doing that here, while the cache still holds a large tensor, saves half of its cost.
 
-        Returns: values [sum of sizes], float32, on the first device; None sketches to zeros.  The
+        Returns: values, float32, on the device of the first tensor; None sketches to zeros.  The
             next call overwrites them.
         """
-        for members, plan in self._groups:
-            present = [t for i in members if (t := tensors[i]) is not None]
-            if len(present) < len(members):
-                torch._foreach_zero_([self._values[i] for i in members])
-            if len(members) == 1 and present:
-                _project(real_flat(present[0]), plan)
-            elif present:
-                rows = torch.stack([real_flat(t) for t in present]).float()
-                values = [self._values[i] for i in members if tensors[i] is not None]
-                torch._foreach_copy_(values, list(_project_rows(rows, plan).unbind()))
-            if factor != 1.0 and present:
+        for members, part in self._parts:
+            grads = [tensors[i] for i in members]
+            part(grads)
+            if factor != 1.0 and (present := [g for g in grads if g is not None]):
                 torch._foreach_mul_(present, factor)
-        if len(self._devices) == 1:
+        if self._all is not None:
             return self._all
-        return torch.cat([v.to(self._devices[0]) for v in self._values])
+        first = self._arguments[1][0]
+        return torch.cat([values.to(first) for values in self._values])
 
 
-class _Piece(NamedTuple):
-    """A run of whole rounds; the same at every step, so the views are made once."""
+class _Whole:
+    """Small tensors as they are, one after another."""
 
-    signs: Tensor  # [buckets of a round, elements of a bucket]
-    scratch: Tensor  # [rounds, buckets, elements]
-    values: Tensor  # [rounds, buckets]: where the sums of a tensor that is alone go
+    rooms = (0, 0)
 
+    def __init__(self, numels: list[int], device: torch.device) -> None:
+        self.device, self.lengths = device, [[numel] for numel in numels]
+        self._zeros = [torch.zeros(numel, device=device) for numel in numels]
 
-def _shapes(numel: int, size: int) -> list[tuple[int, int, int]]:
-    """Cut a tensor into pieces of (rounds, buckets of a round, elements of a bucket)."""
-    if numel <= size:
-        return [(1, numel, 1)] if numel else []
-    fewest = -(-numel // (size * TILE))
-    rounds = next((r for r in range(fewest, 2 * fewest) if numel % (size * r) == 0), fewest)
-    length = numel // (size * rounds)
-    rest = numel - rounds * size * length
-    if rest > TILE:
-        return [(rounds, size, length), *_shapes(rest, size)]
-    return [(rounds, size, length)] + ([(1, 1, rest)] if rest else [])
+    def bind(self, values: Tensor, scratch: list[Tensor]) -> None:
+        self._values = values
+
+    def __call__(self, grads: list[Tensor | None]) -> None:
+        pairs = zip(grads, self._zeros, strict=True)
+        torch.cat([z if g is None else real_flat(g) for g, z in pairs], out=self._values)
 
 
-def _plan(
-    shapes: list[tuple[int, int, int]],
-    values: Tensor,
-    scratch: dict[torch.device, Tensor],
-    size: int,
-    seed: int,
-) -> list[_Piece]:
-    plan, done = [], 0
-    signs, room = _signs(size, seed, values.device), scratch[values.device]
-    for rounds, rows, length in shapes:
-        for first in range(0, rounds, ROUNDS):
-            shape = (min(ROUNDS, rounds - first), rows, length)
-            part = values[done : done + shape[0] * rows].view(shape[:2])
-            buffer = room[: shape[0] * rows * length].view(shape)
-            plan.append(_Piece(signs[:rows, :length], buffer, part))
-            done += part.numel()
-    return plan
+class _Hashes:
+    """The three hashes of a large tensor, or of several tensors of one size.
 
+    Args:
+        numels: elements of each tensor, all the same.
+        size, seed: see :class:`SignSketch`.
+        device: of the tensors.
+    Attributes:
+        lengths: number of values of each hash of each tensor.
+        rooms: how many numbers of scratch it needs in each of two buffers.
+    """
 
-def _project(flat: Tensor, plan: list[_Piece]) -> None:
-    """One tensor, in scratch that stays in the cache."""
-    done = 0
-    for signs, scratch, values in plan:
-        piece = flat[done : done + scratch.numel()] if len(plan) > 1 else flat
-        torch.mul(piece.view(scratch.shape), signs, out=scratch)  # casts 16-bit ones to float32
-        torch.sum(scratch, -1, out=values)
-        done += scratch.numel()
+    def __init__(self, numels: list[int], size: int, seed: int, device: torch.device) -> None:
+        self.device, self._num, numel = device, len(numels), numels[0]
+        self._zero = torch.zeros(1, device=device).expand(numel)
+        self._is_folded = numel >= max(16 * size**2, FOLD**4)  # a rest must fit into the sum
+        self._part = numel // FOLD**2  # columns of the eighths that have the same signs
+        self._columns = FOLD * self._part if self._is_folded else numel
+        longest = max(32 * size**2, FOLD**4)
+        self._rounds = math.ceil(self._columns / longest)
+        self._length = math.ceil(self._columns / self._rounds)
+        side = math.isqrt(self._length - 1) + 1
+        self._grids = [(math.ceil(self._length / w), w) for w in (side, side, side + 1)]
+        self._lengths = [self._rounds * n for n in (self._grids[0][0], side, side + 1)]
+        self.lengths = [self._lengths] * self._num
+        self._signs = _signs(longest, seed, device)[: self._length]
+        self._fold_signs = _fold_signs(seed, device)
+        # A CPU does one round after the other, while its cache holds them.
+        self._together = 1 if device.type == "cpu" else self._rounds
+        self._room = max(rows * columns for rows, columns in self._grids)
+        room = self._num * self._together * self._room
+        self.rooms = (self._rounds * self._length if self._is_folded else 0, room)
 
+    def bind(self, values: Tensor, scratch: list[Tensor]) -> None:
+        self._sums = scratch[0][: self.rooms[0]]
+        signed = scratch[1][: self.rooms[1]].view(self._num, self._together, self._room)
+        self._signed, self._tail = signed.split([self._length, self._room - self._length], -1)
+        hashes = values.view(self._num, -1).split(self._lengths, 1)
+        rounds = [h.unflatten(1, (self._rounds, -1)).split(self._together, 1) for h in hashes]
+        grids = [signed[..., : math.prod(grid)].unflatten(-1, grid) for grid in self._grids]
+        self._plan = [
+            list(zip(grids, (-1, -2, -2), outs, strict=True)) for outs in zip(*rounds, strict=True)
+        ]
 
-def _project_rows(rows: Tensor, plan: list[_Piece]) -> Tensor:
-    """Small tensors of one size together: [n, elements] to [n, buckets]."""
-    pieces = rows.split([p.scratch.numel() for p in plan], dim=1)
-    sums = [
-        (piece.view(len(rows), *p.scratch.shape) * p.signs).sum(-1).flatten(1)
-        for piece, p in zip(pieces, plan, strict=True)
-    ]
-    return torch.cat(sums, dim=1)
+    def __call__(self, grads: list[Tensor | None]) -> None:
+        flats = [self._zero if g is None else real_flat(g) for g in grads]
+        if self._is_folded:
+            sums = self._folded(flats[0])
+        else:
+            sums = (torch.stack(flats) if len(flats) > 1 else flats[0]).float()
+        self._tail.zero_()
+        rounds = sums.view(self._num, self._rounds, self._length).split(self._together, 1)
+        for part, plan in zip(rounds, self._plan, strict=True):
+            torch.mul(part, self._signs, out=self._signed)
+            for grid, dim, out in plan:
+                torch.sum(grid, dim, out=out)
+
+    def _folded(self, flat: Tensor) -> Tensor:
+        """The signed sum of the eighths, with zeros up to whole rounds."""
+        whole = FOLD * self._columns
+        parts = flat[:whole].view(FOLD, FOLD, self._part).transpose(0, 1).float()
+        torch.bmm(self._fold_signs, parts, out=self._sums[: self._columns].view(FOLD, 1, -1))
+        self._sums[self._columns :].zero_()
+        rest = flat[whole:]  # fewer than 64 elements: a ninth row that ends early
+        self._sums[: len(rest)].add_(rest)
+        return self._sums
 
 
 @functools.lru_cache(maxsize=32)
-def _signs(size: int, seed: int, device: torch.device) -> Tensor:
-    """Rows of signs [size, 8191]: shared by all sketches of a device."""
+def _signs(numel: int, seed: int, device: torch.device) -> Tensor:
+    """Signs of elements, shared by all sketches of a device."""
     generator = torch.Generator().manual_seed(seed)
-    bits = torch.randint(0, 2, (size, TILE), generator=generator, dtype=torch.int8)
+    bits = torch.randint(0, 2, (numel,), generator=generator, dtype=torch.int8)
     return (bits * 2 - 1).to(device, torch.float32)
+
+
+@functools.lru_cache(maxsize=32)
+def _fold_signs(seed: int, device: torch.device) -> Tensor:
+    """Signs of the eighths for each part [8, 1, 8]: a Hadamard matrix with random columns."""
+    rows = torch.ones(1, 1)
+    while len(rows) < FOLD:
+        rows = torch.cat([torch.cat([rows, rows], 1), torch.cat([rows, -rows], 1)])
+    return (rows * _signs(FOLD, seed + 1, torch.device("cpu"))).to(device).unsqueeze(1)

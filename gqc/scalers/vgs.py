@@ -62,8 +62,10 @@ class VarianceGradientScaler:
         min_scaling_factor: :math:`f_\min` in [0, 1].
         variance_cap: :math:`V_\max`, also the V of a tensor whose signal is not resolved; None:
             the most that ``beta`` resolves.
-        estimator: ``"sketch"``, ``"elementwise"``, or a published one: ``"mean_square"`` (3.1,
-            3.2), ``"tensor_mean"`` (3.0), ``"tensor_spatial"`` (2.0), ``"spatial"`` (1.x).
+        estimator: ``"sketch"``, ``"elementwise"``, ``"differences"`` (for a mean that moves and
+            independent noise, see :mod:`gqc.scalers.variance`), or a published one:
+            ``"mean_square"`` (3.1, 3.2), ``"tensor_mean"`` (3.0), ``"tensor_spatial"`` (2.0),
+            ``"spatial"`` (1.x).
         percentile: of V over tensors, in [0, 1].
         aggregate: ``"percentile"``, ``"mean"``, ``"numel_weighted"`` or ``"max"`` over tensors.
         granularity: one factor for all (``"global"``), for each ``"group"``, each ``"tensor"``, or
@@ -265,7 +267,7 @@ class VarianceGradientScaler:
         self._parameters.check(settings.granularity)
         estimator = settings.build(self._parameters.tensors)
         is_exact = checkpoint.version in (VERSION, *estimator.versions)
-        if checkpoint.version == VERSION:
+        if checkpoint.estimator is not None:
             checkpoint.check_same(self.estimator, self._parameters.shapes())
         if is_exact and checkpoint.statistics:
             try:

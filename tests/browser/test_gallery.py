@@ -5,7 +5,7 @@ import re
 import nbformat
 
 from gqc_lab.publish.gallery import build_gallery
-from gqc_lab.publish.pages import PLOTLY
+from gqc_lab.publish.interactive import PLOTLY
 from gqc_lab.runs.store import Store, write_json
 
 FIGURE = {"data": [{"type": "scatter", "y": [3, 1, 2]}], "layout": {"title": {"text": "Loss"}}}

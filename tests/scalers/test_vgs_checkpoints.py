@@ -15,9 +15,9 @@ from gqc.scalers import VarianceGradientScaler, VGSMigrationWarning
 from gqc.scalers.checkpoints import SCALARS
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "vgs"
-RIGHT = ["elementwise", "sketch"]
+RIGHT = ["elementwise", "sketch", "differences"]
 ALL = [*RIGHT, "spatial", "tensor_spatial", "tensor_mean", "mean_square"]
-FILES_4 = ["sketch", "elementwise", "tensor_mean"]
+FILES_4 = ["elementwise", "tensor_mean"]  # whose statistics have not changed since
 
 
 def load(name):
@@ -175,6 +175,18 @@ def test_the_released_file_of_40_goes_on(estimator):
     assert run(other, others, 20, 30) == pytest.approx(run(scaler, params, 20, 30), rel=1e-4)
 
 
+def test_the_sketch_of_40_starts_again_with_a_warning():
+    """Its values are sums over other buckets, which say nothing of those of today."""
+    params, scaler = other_settings("sketch")
+    run(scaler, params, 0, 5)
+    with pytest.warns(VGSMigrationWarning, match=r"VGS 4.0: its sketch overlooked"):
+        scaler.load_state_dict(load("4.0-sketch"))
+    assert (scaler.beta, scaler.alpha, scaler.warmup_steps) == (0.95, 0.2, 8)
+    fresh_params, fresh = make("sketch", variance_cap=10.0)
+    assert (scaler.step_count, scaler.get_normalized_variance()) == (0, 0)
+    assert run(scaler, params, 20, 40) == run(fresh, fresh_params, 20, 40)
+
+
 @pytest.mark.parametrize("estimator", ALL)
 @pytest.mark.parametrize("cut", [0, 1, 5, 12])
 def test_resume_is_exact(estimator, cut):
@@ -227,7 +239,7 @@ def test_loading_does_not_share_memory_with_the_file():
 
 def damaged():
     """State that must be refused, and a part of the message."""
-    new, old = load("4.0-sketch"), load("3.0")
+    new, old = load("4.1-sketch"), load("3.0")
     without = {k: v for k, v in old.items() if k != "step_count"}
     statistics = {k: v for k, v in new["statistics"].items() if k != "spread"}
     return {

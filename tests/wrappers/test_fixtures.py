@@ -8,11 +8,29 @@ import pytest
 import torch
 from fixtures.wrappers.make import FILES, feed, make
 
+from gqc.scalers import VGSMigrationWarning
+
 FOLDER = Path(__file__).parents[1] / "fixtures" / "wrappers"
 
 
+EXACT = [name for name in FILES if not name.startswith("vgs_sketch")]
+
+
+@pytest.mark.parametrize("accumulate", ["grad", "buffer"])
+def test_a_file_with_the_sketch_of_24ffc06_keeps_its_window_and_starts_its_statistics_again(
+    accumulate,
+):
+    name = f"vgs_sketch-{accumulate}"
+    saved = torch.load(FOLDER / f"{name}.pt", weights_only=True)
+    wrapper = make(name, [p.clone().requires_grad_() for p in saved["params"]])
+    with pytest.warns(VGSMigrationWarning, match=r"VGS 4.0: its sketch"):
+        wrapper.load_state_dict(saved["state"])
+    assert wrapper.num_draws == saved["num_draws"]
+    assert (wrapper.scaler.step_count, wrapper.scaler.alpha) == (0, 0.2)
+
+
 @pytest.mark.filterwarnings("ignore:10 windows in a row ran to max_draws=2:UserWarning")
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", EXACT)
 def test_a_file_of_24ffc06_goes_on_to_the_parameters_of_the_uncut_run(name):
     saved = torch.load(FOLDER / f"{name}.pt", weights_only=True)
     params = [p.clone().requires_grad_() for p in saved["params"]]

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gqc_lab.errors import BadInput
-from gqc_lab.runs.loading import load, read_records
 from gqc_lab.runs.plan import Batch
+from gqc_lab.runs.results import load, read_records
 from gqc_lab.runs.store import CorruptRun, Store, file_hash, seal, write_json
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ def add_new_commands(new: "typer.Typer") -> None:
             Path, typer.Option(help="A checkout of the kit, or a folder for all files.")
         ] = Path(),
     ) -> None:
-        """Write an experiment that runs as it is: module, notebook pair, presets, batch."""
+        """Write an experiment that runs as it is: module, notebook pair, batch."""
         from gqc_lab.errors import BadInput
         from gqc_lab.publish.scaffold import write_experiment
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gqc_lab.cli.shared import fail, load, make_console, read
+from gqc_lab.cli.shared import load, make_console, read
 
 
 def add_runs_commands(stored: "typer.Typer") -> None:
@@ -21,11 +21,11 @@ def add_runs_commands(stored: "typer.Typer") -> None:
         runs: Runs = Path("runs"),
     ) -> None:
         """Show the results of finished runs."""
-        from gqc_lab.runs.catalog import make_table
+        from gqc_lab.runs.report import list_results
 
         loaded = load(runs, where)
         console = make_console()
-        console.print(make_table(loaded, limit))
+        console.print(list_results(loaded.results, limit))
         console.print(f"{len(loaded.results)} rows", highlight=False)
 
     @stored.command("show")
@@ -36,14 +36,10 @@ def add_runs_commands(stored: "typer.Typer") -> None:
         """Print all that is known of a run, as JSON."""
         import json
 
-        from gqc_lab.errors import BadInput
-        from gqc_lab.runs.catalog import describe_run, find_stored
+        from gqc_lab.runs.results import describe_run
         from gqc_lab.runs.store import Store
 
-        try:
-            print(json.dumps(describe_run(Store(runs), find_stored(Store(runs), key)), indent=1))
-        except BadInput as error:
-            fail(error)
+        print(json.dumps(describe_run(Store(runs), Store(runs).find(key)), indent=1))
 
     @stored.command("export")
     def export_runs(
@@ -55,14 +51,10 @@ def add_runs_commands(stored: "typer.Typer") -> None:
         runs: Runs = Path("runs"),
     ) -> None:
         """Write the results, or the histories, of finished runs as one table."""
-        from gqc_lab.errors import BadInput
-        from gqc_lab.runs.catalog import export
+        from gqc_lab.runs.results import export
 
         loaded = load(runs, where)
-        try:
-            export(loaded.history if history else loaded.results, path)
-        except BadInput as error:
-            fail(error)
+        export(loaded.history if history else loaded.results, path)
 
     @stored.command("gc")
     def collect_garbage(
@@ -73,15 +65,16 @@ def add_runs_commands(stored: "typer.Typer") -> None:
         runs: Runs = Path("runs"),
     ) -> None:
         """Delete failed, corrupt and interrupted runs, and finished ones that no FILE asks for."""
-        from gqc_lab.runs.catalog import garbage, remove
         from gqc_lab.runs.store import Store
 
         store = Store(runs)
-        found = garbage(store, [read(file) for file in files or []])
+        batches = [read(file) for file in files or []]
+        asked = {run.id for batch in batches for run in batch.runs}
+        found = store.garbage(asked, {batch.notebook.name for batch in batches})
         for folder in found:
             print(folder)
         if yes:
-            remove(store, found)
+            store.remove(found)
         print(f"{len(found)} folders {'deleted' if yes else 'to delete; add --yes'}")
 
 
@@ -95,12 +88,8 @@ def add_gallery(app: "typer.Typer") -> None:
         output: Annotated[Path, typer.Option(help="Folder to write.")] = Path("build/gallery"),
     ) -> None:
         """Render finished runs as HTML pages with an index, to be opened without a network."""
-        from gqc_lab.errors import BadInput
         from gqc_lab.publish.gallery import build_gallery
         from gqc_lab.runs.store import Store
 
         batch = read(file) if file else None
-        try:
-            print(f"open {build_gallery(Store(runs), output, batch)}")
-        except BadInput as error:
-            fail(error)
+        print(f"open {build_gallery(Store(runs), output, batch)}")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from latex2mathml.converter import convert
-from plotly.offline import get_plotlyjs
+
+from gqc_lab.publish.interactive import write_script
 
 project = "gqc"
 html_title = "gqc"
@@ -57,16 +58,10 @@ def _mathml(display: str) -> Any:
     return visit
 
 
-def _write_plotly(app: Any) -> None:
-    static = Path(app.outdir) / "_static"
-    static.mkdir(parents=True, exist_ok=True)
-    (static / "plotly.min.js").write_text(get_plotlyjs(), encoding="utf-8")
-
-
 def setup(app: Any) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", _open_sections, priority=400)
     app.connect("autodoc-skip-member", _is_foreign)
-    app.connect("builder-inited", _write_plotly)
+    app.connect("builder-inited", lambda app: write_script(Path(app.outdir) / "_static"))
     inline, block = (_mathml("inline"), None), (_mathml("block"), None)
     app.add_html_math_renderer("mathml", inline_renderers=inline, block_renderers=block)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

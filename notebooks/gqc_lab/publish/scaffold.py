@@ -1,4 +1,4 @@
-"""A new experiment that runs as it is: module, notebook pair, presets, batch, a claim to decide.
+"""A new experiment that runs as it is: module, notebook pair, batch, a claim to decide.
 
 In a checkout the files go where such files are: the module to ``notebooks/gqc_lab/studies``, the
 notebook to ``notebooks`` with the next number.  Anywhere else they go side by side into one
@@ -17,8 +17,6 @@ import nbformat
 
 from gqc_lab.errors import BadInput
 from gqc_lab.publish.notebooks import fill_template, install_cell, tidy
-
-SCALES = ("smoke", "laptop", "paper")
 
 
 @dataclass(frozen=True)
@@ -58,22 +56,22 @@ def write_experiment(name: str, question: str = "", folder: Path | str = ".") ->
     notebook, module = notebooks / f"{stem}.ipynb", experiments / f"{name}.py"
     batch = notebooks / "batches" / f"{stem}.yaml"
     origin = f"from gqc_lab.studies import {name}" if is_checkout else f"import {name}"
+    class_name = "".join(word.capitalize() for word in name.split("_"))
+    module_name = f"gqc_lab.studies.{name}" if is_checkout else name
     words = {
         "name": name,
         "title": title,
         "stem": stem,
-        "class_name": "".join(word.capitalize() for word in name.split("_")),
+        "class_name": class_name,
+        "settings": f"{module_name}.{class_name}Config",
         "install": install_cell(),
         "import_line": origin,
         "notebook": f"../{stem}.ipynb",
-        "preset": f"../presets/{stem}.laptop.yaml",
         "batch": batch.as_posix(),
     }
     script = fill_template("notebook.py", words)
     texts = {module: fill_template("experiment.py", words)}
     texts[batch] = fill_template("batch.yaml", words)
-    for scale in SCALES:
-        texts[notebooks / "presets" / f"{stem}.{scale}.yaml"] = f"scale: {scale}\n"
     pair = tidy(jupytext.reads(script, "py:percent"))
     pair.metadata["jupytext"] = {"formats": "ipynb,py:percent"}
     texts[notebook] = nbformat.writes(pair) + "\n"

@@ -21,8 +21,8 @@ import gqc
 import gqc_lab
 from gqc_lab.claims.commands import decide
 from gqc_lab.claims.render import render, verdict_frame
+from gqc_lab.publish.interactive import SCRIPT, figures_as_html
 
-PLOTLY = "application/vnd.plotly.v1+json"
 #: what the contents call them, and the heading of one that has none
 PAGES = {
     "CONTRIBUTING.md": "",
@@ -87,20 +87,13 @@ def collect(root: Path, pages: Path) -> None:
 
 def interactive(notebook: Path) -> str:
     """The content of ``notebook`` with plotly figures as HTML, and links of outputs to pages."""
-    import plotly.io as pio
-
     content: dict[str, Any] = json.loads(notebook.read_text(encoding="utf-8"))
-    head = '<script src="../_static/plotly.min.js"></script>'
-    for cell in content["cells"]:
-        for output in cell.get("outputs", []):
-            if (figure := output.get("data", {}).get(PLOTLY)) is not None:
-                shown = pio.from_json(json.dumps(figure))
-                body = head + pio.to_html(shown, include_plotlyjs=False, full_html=False)
-                output["data"], head = {"text/html": body}, ""
-            if "text/markdown" in output.get("data", {}):
-                text = "".join(output["data"]["text/markdown"])
-                linked = re.sub(r"\((?:\./)?([\w-]+)\.ipynb\)", r"(\1.html)", text)
-                output["data"]["text/markdown"] = linked
+    figures_as_html(content, f"../_static/{SCRIPT}")
+    for output in (o for cell in content["cells"] for o in cell.get("outputs", [])):
+        if "text/markdown" in output.get("data", {}):
+            text = "".join(output["data"]["text/markdown"])
+            linked = re.sub(r"\((?:\./)?([\w-]+)\.ipynb\)", r"(\1.html)", text)
+            output["data"]["text/markdown"] = linked
     return json.dumps(content)
 
 

@@ -6,13 +6,12 @@ of the notebook's code, its parameters, the gqc source that it uses and its data
 run is never repeated and a changed one never confused with the old.
 
 Reading order: :mod:`~gqc_lab.runs.parameters` (what may vary), :mod:`~gqc_lab.runs.plan` (grid to
-ids), :mod:`~gqc_lab.runs.store` (layout), :mod:`~gqc_lab.runs.execute` (several at a time),
-:mod:`~gqc_lab.runs.launch` (one of them).
+ids), :mod:`~gqc_lab.runs.store` (layout), :mod:`~gqc_lab.runs.batch` (several at a time),
+:mod:`~gqc_lab.runs.execute` (one of them).
 """
 
 from gqc_lab.errors import BadInput
-from gqc_lab.runs.loading import Runs, load
-from gqc_lab.runs.saving import current_run_dir, save
+from gqc_lab.runs.results import Runs, current_run_dir, load, save
 from gqc_lab.runs.store import CorruptRun
 
 __all__ = ["BadInput", "CorruptRun", "Runs", "current_run_dir", "load", "save"]

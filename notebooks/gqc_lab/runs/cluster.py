@@ -1,34 +1,39 @@
 """Runs on a Dask cluster: any scheduler by its address, or workers on this machine.
 
-Dask does the scheduling; the plan, the ids and the store are those of a local batch, and so is
-what happens to a run (:mod:`gqc_lab.runs.seat`).  Every machine needs the same gqc and sees the
+Dask does the scheduling; the plan, the ids and the store are those of a local batch, and a task
+executes its run as a thread of a local batch does.  Every machine needs the same gqc and sees the
 run store and the notebook at the same path.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import logging
+import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
-from queue import Empty, SimpleQueue
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from distributed import Client, Future, LocalCluster, Security
+from distributed import Client, Future, LocalCluster, Security, get_worker
 from distributed.comm import connect as open_connection
+from distributed.core import Status
 
 from gqc_lab.errors import BadInput
+from gqc_lab.runs.batch import Executor, num_cores
+from gqc_lab.runs.execute import Execution
 from gqc_lab.runs.plan import Batch
-from gqc_lab.runs.seat import Seat, find_problem, obey, run_job
-from gqc_lab.runs.store import Store
-from gqc_lab.runs.worker import num_cores
+from gqc_lab.runs.sources import differing
+from gqc_lab.runs.store import RECORD, Store
 
 CONNECT_SECONDS = 4.0
 _REFRESH_SECONDS = 2.0  # between looks at how large the cluster is
+_running: dict[str, Execution] = {}  # of this Dask worker, by submission
 
 
 class SchedulerLost(ConnectionError):
@@ -41,13 +46,16 @@ def connect(
     store: Store,
     note: Callable[[str], None],
     jobs: int | None = None,
-) -> DaskWorker:
+    *,
+    is_forked: bool = True,
+) -> DaskExecutor:
     """Connect to a cluster and make sure that its workers can work for ``batch``.
 
     Args:
         scheduler: address such as ``tcp://host:8786``, or ``local`` for Dask workers, ``jobs`` of
             them or one per core, that are started here.
         note: told the dashboard's address, and what is being waited for.
+        is_forked: fork kernels from a process with torch loaded, where the system can.
     Raises: BadInput: no scheduler answers, or a worker does not see the store.
     """
     if scheduler != "local" and "://" not in scheduler:
@@ -60,13 +68,14 @@ def connect(
     else:
         _knock(scheduler)
     client = Client(cluster or scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
-    worker = DaskWorker(client, cluster, batch, store, threads)
+    settings = {"threads": threads, "is_forked": is_forked}
+    executor = DaskExecutor(client, cluster, batch, store, settings)
     try:
-        worker.prepare(note)
+        executor.prepare(note)
     except BaseException:
-        worker.close()
+        executor.close()
         raise
-    return worker
+    return executor
 
 
 def _knock(scheduler: str) -> None:
@@ -107,16 +116,13 @@ def _start_local(num_workers: int, resources: dict[str, float]) -> LocalCluster:
     )
 
 
-class DaskWorker:
-    """A cluster with the seam of :class:`gqc_lab.runs.worker.Worker`.
-
-    Orders may come from a signal handler, so they are only noted there; :meth:`events`, which the
-    batch calls several times a second, sends them.
+class DaskExecutor(Executor):
+    """Runs as tasks of a Dask cluster.
 
     Args:
         client: connected.
         cluster: closed with the rest; None: somebody else's.
-        threads: BLAS and OpenMP threads of each run.
+        settings: added to each job.
     """
 
     def __init__(
@@ -125,38 +131,34 @@ class DaskWorker:
         cluster: LocalCluster | None,
         batch: Batch,
         store: Store,
-        threads: int,
+        settings: dict[str, Any],
     ) -> None:
+        super().__init__()
         self.client, self.cluster, self.batch = client, cluster, batch
-        self.threads = threads
-        self.name = f"gqc-{uuid4().hex}"
-        self.probe = store.root / f".{self.name}"
+        self.topic = f"gqc-{uuid4().hex}"
+        self.probe = store.root / f".{self.topic}"
+        self.settings = {**settings, "topic": self.topic, "probe": str(self.probe)}
         self._futures: dict[str, tuple[str, Future]] = {}  # by run: submission, future
         self._started: set[str] = set()
-        self._heard: SimpleQueue[dict[str, Any]] = SimpleQueue()
-        self._orders: deque[tuple[str, str]] = deque()
         self._senders: list[threading.Thread] = []
         self._num_threads, self._looked = 0, -_REFRESH_SECONDS
 
     def prepare(self, note: Callable[[str], None]) -> None:
-        """Set the workers up.  Raises: BadInput: one of them cannot work for this batch."""
+        """Look at the workers.  Raises: BadInput: one of them cannot work for this batch."""
         self.write_probe()
         info = self.client.scheduler_info()
         if "dashboard" in info["services"]:
             note(f"Dask dashboard: {self.client.dashboard_link}")
-        notebook = self.batch.notebook.path
+        folders = [str(each) for each in self.batch.notebook.folders]
         sources = self.batch.runs[0].inputs["source"]
         try:
-            self.client.register_plugin(
-                Seat(str(self.probe), str(notebook.parent), sources), name=self.name
-            )
-            problems = self.client.run(find_problem, self.name)
+            problems = self.client.run(find_problem, str(self.probe), folders, sources)
         except (ImportError, AttributeError, KeyError) as error:
             raise BadInput(f"a Dask worker cannot load gqc ({error}); install it there") from None
         for address, problem in problems.items():
             if problem:
                 raise BadInput(f"Dask worker {address} {problem}")
-        self.client.subscribe_topic(self.name, lambda event: self._heard.put(event[1]))
+        self.client.subscribe_topic(self.topic, lambda event: self._heard.put(event[1]))
         needed = self.batch.resources
         offers = [each.get("resources", {}) for each in info["workers"].values()]
         if not any(all(o.get(k, 0) >= v for k, v in needed.items()) for o in offers):
@@ -169,8 +171,8 @@ class DaskWorker:
         self.probe.write_text("seen by Dask workers that share this store\n", encoding="utf-8")
 
     def capacity(self) -> int:
-        """Runs that are worth submitting now: a second for each thread, so that no worker waits
-        and a cluster that adapts its size sees more to do."""
+        """Return two runs for each thread, so that no worker waits and a cluster that adapts its
+        size sees more to do."""
         if time.monotonic() - self._looked > _REFRESH_SECONDS:
             self._check()
             self._looked = time.monotonic()
@@ -178,13 +180,11 @@ class DaskWorker:
         return 2 * max(1, self._num_threads)
 
     def submit(self, job: dict[str, Any]) -> None:
-        """Hand a run to the cluster."""
         self._check()
         key, submission = job["id"], uuid4().hex
         future = self.client.submit(
             run_job,
-            {**job, "submission": submission, "threads": self.threads},
-            self.name,
+            {**job, **self.settings, "submission": submission},
             key=f"{job['name']}-{key}-{submission[:8]}",
             pure=False,
             resources=self.batch.resources or None,
@@ -201,51 +201,35 @@ class DaskWorker:
             outcome = {"status": "lost", "error": f"Dask gave the run up: {why}"}
         self._heard.put({"event": "ended", "id": key, **outcome})
 
-    def interrupt(self, key: str) -> None:
-        """Let a run save its checkpoint and end."""
-        self._orders.append(("interrupt", key))
+    def stop(self, keys: list[str], *, at_once: bool) -> None:
+        keys = [key for key in keys if key in self._futures]
+        submissions = [self._futures[key][0] for key in keys]
+        # In a thread: a worker that does not answer must not hold the batch up.
+        sender = threading.Thread(target=self._send, args=(submissions, at_once), daemon=True)
+        sender.start()
+        self._senders.append(sender)
+        for key in keys:
+            if at_once or key not in self._started:
+                self._futures[key][1].cancel()
 
-    def kill(self, key: str) -> None:
-        self._orders.append(("kill", key))
-
-    def _send_orders(self) -> None:
-        together: dict[str, list[str]] = {}
-        while self._orders:
-            order, key = self._orders.popleft()
-            if key in self._futures:
-                together.setdefault(order, []).append(key)
-        for order, keys in together.items():
-            submissions = [self._futures[key][0] for key in keys]
-            # In a thread: a worker that does not answer must not hold the batch up.
-            arguments = (obey, self.name, order, submissions)
-            sender = threading.Thread(
-                target=self.client.run, args=arguments, kwargs={"on_error": "ignore"}, daemon=True
-            )
-            sender.start()
-            self._senders.append(sender)
-            for key in keys:
-                if order == "kill" or key not in self._started:
-                    self._futures[key][1].cancel()
+    def _send(self, submissions: list[str], at_once: bool) -> None:
+        with contextlib.suppress(OSError):  # a worker that is gone needs no order
+            self.client.run(stop_runs, submissions, at_once, on_error="ignore")
 
     def events(self, timeout: float) -> Iterator[dict[str, Any]]:
         """What happened since the last call; waits up to ``timeout`` seconds for something.
 
         Raises: SchedulerLost: there is no connection any more.
         """
-        self._send_orders()
-        try:
-            event = self._heard.get(timeout=timeout) if timeout else self._heard.get_nowait()
-            while True:
-                if event["event"] == "started":
-                    self._started.add(event["id"])
-                elif event["event"] == "ended":
-                    self._futures.pop(event["id"], None)
-                    self._started.discard(event["id"])
-                    self._check()  # else a broken connection looks like lost runs
-                yield event
-                event = self._heard.get_nowait()
-        except Empty:
-            self._check()
+        for event in super().events(timeout):
+            if event["event"] == "started":
+                self._started.add(event["id"])
+            elif event["event"] == "ended":
+                self._futures.pop(event["id"], None)
+                self._started.discard(event["id"])
+                self._check()  # else a broken connection looks like lost runs
+            yield event
+        self._check()
 
     def _check(self) -> None:
         if self.client.status != "running":
@@ -254,13 +238,86 @@ class DaskWorker:
             )
 
     def close(self) -> None:
-        """Let go of the cluster, or end it if it is of this batch."""
         for sender in self._senders:
             sender.join(CONNECT_SECONDS)
         if self.client.status == "running":
             self.client.cancel([future for _, future in self._futures.values()])
-            self.client.unregister_worker_plugin(self.name)
         self.probe.unlink(missing_ok=True)
         self.client.close()
         if self.cluster is not None:
             self.cluster.close()
+
+
+def find_problem(probe: str, folders: list[str], sources: dict[str, str]) -> str:
+    """Return what keeps this Dask worker from working for the batch, or nothing.
+
+    Args:
+        probe: a file in the run store; a worker that cannot see it does not share the store.
+        folders: of the notebook and its modules, which the runs are to see.
+        sources: hash of each module that the notebook uses, by name.
+    """
+    store = Path(probe).parent
+    if not Path(probe).is_file():
+        return (
+            f"cannot see the run store {store}; Dask workers and the batch need one shared "
+            "file system: name a folder on it with --runs"
+        )
+    if not os.access(store, os.W_OK):
+        return f"may not write to the run store {store}"
+    if not Path(folders[0]).is_dir():
+        return f"cannot see the notebook's folder {folders[0]}, which has to be shared too"
+    if changed := differing(sources, [Path(each) for each in folders]):
+        shown = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
+        return f"has another version of {shown}; install the same gqc on every machine"
+    return ""
+
+
+def run_job(job: dict[str, Any]) -> dict[str, Any]:
+    """Execute one run; the Dask task.
+
+    Dask repeats the task when its worker is lost.  Whether and how often to try again is the
+    batch's to say (``--retry``), so the repetition only reports the loss.
+
+    Args:
+        job: as for :class:`Execution`, with ``probe`` and the ``topic`` of its events.
+    """
+    worker = get_worker()
+    if problem := find_problem(job["probe"], job["folders"], job["inputs"]["source"]):
+        return {"status": "lost", "error": f"Dask worker {worker.address} {problem}"}
+    if _began(job):
+        return {"status": "lost", "error": "the Dask worker that had the run was lost"}
+    execution = Execution(job, lambda event: worker.log_event(job["topic"], event))
+    is_over = threading.Event()
+    arguments = (execution, is_over, worker, worker.get_current_task())
+    threading.Thread(target=_watch, args=arguments, daemon=True).start()
+    _running[job["submission"]] = execution
+    try:
+        return execution.run()
+    finally:
+        is_over.set()
+        del _running[job["submission"]]
+
+
+def _watch(execution: Execution, is_over: threading.Event, worker: Any, task: str) -> None:
+    """Interrupt a run that nobody waits for any more, or whose Dask worker is to end."""
+    while not is_over.wait(0.5):
+        state = worker.state.tasks.get(task)
+        if state is None or state.state == "cancelled" or worker.status != Status.running:
+            execution.stop()
+            return
+
+
+def _began(job: dict[str, Any]) -> bool:
+    """Whether this very submission was started before."""
+    path = Store(job["runs"]).partial(job["id"]) / RECORD
+    try:
+        return bool(json.loads(path.read_bytes()).get("submission") == job["submission"])
+    except (OSError, ValueError):
+        return False
+
+
+def stop_runs(submissions: list[str], at_once: bool) -> None:
+    """Stop the runs of this Dask worker among ``submissions``; for `Client.run`."""
+    for submission in submissions:
+        if execution := _running.get(submission):
+            execution.stop(at_once=at_once)

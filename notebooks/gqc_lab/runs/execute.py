@@ -1,205 +1,324 @@
-"""Execute the runs of a batch that are not finished yet, several at a time."""
+"""Execute one run: with papermill, in a kernel of its own, into the store.
+
+A run holds its lock in the store while it is executed.  It ends by being published, by being moved
+to ``failed``, or by being left in ``partial`` to be resumed.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
+import os
+import re
 import signal
+import socket
+import tempfile
+import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from types import FrameType
-from typing import Any, Protocol
+import traceback
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
 
-from gqc_lab.runs.plan import Batch, Run
-from gqc_lab.runs.store import CorruptRun, Store
-from gqc_lab.runs.worker import Executor, Worker, make_job, num_cores
+import nbformat
+import papermill
+from jupyter_core.utils import ensure_event_loop
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError
 
-_BUSY_PAUSE = 1.0  # seconds before a run that another batch has in hand is tried again
+from gqc_lab.runs.fingerprint import environment
+from gqc_lab.runs.kernel import manager_class, send_signal
+from gqc_lab.runs.notebook import is_passing
+from gqc_lab.runs.sources import changed_inputs, unplanned_modules
+from gqc_lab.runs.store import (
+    HISTORY,
+    MODULES,
+    NOTEBOOK,
+    RECORD,
+    RESULT,
+    TRACEBACK,
+    Store,
+    write_json,
+)  # fmt: skip
 
-
-class Listener(Protocol):
-    """Who shows the progress."""
-
-    def note(self, text: str) -> None: ...
-    def kept(self, count: int) -> None: ...
-    def started(self, run: Run) -> None: ...
-    def moved(self, run: Run, cell: int, text: str) -> None: ...
-    def ended(self, run: Run, outcome: dict[str, Any]) -> None: ...
-
-
-@dataclass
-class Outcomes:
-    """What became of a batch's runs, by id: kept, finished, failed, interrupted, waiting."""
-
-    statuses: dict[str, str] = field(default_factory=dict)
-    errors: dict[str, str] = field(default_factory=dict)
-    is_interrupted: bool = False
-
-    def count(self, status: str) -> int:
-        return sum(each == status for each in self.statuses.values())
+Emit = Callable[[dict[str, Any]], None]
+_GRACE = 10.0  # seconds that a cell has to save its checkpoint when the run is to end
+_environment = cache(environment)
 
 
-def set_corrupt_aside(batch: Batch, store: Store, note: Callable[[str], None]) -> set[str]:
-    """Ids of the batch's finished runs, all their files verified; corrupt ones are quarantined."""
-    stored = store.finished()
-    finished = set()
-    for run in batch.runs:
-        if run.id in stored:
-            try:
-                store.verify(run.id)
-            except CorruptRun as error:
-                shelf = store.quarantine(run.id)
-                note(f"{run.id} is corrupt ({error}); set aside in {shelf}, runs again")
-            else:
-                finished.add(run.id)
-    return finished
-
-
-def execute_batch(
-    batch: Batch,
-    store: Store,
-    listener: Listener,
-    *,
-    jobs: int | None = None,
-    retry: int = 1,
-    is_fail_fast: bool = False,
-    is_warm: bool = True,
-    worker: Executor | None = None,
-) -> Outcomes:
-    """Execute what is not finished; a run that fails does not stop the others.
-
-    Ctrl-C or SIGTERM lets running cells save their checkpoints and stops; a second one kills.
+class Execution:
+    """One run, executed by :meth:`run` in the calling thread; other threads may stop it.
 
     Args:
-        jobs: runs at a time; None: what the worker can take.
-        retry: how often a run that was lost (killed, no kernel) is tried again; a notebook that
-            fails is not.
-        is_fail_fast: stop as soon as a run has failed.
-        is_warm: fork kernels from a process with torch loaded, where the system can.
-        worker: where runs are executed, left running; None: a warm process of this machine.
-    Raises: gqc_lab.runs.cluster.SchedulerLost: the worker is a cluster, and out of reach.
+        job: id, name, notebook (path), text, parameters, inputs, data (paths), runs (the store),
+            timeout, threads, is_forked, and optionally submission.
+        emit: called with progress events.
     """
-    finished = set_corrupt_aside(batch, store, listener.note)
-    outcomes = Outcomes({run.id: "waiting" for run in batch.runs})
-    outcomes.statuses |= dict.fromkeys(finished, "kept")
-    listener.kept(len(finished))
-    todo = [run for run in batch.runs if run.id not in finished]
-    if not todo:
-        return outcomes
-    own = worker or Worker(batch.threads or max(1, num_cores() // (jobs or 1)))
-    loop = _Loop(batch, store, listener, outcomes, own, jobs, retry, is_fail_fast, is_warm)
+
+    def __init__(self, job: dict[str, Any], emit: Emit) -> None:
+        self.job, self.emit = job, emit
+        self.store = Store(job["runs"])
+        self.folder = self.store.partial(job["id"])
+        self.kernel: Any = None  # its process, once there is one
+        self.stop_reason: str | None = None
+        self.timer: threading.Timer | None = None
+        self.last_shown = self.started = 0.0
+        self.cell = 0
+        self.attempts = 1
+
+    def run(self) -> dict[str, Any]:
+        """Execute the run and return its outcome.
+
+        Returns: ``status`` is
+
+            - ``finished``: published, now or meanwhile by another process;
+            - ``failed``: a cell failed, the time was up, or what the run depends on has changed;
+              ``error`` and ``folder`` say more;
+            - ``interrupted``: stopped on request; a checkpoint may wait in ``partial``;
+            - ``busy``: another process has this run in hand; ``error`` says which;
+            - ``lost``: not the notebook's fault (its kernel was killed or did not start).
+        """
+        key = self.job["id"]
+        try:
+            with self.store.lock(key) as is_held:
+                if not is_held:
+                    return {"status": "busy", "error": self.store.describe_holder(key)}
+                if key in self.store.finished():
+                    return {"status": "finished", "was_there": True}
+                return self._run()
+        except OSError as error:  # a full disk, most often; trying again would not help
+            return {"status": "failed", "error": f"could not store the run: {_one_line(error)}"}
+
+    def stop(self, *, at_once: bool = False, reason: str = "interrupted") -> None:
+        """End the run, at once or after the running cell has saved its checkpoint."""
+        self.stop_reason = self.stop_reason or reason
+        self._signal(signal.SIGKILL if at_once else signal.SIGINT)
+        if not at_once:
+            # Between two cells a kernel swallows the interrupt, and the run would wait for ever.
+            self._after(_GRACE, lambda: self.stop(at_once=True))
+
+    def _signal(self, number: int) -> None:
+        if self.kernel is not None:
+            send_signal(self.kernel, number)
+
+    def _after(self, seconds: float, action: Callable[[], None]) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = threading.Timer(seconds, action)
+        self.timer.daemon = True
+        self.timer.start()
+
+    def _run(self) -> dict[str, Any]:
+        if refusal := self._difference():
+            return {"status": "failed", "error": refusal}
+        self.started = time.time()
+        self._prepare()
+        self.emit({"event": "started", "id": self.job["id"]})
+        if self.job["timeout"]:
+            self._after(self.job["timeout"], lambda: self.stop(reason="timeout"))
+        try:
+            self._execute()
+        except PapermillExecutionError as error:
+            return self._stopped(error)
+        except DeadKernelError as error:
+            return self._ended_early(error) or self._died(error)
+        except OSError:
+            raise
+        except BaseException as error:
+            if outcome := self._ended_early(error):
+                return outcome
+            (self.folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
+            return {"status": "lost", "error": _one_line(error)}
+        finally:
+            if self.timer is not None:
+                self.timer.cancel()
+            self._signal(signal.SIGKILL)
+        if refusal := self._difference() or self._unplanned():
+            return self._failed(refusal, refusal)
+        self._publish()
+        return {"status": "finished", "seconds": time.time() - self.started}
+
+    def _difference(self) -> str:
+        """What was planned is what is executed, or the id would be a lie."""
+        changed = changed_inputs(self.job)
+        if not changed:
+            return ""
+        shown = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
+        return f"{shown}: not as the batch was planned with; run it again with what is there now"
+
+    def _unplanned(self) -> str:
+        found = unplanned_modules(self.job, self.folder / MODULES)
+        if not found:
+            return ""
+        return (
+            f"loaded {', '.join(found)}, whose change would go unnoticed; name the folder in the "
+            'notebook as `sys.path.insert(0, "...")`, or list the file under data in the batch file'
+        )
+
+    def _prepare(self) -> None:
+        # What an interrupted run left may hold a checkpoint; papermill's notebook is replaced.
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in (RESULT, HISTORY, MODULES):
+            (self.folder / name).unlink(missing_ok=True)
+        notebook = nbformat.reads(self.job["text"], as_version=4)
+        notebook.metadata.pop("widgets", None)  # stale widget state can weigh megabytes
+        nbformat.write(notebook, self.folder / NOTEBOOK)
+        self.attempts = 1 + _attempts(self.folder / RECORD)
+        self._write_running()
+
+    def _write_running(self) -> None:
+        record = {
+            "id": self.job["id"],
+            "status": "running",
+            "started": self.started,
+            "attempts": self.attempts,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "kernel": self.kernel.pid if self.kernel is not None else None,
+            "submission": self.job.get("submission"),
+        }
+        write_json(self.folder / RECORD, record)
+
+    def _execute(self) -> None:
+        # It warns of parameters that its regular expressions cannot read; they are checked here.
+        logging.getLogger("papermill").setLevel(logging.ERROR)
+        path = str(self.folder / NOTEBOOK).replace("{", "{{").replace("}", "}}")
+        folder = str(Path(self.job["notebook"]).parent)
+        try:
+            with tempfile.TemporaryDirectory(prefix="gqc-") as sockets:
+                papermill.execute_notebook(
+                    path,
+                    path,
+                    self.job["parameters"],
+                    kernel_name="python3",
+                    language="python",
+                    progress_bar=False,
+                    kernel_manager_class=manager_class(
+                        self.folder,
+                        Path(sockets),
+                        self.job["threads"],
+                        is_forked=self.job["is_forked"],
+                        on_start=self._kernel_starts,
+                    ),
+                    # Not papermill's cwd: it changes that of this process, which has other runs.
+                    resources={"metadata": {"path": folder}},
+                    store_widget_state=False,
+                    on_cell_start=self._cell_starts,
+                    stderr_file=self,
+                )
+        finally:
+            ensure_event_loop().close()  # nbclient leaves this thread's open
+
+    def _kernel_starts(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self._write_running()
+
+    def _cell_starts(self, cell: Any, cell_index: int) -> None:
+        if self.stop_reason is not None:
+            raise KeyboardInterrupt
+        self.cell = cell_index
+        self.last_shown = 0.0
+        self._show("")
+
+    def write(self, text: str) -> None:
+        """Take what the notebook writes to standard error: its own progress bars."""
+        if time.monotonic() - self.last_shown > 0.5:
+            lines = [line for line in text.replace("\r", "\n").splitlines() if line.strip()]
+            if lines:
+                self._show(lines[-1].strip())
+
+    def flush(self) -> None:
+        """Do nothing: no text is kept back.  papermill calls it."""
+
+    def _show(self, text: str) -> None:
+        self.last_shown = time.monotonic()
+        self.emit({"event": "cell", "id": self.job["id"], "cell": self.cell, "text": text[:160]})
+
+    def _timeout_text(self) -> str:
+        return f"timeout: not finished after {self.job['timeout']:g} s"
+
+    def _stopped(self, error: PapermillExecutionError) -> dict[str, Any]:
+        if error.ename == "KeyboardInterrupt" and self.stop_reason == "interrupted":
+            return {"status": "interrupted"}
+        text = f"{error.ename}: {error.evalue}"
+        if self.stop_reason == "timeout":
+            text = self._timeout_text()
+        return self._failed(text, "\n".join(error.traceback))
+
+    def _ended_early(self, error: BaseException) -> dict[str, Any] | None:
+        """The outcome of a run that was stopped, whatever that stopped it in."""
+        if self.stop_reason == "timeout":
+            return self._failed(self._timeout_text(), repr(error))
+        return {"status": "interrupted"} if self.stop_reason else None
+
+    def _died(self, error: DeadKernelError) -> dict[str, Any]:
+        code = None if self.kernel is None else self.kernel.poll()
+        if code == 0:
+            text = "a cell ended the kernel (exit() or quit()); leave the notebook's end to it"
+            return self._failed(text, str(error))
+        how = f"was killed by signal {-code}" if code and code < 0 else f"exited with code {code}"
+        return {"status": "lost", "error": f"the run's kernel {how}"}
+
+    def _failed(self, text: str, trace: str) -> dict[str, Any]:
+        (self.folder / TRACEBACK).write_text(_without_colours(trace), encoding="utf-8")
+        record = {
+            "id": self.job["id"],
+            "status": "failed",
+            "error": text,
+            "parameters": self.job["parameters"],
+            "environment": self._surroundings(),
+        }
+        write_json(self.folder / RECORD, record)
+        folder = self.store.fail(self.job["id"])
+        return {"status": "failed", "error": text, "folder": str(folder)}
+
+    def _surroundings(self) -> dict[str, Any]:
+        return _environment(Path(self.job["notebook"]).parent, self.job["threads"])
+
+    def _publish(self) -> None:
+        saved: dict[str, Any] = {"results": [], "info": {}}
+        if (self.folder / RESULT).is_file():
+            saved = json.loads((self.folder / RESULT).read_text(encoding="utf-8"))
+        common = {"notebook": self.job["name"], "parameters": self.job["parameters"]}
+        write_json(self.folder / RESULT, {"run": self.job["id"], **common, **saved})
+        self._tidy_notebook()
+        record = {
+            "id": self.job["id"],
+            "status": "finished",
+            **common,
+            "inputs": self.job["inputs"],
+            "environment": self._surroundings(),
+            "started": self.started,
+            "seconds": time.time() - self.started,  # of the last attempt
+            "attempts": self.attempts,
+        }
+        self.store.publish(self.job["id"], record)
+        self.store.forget_failure(self.job["id"])
+
+    def _tidy_notebook(self) -> None:
+        path = self.folder / NOTEBOOK
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        about = notebook["metadata"]["papermill"]
+        about["input_path"], about["output_path"] = self.job["notebook"], NOTEBOOK
+        for cell in notebook["cells"]:
+            if "outputs" in cell:
+                cell["outputs"] = [o for o in cell["outputs"] if not is_passing(o)]
+        path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _attempts(record: Path) -> int:
+    """How often an interrupted run was started."""
     try:
-        with _interrupts(loop.press):
-            loop.run(todo)
-    finally:
-        if worker is None:
-            own.close()
-    return outcomes
+        return int(json.loads(record.read_text(encoding="utf-8"))["attempts"])
+    except (OSError, ValueError, KeyError):
+        return 0
 
 
-@dataclass
-class _Loop:
-    batch: Batch
-    store: Store
-    listener: Listener
-    outcomes: Outcomes
-    worker: Executor
-    jobs: int | None
-    retry: int
-    is_fail_fast: bool
-    is_warm: bool
-    waiting: deque[Run] = field(default_factory=deque)
-    running: dict[str, Run] = field(default_factory=dict)
-    later: list[tuple[float, Run]] = field(default_factory=list)
-    attempts: dict[str, int] = field(default_factory=dict)
-    presses: int = 0
-    is_stopping: bool = False
-
-    def press(self) -> None:
-        self.presses += 1
-        self.is_stopping = self.outcomes.is_interrupted = True
-        for key in self.running:
-            if self.presses == 1:
-                self.worker.interrupt(key)
-            else:
-                self.worker.kill(key)
-
-    def run(self, todo: list[Run]) -> None:
-        self.waiting.extend(todo)
-        while self.running or (self._has_more() and not self.is_stopping):
-            self._fill()
-            for event in self.worker.events(0.2 if self.running else 0.0):
-                self._hear(event)
-            if not self.running and not self.waiting and self.later and not self.is_stopping:
-                time.sleep(0.1)
-
-    def _has_more(self) -> bool:
-        return bool(self.waiting or self.later)
-
-    def _fill(self) -> None:
-        now = time.monotonic()
-        self.waiting.extend(run for when, run in self.later if when <= now)
-        self.later = [(when, run) for when, run in self.later if when > now]
-        limit = self.jobs or self.worker.capacity()
-        while self.waiting and len(self.running) < limit and not self.is_stopping:
-            run = self.waiting.popleft()
-            self.running[run.id] = run
-            self.worker.submit(make_job(self.batch, run, self.store, is_warm=self.is_warm))
-
-    def _hear(self, event: dict[str, Any]) -> None:
-        run = self.running.get(event.get("id", ""))
-        if run is None:
-            return
-        if event["event"] == "started":
-            self.listener.started(run)
-        elif event["event"] == "cell":
-            self.listener.moved(run, event["cell"], event["text"])
-        elif event["event"] == "ended":
-            del self.running[run.id]
-            self._settle(run, event)
-
-    def _settle(self, run: Run, outcome: dict[str, Any]) -> None:
-        status, error = outcome["status"], outcome.get("error", "")
-        if status == "busy":
-            self.later.append((time.monotonic() + _BUSY_PAUSE, run))
-        elif status == "lost" and self.is_stopping:
-            status = "interrupted"
-        elif status == "lost":
-            self.attempts[run.id] = self.attempts.get(run.id, 0) + 1
-            if self.attempts[run.id] <= self.retry:
-                self.listener.note(f"{run.id}: {error}; trying again")
-                self.waiting.append(run)
-                status = "waiting"
-            else:
-                status = "failed"
-        if status == "failed":
-            self.outcomes.errors[run.id] = error
-            if self.is_fail_fast:
-                self._stop_all()
-        self.outcomes.statuses[run.id] = "waiting" if status == "busy" else status
-        self.listener.ended(run, {**outcome, "status": status})
-
-    def _stop_all(self) -> None:
-        self.is_stopping = True
-        for key in self.running:
-            self.worker.interrupt(key)
+def _without_colours(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
-@contextmanager
-def _interrupts(press: Callable[[], None]) -> Iterator[None]:
-    """Call ``press`` on SIGINT and SIGTERM; in a thread, which gets no signals, do nothing."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        press()
-
-    try:
-        before = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

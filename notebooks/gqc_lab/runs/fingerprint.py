@@ -23,35 +23,53 @@ from pathlib import Path
 from typing import Any
 
 from gqc_lab.errors import BadInput
+from gqc_lab.runs.store import file_hash
 
 ID_LENGTH = 16  # hexadecimal digits: 64 bits, so 10,000 runs collide with odds of 3e-12
 
 
 def digest(value: Any) -> str:
-    """sha256 of the canonical JSON of ``value``, or of bytes as they are."""
+    """Return the sha256 of the canonical JSON of ``value``, or of bytes as they are."""
     if not isinstance(value, bytes):
         value = json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
     return hashlib.sha256(value).hexdigest()
 
 
 def strip_prose(source: str) -> str:
-    """Python source without comments, docstrings, blank lines and trailing blanks."""
-    lines = source.splitlines()
+    """Return Python source without comments, docstrings, blank lines and trailing blanks.
+
+    Blanks and blank lines within a text that spans lines are part of it and stay.
+    """
+    source = source.replace("\r\n", "\n").replace("\r", "\n")
+    lines = source.split("\n")
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             row, column = token.start
             lines[row - 1] = lines[row - 1][:column]
+    in_text: set[int] = set()  # rows that end within one
+    docstrings = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             match node.body:
-                case [ast.Expr(value=ast.Constant(value=str())) as doc, *_]:
-                    for row in range(doc.lineno - 1, doc.end_lineno or doc.lineno):
-                        lines[row] = ""
-    return "\n".join(line.rstrip() for line in lines if line.strip())
+                case [ast.Expr(value=ast.Constant(value=str()) as docstring), *_]:
+                    docstrings.append(docstring)
+                    _cut(lines, docstring)
+        if isinstance(node, (ast.JoinedStr, ast.Constant)) and node not in docstrings:
+            in_text.update(range(node.lineno - 1, (node.end_lineno or node.lineno) - 1))
+    kept = [line if row in in_text else line.rstrip() for row, line in enumerate(lines)]
+    return "\n".join(line for row, line in enumerate(kept) if line or row in in_text)
+
+
+def _cut(lines: list[str], doc: ast.Constant) -> None:
+    """Empty the rows of a docstring, but not what stands before and after it."""
+    first, last = doc.lineno - 1, (doc.end_lineno or doc.lineno) - 1
+    before = lines[first].encode()[: doc.col_offset].decode()
+    after = lines[last].encode()[doc.end_col_offset :].decode()
+    lines[first : last + 1] = [""] * (last - first) + [before + after]
 
 
 def cell_hash(source: str) -> str:
-    """Hash of a notebook cell; one with magics is not Python and counts as it is."""
+    """Return the hash of a notebook cell; one with magics is not Python and counts as it is."""
     try:
         return digest(strip_prose(source).encode())
     except (SyntaxError, tokenize.TokenError):
@@ -59,7 +77,7 @@ def cell_hash(source: str) -> str:
 
 
 def data_hashes(entries: Iterable[str], folder: Path) -> dict[str, str]:
-    """Hash of each file, or the version of each installed distribution that carries data.
+    """Return the hash of each file, or the version of each installed distribution with data.
 
     Raises: BadInput: an entry is neither.
     """
@@ -67,8 +85,7 @@ def data_hashes(entries: Iterable[str], folder: Path) -> dict[str, str]:
     for entry in entries:
         path = folder / entry
         if path.is_file():
-            with path.open("rb") as file:
-                hashes[entry] = hashlib.file_digest(file, "sha256").hexdigest()
+            hashes[entry] = file_hash(path)
             continue
         try:
             hashes[entry] = importlib.metadata.version(entry)
@@ -79,8 +96,8 @@ def data_hashes(entries: Iterable[str], folder: Path) -> dict[str, str]:
     return hashes
 
 
-def environment(folder: Path) -> dict[str, Any]:
-    """Versions, machine and commit, for the record.
+def environment(folder: Path, threads: int | None) -> dict[str, Any]:
+    """Return versions, machine, threads and commit, for the record.
 
     ``commit`` is that of the repository that holds ``folder``, with ``-dirty`` if tracked files
     are changed, or None outside git.
@@ -100,7 +117,7 @@ def environment(folder: Path) -> dict[str, Any]:
         "machine": platform.machine(),
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "threads": int(os.environ.get("OMP_NUM_THREADS") or 0) or None,
+        "threads": threads,
         "commit": _commit(folder),
         "packages": versions,
     }

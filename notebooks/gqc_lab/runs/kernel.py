@@ -1,11 +1,10 @@
-"""A Jupyter kernel that is forked from a process which has the slow imports behind it.
+"""Kernels of runs: forked from a process that has torch loaded, or started from scratch.
 
-A cold kernel spends most of a short run importing.  :func:`fork_kernel` forks one from the
-calling process while that is still single-threaded; the child waits, then becomes the kernel
-of whichever connection file it is told.  papermill and nbclient drive it through
-jupyter_client's own seam, a provisioner.  Where forking is not safe (macOS, Windows) the
-kernel is started the usual way; always with this interpreter, whatever kernelspecs are
-installed.
+A kernel that is started from scratch spends most of a short run importing.  The standard
+library's fork server imports torch and its like once, runs nothing, and forks each kernel on
+request.  papermill and nbclient drive both kinds through jupyter_client's own seam, a provisioner.
+Where forking is not safe (macOS, Windows) every kernel is started from scratch; always with this
+interpreter, whatever kernelspecs are installed.
 """
 
 from __future__ import annotations
@@ -14,11 +13,14 @@ import asyncio
 import atexit
 import contextlib
 import ctypes
-import json
 import os
+import pickle
 import signal
 import sys
-import traceback
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -27,129 +29,184 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
 
 CAN_FORK = sys.platform == "linux"
+_THREAD_COUNTS = (
+    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)  # fmt: skip
+# Not plotly: what it finds at import decides how it shows figures.
+_PRELOADED = [
+    "gqc_lab.runs.kernel", "ipykernel.kernelapp", "ipykernel_launcher",
+    "IPython.core.completer", "torch", "numpy", "pandas", "pyarrow.parquet",
+]  # fmt: skip
 _PR_SET_PDEATHSIG = 1
-# Modules that papermill imports and that behave otherwise when imported in a kernel.
-_LOOK_AROUND = ("tqdm.auto", "tqdm.autonotebook")
 # A unix socket's path holds 107 bytes; jupyter_client appends "-ipc-1" or so to the stem.
 _LONGEST_IPC_PATH = 90
+_IS_SAFE_PATH = bool(sys.flags.safe_path)
+_servers: dict[int, forkserver.ForkServer] = {}  # by threads: libraries read the count on import
+_lock = threading.Lock()
 
 
-def die_with_parent(parent: int) -> None:
-    """Have the kernel of the system kill this process when process ``parent`` dies (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the call
-        os._exit(1)
+def preload(threads: int) -> None:
+    """Let the fork server for runs of ``threads`` threads begin its imports; returns at once."""
+    if CAN_FORK:
+        with _lock:
+            _server(threads)
+
+
+def _server(threads: int) -> forkserver.ForkServer:
+    server = _servers.setdefault(threads, forkserver.ForkServer())
+    server.set_forkserver_preload(_PRELOADED)
+    # Its imports must not come from the current folder, nor end with the batch's Ctrl-C.
+    settings = {"PYTHONSAFEPATH": "1", **dict.fromkeys(_THREAD_COUNTS, str(threads))}
+    with _environment(settings):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            server.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return server
+
+
+@contextlib.contextmanager
+def _environment(settings: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 class ForkedKernel:
-    """A child that waits to become a kernel; the part of Popen that a provisioner needs."""
+    """A kernel that the fork server forked; the part of Popen that a provisioner needs."""
 
     stdin = stdout = stderr = None
 
-    def __init__(self, pid: int, orders: int) -> None:
-        self.pid = pid
-        self._orders = orders
+    def __init__(self, start: _Start, threads: int) -> None:
         self.returncode: int | None = None
-
-    def become(self, argv: list[str], env: dict[str, str], cwd: str) -> None:
-        order = json.dumps({"argv": argv, "env": env, "cwd": cwd}).encode()
-        with os.fdopen(self._orders, "wb") as pipe:
-            pipe.write(order)
+        self._reading = threading.Lock()
+        with _lock:
+            self._status, writer = _server(threads).connect_to_new_process([])
+        with os.fdopen(writer, "wb") as pipe:
+            pickle.dump({}, pipe)  # what multiprocessing would have the child inherit: nothing
+            pickle.dump(start, pipe)
+        self.pid = forkserver.read_signed(self._status)
+        os.set_blocking(self._status, False)
 
     def poll(self) -> int | None:
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.returncode = os.waitstatus_to_exitcode(status)
-        return self.returncode
+        """Return the exit code, negative for a signal, or None while the kernel lives."""
+        with self._reading:
+            if self.returncode is None:
+                try:
+                    self.returncode = forkserver.read_signed(self._status)
+                except BlockingIOError:
+                    return None
+                except EOFError:  # the fork server died, and its kernels with it
+                    self.returncode = -signal.SIGKILL
+                os.close(self._status)
+            return self.returncode
 
-    def wait(self) -> int:
-        if self.returncode is None:
-            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        return self.returncode
+    def wait(self) -> int | None:
+        """Return the exit code; the provisioner calls this after :meth:`poll` gave one."""
+        return self.poll()
 
     def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, number)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
-
-    def terminate(self) -> None:
-        self.send_signal(signal.SIGTERM)
+        send_signal(self, number)
 
 
-def fork_kernel(log: Path) -> ForkedKernel:
-    """Fork the future kernel.  Call it before this process starts a thread.
+def send_signal(kernel: Any, number: int) -> None:
+    """Signal the process group of a kernel, a :class:`ForkedKernel` or a Popen, if it lives."""
+    if kernel.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(kernel.pid, number)
 
-    Args:
-        log: what the kernel process writes outside of cells, e.g. the trace of a crash.
-    """
-    parent = os.getpid()
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid:
-        os.close(reading)
-        return ForkedKernel(pid, writing)
-    try:
-        os.setpgid(0, 0)
-        die_with_parent(parent)
-        os.close(writing)
-        with os.fdopen(reading, "rb") as pipe:
-            order = pipe.read()
-        if order:  # none: the parent ended without using the kernel
-            descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+@dataclass
+class _Start:
+    """What the forked child is to become.  multiprocessing calls :meth:`_bootstrap` in it."""
+
+    argv: list[str]
+    env: dict[str, str]
+    cwd: str
+    log: Path
+
+    def _bootstrap(self, parent_sentinel: int) -> int:
+        try:
+            _leave_the_family()
+            descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             nothing = os.open(os.devnull, os.O_RDONLY)
             for source, target in ((nothing, 0), (descriptor, 1), (descriptor, 2)):
                 os.dup2(source, target)
-            _be_kernel(json.loads(order))
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        atexit._run_exitfuncs()
-        os._exit(0)
+            os.environ.clear()
+            os.environ.update(self.env)
+            os.chdir(self.cwd)
+            _be_kernel(self.argv)
+        finally:
+            atexit._run_exitfuncs()
+        return 0
 
 
-def _be_kernel(order: dict[str, Any]) -> None:
+def _leave_the_family() -> None:
+    """Die with the fork server, which dies with the batch, and keep nothing of theirs."""
+    os.setpgid(0, 0)
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the call
+        os._exit(1)
+    # The fork server ends when nobody holds this pipe any more.
+    family: Any = forkserver._forkserver
+    os.close(family._forkserver_alive_fd)
+    family._forkserver_alive_fd = None
+    tracker: Any = resource_tracker._resource_tracker
+    os.close(tracker._fd)
+    tracker._fd = None
+
+
+def _be_kernel(argv: list[str]) -> None:
     import faulthandler
 
     import ipykernel_launcher  # type: ignore[import-untyped]
     import numpy as np
     import torch
+    from ipykernel.kernelapp import IPKernelApp
 
-    for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR1, signal.SIGALRM):
-        signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     faulthandler.enable()
-    for name in _LOOK_AROUND:
-        sys.modules.pop(name, None)
-    os.environ.clear()
-    os.environ.update(order["env"])
-    os.chdir(order["cwd"])
     # A fork would share its parent's streams with its siblings; a new process has its own.
     np.random.seed()  # noqa: NPY002
     torch.default_generator.seed()
-    options = order["argv"][order["argv"].index("-f") :]
+    options = argv[argv.index("-f") :]
     sys.argv = [ipykernel_launcher.__file__, *options]
-    del sys.path[0]  # as the launcher does; IPython adds "" in its own place
-
-    from ipykernel.kernelapp import IPKernelApp
-
+    if not os.environ.get("PYTHONSAFEPATH"):
+        _add_current_folder()
     IPKernelApp.launch_instance(argv=[*options, f"--IPKernelApp.parent_handle={os.getppid()}"])
 
 
-class _ForkedProvisioner(LocalProvisioner):
-    """Launches by telling a waiting child to become the kernel."""
+def _add_current_folder() -> None:
+    """Do what IPython leaves out since the fork server imports nothing from there."""
+    names = [os.path.basename(each) for each in sys.path]
+    sys.path.insert(names.index("site-packages") if "site-packages" in names else 0, "")
 
-    child: ForkedKernel
+
+class _Provisioner(LocalProvisioner):
+    """Has the kernel forked if ``threads`` is given, and tells who started it."""
+
+    threads: int | None
+    output: Path
+    on_start: Callable[[Any], None]
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
-        self.child.become(cmd, kwargs["env"], str(kwargs.get("cwd") or Path.cwd()))
-        self.process = self.child  # type: ignore[assignment]
-        self.pid = self.pgid = self.child.pid
+        if self.threads is None:
+            await super().launch_kernel(cmd, **kwargs)
+        else:
+            if not _IS_SAFE_PATH:  # another thread may be starting a server with it
+                kwargs["env"].pop("PYTHONSAFEPATH", None)
+            start = _Start(cmd, kwargs["env"], str(kwargs.get("cwd") or Path.cwd()), self.output)
+            forked: Any = ForkedKernel(start, self.threads)
+            self.process, self.pid, self.pgid = forked, forked.pid, forked.pid
+        self.on_start(self.process)
         return self.connection_info
 
     async def wait(self) -> int | None:
@@ -158,13 +215,28 @@ class _ForkedProvisioner(LocalProvisioner):
         return await super().wait()
 
 
-def manager_class(child: ForkedKernel | None, sockets: Path) -> type[AsyncKernelManager]:
-    """A kernel manager for nbclient that uses ``child``, or starts a cold kernel without one.
+def manager_class(
+    folder: Path,
+    sockets: Path,
+    threads: int,
+    *,
+    is_forked: bool,
+    on_start: Callable[[Any], None],
+) -> type[AsyncKernelManager]:
+    """Return the kernel manager for nbclient that starts a run's kernel.
 
     Args:
+        folder: the run's, where ``runs.save`` leaves its numbers.
         sockets: a short folder of its own for the connection file; its unix sockets cannot
             clash with another run's, as port numbers could.
+        threads: BLAS and OpenMP threads of the kernel.
+        is_forked: fork the kernel from a process with torch loaded, where the system can.
+        on_start: called with the kernel's process, a :class:`ForkedKernel` or a Popen.
     """
+    env = {
+        "GQC_RUN_DIR": str(folder).replace("$", "$$"),  # jupyter_client fills templates in
+        **dict.fromkeys(_THREAD_COUNTS, str(threads)),
+    }
 
     class Manager(AsyncKernelManager):
         def __init__(self, **kwargs: Any) -> None:
@@ -172,16 +244,15 @@ def manager_class(child: ForkedKernel | None, sockets: Path) -> type[AsyncKernel
             self.connection_file = str(sockets / "k.json")
             if CAN_FORK and len(self.connection_file) < _LONGEST_IPC_PATH:
                 self.transport = "ipc"
-            if child is not None:
-                provisioner = _ForkedProvisioner(
-                    kernel_id="warm", kernel_spec=self.kernel_spec, parent=self
-                )
-                provisioner.child = child
-                self.provisioner = provisioner
+            provisioner = _Provisioner(kernel_id="run", kernel_spec=self.kernel_spec, parent=self)
+            provisioner.threads = threads if is_forked and CAN_FORK else None
+            provisioner.output = folder / "kernel.log"
+            provisioner.on_start = on_start
+            self.provisioner = provisioner
 
         @property
         def kernel_spec(self) -> KernelSpec:
             argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-            return KernelSpec(argv=argv, display_name="Python 3", language="python")
+            return KernelSpec(argv=argv, env=env, display_name="Python 3", language="python")
 
     return Manager

@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from gqc_lab.errors import BadInput
 from gqc_lab.runs.parameters import Parameter, parse_cell
+from gqc_lab.runs.sources import search_folders
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,11 @@ class Notebook:
     text: str
     code: tuple[str, ...]
     declared: dict[str, Parameter]
+
+    @cached_property
+    def folders(self) -> tuple[Path, ...]:
+        """The notebook's folder, and those that it adds to ``sys.path``."""
+        return search_folders(self.code, self.path.parent)
 
     @property
     def name(self) -> str:
@@ -60,7 +67,10 @@ def read_notebook(path: Path | str) -> Notebook:
         )
     code = tuple(source for source, tags in cells if not {"parameters", "install"} & set(tags))
     _check_pair(path, [source for source, _ in cells])
-    return Notebook(path.resolve(), text, code, parse_cell(tagged[0], f"{path}: parameters cell"))
+    declared = parse_cell(tagged[0], f"{path}: parameters cell", path.parent)
+    if "run" in declared:
+        raise BadInput(f"{path}: parameter 'run': the store calls a run's id so; choose another")
+    return Notebook(path.resolve(), text, code, declared)
 
 
 def _code_cells(path: Path, text: str) -> list[tuple[str, list[str]]]:
@@ -86,14 +96,20 @@ def _check_pair(path: Path, sources: list[str]) -> None:
     import jupytext
 
     cells = jupytext.reads(text, fmt="py:percent").cells
-    if [c.source.strip() for c in cells if c.cell_type == "code"] != [s.strip() for s in sources]:
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    if [_stripped(each) for each in code] != [_stripped(each) for each in sources]:
         raise BadInput(
             f"{path} and {script.name} differ; run `jupytext --sync {path}` and try again"
         )
 
 
+def _stripped(source: str) -> str:
+    """Leave out what differs within a pair: line endings, and blanks around the cell."""
+    return "\n".join(source.splitlines()).strip()
+
+
 def is_passing(output: Mapping[str, Any]) -> bool:
-    """A progress bar, as text or as a widget."""
+    """Whether the output is a progress bar, as text or as a widget."""
     if output["output_type"] == "stream":
         text = "".join(output["text"])  # a list of lines in a file, one string in memory
         return output["name"] == "stderr" and ("\r" in text or not text.strip())

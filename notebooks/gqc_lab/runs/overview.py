@@ -1,26 +1,29 @@
-"""What a batch has done and has still to do, without running anything."""
+"""What a batch has done, has still to do and will cost, without running anything."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+import math
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from statistics import median
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from gqc_lab.runs.cost import count_flops, describe_cost
-from gqc_lab.runs.loading import read_records
-from gqc_lab.runs.plan import Batch
+from gqc_lab.errors import BadInput
+from gqc_lab.runs.plan import Batch, Run
 from gqc_lab.runs.progress import describe, show_value
+from gqc_lab.runs.report import find_function
+from gqc_lab.runs.results import read_records
 from gqc_lab.runs.store import RECORD, CorruptRun, Store
 
 _SHOWN = 40  # rows; a plan of thousands is counted, not listed
 
 
 def statuses(batch: Batch, store: Store) -> dict[str, str]:
-    """By id: finished, failed, interrupted (or running elsewhere), corrupt or waiting."""
+    """Return by id: finished, failed, interrupted (or running elsewhere), corrupt or waiting."""
     stored = store.finished()
     failed = _names(store.root / "failed")
     partial = _names(store.root / "partial")
@@ -45,7 +48,7 @@ def _names(folder: Any) -> set[str]:
 
 
 def estimate(batch: Batch, store: Store, left: Collection[str], jobs: int) -> float | None:
-    """Seconds to go, from earlier runs, or None if no run of this notebook has finished.
+    """Return the seconds to go, from earlier runs, or None if no run of this notebook has finished.
 
     A run is expected to take the median of the runs that differ from it in the seed only, or
     else of all runs of the notebook.
@@ -69,8 +72,44 @@ def _but_seed(parameters: dict[str, Any]) -> str:
     return json.dumps({k: v for k, v in parameters.items() if k != "seed"}, sort_keys=True)
 
 
+def count_flops(batch: Batch) -> dict[str, float]:
+    """Return each run's floating-point operations, by id; empty without ``cost`` in the file.
+
+    Raises: BadInput: there is no such function, it refuses the parameters of a run, or it returns
+        something else than a number > 0.
+    """
+    if batch.cost is None:
+        return {}
+    function = find_function("cost: flops", batch.cost.flops)
+    return {run.id: _count(function, batch.cost.flops, run.parameters) for run in batch.runs}
+
+
+def _count(function: Callable[..., Any], name: str, parameters: dict[str, Any]) -> float:
+    try:
+        flops = function(dict(parameters))
+    except ValueError as error:
+        raise BadInput(f"cost: {name}: {error}") from None
+    if not (isinstance(flops, int | float) and 0 < flops < math.inf):
+        raise BadInput(f"cost: {name} returned {flops!r}: expected a number of operations > 0")
+    return float(flops)
+
+
+def describe_cost(batch: Batch, flops: dict[str, float], left: Collection[str], jobs: int) -> str:
+    """Say in a line what is left: operations and time, with ``jobs`` machines at a time."""
+    if batch.cost is None:
+        return ""
+    speed = batch.cost.flops_per_second
+    total = sum(flops[key] for key in left)
+    longest = max((flops[key] for key in left), default=0.0)
+    hours = max(total / min(jobs, max(1, len(left))), longest) / speed / 3600
+    return (
+        f"cost: {total:.3g} floating-point operations to go, {hours:.3g} h at {speed:.3g} per "
+        f"second and run with --jobs {jobs}"
+    )
+
+
 def print_plan(batch: Batch, store: Store, jobs: int, console: Console) -> None:
-    """The runs with ids and status, the time left, and what the batch file says on the cost.
+    """Print the runs with ids and status, the time left, and what the batch file says on the cost.
 
     Raises: BadInput: the cost cannot be computed.
     """
@@ -122,3 +161,58 @@ def print_status(batch: Batch, store: Store, console: Console) -> int:
             text = f"{run.id} {describe(run)}: {reason}\n  {folder}"
             console.print(text, highlight=False, markup=False, soft_wrap=True)
     return 1 if {"failed", "corrupt"} & set(found.values()) else 0
+
+
+def find_run(batch: Batch, start: str) -> Run:
+    """Return the run whose id begins with ``start``.  Raises: BadInput: none does, or several."""
+    matches = [run for run in batch.runs if start and run.id.startswith(start)]
+    if len(matches) != 1:
+        raise BadInput(
+            f"{start!r}: {len(matches)} of the {len(batch.runs)} runs of {batch.name} begin so; "
+            "`gqc batch plan` lists their ids"
+        )
+    return matches[0]
+
+
+def explain(run: Run, batch: Batch, store: Store) -> list[str]:
+    """Say in lines whether ``run`` is finished and, if not, what changed since one that is."""
+    if run.id in store.finished():
+        try:
+            store.verify(run.id)
+        except CorruptRun as error:
+            return [f"{run.id} is corrupt ({error}) and will run again"]
+        return [f"{run.id} is finished; nothing that it depends on has changed"]
+    lines = [f"{run.id} is not finished"]
+    if store.failed(run.id).is_dir():
+        record = json.loads((store.failed(run.id) / RECORD).read_text(encoding="utf-8"))
+        lines.append(f"it failed: {record['error']}")
+    if store.partial(run.id).is_dir():
+        lines.append("it was interrupted (or is running) and goes on from its checkpoint")
+    records = [r for r in read_records(store).values() if r["notebook"] == batch.notebook.name]
+    if not records:
+        return [*lines, f"no run of {batch.notebook.name} is in the store"]
+    nearest = max(records, key=lambda r: (_alike(run.parameters, r["parameters"]), r["started"]))
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(nearest["started"]))
+    lines.append(f"nearest in the store: {nearest['id']} of {when}; since then, or unlike it:")
+    return lines + [f"  {line}" for line in differences(run, nearest)]
+
+
+def _alike(parameters: Mapping[str, Any], others: Mapping[str, Any]) -> int:
+    return sum(others.get(name, ...) == value for name, value in parameters.items())
+
+
+def differences(run: Run, record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each input of ``run`` that differs from the stored ``record``."""
+    old, new = record["parameters"], run.parameters
+    for name in {**old, **new}:
+        if name not in old or name not in new:
+            yield f"parameter {name}: {'new' if name in new else 'gone'}"
+        elif old[name] != new[name]:
+            yield f"parameter {name}: {show_value(old[name])} -> {show_value(new[name])}"
+    for part, label in (("notebook", "notebook cell"), ("source", "source"), ("data", "data")):
+        before, after = record["inputs"].get(part, {}), run.inputs[part]
+        for name in sorted({**before, **after}):
+            if name not in before or name not in after:
+                yield f"{label} {name}: {'new' if name in after else 'gone'}"
+            elif before[name] != after[name]:
+                yield f"{label} {name}: changed"

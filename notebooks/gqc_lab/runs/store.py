@@ -13,7 +13,7 @@
 
 A run is made in ``partial``, synced to disk and renamed, so that a kill or a power cut at any
 moment leaves a finished folder or none.  A lock on the id keeps two batches off one run; the
-system drops it when its holders die.
+system drops it when its holder dies.
 """
 
 from __future__ import annotations
@@ -22,16 +22,23 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import socket
+import time
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from gqc_lab.errors import BadInput
+
 NOTEBOOK, RESULT, HISTORY, RECORD = "notebook.ipynb", "result.json", "history.parquet", "run.json"
 TRACEBACK = "traceback.txt"
-FORMAT = 1
+MODULES = ".modules.json"  # the files of the modules that a run has loaded; not kept
+FORMAT = 1  # of a finished run's folder; a change of it needs a way to read what is there
+_ATTEMPTS = 3  # to read a file of a network share that says "stale", or gives no answer
 _IS_ID = re.compile(r"[0-9a-f]{16}").fullmatch
 
 
@@ -42,9 +49,28 @@ class CorruptRun(Exception):
 def write_json(path: Path, content: Any) -> None:
     """Replace ``path`` atomically."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    temporary.write_text(to_json(content) + "\n", encoding="utf-8")
     _sync(temporary)
     os.replace(temporary, path)
+
+
+def to_json(content: Any) -> str:
+    """Return JSON that strict readers take: NaN is null, infinity a number that is too large."""
+    text = json.dumps(_finite(content), indent=1, allow_nan=False)
+    return text.replace(f'"{_TOO_LARGE}"', "1e999").replace(f'"-{_TOO_LARGE}"', "-1e999")
+
+
+_TOO_LARGE = "infinite, 6f1c"  # stands in a value's place while the text is made
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else f"{'-' * (value < 0)}{_TOO_LARGE}"
+    return value
 
 
 def _sync(path: Path) -> None:
@@ -55,13 +81,27 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _read(path: Path) -> bytes:
+    """Raises: CorruptRun: there is no such file.  OSError: it cannot be read, even at last."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise CorruptRun(f"{path.name}: missing") from None
+        except OSError:
+            if attempt + 1 == _ATTEMPTS:
+                raise
+            time.sleep(0.1 * 4**attempt)
+    raise AssertionError("not reached")
+
+
 def file_hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def seal(record: dict[str, Any]) -> dict[str, Any]:
-    """``record`` with the hash of the rest of it, so that run.json vouches for itself."""
+    """Return ``record`` with the hash of the rest of it, so that run.json vouches for itself."""
     body = {key: value for key, value in record.items() if key != "seal"}
     text = json.dumps(body, sort_keys=True, separators=(",", ":"))
     return {**body, "seal": hashlib.sha256(text.encode()).hexdigest()}
@@ -87,36 +127,49 @@ class Store:
         return self.root / "failed" / key
 
     def finished(self) -> set[str]:
-        """Ids of the folders of finished runs; :meth:`record` and :meth:`verify` check them."""
+        """Return the ids of finished runs; :meth:`record` and :meth:`verify` check them."""
         if not self.root.is_dir():
             return set()
         with os.scandir(self.root) as entries:
             return {entry.name for entry in entries if _IS_ID(entry.name)}
 
     def record(self, key: str) -> dict[str, Any]:
-        """A finished run's run.json.  Raises: CorruptRun: it is missing, torn or changed."""
+        """Return a finished run's run.json.
+
+        Raises:
+            CorruptRun: it is missing, torn, changed, or of a later format.
+            OSError: it cannot be read; that proves no damage.
+        """
         try:
-            record = json.loads((self.folder(key) / RECORD).read_bytes())
-        except (OSError, ValueError) as error:
+            record = json.loads(_read(self.folder(key) / RECORD))
+        except ValueError as error:
             raise CorruptRun(f"{RECORD}: {error}") from None
         if not isinstance(record, dict) or seal(record)["seal"] != record.get("seal"):
             raise CorruptRun(f"{RECORD}: does not match its own checksum")
         if record.get("id") != key:
             raise CorruptRun(f"{RECORD}: is of run {record.get('id')!r}")
+        if record["format"] != FORMAT:
+            raise CorruptRun(f"{RECORD}: format {record['format']}; this gqc reads {FORMAT}")
         return record
 
+    def read(self, key: str, name: str, record: dict[str, Any]) -> bytes:
+        """Return the content of one file of a finished run, verified.
+
+        Raises: CorruptRun: it is missing or does not match its checksum.
+        """
+        content = _read(self.folder(key) / name)
+        if hashlib.sha256(content).hexdigest() != record["files"].get(name):
+            raise CorruptRun(f"{name}: does not match its checksum")
+        return content
+
     def verify(self, key: str) -> dict[str, Any]:
-        """As :meth:`record`, after reading every file of the run.
+        """Return the run.json after reading every file of the run.
 
         Raises: CorruptRun: a file is missing or does not match its checksum.
         """
         record = self.record(key)
-        for name, expected in record["files"].items():
-            path = self.folder(key) / name
-            if not path.is_file():
-                raise CorruptRun(f"{name}: missing")
-            if file_hash(path) != expected:
-                raise CorruptRun(f"{name}: does not match its checksum")
+        for name in record["files"]:
+            self.read(key, name, record)
         return record
 
     def publish(self, key: str, record: dict[str, Any]) -> None:
@@ -148,33 +201,30 @@ class Store:
     def forget_failure(self, key: str) -> None:
         shutil.rmtree(self.failed(key), ignore_errors=True)
 
-    def quarantine(self, key: str) -> Path:
-        """Set a corrupt run aside; returns where."""
+    def quarantine(self, key: str) -> Path | None:
+        """Set a corrupt run aside; returns where, or None if another batch has done so."""
         shelf = self.root / "quarantine"
         shelf.mkdir(parents=True, exist_ok=True)
         number = 1
-        while True:
+        while self.folder(key).is_dir():
             target = shelf / f"{key}-{number}"
             try:
                 os.rename(self.folder(key), target)
-            except FileExistsError:
-                number += 1
+            except FileNotFoundError:
+                return None
             except OSError:
                 if not target.is_dir():
                     raise
                 number += 1
             else:
                 return target
+        return None
 
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[bool]:
-        """Hold the id's lock; yields False, at once, if another process has it.
-
-        A child that is forked meanwhile holds the lock too, until it ends.
-        """
-        folder = self.root / "partial"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{key}.lock"
+        """Hold the id's lock; yields False, at once, if another process has it."""
+        path = self._lock_path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             try:
@@ -182,6 +232,11 @@ class Store:
                 is_held = path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino
             except BlockingIOError:
                 is_held = False
+            if is_held:
+                since = time.strftime("%Y-%m-%d %H:%M:%S")
+                holder = f"process {os.getpid()} on {socket.gethostname()} since {since}"
+                os.truncate(descriptor, 0)
+                os.pwrite(descriptor, holder.encode(), 0)
             try:
                 yield is_held
             finally:
@@ -189,3 +244,51 @@ class Store:
                     path.unlink(missing_ok=True)
         finally:
             os.close(descriptor)
+
+    def _lock_path(self, key: str) -> Path:
+        return self.root / "partial" / f"{key}.lock"
+
+    def describe_holder(self, key: str) -> str:
+        """Say in words who holds the lock."""
+        with contextlib.suppress(OSError):
+            if holder := self._lock_path(key).read_text(encoding="utf-8"):
+                return f"in hand of {holder}"
+        return "in hand of another process"
+
+    def find(self, start: str) -> str:
+        """Return the finished run's id that begins with ``start``.
+
+        Raises: BadInput: none does, or several.
+        """
+        matches = sorted(key for key in self.finished() if start and key.startswith(start))
+        if len(matches) != 1:
+            raise BadInput(f"{start!r}: {len(matches)} runs of {self.root} begin so")
+        return matches[0]
+
+    def garbage(self, asked: Collection[str] = (), notebooks: Collection[str] = ()) -> list[Path]:
+        """Return the folders of failed, quarantined and interrupted runs, and of finished runs of
+        ``notebooks`` (names) that are not ``asked`` for (ids).  A run in hand is not garbage."""
+        found = []
+        for shelf in ("failed", "quarantine", "partial"):
+            folder = self.root / shelf
+            names = sorted(path for path in folder.iterdir()) if folder.is_dir() else []
+            found += [p for p in names if p.is_dir() and (shelf != "partial" or self._is_idle(p))]
+        for key in sorted(self.finished().difference(asked) if notebooks else ()):
+            try:
+                if self.record(key)["notebook"] in notebooks:
+                    found.append(self.folder(key))
+            except CorruptRun:
+                found.append(self.folder(key))
+        return found
+
+    def _is_idle(self, folder: Path) -> bool:
+        with self.lock(folder.name) as is_held:
+            return is_held
+
+    def remove(self, folders: Iterable[Path]) -> None:
+        """Delete what :meth:`garbage` found, except runs that have started since."""
+        for folder in folders:
+            is_partial = folder.parent.name == "partial"
+            with self.lock(folder.name) if is_partial else contextlib.nullcontext(True) as is_held:
+                if is_held:
+                    shutil.rmtree(folder)

@@ -12,6 +12,7 @@ import nbformat
 import pytest
 
 from gqc_lab.publish import site
+from gqc_lab.publish.interactive import PLOTLY
 
 ROOT = Path(__file__).parents[3]
 LOADED = {"script": "src", "link": "href", "img": "src", "iframe": "src"}
@@ -70,7 +71,7 @@ def leads(path: Path, target: str, pages: dict[Path, Page]) -> bool:
 
 def test_a_figure_is_kept_interactive(tmp_path):
     figure = {"data": [{"type": "scatter", "y": [1, 2]}], "layout": {}}
-    output = nbformat.v4.new_output("display_data", {site.PLOTLY: figure, "image/png": "x"})
+    output = nbformat.v4.new_output("display_data", {PLOTLY: figure, "image/png": "x"})
     cells = [nbformat.v4.new_code_cell("f", outputs=[output, output])]
     path = tmp_path / "x.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)

@@ -8,13 +8,25 @@ import pytest
 from rich.console import Console
 
 from gqc_lab.runs import BadInput, load
-from gqc_lab.runs.catalog import describe_run, export, find_stored, garbage, make_table, remove
-from gqc_lab.runs.cost import count_flops, describe_cost
-from gqc_lab.runs.explain import explain, find_run
-from gqc_lab.runs.overview import estimate, print_plan, statuses
+from gqc_lab.runs.overview import (
+    count_flops,
+    describe_cost,
+    estimate,
+    explain,
+    find_run,
+    print_plan,
+    statuses,
+)  # fmt: skip
 from gqc_lab.runs.plan import read_batch
-from gqc_lab.runs.report import batch_results, describe_summary, show_interval, summarize_batch
-from gqc_lab.runs.report import make_table as make_summary
+from gqc_lab.runs.report import (
+    batch_results,
+    describe_summary,
+    list_results,
+    make_table,
+    show_interval,
+    summarize_batch,
+)  # fmt: skip
+from gqc_lab.runs.results import describe_run, export
 from gqc_lab.runs.store import Store, write_json
 
 NOTEBOOKS = Path(__file__).parents[2] / "fixtures" / "notebooks"
@@ -145,12 +157,12 @@ def test_runs_are_found_by_the_start_of_their_id(make_batch, store):
     assert find_run(batch, batch.runs[3].id[:8]) is batch.runs[3]
     for run in batch.runs[:20]:
         finish(store, run)
-    assert find_stored(store, batch.runs[0].id) == batch.runs[0].id
+    assert store.find(batch.runs[0].id) == batch.runs[0].id
     for start in ("", "g", "0123456789abcdef"):
         with pytest.raises(BadInput, match="begin so"):
             find_run(batch, start)
         with pytest.raises(BadInput, match="begin so"):
-            find_stored(store, start)
+            store.find(start)
 
 
 def test_listing_shows_what_differs(make_batch, store, tmp_path):
@@ -158,7 +170,7 @@ def test_listing_shows_what_differs(make_batch, store, tmp_path):
     for run in batch.runs:
         finish(store, run, loss=1.0 + run.parameters["seed"] / 3)
     loaded = load(store.root)
-    text = render(make_table(loaded, 50))
+    text = render(list_results(loaded.results, 50))
     assert "method=plain" in text
     assert "1.3333" in text
     assert "│ 1" in text
@@ -183,9 +195,10 @@ def test_garbage_is_what_nothing_asks_for(make_batch, store):
     busy.mkdir()
     unused = [store.failed(batch.runs[1].id), store.partial(batch.runs[2].id)]
     with store.lock("f" * 16):
-        assert garbage(store, []) == unused
-        assert garbage(store, [batch]) == [*unused, store.folder(old.runs[0].id)]
-        remove(store, [*garbage(store, [batch]), busy])
+        assert store.garbage() == unused
+        asked = ({run.id for run in batch.runs}, {batch.notebook.name})
+        assert store.garbage(*asked) == [*unused, store.folder(old.runs[0].id)]
+        store.remove([*store.garbage(*asked), busy])
     assert busy.exists()
     assert store.finished() == {old.runs[1].id, batch.runs[0].id}
     assert not any(path.exists() for path in unused)
@@ -203,7 +216,7 @@ def test_summary_is_mean_and_t_interval_of_the_batch_only(make_batch, store):
     # With 2 degrees of freedom t has a closed form, (2p - 1) / sqrt(2 p (1 - p)); s = 1 and 2.
     half = 0.95 / (2 * 0.975 * 0.025) ** 0.5 / 3**0.5
     assert summary["high"].tolist() == pytest.approx([2 + half, 4 + 2 * half], rel=1e-12)
-    assert "2.0 [-0.5, 4.5]" in render(make_summary(batch, summary, Console(width=200)))
+    assert "2.0 [-0.5, 4.5]" in render(make_table(batch, summary, Console(width=200)))
 
     wrong = make_batch("seeds: 1\nreport: {columns: [los]}")
     with pytest.raises(BadInput, match="no result column 'los'; did you mean 'loss'"):
@@ -225,7 +238,7 @@ def test_methods_of_one_run_are_no_repetitions(make_batch):
     assert summary["method"].tolist() == ["gnts", "adamw"]
     assert summary["mean"].tolist() == [2.0, 3.0]
     assert summary["low"].isna().all()
-    text = render(make_summary(batch, summary, Console(width=200)))
+    text = render(make_table(batch, summary, Console(width=200)))
     assert "interval" not in text
     assert "runs" not in text
 
@@ -285,6 +298,6 @@ def test_a_table_that_is_too_wide_has_a_row_for_each_number(make_batch):
     results = rows_of(batch, *({**row, **dict.fromkeys(names, 1234.5)} for row in METHODS))
     summary = summarize_batch(batch, results)
     for width, lines in ((200, 2), (60, 12)):
-        text = render(make_summary(batch, summary, Console(width=width)), width)
+        text = render(make_table(batch, summary, Console(width=width)), width)
         assert [name for name in names if name not in text] == []
         assert sum("│" in line for line in text.splitlines()) == lines

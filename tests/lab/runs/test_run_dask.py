@@ -19,16 +19,20 @@ from distributed import LocalCluster
 
 from gqc_lab.errors import BadInput
 from gqc_lab.runs import load
-from gqc_lab.runs.cluster import SchedulerLost, connect
-from gqc_lab.runs.execute import execute_batch
+from gqc_lab.runs.batch import execute_batch
+from gqc_lab.runs.cluster import SchedulerLost, connect, find_problem
 from gqc_lab.runs.plan import read_batch
-from gqc_lab.runs.seat import Seat
 from gqc_lab.runs.store import Store
 
 NOTEBOOKS = Path(__file__).parents[2] / "fixtures" / "notebooks"
+HANG = 900  # seconds after which something hangs, however busy the machine is
 
 # What Dask's own threads and sockets leave behind is not ours to warn of.
-pytestmark = [pytest.mark.filterwarnings("ignore::ResourceWarning"), pytest.mark.slow]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.slow,
+    pytest.mark.timeout(HANG),
+]
 
 
 class Heard:
@@ -79,8 +83,8 @@ def make_batch(tmp_path):
 
 
 def run_on(cluster, batch, store, heard, **options):
-    with contextlib.closing(connect(cluster.scheduler_address, batch, store, heard.note)) as worker:
-        return execute_batch(batch, store, heard, worker=worker, **options)
+    with contextlib.closing(connect(cluster.scheduler_address, batch, store, heard.note)) as there:
+        return execute_batch(batch, store, heard, executor=there, **options)
 
 
 def numbers(store):
@@ -96,8 +100,8 @@ def counted(store, key):
         return None
 
 
-def wait_for(condition, seconds=60):
-    until = time.monotonic() + seconds
+def wait_for(condition):
+    until = time.monotonic() + HANG
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.05)
@@ -131,11 +135,8 @@ def test_a_cluster_gives_the_runs_of_one_machine(cluster, make_batch, tmp_path):
 
 
 def worker_of(store, key):
-    """The Dask worker's process: of the run, it is the parent's parent."""
-    pid = json.loads((store.partial(key) / "run.json").read_text())["pid"]
-    for _ in range(2):
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    return pid
+    """The Dask worker's process, whose thread executes the run."""
+    return json.loads((store.partial(key) / "run.json").read_text())["pid"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds its victims in /proc")
@@ -225,7 +226,7 @@ def test_a_killed_batch_leaves_nothing_running_on_the_cluster(cluster, make_batc
     wait_for(lambda: processes_of(store) == [])
     assert 1 <= counted(store, run.id)["count"] < 150
     process = start_cli(tmp_path, *arguments)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=HANG)
     assert process.returncode == 0, output
     assert f"Dask dashboard: {cluster.dashboard_link}" in output
     (row,) = numbers(store)
@@ -247,7 +248,7 @@ def test_local_workers_end_with_the_batch(make_batch, tmp_path):
     )
     wait_for(lambda: all(counted(store, run.id) for run in runs))
     os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=HANG)
     assert process.returncode == 130, output
     assert "2 interrupted" in output
     assert "Traceback" not in output
@@ -278,7 +279,7 @@ def test_a_scheduler_that_goes_away_is_named(make_batch, tmp_path):
 def test_an_unreachable_scheduler_is_bad_input(make_batch, tmp_path, address, message):
     make_batch("seeds: 1")
     process = start_cli(tmp_path, "tiny.yaml", "--scheduler", address)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=HANG)
     assert process.returncode == 2
     assert f"gqc: --scheduler {address}: {message}" in " ".join(output.split())
     assert "Traceback" not in output
@@ -291,7 +292,7 @@ def test_another_server_is_no_scheduler(make_batch, tmp_path):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"tcp://127.0.0.1:{server.server_port}"
         process = start_cli(tmp_path, "tiny.yaml", "--scheduler", address)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=HANG)
         server.shutdown()
     assert process.returncode == 2
     assert f"gqc: --scheduler {address}: no Dask scheduler answered" in " ".join(output.split())
@@ -300,7 +301,7 @@ def test_another_server_is_no_scheduler(make_batch, tmp_path):
 
 
 def test_workers_that_do_not_see_the_store_are_named(cluster, make_batch, tmp_path, monkeypatch):
-    monkeypatch.setattr("gqc_lab.runs.cluster.DaskWorker.write_probe", lambda self: None)
+    monkeypatch.setattr("gqc_lab.runs.cluster.DaskExecutor.write_probe", lambda self: None)
     batch = make_batch("seeds: 1")
     with pytest.raises(BadInput) as refusal:
         run_on(cluster, batch, Store(tmp_path / "runs"), Heard())
@@ -313,18 +314,13 @@ def test_a_worker_says_why_it_cannot_work(make_batch, tmp_path):
     sources = make_batch("seeds: 1", "surroundings").runs[0].inputs["source"]
     probe = tmp_path / "probe"
     probe.write_text("")
-    folder = str(NOTEBOOKS)
+    folders = [str(NOTEBOOKS)]
 
-    def problem(*arguments):
-        seat = Seat(*arguments)
-        seat.setup(None)
-        return seat.problem
-
-    assert problem(str(probe), folder, sources) == ""
-    assert "cannot see the run store" in problem(str(tmp_path / "none"), folder, sources)
-    assert "cannot see the notebook's folder" in problem(str(probe), "/no/such", sources)
+    assert find_problem(str(probe), folders, sources) == ""
+    assert "cannot see the run store" in find_problem(str(tmp_path / "none"), folders, sources)
+    assert "cannot see the notebook's folder" in find_problem(str(probe), ["/no/such"], sources)
     wrong = {"gqc.schedules": "0" * 64}
-    assert problem(str(probe), folder, wrong) == (
+    assert find_problem(str(probe), folders, wrong) == (
         "has another version of gqc.schedules; install the same gqc on every machine"
     )
 
@@ -340,8 +336,8 @@ def test_resources_go_to_workers_that_have_them(cluster, make_batch, tmp_path):
         if "waiting" in text:
             added.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
 
-    with contextlib.closing(connect(cluster.scheduler_address, batch, store, note)) as worker:
-        outcomes = execute_batch(batch, store, heard, worker=worker)
+    with contextlib.closing(connect(cluster.scheduler_address, batch, store, note)) as there:
+        outcomes = execute_batch(batch, store, heard, executor=there)
     (process,) = added
     process.terminate()
     process.wait()
@@ -374,7 +370,7 @@ def test_the_slurm_example_starts_workers_and_the_batch(make_batch, tmp_path):
         env=os.environ | {"PYTHONPATH": str(tmp_path), "PATH": path},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "tiny: 2 runs: 2 finished" in done.stdout

@@ -1,5 +1,6 @@
 """Which changes make a run stale, and which do not."""
 
+import json
 import subprocess
 
 import pytest
@@ -26,6 +27,35 @@ def test_prose_does_not_count_and_code_does():
     assert cell_hash(PROSE) == cell_hash(bare)
     assert cell_hash(PROSE) != cell_hash(bare.replace("x", "y"))
     assert cell_hash("%time x") == cell_hash(" %time x\n") != cell_hash("%time y")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ('x = """a\n\nb"""', 'x = """a\nb"""'),
+        ('x = """a  \nb"""', 'x = """a\nb"""'),
+        ('x = f"""{y}\n\nb"""', 'x = f"""{y}\nb"""'),
+        ("def f(): 'doc'; return 1", "def f(): 'doc'; return 2"),
+        ("def f():\n    'doc'; return 1", "def f():\n    'doc'; return 2"),
+        ("x = 'ä'\nclass A: 'ö'; y = 1", "x = 'ä'\nclass A: 'ö'; y = 2"),
+        ("x = 1 + \\\n 2", "x = 1 + \\\n 3"),
+    ],
+)
+def test_different_programs_differ(one, other):
+    assert strip_prose(one) != strip_prose(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ('def f():\n    """a\n\n    b"""\n    return 1', "def f():\n    return 1"),
+        ('"""Ä."""  # why\n\n\nx = 1  \n', "x = 1"),
+        ("x = 1\r\ny = 2\r\n", "x = 1\ny = 2"),
+        ("x = [\n    1,\n\n    2,  # two\n]", "x = [\n    1,\n    2,\n]"),
+    ],
+)
+def test_prose_alone_is_ignored(one, other):
+    assert strip_prose(one) == strip_prose(other)
 
 
 @pytest.fixture
@@ -55,11 +85,7 @@ def package(tmp_path, monkeypatch):
         (tmp_path / name).write_text(text)
     packages = {name: tmp_path / name for name in ("gqc", "gqc_lab")}
     monkeypatch.setattr(sources, "PACKAGES", packages)
-    for cached in (sources._find, sources._hash, sources._mentioned_by, sources._exports):
-        cached.cache_clear()
-    yield tmp_path / "gqc"
-    for cached in (sources._find, sources._hash, sources._mentioned_by, sources._exports):
-        cached.cache_clear()
+    return tmp_path / "gqc"
 
 
 @pytest.mark.parametrize(
@@ -87,16 +113,62 @@ def package(tmp_path, monkeypatch):
 )
 def test_only_what_the_code_reaches_counts(package, tmp_path, code, modules):
     (tmp_path / "helper.py").write_text("import numpy\n")
-    assert list(source_hashes(code.splitlines(), tmp_path)) == modules
+    assert list(source_hashes(code.splitlines(), [tmp_path])) == modules
 
 
 def test_a_changed_module_changes_its_hash_only(package, tmp_path):
-    before = source_hashes(["from gqc import A"], tmp_path)
+    before = source_hashes(["from gqc import A"], [tmp_path])
     (package / "base.py").write_text("class B: x = 1\n")
-    sources._hash.cache_clear()
-    after = source_hashes(["from gqc import A"], tmp_path)
+    after = source_hashes(["from gqc import A"], [tmp_path])
     assert after["gqc.a"] == before["gqc.a"]
     assert after["gqc.base"] != before["gqc.base"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'sys.path.insert(0, "../lib")',
+        'sys.path.append("../lib")',
+        'sys.path.insert(0, str(Path("../lib").resolve()))',
+    ],
+)
+def test_modules_of_folders_that_the_notebook_adds_count(tmp_path, line):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "nb").mkdir()
+    (tmp_path / "lib" / "tool.py").write_text("x = 1\n")
+    code = ["import sys\nfrom pathlib import Path", line, "import tool"]
+    folders = sources.search_folders(code, tmp_path / "nb")
+    before = source_hashes(code, folders)
+    assert list(before) == ["tool"]
+    (tmp_path / "lib" / "tool.py").write_text("x = 2\n")
+    assert source_hashes(code, folders) != before
+
+
+def make_job(tmp_path, planned, **data):
+    inputs = {"source": planned, "data": dict.fromkeys(data, "0" * 64)}
+    return {"inputs": inputs, "data": data, "folders": [str(tmp_path)]}
+
+
+def test_what_was_loaded_is_held_against_the_plan(tmp_path):
+    (tmp_path / "tool.py").write_text("x = 1\n")
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "tool.py").write_text("x = 2\n")
+    record = tmp_path / "modules.json"
+    planned = source_hashes(["import tool"], [tmp_path])
+    near, far = str(tmp_path / "tool.py"), str(tmp_path / "far" / "tool.py")
+
+    def unplanned(loaded, planned=planned, **data):
+        record.write_text(json.dumps(loaded))
+        return sources.unplanned_modules(make_job(tmp_path, planned, **data), record)
+
+    assert unplanned({"tool": near, "gqc": "/else/gqc/__init__.py"}) == []
+    assert unplanned({"tool": far}) == [f"tool ({far})"]  # the name, but another program
+    assert unplanned({"tool": near}, planned={}) == [f"tool ({near})"]
+    assert unplanned({"tool": near}, planned={}, tool=near) == []  # listed under data
+    assert sources.changed_inputs(make_job(tmp_path, planned)) == []
+    (tmp_path / "tool.py").write_text("x = 3\n")
+    job = make_job(tmp_path, planned, corpus=str(tmp_path / "none"))
+    assert sources.changed_inputs(job) == ["tool", "corpus"]
 
 
 def test_a_table_that_a_module_names_is_of_its_hash(tmp_path):
@@ -105,16 +177,14 @@ def test_a_table_that_a_module_names_is_of_its_hash(tmp_path):
     for text in ("lr,loss\n0.1,2\n", "lr,loss\n0.2,2\n"):
         (tmp_path / "tuned.csv").write_text(text)
         (tmp_path / "other.csv").write_text(text)
-        sources._hash.cache_clear()
-        hashes.append(source_hashes(["import helper"], tmp_path)["helper"])
+        hashes.append(source_hashes(["import helper"], [tmp_path])["helper"])
     assert hashes[0] != hashes[1]
     (tmp_path / "other.csv").unlink()
-    sources._hash.cache_clear()
-    assert source_hashes(["import helper"], tmp_path)["helper"] == hashes[1]
+    assert source_hashes(["import helper"], [tmp_path])["helper"] == hashes[1]
 
 
 def test_the_real_package_is_followed(tmp_path):
-    found = source_hashes(["from gqc import OptimizerWrapperGNTS"], tmp_path)
+    found = source_hashes(["from gqc import OptimizerWrapperGNTS"], [tmp_path])
     assert {"gqc.wrappers.gnts", "gqc.wrappers.base"} <= found.keys()
     assert "gqc.wrappers.sbc" not in found
 
@@ -130,15 +200,15 @@ def test_data_are_files_or_distributions(tmp_path):
 
 
 def test_environment_names_versions_and_the_commit(tmp_path):
-    assert environment(tmp_path)["commit"] is None
+    assert environment(tmp_path, 2)["commit"] is None
     git = ["git", "-c", "user.name=n", "-c", "user.email=e@x", "-C", str(tmp_path)]
     (tmp_path / "f").write_text("1")
     for command in (["init", "-q"], ["add", "f"], ["commit", "-qm", "m"]):
         subprocess.run([*git, *command], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
-    found = environment(tmp_path)
+    found = environment(tmp_path, 2)
     assert found["commit"] == head.stdout.strip()
     assert found["packages"]["torch"].startswith("2.")
     assert found["processor"] is None or found["processor"].strip()
     (tmp_path / "f").write_text("2")
-    assert environment(tmp_path)["commit"] == head.stdout.strip() + "-dirty"
+    assert environment(tmp_path, 2)["commit"] == head.stdout.strip() + "-dirty"

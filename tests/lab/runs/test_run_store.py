@@ -1,17 +1,22 @@
 """A run is in the store whole or not at all, and what is corrupt is found."""
 
+import errno
 import json
 import multiprocessing
+import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from gqc_lab import runs
-from gqc_lab.runs.store import CorruptRun, Store, write_json
+from gqc_lab.runs.store import CorruptRun, Store, seal, write_json
 
 ID = "0123456789abcdef"
+# Written by commit 24ffc06, before the lab left the core: two finished runs and a failed one.
+OLD = Path(__file__).parents[2] / "fixtures" / "store_24ffc06"
 
 
 def fill(store, key=ID, rows=({"loss": 1.0},), history=None, **parameters):
@@ -165,6 +170,89 @@ def test_load_of_an_empty_store(tmp_path):
     loaded = runs.load(tmp_path)
     assert len(loaded.results) == 0
     assert len(loaded.history) == 0
+
+
+def test_a_store_of_the_first_version_is_read():
+    store = Store(OLD)
+    loaded = runs.load(OLD)
+    assert loaded.results.set_index("method")["loss"].round(4).to_dict() == {
+        "plain": 0.6743, "double": 1.3486,
+    }  # fmt: skip
+    assert len(loaded.history) == 6
+    assert all(store.verify(key)["notebook"] == "tiny" for key in store.finished())
+    assert [path.parent.name for path in store.garbage()] == ["failed"]
+
+
+def test_a_later_format_is_refused_in_words(store):
+    fill(store)
+    path = store.folder(ID) / "run.json"
+    write_json(path, seal({**json.loads(path.read_text()), "format": 2}))
+    with pytest.raises(CorruptRun, match="format 2; this gqc reads 1"):
+        runs.load(store.root)
+
+
+def test_a_share_that_fails_for_a_moment_proves_no_damage(store, monkeypatch):
+    fill(store)
+    monkeypatch.setattr("gqc_lab.runs.store.time.sleep", lambda seconds: None)
+    failures = [2]
+    read = Path.read_bytes
+
+    def flaky(path):
+        if failures[0]:
+            failures[0] -= 1
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", flaky)
+    assert store.verify(ID)["id"] == ID
+    failures[0] = 3
+    with pytest.raises(OSError, match="Stale"):
+        store.verify(ID)
+
+
+@pytest.mark.parametrize("name", ["lr=0.1", "[a-z] *?", "method=x"])
+def test_the_name_of_a_folder_means_nothing(tmp_path, name):
+    store = Store(tmp_path / name / "runs")
+    fill(store, history=pd.DataFrame({"lr": [0.5], "method": ["y"]}))
+    loaded = runs.load(store.root)
+    assert loaded.history[["lr", "method"]].to_numpy().tolist() == [[0.5, "y"]]
+
+
+def test_a_run_that_is_deleted_meanwhile_is_left_out(store, monkeypatch):
+    fill(store)
+    monkeypatch.setattr(Store, "finished", lambda self: {ID, "f" * 16})
+    assert runs.load(store.root).results["run"].tolist() == [ID]
+
+
+def test_numbers_that_are_not_finite_are_strict_json(store, monkeypatch, tmp_path):
+    monkeypatch.setenv("GQC_RUN_DIR", str(tmp_path))
+    runs.save(None, {"a": np.inf, "b": -np.inf, "c": np.nan}, lr=[np.inf, 1.0])
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    content = json.loads((tmp_path / "result.json").read_text(), parse_constant=refuse)
+    assert content["results"] == [{"a": np.inf, "b": -np.inf, "c": None}]
+    assert content["info"] == {"lr": [np.inf, 1.0]}
+
+
+def test_a_column_may_not_be_called_as_the_store_calls_the_id(monkeypatch):
+    with pytest.raises(ValueError, match="column 'run'"):
+        runs.save(None, {"run": 1})
+    with pytest.raises(ValueError, match="column 'run'"):
+        runs.save(pd.DataFrame({"run": [1]}), {"loss": 1.0})
+
+
+def test_who_holds_a_run_is_said(store):
+    with store.lock(ID) as is_held:
+        assert is_held
+        assert f"process {os.getpid()} on " in store.describe_holder(ID)
+
+
+def test_two_batches_may_set_the_same_run_aside(store):
+    fill(store)
+    assert store.quarantine(ID)
+    assert store.quarantine(ID) is None
 
 
 @pytest.mark.slow

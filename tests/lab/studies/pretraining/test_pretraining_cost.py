@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from gqc_lab.runs.cost import count_flops
+from gqc_lab.runs.overview import count_flops
 from gqc_lab.runs.plan import read_batch
 from gqc_lab.studies import pretraining
 from gqc_lab.studies.pretraining.cost import count_parameters, notebook_flops, training_flops

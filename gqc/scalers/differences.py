@@ -1,0 +1,55 @@
+r"""Noise from differences of successive gradients, for a mean that moves.
+
+.. math:: \hat\sigma^2 = \tfrac12\,\overline{|g_t - g_{t-1}|^2}, \qquad
+    \hat\mu^2 = |m|^2 - \kappa\hat\sigma^2
+
+with the same average m as :class:`~gqc.scalers.variance.Sketch`, on the same hashes.  A mean that
+moves is no noise to it, since it moves little from one gradient to the next.  Noise that moves as
+slowly is none either: which of the two estimators is right depends on the stream, see the table in
+:mod:`gqc.scalers.variance` (and :class:`gqc.diagnostics.DrawCorrelation`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gqc.noise import ema_weight
+from gqc.scalers.variance import Sketch
+
+
+class Differences(Sketch):
+    """Half the mean square of differences; half as much memory again as the sketch.
+
+    Args: as of :class:`~gqc.scalers.variance.Sketch`.
+    """
+
+    name = "differences"
+
+    def __init__(
+        self, params: Sequence[Tensor], beta: float, size: int = 64, seed: int = 0
+    ) -> None:
+        super().__init__(params, beta, size, seed)
+        self._last = torch.zeros_like(self._mean)
+
+    def _move(self, prepared: Tensor, weight: Tensor, finite: Tensor, factor: float) -> Tensor:
+        has_last = ((weight > 0) & (self.count > 0)).index_select(0, self._owner)
+        change = torch.where(has_last & finite, prepared - self._last, 0.0)
+        is_new = (weight > 0).index_select(0, self._owner) & finite
+        self._last = torch.where(is_new, prepared, self._last)
+        sums = super()._move(prepared, weight, finite, factor)
+        torch.mul(change, change, out=self._pair[0])
+        return torch.stack([self._sums()[0] / 2, sums[1]])
+
+    def _average(self, squares: Tensor, weight: Tensor, num_before: Tensor) -> Tensor:
+        share = ema_weight(num_before, self.beta) * (weight > 0)  # there is one difference less
+        return self.spread + share * (squares - self.spread)
+
+    def _moments(self, kappa: Tensor) -> tuple[Tensor, Tensor]:
+        return self.spread, self.mean_sq - kappa * self.spread
+
+    def _lists(self) -> dict[str, list[Tensor]]:
+        last = [self._last[place] for place in self._sketch.places]
+        return {**super()._lists(), "last": last}

@@ -1,0 +1,98 @@
+"""The variance of each tensor from the moments of all of its elements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gqc.gradients import local
+from gqc.noise import debiased_moments, ema_kappa, noise_to_signal
+from gqc.scalers.sketch import real_flat, real_numel
+from gqc.scalers.variance import DebiasedEstimator, Grads, shards_of
+
+CHUNK = 1 << 18  # elements; on a CPU the scratch of a chunk stays in the cache
+
+
+class Elementwise(DebiasedEstimator):
+    """Moments of every element: one float per parameter, or two with ``per_element``.
+
+    Args:
+        params: the tensors.
+        beta: decay of the moments.
+        per_element: keep each element's spread too, for :meth:`element_ratios`.
+    """
+
+    name = "elementwise"
+    versions = ("4.0",)
+
+    def __init__(self, params: Sequence[Tensor], beta: float, per_element: bool = False) -> None:
+        super().__init__(params, beta)
+        self.means = [torch.zeros(real_numel(p), device=p.device) for p in local(params)]
+        self.spreads = [torch.zeros_like(m) for m in self.means] if per_element else []
+
+    @classmethod
+    def build(cls, params: Sequence[Tensor], settings: Any) -> Elementwise:
+        return cls(params, settings.beta, per_element=settings.granularity == "element")
+
+    def element_ratios(self, index: int, variance_cap: float | None) -> Tensor:
+        """V of each element of tensor ``index``, flat (a complex element is two)."""
+        kappa = ema_kappa(self.count[index], self.beta).to(self.means[index].device)
+        variance, signal = debiased_moments(self.spreads[index], self.means[index].square(), kappa)
+        return noise_to_signal(
+            variance, signal, 1 / kappa if variance_cap is None else variance_cap
+        )[0]
+
+    def _prepare(self, grads: Grads, factor: float) -> tuple[Any, Tensor]:
+        shards = shards_of(grads)
+        zero = torch.zeros_like(self.num_skipped)
+        norms = [zero if g is None else _norm(real_flat(g)).to(zero) for g in shards]
+        return shards, self._shards.reduce(torch.stack(norms).square()).sum()
+
+    def _move(self, prepared: Any, weight: Tensor, finite: Tensor, factor: float) -> Tensor:
+        # An integer mask makes the move exactly zero where NaN * 0 would not, and costs less than
+        # torch.where or masked_fill_.
+        keep = -finite.to(torch.int32)
+        unmoved = torch.stack([torch.zeros_like(self.mean_sq), self.mean_sq]).unbind(1)
+        sums = []
+        shares = weight.unbind()
+        for index, (grad, mean) in enumerate(zip(prepared, self.means, strict=True)):
+            if grad is None or not grad.numel():
+                sums.append(unmoved[index])
+                continue
+            share, mask = shares[index].to(mean.device), keep.to(mean.device)
+            totals = self._move_tensor(real_flat(grad), mean, share, mask, index)
+            sums.append(totals.to(weight.device))
+            if factor != 1.0:
+                grad.mul_(factor)
+        return torch.stack(sums, dim=1)
+
+    def _move_tensor(
+        self, flat: Tensor, mean: Tensor, share: Tensor, keep: Tensor, index: int
+    ) -> Tensor:
+        """Move one mean; the squared norms of move and mean [2]."""
+        chunk = CHUNK if mean.device.type == "cpu" else mean.numel()
+        scratch = torch.empty(min(chunk, mean.numel()), device=mean.device)
+        spreads = self.spreads[index].split(chunk) if self.spreads else None
+        sums = []
+        for i, (g, m) in enumerate(zip(flat.split(chunk), mean.split(chunk), strict=True)):
+            move = torch.sub(g, m, out=scratch[: m.numel()])
+            move.view(torch.int32).bitwise_and_(keep)
+            sums.append(torch.dot(move, move))
+            if spreads is not None:
+                spreads[i].add_(move.square().mul_(share)).mul_(1 - share)
+            m.add_(move.mul_(share))
+            sums.append(torch.dot(m, m))
+        totals = torch.stack(sums)
+        return totals if len(sums) == 2 else totals.view(-1, 2).sum(0)
+
+    def _lists(self) -> dict[str, list[Tensor]]:
+        return {"means": self.means} | ({"spreads": self.spreads} if self.spreads else {})
+
+
+def _norm(flat: Tensor) -> Tensor:
+    """In float32 for all but float64 elements."""
+    dtype = torch.float32 if flat.dtype in (torch.float16, torch.bfloat16) else None
+    return torch.linalg.vector_norm(flat, dtype=dtype)

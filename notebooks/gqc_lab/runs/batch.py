@@ -1,0 +1,320 @@
+"""Execute the runs of a batch that are not finished yet, several at a time.
+
+Where they are executed is behind one seam, :class:`Executor`: threads of this process
+(:class:`LocalExecutor`), or the workers of a Dask cluster (:mod:`gqc_lab.runs.cluster`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gqc_lab.runs.plan import Batch, Run
+from gqc_lab.runs.store import CorruptRun, Store
+
+if TYPE_CHECKING:
+    from gqc_lab.runs.execute import Execution
+
+_BUSY_PAUSE = 1.0  # seconds before a run that another batch has in hand is tried again
+
+
+class Listener(Protocol):
+    """Listener for the progress of a batch."""
+
+    def note(self, text: str) -> None: ...
+    def kept(self, count: int) -> None: ...
+    def started(self, run: Run) -> None: ...
+    def moved(self, run: Run, cell: int, text: str) -> None: ...
+    def ended(self, run: Run, outcome: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class Outcomes:
+    """What became of a batch's runs, by id: kept, finished, failed, interrupted, waiting."""
+
+    statuses: dict[str, str] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    is_interrupted: bool = False
+
+    def count(self, status: str) -> int:
+        return sum(each == status for each in self.statuses.values())
+
+
+class Executor(ABC):
+    """Place where runs are executed, several at a time.
+
+    Its methods are called in one thread; what happens is put into ``_heard`` from any.
+    """
+
+    def __init__(self) -> None:
+        self._heard: SimpleQueue[dict[str, Any]] = SimpleQueue()
+
+    @abstractmethod
+    def capacity(self) -> int:
+        """Return how many runs are worth submitting at a time where ``--jobs`` does not say."""
+
+    @abstractmethod
+    def submit(self, job: dict[str, Any]) -> None:
+        """Start a run; see :class:`gqc_lab.runs.execute.Execution`."""
+
+    @abstractmethod
+    def stop(self, keys: list[str], *, at_once: bool) -> None:
+        """End runs, at once or after they have saved their checkpoints."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End what is left."""
+
+    def events(self, timeout: float) -> Iterator[dict[str, Any]]:
+        """What happened since the last call; waits up to ``timeout`` seconds for something."""
+        try:
+            yield self._heard.get(timeout=timeout) if timeout else self._heard.get_nowait()
+            while True:
+                yield self._heard.get_nowait()
+        except Empty:
+            return
+
+
+class LocalExecutor(Executor):
+    """Runs on this machine, each driven by a thread of this process.
+
+    Args:
+        threads: BLAS and OpenMP threads of each run.
+        is_forked: fork kernels from a process with torch loaded, where the system can.
+    """
+
+    def __init__(self, threads: int, *, is_forked: bool = True) -> None:
+        super().__init__()
+        self.threads, self.is_forked = threads, is_forked
+        self._running: dict[str, tuple[Execution, threading.Thread]] = {}
+
+    def capacity(self) -> int:
+        """Return 1: the user's other work may need the machine."""
+        return 1
+
+    def submit(self, job: dict[str, Any]) -> None:
+        from gqc_lab.runs.kernel import preload
+
+        if self.is_forked:
+            preload(self.threads)  # goes on while the next line imports papermill
+        from gqc_lab.runs.execute import Execution
+
+        job = {**job, "threads": self.threads, "is_forked": self.is_forked}
+        execution = Execution(job, self._heard.put)
+        thread = threading.Thread(target=self._work, args=(execution,), daemon=True)
+        self._running[job["id"]] = execution, thread
+        thread.start()
+
+    def _work(self, execution: Execution) -> None:
+        try:
+            outcome = execution.run()
+        except BaseException as error:
+            outcome = {"status": "lost", "error": f"{type(error).__name__}: {error}"}
+            raise
+        finally:
+            self._heard.put({"event": "ended", "id": execution.job["id"], **outcome})
+
+    def stop(self, keys: list[str], *, at_once: bool) -> None:
+        for key in keys:
+            self._running[key][0].stop(at_once=at_once)
+
+    def close(self) -> None:
+        for execution, thread in self._running.values():
+            if thread.is_alive():
+                execution.stop(at_once=True)
+        for _, thread in self._running.values():
+            thread.join()
+
+
+def num_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def make_job(batch: Batch, run: Run, store: Store) -> dict[str, Any]:
+    """Return all that an executor has to know to execute ``run``, as plain values."""
+    return {
+        "id": run.id,
+        "name": batch.notebook.name,
+        "notebook": str(batch.notebook.path),
+        "text": batch.notebook.text,
+        "parameters": run.parameters,
+        "inputs": run.inputs,
+        "data": batch.data,
+        "folders": [str(each) for each in batch.notebook.folders],
+        "runs": str(store.root),
+        "timeout": batch.timeout,
+    }
+
+
+def set_corrupt_aside(batch: Batch, store: Store, note: Callable[[str], None]) -> set[str]:
+    """Return the ids of finished runs, all files verified, and quarantine the corrupt ones."""
+    stored = store.finished()
+    finished = set()
+    for run in batch.runs:
+        if run.id in stored:
+            try:
+                store.verify(run.id)
+            except CorruptRun as error:
+                if shelf := store.quarantine(run.id):
+                    note(f"{run.id} is corrupt ({error}); set aside in {shelf}, runs again")
+            else:
+                finished.add(run.id)
+    return finished
+
+
+def execute_batch(
+    batch: Batch,
+    store: Store,
+    listener: Listener,
+    *,
+    jobs: int | None = None,
+    retry: int = 1,
+    is_fail_fast: bool = False,
+    executor: Executor | None = None,
+) -> Outcomes:
+    """Execute what is not finished; a run that fails does not stop the others.
+
+    Ctrl-C or SIGTERM lets running cells save their checkpoints and stops; a second one kills.
+
+    Args:
+        jobs: runs at a time; None: what the executor can take.
+        retry: how often a run that was lost (killed, no kernel) is tried again; a notebook that
+            fails is not.
+        is_fail_fast: stop as soon as a run has failed.
+        executor: where runs are executed, left open; None: this machine.
+    Raises: gqc_lab.runs.cluster.SchedulerLost: the executor is a cluster, and out of reach.
+    """
+    finished = set_corrupt_aside(batch, store, listener.note)
+    outcomes = Outcomes({run.id: "waiting" for run in batch.runs})
+    outcomes.statuses |= dict.fromkeys(finished, "kept")
+    listener.kept(len(finished))
+    todo = [run for run in batch.runs if run.id not in finished]
+    if not todo:
+        return outcomes
+    own = executor or LocalExecutor(default_threads(batch, jobs))
+    loop = _Loop(batch, store, listener, outcomes, own, jobs, retry, is_fail_fast, deque(todo))
+    try:
+        with _interrupts(loop.press):
+            loop.run()
+    finally:
+        if executor is None:
+            own.close()
+    return outcomes
+
+
+def default_threads(batch: Batch, jobs: int | None) -> int:
+    """Return the threads of each run: as the batch file says, or the cores shared by the jobs."""
+    return batch.threads or max(1, num_cores() // (jobs or 1))
+
+
+@dataclass
+class _Loop:
+    batch: Batch
+    store: Store
+    listener: Listener
+    outcomes: Outcomes
+    executor: Executor
+    jobs: int | None
+    retry: int
+    is_fail_fast: bool
+    waiting: deque[Run]
+    running: dict[str, Run] = field(default_factory=dict)
+    later: list[tuple[float, Run]] = field(default_factory=list)
+    attempts: dict[str, int] = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)
+    presses: int = 0
+    is_stopping: bool = False
+
+    def press(self) -> None:
+        """Note a Ctrl-C; called in a signal handler, so the rest is left to the loop."""
+        self.presses += 1
+        self.is_stopping = self.outcomes.is_interrupted = True
+
+    def run(self) -> None:
+        obeyed = 0
+        while self.running or ((self.waiting or self.later) and not self.is_stopping):
+            self._fill()
+            for event in self.executor.events(0.2 if self.running else 0.0):
+                self._hear(event)
+            if obeyed < self.presses:
+                self.executor.stop(list(self.running), at_once=self.presses > 1)
+                obeyed = self.presses
+            if not self.running and not self.waiting and self.later and not self.is_stopping:
+                time.sleep(0.1)
+
+    def _fill(self) -> None:
+        now = time.monotonic()
+        self.waiting.extend(run for when, run in self.later if when <= now)
+        self.later = [(when, run) for when, run in self.later if when > now]
+        limit = self.jobs or self.executor.capacity()
+        while self.waiting and len(self.running) < limit and not self.is_stopping:
+            run = self.waiting.popleft()
+            self.running[run.id] = run
+            self.executor.submit(make_job(self.batch, run, self.store))
+
+    def _hear(self, event: dict[str, Any]) -> None:
+        run = self.running.get(event.get("id", ""))
+        if run is None:
+            return
+        if event["event"] == "started":
+            self.listener.started(run)
+        elif event["event"] == "cell":
+            self.listener.moved(run, event["cell"], event["text"])
+        elif event["event"] == "ended":
+            del self.running[run.id]
+            self._settle(run, event)
+
+    def _settle(self, run: Run, outcome: dict[str, Any]) -> None:
+        status, error = outcome["status"], outcome.get("error", "")
+        if status == "busy":
+            self.later.append((time.monotonic() + _BUSY_PAUSE, run))
+            if error not in self.told:
+                self.listener.note(f"{run.id}: {error}; waiting for it")
+                self.told.add(error)
+        elif status == "lost" and self.is_stopping:
+            status = "interrupted"
+        elif status == "lost":
+            self.attempts[run.id] = self.attempts.get(run.id, 0) + 1
+            if self.attempts[run.id] <= self.retry:
+                self.listener.note(f"{run.id}: {error}; trying again")
+                self.waiting.append(run)
+                status = "waiting"
+            else:
+                status = "failed"
+        if status == "failed":
+            self.outcomes.errors[run.id] = error
+            if self.is_fail_fast:
+                self.is_stopping = True
+                self.executor.stop(list(self.running), at_once=False)
+        self.outcomes.statuses[run.id] = "waiting" if status == "busy" else status
+        self.listener.ended(run, {**outcome, "status": status})
+
+
+@contextmanager
+def _interrupts(press: Callable[[], None]) -> Iterator[None]:
+    """Call ``press`` on SIGINT and SIGTERM; in a thread, which gets no signals, do nothing."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        press()
+
+    try:
+        before = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

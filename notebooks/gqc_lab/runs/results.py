@@ -1,0 +1,231 @@
+"""The numbers of runs: a notebook saves them in its last cell, tidy frames bring them back."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import sys
+import sysconfig
+from collections.abc import Collection, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gqc_lab.errors import BadInput
+from gqc_lab.runs.store import HISTORY, MODULES, RESULT, CorruptRun, Store, file_hash, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def current_run_dir() -> Path | None:
+    """Return the folder of the run that this process executes, or None outside a batch."""
+    folder = os.environ.get("GQC_RUN_DIR")
+    return Path(folder) if folder else None
+
+
+def save(
+    history: pd.DataFrame | None,
+    results: pd.DataFrame | list[dict[str, Any]] | dict[str, Any],
+    **info: Any,
+) -> pd.DataFrame:
+    """Save a run's numbers; outside a batch, only return them as a frame.
+
+    Args:
+        history: a tidy frame, one row per record, or None.
+        results: one row per thing that was measured, e.g. {"method": "gnts", "val_loss": 1.9}.
+        info: plain values for the record, such as ``data_hash``.
+    Returns: ``results`` as a frame, to show.
+    Raises:
+        TypeError: a result or info value is not a number, text, flag, None or list of such.
+        ValueError: a column is called ``run``, as the store's own is.
+    """
+    import pandas as pd
+
+    frame = pd.DataFrame([results] if isinstance(results, dict) else results)
+    if "run" in {*frame.columns, *([] if history is None else history.columns)}:
+        raise ValueError("column 'run': that is the store's name for the run's id; choose another")
+    folder = current_run_dir()
+    if folder is None:
+        return frame
+    content = {
+        "results": [_plain_row(row) for row in frame.to_dict(orient="records")],
+        "info": _plain_row(info),
+    }
+    if history is not None:
+        temporary = folder / f".{HISTORY}"
+        history.to_parquet(temporary, index=False)
+        os.replace(temporary, folder / HISTORY)
+    write_json(folder / RESULT, content)
+    write_json(folder / MODULES, _loaded_modules())
+    return frame
+
+
+def _loaded_modules() -> dict[str, str]:
+    """Return the files of all loaded modules that are not of an installed library, by name."""
+    libraries = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib")}
+    found = {}
+    for name, module in list(sys.modules.items()):
+        path = Path(getattr(module, "__file__", None) or "none")
+        is_library = not {"site-packages", "dist-packages"}.isdisjoint(path.parts) or any(
+            str(path).startswith(f"{each}/") for each in libraries
+        )
+        if path.suffix == ".py" and not is_library:
+            found[name] = str(path.resolve())
+    return found
+
+
+def _plain_row(row: dict[Any, Any]) -> dict[str, Any]:
+    return {str(name): _plain(str(name), value) for name, value in row.items()}
+
+
+def _plain(name: str, value: Any) -> Any:
+    if hasattr(value, "item") and getattr(value, "size", 1) == 1:
+        value = value.item()  # a numpy scalar or a tensor of one element
+    if isinstance(value, (list, tuple)):
+        return [_plain(name, element) for element in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(
+        f"{name}={value!r}: expected a number, text, flag, None or list of them, "
+        f"got {type(value).__name__}"
+    )
+
+
+class Runs:
+    """Finished runs of a store.
+
+    ``results`` has a row per saved result: run, notebook, the notebook's parameters, and the
+    result's own columns, which win where names meet.  ``history`` has the runs' records one
+    below the other, with the column ``run``; it is read when it is first asked for.
+    """
+
+    def __init__(self, store: Store, results: pd.DataFrame, files: dict[str, dict[str, str]]):
+        self._store, self._files = store, files
+        self.results = results
+
+    def __repr__(self) -> str:
+        return f"Runs({self.results['run'].nunique()} runs of {self._store.root})"
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """Raises: CorruptRun: a file does not match its checksum."""
+        import duckdb
+        import pandas as pd
+
+        wanted = [run for run in self.results["run"].unique() if HISTORY in self._files[run]]
+        paths = {str(self._store.folder(run) / HISTORY): run for run in wanted}
+        for path, run in paths.items():
+            if not Path(path).is_file() or file_hash(Path(path)) != self._files[run][HISTORY]:
+                raise CorruptRun(f"{path}: does not match its checksum; run its batch again")
+        if not paths:
+            return pd.DataFrame({"run": pd.Series(dtype=object)})
+        # Of a folder called lr=0.1 DuckDB would make a column.
+        query = (
+            "SELECT * FROM read_parquet(?, union_by_name=true, hive_partitioning=false, "
+            "filename='run')"
+        )
+        with duckdb.connect() as connection:
+            frame = connection.execute(query, [[glob.escape(path) for path in paths]]).df()
+        frame["run"] = frame["run"].map(paths)
+        return frame[["run", *(name for name in frame.columns if name != "run")]]
+
+
+def load(
+    store: Path | str = "runs",
+    where: str | Mapping[str, Any] | None = None,
+    *,
+    ids: Collection[str] | None = None,
+) -> Runs:
+    """Return the finished runs of ``store``.
+
+    Args:
+        store: the folder given to ``gqc batch run --runs``.
+        where: which results: a mapping such as {"method": "gnts", "seed": [0, 1]}, or an SQL
+            condition on the columns of ``results`` such as "method = 'gnts' AND seed < 3".
+        ids: only these runs are looked at, so that damage elsewhere in the store does not matter.
+    Raises:
+        FileNotFoundError: there is no such folder.
+        KeyError: ``where`` names a column that no result has.
+        CorruptRun: a run is not what was written; running its batch again mends it.
+    """
+    import pandas as pd
+
+    place = Store(store)
+    if not place.root.is_dir():
+        raise FileNotFoundError(f"{store}: no such run store; make one with `gqc batch run`")
+    rows, files = _read(place, ids)
+    results = pd.DataFrame(rows)
+    if results.empty:
+        results = pd.DataFrame({"run": pd.Series(dtype=object)})
+    return Runs(place, _select(results, where), files)
+
+
+def read_records(store: Store) -> dict[str, dict[str, Any]]:
+    """Return each run.json that is whole, by run; corrupt runs are left to the next batch."""
+    records = {}
+    for key in sorted(store.finished()):
+        try:
+            records[key] = store.record(key)
+        except CorruptRun:
+            continue
+    return records
+
+
+def _read(
+    store: Store, ids: Collection[str] | None
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, str]]]:
+    """Result rows and, by run, the files' checksums; run.json and result.json are verified."""
+    wanted = store.finished() if ids is None else store.finished() & set(ids)
+    rows: list[dict[str, Any]] = []
+    files: dict[str, dict[str, str]] = {}
+    for key in sorted(wanted):
+        try:
+            record = store.record(key)
+            saved = json.loads(store.read(key, RESULT, record))
+        except CorruptRun as error:
+            if not store.folder(key).is_dir():  # deleted, or set aside, meanwhile
+                continue
+            raise CorruptRun(f"{key}/{error}; run its batch again") from None
+        files[key] = record["files"]
+        common = {"run": key, "notebook": saved["notebook"], **saved["parameters"]}
+        rows += [{**common, **row, "run": key} for row in saved["results"] or [{}]]
+    return rows, files
+
+
+def _select(results: pd.DataFrame, where: str | Mapping[str, Any] | None) -> pd.DataFrame:
+    if where is None:
+        return results
+    if isinstance(where, str):
+        import duckdb
+
+        with duckdb.connect() as connection:
+            connection.register("results", results.assign(row_of_frame=range(len(results))))
+            rows = connection.execute(f"SELECT row_of_frame FROM results WHERE {where}").fetchall()
+        return results.iloc[sorted(row for (row,) in rows)].reset_index(drop=True)
+    for name, value in where.items():
+        if name not in results.columns:
+            raise KeyError(f"where: {name!r}: expected one of {', '.join(results.columns)}")
+        column = results[name]
+        results = results[column.isin(value) if isinstance(value, list) else column == value]
+    return results.reset_index(drop=True)
+
+
+def describe_run(store: Store, key: str) -> dict[str, Any]:
+    """Return a run's record, results and info.  Raises: BadInput: it is corrupt."""
+    try:
+        record = store.verify(key)
+    except CorruptRun as error:
+        raise BadInput(f"{key} is corrupt: {error}; run its batch again") from None
+    result = json.loads(store.read(key, RESULT, record))
+    return {**record, "results": result["results"], "info": result["info"]}
+
+
+def export(frame: pd.DataFrame, path: Path) -> None:
+    """Write a frame as .csv or .parquet.  Raises: BadInput: another ending."""
+    writers = {".csv": frame.to_csv, ".parquet": frame.to_parquet}
+    if path.suffix not in writers:
+        raise BadInput(f"{path}: expected a name that ends in {' or '.join(writers)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writers[path.suffix](path, index=False)  # type: ignore[operator]
