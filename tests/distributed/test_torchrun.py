@@ -16,6 +16,7 @@ CHECKS = {  # number of ranks -> checks, all in one start of the processes
         "ranks:check_clipping",
         "ranks:check_weights",
         "ranks:check_missing_metric",
+        "ranks:check_seldom",
         "ranks:check_fsdp2",
         "ranks:check_tiny_gradients",
         "ranks:check_mixed",

@@ -1,6 +1,6 @@
 """Several optimizers that pass for one, each with parameters of its own.
 
-`torch.optim.Muon` takes matrices only, so the other parameters need an optimizer beside it; a
+``torch.optim.Muon`` takes matrices only, so the other parameters need an optimizer beside it; a
 wrapper, a schedule and a checkpoint want one optimizer.
 """
 
