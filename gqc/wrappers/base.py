@@ -161,17 +161,16 @@ class OptimizerWrapper(WindowedOptimizer):
             ValueError: a weight out of its range, or that the gradients cannot be weighed with.
         """
         options.check_closure(self, closure)
-        was_changed = self._watch is not None and self._watch.was_changed()
         given = {"closure": closure, "weight": weight, "metric": metric}
         args: tuple[Any, ...] = (self,)
         kwargs: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
-        for pre_hook in self._optimizer_step_pre_hooks.values():
-            args, kwargs = pre_hook(self, args, kwargs) or (args, kwargs)
+        if self._optimizer_step_pre_hooks:
+            args, kwargs = self._run_pre_hooks(args, kwargs)
         if (make_gradient := kwargs.get("closure")) is not None:
             with torch.enable_grad():
                 make_gradient()
         stepped = False
-        if self._draw(kwargs.get("weight"), kwargs.get("metric"), was_changed):
+        if self._draw(kwargs.get("weight"), kwargs.get("metric")):
             ready = self._decides() and self.should_step()
             if ready or self.is_full():
                 stepped = self._close(forced=not ready)
@@ -205,7 +204,7 @@ class OptimizerWrapper(WindowedOptimizer):
         since = self.num_draws - self.min_draws
         return since >= 0 and since % self.decide_every == 0
 
-    def _draw(self, weight: Any, metric: float | Tensor | None, was_changed: bool) -> bool:
+    def _draw(self, weight: float | Tensor | None, metric: float | Tensor | None) -> bool:
         """Add ``.grad`` to the window; False where the draw was refused."""
         self.before_draw()
         if self.grad_scaler is not None:
@@ -213,8 +212,8 @@ class OptimizerWrapper(WindowedOptimizer):
         window, norms = self._window, {}
         window.follow(self._params())
         share, unit = weigh(self, weight, window.params[0].device)
-        staged = window.stage()
-        self._heed(was_changed)
+        staged = window.stage(self._watch)
+        self._heed_changes()
         window.count(share, unit, weight is not None)
         self._counts["batches"] += 1
         reads_mean = self._decides() and self.needs_grad_norm()

@@ -53,6 +53,7 @@ class Draws:
         self.metric_sum: Any = 0.0  # weighted, for a wrapper inside; None: a draw had no metric
         # By parameter index; None where it has no gradient.  A group added in mid-window appends.
         self._sums: list[Tensor | None] = []
+        self.was_changed = False  #: was the draw in progress changed after its backward?
         self._before = (0, 0.0, 1.0)
 
     @property
@@ -66,7 +67,10 @@ class Draws:
         Raises: RuntimeError: others went, or came between them, in mid-window.
         """
         known = len(self.params)
-        if self.num_draws and (len(params) < known or not all(map(is_, self.params, params))):
+        are_kept = len(params) >= known and all(map(is_, self.params, params))
+        if are_kept and len(params) == known:
+            return
+        if self.num_draws and not are_kept:
             raise RuntimeError(
                 "a parameter was removed or replaced while draws wait for a step: flush() or "
                 "discard() them before the groups change"

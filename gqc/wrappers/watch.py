@@ -6,14 +6,16 @@ With the sum of a window in ``.grad`` such a change would act on its earlier dra
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
-from operator import is_
+from collections.abc import Iterable, Sequence
+from operator import attrgetter, is_
 from typing import Any
 
 from torch import Tensor
 from torch.autograd import Variable
 
 from gqc.gradients import local
+
+_version = attrgetter("_version")
 
 
 class GradientWatch:
@@ -28,10 +30,10 @@ class GradientWatch:
     """
 
     def __init__(self, params: Sequence[Tensor]) -> None:
-        self.params: list[Tensor] = []
+        self.params: Sequence[Tensor] = []
         self.has_arrived = False  #: has a backward ended since :meth:`forget`?
         self._is_running = False
-        self._versions: list[Any] = []
+        self.versions: list[Any] = []  #: of the gradients as the last backward left them
         self._handles: list[Any] = []
         self.watch(params)
 
@@ -46,20 +48,25 @@ class GradientWatch:
         hook.is_watch = True  # type: ignore[attr-defined]
         new = params[len(self.params) :]
         self._handles += [_add(param, hook) for param in new if _can_have_grad(param)]
-        self._versions += versions(new)
-        self.params = list(params)
+        self.versions = [*self.versions, *versions(p.grad for p in new)]
+        self.params = params
 
     def is_of(self, params: Sequence[Tensor]) -> bool:
         """Are these the parameters watched?"""
-        return len(params) == len(self.params) and all(map(is_, params, self.params))
+        own = self.params
+        return params is own or (len(params) == len(own) and all(map(is_, params, own)))
 
     def __del__(self) -> None:
         for handle in self.__dict__.get("_handles", ()):
             handle.remove()
 
-    def was_changed(self) -> bool:
-        """Is any gradient not as the last backward left it?"""
-        return self.has_arrived and versions(self.params) != self._versions
+    def was_changed(self, grads: Iterable[Tensor | None]) -> bool:
+        """Is any of ``grads``, those of the parameters, not as the last backward left it?"""
+        return self.has_arrived and versions(grads)[: len(self.versions)] != self.versions
+
+    def note(self) -> None:
+        """Take the gradients as they are."""
+        self.versions = versions(p.grad for p in self.params)
 
     def forget(self) -> None:
         """The gradients are drawn, or cleared."""
@@ -77,17 +84,22 @@ class GradientWatch:
 
     def _end(self) -> None:
         self._is_running, self.has_arrived = False, True
-        self._versions = versions(self.params)
+        self.note()
 
 
-def versions(params: Sequence[Tensor]) -> list[Any]:
-    """How often each gradient was changed in place; None where there is none."""
-    return [None if (g := param.grad) is None else version(g) for param in params]
+def versions(gradients: Iterable[Tensor | None]) -> list[Any]:
+    """How often each was changed in place, and its shard if it has one; None for None."""
+    grads = [*gradients]
+    if {*map(type, grads)} == {Tensor}:
+        return [*map(_version, grads)]
+    return [
+        None if g is None else g._version if type(g) is Tensor else _sharded_version(g)
+        for g in grads
+    ]
 
 
-def version(grad: Tensor) -> Any:
-    """How often ``grad`` was changed in place, its shard too if it is a ``DTensor``."""
-    return grad._version if type(grad) is Tensor else (grad._version, local([grad])[0]._version)
+def _sharded_version(grad: Tensor) -> tuple[int, int]:
+    return grad._version, local([grad])[0]._version
 
 
 def _at_the_end(call: Any) -> None:

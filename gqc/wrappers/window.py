@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqc.gradients import collect, dense, divide_, local, multiply_
+from gqc.gradients import dense, divide_, local, multiply_
 from gqc.wrappers.draws import Draws, like, shard
-from gqc.wrappers.watch import version
+from gqc.wrappers.watch import GradientWatch, versions
 
 HALF = (torch.float16, torch.bfloat16)
 NO_GRADIENT = (
@@ -36,18 +36,19 @@ class GradWindow(Draws):
 
     def __init__(self, params: list[Tensor]) -> None:
         super().__init__(params)
-        self._versions: list[Any] = []  # of the sums, at the last draw
+        self.versions: list[Any] = []  #: of ``.grad`` at the last draw
 
-    def stage(self) -> list[Tensor] | None:
-        """Check that ``.grad`` still holds the earlier draws, and a new one.
+    def stage(self, watch: GradientWatch | None) -> list[Tensor] | None:
+        """Check that ``.grad`` still holds the earlier draws, and there is a gradient at all.
 
         Raises: RuntimeError: it was cleared or replaced, and the earlier draws with it; or no
-            parameter has a new gradient.
+            parameter has one.
         """
         grads = [p.grad for p in self.params]
         self._check_kept(grads)
-        if all(g is None for g in grads) or (self.num_draws and not self._is_touched(grads)):
+        if all(g is None for g in grads):
             raise RuntimeError(NO_GRADIENT)
+        self.was_changed = watch is not None and watch.was_changed(grads)
         self._sums = grads
         return None
 
@@ -68,20 +69,20 @@ class GradWindow(Draws):
         """All draws of all ranks have one weight here, hence one unit."""
 
     def commit(self) -> None:
-        self._versions = [version(s) for s in self._sums if s is not None]
+        """The sum is in place."""
 
     def has_new(self) -> bool:
         """Has a gradient come since the last draw, or has another hand changed the sum?"""
-        return self._is_touched([p.grad for p in self.params])
+        now, known = versions(p.grad for p in self.params), self.versions
+        return now[: len(known)] != known or any(v is not None for v in now[len(known) :])
 
     def check(self) -> None:
         """Before a step or a file without a draw: ``.grad`` is as the last draw left it.
 
         Raises: RuntimeError: it was cleared, replaced, or changed in place.
         """
-        grads = [p.grad for p in self.params]
-        self._check_kept(grads)
-        if self._is_touched(grads):
+        self._check_kept([p.grad for p in self.params])
+        if self.has_new():
             raise RuntimeError(
                 ".grad was changed in place since the last draw, by zero_grad(set_to_none=False) "
                 "or by a backward() without its step(): discard() drops the window"
@@ -108,13 +109,7 @@ class GradWindow(Draws):
             param = self.params[index]
             param.grad = like(param, value.to(shard(param).dtype))
         self._sums = [p.grad for p in self.params]
-        self.commit()
-
-    def _is_touched(self, grads: list[Tensor | None]) -> bool:
-        rest = grads[len(self._sums) :]
-        if not all(map(is_, grads, self._sums)) or any(g is not None for g in rest):
-            return True
-        return [version(g) for g in grads if g is not None] != self._versions
+        self.versions = versions(self._sums)
 
     def _check_kept(self, grads: list[Tensor | None]) -> None:
         if all(map(is_, grads, self._sums)):
@@ -141,23 +136,19 @@ class BufferWindow(Draws):
         super().__init__(params)
         self._staged: list[Tensor | None] = []
 
-    def stage(self) -> list[Tensor] | None:
+    def stage(self, watch: GradientWatch | None) -> list[Tensor] | None:
         """Take :math:`g_i` out of ``.grad``; returned alone, before it is added.
 
         Raises: RuntimeError: no parameter has a gradient.
         """
-        grads = collect(self.params)
-        if not grads:
+        grads = [p.grad for p in self.params]
+        if not dense(grads):
             raise RuntimeError(NO_GRADIENT)
-        if len(grads) == len(self.params):
-            grads = list(map(_take, grads))
-            self._staged = [*grads]
-        else:
-            self._staged = [None if p.grad is None else _take(p.grad) for p in self.params]
-            grads = [g for g in self._staged if g is not None]
+        self.was_changed = watch is not None and watch.was_changed(grads)
+        self._staged = [None if g is None else _take(g) for g in grads]
         for param in self.params:
             param.grad = None
-        return grads
+        return [g for g in self._staged if g is not None]
 
     def merge(self) -> None:
         """Add into the storage of :math:`g_i`, so that refusing it leaves the sum untouched."""

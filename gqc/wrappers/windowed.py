@@ -238,20 +238,36 @@ class WindowedOptimizer(DelegatingOptimizer):
     def on_close(self, stepped: bool) -> None:
         """After a window was closed and handed on, or thrown away."""
 
-    def _heed(self, was_changed: bool) -> None:
+    def _run_pre_hooks(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        """Those of this wrapper; what they make of a gradient is on purpose, unless it is a sum."""
+        watch, params = self._watch, self._params()
+        if watch is None or self.holds_running_sum or not watch.is_of(params):
+            watch = None
+        elif watch.was_changed([p.grad for p in params]):
+            watch = None  # by somebody else
+        for pre_hook in self._optimizer_step_pre_hooks.values():
+            args, kwargs = pre_hook(self, args, kwargs) or (args, kwargs)
+        if watch is not None:
+            watch.note()
+        return args, kwargs
+
+    def _heed_changes(self) -> None:
         """Refuse, or with a buffer tell of, what somebody else did to the gradients of a draw."""
-        watch = self._watch
+        watch, window = self._watch, self._window
         if watch is None:
             return
-        if self.sums_in_grad and (was_changed or watch.has_others()):
+        has_others = window.num_draws == 0 and self.sums_in_grad and watch.has_others()
+        if self.sums_in_grad and (window.was_changed or has_others):
             raise RuntimeError(CHANGED)
-        if was_changed:
+        if window.was_changed:
             self._warn_once(CHANGED_DRAW.format(type(self).__name__))
-        if not watch.is_of(self._window.params):  # a group was added to the wrapped optimizer
-            self._watch = GradientWatch(self._window.params)
+        if not watch.is_of(window.params):  # a group was added to the wrapped optimizer
+            self._watch = watch = GradientWatch(window.params)
         elif self.sums_in_grad and not watch.has_arrived:
             raise RuntimeError(NO_BACKWARD)
         watch.forget()
+        if isinstance(window, GradWindow):
+            window.versions = watch.versions
 
     def _end_window(self, *, stepped: bool) -> None:
         self._open()
