@@ -40,12 +40,13 @@ if find_spec("gqc") is None:
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[widgets] @ ADDRESS"')
 
 # %% tags=["parameters"]
+# settings: gqc_lab.studies.pretraining.PretrainingConfig
 interactive = False  # True: show the widgets and wait for a person
 paper = "../paper"  # folder of the claims and the committed results, in a checkout
-scale = "smoke"  # one of smoke, laptop, paper; of the live run
-seed = 0  # >= 0; of the live run
-device = "auto"  # one of auto, cpu, cuda, cuda:*, mps
-dtype = "float32"  # one of float32, bfloat16, float64
+scale = "smoke"  # of the live run
+seed = 0  # of the live run
+device = "auto"
+dtype = "float32"
 
 # %%
 from pathlib import Path

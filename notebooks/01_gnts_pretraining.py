@@ -34,14 +34,15 @@ if find_spec("gqc") is None:
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
 # %% tags=["parameters"]
-scale = "smoke"  # one of smoke, laptop, paper, paper-16x; seconds, a minute, GPUs
-methods = ["adamw", "gnts"]  # one of adamw, gnts, sbc
-seed = 0  # >= 0; of the weights and of the order of the text
-tokens: int | None = None  # > 0; training budget, None: the scale's
-lr: float | None = None  # > 0; peak learning rate, None: tuned for the scale and method
-corpus = "kjv"  # one of kjv, hf:*, PATH; ships with the kit, a Hugging Face data set, a file
-device = "auto"  # one of auto, cpu, cuda, cuda:*, mps
-dtype = "float32"  # one of float32, bfloat16, float64
+# settings: gqc_lab.studies.pretraining.PretrainingConfig
+scale = "smoke"  # seconds, a minute, GPUs
+methods = ["adamw", "gnts"]
+seed = 0  # of the weights and of the order of the text
+tokens: int | None = None  # training budget, None: the scale's
+lr: float | None = None  # peak learning rate, None: tuned for the scale and method
+corpus: str | None = None  # kjv, hf:NAME or the path of a text; None: the scale's
+device = "auto"
+dtype = "float32"
 
 # %%
 from math import exp
@@ -58,8 +59,8 @@ from gqc_lab.studies import pretraining
 # progress bar.
 
 # %% tags=["nbval-ignore-output"]
-chosen = {"seed": seed, "corpus": corpus, "device": device, "dtype": dtype}
-chosen |= {name: value for name, value in {"tokens": tokens, "lr": lr}.items() if value is not None}
+chosen = {"seed": seed, "tokens": tokens, "lr": lr, "corpus": corpus}
+chosen |= {"device": device, "dtype": dtype}
 experiments = [
     pretraining.build(pretraining.config(scale, method=method, **chosen)) for method in methods
 ]

@@ -40,23 +40,15 @@ if find_spec("gqc") is None:
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
 # %% tags=["parameters"]
-scale = "smoke"  # one of smoke, laptop, paper; seconds, minutes, GPUs
-methods = [
-    "adamw",
-    "gnts",
-    "gns",
-    "normtest",
-    "mht",
-    "gnr",
-    "sbc",
-    "replay",
-]  # one of adamw, gnts, gns, normtest, mht, gnr, sbc, replay
-seed = 0  # >= 0; of the weights and of the order of the text
-tokens: int | None = None  # > 0; training budget, None: the scale's
-lr: float | None = None  # > 0; peak learning rate, None: tuned for the scale and method
-corpus = "kjv"  # one of kjv, hf:*, PATH; ships with the kit, a Hugging Face data set, a file
-device = "auto"  # one of auto, cpu, cuda, cuda:*, mps
-dtype = "float32"  # one of float32, bfloat16, float64
+# settings: gqc_lab.studies.pretraining.PretrainingConfig
+scale = "smoke"  # seconds, minutes, GPUs
+methods: list | None = None  # None: every one that decides when to step
+seed = 0  # of the weights and of the order of the text
+tokens: int | None = None  # training budget, None: the scale's
+lr: float | None = None  # peak learning rate, None: tuned for the scale and method
+corpus: str | None = None  # kjv, hf:NAME or the path of a text; None: the scale's
+device = "auto"
+dtype = "float32"
 
 # %%
 import pandas as pd
@@ -71,10 +63,11 @@ from gqc_lab.studies import pretraining
 # come before it) runs on a different order; otherwise it would repeat the same run.
 
 # %% tags=["nbval-ignore-output"]
+methods = methods or pretraining.CONTROLLERS
 if "replay" in methods and "gnts" not in methods[: methods.index("replay")]:
     raise ValueError(f"methods={methods}: expected gnts before replay, which repeats its draws")
-chosen = {"seed": seed, "corpus": corpus, "device": device, "dtype": dtype}
-chosen |= {name: value for name, value in {"tokens": tokens, "lr": lr}.items() if value is not None}
+chosen = {"seed": seed, "tokens": tokens, "lr": lr, "corpus": corpus}
+chosen |= {"device": device, "dtype": dtype}
 experiments = {}
 for method in methods:
     if method == "replay":

@@ -31,18 +31,20 @@ if find_spec("gqc") is None:
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
 # %% tags=["parameters"]
+# settings: gqc_lab.loop.settings.Config
 scale = "smoke"  # one of smoke, laptop, paper; a few seconds, ten seconds, minutes
-seed = 0  # >= 0; of the streams
-windows: int | None = None  # >= 2; per point, None: the scale's (40, 200, 2000)
-noise_scales = [1.0, 10.0, 100.0, 1000.0]  # > 0; true R [microbatches]
-dimensions = [100, 10000]  # >= 2; parameters
-device = "auto"  # one of auto, cpu, cuda, cuda:*, mps
-dtype = "float32"  # one of float32, bfloat16, float64
+seed = 0  # of the streams
+windows: int | None = None  # at least 2; per point, None: the scale's (40, 200, 2000)
+noise_scales = [1.0, 10.0, 100.0, 1000.0]  # above 0; true R [microbatches]
+dimensions: list | None = None  # at least 2; parameters, None: the scale's
+device = "auto"
+dtype = "float32"
 
 # %%
 import pandas as pd
 
 from gqc_lab import figures, runs
+from gqc_lab.loop.settings import of_scale
 from gqc_lab.studies.noise import streams as noise_streams, wrappers as noise_wrappers
 
 # %% [markdown]
@@ -61,7 +63,8 @@ from gqc_lab.studies.noise import streams as noise_streams, wrappers as noise_wr
 # $\mathrm{Var}|g_i| / \mathrm{mean}|g_i|^2$.
 
 # %%
-num_windows = noise_streams.find_num_windows(scale) if windows is None else windows
+chosen = of_scale(noise_streams.SCALES, scale, windows=windows, dimensions=dimensions)
+num_windows, dimensions = chosen["windows"], chosen["dimensions"]
 where = {"seed": seed, "device": device, "dtype": dtype}
 estimates = noise_streams.measure_estimates(noise_scales, dimensions, num_windows, **where)
 

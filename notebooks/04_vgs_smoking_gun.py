@@ -31,14 +31,15 @@ if find_spec("gqc") is None:
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
 # %% tags=["parameters"]
+# settings: gqc_lab.loop.settings.Config
 scale = "smoke"  # one of smoke, laptop, paper; seconds, a minute, minutes
-seed = 0  # >= 0; of the streams
-steps = 150  # at least 30; gradients of each stream
-numel = 512  # at least 8; elements of a gradient
-sizes = [64, 512, 2048]  # at least 8; elements, where their number varies
-beta = 0.98  # above 0, below 1; of the averages: they resolve ratios up to (1 + beta) / (1 - beta)
-device = "auto"  # one of auto, cpu, cuda, cuda:*, mps
-dtype = "float32"  # one of float32, bfloat16, float64
+seed = 0  # of the streams
+steps: int | None = None  # at least 30; gradients of each stream, None: the scale's
+numel: int | None = None  # at least 8; elements of a gradient, None: the scale's
+sizes: list | None = None  # at least 8; elements, where their number varies, None: the scale's
+beta: float | None = None  # above 0, below 1; of the averages, None: the scale's
+device = "auto"
+dtype = "float32"
 
 # %%
 import math
@@ -46,6 +47,7 @@ import math
 import pandas as pd
 
 from gqc_lab import figures, runs
+from gqc_lab.loop.settings import of_scale
 from gqc_lab.studies.vgs import streams as vgs_streams
 from gqc_lab.studies.vgs.streams import heterogeneous, iid, smoking_gun, uniform
 
@@ -59,6 +61,8 @@ from gqc_lab.studies.vgs.streams import heterogeneous, iid, smoking_gun, uniform
 #   is zero.
 
 # %%
+chosen = {"steps": steps, "numel": numel, "sizes": sizes, "beta": beta}
+steps, numel, sizes, beta = of_scale(vgs_streams.SCALES, scale, **chosen).values()
 streams = [heterogeneous(numel), smoking_gun(numel), uniform(numel, 1.0, 0.5)]
 streams += [iid(numel, ratio) for ratio in (0.1, 1.0, 10.0, math.inf)]
 place = {"device": device, "dtype": dtype}

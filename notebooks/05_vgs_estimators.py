@@ -31,20 +31,21 @@ if find_spec("gqc") is None:
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
 # %% tags=["parameters"]
+# settings: gqc_lab.loop.settings.Config
 scale = "smoke"  # one of smoke, laptop, paper; seconds, minutes, minutes on a large machine
-seed = 0  # >= 0; of the streams
-num_signs = 8  # at least 2; draws of a sketch's signs
-steps = 200  # at least 30; gradients of each stream
-beta = 0.98  # above 0, below 1; of the averages: they resolve ratios up to (1 + beta) / (1 - beta)
-numel = 2048  # at least 8; elements of a gradient
+seed = 0  # of the streams
+num_signs: int | None = None  # at least 2; draws of a sketch's signs, None: the scale's
+steps: int | None = None  # at least 30; gradients of each stream, None: the scale's
+beta: float | None = None  # above 0, below 1; of the averages, None: the scale's
+numel: int | None = None  # at least 8; elements of a gradient, None: the scale's
 sketch_sizes = [16, 64, 256]  # at least 1; projections of a tensor
-sizes = [32, 256, 2048]  # at least 8; elements, where their number varies
+sizes: list | None = None  # at least 8; elements, where their number varies, None: the scale's
 periods = [200, 400, 1600, 6400]  # at least 4; updates in which the mean turns once
-batch_sizes = [1, 8, 64, 512]  # at least 1; images in a minibatch
-width = 256  # at least 1; of the network whose memory and time are measured
-layers = 4  # at least 1; of that network
-device = "auto"  # one of auto, cpu, cuda, cuda:*, mps
-dtype = "float32"  # one of float32, bfloat16, float64
+batch_sizes: list | None = None  # at least 1; images in a minibatch, None: the scale's
+width: int | None = None  # at least 1; of the network that is measured, None: the scale's
+layers: int | None = None  # at least 1; of that network, None: the scale's
+device = "auto"
+dtype = "float32"
 
 # %%
 from math import sqrt
@@ -52,10 +53,15 @@ from math import sqrt
 import pandas as pd
 
 from gqc_lab import figures, runs
+from gqc_lab.loop.settings import of_scale
 from gqc_lab.studies.vgs import costs as vgs_costs, streams as vgs_streams
 from gqc_lab.studies.vgs.streams import VERSIONS, iid, minibatches, rotating
 
 place = {"device": device, "dtype": dtype}
+chosen = {"num_signs": num_signs, "steps": steps, "beta": beta, "numel": numel, "sizes": sizes}
+chosen |= {"batch_sizes": batch_sizes, "width": width, "layers": layers}
+chosen = of_scale(vgs_costs.SCALES, scale, **chosen)
+num_signs, steps, beta, numel, sizes, batch_sizes, width, layers = chosen.values()
 
 # %% [markdown]
 # ## Error by sketch size

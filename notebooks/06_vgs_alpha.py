@@ -31,17 +31,18 @@ if find_spec("gqc") is None:
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
 # %% tags=["parameters"]
-scale = "smoke"  # one of smoke, laptop, paper; seconds, minutes, hours
-tasks = ["digits", "values"]  # one of digits, values
-optimizers = ["sgd", "adamw"]  # one of sgd, momentum, adamw
+# settings: gqc_lab.studies.vgs.training.VGSTrainingConfig
+scale = "smoke"  # seconds, minutes, hours
+tasks = ["digits", "values"]
+optimizers = ["sgd", "adamw"]
 alphas = [0.1]  # above 0; strengths of VGS
-betas = [0.9, 0.99, 0.999]  # above 0, below 1; of its averages, in the question of what is resolved
-warmup_steps = 40  # at least 0; steps before it scales
-seed = 0  # >= 0; the first one, of weights, order and wrong labels
+betas = [0.9, 0.99, 0.999]  # of its averages, in the question of what is resolved
+warmup_steps = 40  # steps before it scales
+seed = 0  # the first one, of weights, order and wrong labels
 num_seeds = 2  # at least 1; an interval needs two
 lr_of = "control"  # one of control, vgs; whose tuned learning rate all methods use
-device = "auto"  # one of auto, cpu, cuda, cuda:*, mps
-dtype = "float32"  # one of float32, bfloat16, float64
+device = "auto"
+dtype = "float32"
 
 # %%
 import pandas as pd

@@ -35,22 +35,23 @@ if find_spec("gqc") is None:
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[widgets] @ ADDRESS"')
 
 # %% tags=["parameters"]
+# settings: gqc_lab.studies.pretraining.PretrainingConfig
 interactive = False  # True: wait for a person; False: replay `changes` and train to the end
-scale = "smoke"  # one of smoke, laptop, paper; seconds, minutes, a GPU
-seed = 0  # >= 0; of the weights and of the order of the text
-tokens: int | None = None  # > 0; training budget, None: the scale's
-lr: float | None = None  # > 0; peak learning rate, None: the scale's
-corpus = "kjv"  # one of kjv, hf:*, PATH; ships with the kit, a Hugging Face data set, a file
-device = "auto"  # one of auto, cpu, cuda, cuda:*, mps
-dtype = "float32"  # one of float32, bfloat16, float64
-start_norm: float | None = None  # > 0; threshold after warmup, None: the scale's
-end_norm: float | None = None  # >= 0; threshold at the end, None: the scale's
-norm_warmup: float | None = None  # >= 0, <= 1; share of the run, None: the scale's
-norm_warmup_multiplier = 10.0  # > 0; first threshold / start_norm
-norm_curve = "cosine"  # one of cosine, linear, polynomial, constant, points
-norm_exponent = 1.0  # > 0; of polynomial
+scale = "smoke"  # seconds, minutes, a GPU
+seed = 0  # of the weights and of the order of the text
+tokens: int | None = None  # training budget, None: the scale's
+lr: float | None = None  # peak learning rate, None: the scale's
+corpus: str | None = None  # kjv, hf:NAME or the path of a text; None: the scale's
+device = "auto"
+dtype = "float32"
+start_norm: float | None = None  # threshold after warmup, None: the scale's
+end_norm: float | None = None  # threshold at the end, None: the scale's
+norm_warmup: float | None = None  # share of the run, None: the scale's
+norm_warmup_multiplier = 10.0  # first threshold / start_norm
+norm_curve = "cosine"
+norm_exponent = 1.0  # of polynomial
 norm_points: list = []  # of points: [share of the run, threshold] pairs
-max_draws = 16  # >= 1; microbatches after which a step is forced
+max_draws = 16  # microbatches after which a step is forced
 changes = [
     {"microbatch": 101, "name": "start_norm", "value": 0.4},
     {"microbatch": 101, "name": "end_norm", "value": 0.25},

@@ -36,23 +36,24 @@ if find_spec("gqc") is None:
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[widgets] @ ADDRESS"')
 
 # %% tags=["parameters"]
+# settings: gqc_lab.studies.vgs.training.VGSTrainingConfig
 interactive = False  # True: wait for a person; False: replay `changes` and train to the end
-scale = "smoke"  # one of smoke, laptop, paper; seconds, minutes, hours
-task = "values"  # one of digits, values; wrong labels, or TD targets
-optimizer = "sgd"  # one of sgd, momentum, adamw
-seed = 0  # >= 0; of weights, order and wrong labels
-steps: int | None = 400  # >= 1; None: the scale's
-lr: float | None = None  # > 0; None: the one tuned for the plain optimizer
-alpha = 0.1  # >= 0; strength at the start, 0 measures only
-beta = 0.97  # > 0, < 1; decay of the statistics
-warmup_steps = 40  # >= 0; steps with factor 1
-percentile = 0.5  # >= 0, <= 1; of the variance over tensors
-min_scaling_factor = 0.1  # >= 0, <= 1; least factor
-variance_cap: float | None = 50.0  # > 0; None: as far as beta resolves
+scale = "smoke"  # seconds, minutes, hours
+task = "values"  # wrong labels, or TD targets
+optimizer = "sgd"
+seed = 0  # of weights, order and wrong labels
+steps: int | None = 400  # None: the scale's
+lr: float | None = None  # None: the one tuned for the plain optimizer
+alpha = 0.1  # strength at the start, 0 measures only
+beta = 0.97  # decay of the statistics
+warmup_steps = 40  # steps with factor 1
+percentile = 0.5  # of the variance over tensors
+min_scaling_factor = 0.1  # least factor
+variance_cap: float | None = 50.0  # None: as far as beta resolves
 estimator = "sketch"  # one of sketch, elementwise; or a published one: see notebook 04
-alphas = [0.0, 0.1, 0.5]  # >= 0; side by side
-device = "auto"  # one of auto, cpu, cuda, cuda:*, mps
-dtype = "float32"  # one of float32, bfloat16, float64
+alphas = [0.0, 0.1, 0.5]  # side by side
+device = "auto"
+dtype = "float32"
 changes = [
     {"microbatch": 161, "name": "alpha", "value": 0.5},
     {"microbatch": 281, "name": "alpha", "value": 0.0},

@@ -36,20 +36,21 @@ if find_spec("gqc") is None:
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
 # %% tags=["parameters"]
-scale = "smoke"  # one of smoke, laptop, paper; seconds, minutes, hours
-streams = ["input_permuted"]  # one of input_permuted, label_permuted
+# settings: gqc_lab.studies.continual.ContinualConfig
+scale = "smoke"  # seconds, minutes, hours
+streams = ["input_permuted"]
 normalizations = [
     "minmax",
     "max",
     "minmax_published",
     "max_published",
-]  # one of minmax, max, minmax_published, max_published
+]
 steps = [1, 10, 100, 1000]  # at least 1; steps at which gates are read
 lr_factors = [0.5, 1.0, 2.0]  # above 0; times the learning rate that was tuned with minmax
-seed = 0  # >= 0; the first one, of weights, stream and noise
+seed = 0  # the first one, of weights, stream and noise
 num_seeds = 1  # at least 1; an interval needs two
-device = "auto"  # one of auto, cpu, cuda, cuda:*, mps
-dtype = "float32"  # one of float32, bfloat16, float64
+device = "auto"
+dtype = "float32"
 
 # %%
 import pandas as pd

@@ -43,8 +43,9 @@ if find_spec("gqc") is None:
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
 # %% tags=["parameters"]
-scale = "smoke"  # one of smoke, laptop, paper; seconds, minutes, hours
-streams = ["input_permuted", "label_permuted"]  # one of input_permuted, label_permuted
+# settings: gqc_lab.studies.continual.ContinualConfig
+scale = "smoke"  # seconds, minutes, hours
+streams = ["input_permuted", "label_permuted"]
 methods = [
     "sgd",
     "l2",
@@ -55,12 +56,12 @@ methods = [
     "upgd_nonprotecting",
     "adaptive_upgd",
     "upgdw",
-]  # one of sgd, l2, pgd, shrink_perturb, adamw, upgd, upgd_nonprotecting, adaptive_upgd, upgdw
-data = "digits"  # one of digits, mnist, fashion_mnist, emnist, cifar10; all but digits: torchvision
-seed = 0  # >= 0; the first one, of weights, stream and noise
+]
+data = "digits"  # all but digits need torchvision
+seed = 0  # the first one, of weights, stream and noise
 num_seeds = 2  # at least 1; an interval needs two
-device = "auto"  # one of auto, cpu, cuda, cuda:*, mps
-dtype = "float32"  # one of float32, bfloat16, float64
+device = "auto"
+dtype = "float32"
 
 # %%
 import pandas as pd

@@ -31,15 +31,16 @@ if find_spec("gqc") is None:
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
 # %% tags=["parameters"]
-scale = "smoke"  # one of smoke, laptop, paper; seconds, minutes, hours
-streams = ["input_permuted", "label_permuted"]  # one of input_permuted, label_permuted
-methods = ["upgd", "adaptive_upgd"]  # one of upgd, adaptive_upgd, upgdw; whose noise is measured
-gradient_factors = [0.01, 0.1, 1.0]  # above 0; constants on every gradient
+# settings: gqc_lab.studies.continual.ContinualConfig
+scale = "smoke"  # seconds, minutes, hours
+streams = ["input_permuted", "label_permuted"]
+methods = ["upgd", "adaptive_upgd"]  # whose noise is measured
+gradient_factors = [0.01, 0.1, 1.0]  # constants on every gradient
 sigma = 0.5  # above 0; of the noise, where its ratio to the signal is measured
-seed = 0  # >= 0; the first one, of weights, stream and noise
+seed = 0  # the first one, of weights, stream and noise
 num_seeds = 2  # at least 1; an interval needs two
-device = "auto"  # one of auto, cpu, cuda, cuda:*, mps
-dtype = "float32"  # one of float32, bfloat16, float64
+device = "auto"
+dtype = "float32"
 
 # %%
 import pandas as pd

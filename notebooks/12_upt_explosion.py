@@ -32,14 +32,15 @@ if find_spec("gqc") is None:
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
 # %% tags=["parameters"]
-scale = "smoke"  # one of smoke, laptop, paper; seconds, minutes, a GPU
+# settings: gqc_lab.studies.operator_learning.OperatorLearningConfig
+scale = "smoke"  # seconds, minutes, a GPU
 variants = ["as published", "no norms, lr 0.1"]  # names of operator_learning.VARIANTS
 weights = [0.001, 0.5]  # above 0; of both inverse losses
-epochs: int | None = None  # at least 1; of the operator, None: the scale's
-pretraining_epochs: int | None = None  # at least 0; of encoder and decoder, None: the scale's
-seed = 0  # >= 0; of weights and order
-device = "auto"  # one of auto, cpu, cuda, cuda:*, mps
-dtype = "float32"  # one of float32, bfloat16, float64
+epochs: int | None = None  # of the operator, None: the scale's
+pretraining_epochs: int | None = None  # of encoder and decoder, None: the scale's
+seed = 0  # of weights and order
+device = "auto"
+dtype = "float32"
 
 # %%
 import pandas as pd

@@ -32,18 +32,19 @@ if find_spec("gqc") is None:
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
 # %% tags=["parameters"]
-scale = "smoke"  # one of smoke, laptop, paper; seconds, minutes, a GPU
+# settings: gqc_lab.studies.operator_learning.OperatorLearningConfig
+scale = "smoke"  # seconds, minutes, a GPU
 methods = [
     "baseline",
     "exploding",
     "fixed",
-]  # one of baseline, exploding, fixed, weight only, clip only, curriculum only, diagnostic
-seed = 0  # >= 0; the first one, of weights and order
+]
+seed = 0  # the first one, of weights and order
 num_seeds = 1  # at least 1; an interval needs two
 nu = 0.01  # at least 0.001, at most 1; viscosity, pi times the diffusivity
 source = "simulated"  # one of simulated, PATH; a PDEBench HDF5 file otherwise
-device = "auto"  # one of auto, cpu, cuda, cuda:*, mps
-dtype = "float32"  # one of float32, bfloat16, float64
+device = "auto"
+dtype = "float32"
 
 # %%
 import pandas as pd

@@ -31,17 +31,18 @@ if find_spec("gqc") is None:
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
 # %% tags=["parameters"]
+# settings: gqc_lab.studies.operator_learning.OperatorLearningConfig
 interactive = False  # True: sliders; False: the values below
-scale = "smoke"  # one of smoke, laptop, paper; seconds, minutes, a GPU
+scale = "smoke"  # seconds, minutes, a GPU
 base_weights = [0.5, 0.001]  # at least 0; the published weight that exploded, and the fixed one
 warmup_epochs = 15.0  # at least 0; W
 max_weight = 0.05  # at least 0; the cap of the weight
 max_share = 0.05  # above 0, at most 1; the cap of the share of the total loss
 shapes = ["linear", "cosine", "exponential"]  # one of linear, cosine, exponential
-epochs = 40  # at least 1; shown
-seed = 0  # >= 0; of weights and order
-device = "auto"  # one of auto, cpu, cuda, cuda:*, mps
-dtype = "float32"  # one of float32, bfloat16, float64
+epochs = 40  # shown
+seed = 0  # of weights and order
+device = "auto"
+dtype = "float32"
 
 # %%
 import numpy as np

@@ -29,18 +29,20 @@ if find_spec("gqc") is None:
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
 # %% tags=["parameters"]
-scale = "smoke"  # one of smoke, laptop, paper; seconds, minutes, a GPU
-train_tokens = 4096  # at least 65; length of the text that is read again and again
-tokens: int | None = 65536  # > 0; training budget, None: the scale's
-seed = 0  # >= 0; of the weights and of the order of the text
-corpus = "kjv"  # one of kjv, hf:*, PATH; ships with the kit, a Hugging Face data set, a file
-device = "auto"  # one of auto, cpu, cuda, cuda:*, mps
-dtype = "float32"  # one of float32, bfloat16, float64
+# settings: gqc_lab.studies.pretraining.PretrainingConfig
+scale = "smoke"  # seconds, minutes, a GPU
+train_tokens: int | None = None  # at least 65; length of the text, None: the scale's
+tokens: int | None = None  # training budget, None: the scale's
+seed = 0  # of the weights and of the order of the text
+corpus: str | None = None  # kjv, hf:NAME or the path of a text; None: the scale's
+device = "auto"
+dtype = "float32"
 
 # %%
 import pandas as pd
 
 from gqc_lab import claims, figures, runs
+from gqc_lab.loop.settings import of_scale
 from gqc_lab.studies.pretraining import equal_tokens
 
 # %% [markdown]
@@ -48,8 +50,9 @@ from gqc_lab.studies.pretraining import equal_tokens
 
 # %% tags=["nbval-ignore-output"]
 place = {"corpus": corpus, "device": device, "dtype": dtype, "seed": seed}
-place |= {} if tokens is None else {"tokens": tokens, "evaluation_tokens": max(tokens // 16, 1)}
-compared = {"repeated": equal_tokens.comparison("repeated", scale, train_tokens, **place)}
+place |= of_scale(equal_tokens.REPEATED, scale, tokens=tokens, train_tokens=train_tokens)
+place |= {"evaluation_tokens": max(place["tokens"] // 16, 1)} if "tokens" in place else {}
+compared = {"repeated": equal_tokens.comparison("repeated", scale, **place)}
 history, results, data_hash = equal_tokens.run_all(compared)
 
 # %% [markdown]

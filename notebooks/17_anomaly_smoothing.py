@@ -34,19 +34,21 @@ if find_spec("gqc") is None:
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
 # %% tags=["parameters"]
-scale = "smoke"  # one of smoke, laptop, paper; seconds, minutes, a GPU
-methods = ["gnts", "gns", "gns, reactive", "mht"]  # taken as they are
-noisy_share = 0.2  # above 0, below 1; of the microbatches whose targets are shuffled
-seed = 0  # >= 0; of the weights, the order of the text and the noise
-tokens: int | None = 49152  # > 0; training budget, None: the scale's
-corpus = "kjv"  # one of kjv, hf:*, PATH; ships with the kit, a Hugging Face data set, a file
-device = "auto"  # one of auto, cpu, cuda, cuda:*, mps
-dtype = "float32"  # one of float32, bfloat16, float64
+# settings: gqc_lab.studies.pretraining.PretrainingConfig
+scale = "smoke"  # seconds, minutes, a GPU
+wrappers = ["gnts", "gns", "gns, reactive", "mht"]  # names of noisy_batches.METHODS
+noisy_share: float | None = None  # above 0, below 1; of the microbatches, None: the scale's
+seed = 0  # of the weights, the order of the text and the noise
+tokens: int | None = None  # training budget, None: the scale's
+corpus: str | None = None  # kjv, hf:NAME or the path of a text; None: the scale's
+device = "auto"
+dtype = "float32"
 
 # %%
 import pandas as pd
 
 from gqc_lab import claims, figures, runs, track
+from gqc_lab.loop.settings import of_scale
 from gqc_lab.studies.pretraining import noisy_batches
 from gqc_lab.studies import pretraining
 
@@ -58,10 +60,10 @@ from gqc_lab.studies import pretraining
 
 # %% tags=["nbval-ignore-output"]
 place = {"corpus": corpus, "device": device, "dtype": dtype, "seed": seed}
-place |= {} if tokens is None else {"tokens": tokens}
-configs = noisy_batches.comparison(scale, noisy_share, **place)
+place |= of_scale(noisy_batches.SCALES, scale, tokens=tokens, noisy_share=noisy_share)
+configs = noisy_batches.comparison(scale, **place)
 histories, rows = [], []
-for label in methods:
+for label in wrappers:
     run = config = None
     for name in (label, f"{label}, replay"):
         config = pretraining.replay_config(run, data_seed=seed + 1000) if run else configs[label]
@@ -91,7 +93,7 @@ results.set_index("method")[shown].round(2)
 
 # %%
 loss = results.set_index("method")["val_loss"]
-for method in methods:
+for method in wrappers:
     difference = loss[method] - loss[f"{method}, replay"]
     print(f"{method}: validation loss {loss[method]:.2f}, over its replay's {difference:+.2f}")
 print("nat/token, of one seed: no interval")

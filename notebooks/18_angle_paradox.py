@@ -33,15 +33,16 @@ if find_spec("gqc") is None:
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
 # %% tags=["parameters"]
-scale = "smoke"  # one of smoke, laptop, paper; seconds, a minute, a GPU
+# settings: gqc_lab.studies.pretraining.PretrainingConfig
+scale = "smoke"  # seconds, a minute, a GPU
 moments = [0.0, 0.02, 0.1, 0.5, 1.0]  # at least 0, at most 1; shares of the run
-num_draws = 64  # at least 2; the most microbatches that are averaged at a moment
-accumulation = 1  # at least 1; microbatches per step of AdamW
-seed = 0  # >= 0; of the weights and of the order of the text
-tokens: int | None = 65536  # > 0; training budget, None: the scale's
-corpus = "kjv"  # one of kjv, hf:*, PATH; ships with the kit, a Hugging Face data set, a file
-device = "auto"  # one of auto, cpu, cuda, cuda:*, mps
-dtype = "float32"  # one of float32, bfloat16, float64
+num_draws: int | None = None  # at least 2; most microbatches averaged, None: the scale's
+accumulation = 1  # microbatches per step of AdamW
+seed = 0  # of the weights and of the order of the text
+tokens: int | None = None  # training budget, None: the scale's
+corpus: str | None = None  # kjv, hf:NAME or the path of a text; None: the scale's
+device = "auto"
+dtype = "float32"
 
 # %%
 import pandas as pd
@@ -50,6 +51,7 @@ from gqc_lab import claims, figures, runs, track
 from gqc_lab.studies.pretraining import gradient_angles
 from gqc_lab.studies import pretraining
 from gqc_lab.loop.placement import make_generator
+from gqc_lab.loop.settings import of_scale
 
 # %% [markdown]
 # ## Run
@@ -59,7 +61,8 @@ from gqc_lab.loop.placement import make_generator
 
 # %% tags=["nbval-ignore-output"]
 place = {"corpus": corpus, "device": device, "dtype": dtype, "seed": seed}
-place |= {} if tokens is None else {"tokens": tokens}
+place |= of_scale(gradient_angles.SCALES, scale, tokens=tokens, num_draws=num_draws)
+num_draws = place.pop("num_draws")
 config = pretraining.config(scale, method="adamw", accumulation=accumulation, **place)
 run = gradient_angles.build(config)
 further = make_generator(seed, "probe")

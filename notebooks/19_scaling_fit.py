@@ -29,13 +29,14 @@ if find_spec("gqc") is None:
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
 # %% tags=["parameters"]
-scale = "smoke"  # one of smoke, laptop, paper; seconds, minutes, GPUs
-methods = ["adamw", "gnts"]  # one of adamw, gnts, gns, normtest, mht, gnr, sbc
-budgets = [8192, 16384, 32768, 65536]  # above 0; training tokens, three budgets at least
-seed = 0  # >= 0; of the weights and of the order of the text
-corpus = "kjv"  # one of kjv, hf:*, PATH; ships with the kit, a Hugging Face data set, a file
-device = "auto"  # one of auto, cpu, cuda, cuda:*, mps
-dtype = "float32"  # one of float32, bfloat16, float64
+# settings: gqc_lab.studies.pretraining.PretrainingConfig
+scale = "smoke"  # seconds, minutes, GPUs
+methods = ["adamw", "gnts"]
+budgets: list | None = None  # above 0; training tokens, three at least, None: the scale's
+seed = 0  # of the weights and of the order of the text
+corpus: str | None = None  # kjv, hf:NAME or the path of a text; None: the scale's
+device = "auto"
+dtype = "float32"
 
 # %%
 import pandas as pd

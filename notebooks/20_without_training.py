@@ -35,19 +35,21 @@ if find_spec("gqc") is None:
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
 # %% tags=["parameters"]
+# settings: gqc_lab.loop.settings.Config
 scale = "smoke"  # one of smoke, laptop, paper; seconds, half a minute, minutes
-seed = 0  # >= 0; of data, noise, configurations and utilities
-durations = [1, 100, 1000]  # at least 1; steps in which a factor of the gradient falls
-draws = [1, 2, 4, 16]  # at least 1; microbatches of a window, two numbers of 2 or more among them
-widths = [64, 400]  # at least 1; of networks with 50 kB and 1.3 MB of gradient
-num_weights = 200  # at least 2; random utilities of each case
-device = "auto"  # one of auto, cpu, cuda, cuda:*, mps; memory and gates are always the CPU's
-dtype = "float32"  # one of float32, bfloat16, float64
+seed = 0  # of data, noise, configurations and utilities
+durations: list | None = None  # at least 1; steps in which a factor falls, None: the scale's
+draws: list | None = None  # at least 1; of a window, two numbers of 2 or more, None: the scale's
+widths: list | None = None  # at least 1; of networks, None: the scale's
+num_weights: int | None = None  # at least 2; random utilities of each case, None: the scale's
+device = "auto"  # memory and gates are always the CPU's
+dtype = "float32"
 
 # %%
 import pandas as pd
 
 from gqc_lab import figures, runs
+from gqc_lab.loop.settings import of_scale
 from gqc_lab.studies.vgs import factor_invariance, migration as vgs_migration
 from gqc_lab.studies.continual import upgd_order
 from gqc_lab.studies import window_memory
@@ -60,6 +62,9 @@ from gqc_lab.studies import window_memory
 # accumulation, and with a list that keeps every gradient until the step.
 
 # %%
+chosen = {"draws": draws, "widths": widths, "durations": durations, "num_weights": num_weights}
+chosen = of_scale(window_memory.SCALES, scale, **chosen)
+draws, widths, durations, num_weights = chosen.values()
 memory = window_memory.measure(draws, widths, seed, dtype)
 compared = window_memory.compare(memory)
 

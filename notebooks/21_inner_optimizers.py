@@ -33,23 +33,25 @@ if find_spec("gqc") is None:
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
 # %% tags=["parameters"]
-scale = "smoke"  # one of smoke, laptop, paper; seconds, minutes, a GPU
+# settings: gqc_lab.studies.pretraining.PretrainingConfig
+scale = "smoke"  # seconds, minutes, a GPU
 comparisons = [
     "adamw",
     "sgd",
     "muon",
     "tradeoff",
 ]  # one of adamw, sgd, muon, tradeoff
-seed = 0  # >= 0; of the weights and of the order of the text
-tokens: int | None = 16384  # > 0; training budget, None: the scale's
-corpus = "kjv"  # one of kjv, hf:*, PATH; ships with the kit, a Hugging Face data set, a file
-device = "auto"  # one of auto, cpu, cuda, cuda:*, mps
-dtype = "float32"  # one of float32, bfloat16, float64
+seed = 0  # of the weights and of the order of the text
+tokens: int | None = None  # training budget, None: the scale's
+corpus: str | None = None  # kjv, hf:NAME or the path of a text; None: the scale's
+device = "auto"
+dtype = "float32"
 
 # %%
 from math import exp
 
 from gqc_lab import claims, figures, runs
+from gqc_lab.loop.settings import of_scale
 from gqc_lab.studies.pretraining import equal_tokens, inner_optimizers
 
 # %% [markdown]
@@ -61,8 +63,8 @@ from gqc_lab.studies.pretraining import equal_tokens, inner_optimizers
 
 # %% tags=["nbval-ignore-output"]
 place = {"corpus": corpus, "device": device, "dtype": dtype, "seed": seed}
-place |= {} if tokens is None else {"tokens": tokens, "evaluation_tokens": max(tokens // 8, 1)}
-place |= {"max_draws": 4} if scale == "smoke" else {}  # 64 would not fit into 32 microbatches
+place |= of_scale(inner_optimizers.SCALES, scale, tokens=tokens)
+place |= {"evaluation_tokens": max(place["tokens"] // 8, 1)} if "tokens" in place else {}
 compared = {name: inner_optimizers.comparison(name, scale, **place) for name in comparisons}
 history, results, data_hash = equal_tokens.run_all(compared, inner_optimizers.build)
 

@@ -1,6 +1,6 @@
-"""Several optimizers that pass for one, each with parameters of its own.
+"""Several optimizers that act as one, each with parameters of its own.
 
-``torch.optim.Muon`` takes matrices only, so the other parameters need an optimizer beside it; a
+``torch.optim.Muon`` takes matrices only, so the other parameters need another optimizer; a
 wrapper, a schedule and a checkpoint want one optimizer.
 """
 
@@ -30,7 +30,7 @@ class JoinedOptimizer(Optimizer):
         self._share()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Take up the groups that they came with.
+        """Accept the groups that they came with.
 
         Raises: RuntimeError: a further one, which would belong to none of them.
         """

@@ -59,12 +59,16 @@ def test_help_names_the_commands_and_imports_nothing_slow():
     ("arguments", "message"),
     [
         (["-p", "mehtod", "plain"], "'mehtod'='plain'; did you mean 'method'?"),
-        (["-p", "method", "plane"], "method='plane': expected one of plain, double, broken"),
+        (
+            ["-p", "method", "plane"],
+            "method='plane': did you mean 'plain'? expected one of plain, double, broken",
+        ),
         (["-p", "scale", ".nan"], "scale=nan: expected a number"),
-        (["-p", "scale", "-1"], "scale=-1: expected above 0"),
+        (["-p", "scale", "-1"], "scale=-1.0: expected a number above 0"),
         (["-p", "seed", "1.5"], "seed=1.5: expected int"),
         (["-p", "seed=x"], "seed='x': expected int"),
         (["-f", "none.yaml"], "none.yaml: no such file"),
+        (["--preset", "none.yaml"], "--preset: a scale has their values now; give -p scale laptop"),
         (["--runs", "taken"], "--runs taken: expected a folder"),
         (["--jobz", "1"], "No such option"),
     ],

@@ -15,12 +15,11 @@ import pytest
 from gqc_lab.errors import BadInput
 from gqc_lab.publish.notebooks import install_cell, is_paired, show_verdicts
 from gqc_lab.runs.notebook import read_notebook
-from gqc_lab.runs.parameters import parse_cell, read_mapping, resolve
+from gqc_lab.runs.parameters import parse_cell, resolve
 from gqc_lab.runs.plan import read_batch
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-PRESETS = sorted(FOLDER.glob("presets/*.yaml"))
 BATCHES = sorted(FOLDER.glob("batches/*.yaml"))
 
 MAX_BYTES = 400_000  # three figures with a still picture of 80 kB each, and as much again
@@ -125,20 +124,16 @@ def test_the_file_is_small_and_of_no_machine(path):
     assert [p for p in private if p in text] == []
 
 
-@pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.stem)
-def test_a_preset_fits_its_notebook(path):
-    name, scale = path.stem.split(".")
-    declared = read_notebook(FOLDER / f"{name}.ipynb").declared
-    values = resolve(declared, read_mapping(path))
-    assert values["scale"] == scale
-    if scale == "smoke":  # what is compared is what the preset says
-        assert values == {n: p.default for n, p in declared.items()}
-
-
 @every_notebook
-@pytest.mark.parametrize("scale", ["smoke", "laptop", "paper"])
-def test_every_notebook_has_a_preset_for_every_scale(path, scale):
-    assert FOLDER / f"presets/{path.stem}.{scale}.yaml" in PRESETS
+def test_a_notebook_takes_every_scale_and_its_own_values(path):
+    declared = read_notebook(path).declared
+    own = {name: parameter.default for name, parameter in declared.items()}
+    assert resolve(declared, own) == own
+    assert own["scale"] == "smoke"  # what is saved and compared
+    for scale in ("smoke", "laptop", "paper"):
+        assert resolve(declared, {"scale": scale}) == own | {"scale": scale}
+    with pytest.raises(BadInput, match="scale='lap'"):
+        resolve(declared, {"scale": "lap"})
 
 
 @pytest.mark.parametrize("path", BATCHES, ids=lambda p: p.stem)

@@ -10,7 +10,8 @@ import pandas as pd
 
 from gqc.scalers.settings import ESTIMATORS
 from gqc_lab import Controls, Experiment
-from gqc_lab.loop.scaler_controls import scaler_settings
+from gqc_lab.loop.scaler_controls import SCALER, scaler_settings
+from gqc_lab.loop.settings import axis_labels
 from gqc_widgets.editor import Editor, columns, note
 from gqc_widgets.fields import STYLE, WIDE, Fields, read_number, say
 from gqc_widgets.jupyter import current_cell
@@ -21,14 +22,7 @@ from gqc_widgets.runner import Runner, claim
 from gqc_widgets.scaler import ScalerModel
 from gqc_widgets.side_by_side import SideBySide
 
-LABELS = {
-    "alpha": "alpha",
-    "beta": "beta",
-    "warmup_steps": "warmup [steps]",
-    "percentile": "percentile",
-    "min_scaling_factor": "smallest factor",
-    "variance_cap": "variance cap",
-}
+LABELS = axis_labels(SCALER)
 BEGINNING, HERE = "the beginning", "where the run is"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from gqc_lab import Experiment
-from gqc_lab.loop.norm_schedule import CURVES
+from gqc_lab.loop.norm_schedule import CURVES, SETTINGS
 from gqc_widgets.curves import XY
 from gqc_widgets.editor import Editor, columns, note
 from gqc_widgets.fields import Fields, say
@@ -19,15 +19,15 @@ from gqc_widgets.panels import schedule_figure
 from gqc_widgets.runner import Runner
 from gqc_widgets.schedule import NormScheduleModel
 
-#: field -> (label, curves that use it)
+#: field -> curves that use it
 FIELDS = {
-    "norm_curve": ("curve", CURVES),
-    "start_norm": ("start norm", CURVES[:4]),
-    "end_norm": ("end norm", CURVES[:3]),
-    "norm_warmup_microbatches": ("warmup [microbatches]", CURVES[:4]),
-    "norm_warmup_multiplier": ("first / start norm", CURVES[:4]),
-    "norm_exponent": ("exponent", ("polynomial",)),
-    "norm_points": ("points: share norm, ...", ("points",)),
+    "norm_curve": CURVES,
+    "start_norm": CURVES[:4],
+    "end_norm": CURVES[:3],
+    "norm_warmup_microbatches": CURVES[:4],
+    "norm_warmup_multiplier": CURVES[:4],
+    "norm_exponent": ("polynomial",),
+    "norm_points": ("points",),
 }
 _NONE: XY = ([], [])
 
@@ -51,7 +51,7 @@ class NormScheduleEditor(Editor):
         super().__init__(run)
         optimizer = self.experiment.parts.get("optimizer")
         self.model = NormScheduleModel(self.experiment, getattr(optimizer, "max_draws", None))
-        labels = {name: label for name, (label, _) in FIELDS.items()}
+        labels = {name: SETTINGS[name].axis for name in FIELDS}
         controls = self.experiment.controls
         self.fields = Fields(controls, labels, self._refresh, implied=self.model.implied)
         self.notes = widgets.HTML()
@@ -78,7 +78,7 @@ class NormScheduleEditor(Editor):
         """Show the fields that the curve uses, and the figure after an edit."""
         with self._drawing:
             curve = self.fields.inputs["norm_curve"].value
-            self.fields.show([name for name, (_, curves) in FIELDS.items() if curve in curves])
+            self.fields.show([name for name, curves in FIELDS.items() if curve in curves])
             self.figure.fill({"clicks": self.model.raster() if curve == "points" else _NONE})
             self._draw()
 

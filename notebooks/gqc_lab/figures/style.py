@@ -15,24 +15,34 @@ import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 
+from gqc_lab.loop.settings import axis_labels, settings_of
 from gqc_lab.stats.analysis import check_columns
+from gqc_lab.studies.continual import methods as continual
+from gqc_lab.studies.pretraining import methods as pretraining
+from gqc_lab.studies.pretraining.settings import PretrainingConfig
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")  # legible in grey
 
-FAMILIES = (  # the methods of one are drawn together, those of two never
-    ("gnts", "adamw", "gns", "normtest", "mht", "sbc", "gnr"),
-    ("gnts", "control"),
-    ("sgd", "adamw", "shrink_perturb", "upgd"),
+
+def _places(methods: Mapping[str, Any]) -> dict[str, int]:
+    return {name: each.place for name, each in methods.items() if each.place is not None}
+
+
+#: methods that are drawn together; those of two studies never are
+FAMILIES = (
+    _places(pretraining.METHODS),
+    {"gnts": 0, "control": 1},
+    _places(continual.METHODS),
 )
 #: method -> its place in `OKABE_ITO` and `DASHES`, in every figure, whatever it stands beside
-PLACES = {name: place for family in FAMILIES for place, name in enumerate(family)}
+PLACES = {name: place for family in FAMILIES for name, place in family.items()}
 WIDTH = 2.5  #: of a method's line
 #: drawn over the method whose draws it repeats, which is to be seen beneath it
 REPLAY = {"color": "#999999", "dash": "dash", "width": 1.5}
 
-LABELS = {
-    "tokens": "training tokens",
+#: column of a history or of results -> axis label; settings of pretraining have theirs in the table
+LABELS = axis_labels(settings_of(PretrainingConfig)) | {
     "steps": "optimizer steps",
     "microbatch": "microbatches",
     "seconds": "training time [s]",
@@ -147,6 +157,18 @@ def each_method(
     styles = method_styles(history["method"].astype(str).unique())
     for method, records in history.groupby("method", sort=False):
         yield str(method), styles[str(method)], records.astype(types)
+
+
+def add_line(figure: go.Figure, x: Any, y: Any, name: str, style: Any, **more: Any) -> None:
+    """Add a line of plain numbers; ``more`` says its panel and its place in the legend."""
+    values = {"x": plain_numbers(x), "y": plain_numbers(y)}
+    figure.add_scatter(**values, name=name, line=style, **{"mode": "lines"} | more)
+
+
+def in_legend_once(figure: go.Figure, name: str) -> dict[str, Any]:
+    """Let the curves of one name, in several panels, share an entry of the legend."""
+    is_new = all(trace.name != name for trace in figure.data)
+    return {"legendgroup": name, "showlegend": is_new}
 
 
 def uneven_bars(means: pd.DataFrame | Mapping[str, pd.Series]) -> dict[str, Any]:

@@ -34,13 +34,25 @@ class NormSchedule:
     Raises: ValueError: values that do not fit each other.
     """
 
-    start_norm: float = setting(meaning=f"norm threshold after warmup {NORM}", low=0)
-    end_norm: float = setting(meaning=f"norm threshold at the end {NORM}", low=0)
-    norm_warmup_multiplier: float = setting(1.0, "first threshold / start_norm", low=0)
-    norm_warmup_microbatches: int = setting(0, "length of norm warmup", low=0)
-    norm_curve: str = setting("cosine", "shape of the norm threshold", choices=CURVES)
-    norm_exponent: float = setting(1.0, "exponent of the polynomial", above=0, high=100)
-    norm_points: Pairs = setting((), "(share of the run, norm threshold)", read=read_pairs)
+    start_norm: float = setting(
+        meaning=f"norm threshold after warmup {NORM}", label="start norm", low=0
+    )
+    end_norm: float = setting(meaning=f"norm threshold at the end {NORM}", label="end norm", low=0)
+    norm_warmup_multiplier: float = setting(
+        1.0, "first threshold / start_norm", label="first / start norm", low=0
+    )
+    norm_warmup_microbatches: int = setting(
+        0, "length of norm warmup", label="warmup", unit="microbatches", low=0
+    )
+    norm_curve: str = setting(
+        "cosine", "shape of the norm threshold", label="curve", choices=CURVES
+    )
+    norm_exponent: float = setting(
+        1.0, "exponent of the polynomial", label="exponent", above=0, high=100
+    )
+    norm_points: Pairs = setting(
+        (), "(share of the run, norm threshold)", label="points: share norm, ...", read=read_pairs
+    )
 
     def __post_init__(self) -> None:
         if self.norm_curve == "points":

@@ -12,7 +12,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 
 
 def find_device(name: str) -> torch.device:
-    """``"auto"``: cuda, else mps, else cpu; otherwise the device of that name.
+    """Return the device of that name; ``"auto"`` is cuda, else mps, else cpu.
 
     Raises:
         ValueError: no such device here.
@@ -34,13 +34,13 @@ def find_device(name: str) -> torch.device:
 
 
 def find_dtype(name: str) -> torch.dtype:
-    """The torch dtype of the parameters, by name."""
+    """Return the torch dtype of that name."""
     check_name("dtype", name, DTYPES)
     return DTYPES[name]
 
 
 def make_generator(seed: int, stream: str) -> torch.Generator:
-    """A random stream on the CPU, independent of every other ``(seed, stream)``.
+    """Return a random generator on the CPU, independent of every other ``(seed, stream)``.
 
     On the CPU whatever the device, so that a seed means the same weights and data everywhere.
     """

@@ -30,15 +30,28 @@ from gqc_lab.loop.settings import Setting
 
 #: argument of the scaler -> what it may be; as a control, a variance cap of 0 means none
 SCALER = {
-    "alpha": Setting(meaning="strength of the scaling; 0 measures, scales nothing", low=0),
-    "beta": Setting(
-        meaning="decay of the statistics; a change restarts them and the warmup", above=0, below=1
+    "alpha": Setting(
+        meaning="strength of the scaling; 0 measures, scales nothing", label="alpha", low=0
     ),
-    "warmup_steps": Setting(meaning="steps with factor 1", kind=int, low=0),
-    "percentile": Setting(meaning="percentile of the variance over tensors", low=0, high=1),
-    "min_scaling_factor": Setting(meaning="least factor", low=0, high=1),
+    "beta": Setting(
+        meaning="decay of the statistics; a change restarts them and the warmup",
+        label="beta",
+        above=0,
+        below=1,
+    ),
+    "warmup_steps": Setting(
+        meaning="steps with factor 1", kind=int, low=0, label="warmup", unit="steps"
+    ),
+    "percentile": Setting(
+        meaning="percentile of the variance over tensors", label="percentile", low=0, high=1
+    ),
+    "min_scaling_factor": Setting(
+        meaning="smallest factor", label="smallest factor", low=0, high=1
+    ),
     "variance_cap": Setting(
-        meaning="the variance counts up to this; 0: as far as beta resolves it", low=0
+        meaning="the variance counts up to this; 0: as far as beta resolves it",
+        label="variance cap",
+        low=0,
     ),
 }
 NAMES = tuple(SCALER)

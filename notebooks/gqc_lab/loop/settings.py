@@ -38,7 +38,7 @@ class Setting:
         choices: allowed texts, or patterns such as ``"cuda:*"``; none: all.
         read: checks what a range cannot say; takes name and value, returns the value.
         is_optional: whether None is allowed.
-        label: for axes and tables; unit: as it stands in brackets.
+        label: for axes and fields; unit: as it stands in brackets.
     """
 
     default: Any = None
@@ -83,6 +83,11 @@ class Setting:
         if not is_inside or (self.kind is int and value != int(value)):
             raise ValueError(f"{name}={value!r}: expected {self.expected}")
         return self.kind(value)
+
+    @property
+    def axis(self) -> str:
+        """The label of an axis or a field, with the unit in brackets."""
+        return f"{self.label} [{self.unit}]" if self.unit else self.label
 
     @property
     def expected(self) -> str:
@@ -155,6 +160,11 @@ class Config:
         """Raise ValueError where values do not fit each other."""
 
 
+def axis_labels(settings: Mapping[str, Setting]) -> dict[str, str]:
+    """Return the labels, with units, of the settings that have one."""
+    return {name: each.axis for name, each in settings.items() if each.label}
+
+
 def control(config: Any, name: str, **changes: Any) -> Setting:
     """Return the setting of a live control that starts at the value of ``config``."""
     return replace(settings_of(type(config))[name], default=getattr(config, name), **changes)
@@ -170,16 +180,24 @@ def make_config(
     """Return a config from a scale's values, the tuned ones, and ``overrides``, which win.
 
     Args:
+        overrides: fields; None stands for the scale's value, unless None is a value of the field,
+            or it is a choice.
         tuned: takes the scale's values and the overrides, returns the tuned values that fit them.
     Raises: ValueError: unknown scale or field, or a value out of its range.
     """
     check_name("scale", scale, scales)
+    table = settings_of(kind)
     for name in overrides:
-        check_name("field", name, settings_of(kind))
+        check_name("field", name, table)
+    overrides = {
+        name: value
+        for name, value in overrides.items()
+        if value is not None or table[name].is_optional or table[name].choices
+    }
     values = {"scale": scale, **scales[scale], **overrides}
-    for name in values:
-        if settings_of(kind)[name].choices:
-            settings_of(kind)[name].check(name, values[name])
+    for name, value in values.items():
+        if table[name].choices:  # before tuned values are looked up by them
+            table[name].check(name, value)
     return kind(**{"scale": scale, **scales[scale], **tuned(values), **overrides})
 
 

@@ -1,4 +1,4 @@
-r"""A small honest tuner: every method gets as many trials as every other, on seeds of its own.
+r"""A small, fair tuner: every method gets the same number of trials, on seeds that nobody reports.
 
 Methods that are compared have to be tuned alike, and a setting that was chosen for its luck on a
 seed must not be reported on that seed.  So `tune` takes one budget for all methods, refuses seeds
@@ -54,7 +54,7 @@ class Range:
             raise ValueError(f"Range({self.low!r}, {self.high!r}): expected low > 0 on a log scale")
 
     def at(self, share: float) -> float:
-        """The number at a share of the way, in [0, 1], to three significant digits."""
+        """Return the number at a share of the way, in [0, 1], to three significant digits."""
         if self.is_log:
             value = self.low * (self.high / self.low) ** share
         else:
@@ -62,7 +62,7 @@ class Range:
         return float(f"{value:.3g}")
 
     def share(self, value: float) -> float:
-        """Where in the range ``value`` lies: the inverse of `at`."""
+        """Return where in the range ``value`` lies: the inverse of `at`."""
         if self.is_log:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
@@ -73,7 +73,7 @@ Measure = Callable[[str, dict[str, Any], int], Mapping[str, Any]]
 
 
 def settings(space: Space, budget: int, generator: torch.Generator) -> list[dict[str, Any]]:
-    """``budget`` different settings of a space, see the module.
+    """Return ``budget`` different settings of a space; see the module.
 
     Args:
         space: of each hyperparameter a `Range`, or a list of values.
@@ -111,7 +111,7 @@ def _column(values: Range | Sequence[Any], budget: int, generator: torch.Generat
 
 @dataclass(frozen=True)
 class Tuning:
-    """What `tune` found.
+    """Result of `tune`.
 
     Args:
         trials: a row per method, trial and seed: ``method``, ``trial`` (from 1), ``seed``, the
@@ -127,7 +127,7 @@ class Tuning:
 
     @property
     def table(self) -> pd.DataFrame:
-        """A row per setting: ``method``, ``trial``, hyperparameters, the metric's mean over seeds.
+        """Table of settings: ``method``, ``trial``, hyperparameters, the metric's mean over seeds.
 
         The best first within each method; NaN, also where one seed is NaN or infinite, last.
         """
@@ -201,26 +201,17 @@ def tune(
         seed: of the choice of settings.
         path: file of one JSON line a trial; trials that it has are not repeated.  None: keep none.
         has_bar: a tqdm bar on standard error.
-    Raises:
-        ValueError: a seed of the report among ``seeds``, another bad argument, ``measure`` without
-            the metric, or a file of another tuning.
+    Raises: ValueError: a seed of the report among ``seeds``, another bad argument, ``measure``
+        without the metric, or a file of another tuning.
     """
     seeds = list(seeds)
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds={seeds!r}: expected some, none twice")
-    if both := sorted(set(seeds) & set(report_seeds)):
-        raise ValueError(
-            f"seeds={seeds!r}: the report uses {both}; tune on others, or its numbers are of the "
-            "luck that settings were chosen for"
-        )
+    _check_seeds(seeds, report_seeds)
     if not spaces:
         raise ValueError("spaces={}: expected a space for each method")
     plan = [
         (method, trial, s, values)
         for method, space in spaces.items()
-        for trial, values in enumerate(
-            settings(space, budget, make_generator(seed, f"tune {method}")), 1
-        )
+        for trial, values in enumerate(_trials(method, space, budget, seed), 1)
         for s in seeds
     ]
     log = _Log(path, {"budget": budget, "seeds": seeds, "seed": seed, "spaces": _spell(spaces)})
@@ -230,12 +221,24 @@ def tune(
         if numbers is None:
             numbers = {name: _plain(v) for name, v in measure(method, dict(values), s).items()}
             if metric not in numbers:
-                raise ValueError(
-                    f"metric={metric!r}: measure gave {', '.join(numbers) or 'nothing'}"
-                )
+                raise ValueError(f"metric={metric!r}: measure gave {', '.join(numbers) or 'none'}")
             log.add(method, trial, s, values, numbers)
         rows.append({"method": method, "trial": trial, "seed": s, **values, **numbers})
     return Tuning(pd.DataFrame(rows), metric, is_larger_better, dict(spaces))
+
+
+def _trials(method: str, space: Space, budget: int, seed: int) -> list[dict[str, Any]]:
+    return settings(space, budget, make_generator(seed, f"tune {method}"))
+
+
+def _check_seeds(seeds: list[int], report_seeds: Iterable[int]) -> None:
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds={seeds!r}: expected some, none twice")
+    if both := sorted(set(seeds) & set(report_seeds)):
+        raise ValueError(
+            f"seeds={seeds!r}: the report uses {both}; tune on others, or its numbers are of the "
+            "luck that settings were chosen for"
+        )
 
 
 def read_tuned(
@@ -260,7 +263,7 @@ def read_tuned(
 
 
 class _Log:
-    """The trials on disk, if anywhere; the first line says of which tuning they are."""
+    """Trials on disk, if anywhere; the first line identifies the tuning."""
 
     def __init__(self, path: str | Path | None, header: dict[str, Any]) -> None:
         self._path = None if path is None else Path(path)
@@ -276,7 +279,7 @@ class _Log:
             )
         for line in lines[1:]:
             self._found[line["method"], line["trial"], line["seed"]] = line["numbers"]
-        # Written anew, as the last line may have been cut short.
+        # Rewritten, as the last line may have been cut short.
         self._path.parent.mkdir(parents=True, exist_ok=True)
         part = self._path.with_name(f".{self._path.name}.part")
         text = "".join(json.dumps(line) + "\n" for line in lines or [header])
@@ -297,7 +300,7 @@ class _Log:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log, but for a last one that a killed run left half of."""
+    """Return the lines of a log, except a last one that a killed run left incomplete."""
     lines = path.read_text(encoding="utf-8").splitlines()
     found = []
     for number, line in enumerate(lines, 1):
@@ -310,7 +313,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _spell(spaces: Mapping[str, Space]) -> dict[str, Any]:
-    """Spaces as JSON gives them back."""
+    """Return the spaces as JSON would return them."""
     return {
         method: {n: repr(v) if isinstance(v, Range) else list(v) for n, v in space.items()}
         for method, space in spaces.items()

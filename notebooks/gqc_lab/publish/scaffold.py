@@ -56,11 +56,14 @@ def write_experiment(name: str, question: str = "", folder: Path | str = ".") ->
     notebook, module = notebooks / f"{stem}.ipynb", experiments / f"{name}.py"
     batch = notebooks / "batches" / f"{stem}.yaml"
     origin = f"from gqc_lab.studies import {name}" if is_checkout else f"import {name}"
+    class_name = "".join(word.capitalize() for word in name.split("_"))
+    module_name = f"gqc_lab.studies.{name}" if is_checkout else name
     words = {
         "name": name,
         "title": title,
         "stem": stem,
-        "class_name": "".join(word.capitalize() for word in name.split("_")),
+        "class_name": class_name,
+        "settings": f"{module_name}.{class_name}Config",
         "install": install_cell(),
         "import_line": origin,
         "notebook": f"../{stem}.ipynb",

@@ -1,13 +1,15 @@
 """What a notebook lets a batch choose, and whether a choice is allowed.
 
-The `parameters` cell is the declaration: ``name = literal  # rule; prose``.  The literal gives
-the type.  The comment may hold rules, separated from prose by semicolons:
+The `parameters` cell is the declaration: ``name = literal  # rule; prose``.  The literal, or the
+annotation of a None, gives the type.  A first line ``# settings: package.module.Class`` names the
+config of the study (`gqc_lab.loop.settings`): a parameter that has the name of one of its fields
+has that field's rules, and so has each element of a list with that name and an "s".  For the other
+parameters, or to allow less, the comment holds rules, separated from prose by semicolons:
 
 - ``one of smoke, laptop, paper``: the allowed texts; patterns such as ``hf:*`` count, and
   ``PATH`` stands for any file that exists;
 - ``above 0``, ``at least 1``, ``below 1``, ``at most 64``, or several of them with commas: bounds
-  of a number.  Signs (``> 0``, ``>= 1``) do as well, but papermill's own ``--help-notebook`` cannot
-  read a line with a second "=".
+  of a number.
 
 A rule holds for each element of a list.  Everything is checked before anything runs, where
 papermill only warns about unknown names and injects them.
@@ -18,30 +20,25 @@ from __future__ import annotations
 import ast
 import io
 import math
-import operator
 import re
+import runpy
 import tokenize
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from gqc_lab.errors import BadInput, nearest
+from gqc_lab.errors import BadInput, check_name, nearest
+from gqc_lab.loop.settings import Setting, settings_of
 
-_COMPARISONS = {
-    "above": operator.gt,
-    "at least": operator.ge,
-    "below": operator.lt,
-    "at most": operator.le,
-    ">=": operator.ge,
-    ">": operator.gt,
-    "<=": operator.le,
-    "<": operator.lt,
-}
-_BOUND = rf"({'|'.join(_COMPARISONS)})\s*([-+]?\d[\d.eE+-]*)"
+_BOUNDS = {"above": "above", "at least": "low", "below": "below", "at most": "high"}
+_BOUND = rf"({'|'.join(_BOUNDS)})\s*([-+]?\d[\d.eE+-]*)"
+_TABLE = re.compile(r"^# settings: (\w+(?:\.\w+)*)\.(\w+)$", re.M)
 
 
 @dataclass(frozen=True)
@@ -50,48 +47,51 @@ class Parameter:
 
     Args:
         name: as assigned.
-        default: the literal; its type is the type that is allowed.
+        default: the literal.
+        kind: allowed type, that of the literal or of the annotation; None allows any.
         is_optional: whether None is allowed (the default is None, or the annotation says so).
-        choices: allowed texts and patterns; empty allows all.
-        bounds: pairs such as ("above", 0.0); every one has to hold.
+        rules: of the comment, and of the study's setting; all of them have to hold.
     """
 
     name: str
     default: Any
+    kind: type | None = None
     is_optional: bool = False
-    choices: tuple[str, ...] = ()
-    bounds: tuple[tuple[str, float], ...] = field(default=())
+    rules: tuple[Setting, ...] = ()
 
     def check(self, value: Any) -> Any:
-        """``value`` in the parameter's own type (1 becomes 1.0 where a float is declared).
+        """Return ``value`` in the parameter's own type (1 becomes 1.0 where a float is declared).
 
         Raises: BadInput: the type is another one, a number is NaN, or a rule does not hold.
         """
         if value is None and self.is_optional:
             return None
-        if self.default is None:
-            _refuse_nan(self.name, value)
-            checked = value
-        else:
-            checked = _as_type_of(self.name, self.default, value)
-        for element in checked if isinstance(checked, list) else [checked]:
-            self._check_rules(element, value)
+        _refuse_nan(self.name, value)
+        checked = value if self.kind is None else self._as_kind(value)
+        try:
+            for rule in self.rules:
+                is_each = isinstance(checked, list) and rule.kind is not tuple
+                for element in checked if is_each else [checked]:
+                    rule.check(self.name, element)
+        except ValueError as error:
+            raise BadInput(str(error)) from None
         return checked
 
-    def _check_rules(self, element: Any, value: Any) -> None:
-        if self.choices and not any(_matches(choice, element) for choice in self.choices):
-            raise BadInput(f"{self.name}={value!r}: expected one of {', '.join(self.choices)}")
-        is_number = isinstance(element, int | float) and not isinstance(element, bool)
-        for sign, limit in self.bounds:
-            if not (is_number and _COMPARISONS[sign](element, limit)):
-                allowed = ", ".join(f"{s} {n:g}" for s, n in self.bounds)
-                raise BadInput(f"{self.name}={value!r}: expected {allowed}")
-
-
-def _matches(choice: str, element: Any) -> bool:
-    if choice == "PATH":
-        return Path(str(element)).is_file()
-    return fnmatchcase(str(element), choice)
+    def _as_kind(self, value: Any) -> Any:
+        if self.kind is float and type(value) is int:
+            return float(value)
+        if type(value) is not self.kind:
+            raise BadInput(
+                f"{self.name}={value!r}: expected {self.kind and self.kind.__name__}, as in the "
+                f"notebook's {self.name} = {self.default!r}"
+            )
+        if (
+            isinstance(value, list)
+            and len(kinds := {type(each) for each in self.default or []}) == 1
+        ):
+            each = Parameter(self.name, self.default[0], kinds.pop())
+            return [each.check(element) for element in value]
+        return value
 
 
 def _refuse_nan(name: str, value: Any) -> None:
@@ -99,27 +99,16 @@ def _refuse_nan(name: str, value: Any) -> None:
         raise BadInput(f"{name}=nan: expected a number")
 
 
-def _as_type_of(name: str, default: Any, value: Any) -> Any:
-    _refuse_nan(name, value)
-    if isinstance(default, float) and type(value) is int:
-        return float(value)
-    if isinstance(default, list) and isinstance(value, list):
-        kinds = {type(element) for element in default}
-        if len(kinds) != 1:
-            return value
-        return [_as_type_of(name, default[0], element) for element in value]
-    if type(value) is not type(default):
-        raise BadInput(
-            f"{name}={value!r}: expected {type(default).__name__}, as in the notebook's "
-            f"{name} = {default!r}"
-        )
-    return value
+def parse_cell(
+    source: str, where: str = "parameters cell", folder: Path = Path()
+) -> dict[str, Parameter]:
+    """Return the parameters that a cell of ``name = literal`` lines declares.
 
-
-def parse_cell(source: str, where: str = "parameters cell") -> dict[str, Parameter]:
-    """The parameters that a cell of ``name = literal`` lines declares.
-
-    Raises: BadInput: a line is something else (a batch could not tell what it may change).
+    Args:
+        where: the cell in words, for errors.
+        folder: of the notebook, where the module of its settings may be.
+    Raises: BadInput: a line is something else (a batch could not tell what it may change), or there
+        are no such settings.
     """
     try:
         statements = ast.parse(source).body
@@ -130,9 +119,12 @@ def parse_cell(source: str, where: str = "parameters cell") -> dict[str, Paramet
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
         if token.type == tokenize.COMMENT
     }
+    named = _TABLE.search(source)
+    table = _read_table(named[1], named[2], where, folder) if named else {}
     declared = {}
     for statement in statements:
-        parameter = _parse_statement(statement, comments.get(statement.end_lineno or 0, ""))
+        comment = comments.get(statement.end_lineno or 0, "")
+        parameter = _parse_statement(statement, comment, table)
         if parameter is None:
             line = source.splitlines()[statement.lineno - 1].strip()
             raise BadInput(f"{where}: {line!r}: expected only `name = literal` lines")
@@ -140,7 +132,20 @@ def parse_cell(source: str, where: str = "parameters cell") -> dict[str, Paramet
     return declared
 
 
-def _parse_statement(statement: ast.stmt, comment: str) -> Parameter | None:
+def _read_table(module: str, name: str, where: str, folder: Path) -> Mapping[str, Setting]:
+    """Return the settings of a config class, of a module next to the notebook or installed."""
+    beside = folder / f"{module}.py"
+    try:
+        if beside.is_file():
+            return settings_of(runpy.run_path(str(beside), run_name=module)[name])
+        return settings_of(getattr(import_module(module), name))
+    except (ImportError, AttributeError, KeyError, NameError) as error:
+        raise BadInput(f"{where}: # settings: {module}.{name}: {error!r}") from None
+
+
+def _parse_statement(
+    statement: ast.stmt, comment: str, table: Mapping[str, Setting]
+) -> Parameter | None:
     annotation = ""
     match statement:
         case ast.Assign(targets=[ast.Name(id=name)], value=expression):
@@ -155,20 +160,32 @@ def _parse_statement(statement: ast.stmt, comment: str) -> Parameter | None:
         return None
     if isinstance(default, tuple):
         default = list(default)
+    kinds = {"int": int, "float": float, "str": str, "bool": bool, "list": list}
+    kind = type(default) if default is not None else kinds.get(annotation.split(" |")[0])
     is_optional = default is None or "None" in annotation or "Optional" in annotation
-    choices, bounds = _parse_rules(comment)
-    return Parameter(name, default, is_optional, choices, bounds)
+    rules = [_parse_rules(comment, int if kind is int else float)]
+    rules.append(table.get(name) or (table.get(name.removesuffix("s")) if kind is list else None))
+    return Parameter(name, default, kind, is_optional, tuple(r for r in rules if r is not None))
 
 
-def _parse_rules(comment: str) -> tuple[tuple[str, ...], tuple[tuple[str, float], ...]]:
-    choices: tuple[str, ...] = ()
-    bounds: tuple[tuple[str, float], ...] = ()
+def _parse_rules(comment: str, kind: type) -> Setting | None:
     for clause in (part.strip() for part in comment.split(";")):
         if listed := re.fullmatch(r"one of:?\s+(.+)", clause):
             choices = tuple(choice.strip() for choice in listed[1].split(","))
-        elif re.fullmatch(rf"{_BOUND}(\s*(,|and)\s*{_BOUND})*", clause):
-            bounds = tuple((sign, float(number)) for sign, number in re.findall(_BOUND, clause))
-    return choices, bounds
+            return Setting(read=partial(_read_choice, choices))
+        if re.fullmatch(rf"{_BOUND}(\s*(,|and)\s*{_BOUND})*", clause):
+            bounds: dict[str, Any] = {
+                _BOUNDS[word]: float(number) for word, number in re.findall(_BOUND, clause)
+            }
+            return Setting(kind=kind, **bounds)
+    return None
+
+
+def _read_choice(choices: tuple[str, ...], name: str, value: Any) -> Any:
+    is_file = "PATH" in choices and Path(str(value)).is_file()
+    if not is_file and not any(fnmatchcase(str(value), choice) for choice in choices):
+        check_name(name, value, choices)
+    return value
 
 
 def resolve(declared: Mapping[str, Parameter], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,7 @@
 A batch file is YAML; every key but ``notebook`` is optional, paths count from the file::
 
     notebook: ../01_question.ipynb
-    presets: [../presets/laptop.yaml]   # later ones win; below them wins more
-    parameters: {dtype: float32}
+    parameters: {scale: laptop, dtype: float32}
     grid: {method: [gnts, adamw]}       # every combination ...
     zip: {lr: [1.0e-3, 3.0e-3], tokens: [1000, 3000]}   # ... of these side by side ...
     list: [{batch: 8}, {batch: 16}]     # ... of these as they are ...
@@ -35,7 +34,7 @@ from gqc_lab.runs.parameters import read_mapping, resolve
 from gqc_lab.runs.sources import source_hashes
 
 _KEYS = (
-    "notebook", "presets", "parameters", "grid", "zip", "list", "seeds", "data", "threads",
+    "notebook", "parameters", "grid", "zip", "list", "seeds", "data", "threads",
     "timeout", "resources", "cost", "report",
 )  # fmt: skip
 
@@ -106,15 +105,14 @@ class Batch:
 
 
 def single(notebook: Notebook, given: Mapping[str, Any]) -> Batch:
-    """The batch of one run of a notebook."""
+    """Return the batch of one run of a notebook."""
     return Batch(notebook.name, notebook, tuple(_runs(notebook, given, [{}], {})))
 
 
 def read_batch(path: Path | str) -> Batch:
     """Read and check a batch file.
 
-    Raises: BadInput: one line that says what is wrong with the file, the notebook, a preset or
-        a parameter.
+    Raises: BadInput: one line that says what is wrong with the file, the notebook or a parameter.
     """
     path = Path(path)
     content = read_mapping(path)
@@ -125,16 +123,13 @@ def read_batch(path: Path | str) -> Batch:
 
 
 def _batch(path: Path, content: dict[str, Any]) -> Batch:
-    for key in content:
-        if key not in _KEYS:
-            raise BadInput(f"unknown key {key!r}{nearest(key, _KEYS)}")
+    if "presets" in content:
+        raise BadInput("presets: a scale has their values now; give parameters: {scale: laptop}")
+    _check_keys("", content, _KEYS)
     if not isinstance(content.get("notebook"), str):
         raise BadInput("notebook: expected the path of a notebook, from the batch file")
     notebook = read_notebook(path.parent / content["notebook"])
-    given: dict[str, Any] = {}
-    for preset in _list_of(content, "presets", str):
-        given |= _preset(path.parent / preset, notebook)
-    given |= _mapping(content, "parameters")
+    given = _mapping(content, "parameters")
     entries = _list_of(content, "data", str)
     data = data_hashes(entries, path.parent)
     return Batch(
@@ -150,25 +145,21 @@ def _batch(path: Path, content: dict[str, Any]) -> Batch:
     )
 
 
-def _preset(path: Path, notebook: Notebook) -> dict[str, Any]:
-    values = read_mapping(path)
-    try:
-        resolve(notebook.declared, values)
-    except BadInput as error:
-        raise BadInput(f"{path.name}: {error}") from None
-    return values
-
-
-def read_presets(paths: list[Path], notebook: Notebook) -> dict[str, Any]:
-    """The values of preset files, later ones winning, each checked against the notebook."""
+def read_parameters(paths: list[Path], notebook: Notebook) -> dict[str, Any]:
+    """Return the values of parameter files, later ones winning, each checked with the notebook."""
     given: dict[str, Any] = {}
     for path in paths:
-        given |= _preset(path, notebook)
+        values = read_mapping(path)
+        try:
+            resolve(notebook.declared, values)
+        except BadInput as error:
+            raise BadInput(f"{path.name}: {error}") from None
+        given |= values
     return given
 
 
 def _points(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """The grid's points: list x zip x product x seeds, the last varying fastest."""
+    """Return the grid's points: list x zip x product x seeds, the last varying fastest."""
     grid = {name: _values("grid", name, v) for name, v in _mapping(content, "grid").items()}
     side = {name: _values("zip", name, v) for name, v in _mapping(content, "zip").items()}
     if len({len(values) for values in side.values()}) > 1:
@@ -240,7 +231,7 @@ def _resources(content: dict[str, Any]) -> dict[str, float]:
 def _cost(content: dict[str, Any]) -> Cost | None:
     if not content:
         return None
-    _check_keys("cost", content, ("flops", "flops_per_second"))
+    _check_keys("cost: ", content, ("flops", "flops_per_second"))
     speed = _positive(content, "flops_per_second", float)
     if speed is None:
         raise BadInput("cost: expected flops_per_second too, the speed of a run's machine")
@@ -250,7 +241,7 @@ def _cost(content: dict[str, Any]) -> Cost | None:
 def _check_keys(where: str, content: dict[str, Any], known: tuple[str, ...]) -> None:
     for key in content:
         if key not in known:
-            raise BadInput(f"{where}: unknown key {key!r}{nearest(key, known)}")
+            raise BadInput(f"{where}unknown key {key!r}{nearest(key, known)}")
 
 
 def _reference(where: str, value: Any) -> str:
@@ -261,7 +252,7 @@ def _reference(where: str, value: Any) -> str:
 
 def _report(content: dict[str, Any]) -> Report:
     lists = ("by", "columns", "geometric")
-    _check_keys("report", content, (*lists, "figure"))
+    _check_keys("report: ", content, (*lists, "figure"))
     figure = _reference("report: figure", content["figure"]) if content.get("figure") else ""
     by, columns, geometric = (tuple(_list_of(content, key, str)) for key in lists)
     return Report(by, columns, geometric, figure)

@@ -1,4 +1,4 @@
-r"""Peak bytes of tensors while microbatches are drawn until a step, against the number of draws n.
+r"""Peak memory of tensors while microbatches are drawn until a step, against the draws n.
 
 A small network draws n microbatches and steps once: under every wrapper that accumulates, with
 plain accumulation in ``.grad``, and, for contrast, with a list of all gradients until the step.
@@ -42,6 +42,29 @@ from gqc_lab.models.mlp import MLPConfig, make_mlp
 
 __all__ = ["PLAIN", "STORED", "WRAPPERS", "compare", "measure", "peak_bytes"]
 
+#: scale -> of what is measured without training (notebook 20): draws of a window, widths of
+#: networks (of 50 kB, 1.3 MB and 8 MB of gradient), steps in which a factor falls, random utilities
+#: of a case
+SCALES: dict[str, dict[str, Any]] = {
+    "smoke": {
+        "draws": [1, 2, 4, 16],
+        "widths": [64, 400],
+        "durations": [1, 100, 1000],
+        "num_weights": 200,
+    },
+    "laptop": {
+        "draws": [1, 2, 16, 256],
+        "widths": [64, 400],
+        "durations": [1, 100, 1000, 10_000],
+        "num_weights": 1000,
+    },
+    "paper": {
+        "draws": [1, 2, 16, 256],
+        "widths": [64, 400, 1024],
+        "durations": [1, 100, 1000, 10_000, 100_000],
+        "num_weights": 1_000_000,
+    },
+}
 PLAIN, STORED = "plain accumulation", "list of gradients"
 NEVER = 1e-30  #: a tolerance that no gradient or metric meets: ``max_draws`` ends the window
 EXAMPLES, DEPTH = 4, 2  #: of a microbatch; hidden layers
@@ -61,7 +84,7 @@ Draw = Callable[[], Tensor]
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that are made under it and still there."""
+    """Count the bytes of all storages that are made under it and still alive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +114,7 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def peak_bytes(action: Callable[[], object]) -> int:
-    """Most bytes of tensors, made by ``action``, that are alive at once."""
+    """Return the peak bytes of the tensors that ``action`` makes."""
     with _LiveBytes() as live:
         action()
     return live.peak
@@ -100,7 +123,7 @@ def peak_bytes(action: Callable[[], object]) -> int:
 def measure(
     draws: Sequence[int], widths: Sequence[int] = (64,), seed: int = 0, dtype: str = "float32"
 ) -> pd.DataFrame:
-    """Peak bytes by network, method, place of the sum, and number of draws; on the CPU.
+    """Return peak bytes by network, method, place of the sum, and number of draws; on the CPU.
 
     Args:
         draws: numbers n, each >= 1; a method that waits for two at least is not run with one.
@@ -124,7 +147,7 @@ def measure(
 
 
 def compare(memory: pd.DataFrame) -> pd.DataFrame:
-    """What the draws add, and what a method holds beside plain accumulation.
+    """Return what the draws add, and what a method holds above plain accumulation.
 
     Args:
         memory: as of :func:`measure`, with two numbers of draws of 2 or more.
@@ -160,7 +183,7 @@ def _variants() -> list[tuple[str, str]]:
 
 
 class _Run:
-    """A network and its data, made anew for every window, so that a count sees all of it."""
+    """A network and its data, made again for every window, so that a count sees all of it."""
 
     def __init__(self, width: int, seed: int, dtype: torch.dtype) -> None:
         self.config = MLPConfig(inputs=width, width=width, depth=DEPTH, outputs=1)

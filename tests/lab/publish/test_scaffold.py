@@ -48,7 +48,10 @@ def test_its_files_fit_together(made, tmp_path):
     batch = read_batch(made.batch)
     assert (len(batch.runs), batch.runs[0].parameters["scale"]) == (10, "laptop")
     assert "batch_noise" in batch.runs[0].inputs["source"]  # an edit of it makes runs stale
-    assert read_notebook(made.notebook).declared["seed"].default == 0
+    declared = read_notebook(made.notebook).declared
+    assert declared["seed"].default == 0
+    with pytest.raises(BadInput, match="methods='gtns': did you mean 'gnts'"):
+        declared["methods"].check(["gtns"])
     (tmp_path / "claims.yaml").write_text(made.claim)
     assert read_claims(tmp_path / "claims.yaml")[0].statement == "Does a larger batch help?"
 

@@ -1,12 +1,13 @@
 """What a parameters cell declares, and what it lets through."""
 
 import math
+import re
 
 import pytest
 
 from gqc_lab.errors import BadInput
+from gqc_lab.loop.settings import Setting
 from gqc_lab.runs.parameters import (
-    Parameter,
     parse_cell,
     parse_option,
     parse_yaml,
@@ -19,9 +20,10 @@ scale = "smoke"  # one of smoke, laptop, hf:*; how much of it
 methods = ["gnts", "adamw"]  # one of gnts, adamw
 lr = 1e-3  # above 0
 rounds: int = 3  # at least 1, at most 64
-width = 4  # >= 1, < 9; its unit
+width = 4  # at least 1, below 9; its unit
 limit = None
-budget: int | None = None  # > 0
+budget: int | None = None  # above 0
+sizes: list | None = None  # at least 2
 corpus: str | None = "kjv"  # what to read
 is_fast = True
 """
@@ -42,12 +44,13 @@ def test_defaults_rules_and_order_come_from_the_cell(declared):
         "width",
         "limit",
         "budget",
+        "sizes",
         "corpus",
         "is_fast",
     ]
     assert values["methods"] == ["gnts", "adamw"]
-    assert declared["rounds"].bounds == (("at least", 1.0), ("at most", 64.0))
-    assert declared["corpus"].choices == ()
+    assert declared["rounds"].rules == (Setting(kind=int, low=1, high=64),)
+    assert declared["corpus"].rules == ()
 
 
 @pytest.mark.parametrize(
@@ -59,6 +62,7 @@ def test_defaults_rules_and_order_come_from_the_cell(declared):
         ("rounds", 64, 64),
         ("limit", [1, {"a": 2}], [1, {"a": 2}]),
         ("corpus", None, None),
+        ("sizes", [2, 64], [2, 64]),
     ],
 )
 def test_allowed_values_get_the_declared_type(declared, name, given, value):
@@ -71,20 +75,22 @@ def test_allowed_values_get_the_declared_type(declared, name, given, value):
     ("name", "given", "message"),
     [
         ("scale", "huge", "scale='huge': expected one of smoke, laptop, hf:*"),
-        ("methods", ["gnts", "sgd"], r"methods=\['gnts', 'sgd'\]: expected one of gnts, adamw"),
+        ("methods", ["gnts", "sgd"], "methods='sgd': expected one of gnts, adamw"),
         ("methods", "gnts", "methods='gnts': expected list"),
         ("methods", [1], "methods=1: expected str"),
         ("lr", math.nan, "lr=nan: expected a number"),
-        ("lr", -1.0, "lr=-1.0: expected above 0"),
-        ("lr", 0, "expected above 0"),
+        ("lr", -1.0, "lr=-1.0: expected a number above 0"),
+        ("lr", 0, "expected a number above 0"),
         ("lr", True, "lr=True: expected float"),
         ("lr", None, "lr=None: expected float"),
-        ("rounds", 65, "expected at least 1, at most 64"),
+        ("rounds", 65, "expected an integer of at least 1 and at most 64"),
         ("rounds", 2.0, "rounds=2.0: expected int"),
         ("rounds", True, "rounds=True: expected int"),
-        ("width", 9, "width=9: expected >= 1, < 9"),
+        ("width", 9, "width=9: expected an integer of at least 1 and below 9"),
         ("is_fast", 1, "is_fast=1: expected bool"),
-        ("budget", "1000x", "budget='1000x': expected > 0"),
+        ("budget", "1000x", "budget='1000x': expected int"),
+        ("sizes", 64, "sizes=64: expected list"),
+        ("sizes", [64, 1], "sizes=1: expected a number of at least 2"),
         ("limit", math.nan, "limit=nan: expected a number"),
         ("mehtods", [], "unknown parameter 'mehtods'=.*did you mean 'methods'?"),
         ("zzz", 1, "unknown parameter 'zzz'=1; known: budget, corpus, is_fast"),
@@ -106,7 +112,7 @@ def test_a_cell_holds_nothing_but_literals(line):
 def test_path_rule_takes_files_that_exist(tmp_path):
     file = tmp_path / "corpus.txt"
     file.touch()
-    parameter = Parameter("corpus", "kjv", choices=("kjv", "PATH"))
+    parameter = parse_cell('corpus = "kjv"  # one of kjv, PATH')["corpus"]
     assert parameter.check(str(file)) == str(file)
     with pytest.raises(BadInput):
         parameter.check(str(file) + "x")
@@ -138,3 +144,50 @@ def test_yaml_mistakes_are_one_line(tmp_path):
         read_mapping(file)
     with pytest.raises(BadInput, match=r"b\.yaml: no such file; here are: a\.yaml"):
         read_mapping(tmp_path / "b.yaml")
+
+
+STUDY = """
+from dataclasses import dataclass
+from gqc_lab import Config, setting
+
+@dataclass(frozen=True, kw_only=True)
+class Study(Config):
+    method: str = setting("gnts", choices=("gnts", "adamw"))
+    lr: float = setting(1e-3, above=0, below=1)
+    points: tuple = setting((), read=lambda name, value: value[0])
+"""
+STUDIED = """# settings: study.Study
+methods = ["gnts"]
+lr: float | None = None  # peak
+seed = 0
+points: list = []
+device = "auto"
+num_seeds = 1  # at least 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("methods", ["gtns"], "methods='gtns': did you mean 'gnts'?"),
+        ("lr", 1, "lr=1.0: expected a number above 0 and below 1"),
+        ("lr", "1", "lr='1': expected float"),
+        ("seed", -1, "seed=-1: expected an integer of at least 0"),
+        ("device", "gpu", "device='gpu': did you mean 'cpu'?"),
+        ("num_seeds", 0, "num_seeds=0: expected an integer of at least 1"),
+    ],
+)
+def test_a_parameter_has_the_rules_of_the_studys_field(tmp_path, name, given, message):
+    (tmp_path / "study.py").write_text(STUDY)
+    declared = parse_cell(STUDIED, folder=tmp_path)
+    allowed = {"methods": ["adamw", "gnts"], "lr": 0.5, "points": [1], "device": "cuda:1"}
+    assert resolve(declared, allowed)["methods"] == ["adamw", "gnts"]
+    with pytest.raises(BadInput, match=re.escape(message)):
+        resolve(declared, {name: given})
+
+
+@pytest.mark.parametrize("table", ["study.Stuyd", "no_such_module.Study", "study.BROKEN"])
+def test_settings_that_are_not_there_are_named(tmp_path, table):
+    (tmp_path / "study.py").write_text(STUDY)
+    with pytest.raises(BadInput, match=rf"here: # settings: {table}: "):
+        parse_cell(f"# settings: {table}\nseed = 0", "here", tmp_path)

@@ -1,4 +1,4 @@
-r"""What a network that keeps learning loses: plasticity, living units, rank, and the noise it gets.
+r"""What a network that keeps learning loses: plasticity, active units, rank; and its noise.
 
 Pure functions; `gqc_lab.studies.continual.training` says when they are taken.
 """
@@ -20,7 +20,7 @@ DIGITS = 6  #: of a rank: LAPACK's last bits differ from call to call, and a res
 
 
 def plasticity(before: Tensor, after: Tensor, eps: float = 1e-8) -> Tensor:
-    r"""How much of its loss a step took off each example, in [0, 1].
+    r"""Return the share of its loss that a step took off each example, in [0, 1].
 
     .. math:: \max\left(1 - \frac{L(w_{t+1})}{\max(L(w_t), \epsilon)},\; 0\right)
 
@@ -33,7 +33,7 @@ def plasticity(before: Tensor, after: Tensor, eps: float = 1e-8) -> Tensor:
 
 @torch.no_grad()
 def hidden_activations(model: MLP, images: Tensor) -> list[Tensor]:
-    """Outputs of each hidden layer, after its ReLU [examples, width]."""
+    """Return the outputs of each hidden layer after its ReLU [examples, width]."""
     activations, x = [], images
     for layer in model.layers[:-1]:
         x = torch.relu(layer(x))
@@ -42,13 +42,13 @@ def hidden_activations(model: MLP, images: Tensor) -> list[Tensor]:
 
 
 def dead_share(activations: Sequence[Tensor]) -> float:
-    """Share of units, over all layers, that are 0 on every example; NaN without hidden layers."""
+    """Return the share of all units that are 0 on every example; NaN without hidden layers."""
     dead = [(layer == 0).all(0) for layer in activations]
     return torch.cat(dead).double().mean().item() if dead else float("nan")
 
 
 def effective_rank(matrix: Tensor) -> float:
-    r"""Exponential of the entropy of the singular values, to six digits; 0 for a zero matrix.
+    r"""Return the exponential of the entropy of the singular values, to six digits.
 
     :math:`\exp(-\sum_i p_i \ln p_i)`, :math:`p_i = s_i / \sum_j s_j`.
 
@@ -62,7 +62,7 @@ def effective_rank(matrix: Tensor) -> float:
 
 
 def stable_rank(matrix: Tensor) -> float:
-    r""":math:`\sum_i s_i^2 / \max_i s_i^2`, to six digits; 0 for a zero matrix."""
+    r"""Return :math:`\sum_i s_i^2 / \max_i s_i^2`, to six digits; 0 for a zero matrix."""
     squares = _singular_values(matrix).square()
     if not squares.sum() > 0:
         return 0.0 if squares.isfinite().all() else float("nan")
@@ -81,13 +81,13 @@ def _rounded(value: Tensor) -> float:
 
 
 def weight_norm(model: nn.Module) -> float:
-    """L2 norm of all parameters."""
+    """Return the L2 norm of all parameters."""
     norms = torch._foreach_norm([p.detach() for p in model.parameters()])
     return torch.stack(norms).double().norm().item()
 
 
 def noise_to_signal(optimizer: Optimizer, norms: Sequence[Tensor]) -> float | None:
-    r"""Expected norm of the noise, over that of the direction that it is added to.
+    r"""Return the expected norm of the noise over that of the direction that it is added to.
 
     :math:`\sqrt{\sum_i \sigma_i^2 N_i} / \|d\|` over tensors i of :math:`N_i` elements; d is the
     gradient, or Adam's direction in the last step.  Gates are left out: they act on both.

@@ -56,7 +56,7 @@ class PerturbedSGD(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Move every parameter that has a gradient; returns what ``closure`` returned."""
+        """Move every parameter that has a gradient, and return what ``closure`` returned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -98,11 +98,13 @@ class Method:
         make: its optimizer, from parameters, config and the generator of the noise.
         space: the settings that it has, and what was tried of each (`gqc_lab.loop.tune`).
         has_gates: whether it protects weights, and may have adaptive noise.
+        place: of its colour and dash in every figure; None: what is left.
     """
 
     make: Make
     space: Space
     has_gates: bool = False
+    place: int | None = None
 
     def takes(self, name: str) -> bool:
         """Does it have a setting of that name: ``sigma``, ``weight_decay``?"""
@@ -124,7 +126,7 @@ def _upgd(kind: type[Optimizer], *names: str, **options: Any) -> Make:
 
 
 METHODS = {
-    "sgd": Method(lambda params, c, _: SGD(params, c.lr), {"lr": _SGD}),
+    "sgd": Method(lambda params, c, _: SGD(params, c.lr), {"lr": _SGD}, place=0),
     "l2": Method(
         lambda params, c, _: SGD(params, c.lr, weight_decay=c.weight_decay),
         {"lr": _SGD, "weight_decay": _DECAY},
@@ -138,15 +140,20 @@ METHODS = {
             params, c.lr, c.weight_decay, c.sigma, generator=noise
         ),
         {"lr": _SGD, "weight_decay": _DECAY, "sigma": _NOISE},
+        place=2,
     ),
     "adamw": Method(
         lambda params, c, _: AdamW(
             params, c.lr, betas=(c.beta1, c.beta2), weight_decay=c.weight_decay
         ),
         _ADAM,
+        place=1,
     ),
     "upgd": Method(
-        _upgd(UPGD, "beta_utility"), {"lr": _GATED, "weight_decay": _DECAY, "sigma": _NOISE}, True
+        _upgd(UPGD, "beta_utility"),
+        {"lr": _GATED, "weight_decay": _DECAY, "sigma": _NOISE},
+        True,
+        place=3,
     ),
     "upgd_nonprotecting": Method(
         _upgd(UPGD, "beta_utility", protect=False),

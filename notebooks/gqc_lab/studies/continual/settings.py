@@ -113,7 +113,7 @@ class ContinualConfig(Config):
 
     @property
     def name(self) -> str:
-        """The method with what is added to it, in a few words."""
+        """The method with what is added to it."""
         noise = ", adaptive noise" if self.adaptive_noise else ""
         factor = f", gradient x {self.gradient_factor:g}" if self.gradient_factor != 1 else ""
         return self.method + noise + (", VGS" if self.vgs else "") + factor

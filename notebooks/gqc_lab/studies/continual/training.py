@@ -1,4 +1,4 @@
-r"""Learn a stream of tasks online, and see what is left of the ability to learn.
+r"""Learn a stream of tasks online, and measure how much ability to learn is left.
 
 A multilayer perceptron reads permuted images (`gqc_lab.data.streams`) once and in order, and takes
 a step on every batch.  What counts is the **online accuracy**: the share of examples that were
@@ -35,21 +35,21 @@ from gqc_lab.loop.settings import Setting, control
 from gqc_lab.models.mlp import MLPConfig, make_mlp
 from gqc_lab.studies.continual import measures
 from gqc_lab.studies.continual.methods import METHODS, make_optimizer
-from gqc_lab.studies.continual.settings import ContinualConfig, comparison, config
+from gqc_lab.studies.continual.settings import ContinualConfig
 
-__all__ = ["Continual", "ContinualConfig", "Means", "build", "comparison", "config"]
+__all__ = ["Continual", "Means", "build"]
 
 FIFTH = 5  #: the first and the last fifth of the tasks are compared
 
 
 def build(config: ContinualConfig) -> Continual:
-    """The experiment of that config: stream made, weights drawn, nothing trained yet."""
+    """Return the experiment of that config, before its first step."""
     sizes = (config.num_tasks, config.task_examples)
     return Continual(config, make_stream(config.stream, config.data, *sizes, seed=config.seed))
 
 
 class Means:
-    """Means of numbers that come one by one, by name; part of a checkpoint."""
+    """Running means of numbers by name; part of a checkpoint."""
 
     def __init__(self) -> None:
         self._sums: dict[str, list[float]] = {}
@@ -61,7 +61,7 @@ class Means:
         total[1] += 1
 
     def take(self, name: str) -> float | None:
-        """The mean of ``name`` since it was last taken; None where nothing came."""
+        """Return the mean of ``name`` since it was last taken; None without values."""
         total, count = self._sums.pop(name, (0.0, 0))
         return total / count if count else None
 
@@ -73,7 +73,7 @@ class Means:
 
 
 class Continual(Experiment):
-    """See the module; made by `build`.
+    """Experiment of this module; `build` makes it.
 
     Records: ``microbatch``, ``examples``, ``seconds``, ``loss`` [nat], ``stepped``, ``task`` (from
     1), ``num_correct`` (of the batch, before its step), ``changes``, and at the end of a task (None
@@ -81,7 +81,7 @@ class Continual(Experiment):
     """
 
     #: share of examples classified rightly before the step on them; mean of
-    #: `continual_measures.plasticity`; mean factor of VGS; `continual_measures.noise_to_signal`
+    #: `measures.plasticity`; mean factor of VGS; `measures.noise_to_signal`
     ONLINE = ("online_accuracy", "plasticity", "factor", "noise_to_signal")
     #: of the network, on the first examples of the task; ranks of its last hidden activations
     NETWORK = ("dead_share", "weight_norm", "effective_rank", "stable_rank")
@@ -191,14 +191,14 @@ class Continual(Experiment):
 
     @property
     def tasks(self) -> pd.DataFrame:
-        """A row per finished task: the constants, ``task``, ``examples``, and the measures."""
+        """One row per finished task: the constants, ``task``, ``examples``, and the measures."""
         history = self.history
         rows = history[history["online_accuracy"].notna()] if len(history) else history
         columns = [*self.constants, "task", "examples", *self.evaluated]
         return rows.reindex(columns=columns).reset_index(drop=True)
 
     def summary(self) -> dict[str, Any]:
-        """Result numbers so far.
+        """Return the result numbers so far.
 
         The base's; ``online_accuracy`` over all finished tasks, over their first and last fifth
         (``first_accuracy``, ``last_accuracy``) and the difference of the two

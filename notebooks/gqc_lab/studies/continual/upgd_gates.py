@@ -1,4 +1,4 @@
-r"""Which weights UPGD protects, by each normalization: by construction, and in training.
+r"""Which weights UPGD protects under each normalization, by construction and in training.
 
 A gate is what multiplies a weight's step: near its lower end the weight is protected, near its
 upper end it moves and is shaken.  The published normalizations divide bias-corrected utilities by
@@ -58,7 +58,7 @@ ENDS = {
 def gates_of(
     utilities: Sequence[Tensor], normalization: str, beta: float, step: int
 ) -> list[Tensor]:
-    """Gates of weights whose averages at that step are ``utilities``, bounds over all of them.
+    """Return the gates of weights whose averages at that step are ``utilities``.
 
     Args:
         utilities: uncorrected averages u, any shapes.
@@ -81,7 +81,7 @@ def gates_of(
 def constructed_gates(
     normalizations: Sequence[str] = NORMALIZATIONS, beta: float = 0.999, step: int = 1
 ) -> pd.DataFrame:
-    r"""Gates of `CASES`, whose utilities are bias-corrected ones (:math:`\hat u`), in float64.
+    r"""Return the gates of `CASES`, whose utilities are bias-corrected: :math:`\hat u`.
 
     Returns: a row per weight: ``case``, ``normalization``, ``step``, ``utility``, ``gate``.
     """
@@ -97,7 +97,7 @@ def constructed_gates(
 
 
 def order_of_protection(gates: pd.DataFrame) -> pd.DataFrame:
-    """What becomes of the order of utilities.
+    """Return whether gates keep the order of utilities.
 
     Args:
         gates: as of `constructed_gates`.
@@ -126,7 +126,7 @@ def _name_of_order(num_utilities: int, rises: list[float]) -> str:
 
 
 def read_gates(optimizer: UPGD) -> tuple[Tensor, Tensor]:
-    """The gates of the last step and the utilities they are of, of all parameters, flat.
+    """Return the gates of the last step and their utilities, of all parameters, flat.
 
     Args:
         optimizer: one group, ``scope="global"``, and every parameter has taken every step.
@@ -150,7 +150,7 @@ def _flat(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def histogram(gates: Tensor, normalization: str, bins: int = 40) -> pd.DataFrame:
-    """Shares of gates by value, over the range that the normalization allows.
+    """Return the shares of gates by value, over the range that the normalization allows.
 
     Returns: a row per bin: ``left``, ``right``, ``share`` (of all gates).
     """
@@ -164,7 +164,7 @@ def histogram(gates: Tensor, normalization: str, bins: int = 40) -> pd.DataFrame
 def describe(
     gates: Tensor, utilities: Tensor, normalization: str, near: float = 1e-3
 ) -> dict[str, float]:
-    """Numbers of gates.
+    """Return summary numbers of gates.
 
     Returns: ``at_ends``: share of them within ``near`` of an end of their range;
         ``unused``: share of weights whose utility is exactly 0, as of a pixel that never was on;
@@ -190,7 +190,7 @@ def comparison(
     seeds: Iterable[int],
     **options: Any,
 ) -> list[ContinualConfig]:
-    """Configs of UPGD with every normalization, at its tuned learning rate times each factor.
+    """Return configs of UPGD with every normalization, at its tuned lr times each factor.
 
     The rate was tuned with ``"minmax"``, hence the factors.  ``options`` are for
     `gqc_lab.studies.continual.settings.config`.
@@ -212,7 +212,7 @@ def comparison(
 def watch(
     config: ContinualConfig, steps: Iterable[int] = (1, 10, 100, 1000), bins: int = 40
 ) -> tuple[pd.DataFrame, pd.DataFrame, continual.Continual]:
-    """Train with UPGD, to the end, and read its gates on the way.
+    """Train with UPGD to the end, and read its gates during the run.
 
     Args:
         config: of method ``"upgd"`` or ``"upgd_nonprotecting"``, without VGS.

@@ -37,7 +37,7 @@ RANDOM: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def constructed_orders(normalizations: Sequence[str] = NORMALIZATIONS) -> pd.DataFrame:
-    """Orders of protection in `CASES`, at the first step and late, in float64.
+    """Return the orders of protection in `CASES`, at the first step and late, in float64.
 
     Returns: a row each: ``case``, ``normalization``, ``when``, ``order`` (as of
         `upgd_gates.order_of_protection`), ``is_kept``, ``correlation``.
@@ -61,7 +61,7 @@ def random_orders(
     dtype: str = "float32",
     utilities: Mapping[str, Callable[[Tensor], Tensor]] = RANDOM,
 ) -> pd.DataFrame:
-    """Rank correlations of random utilities, at the first step and late.
+    """Return the rank correlations of random utilities, at the first step and late.
 
     Args:
         num_weights: utilities of each case.
@@ -86,7 +86,7 @@ def random_orders(
 
 
 def correlation(utilities: Sequence[float], gates: Sequence[float]) -> float:
-    """Spearman's rank correlation of utility and protection; 0 where all gates are equal."""
+    """Return Spearman's rank correlation of utility and protection; 0 for equal gates."""
     if len(set(gates)) == 1:
         return 0.0
     return float(stats.spearmanr(utilities, [-gate for gate in gates]).statistic)

@@ -1,4 +1,4 @@
-r"""Do the noise estimators tell the truth?  Measured on streams of gradients whose truth is known.
+r"""Are the noise estimators right?  Measured on streams of gradients whose noise is known.
 
 A stream's gradients are :math:`g_i = G + \epsilon_i` with :math:`|G|^2 = 1` and
 :math:`\epsilon_i \sim N(0, (R/d) I)`, so that :math:`\mathrm{tr}\,\Sigma = R`: the noise scale
@@ -22,12 +22,15 @@ from scipy import stats
 from torch import Tensor
 
 from gqc.noise import NoiseScaleEMA, two_batch, two_batch_errors
-from gqc_lab.errors import check_name
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
 from gqc_lab.stats.analysis import summarize
 
-#: scale -> windows per point: the standard errors fall with their square root
-NUM_WINDOWS = {"smoke": 40, "laptop": 200, "paper": 2000}
+#: scale -> windows per point, whose standard errors fall with the square root, and dimensions
+SCALES: dict[str, dict[str, Any]] = {
+    "smoke": {"windows": 40, "dimensions": [100, 10_000]},
+    "laptop": {"windows": 200, "dimensions": [100, 10_000]},
+    "paper": {"windows": 2000, "dimensions": [100, 10_000, 100_000]},
+}
 
 #: measurement: what was measured; noise_scale, dimension, threshold: on which stream, at which
 #: threshold (NaN: none); truth: known or predicted; measured: with its 95 % interval low, high;
@@ -40,12 +43,6 @@ COLUMNS = (
 )
 
 
-def find_num_windows(scale: str) -> int:
-    """Windows per point at that scale.  Raises: ValueError: there is no such scale."""
-    check_name("scale", scale, NUM_WINDOWS)
-    return NUM_WINDOWS[scale]
-
-
 def stream(
     noise_scale: float,
     dimension: int,
@@ -55,7 +52,7 @@ def stream(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> Iterator[Tensor]:
-    r"""Endless windows of gradients with :math:`|G|^2 = 1` and :math:`\mathrm{tr}\,\Sigma = R`.
+    r"""Yield windows of gradients with :math:`|G|^2 = 1` and :math:`\mathrm{tr}\,\Sigma = R`.
 
     Args:
         noise_scale: R, >= 0.
@@ -81,7 +78,7 @@ def stream(
 
 
 def published_ratio(norms: Tensor) -> float:
-    r"""Variance of the scalar norms over their mean square, which torch-gqc calls noise scale.
+    r"""Return the variance of the norms over their mean square, which torch-gqc calls noise scale.
 
     :math:`\mathrm{Var}_i|g_i| / \mathrm{mean}_i|g_i|^2`: how much the *lengths* differ.  In high
     dimension all lengths are nearly equal, whatever the noise: for the streams here it is
@@ -96,14 +93,14 @@ def published_ratio(norms: Tensor) -> float:
 def ratio_interval(
     numerators: ArrayLike, denominators: ArrayLike, confidence: float = 0.95
 ) -> tuple[float, float]:
-    r"""Fieller's interval of a ratio of means that is known not to be negative.
+    r"""Return Fieller's interval of a ratio of means that is known not to be negative.
 
     All :math:`\rho \ge 0` that a t-test of :math:`E(a - \rho b) = 0` does not reject,
 
     .. math:: m\,(\bar a - \rho\bar b)^2 \le t^2\,(s_{aa} - 2\rho s_{ab} + \rho^2 s_{bb}),
 
-    with t the quantile of m - 1 degrees.  Where :math:`\bar b` is not told from zero no ratio is
-    too large: the upper bound is inf.
+    with t the quantile of m - 1 degrees.  Where :math:`\bar b` is not distinguishable from zero no
+    ratio is too large: the upper bound is inf.
 
     Args:
         numerators, denominators: :math:`a_k, b_k`, m pairs, two or more.
@@ -137,7 +134,7 @@ def measure_estimates(
     num_draws: int = 32,
     **where: Any,
 ) -> pd.DataFrame:
-    """Estimates of the noise scale, of every R and d, over the same windows.
+    """Return estimates of the noise scale for every R and d, over the same windows.
 
     ``"two-batch"`` is the ratio of averages over all windows (None: unresolved), with Fieller's
     interval; ``"two-batch, running"`` the running average that `OptimizerWrapperGNS` decides by
@@ -167,7 +164,7 @@ OURS, RUNNING, PUBLISHED = "two-batch", "two-batch, running", "published"
 def _estimate(
     windows: Iterator[Tensor], num_windows: int
 ) -> dict[str, tuple[float | None, float, float]]:
-    """Each estimator's value, low and high."""
+    """Return each estimator's value and bounds."""
     pairs, published, running = [], [], NoiseScaleEMA()
     for _ in range(num_windows):
         draws = next(windows).cpu()
@@ -188,12 +185,12 @@ def _estimate(
 
 
 def mean_interval(values: Sequence[float]) -> pd.Series:
-    """``mean``, ``low``, ``high``: with a t interval."""
+    """Return ``mean`` and the bounds ``low`` and ``high`` of its t interval."""
     return summarize(pd.DataFrame({"value": values, "all": 0}), "all", "value").iloc[0]
 
 
 def tidy(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Rows of measurements as a frame of `COLUMNS`; what a row lacks is NaN."""
+    """Return rows of measurements as a frame of `COLUMNS`; what a row lacks is NaN."""
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     numbers = [name for name in COLUMNS if name not in ("measurement", "is_flagged", "dimension")]
     return frame.astype(dict.fromkeys(numbers, float))

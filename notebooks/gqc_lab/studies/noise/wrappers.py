@@ -1,4 +1,4 @@
-r"""What wrappers do on streams whose noise is known: draws, reach of a threshold, their reports.
+r"""Wrappers on streams whose noise is known: their draws, reports, and reachable thresholds.
 
 Streams are those of `gqc_lab.studies.noise.streams`, and so are the columns of the frames:
 
@@ -42,7 +42,7 @@ REPORTERS: dict[str, Callable[[Optimizer], OptimizerWrapper]] = {
 def measure_reports(
     dimensions: Sequence[int], num_windows: int, noise_scale: float = 10.0, **where: Any
 ) -> pd.DataFrame:
-    """``statistics()["noise_scale"]`` of `REPORTERS`, the median over the windows.
+    """Return the median noise scale that each of `REPORTERS` reports.
 
     The first half of the windows is left out, and so are unresolved ones (NaN where all are).
 
@@ -68,7 +68,7 @@ def measure_draws(
     noise_scale: float = 10.0,
     **where: Any,
 ) -> pd.DataFrame:
-    r"""Mean draws of `OptimizerWrapperGNTS` at thresholds :math:`\tau = \sqrt{1 + R/n^*}`.
+    r"""Return the mean draws of GNTS at thresholds :math:`\tau = \sqrt{1 + R/n^*}`.
 
     ``truth`` is :math:`\lceil n^* \rceil`, the first draw whose expected squared norm is below the
     threshold.  Windows may run to 8 times that.
@@ -96,7 +96,7 @@ def measure_reach(
     max_draws: int = 64,
     **where: Any,
 ) -> pd.DataFrame:
-    r"""Mean draws of `OptimizerWrapperGNTS` at thresholds around :math:`|G| = 1`.
+    r"""Return the mean draws of `OptimizerWrapperGNTS` at thresholds around :math:`|G| = 1`.
 
     ``truth`` is :math:`\min(\lceil n^* \rceil, n_{max})`: ``max_draws`` where the threshold cannot
     be reached, or not by then.
@@ -123,7 +123,7 @@ def _measure_gnts(
     num_windows: int,
     where: dict[str, Any],
 ) -> dict[str, Any]:
-    """Mean draws of GNTS with their t interval, and its flag."""
+    """Return the mean draws of GNTS with their t interval, and its flag."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "10 windows in a row")  # what is measured here
         wrapper, draws, _ = _run(
@@ -152,7 +152,7 @@ def _run(
     num_windows: int,
     where: dict[str, Any],
 ) -> tuple[OptimizerWrapper, list[int], list[float | None]]:
-    """A wrapper after ``num_windows`` of a stream, their draws, and the noise scale after each."""
+    """Return a wrapper after ``num_windows``, their draws, and the noise scale after each."""
     gradients = chain.from_iterable(stream(noise_scale, dimension, CHUNK, **where))
     first = next(gradients)
     param = torch.zeros_like(first, requires_grad=True)

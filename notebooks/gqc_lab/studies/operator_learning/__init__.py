@@ -1,4 +1,4 @@
-"""Learning Burgers' equation in a latent space, with inverse losses weighed in several ways."""
+"""Learning Burgers' equation in a latent space, with inverse losses weighted in several ways."""
 
 from gqc_lab.studies.operator_learning.measures import by_epoch
 from gqc_lab.studies.operator_learning.settings import (

@@ -1,4 +1,4 @@
-r"""The losses of an operator in a latent space: forward, rollout, spectral, and two inverse ones.
+r"""Losses of an operator in a latent space: forward, rollout, spectral, and two inverse ones.
 
 With encoder E, approximator A, decoder D, fields u and latents z = E(u), MSE a mean over all
 elements:
@@ -31,6 +31,10 @@ from gqc.curricula import cap_shares, compute_inverse_loss_curriculum_weight
 from gqc_lab.errors import check_name
 from gqc_lab.loop.settings import Setting
 
+NO_INPUTS = (
+    "no loss has its inputs: expected a prediction with its target, or an encoder, a decoder and "
+    "fields with positions or latents with query_positions"
+)
 Codec = Callable[[Tensor, Tensor], Tensor]  #: E or D: (fields or latents, positions)
 
 LOSSES = ("forward", "spectral", "rollout", "inv_enc", "inv_dec")
@@ -51,7 +55,7 @@ WEIGHTS = {
 
 @dataclass(frozen=True)
 class LossBundle:
-    """What was computed for one batch.
+    """Losses of one batch.
 
     Args:
         total: the weighted sum, differentiable.
@@ -64,13 +68,13 @@ class LossBundle:
     weights: dict[str, float]
 
     def shares(self) -> dict[str, float]:
-        """Each component's weighted share of the total, NaN where the total is 0."""
+        """Return each component's weighted share of the total, NaN where the total is 0."""
         total = self.total.item()
         parts = {n: self.weights[n] * loss.item() for n, loss in self.components.items()}
         return {n: part / total if total else math.nan for n, part in parts.items()}
 
     def record(self) -> dict[str, float | None]:
-        """``loss/NAME``, ``weight/NAME``, ``share/NAME`` of every loss, None if not computed."""
+        """Return ``loss/NAME``, ``weight/NAME``, ``share/NAME``; None if not computed."""
         shares = self.shares()
         values: dict[str, float | None] = {}
         for name in LOSSES:
@@ -82,20 +86,20 @@ class LossBundle:
 
 
 def inverse_encoding_loss(encoder: Codec, decoder: Codec, fields: Tensor, points: Tensor) -> Tensor:
-    """``inv_enc``; fields (batch, points) at ``points``."""
+    """Return ``inv_enc`` of fields (batch, points) at ``points``."""
     return _mse("inv_enc", decoder(encoder(fields, points), points), fields)
 
 
 def inverse_decoding_loss(
     encoder: Codec, decoder: Codec, latents: Tensor, points: Tensor
 ) -> Tensor:
-    """``inv_dec``; decoded at, and encoded from, the query ``points``."""
+    """Return ``inv_dec``, decoded at and encoded from the query ``points``."""
     fixed = latents.detach()
     return _mse("inv_dec", encoder(decoder(fixed, points), points), fixed)
 
 
 def spectral_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """``spectral``, of fields (batch, points): blind to where waves are, not to how high."""
+    """Return ``spectral`` of fields (batch, points): it ignores where waves are."""
     _check_pair("spectral", predicted, target)
     wide = torch.promote_types(predicted.dtype, torch.float32)  # no FFT in bfloat16
     spectra = (torch.fft.rfft(u.to(wide), norm="ortho").abs() for u in (predicted, target))
@@ -105,13 +109,13 @@ def spectral_loss(predicted: Tensor, target: Tensor) -> Tensor:
 def effective_weights(
     weights: Mapping[str, float], current_epoch: float | None = None, batch: int = 0
 ) -> dict[str, float]:
-    """Weight of each loss in this batch, before a cap of shares.
+    """Return the weight of each loss in this batch, before a cap of shares.
 
     Args:
         weights: keys of `WEIGHTS`; what is absent has its default.
         current_epoch: fractions allowed; the inverse losses' weights follow
             `gqc.curricula.compute_inverse_loss_curriculum_weight`.  None: no curriculum and no cap.
-        batch: number of the batch; inverse losses are 0 but in every
+        batch: number of the batch; inverse losses are 0 except in every
             ``inverse_loss_frequency``-th, from 0 on.
     Raises:
         ValueError: an unknown key, or a value out of its range.
@@ -160,7 +164,7 @@ def compute_operator_loss_bundle(
     current_epoch: float | None = None,
     batch: int = 0,
 ) -> LossBundle:
-    """The weighted sum of the losses whose inputs are there.
+    """Return the weighted sum of the losses whose inputs are given.
 
     Args:
         weights, current_epoch, batch: see `effective_weights`.  A loss of weight 0 is not computed.
@@ -169,9 +173,8 @@ def compute_operator_loss_bundle(
         predicted_rollout, target_rollout: of ``rollout``, same shapes, fields or latents.
         encoder, decoder: of the inverse losses, with ``fields`` (batch, points) at ``positions``
             for ``inv_enc`` and ``latents`` at ``query_positions`` for ``inv_dec``.
-    Raises:
-        ValueError: the inputs of no loss are there, a pair's shapes differ, NaN or infinity in
-            ``fields``, or bad weights.
+    Raises: ValueError: the inputs of no loss are there, a pair's shapes differ, NaN or infinity in
+        ``fields``, or bad weights.
     """
     ready = effective_weights(weights, current_epoch, batch)
     computed: dict[str, Callable[[], Tensor]] = {}
@@ -182,21 +185,22 @@ def compute_operator_loss_bundle(
     if predicted_rollout is not None and target_rollout is not None:
         computed["rollout"] = lambda: _mse("rollout", predicted_rollout, target_rollout)
     if encoder is not None and decoder is not None:
+        pair = encoder, decoder
         if fields is not None and positions is not None:
             _check_fields(fields, positions)
-            computed["inv_enc"] = lambda: inverse_encoding_loss(encoder, decoder, fields, positions)
+            computed["inv_enc"] = lambda: inverse_encoding_loss(*pair, fields, positions)
         if latents is not None and query_positions is not None:
-            computed["inv_dec"] = lambda: inverse_decoding_loss(
-                encoder, decoder, latents, query_positions
-            )
+            computed["inv_dec"] = lambda: inverse_decoding_loss(*pair, latents, query_positions)
     if not computed:
-        raise ValueError(
-            "no loss has its inputs: expected a prediction with its target, or an encoder, a "
-            "decoder and fields with positions or latents with query_positions"
-        )
+        raise ValueError(NO_INPUTS)
     components = {name: make() for name, make in computed.items() if ready[name] > 0}
-    used = {name: ready[name] for name in components}
-    max_share = check_weights(weights)["inverse_loss_max_share"]
+    return _weighted_sum(components, ready, check_weights(weights)["inverse_loss_max_share"])
+
+
+def _weighted_sum(
+    components: dict[str, Tensor], weights: Mapping[str, float], max_share: float
+) -> LossBundle:
+    used = {name: weights[name] for name in components}
     if max_share < 1 and {"inv_enc", "inv_dec"} & components.keys():
         values = {name: loss.item() for name, loss in components.items()}
         used = cap_shares(values, used, {"inv_enc": max_share, "inv_dec": max_share})

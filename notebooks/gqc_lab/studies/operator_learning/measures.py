@@ -1,4 +1,4 @@
-r"""How well an operator predicts, how steadily it learnt, and what the losses weighed.
+r"""Prediction errors of an operator, how steadily it learned, and the weights of its losses.
 
 Errors are pooled: :math:`\mathrm{NRMSE} = \sqrt{\sum (\hat u - u)^2 / \sum u^2}` over all fields;
 with the suffix ``_per_field`` it is PDEBench's, the mean over fields of each field's own.  The
@@ -30,12 +30,12 @@ EVALUATED = (
 
 
 def nrmse(predicted: Tensor, truth: Tensor) -> float:
-    """Pooled over all elements."""
+    """Return the NRMSE pooled over all elements."""
     return ((predicted - truth).square().sum() / truth.square().sum()).sqrt().item()
 
 
 def nrmse_per_field(predicted: Tensor, truth: Tensor) -> float:
-    """Mean over fields, along all dimensions but the last, of each field's own."""
+    """Return the mean of each field's own NRMSE, over all dimensions except the last."""
     errors = torch.linalg.vector_norm(predicted - truth, dim=-1)
     return (errors / torch.linalg.vector_norm(truth, dim=-1)).mean().item()
 
@@ -44,7 +44,7 @@ def nrmse_per_field(predicted: Tensor, truth: Tensor) -> float:
 def measure_operator(
     model: Any, fields: Tensor, positions: Tensor, step: int, rollout_steps: int
 ) -> dict[str, float]:
-    """The numbers named `EVALUATED`, of trajectories (num, frames, points).
+    """Return the numbers named `EVALUATED` of trajectories (num, frames, points).
 
     Args:
         model: a `gqc_lab.models.operator.Operator`.
@@ -73,7 +73,7 @@ def measure_operator(
 
 
 def persistence(fields: Tensor, step: int, rollout_steps: int) -> dict[str, float]:
-    """Errors of predicting that nothing moves: over one step, and from the first frame on."""
+    """Return the errors of predicting no motion: over one step, and from the first frame on."""
     frames = fields[:, ::step]
     truth = frames[:, 1 : rollout_steps + 1]
     return {
@@ -84,11 +84,10 @@ def persistence(fields: Tensor, step: int, rollout_steps: int) -> dict[str, floa
 
 
 def by_epoch(history: pd.DataFrame) -> pd.DataFrame:
-    """A row for each epoch of each run: means of losses, maxima of norms and shares, what was
-    evaluated at its end.
+    """Return a row per epoch of each run: mean losses, largest norms and shares, evaluations.
 
     Args:
-        history: records of one or more runs, told apart by those of ``run``, ``variant``,
+        history: records of one or more runs, identified by those of ``run``, ``variant``,
             ``method``, ``inverse_weight`` and ``seed`` that are there.
     Returns: ``loss`` and ``loss/NAME`` (means; NaN where a loss was never computed), ``weighted``
         (mean of the inverse losses over that of the forward loss, with their weights),
@@ -121,7 +120,7 @@ def by_epoch(history: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarize_run(history: pd.DataFrame) -> dict[str, float | int | None]:
-    """One run's numbers: evaluations at its end, and how its operator phase went.
+    """Return one run's numbers: final evaluations and the course of its operator phase.
 
     Returns: the last of `EVALUATED`; ``operator_loss`` (mean forward loss of the last epoch),
         ``max_grad_norm`` and its parts', ``num_not_finite``, ``epochs``, ``epochs_not_falling``

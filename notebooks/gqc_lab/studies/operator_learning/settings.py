@@ -179,7 +179,7 @@ class OperatorLearningConfig(Config):
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        """The ``weights`` of `losses.compute_operator_loss_bundle`."""
+        """Weights for `losses.compute_operator_loss_bundle`."""
         return {name: getattr(self, name) for name in WEIGHTS}
 
     @property

@@ -1,4 +1,4 @@
-"""Learning Burgers' equation in a latent space, with inverse losses weighed in several ways.
+"""Learning Burgers' equation in a latent space, with inverse losses weighted in several ways.
 
 E and D are trained as an autoencoder first, the same for every method of a seed.  Then, with a new
 optimizer, A learns to step latents that E makes, while E and D learn from the inverse losses (see
@@ -27,36 +27,17 @@ from gqc_lab.models.operator import Operator, make_operator
 from gqc_lab.studies.operator_learning.losses import LossBundle, compute_operator_loss_bundle
 from gqc_lab.studies.operator_learning.measures import (
     EVALUATED,
-    by_epoch,
     measure_operator,
     persistence,
     summarize_run,
 )
-from gqc_lab.studies.operator_learning.settings import (
-    METHODS,
-    VARIANTS,
-    OperatorLearningConfig,
-    config,
-    variant_config,
-)
-
-__all__ = [
-    "METHODS",
-    "VARIANTS",
-    "OperatorLearning",
-    "OperatorLearningConfig",
-    "build",
-    "by_epoch",
-    "config",
-    "is_lost",
-    "variant_config",
-]
+from gqc_lab.studies.operator_learning.settings import OperatorLearningConfig
 
 PARTS = ("encoder", "approximator", "decoder")  #: parameter groups
 
 
 def build(config: OperatorLearningConfig) -> OperatorLearning:
-    """The experiment of that config: data made or read, weights drawn, nothing trained yet."""
+    """Return the experiment of that config, before its first step."""
     data = load_burgers_data(
         config.source, config.num_train, config.num_test, config.nu, config.data_seed
     )
@@ -64,17 +45,17 @@ def build(config: OperatorLearningConfig) -> OperatorLearning:
 
 
 def is_lost(record: Mapping[str, Any]) -> bool:
-    """Is this record's loss or gradient NaN or infinite, from which nothing comes back?"""
+    """Is this record's loss or gradient NaN or infinite, so that the run cannot recover?"""
     return not (math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"]))
 
 
 class OperatorLearning(Experiment):
-    """See the module; made by `build`.
+    """Experiment of this module; `build` makes it.
 
     Records: ``microbatch``, ``examples``, ``seconds``, ``loss``, ``stepped``, ``epoch`` (with its
     fraction), ``lr``, ``grad_norm`` and ``grad_norm/PART`` before clipping (of encoder,
     approximator, decoder), ``loss/NAME``, ``weight/NAME``, ``share/NAME`` of each loss, the keys
-    `operator_measures.EVALUATED` (None but at the end of an epoch), ``changes``.
+    `measures.EVALUATED` (None except at the end of an epoch), ``changes``.
     """
 
     unit = "examples"
@@ -132,7 +113,7 @@ class OperatorLearning(Experiment):
 
     @property
     def epoch(self) -> float:
-        """Of the batch in progress, with its fraction; negative in the pretraining."""
+        """Epoch of the batch in progress, with its fraction; negative in the pretraining."""
         return self.microbatch / self.batches - self.config.pretraining_epochs
 
     @property
@@ -157,7 +138,7 @@ class OperatorLearning(Experiment):
         self.model.encoder.requires_grad_(is_first or c.encoder_learns != "none")
 
     def draw_batch(self) -> tuple[Tensor, Tensor]:
-        """Fields (batch, points), and the ones after each step (batch, steps, points)."""
+        """Return fields (batch, points) and those after each step (batch, steps, points)."""
         c, (epoch, at) = self.config, divmod(self.microbatch, self.batches)
         if self._order is None or self._order[0] != epoch:
             # A stream for each epoch, so that a resumed run needs no other state than its number.
@@ -260,12 +241,12 @@ class OperatorLearning(Experiment):
         return self.done >= self.total or (rest == 0 and is_due)
 
     def evaluate(self) -> dict[str, float]:
-        """Numbers of the averaged weights on the test trajectories."""
+        """Return the errors of the averaged weights on the test trajectories."""
         c, model = self.config, self.average.module
         return measure_operator(model, self._test, self._positions, c.step, c.test_steps)
 
     def predict(self, trajectory: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """True and rolled-out fields of one test trajectory, each (steps + 1, points)."""
+        """Return true and predicted fields of one test trajectory, each (steps + 1, points)."""
         c = self.config
         truth = self._test[trajectory, : c.step * c.test_steps + 1 : c.step]
         with torch.inference_mode():
@@ -274,7 +255,7 @@ class OperatorLearning(Experiment):
         return truth.double().cpu().numpy(), predicted.double().cpu().numpy()
 
     def summary(self) -> dict[str, Any]:
-        """Result numbers so far: the base's, `operator_measures.summarize_run`, persistence."""
+        """Return the result numbers so far: the base's, `measures.summarize_run`, persistence."""
         numbers = summarize_run(self.history) if self.microbatch else {}
         c = self.config
         still = persistence(self._test, c.step, c.test_steps)
@@ -286,7 +267,7 @@ class OperatorLearning(Experiment):
         return self.config.rollout_steps if self.config.lambda_rollout else 1
 
     def _list_starts(self) -> Tensor:
-        """(trajectory, frame) of every example."""
+        """Return (trajectory, frame) of every example."""
         c, (trajectories, frames, _) = self.config, self._fields.shape
         last, end = frames - 1 - c.step * self._num_steps(), c.step * c.test_steps
         if last < 0 or end >= frames:

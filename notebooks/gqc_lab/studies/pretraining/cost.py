@@ -1,4 +1,4 @@
-r"""What a pretraining run costs, from its config: parameters and floating-point operations.
+r"""Cost of a pretraining run, from its config: parameters and floating-point operations.
 
 :math:`C = (6N + 12\,L\,w\,T)\,D` for :math:`N` parameters, :math:`D` tokens, :math:`L` blocks of
 width :math:`w` and sequences of :math:`T` tokens: two operations per weight forward and four
@@ -23,7 +23,7 @@ from gqc_lab.studies.pretraining.settings import PretrainingConfig, config
 
 
 def count_parameters(c: PretrainingConfig) -> int:
-    """Parameters of the model; a character tokeniser's alphabet is that of the corpus."""
+    """Return the number of parameters; a character tokeniser's alphabet is the corpus's."""
     vocabulary = 256 if c.tokenizer == "byte" else _alphabet(c.corpus)
     return _count(GPTConfig(vocabulary, c.context, c.width, c.depth, c.heads))
 
@@ -41,13 +41,13 @@ def _count(sizes: GPTConfig) -> int:
 
 
 def training_flops(c: PretrainingConfig) -> float:
-    """Floating-point operations of a run; see the module."""
+    """Return the floating-point operations of a run; see the module."""
     per_token = 6 * count_parameters(c) + 12 * c.depth * c.width * c.context
     return float(per_token) * c.num_microbatches * c.microbatch_tokens
 
 
 def notebook_flops(parameters: Mapping[str, Any]) -> float:
-    """Of a notebook's run that trains each of its ``methods`` once; for a batch file's ``cost``.
+    """Return the operations of a notebook run that trains each of its ``methods`` once.
 
     Args:
         parameters: ``scale``, ``methods``, and any field of the config; None means the scale's.

@@ -1,4 +1,4 @@
-"""Which pretraining runs are set side by side, each pair at equal tokens.
+"""Pretraining runs that are compared at equal tokens.
 
 A comparison is a name and a few labelled configs that differ in one thing:
 
@@ -25,11 +25,24 @@ import pandas as pd
 from gqc_lab.errors import check_name
 from gqc_lab.loop.track import track
 from gqc_lab.models.gpt import count_parameters
-from gqc_lab.studies.pretraining.training import Pretraining, PretrainingConfig, build, config
+from gqc_lab.studies.pretraining.settings import PretrainingConfig, config
+from gqc_lab.studies.pretraining.training import Pretraining, build
 
 __all__ = ["COMPARISONS", "UNTUNED", "comparison", "labelled", "numbers", "run_all"]
 
 COMPARISONS = ("control", "size", "microbatch", "warmup", "repeated")
+#: scale -> the fields of all runs; 64 draws would not fit into the 16 microbatches of smoke
+SCALES: dict[str, dict[str, Any]] = {
+    "smoke": {"tokens": 2**13, "max_draws": 4},
+    "laptop": {"tokens": 2**19},
+    "paper": {},
+}
+#: the same of ``"repeated"``, whose text is read 16 times, at paper size 31 times
+REPEATED: dict[str, dict[str, Any]] = {
+    "smoke": {"train_tokens": 2**12, "tokens": 2**16},
+    "laptop": {"train_tokens": 2**15, "tokens": 2**19},
+    "paper": {"train_tokens": 9_000_000},
+}
 #: of torch.optim.AdamW, stepping on every microbatch
 UNTUNED = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.01, "accumulation": 1}
 WIDER = 4
@@ -40,7 +53,7 @@ MULTIPLIERS = {"inverted": 10.0, "upright": 0.1, "none": 1.0}
 def comparison(
     name: str, scale: str = "smoke", train_tokens: int | None = None, **overrides: Any
 ) -> dict[str, PretrainingConfig]:
-    """The configs of a comparison by label; see the module.
+    """Return the configs of a comparison by label; see the module.
 
     Args:
         name: one of `COMPARISONS`.
@@ -107,7 +120,7 @@ def run_all(
 
 
 def labelled(run: Pretraining, label: str, name: str) -> pd.DataFrame:
-    """The history of ``run`` with its label as ``method``, and the comparison's ``name``.
+    """Return the history of ``run`` with its label as ``method``, and the comparison's name.
 
     Added columns: ``comparison``; ``microbatch_size``; ``is_warmup``: within the warmup of the norm
     threshold (of the same share of microbatches where a method has none).
@@ -123,7 +136,7 @@ def labelled(run: Pretraining, label: str, name: str) -> pd.DataFrame:
 
 
 def numbers(run: Pretraining, label: str, name: str) -> dict[str, Any]:
-    """The result row of ``run``: its summary and what the comparisons ask for.
+    """Return the result row of ``run``: its summary and what the comparisons need.
 
     ``parameters``; ``lr``; ``microbatch_size``; ``final_train_loss``: mean training loss over the
     last tenth of the run; ``best_val_loss``: lowest one; ``epochs``: tokens trained over tokens of

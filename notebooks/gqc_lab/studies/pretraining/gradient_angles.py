@@ -1,4 +1,4 @@
-r"""Angles and norms of gradients while AdamW pretrains: what noise predicts, and what is measured.
+r"""Angles and norms of gradients while AdamW pretrains, predicted from noise and measured.
 
 At every step: the angle between the gradient and Adam's momentum.  At chosen moments, with the
 weights as they are: microbatch gradients :math:`g_1, \dots, g_N` of further text, the norm of their
@@ -23,10 +23,17 @@ from gqc.diagnostics import cosine, expected_momentum_angle, expected_norm, mome
 from gqc.gradients import total_norm
 from gqc.noise import two_batch
 from gqc_lab.data.text import draw_batch, load_text_data
-from gqc_lab.studies.pretraining.training import Pretraining, PretrainingConfig
+from gqc_lab.studies.pretraining.settings import PretrainingConfig
+from gqc_lab.studies.pretraining.training import Pretraining
 
 __all__ = ["GradientAngles", "build", "numbers", "probe"]
 
+#: scale -> training tokens, and the most microbatches that are averaged at a moment
+SCALES: dict[str, dict[str, Any]] = {
+    "smoke": {"tokens": 2**16, "num_draws": 64},
+    "laptop": {"tokens": 2**18, "num_draws": 512},
+    "paper": {"num_draws": 512},
+}
 NOISE_SHARE = 4  #: one microbatch for |G|^2 and tr(Sigma) to this many for the norms
 
 
@@ -56,13 +63,13 @@ class GradientAngles(Pretraining):
 
 
 def build(config: PretrainingConfig) -> GradientAngles:
-    """The experiment of that config, at its beginning."""
+    """Return the experiment of that config, before its first step."""
     data = load_text_data(config.corpus, config.tokenizer, config.validation_fraction)
     return GradientAngles(config, data)
 
 
 def probe(run: Pretraining, num_draws: int, generator: torch.Generator) -> pd.DataFrame:
-    r"""Norms and angles of means of further microbatches' gradients; ``run`` is left as it is.
+    r"""Return norms and angles of means of further microbatch gradients; ``run`` is unchanged.
 
     Args:
         run: between two microbatches.
@@ -105,7 +112,7 @@ def probe(run: Pretraining, num_draws: int, generator: torch.Generator) -> pd.Da
 
 
 def numbers(run: GradientAngles, probed: pd.DataFrame) -> dict[str, Any]:
-    """The result row: the run's summary, its angles [degrees] and the largest cut of a norm.
+    """Return the result row: the run's summary, its angles [degrees], the largest cut of a norm.
 
     ``median_angle``, ``median_angle_before``: over all steps; ``median_folded``: of the angle
     before, unsigned (at most 90); ``first_angle``: at step 1; ``share_below_1``: of the steps with
@@ -134,14 +141,14 @@ def numbers(run: GradientAngles, probed: pd.DataFrame) -> dict[str, Any]:
 
 
 def _noise(run: Pretraining, n: int, generator: torch.Generator) -> tuple[float, float]:
-    r""":math:`\|G\|^2` and :math:`\mathrm{tr}\,\Sigma` from n microbatches of further text."""
+    r"""Return :math:`\|G\|^2` and :math:`\mathrm{tr}\,\Sigma` of n microbatches of further text."""
     sums = [torch.zeros_like(p) for p in run.model.parameters()]
     squares = sum(_add_gradient(run, generator, sums) for _ in range(n))
     return two_batch(squares / n, (total_norm(sums).item() / n) ** 2, n)
 
 
 def _add_gradient(run: Pretraining, generator: torch.Generator, sums: list[Tensor]) -> float:
-    """Add a microbatch's gradient to ``sums``; its squared norm.  ``.grad`` is not touched."""
+    """Add a microbatch's gradient to ``sums``, return its squared norm, leave ``.grad``."""
     c = run.config
     batch = draw_batch(run.data.train, c.microbatch_size, c.context, generator)
     inputs, targets = (t.to(run.device) for t in batch)

@@ -37,8 +37,9 @@ from gqc_lab.loop.settings import setting
 from gqc_lab.loop.tune import read_tuned
 from gqc_lab.models.gpt import GPT
 from gqc_lab.studies.pretraining.methods import wrap
-from gqc_lab.studies.pretraining.training import Pretraining, PretrainingConfig
-from gqc_lab.studies.pretraining.training import config as pretraining_config
+from gqc_lab.studies.pretraining.settings import PretrainingConfig
+from gqc_lab.studies.pretraining.settings import config as pretraining_config
+from gqc_lab.studies.pretraining.training import Pretraining
 
 __all__ = ["COMPARISONS", "INNER", "InnerOptimizers", "build", "comparison", "config"]
 
@@ -52,8 +53,13 @@ MOMENTUM = {"sgd": 0.9, "muon": 0.95}
 TUNED = read_tuned(
     Path(__file__).with_name("tuned_inner.csv"), ("scale", "inner", "method"), "val_loss"
 )
-#: scale -> tokens of a run, those that it was tuned for
-TOKENS = {"smoke": 2**14, "laptop": 2**19}
+#: scale -> the fields of all runs, at laptop scale the budget that they were tuned for; 64 draws
+#: would not fit into the 32 microbatches of smoke
+SCALES: dict[str, dict[str, Any]] = {
+    "smoke": {"tokens": 2**14, "max_draws": 4},
+    "laptop": {"tokens": 2**19},
+    "paper": {},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +75,7 @@ class InnerConfig(PretrainingConfig):
 
     @property
     def name(self) -> str:
-        """The inner optimizer, and the method if it is not the constant batch."""
+        """Inner optimizer, and the method unless it is the constant batch."""
         return self.inner if self.method == "adamw" else f"{self.inner}, {self.method}"
 
 
@@ -89,7 +95,7 @@ def config(
 
 
 def comparison(name: str, scale: str = "smoke", **overrides: Any) -> dict[str, InnerConfig]:
-    """The configs of a comparison by label; see the module.
+    """Return the configs of a comparison by label; see the module.
 
     Args:
         name: one of `COMPARISONS`.
@@ -109,7 +115,7 @@ def _with_draws(c: InnerConfig, n: int) -> InnerConfig:
 
 
 def build(config: InnerConfig) -> InnerOptimizers:
-    """The experiment of that config: data read, weights drawn, nothing trained yet."""
+    """Return the experiment of that config, before its first step."""
     data = load_text_data(config.corpus, config.tokenizer, config.validation_fraction)
     return InnerOptimizers(config, data)
 
@@ -126,7 +132,7 @@ class InnerOptimizers(Pretraining):
             self.wrapper = self.parts["optimizer"] = wrap(optimizer, config)
 
     def twin(self, estimator: str | None = None) -> InnerOptimizers:
-        """Another of the same config, at its beginning; no gradient is scaled, by any estimator."""
+        """Return another of the same config, before its first step; ``estimator`` has no effect."""
         return InnerOptimizers(self.config, self.data)
 
 

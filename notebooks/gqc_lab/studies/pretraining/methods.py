@@ -32,7 +32,7 @@ from gqc_lab.loop.norm_schedule import NormSchedule, has_norm_schedule, norm_con
 from gqc_lab.loop.scaler_controls import has_scaler, scaler_controls, scaler_settings
 from gqc_lab.loop.settings import Setting, control
 
-__all__ = ["METHODS", "Method", "group_values", "make_controls", "scale", "wrap"]
+__all__ = ["CONTROLLERS", "METHODS", "Method", "group_values", "make_controls", "scale", "wrap"]
 
 Config = Any  #: a `PretrainingConfig`, whose module imports this one
 
@@ -47,12 +47,14 @@ class Method:
         has_draws: whether it takes the config's ``min_draws`` and ``max_draws``.
         tunable: field of the config and entry of the wrapper's param groups that may be changed
             while training.
+        place: of its colour and dash in every figure; None: what is left.
     """
 
     wrapper: type[OptimizerWrapper]
     arguments: Callable[[Config], dict[str, Any]]
     has_draws: bool = True
     tunable: str | None = None
+    place: int | None = None
 
 
 def _batch_of(c: Config, logical: int, most: int) -> dict[str, Any]:
@@ -66,32 +68,40 @@ def _constant_batch(c: Config) -> dict[str, Any]:
 
 METHODS = {
     # every ``accumulation`` microbatches, a constant batch: the control
-    "adamw": Method(OptimizerWrapperSBC, _constant_batch, has_draws=False),
+    "adamw": Method(OptimizerWrapperSBC, _constant_batch, has_draws=False, place=1),
     # when the norm of the mean gradient is under a threshold, which comes down over the run
-    "gnts": Method(OptimizerWrapperGNTS, lambda c: {}),
+    "gnts": Method(OptimizerWrapperGNTS, lambda c: {}, place=0),
     # when the batch is as large as the gradient noise scale of past windows asks for
     "gns": Method(
         OptimizerWrapperGNS,
         lambda c: {"noise_tolerance": c.noise_tolerance, "reactive": c.gns_reactive},
         tunable="noise_tolerance",
+        place=2,
     ),
     # when the noise in the mean gradient is small against it, by this window alone
-    "normtest": Method(OptimizerWrapperNormTest, lambda c: {"theta": c.theta}, tunable="theta"),
+    "normtest": Method(
+        OptimizerWrapperNormTest, lambda c: {"theta": c.theta}, tunable="theta", place=3
+    ),
     # when the interval of the mean training loss is narrow
     "mht": Method(
         OptimizerWrapperMHT,
         lambda c: {"confidence": c.confidence, "error_tolerance": c.error_tolerance},
         tunable="error_tolerance",
+        place=4,
     ),
     # every ``min_draws`` microbatches, with the mean gradient rescaled to one norm
     "gnr": Method(
         OptimizerWrapperGNR,
         lambda c: {"target_gradient_norm": c.target_gradient_norm, "mode": c.gnr_mode},
         tunable="target_gradient_norm",
+        place=6,
     ),
     # a batch that grows on a schedule from 1 to ``final_accumulation`` microbatches
     "sbc": Method(
-        OptimizerWrapperSBC, lambda c: _batch_of(c, 1, c.final_accumulation), has_draws=False
+        OptimizerWrapperSBC,
+        lambda c: _batch_of(c, 1, c.final_accumulation),
+        has_draws=False,
+        place=5,
     ),
     # as often as a recorded run did, whatever the gradient
     "replay": Method(OptimizerWrapperReplay, lambda c: {"draws": c.draws}, has_draws=False),
@@ -99,6 +109,9 @@ METHODS = {
     # ``vgs_alpha`` every other method does so too
     "vgs": Method(OptimizerWrapperSBC, _constant_batch, has_draws=False),
 }
+
+#: those that decide when to step; vgs steps every time
+CONTROLLERS = [name for name in METHODS if name != "vgs"]
 
 
 def wrap(optimizer: Optimizer, c: Config) -> OptimizerWrapper:

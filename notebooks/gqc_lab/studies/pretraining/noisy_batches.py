@@ -1,9 +1,9 @@
 """Do wrappers draw more when a microbatch is noisy?  Pretraining with some targets shuffled.
 
-A share of the microbatches is spoilt (`PretrainingConfig.noisy_share`).  A window that draws more
-microbatches holds a spoilt one more often for that reason alone, whether it reacts or not.  So
-windows are told apart by their **first** microbatch: every window has exactly one, and a wrapper
-that looks at nothing finds it spoilt as often in long windows as in short ones.  The replay, on
+A share of the microbatches is spoiled (`PretrainingConfig.noisy_share`).  A window that draws more
+microbatches holds a spoiled one more often for that reason alone, whether it reacts or not.  So
+windows are classified by their **first** microbatch: every window has exactly one, and a wrapper
+that looks at nothing finds it spoiled as often in long windows as in short ones.  The replay, on
 other text and other noise, shows what is left of a difference without reaction.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from gqc_lab.studies.pretraining.training import PretrainingConfig, config
+from gqc_lab.studies.pretraining.settings import PretrainingConfig, config
 
 __all__ = ["METHODS", "comparison", "reaction", "windows"]
 
@@ -25,13 +25,19 @@ METHODS: dict[str, dict[str, Any]] = {
     "gns, reactive": {"method": "gns", "gns_reactive": True},
     "mht": {"method": "mht"},
 }
+#: scale -> the fields of all runs
+SCALES: dict[str, dict[str, Any]] = {
+    "smoke": {"tokens": 49_152, "noisy_share": 0.2},
+    "laptop": {"tokens": 2**17, "noisy_share": 0.1},
+    "paper": {"noisy_share": 0.1},
+}
 NEIGHBOURS = 101  # microbatches of the running median, a tenth of the shortest laptop run
 
 
 def comparison(
     scale: str = "smoke", noisy_share: float = 0.1, **overrides: Any
 ) -> dict[str, PretrainingConfig]:
-    """The config of each of `METHODS`.
+    """Return the config of each of `METHODS`.
 
     Args:
         scale, overrides: of `gqc_lab.studies.pretraining.settings.config`.
@@ -42,7 +48,7 @@ def comparison(
 
 
 def windows(history: pd.DataFrame) -> pd.DataFrame:
-    """``history`` of one run with what each microbatch's window came to.
+    """Return the history of one run with the window of each microbatch.
 
     Added columns: ``window``: number of the window, from 0; ``window_draws``: its draws, None for
     the one that the run left open; ``is_first``: its first microbatch; ``difficulty``: the
@@ -64,7 +70,7 @@ def windows(history: pd.DataFrame) -> pd.DataFrame:
 
 
 def reaction(history: pd.DataFrame) -> dict[str, float | int]:
-    """What the draws of one run have to do with its noise.
+    """Return how the draws of one run depend on its noise.
 
     ``draws_noisy_first``, ``draws_clean_first``: mean draws of windows by their first microbatch;
     ``extra_draws``: their difference; ``draws_with_noisy``, ``draws_without_noisy``: by whether any

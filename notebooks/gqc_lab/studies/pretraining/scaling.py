@@ -1,9 +1,9 @@
-r"""Loss against token budget: one whole run for each budget, and the power law through their ends.
+r"""Loss against token budget: one whole run per budget, and a power law through their ends.
 
 Each budget is a run of its own, whose learning rate decays to its end: points along one curve are
 neither independent nor finished.  :math:`L = a\,D^{-b} + c` has three unknowns, and few budgets do
-not tell :math:`b` from the floor :math:`c`: both the law without a floor and the one with the floor
-that fits best are given.
+not separate :math:`b` from the floor :math:`c`: both the law without a floor and the one with the
+best floor are given.
 """
 
 from __future__ import annotations
@@ -14,24 +14,34 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gqc_lab.errors import check_name
 from gqc_lab.stats.analysis import PowerLaw, check_columns, power_law
-from gqc_lab.studies.pretraining.training import PretrainingConfig, config
+from gqc_lab.studies.pretraining.settings import PretrainingConfig, config
 
 __all__ = ["best_floor", "budgets", "fits"]
 
+#: scale -> token budgets
+BUDGETS = {
+    "smoke": [2**13, 2**14, 2**15, 2**16],
+    "laptop": [2**15, 2**16, 2**17, 2**18, 2**19],
+    "paper": [10_000_000, 30_000_000, 90_000_000, 282_000_000],
+}
 FLOORS = 400  #: tried between 0 and the least loss
 
 
 def budgets(
-    scale: str, methods: Sequence[str], tokens: Sequence[int], **overrides: Any
+    scale: str, methods: Sequence[str], tokens: Sequence[int] | None = None, **overrides: Any
 ) -> list[PretrainingConfig]:
-    """A config for each method and budget, evaluated at its end alone.
+    """Return a config for each method and budget, evaluated at its end alone.
 
     Args:
-        tokens: the budgets, three different ones at least.
+        tokens: the budgets, three different ones at least; None: those of the scale.
         scale, overrides: of `gqc_lab.studies.pretraining.settings.config`.
     Raises: ValueError: fewer budgets, or a bad value.
     """
+    if tokens is None:
+        check_name("scale", scale, BUDGETS)
+        tokens = BUDGETS[scale]
     if len(set(tokens)) < 3:
         raise ValueError(f"tokens={list(tokens)}: expected three different budgets or more")
     return [
@@ -42,7 +52,7 @@ def budgets(
 
 
 def best_floor(x: Sequence[float], y: Sequence[float]) -> PowerLaw:
-    """The power law with the floor, of `FLOORS` from 0 up to the least ``y``, that fits best.
+    """Return the power law with the best of `FLOORS` floors from 0 to the least ``y``.
 
     Best is the least sum of squared differences of ``y`` itself: logarithms of a difference that
     nearly vanishes would decide otherwise.
@@ -54,7 +64,7 @@ def best_floor(x: Sequence[float], y: Sequence[float]) -> PowerLaw:
 
 
 def fits(results: pd.DataFrame) -> pd.DataFrame:
-    """The two power laws of each method and seed.
+    """Return the two power laws of each method and seed.
 
     Args:
         results: a row per run: ``method``, ``seed``, ``tokens``, ``val_loss``.

@@ -9,7 +9,6 @@ from typing import Any
 from gqc.scalers.settings import ESTIMATORS
 from gqc.wrappers.gnr import MODES
 from gqc_lab.data.text import TOKENIZERS
-from gqc_lab.errors import check_name
 from gqc_lab.loop.norm_schedule import SETTINGS as NORM
 from gqc_lab.loop.scaler_controls import SCALER
 from gqc_lab.loop.settings import Config, Pairs, Setting, make_config, setting
@@ -75,6 +74,16 @@ SCALES["paper-16x"] = {
 TUNED = read_tuned(Path(__file__).with_name("tuned.csv"), ("scale", "method"), "val_loss")
 
 
+def _read_corpus(name: str, value: Any) -> str:
+    """Refuse a corpus that cannot be there; `gqc_lab.data.text` reads it."""
+    is_known = value == "kjv" or str(value).startswith("hf:") or Path(str(value)).is_file()
+    if not is_known:
+        raise ValueError(
+            f"{name}={value!r}: no such file; expected 'kjv', a path of a text file, or 'hf:NAME'"
+        )
+    return str(value)
+
+
 def _read_draws(name: str, value: Any) -> tuple[int, ...]:
     return tuple(Setting(kind=int, low=1).check(f"{name}: one of them", n) for n in value)
 
@@ -86,7 +95,7 @@ class PretrainingConfig(Config):
     method: str = setting(meaning="what decides when AdamW steps", choices=tuple(METHODS))
     scale: str = setting(meaning="sizes and budget", choices=tuple(SCALES))
     data_seed: int | None = setting(None, "seed of the data, None: ``seed``", low=0)
-    corpus: str = setting("kjv", "text, see `gqc_lab.data.text`")
+    corpus: str = setting("kjv", "text, see `gqc_lab.data.text`", read=_read_corpus)
     tokenizer: str = setting("character", "what a token is", choices=TOKENIZERS)
     validation_fraction: float = setting(0.05, "share of the text held out", above=0, below=1)
     train_tokens: int | None = setting(
@@ -178,7 +187,7 @@ class PretrainingConfig(Config):
 
     @property
     def name(self) -> str:
-        """The method, and whether its gradients are scaled too, in a word or three."""
+        """Method, and whether its gradients are scaled too."""
         is_both = self.vgs_alpha is not None and self.method != "vgs"
         return f"{self.method} + vgs" if is_both else self.method
 
@@ -207,20 +216,3 @@ def config(scale: str = "smoke", **overrides: Any) -> PretrainingConfig:
         return TUNED.get((values["scale"], values["method"]), {})
 
     return make_config(PretrainingConfig, SCALES, scale, values, tuned)
-
-
-def shorter(
-    budgets: dict[str, int], scale: str, tokens: int | None, evaluations: int
-) -> dict[str, int]:
-    """Return the fields of a run on fewer tokens than the scale has, evaluated so many times.
-
-    Args:
-        budgets: scale -> tokens; a scale that is missing trains on its own budget.
-        tokens: instead of those, unless None.
-    Raises: ValueError: unknown scale.
-    """
-    check_name("scale", scale, SCALES)
-    tokens = budgets.get(scale) if tokens is None else tokens
-    if tokens is None:
-        return {}
-    return {"tokens": tokens, "evaluation_tokens": max(tokens // evaluations, 1)}

@@ -2,19 +2,7 @@
 
 Every method sees the same data in the same order from the same initial weights (per seed), in
 microbatches of ``microbatch_size`` sequences of ``context`` tokens, and the same token budget; they
-differ in when AdamW steps:
-
-- ``"adamw"``: the control, every ``accumulation`` microbatches (a constant batch);
-- ``"gnts"``: when the norm of the mean gradient is under a threshold, which comes down over the
-  run;
-- ``"gns"``: when the batch is as large as the gradient noise scale of past windows asks for;
-- ``"normtest"``: when the noise in the mean gradient is small against it, by this window alone;
-- ``"mht"``: when the interval of the mean training loss is narrow;
-- ``"gnr"``: every ``min_draws`` microbatches, with the mean gradient rescaled to one norm;
-- ``"sbc"``: a batch that grows on a schedule from 1 to ``final_accumulation`` microbatches;
-- ``"replay"``: as often as a recorded run did (`replay_config`), whatever the gradient;
-- ``"vgs"``: as ``"adamw"``, with each step's gradient scaled down by its variance over the steps so
-  far.  With ``vgs_alpha`` every other method does so too.
+differ in when AdamW steps (`gqc_lab.studies.pretraining.methods.METHODS`).
 
 The learning rate warms up linearly and decays as a cosine in tokens, so equally for all methods.
 The held-out loss [nats per token] is measured on the same sequences for every method and seed.  A
@@ -39,9 +27,9 @@ from gqc_lab.loop.placement import find_device, find_dtype, make_generator
 from gqc_lab.loop.scaler_controls import COUNT, VARIANCE, apply_scaler
 from gqc_lab.models.gpt import GPT, GPTConfig, make_gpt
 from gqc_lab.studies.pretraining.methods import group_values, make_controls, scale, wrap
-from gqc_lab.studies.pretraining.settings import PretrainingConfig, config
+from gqc_lab.studies.pretraining.settings import PretrainingConfig
 
-__all__ = ["Pretraining", "PretrainingConfig", "build", "config", "recorded_draws", "replay_config"]
+__all__ = ["Pretraining", "build", "recorded_draws", "replay_config"]
 
 MEASURED = (
     *("num_draws", "steps", "grad_norm", "gradient_norm_threshold", "noise_scale", "lr"),
@@ -51,13 +39,13 @@ EVALUATION_CHUNK = 64  # sequences per forward pass; bounds memory, does not cha
 
 
 def build(config: PretrainingConfig) -> Pretraining:
-    """The experiment of that config: data read, weights drawn, nothing trained yet."""
+    """Return the experiment of that config, before its first step."""
     data = load_text_data(config.corpus, config.tokenizer, config.validation_fraction)
     return Pretraining(config, data)
 
 
 def recorded_draws(history: pd.DataFrame) -> tuple[int, ...]:
-    """The draws of a finished run, for the method ``"replay"``.
+    """Return the draws of a finished run, for the method ``"replay"``.
 
     Its last window, if the run ended inside it, is listed as one draw longer than it was: the
     replay then leaves it open too.
@@ -72,7 +60,7 @@ def recorded_draws(history: pd.DataFrame) -> tuple[int, ...]:
 
 
 def replay_config(run: Pretraining, data_seed: int) -> PretrainingConfig:
-    """The control of a finished run: its batch sizes, in order, without what it reacted to.
+    """Return the control of a finished run: its batch sizes in order, on other data.
 
     Weights, learning rate and all else are those of ``run``; so is the order of the text where
     ``data_seed`` is the run's own, and the replay is then the run over again.
@@ -82,14 +70,14 @@ def replay_config(run: Pretraining, data_seed: int) -> PretrainingConfig:
 
 
 class Pretraining(Experiment):
-    """See the module; made by `build`.
+    """Experiment of this module; `build` makes it.
 
     Records: ``microbatch``, ``tokens``, ``seconds``, ``loss`` [nats per token], ``stepped``,
     ``num_draws`` (of the window with this microbatch, so far), ``steps``, ``grad_norm`` (of the
     mean gradient of the window so far; None where no decision read it), ``gradient_norm_threshold``
     (None without), ``noise_scale`` (the wrapper's estimate of ``tr(Sigma) / |G|^2`` [microbatches],
-    None without or while unresolved), ``lr``, ``examples`` [sequences], ``val_loss`` (None but on
-    evaluations), ``changes``.  With a scaler also ``factor`` (on the gradient of this step, None
+    None without or while unresolved), ``lr``, ``examples`` [sequences], ``val_loss`` (None without
+    an evaluation), ``changes``.  With a scaler also ``factor`` (on the gradient of this step, None
     without a step) and the scaler's metrics after this microbatch (``vgs/...``); with
     ``noisy_share``, ``is_noisy``.
 
@@ -143,8 +131,7 @@ class Pretraining(Experiment):
             apply_scaler(self.scaler, applied)
 
     def twin(self, estimator: str | None = None) -> Pretraining:
-        """Another of the same config, at its beginning; with another ``vgs_estimator`` if one is
-        given."""
+        """Return another of the same config, at its start, with ``estimator`` if one is given."""
         estimator = estimator or self.config.vgs_estimator
         return Pretraining(replace(self.config, vgs_estimator=estimator), self.data)
 
@@ -204,7 +191,7 @@ class Pretraining(Experiment):
         return {"val_loss": torch.stack(sums).sum().item() / self._held_out[1].numel()}
 
     def summary(self) -> dict[str, Any]:
-        """Result numbers so far.
+        """Return the result numbers so far.
 
         The base's, and ``val_loss`` (the last one) [nats per token], its ``perplexity`` per token,
         ``steps`` of the optimizer, ``mean_logical_batch_examples`` (sequences per step, over closed
@@ -232,7 +219,7 @@ class Pretraining(Experiment):
 def shuffle_targets(
     targets: Tensor, share: float, generator: torch.Generator
 ) -> tuple[Tensor, bool]:
-    """With probability ``share`` the targets in random order, and whether they are.
+    """Return the targets, shuffled with probability ``share``, and whether they are.
 
     Args:
         targets: of one microbatch, any shape; all of them change places with each other.

@@ -1,4 +1,4 @@
-"""What the VGS estimators cost: bytes that a scaler holds, and time beside a step of AdamW.
+"""Costs of the VGS estimators: bytes that a scaler holds, and time next to a step of AdamW.
 
 Bytes are counted, not computed from a formula: of every tensor that can be reached from the scaler,
 each storage once, parameters left out.
@@ -18,11 +18,46 @@ from torch import Tensor
 from gqc.scalers import VarianceGradientScaler
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
 
+#: scale -> of the estimators' errors and costs (notebook 05): draws of a sketch's signs, gradients
+#: of each stream, decay of the averages, elements of a gradient, elements where they vary,
+#: images in a minibatch, width and layers of the network whose memory and time are measured
+SCALES: dict[str, dict[str, Any]] = {
+    "smoke": {
+        "num_signs": 8,
+        "steps": 200,
+        "beta": 0.98,
+        "numel": 2048,
+        "sizes": [32, 256, 2048],
+        "batch_sizes": [1, 8, 64, 512],
+        "width": 256,
+        "layers": 4,
+    },
+    "laptop": {
+        "num_signs": 10,
+        "steps": 800,
+        "beta": 0.99,
+        "numel": 4096,
+        "sizes": [32, 256, 2048, 16384],
+        "batch_sizes": [1, 4, 16, 64, 256],
+        "width": 512,
+        "layers": 4,
+    },
+    "paper": {
+        "num_signs": 20,
+        "steps": 3000,
+        "beta": 0.99,
+        "numel": 4096,
+        "sizes": [32, 256, 2048, 16384, 131072],
+        "batch_sizes": [1, 4, 16, 64, 256],
+        "width": 4096,
+        "layers": 8,
+    },
+}
 PLAIN = (dict, list, tuple, set)
 
 
 def held_bytes(owner: object, others: Iterable[Tensor] = ()) -> int:
-    """Bytes of the tensors that ``owner`` keeps alive, without those of ``others``.
+    """Return the bytes of the tensors that ``owner`` keeps alive, without those of ``others``.
 
     Looks into attributes, dicts, lists, tuples and sets; each storage counts once.
     """
@@ -47,7 +82,7 @@ def held_bytes(owner: object, others: Iterable[Tensor] = ()) -> int:
 
 
 def state_bytes(state: object) -> int:
-    """Bytes of the tensors in a ``state_dict``: what a checkpoint carries."""
+    """Return the bytes of the tensors in a ``state_dict``."""
     if isinstance(state, Tensor):
         return state.numel() * state.element_size()
     if isinstance(state, dict):
@@ -62,7 +97,7 @@ def measure_costs(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> pd.DataFrame:
-    """Memory and time of each estimator for parameters of these shapes.
+    """Return memory and time of each estimator for parameters of these shapes.
 
     A round times AdamW and every estimator in turn, so that what else the machine does falls on all
     of them; the medians are compared.

@@ -1,4 +1,4 @@
-r"""What a factor f of the gradient that falls with time does to the updates of Adam and of SGD.
+r"""Effect of a falling factor of the gradient on the updates of Adam and of SGD.
 
 A noisy quadratic, :math:`g = h w + \xi`, is minimised twice with the same noise: with g, and with
 :math:`f_t\,g`, where f falls from 1 to `FACTOR` over so many steps, evenly in its logarithm.
@@ -35,7 +35,7 @@ def measure(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> pd.DataFrame:
-    """Least ratio of updates with the factor to those without, in any window of `MEMORY` steps.
+    """Return the least ratio of updates with the factor to those without, over windows.
 
     Args:
         durations: steps in which the factor falls, at least 1; `MEMORY` is 100.
@@ -61,7 +61,7 @@ def measure(
 def ratios(
     optimizer: str, duration: int, seed: int = 0, device: str = "cpu", dtype: str = "float32"
 ) -> Tensor:
-    """Ratio of updates, window after window of `MEMORY` steps; see :func:`measure`."""
+    """Return the ratio of updates of each window of `MEMORY` steps; see :func:`measure`."""
     place, kind = find_device(device), find_dtype(dtype)
     generator = make_generator(seed, "factor invariance")
     curvature = torch.rand(SIZE, generator=generator).to(place, kind)

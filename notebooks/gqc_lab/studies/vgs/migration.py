@@ -1,4 +1,4 @@
-"""What becomes of a training whose VGS checkpoint is of a published version.
+"""Resuming a training from a VGS checkpoint of a published version.
 
 Some steps on a small noisy problem under the estimator that the version had; a file in the
 version's format; and on from there with a scaler of today, which cannot use the statistics.
@@ -47,7 +47,7 @@ Make = Callable[..., VarianceGradientScaler]
 
 
 def published_state(scaler: VarianceGradientScaler, version: str) -> dict[str, Any]:
-    """The state of a scaler in the format of a published version.
+    """Return the state of a scaler in the format of a published version.
 
     Args:
         scaler: of the estimator that the version had, with statistics.
@@ -80,7 +80,7 @@ def measure(
     dtype: str = "float32",
     make: Make = VarianceGradientScaler,
 ) -> pd.DataFrame:
-    """Load a file of each version, train on, and see what was promised.
+    """Load a file of each version, continue training, and check each promise.
 
     Args:
         versions: of `VERSIONS`.
@@ -131,7 +131,7 @@ def _migrate(version: str, seed: int, where: Mapping[str, Any], make: Make) -> d
 
 
 def _config(seed: int) -> dict[str, Any]:
-    """A configuration that no version has by default."""
+    """Return a configuration that no version has by default."""
     beta, alpha, eps, warmup = torch.rand(4, generator=make_generator(seed, "config")).tolist()
     return {
         "beta": 0.9 + 0.08 * beta,
@@ -161,23 +161,23 @@ class _Problem:
 
     @classmethod
     def start(cls, seed: int, where: Mapping[str, Any]) -> _Problem:
-        """At w = 0."""
+        """Return the problem at w = 0."""
         generator = make_generator(seed, "problem")
         targets = [torch.randn(shape, generator=generator).to(**where) for shape in SHAPES]
         return cls(targets, [torch.zeros_like(t, requires_grad=True) for t in targets], generator)
 
     def copy(self) -> _Problem:
-        """The same from here on, with parameters of its own."""
+        """Return the same problem from here on, with parameters of its own."""
         params = [p.detach().clone().requires_grad_() for p in self.params]
         return _Problem(self.targets, params, self.noise.clone_state())
 
     def loss(self) -> float:
-        """Without noise."""
+        """Return the loss without noise."""
         pairs = zip(self.params, self.targets, strict=True)
         return sum(float((p.detach() - t).square().sum()) / 2 for p, t in pairs)
 
     def train(self, scaler: VarianceGradientScaler, steps: int) -> list[float]:
-        """Steps of SGD with gradients scaled by ``scaler``; returns its factors."""
+        """Take steps of SGD with gradients scaled by ``scaler``, and return its factors."""
         optimizer, factors = torch.optim.SGD(self.params, LR), []
         for _ in range(steps):
             for param, target in zip(self.params, self.targets, strict=True):

@@ -76,7 +76,7 @@ class VGSTrainingConfig(Config):
 
     @property
     def method(self) -> str:
-        """What scales the gradient, in a few words."""
+        """What scales the gradient."""
         if self.constant_factor is not None:
             return "constant factor"
         return f"VGS, alpha {self.alpha:g}" if self.alpha else "no scaling"

@@ -1,11 +1,11 @@
-r"""Gradient streams of known noise-to-signal ratio, and what every VGS estimator makes of them.
+r"""Gradient streams of known noise-to-signal ratio, and the reading of every VGS estimator.
 
 A stream is a sequence of gradients of one tensor,
 :math:`g_t = \mu + \epsilon_t`.  Its *truth* is the ratio that V is meant to be,
 
 .. math:: R = \frac{\sum_j \mathrm{Var}\,\epsilon_j}{\sum_j \mu_j^2},
 
-known by construction.  Each one tells estimators apart that agree on others:
+known by construction.  Each one separates estimators that agree on others:
 
 - :func:`heterogeneous`: constant in time, different from element to element; R = 0;
 - :func:`uniform`: all elements equal, moving together; :func:`smoking_gun` is the published case;
@@ -31,6 +31,15 @@ from gqc.scalers import VarianceGradientScaler
 from gqc_lab.data.images import load_image_data
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
 from gqc_lab.models.mlp import MLPConfig, make_mlp
+
+#: scale -> of the comparison of all estimators (notebook 04): gradients of each stream, elements of
+#: a gradient, elements where their number varies, decay of the averages, which resolve ratios up to
+#: (1 + beta) / (1 - beta)
+SCALES: dict[str, dict[str, Any]] = {
+    "smoke": {"steps": 150, "numel": 512, "sizes": [64, 512, 2048], "beta": 0.98},
+    "laptop": {"steps": 1000, "numel": 4096, "sizes": [64, 512, 4096], "beta": 0.99},
+    "paper": {"steps": 5000, "numel": 4096, "sizes": [64, 512, 4096, 32768, 1048576], "beta": 0.99},
+}
 
 #: estimator -> the version of the method that it is the V of, in order of appearance
 VERSIONS = {
@@ -60,12 +69,12 @@ class Stream:
     start: Callable[[torch.Generator], Iterator[Tensor]]
 
     def gradients(self, seed: int) -> Iterator[Tensor]:
-        """The endless stream of that seed."""
+        """Return the endless stream of that seed."""
         return self.start(make_generator(seed, self.name))
 
 
 def heterogeneous(numel: int) -> Stream:
-    """Constant in time; one element in eight is 8, the others 0 (spatial variance / mean^2 = 7)."""
+    """Return a constant stream: one element in eight is 8, the others 0."""
 
     def start(generator: torch.Generator) -> Iterator[Tensor]:
         gradient = torch.zeros(numel)
@@ -77,7 +86,7 @@ def heterogeneous(numel: int) -> Stream:
 
 
 def uniform(numel: int, mean: float, deviation: float, name: str | None = None) -> Stream:
-    """All elements are the same number, Gaussian in time: R = (deviation / mean)^2."""
+    """Return a stream of equal elements, Gaussian in time: R = (deviation / mean)^2."""
 
     def start(generator: torch.Generator) -> Iterator[Tensor]:
         while True:
@@ -88,7 +97,7 @@ def uniform(numel: int, mean: float, deviation: float, name: str | None = None) 
 
 
 def smoking_gun(numel: int) -> Stream:
-    """The published test of version 2.0: a uniform gradient of ones times ``randn * 2``.
+    """Return the published test of version 2.0: a uniform gradient of ones times ``randn * 2``.
 
     Its mean is zero, so the ratio is infinite; version 2.0 calls it 0.000000.
     """
@@ -96,7 +105,7 @@ def smoking_gun(numel: int) -> Stream:
 
 
 def iid(numel: int, ratio: float, has_equal_means: bool = False) -> Stream:
-    """Independent Gaussian noise of ``ratio`` times the power of the mean gradient.
+    """Return a stream of independent noise of ``ratio`` times the power of the mean gradient.
 
     Args:
         numel: elements.
@@ -115,7 +124,7 @@ def iid(numel: int, ratio: float, has_equal_means: bool = False) -> Stream:
 
 
 def rotating(numel: int, ratio: float, period: float) -> Stream:
-    r"""Independent noise of ``ratio`` around a mean that turns through all directions of a plane.
+    r"""Return a stream of independent noise around a mean that turns in a plane.
 
     The ratio is the same at any time; :func:`drift_prediction` is what the average over time makes
     of it.
@@ -141,7 +150,7 @@ def rotating(numel: int, ratio: float, period: float) -> Stream:
 
 
 def drift_prediction(ratio: float, period: float, beta: float) -> float:
-    r"""V of :func:`rotating` after many updates, in expectation; ``inf`` where it is unresolved.
+    r"""Return the expected V of :func:`rotating` after many updates; ``inf`` if unresolved.
 
     The average keeps the share
     :math:`q = (1-\beta)^2 / |1 - \beta e^{i\omega}|^2`, :math:`\omega = 2\pi/\mathrm{period}`, of
@@ -154,7 +163,9 @@ def drift_prediction(ratio: float, period: float, beta: float) -> float:
 
 
 def minibatches(per_example: Tensor, batch_size: int) -> Stream:
-    r"""Gradients of minibatches, drawn with replacement: :math:`R = R_1 / \mathrm{batch}` exactly.
+    r"""Return a stream of minibatch gradients: :math:`R = R_1 / \mathrm{batch}`, exactly.
+
+    Examples are drawn with replacement.
 
     Args:
         per_example: gradient of each example [examples, elements] at the same weights.
@@ -173,7 +184,7 @@ def minibatches(per_example: Tensor, batch_size: int) -> Stream:
 
 
 def digits_gradients(width: int = 16, label_noise: float = 0.3, seed: int = 0) -> Tensor:
-    """Gradient of every training image of the digits, for :func:`minibatches`.
+    """Return the gradient of every training image of the digits, for :func:`minibatches`.
 
     Of a perceptron with two hidden layers at its initial weights.
 
@@ -204,7 +215,7 @@ def measure(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> pd.DataFrame:
-    """V of every estimator on every stream, none of them capped but by what ``beta`` resolves.
+    """Return V of every estimator on every stream, capped only by what ``beta`` resolves.
 
     All estimators read the same gradients.
 
@@ -227,10 +238,9 @@ def measure(
     for stream in streams:
         for seed in seeds:
             parameter = torch.zeros(stream.numel, **place, requires_grad=True)
+            common = {"beta": beta, "variance_cap": None}
             scalers = {
-                label: VarianceGradientScaler(
-                    [parameter], **{"beta": beta, "variance_cap": None, **options}
-                )
+                label: VarianceGradientScaler([parameter], **{**common, **options})
                 for label, options in estimators.items()
             }
             for step, gradient in enumerate(islice(stream.gradients(seed), steps), 1):
@@ -239,10 +249,8 @@ def measure(
                     scaler.update_statistics()
                 if step in read_at:
                     shared = (stream.name, stream.truth, stream.numel, seed)
-                    rows += [
-                        (*shared, label, step, *_reading(scaler, step))
-                        for label, scaler in scalers.items()
-                    ]
+                    for label, scaler in scalers.items():
+                        rows.append((*shared, label, step, *_reading(scaler, step)))
     columns = ["stream", "truth", "numel", "seed", "estimator", "step"]
     return pd.DataFrame(rows, columns=[*columns, "variance", "is_unresolved", "ceiling"])
 
@@ -271,5 +279,5 @@ def _direction(numel: int, generator: torch.Generator) -> Tensor:
 
 
 def _unit(vector: Tensor) -> Tensor:
-    """Of mean square 1."""
+    """Scale a vector to mean square 1."""
     return vector / vector.square().mean().sqrt()

@@ -6,7 +6,7 @@ not differentiated).  SGD, SGD with momentum, or AdamW, wrapped so that each ste
 scaled; with ``alpha`` 0 the scaler only measures and training is that of the plain optimizer.
 
 Methods share data, order and initial weights per seed.  ``constant_factor`` is the control that
-tells "reacts to noise" from "smaller steps".
+separates "reacts to noise" from "smaller steps".
 """
 
 from __future__ import annotations
@@ -55,17 +55,17 @@ MEDIAN_OVER = 100  #: records of the running median
 
 
 def build(config: VGSTrainingConfig) -> VGSTraining:
-    """The experiment of that config: data made, weights drawn, nothing trained yet."""
+    """Return the experiment of that config, before its first step."""
     return Digits(config) if config.task == "digits" else Values(config)
 
 
 class VGSTraining(Experiment):
-    """See the module; made by `build`.
+    """Experiment of this module; `build` makes it.
 
     Records: ``microbatch``, ``examples``, ``seconds``, ``loss``, ``stepped``, ``lr``,
     ``grad_norm`` (of the raw gradient), ``factor`` (on this gradient), ``update_norm`` (of the
     change of all weights), the scaler's metrics after this step (``vgs/...``), ``val_loss`` and
-    ``val_error`` (None but on evaluations), ``changes``.
+    ``val_error`` (None except on evaluations), ``changes``.
 
     Controls: those of `gqc_lab.loop.scaler_controls`, and ``lr_scale``.
     """
@@ -104,8 +104,7 @@ class VGSTraining(Experiment):
         )
 
     def twin(self, estimator: str | None = None) -> VGSTraining:
-        """Another of the same config, at its beginning; with another ``estimator`` if one is
-        given."""
+        """Return another of the same config, at its start, with ``estimator`` if one is given."""
         return build(replace(self.config, estimator=estimator or self.config.estimator))
 
     def set_hyperparameters(self) -> None:
@@ -144,7 +143,7 @@ class VGSTraining(Experiment):
         return self.done >= self.total or self.microbatch % self.config.evaluation_steps == 0
 
     def summary(self) -> dict[str, Any]:
-        """Result numbers so far: the base's, those of `stability`, ``lr``, ``steps`` and
+        """Return the result numbers so far: the base's, those of `stability`, ``lr``, ``steps`` and
         ``at_cap``, the share of steps after the warmup whose V is the cap or more."""
         history, c, numbers = self.history, self.config, {}
         if self.microbatch:
@@ -220,7 +219,7 @@ class Values(VGSTraining):
 
 
 def stability(history: pd.DataFrame, warmup_steps: int = 0) -> dict[str, float | None]:
-    """How steadily one run trained.
+    """Return numbers on how steadily one run trained.
 
     Returns: ``val_loss`` and ``val_error`` (the last), ``tail_val_loss`` (mean over the last
         quarter of the evaluations), ``best_val_loss``, ``val_loss_sd`` and ``loss_sd`` (standard
@@ -255,12 +254,12 @@ def stability(history: pd.DataFrame, warmup_steps: int = 0) -> dict[str, float |
 
 
 def _finite(values: pd.Series) -> pd.Series:
-    """NaN for infinite values."""
+    """Replace infinite values by NaN."""
     return values.where(np.isfinite(values))
 
 
 def adam_response(factors: ArrayLike, beta1: float, beta2: float) -> NDArray[np.floating]:
-    r"""Size of Adam's updates with scaled gradients, relative to unscaled ones.
+    r"""Return the size of Adam's updates with scaled gradients, relative to unscaled ones.
 
     For independent gradients of constant size, multiplied by :math:`f_t`:
     :math:`\sqrt{E m_t^2} \propto (\sum_s \beta_1^{2(t-s)} f_s^2)^{1/2}` and

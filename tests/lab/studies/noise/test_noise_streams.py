@@ -10,7 +10,6 @@ import torch
 from scipy import stats
 
 from gqc.noise import two_batch_errors
-from gqc_lab.studies.noise import streams as noise_streams
 from gqc_lab.studies.noise.streams import (
     COLUMNS,
     measure_estimates,
@@ -152,12 +151,6 @@ def test_an_unresolved_noise_scale_is_no_number_and_has_no_upper_bound():
     assert 0 < ours["measured"].isna().sum() < 8  # a coin flip each
     assert (ours["measured"].dropna() > 0).all()
     assert (ours["high"] == math.inf).sum() >= 6  # at 95 %
-
-
-def test_scales():
-    assert noise_streams.find_num_windows("smoke") < noise_streams.find_num_windows("laptop")
-    with pytest.raises(ValueError, match="scale='labtop': did you mean 'laptop'"):
-        noise_streams.find_num_windows("labtop")
 
 
 def test_nothing_touches_the_global_random_stream():

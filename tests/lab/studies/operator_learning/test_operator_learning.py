@@ -18,7 +18,8 @@ from gqc_lab.models.operator import make_operator
 from gqc_lab.studies import operator_learning
 from gqc_lab.studies.operator_learning import measures as operator_measures
 from gqc_lab.studies.operator_learning import settings as operator_learning_config
-from gqc_lab.studies.operator_learning.training import METHODS, OperatorLearning
+from gqc_lab.studies.operator_learning.settings import METHODS
+from gqc_lab.studies.operator_learning.training import OperatorLearning
 
 FRAMES, POINTS = 21, 32
 
