@@ -39,8 +39,8 @@ PARTS = ("gqc_lab.data", "gqc_lab.models")  # neither knows of the other
 
 MOST_LINES_OF_A_MODULE = 350
 MOST_LINES_OF_A_FUNCTION = 50
-MOST_LINES_OF_THE_CORE = 8_300
-MOST_LINES = 27_200  # of all packages
+MOST_LINES_OF_THE_CORE = 9_000
+MOST_LINES = 27_900  # of all packages
 
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
