@@ -135,6 +135,7 @@ class VarianceGradientScaler:
     estimator: str = _setting("estimator", is_fixed=True)
     granularity: str = _setting("granularity", is_fixed=True)
 
+    @torch._disable_dynamo  # a compiled train step calls it as it is
     def scale_gradients(self) -> float:
         """Scale ``.grad`` of all parameters in place; once a step, before clipping.
 
@@ -143,6 +144,7 @@ class VarianceGradientScaler:
         """
         return self._scale() if self.enabled else 1.0
 
+    @torch._disable_dynamo
     def step(self) -> None:
         """Count a step; read the gradient unless this step's was read before."""
         if not self.enabled:

@@ -14,7 +14,16 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from gqc_lab.figures.style import DASHES, HOUSE, OKABE_ITO, band, plain_numbers, thin
+from gqc_lab.figures.style import (
+    DASHES,
+    HOUSE,
+    OKABE_ITO,
+    add_line,
+    band,
+    in_legend_once,
+    plain_numbers,
+    thin,
+)
 from gqc_lab.figures.vgs import BLACK, LEGEND_ABOVE
 from gqc_lab.stats.analysis import check_columns
 
@@ -81,13 +90,8 @@ def spectra(
     for color, row in zip(OKABE_ITO, rows, strict=False):
         for name, field, dash in (("truth", truth, "solid"), ("prediction", predicted, "dash")):
             amplitude = 2 * np.abs(np.fft.rfft(field[row], norm="forward"))[1 : len(modes) + 1]
-            figure.add_scatter(
-                x=plain_numbers(modes),
-                y=plain_numbers(amplitude),
-                name=f"{name}, t = {row * interval:.1f}",
-                mode="lines",
-                line={"color": color, "dash": dash, "width": 2},
-            )
+            label = f"{name}, t = {row * interval:.1f}"
+            add_line(figure, modes, amplitude, label, {"color": color, "dash": dash, "width": 2})
     figure.update_xaxes(
         type="log", title_text="wave number [1/period]", rangemode="normal", dtick=1
     )
@@ -213,13 +217,8 @@ def curves(
     check_columns("curves", frame, ["name", "epoch", y])
     figure = go.Figure(layout={"template": HOUSE, "title_text": title, "showlegend": True})
     for i, (name, rows) in enumerate(frame.groupby("name", sort=False)):
-        figure.add_scatter(
-            x=plain_numbers(rows["epoch"]),
-            y=plain_numbers(rows[y]),
-            name=str(name),
-            mode="lines",
-            line={"color": OKABE_ITO[i % 7], "dash": DASHES[i % 6], "width": 2.5},
-        )
+        style = {"color": OKABE_ITO[i % 7], "dash": DASHES[i % 6], "width": 2.5}
+        add_line(figure, rows["epoch"], rows[y], str(name), style)
     if limit is not None:
         line = {"color": BLACK, "width": 1.5, "dash": "dot"}
         figure.add_hline(limit, line=line, annotation_text=f"{limit:g}")
@@ -260,25 +259,10 @@ def _panels(titles: Sequence[str], title: str) -> go.Figure:
 
 
 def _curve(
-    figure: go.Figure,
-    rows: pd.DataFrame,
-    y: str,
-    name: str,
-    style: dict[str, Any],
-    panel: int,
-    num_panels: int,
+    figure: go.Figure, rows: pd.DataFrame, y: str, name: str, style: Any, panel: int, panels: int
 ) -> None:
-    columns = min(3, num_panels)
-    is_first = not any(trace.name == name for trace in figure.data)
-    curve = thin(rows, y)
-    figure.add_scatter(
-        x=plain_numbers(curve["epoch"]),
-        y=plain_numbers(curve[y]),
-        name=name,
-        legendgroup=name,
-        showlegend=is_first,
-        mode="lines",
-        line={**style, "width": 2},
-        row=panel // columns + 1,
-        col=panel % columns + 1,
-    )
+    columns, curve = min(3, panels), thin(rows, y)
+    place = {"row": panel // columns + 1, "col": panel % columns + 1}
+    style = style | {"width": 2}
+    once = in_legend_once(figure, name)
+    add_line(figure, curve["epoch"], curve[y], name, style, **place, **once)
