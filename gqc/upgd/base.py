@@ -41,6 +41,7 @@ class UtilityOptimizer(CheckpointedOptimizer):
         """Where the weights would go without gates and noise."""
         return block.grads
 
+    @torch._disable_dynamo  # a compiled train step calls it as it is
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move every parameter that has a gradient.

@@ -61,4 +61,12 @@ def main() -> None:
     except ModuleNotFoundError as error:
         print(f"{_NEEDS_LAB} ({error.name} is missing)", file=sys.stderr)
         raise SystemExit(2) from None
-    _make_app()(_join_parameters(sys.argv[1:]), prog_name="gqc")
+    from gqc_lab.errors import BadInput
+    from gqc_lab.runs.store import CorruptRun
+
+    try:
+        _make_app()(_join_parameters(sys.argv[1:]), prog_name="gqc")
+    except (BadInput, CorruptRun, OSError) as error:
+        print(f"gqc: {error}", file=sys.stderr)
+        # A scheduler that goes away is no mistake of the user's.
+        raise SystemExit(1 if isinstance(error, ConnectionError) else 2) from None

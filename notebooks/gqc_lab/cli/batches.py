@@ -1,6 +1,5 @@
 """``gqc run`` and ``gqc batch``: execute notebooks, plan and inspect batches of runs."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,19 +37,16 @@ def add_run(app: "typer.Typer") -> None:
         from gqc_lab.runs.parameters import parse_option
         from gqc_lab.runs.plan import read_parameters, single
 
-        try:
-            read = read_notebook(notebook)
-            if preset:
-                raise BadInput("--preset: a scale has their values now; give -p scale laptop")
-            given = read_parameters(files or [], read)
-            for each in parameters or []:
-                name, equals, text = each.partition("=")
-                if not equals:
-                    raise BadInput(f"-p {each}: expected a name and a value")
-                given[name] = parse_option(read.declared, name, text)
-            batch = single(read, given)
-        except BadInput as error:
-            fail(error)
+        read = read_notebook(notebook)
+        if preset:
+            raise BadInput("--preset: a scale has their values now; give -p scale laptop")
+        given = read_parameters(files or [], read)
+        for each in parameters or []:
+            name, equals, text = each.partition("=")
+            if not equals:
+                raise BadInput(f"-p {each}: expected a name and a value")
+            given[name] = parse_option(read.declared, name, text)
+        batch = single(read, given)
         raise typer.Exit(_execute(batch, runs, 1, cold, retry=1, is_fail_fast=False))
 
 
@@ -90,18 +86,14 @@ def add_batch_commands(batches: "typer.Typer") -> None:
         ] = None,
     ) -> None:
         """Show the runs, what is finished and the time that is left; run nothing."""
-        from gqc_lab.errors import BadInput
-        from gqc_lab.runs.overview import print_plan
+        from gqc_lab.runs import overview
         from gqc_lab.runs.store import Store
 
-        batch = read(file)
+        batch, store = read(file), Store(runs)
         if explain is None:
-            try:
-                print_plan(batch, Store(runs), jobs, make_console())
-            except BadInput as error:
-                fail(error)
+            overview.print_plan(batch, store, jobs, make_console())
         else:
-            _explain(batch, Store(runs), explain)
+            print("\n".join(overview.explain(overview.find_run(batch, explain), batch, store)))
 
     @batches.command("status")
     def batch_status(file: File, runs: Runs = Path("runs")) -> None:
@@ -110,17 +102,6 @@ def add_batch_commands(batches: "typer.Typer") -> None:
         from gqc_lab.runs.store import Store
 
         raise typer.Exit(print_status(read(file), Store(runs), make_console()))
-
-
-def _explain(batch: "Batch", store: "Store", start: str) -> None:
-    from gqc_lab.errors import BadInput
-    from gqc_lab.runs.overview import explain, find_run
-
-    try:
-        run = find_run(batch, start)
-    except BadInput as error:
-        fail(error)
-    print("\n".join(explain(run, batch, store)))
 
 
 def _execute(
@@ -133,37 +114,24 @@ def _execute(
     scheduler: str | None = None,
 ) -> int:
     """Execute and report; returns the exit code."""
-    from gqc_lab.errors import BadInput
     from gqc_lab.runs.progress import BatchProgress
     from gqc_lab.runs.report import figure_function
     from gqc_lab.runs.store import Store
 
     if runs.exists() and not runs.is_dir():
         fail(f"--runs {runs}: expected a folder")
-    try:
-        if batch.report.figure:
-            figure_function(batch)
-    except BadInput as error:
-        fail(error)
+    if batch.report.figure:
+        figure_function(batch)  # refused before anything runs
     console, store = make_console(), Store(runs)
     with BatchProgress(batch, console) as progress:
-        try:
-            outcomes = _execute_on(
-                scheduler, batch, store, progress, is_forked=not is_cold,
-                jobs=jobs, retry=retry, is_fail_fast=is_fail_fast,
-            )  # fmt: skip
-        except BadInput as error:
-            fail(error)
-        except ConnectionError as error:
-            print(f"gqc: {error}", file=sys.stderr)
-            return 1
+        outcomes = _execute_on(
+            scheduler, batch, store, progress, is_forked=not is_cold,
+            jobs=jobs, retry=retry, is_fail_fast=is_fail_fast,
+        )  # fmt: skip
     counts = [f"{outcomes.count(s)} {s}" for s in dict.fromkeys(outcomes.statuses.values())]
     runs_of_it = "1 run" if len(batch.runs) == 1 else f"{len(batch.runs)} runs"
     console.print(f"{batch.name}: {runs_of_it}: {', '.join(counts)}", highlight=False)
-    try:
-        _report(batch, store, console)
-    except BadInput as error:  # the runs are stored; only the report is not as asked for
-        fail(error)
+    _report(batch, store, console)
     if outcomes.is_interrupted:
         console.print("interrupted; the same command goes on from here")
         return 130

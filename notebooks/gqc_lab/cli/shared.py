@@ -27,24 +27,17 @@ def make_console() -> Console:
 
 
 def read(file: Path) -> Batch:
-    from gqc_lab.errors import BadInput
     from gqc_lab.runs.plan import read_batch
 
-    try:
-        return read_batch(file)
-    except BadInput as error:
-        fail(error)
+    return read_batch(file)
 
 
 def load(runs: Path, where: str | None) -> Runs:
     from duckdb import Error
 
     from gqc_lab.runs.results import load
-    from gqc_lab.runs.store import CorruptRun
 
     try:
         return load(runs, where)
-    except (FileNotFoundError, CorruptRun) as error:
-        fail(error)
     except Error as error:
         fail(f"--where {where!r}: {str(error).splitlines()[0]}")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gqc_lab.cli.shared import fail, load, make_console, read
+from gqc_lab.cli.shared import load, make_console, read
 
 
 def add_runs_commands(stored: "typer.Typer") -> None:
@@ -36,14 +36,10 @@ def add_runs_commands(stored: "typer.Typer") -> None:
         """Print all that is known of a run, as JSON."""
         import json
 
-        from gqc_lab.errors import BadInput
         from gqc_lab.runs.results import describe_run
         from gqc_lab.runs.store import Store
 
-        try:
-            print(json.dumps(describe_run(Store(runs), Store(runs).find(key)), indent=1))
-        except BadInput as error:
-            fail(error)
+        print(json.dumps(describe_run(Store(runs), Store(runs).find(key)), indent=1))
 
     @stored.command("export")
     def export_runs(
@@ -55,14 +51,10 @@ def add_runs_commands(stored: "typer.Typer") -> None:
         runs: Runs = Path("runs"),
     ) -> None:
         """Write the results, or the histories, of finished runs as one table."""
-        from gqc_lab.errors import BadInput
         from gqc_lab.runs.results import export
 
         loaded = load(runs, where)
-        try:
-            export(loaded.history if history else loaded.results, path)
-        except BadInput as error:
-            fail(error)
+        export(loaded.history if history else loaded.results, path)
 
     @stored.command("gc")
     def collect_garbage(
@@ -96,12 +88,8 @@ def add_gallery(app: "typer.Typer") -> None:
         output: Annotated[Path, typer.Option(help="Folder to write.")] = Path("build/gallery"),
     ) -> None:
         """Render finished runs as HTML pages with an index, to be opened without a network."""
-        from gqc_lab.errors import BadInput
         from gqc_lab.publish.gallery import build_gallery
         from gqc_lab.runs.store import Store
 
         batch = read(file) if file else None
-        try:
-            print(f"open {build_gallery(Store(runs), output, batch)}")
-        except BadInput as error:
-            fail(error)
+        print(f"open {build_gallery(Store(runs), output, batch)}")

@@ -6,7 +6,7 @@ intervals over seeds, where there are two or more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from gqc_lab.figures.style import (
     HOUSE,
     LABELS,
     OKABE_ITO,
+    add_line,
     dashes_on_top,
     method_styles,
     over_seeds,
@@ -45,7 +46,7 @@ def comparison_losses(history: pd.DataFrame, y: str = "val_loss") -> go.Figure:
         history: records with ``comparison``, ``method``, ``seed``, ``tokens`` and ``y``.
     """
     check_columns("comparison_losses", history, ["comparison", "method", "seed", "tokens", y])
-    names, styles = list(history["comparison"].unique()), method_styles(history["method"])
+    names, styles = list(history["comparison"].unique()), _thinner(history["method"])
     height = PANEL * len(names) + GAP * (len(names) - 1)
     spacing = {"shared_xaxes": True, "vertical_spacing": GAP / height}
     figure = make_subplots(len(names), 1, subplot_titles=names, **spacing)
@@ -55,7 +56,7 @@ def comparison_losses(history: pd.DataFrame, y: str = "val_loss") -> go.Figure:
         for method, runs in panel.groupby("method", sort=False):
             mean = thin(runs.groupby("tokens")[y].mean().reset_index(), y)
             place = {"row": row, "col": 1, "legend": legend}
-            _curve(figure, mean["tokens"], mean[y], str(method), styles[str(method)], **place)
+            add_line(figure, mean["tokens"], mean[y], str(method), styles[str(method)], **place)
         top = 1 - (row - 1) * (PANEL + GAP) / height
         figure.update_layout({legend: {"x": 1.02, "y": top, "yanchor": "top"}})
     title = f"Loss at equal tokens, {over_seeds(history)}"
@@ -77,7 +78,7 @@ def batch_invariance(results: pd.DataFrame) -> go.Figure:
     check_columns("batch_invariance", results, ["microbatch_size", "seed", *shown])
     titles = ["logical batch", "final loss"]
     figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.16)
-    styles = method_styles(["gnts"])
+    styles = _thinner(["gnts"])
     for column, (name, label) in enumerate(shown.items(), 1):
         points = summarize(results.dropna(subset=[name]), "microbatch_size", name)
         _points(figure, points, "microbatch_size", "gnts", styles, row=1, col=column)
@@ -109,14 +110,14 @@ def warmup_panels(history: pd.DataFrame, over: int = 11) -> go.Figure:
     end = history.loc[history["is_warmup"], "microbatch"].max()
     near = history[history["microbatch"] <= 2 * end]
     figure = make_subplots(1, 3, horizontal_spacing=0.16)
-    styles = method_styles(near["method"])
+    styles = _thinner(near["method"])
     for method, runs in near.groupby("method", sort=False):
         means = runs.groupby("microbatch")[list(shown)].mean()
         means["loss"] = means["loss"].rolling(over, center=True, min_periods=1).mean()
         for column, name in enumerate(shown, 1):
             curve = thin(means[name].reset_index(), name)
             place = {"row": 1, "col": column, "showlegend": column == 1, "legendgroup": method}
-            _curve(figure, curve["microbatch"], curve[name], str(method), styles[method], **place)
+            add_line(figure, curve["microbatch"], curve[name], str(method), styles[method], **place)
     for column, label in enumerate(shown.values(), 1):
         figure.update_yaxes(title_text=label, row=1, col=column)
     figure.update_yaxes(type="log", dtick=1, row=1, col=1)
@@ -173,13 +174,13 @@ def angles(
     check_columns("angles", history, ["kind", x, *names])
     steps = history[history["kind"] == "step"].astype(dict.fromkeys(names, float))
     figure = go.Figure(layout={"template": HOUSE, "title_text": "Gradient and Adam's momentum"})
-    styles = method_styles(names.values())
+    styles = _thinner(names.values())
     for column, name in names.items():
         means = steps.groupby(x)[column].mean()
         # From the first step on, whose momentum is the gradient: a centred mean would hide it.
         curve = means.rolling(over, min_periods=1).mean().dropna().reset_index()
         curve = thin(curve, column)
-        _curve(figure, curve[x], curve[column], name, styles[name])
+        add_line(figure, curve[x], curve[column], name, styles[name])
     if "predicted_angle" in history:
         moments = history[history["kind"] == "probe"].groupby(x)["predicted_angle"].mean()
         point = {"mode": "markers", "marker": {"color": "#000000", "size": 9, "symbol": "diamond"}}
@@ -298,12 +299,12 @@ def power_laws(results: pd.DataFrame) -> go.Figure:
     """
     check_columns("power_laws", results, ["method", "seed", "tokens", "val_loss"])
     figure = go.Figure(layout={"template": HOUSE, "title_text": "Final loss against token budget"})
-    styles = method_styles(results["method"])
+    styles = _thinner(results["method"])
     for method, runs in results.groupby("method", sort=False):
         points = summarize(runs, "tokens", "val_loss")
         law = power_law(points["tokens"], points["mean"])
         name = f"{method}: exponent {law.exponent:.3f}<br>of the means, no floor"
-        _curve(
+        add_line(
             figure, points["tokens"], pd.Series(law(points["tokens"])), name, styles[str(method)]
         )
         _points(figure, points, "tokens", str(method), styles)
@@ -313,11 +314,8 @@ def power_laws(results: pd.DataFrame) -> go.Figure:
     return figure
 
 
-def _curve(
-    figure: go.Figure, x: pd.Series, y: pd.Series, name: str, style: dict[str, Any], **place: Any
-) -> None:
-    values = {"x": plain_numbers(x), "y": plain_numbers(y)}
-    figure.add_scatter(**values, name=name, mode="lines", line=style | {"width": 2}, **place)
+def _thinner(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    return {name: style | {"width": 2} for name, style in method_styles(names).items()}
 
 
 def _points(

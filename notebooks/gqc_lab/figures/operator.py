@@ -14,7 +14,16 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from gqc_lab.figures.style import DASHES, HOUSE, OKABE_ITO, band, plain_numbers, thin
+from gqc_lab.figures.style import (
+    DASHES,
+    HOUSE,
+    OKABE_ITO,
+    add_line,
+    band,
+    in_legend_once,
+    plain_numbers,
+    thin,
+)
 from gqc_lab.figures.vgs import BLACK, LEGEND_ABOVE
 from gqc_lab.stats.analysis import check_columns
 
@@ -81,13 +90,8 @@ def spectra(
     for color, row in zip(OKABE_ITO, rows, strict=False):
         for name, field, dash in (("truth", truth, "solid"), ("prediction", predicted, "dash")):
             amplitude = 2 * np.abs(np.fft.rfft(field[row], norm="forward"))[1 : len(modes) + 1]
-            figure.add_scatter(
-                x=plain_numbers(modes),
-                y=plain_numbers(amplitude),
-                name=f"{name}, t = {row * interval:.1f}",
-                mode="lines",
-                line={"color": color, "dash": dash, "width": 2},
-            )
+            label = f"{name}, t = {row * interval:.1f}"
+            add_line(figure, modes, amplitude, label, {"color": color, "dash": dash, "width": 2})
     figure.update_xaxes(
         type="log", title_text="wave number [1/period]", rangemode="normal", dtick=1
     )
@@ -179,24 +183,12 @@ def against_weight(
             mode="lines+markers",
             line={**style, "dash": DASHES[i % 6]},
         )
-        bad = rows[rows["num_not_finite"] > 0]
-        if len(bad):
-            figure.add_scatter(
-                x=plain_numbers(bad["inverse_weight"]),
-                y=[top] * len(bad),
-                name=f"{variant}: NaN or infinite",
-                mode="markers",
-                marker={**style, "symbol": "x", "size": 10},
-            )
-    if reported:
-        star = {"color": BLACK, "symbol": "star", "size": 12}
-        figure.add_scatter(
-            x=plain_numbers(list(reported)),
-            y=plain_numbers(list(reported.values())),
-            name="reported",
-            mode="markers",
-            marker=star,
-        )
+        bad = rows.loc[rows["num_not_finite"] > 0, "inverse_weight"].tolist()
+        cross = {**style, "symbol": "x", "size": 10}
+        _add_markers(figure, bad, [top] * len(bad), f"{variant}: NaN or infinite", cross)
+    star = {"color": BLACK, "symbol": "star", "size": 12}
+    reported = reported or {}
+    _add_markers(figure, list(reported), list(reported.values()), "reported", star)
     if limit is not None:
         figure.add_hline(limit, line={"color": BLACK, "width": 1.5, "dash": "dot"})
     figure.update_xaxes(type="log", title_text="weight of the inverse losses", rangemode="normal")
@@ -206,6 +198,14 @@ def against_weight(
     return figure
 
 
+def _add_markers(
+    figure: go.Figure, x: list[float], y: list[float], name: str, marker: dict[str, Any]
+) -> None:
+    if x:
+        points = {"x": plain_numbers(x), "y": plain_numbers(y)}
+        figure.add_scatter(**points, name=name, mode="markers", marker=marker)
+
+
 def curves(
     frame: pd.DataFrame, y: str, title: str, y_title: str, limit: float | None = None
 ) -> go.Figure:
@@ -213,13 +213,8 @@ def curves(
     check_columns("curves", frame, ["name", "epoch", y])
     figure = go.Figure(layout={"template": HOUSE, "title_text": title, "showlegend": True})
     for i, (name, rows) in enumerate(frame.groupby("name", sort=False)):
-        figure.add_scatter(
-            x=plain_numbers(rows["epoch"]),
-            y=plain_numbers(rows[y]),
-            name=str(name),
-            mode="lines",
-            line={"color": OKABE_ITO[i % 7], "dash": DASHES[i % 6], "width": 2.5},
-        )
+        style = {"color": OKABE_ITO[i % 7], "dash": DASHES[i % 6], "width": 2.5}
+        add_line(figure, rows["epoch"], rows[y], str(name), style)
     if limit is not None:
         line = {"color": BLACK, "width": 1.5, "dash": "dot"}
         figure.add_hline(limit, line=line, annotation_text=f"{limit:g}")
@@ -260,25 +255,10 @@ def _panels(titles: Sequence[str], title: str) -> go.Figure:
 
 
 def _curve(
-    figure: go.Figure,
-    rows: pd.DataFrame,
-    y: str,
-    name: str,
-    style: dict[str, Any],
-    panel: int,
-    num_panels: int,
+    figure: go.Figure, rows: pd.DataFrame, y: str, name: str, style: Any, panel: int, panels: int
 ) -> None:
-    columns = min(3, num_panels)
-    is_first = not any(trace.name == name for trace in figure.data)
-    curve = thin(rows, y)
-    figure.add_scatter(
-        x=plain_numbers(curve["epoch"]),
-        y=plain_numbers(curve[y]),
-        name=name,
-        legendgroup=name,
-        showlegend=is_first,
-        mode="lines",
-        line={**style, "width": 2},
-        row=panel // columns + 1,
-        col=panel % columns + 1,
-    )
+    columns, curve = min(3, panels), thin(rows, y)
+    place = {"row": panel // columns + 1, "col": panel % columns + 1}
+    style = style | {"width": 2}
+    once = in_legend_once(figure, name)
+    add_line(figure, curve["epoch"], curve[y], name, style, **place, **once)

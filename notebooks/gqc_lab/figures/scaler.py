@@ -12,7 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from gqc_lab.figures.style import DASHES, HOUSE, LABELS, OKABE_ITO, plain_numbers, thin
+from gqc_lab.figures.style import DASHES, HOUSE, LABELS, OKABE_ITO, add_line, thin
 from gqc_lab.figures.vgs import LEGEND_ABOVE
 from gqc_lab.loop.scaler_controls import VARIANCE, scaled_steps, what_if
 from gqc_lab.stats.analysis import check_columns
@@ -35,9 +35,9 @@ def variance_and_factor(history: pd.DataFrame, x: str = "microbatch") -> go.Figu
     check_columns("variance_and_factor", history, [x, "factor", "changes", *curves])
     figure = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.08)
     for column, (name, color, width) in curves.items():
-        _line(figure, history, x, column, name, {"color": color, "width": width}, 1)
+        _line(figure, history, x, column, name, {"color": color, "width": width}, row=1, col=1)
     steps = history.dropna(subset=["factor"])
-    _line(figure, steps, x, "factor", "factor", {"color": VERMILION, "width": 2.5}, 2)
+    _line(figure, steps, x, "factor", "factor", {"color": VERMILION, "width": 2.5}, row=2, col=1)
     for change in history.loc[history["changes"].notna(), x]:
         figure.add_vline(float(change), line={"color": BLACK, "width": 1, "dash": "dot"})
     title = "Variance over tensors, and the factor"
@@ -79,15 +79,7 @@ def what_if_against_runs(
 
 
 def _line(
-    figure: go.Figure,
-    rows: pd.DataFrame,
-    x: str,
-    y: str,
-    name: str,
-    line: dict[str, Any],
-    row: int | None = None,
+    figure: go.Figure, rows: pd.DataFrame, x: str, y: str, name: str, line: Any, **place: int
 ) -> None:
     curve = thin(rows, y, MAX_POINTS)
-    place = {} if row is None else {"row": row, "col": 1}
-    xs, ys = plain_numbers(curve[x]), plain_numbers(curve[y])
-    figure.add_scatter(x=xs, y=ys, name=name, mode="lines", line=line, **place)
+    add_line(figure, curve[x], curve[y], name, line, **place)

@@ -159,6 +159,18 @@ def each_method(
         yield str(method), styles[str(method)], records.astype(types)
 
 
+def add_line(figure: go.Figure, x: Any, y: Any, name: str, style: Any, **more: Any) -> None:
+    """Add a line of plain numbers; ``more`` says its panel and its place in the legend."""
+    values = {"x": plain_numbers(x), "y": plain_numbers(y)}
+    figure.add_scatter(**values, name=name, line=style, **{"mode": "lines"} | more)
+
+
+def in_legend_once(figure: go.Figure, name: str) -> dict[str, Any]:
+    """Let the curves of one name, in several panels, share an entry of the legend."""
+    is_new = all(trace.name != name for trace in figure.data)
+    return {"legendgroup": name, "showlegend": is_new}
+
+
 def uneven_bars(means: pd.DataFrame | Mapping[str, pd.Series]) -> dict[str, Any]:
     """Error bars from ``low`` to ``high`` around ``mean``."""
     up, down = means["high"] - means["mean"], means["mean"] - means["low"]

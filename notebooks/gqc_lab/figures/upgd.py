@@ -6,7 +6,6 @@ As :mod:`gqc_lab.figures`: data in, a figure out, the same for the same data.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -15,7 +14,9 @@ from plotly.subplots import make_subplots
 from gqc_lab.figures.style import (
     HOUSE,
     OKABE_ITO,
+    add_line,
     band,
+    in_legend_once,
     method_styles,
     plain_numbers,
     uneven_bars,
@@ -106,14 +107,15 @@ def by_task(
         for number, measure in enumerate(measures, 1):
             mean = rows.astype({measure: float}).groupby("task")[measure].mean()
             mean = mean.rolling(over, center=True, min_periods=1).mean() * _scale(measure)
-            place = (number, streams.index(stream) + 1)
-            is_new = method not in {trace.name for trace in figure.data}
+            place = {"row": number, "col": streams.index(stream) + 1}
+            style = styles[str(method)] | {"width": 2}
             if has_bands:
                 interval = summarize(rows.astype({measure: float}), "task", measure)
                 interval[["low", "high"]] *= _scale(measure)
-                area = band(interval, "task", styles[str(method)]["color"])
-                figure.add_scatter(**area, row=place[0], col=place[1])
-            _line(figure, mean.index, mean, str(method), styles[str(method)], is_new, place)
+                area = band(interval, "task", style["color"])
+                figure.add_scatter(**area, **place)
+            once = in_legend_once(figure, str(method))
+            add_line(figure, mean.index, mean, str(method), style, **place, **once)
     for number, measure in enumerate(measures, 1):
         figure.update_yaxes(title_text=_label(measure), row=number, col=1)
         if measure == "noise_to_signal":
@@ -144,20 +146,13 @@ def against_lr(results: pd.DataFrame, measure: str = "online_accuracy") -> go.Fi
     for (stream, name), rows in means.groupby(["stream", "normalization"], sort=False):
         i, rows = list(styles).index(str(name)), rows.sort_values("lr")
         values = {c: rows[c] * _scale(measure) for c in ("mean", "low", "high")}
-        is_new = name not in {trace.name for trace in figure.data}
-        place = (1, streams.index(stream) + 1)
+        more = in_legend_once(figure, str(name))
+        more |= {"row": 1, "col": streams.index(stream) + 1}
         shift = 1.03 ** (i - (len(styles) - 1) / 2)  # that bars stay apart
         x = rows["lr"] * shift
-        _line(
-            figure,
-            x,
-            values["mean"],
-            str(name),
-            styles[str(name)],
-            is_new,
-            place,
-            uneven_bars(values),
-        )
+        more |= {"mode": "lines+markers", "error_y": uneven_bars(values)}
+        style = styles[str(name)] | {"width": 2}
+        add_line(figure, x, values["mean"], str(name), style, **more)
     figure.update_xaxes(type="log", title_text="learning rate", tickformat="~g", dtick="D2")
     figure.update_xaxes(rangemode="normal")
     figure.update_yaxes(title_text=_label(measure), col=1)
@@ -168,30 +163,6 @@ def against_lr(results: pd.DataFrame, measure: str = "online_accuracy") -> go.Fi
 def batch_tasks(results: pd.DataFrame, history: pd.DataFrame) -> go.Figure:
     """:func:`by_task` of a batch's runs, in the form that a batch file's report asks for."""
     return by_task(history, ("online_accuracy", "plasticity"), over=5)
-
-
-def _line(
-    figure: go.Figure,
-    x: Any,
-    y: Any,
-    name: str,
-    style: dict[str, Any],
-    is_new: bool,
-    place: tuple[int, int],
-    bars: dict[str, Any] | None = None,
-) -> None:
-    figure.add_scatter(
-        x=plain_numbers(x),
-        y=plain_numbers(y),
-        name=name,
-        legendgroup=name,
-        showlegend=is_new,
-        mode="lines" if bars is None else "lines+markers",
-        line=style | {"width": 2},
-        error_y=bars,
-        row=place[0],
-        col=place[1],
-    )
 
 
 def _scale(measure: str) -> float:

@@ -5,13 +5,18 @@ As :mod:`gqc_lab.figures`: data in, a figure out, the same for the same data.
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from gqc_lab.figures.style import DASHES, HOUSE, OKABE_ITO, over_seeds, plain_numbers, thin
+from gqc_lab.figures.style import (
+    DASHES,
+    HOUSE,
+    OKABE_ITO,
+    add_line,
+    over_seeds,
+    thin,
+)
 from gqc_lab.figures.vgs import BLACK, LEGEND_ABOVE
 from gqc_lab.stats.analysis import check_columns
 
@@ -43,7 +48,7 @@ def loss_panels(history: pd.DataFrame, y: str = "val_loss") -> go.Figure:
         for i, method in enumerate(methods):
             mean = panel[panel["method"] == method].groupby("microbatch")[y].mean().reset_index()
             if len(mean):
-                _line(figure, thin(mean, y), y, method, i, place, place == {"row": 1, "col": 1})
+                _line(figure, thin(mean, y), y, method, i, place)
     _panels(figure, f"Held-out loss, {over_seeds(history)}", len(tasks))
     for row, task in enumerate(tasks, 1):
         figure.update_yaxes(title_text=f"loss [{UNITS.get(task, 'loss')}]", col=1, row=row)
@@ -69,7 +74,7 @@ def resolution(history: pd.DataFrame, over: int = 25) -> go.Figure:
         for column, values in enumerate([100 * share, rows["would_be_factor"]], 1):
             curve = rows.assign(shown=values)
             place = {"row": 1, "col": column}
-            _line(figure, thin(curve, "shown"), "shown", f"beta {beta:g}", i, place, column == 1)
+            _line(figure, thin(curve, "shown"), "shown", f"beta {beta:g}", i, place)
     _panels(figure, "How much of the variance is resolved?", 1)
     figure.update_yaxes(title_text="moving average [%]", range=[-3, 103], col=1)
     figure.update_yaxes(range=[0, 1.05], col=2)
@@ -95,38 +100,20 @@ def update_ratio(frame: pd.DataFrame, over: int = 11) -> go.Figure:
     }
     for name, (values, color, dash) in curves.items():
         curve = thin(frame.assign(shown=values), "shown")
-        figure.add_scatter(
-            x=plain_numbers(curve["microbatch"]),
-            y=plain_numbers(curve["shown"]),
-            name=name,
-            mode="lines",
-            line={"color": color, "dash": dash, "width": 2.5},
-        )
+        style = {"color": color, "dash": dash, "width": 2.5}
+        add_line(figure, curve["microbatch"], curve["shown"], name, style)
     figure.update_xaxes(title_text="optimizer steps")
     figure.update_yaxes(title_text="relative to no scaling", rangemode="tozero")
     return figure
 
 
 def _line(
-    figure: go.Figure,
-    curve: pd.DataFrame,
-    y: str,
-    name: str,
-    number: int,
-    place: dict[str, int],
-    is_first: bool,
+    figure: go.Figure, curve: pd.DataFrame, y: str, name: str, number: int, place: dict[str, int]
 ) -> None:
-    line: dict[str, Any] = {"color": OKABE_ITO[number % len(OKABE_ITO)], "width": 2}
-    figure.add_scatter(
-        x=plain_numbers(curve["microbatch"]),
-        y=plain_numbers(curve[y]),
-        name=name,
-        legendgroup=name,
-        showlegend=is_first,
-        mode="lines",
-        line=line | {"dash": DASHES[number % len(DASHES)]},
-        **place,
-    )
+    is_first = place == {"row": 1, "col": 1}
+    style = {"color": OKABE_ITO[number % 7], "width": 2, "dash": DASHES[number % 6]}
+    once = {"legendgroup": name, "showlegend": is_first}
+    add_line(figure, curve["microbatch"], curve[y], name, style, **place, **once)
 
 
 def _panels(figure: go.Figure, title: str, rows: int) -> None:

@@ -68,12 +68,8 @@ class Executor(ABC):
         """Start a run; see :class:`gqc_lab.runs.execute.Execution`."""
 
     @abstractmethod
-    def interrupt(self, keys: list[str]) -> None:
-        """Let runs save their checkpoints and end."""
-
-    @abstractmethod
-    def kill(self, keys: list[str]) -> None:
-        """End runs now."""
+    def stop(self, keys: list[str], *, at_once: bool) -> None:
+        """End runs, at once or after they have saved their checkpoints."""
 
     @abstractmethod
     def close(self) -> None:
@@ -107,7 +103,6 @@ class LocalExecutor(Executor):
         return 1
 
     def submit(self, job: dict[str, Any]) -> None:
-        """Start a run now."""
         from gqc_lab.runs.kernel import preload
 
         if self.is_forked:
@@ -129,21 +124,14 @@ class LocalExecutor(Executor):
         finally:
             self._heard.put({"event": "ended", "id": execution.job["id"], **outcome})
 
-    def interrupt(self, keys: list[str]) -> None:
-        """Let runs save their checkpoints and end."""
+    def stop(self, keys: list[str], *, at_once: bool) -> None:
         for key in keys:
-            self._running[key][0].interrupt()
-
-    def kill(self, keys: list[str]) -> None:
-        """End runs now."""
-        for key in keys:
-            self._running[key][0].kill()
+            self._running[key][0].stop(at_once=at_once)
 
     def close(self) -> None:
-        """Kill what still runs."""
         for execution, thread in self._running.values():
             if thread.is_alive():
-                execution.kill()
+                execution.stop(at_once=True)
         for _, thread in self._running.values():
             thread.join()
 
@@ -260,8 +248,7 @@ class _Loop:
             for event in self.executor.events(0.2 if self.running else 0.0):
                 self._hear(event)
             if obeyed < self.presses:
-                order = self.executor.interrupt if self.presses == 1 else self.executor.kill
-                order(list(self.running))
+                self.executor.stop(list(self.running), at_once=self.presses > 1)
                 obeyed = self.presses
             if not self.running and not self.waiting and self.later and not self.is_stopping:
                 time.sleep(0.1)
@@ -309,7 +296,7 @@ class _Loop:
             self.outcomes.errors[run.id] = error
             if self.is_fail_fast:
                 self.is_stopping = True
-                self.executor.interrupt(list(self.running))
+                self.executor.stop(list(self.running), at_once=False)
         self.outcomes.statuses[run.id] = "waiting" if status == "busy" else status
         self.listener.ended(run, {**outcome, "status": status})
 

@@ -180,7 +180,6 @@ class DaskExecutor(Executor):
         return 2 * max(1, self._num_threads)
 
     def submit(self, job: dict[str, Any]) -> None:
-        """Hand a run to the cluster."""
         self._check()
         key, submission = job["id"], uuid4().hex
         future = self.client.submit(
@@ -202,28 +201,20 @@ class DaskExecutor(Executor):
             outcome = {"status": "lost", "error": f"Dask gave the run up: {why}"}
         self._heard.put({"event": "ended", "id": key, **outcome})
 
-    def interrupt(self, keys: list[str]) -> None:
-        """Let runs save their checkpoints and end."""
-        self._order("interrupt", keys)
-
-    def kill(self, keys: list[str]) -> None:
-        """End runs now."""
-        self._order("kill", keys)
-
-    def _order(self, order: str, keys: list[str]) -> None:
+    def stop(self, keys: list[str], *, at_once: bool) -> None:
         keys = [key for key in keys if key in self._futures]
         submissions = [self._futures[key][0] for key in keys]
         # In a thread: a worker that does not answer must not hold the batch up.
-        sender = threading.Thread(target=self._send, args=(order, submissions), daemon=True)
+        sender = threading.Thread(target=self._send, args=(submissions, at_once), daemon=True)
         sender.start()
         self._senders.append(sender)
         for key in keys:
-            if order == "kill" or key not in self._started:
+            if at_once or key not in self._started:
                 self._futures[key][1].cancel()
 
-    def _send(self, order: str, submissions: list[str]) -> None:
+    def _send(self, submissions: list[str], at_once: bool) -> None:
         with contextlib.suppress(OSError):  # a worker that is gone needs no order
-            self.client.run(obey, order, submissions, on_error="ignore")
+            self.client.run(stop_runs, submissions, at_once, on_error="ignore")
 
     def events(self, timeout: float) -> Iterator[dict[str, Any]]:
         """What happened since the last call; waits up to ``timeout`` seconds for something.
@@ -247,7 +238,6 @@ class DaskExecutor(Executor):
             )
 
     def close(self) -> None:
-        """Let go of the cluster, or end it if it is of this batch."""
         for sender in self._senders:
             sender.join(CONNECT_SECONDS)
         if self.client.status == "running":
@@ -274,8 +264,9 @@ def find_problem(probe: str, folders: list[str], sources: dict[str, str]) -> str
         )
     if not os.access(store, os.W_OK):
         return f"may not write to the run store {store}"
-    if not Path(folders[0]).is_dir():
-        return f"cannot see the notebook's folder {folders[0]}, which has to be shared too"
+    for folder in folders:
+        if not Path(folder).is_dir():
+            return f"cannot see the notebook's folder {folder}, which has to be shared too"
     if changed := differing(sources, [Path(each) for each in folders]):
         shown = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
         return f"has another version of {shown}; install the same gqc on every machine"
@@ -313,7 +304,7 @@ def _watch(execution: Execution, is_over: threading.Event, worker: Any, task: st
     while not is_over.wait(0.5):
         state = worker.state.tasks.get(task)
         if state is None or state.state == "cancelled" or worker.status != Status.running:
-            execution.interrupt()
+            execution.stop()
             return
 
 
@@ -326,8 +317,8 @@ def _began(job: dict[str, Any]) -> bool:
         return False
 
 
-def obey(order: str, submissions: list[str]) -> None:
-    """Interrupt or kill the runs of this Dask worker among ``submissions``; for `Client.run`."""
+def stop_runs(submissions: list[str], at_once: bool) -> None:
+    """Stop the runs of this Dask worker among ``submissions``; for `Client.run`."""
     for submission in submissions:
         if execution := _running.get(submission):
-            getattr(execution, order)()
+            execution.stop(at_once=at_once)

@@ -90,17 +90,13 @@ class Execution:
         except OSError as error:  # a full disk, most often; trying again would not help
             return {"status": "failed", "error": f"could not store the run: {_one_line(error)}"}
 
-    def interrupt(self, reason: str = "interrupted") -> None:
-        """Let the running cell save its checkpoint, and end the run."""
+    def stop(self, *, at_once: bool = False, reason: str = "interrupted") -> None:
+        """End the run, at once or after the running cell has saved its checkpoint."""
         self.stop_reason = self.stop_reason or reason
-        self._signal(signal.SIGINT)
-        # Between two cells a kernel swallows the interrupt, and the run would wait for ever.
-        self._after(_GRACE, self.kill)
-
-    def kill(self) -> None:
-        """End the run now."""
-        self.stop_reason = self.stop_reason or "interrupted"
-        self._signal(signal.SIGKILL)
+        self._signal(signal.SIGKILL if at_once else signal.SIGINT)
+        if not at_once:
+            # Between two cells a kernel swallows the interrupt, and the run would wait for ever.
+            self._after(_GRACE, lambda: self.stop(at_once=True))
 
     def _signal(self, number: int) -> None:
         if self.kernel is not None:
@@ -120,7 +116,7 @@ class Execution:
         self._prepare()
         self.emit({"event": "started", "id": self.job["id"]})
         if self.job["timeout"]:
-            self._after(self.job["timeout"], lambda: self.interrupt("timeout"))
+            self._after(self.job["timeout"], lambda: self.stop(reason="timeout"))
         try:
             self._execute()
         except PapermillExecutionError as error:

@@ -29,7 +29,7 @@ ID_LENGTH = 16  # hexadecimal digits: 64 bits, so 10,000 runs collide with odds 
 
 
 def digest(value: Any) -> str:
-    """sha256 of the canonical JSON of ``value``, or of bytes as they are."""
+    """Return the sha256 of the canonical JSON of ``value``, or of bytes as they are."""
     if not isinstance(value, bytes):
         value = json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
     return hashlib.sha256(value).hexdigest()
@@ -69,7 +69,7 @@ def _cut(lines: list[str], doc: ast.Constant) -> None:
 
 
 def cell_hash(source: str) -> str:
-    """Hash of a notebook cell; one with magics is not Python and counts as it is."""
+    """Return the hash of a notebook cell; one with magics is not Python and counts as it is."""
     try:
         return digest(strip_prose(source).encode())
     except (SyntaxError, tokenize.TokenError):
@@ -77,7 +77,7 @@ def cell_hash(source: str) -> str:
 
 
 def data_hashes(entries: Iterable[str], folder: Path) -> dict[str, str]:
-    """Hash of each file, or the version of each installed distribution that carries data.
+    """Return the hash of each file, or the version of each installed distribution with data.
 
     Raises: BadInput: an entry is neither.
     """

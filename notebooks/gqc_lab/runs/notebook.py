@@ -36,7 +36,7 @@ class Notebook:
 
     @cached_property
     def folders(self) -> tuple[Path, ...]:
-        """Where its modules are looked for: its folder, and what it adds to ``sys.path``."""
+        """The notebook's folder, and those that it adds to ``sys.path``."""
         return search_folders(self.code, self.path.parent)
 
     @property
@@ -104,12 +104,12 @@ def _check_pair(path: Path, sources: list[str]) -> None:
 
 
 def _stripped(source: str) -> str:
-    """Leave out what a pair cannot keep alike: how lines end, and blanks around."""
+    """Leave out what differs within a pair: line endings, and blanks around the cell."""
     return "\n".join(source.splitlines()).strip()
 
 
 def is_passing(output: Mapping[str, Any]) -> bool:
-    """A progress bar, as text or as a widget."""
+    """Whether the output is a progress bar, as text or as a widget."""
     if output["output_type"] == "stream":
         text = "".join(output["text"])  # a list of lines in a file, one string in memory
         return output["name"] == "stderr" and ("\r" in text or not text.strip())

@@ -23,7 +23,7 @@ _SHOWN = 40  # rows; a plan of thousands is counted, not listed
 
 
 def statuses(batch: Batch, store: Store) -> dict[str, str]:
-    """By id: finished, failed, interrupted (or running elsewhere), corrupt or waiting."""
+    """Return by id: finished, failed, interrupted (or running elsewhere), corrupt or waiting."""
     stored = store.finished()
     failed = _names(store.root / "failed")
     partial = _names(store.root / "partial")
@@ -48,7 +48,7 @@ def _names(folder: Any) -> set[str]:
 
 
 def estimate(batch: Batch, store: Store, left: Collection[str], jobs: int) -> float | None:
-    """Seconds to go, from earlier runs, or None if no run of this notebook has finished.
+    """Return the seconds to go, from earlier runs, or None if no run of this notebook has finished.
 
     A run is expected to take the median of the runs that differ from it in the seed only, or
     else of all runs of the notebook.
@@ -73,7 +73,7 @@ def _but_seed(parameters: dict[str, Any]) -> str:
 
 
 def count_flops(batch: Batch) -> dict[str, float]:
-    """Floating-point operations of each run, by id; empty where the batch file has no ``cost``.
+    """Return each run's floating-point operations, by id; empty without ``cost`` in the file.
 
     Raises: BadInput: there is no such function, it refuses the parameters of a run, or it returns
         something else than a number > 0.
@@ -95,7 +95,7 @@ def _count(function: Callable[..., Any], name: str, parameters: dict[str, Any]) 
 
 
 def describe_cost(batch: Batch, flops: dict[str, float], left: Collection[str], jobs: int) -> str:
-    """One line: operations and time of the runs that are left, with ``jobs`` machines at a time."""
+    """Say in a line what is left: operations and time, with ``jobs`` machines at a time."""
     if batch.cost is None:
         return ""
     speed = batch.cost.flops_per_second
@@ -109,7 +109,7 @@ def describe_cost(batch: Batch, flops: dict[str, float], left: Collection[str], 
 
 
 def print_plan(batch: Batch, store: Store, jobs: int, console: Console) -> None:
-    """The runs with ids and status, the time left, and what the batch file says on the cost.
+    """Print the runs with ids and status, the time left, and what the batch file says on the cost.
 
     Raises: BadInput: the cost cannot be computed.
     """
@@ -164,7 +164,7 @@ def print_status(batch: Batch, store: Store, console: Console) -> int:
 
 
 def find_run(batch: Batch, start: str) -> Run:
-    """The batch's run whose id begins with ``start``.  Raises: BadInput: none, or several."""
+    """Return the run whose id begins with ``start``.  Raises: BadInput: none does, or several."""
     matches = [run for run in batch.runs if start and run.id.startswith(start)]
     if len(matches) != 1:
         raise BadInput(
@@ -175,7 +175,7 @@ def find_run(batch: Batch, start: str) -> Run:
 
 
 def explain(run: Run, batch: Batch, store: Store) -> list[str]:
-    """Lines that say whether ``run`` is finished and, if not, what changed since one that is."""
+    """Say in lines whether ``run`` is finished and, if not, what changed since one that is."""
     if run.id in store.finished():
         try:
             store.verify(run.id)
@@ -202,7 +202,7 @@ def _alike(parameters: Mapping[str, Any], others: Mapping[str, Any]) -> int:
 
 
 def differences(run: Run, record: Mapping[str, Any]) -> Iterator[str]:
-    """One line for each input of ``run`` that differs from the stored ``record``."""
+    """Yield a line for each input of ``run`` that differs from the stored ``record``."""
     old, new = record["parameters"], run.parameters
     for name in {**old, **new}:
         if name not in old or name not in new:

@@ -105,7 +105,7 @@ class Batch:
 
 
 def single(notebook: Notebook, given: Mapping[str, Any]) -> Batch:
-    """The batch of one run of a notebook."""
+    """Return the batch of one run of a notebook."""
     return Batch(notebook.name, notebook, tuple(_runs(notebook, given, [{}], {})))
 
 
@@ -125,9 +125,7 @@ def read_batch(path: Path | str) -> Batch:
 def _batch(path: Path, content: dict[str, Any]) -> Batch:
     if "presets" in content:
         raise BadInput("presets: a scale has their values now; give parameters: {scale: laptop}")
-    for key in content:
-        if key not in _KEYS:
-            raise BadInput(f"unknown key {key!r}{nearest(key, _KEYS)}")
+    _check_keys("", content, _KEYS)
     if not isinstance(content.get("notebook"), str):
         raise BadInput("notebook: expected the path of a notebook, from the batch file")
     notebook = read_notebook(path.parent / content["notebook"])
@@ -161,7 +159,7 @@ def read_parameters(paths: list[Path], notebook: Notebook) -> dict[str, Any]:
 
 
 def _points(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """The grid's points: list x zip x product x seeds, the last varying fastest."""
+    """Return the grid's points: list x zip x product x seeds, the last varying fastest."""
     grid = {name: _values("grid", name, v) for name, v in _mapping(content, "grid").items()}
     side = {name: _values("zip", name, v) for name, v in _mapping(content, "zip").items()}
     if len({len(values) for values in side.values()}) > 1:
@@ -233,7 +231,7 @@ def _resources(content: dict[str, Any]) -> dict[str, float]:
 def _cost(content: dict[str, Any]) -> Cost | None:
     if not content:
         return None
-    _check_keys("cost", content, ("flops", "flops_per_second"))
+    _check_keys("cost: ", content, ("flops", "flops_per_second"))
     speed = _positive(content, "flops_per_second", float)
     if speed is None:
         raise BadInput("cost: expected flops_per_second too, the speed of a run's machine")
@@ -243,7 +241,7 @@ def _cost(content: dict[str, Any]) -> Cost | None:
 def _check_keys(where: str, content: dict[str, Any], known: tuple[str, ...]) -> None:
     for key in content:
         if key not in known:
-            raise BadInput(f"{where}: unknown key {key!r}{nearest(key, known)}")
+            raise BadInput(f"{where}unknown key {key!r}{nearest(key, known)}")
 
 
 def _reference(where: str, value: Any) -> str:
@@ -254,7 +252,7 @@ def _reference(where: str, value: Any) -> str:
 
 def _report(content: dict[str, Any]) -> Report:
     lists = ("by", "columns", "geometric")
-    _check_keys("report", content, (*lists, "figure"))
+    _check_keys("report: ", content, (*lists, "figure"))
     figure = _reference("report: figure", content["figure"]) if content.get("figure") else ""
     by, columns, geometric = (tuple(_list_of(content, key, str)) for key in lists)
     return Report(by, columns, geometric, figure)

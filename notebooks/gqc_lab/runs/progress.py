@@ -13,17 +13,17 @@ from gqc_lab.runs.plan import Batch, Run
 
 
 def describe(run: Run) -> str:
-    """What tells the run from its siblings: the varied parameters, or nothing."""
+    """Return the varied parameters, which set the run apart from its siblings."""
     return " ".join(f"{name}={show_value(run.parameters[name])}" for name in run.varied)
 
 
 def show_value(value: Any) -> str:
-    """A parameter's value in few characters."""
+    """Return a parameter's value in few characters."""
     return json.dumps(value) if isinstance(value, list | dict) else str(value)
 
 
 class BatchProgress:
-    """Listens to :func:`gqc_lab.runs.execute.execute_batch`; use as a context manager."""
+    """Listener to :func:`gqc_lab.runs.batch.execute_batch`; use as a context manager."""
 
     def __init__(self, batch: Batch, console: Console) -> None:
         self.console = console

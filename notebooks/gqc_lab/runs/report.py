@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 def batch_results(batch: Batch, runs: Runs) -> pd.DataFrame:
-    """The rows of ``runs.results`` that are of this batch, in its order."""
+    """Return the rows of ``runs.results`` that are of this batch, in its order."""
     order = {run.id: place for place, run in enumerate(batch.runs)}
     mine = runs.results[runs.results["run"].isin(list(order))]
     return mine.sort_values("run", key=lambda ids: ids.map(order), kind="stable")
 
 
 def summarize_batch(batch: Batch, results: pd.DataFrame) -> pd.DataFrame:
-    """Mean and 95 % interval over the runs of each group: a row per group and column.
+    """Return mean and 95 % interval over the runs of each group: a row per group and column.
 
     Several rows of one run in a group count as one, their mean.  There is no interval over runs
     that differ in more than the seed.
@@ -64,7 +64,7 @@ def summarize_batch(batch: Batch, results: pd.DataFrame) -> pd.DataFrame:
 
 
 def _grouped(batch: Batch, results: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """The results and the columns that make their groups.
+    """Return the results and the columns that make their groups.
 
     Unless the batch file names these: what the grid varies, and the method.  Where that leaves
     several rows of a run in one group, which repeat nothing, all columns of names; and where even
@@ -107,7 +107,7 @@ def _known(results: pd.DataFrame, names: tuple[str, ...], key: str) -> list[str]
 
 
 def describe_summary(batch: Batch, summary: pd.DataFrame) -> str:
-    """What the numbers of a summary are, in words."""
+    """Say in words what the numbers of a summary are."""
     if not (summary["n"] > 1).any():
         return "results"
     shown = [name for name in batch.report.geometric if name in set(summary["column"])]
@@ -116,7 +116,7 @@ def describe_summary(batch: Batch, summary: pd.DataFrame) -> str:
 
 
 def make_table(batch: Batch, summary: pd.DataFrame, console: Console) -> Table:
-    """The summary as a rich table: a row per group, ``mean [low, high]`` in each column.
+    """Return the summary as a rich table: a row per group, ``mean [low, high]`` in each column.
 
     Where that is wider than the console, a row per group and column.
     """
@@ -172,7 +172,7 @@ def list_results(results: pd.DataFrame, limit: int) -> Table:
 
 
 def show_interval(row: Any) -> str:
-    """``mean [low, high]`` of a row of the summary."""
+    """Return ``mean [low, high]`` of a row of the summary."""
     if math.isnan(row["low"]):
         return _number(row["mean"])
     # As many digits as the interval's width can tell apart, and one more.
@@ -195,7 +195,7 @@ def _number(value: float, digits: int = 4) -> str:
 
 
 def find_function(where: str, reference: str) -> Callable[..., Any]:
-    """The function that ``package.module:function`` names.
+    """Return the function that ``package.module:function`` names.
 
     Args:
         where: key of the batch file, for the message.
@@ -210,7 +210,7 @@ def find_function(where: str, reference: str) -> Callable[..., Any]:
 
 
 def figure_function(batch: Batch) -> Callable[[pd.DataFrame, pd.DataFrame], Any]:
-    """What draws the batch's figure.  Raises: BadInput: there is no function of that name."""
+    """Return what draws the batch's figure.  Raises: BadInput: there is no such function."""
     return find_function("report: figure", batch.report.figure)
 
 

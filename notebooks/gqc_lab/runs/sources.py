@@ -27,20 +27,21 @@ NOT_HASHED = ("gqc_lab.claims", "gqc_lab.cli", "gqc_lab.figures", "gqc_lab.publi
 
 
 def search_folders(code: Iterable[str], folder: Path) -> tuple[Path, ...]:
-    """Return the notebook's folder and those that it adds to ``sys.path`` by a literal."""
+    """Return the notebook's folder and those that it puts on ``sys.path`` by a literal."""
     folders = [folder]
     for node in ast.walk(_parse(code) or ast.Module([], [])):
         match node:
             case ast.Call(
                 func=ast.Attribute(
                     value=ast.Attribute(value=ast.Name(id="sys"), attr="path"),
-                    attr="append" | "insert",
+                    attr="append" | "insert" as how,
                 ),
                 args=[*_, place],
             ):
                 texts = [n.value for n in ast.walk(place) if isinstance(n, ast.Constant)]
                 if len(texts) == 1 and isinstance(texts[0], str):  # perhaps in str(Path(...))
-                    folders.append((folder / texts[0]).resolve())
+                    place_in_path = 0 if how == "insert" else len(folders)
+                    folders.insert(place_in_path, (folder / texts[0]).resolve())
     return tuple(folders)
 
 
@@ -142,38 +143,39 @@ def _mentioned(tree: ast.AST, package: str) -> Iterator[str]:
     ``import gqc`` and ``gqc.noise.x`` give "gqc.noise.x"; a module that is handed on as a value
     gives "module.*".  Where modules are imported by text, texts count as well.
     """
+    nodes = list(ast.walk(tree))
     bound: dict[str, str] = {}
-    is_lazy = False
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield alias.name
-                bound[alias.asname or alias.name.split(".")[0]] = (
-                    alias.name if alias.asname else alias.name.split(".")[0]
-                )
+                top = alias.name.split(".")[0]
+                bound[alias.asname or top] = alias.name if alias.asname else top
         elif isinstance(node, ast.ImportFrom):
             base = _absolute(node, package)
             for alias in node.names:
                 yield f"{base}.{alias.name}"
                 bound[alias.asname or alias.name] = f"{base}.{alias.name}"
-        is_lazy |= isinstance(node, ast.Name) and node.id in {"import_module", "importlib"}
-    inner = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and id(node) not in inner:
-            attributes: list[str] = []
-            value: ast.expr = node
-            while isinstance(value, ast.Attribute):
-                inner.add(id(value))
-                attributes.insert(0, value.attr)
-                value = value.value
-            if isinstance(value, ast.Name) and value.id in bound:
-                inner.add(id(value))
-                yield ".".join([bound[value.id], *attributes])
-        elif isinstance(node, ast.Name) and node.id in bound and id(node) not in inner:
+    is_lazy = any(isinstance(n, ast.Name) and n.id in {"import_module", "importlib"} for n in nodes)
+    owners = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}
+    for node in nodes:
+        if isinstance(node, ast.Attribute):
+            name, _, rest = _dotted(node).partition(".")
+            if name in bound:
+                yield f"{bound[name]}.{rest}"
+        elif isinstance(node, ast.Name) and node.id in bound and id(node) not in owners:
             yield f"{bound[node.id]}.*"
         elif is_lazy and isinstance(node, ast.Constant) and isinstance(node.value, str):
             text = node.value
             yield text if text.startswith(("gqc.", "gqc_lab.")) else f"{package}.{text.lstrip('.')}"
+
+
+def _dotted(node: ast.expr) -> str:
+    """Such as "a.b.c"; empty for what is no chain of attributes of a name."""
+    if isinstance(node, ast.Name):
+        return node.id
+    base = _dotted(node.value) if isinstance(node, ast.Attribute) else ""
+    return f"{base}.{node.attr}" if base and isinstance(node, ast.Attribute) else ""
 
 
 def _split(name: str, folders: Sequence[Path]) -> tuple[str, list[str]]:

@@ -13,7 +13,7 @@
 
 A run is made in ``partial``, synced to disk and renamed, so that a kill or a power cut at any
 moment leaves a finished folder or none.  A lock on the id keeps two batches off one run; the
-system drops it when its holders die.
+system drops it when its holder dies.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def file_hash(path: Path) -> str:
 
 
 def seal(record: dict[str, Any]) -> dict[str, Any]:
-    """``record`` with the hash of the rest of it, so that run.json vouches for itself."""
+    """Return ``record`` with the hash of the rest of it, so that run.json vouches for itself."""
     body = {key: value for key, value in record.items() if key != "seal"}
     text = json.dumps(body, sort_keys=True, separators=(",", ":"))
     return {**body, "seal": hashlib.sha256(text.encode()).hexdigest()}
@@ -127,14 +127,14 @@ class Store:
         return self.root / "failed" / key
 
     def finished(self) -> set[str]:
-        """Ids of the folders of finished runs; :meth:`record` and :meth:`verify` check them."""
+        """Return the ids of finished runs; :meth:`record` and :meth:`verify` check them."""
         if not self.root.is_dir():
             return set()
         with os.scandir(self.root) as entries:
             return {entry.name for entry in entries if _IS_ID(entry.name)}
 
     def record(self, key: str) -> dict[str, Any]:
-        """A finished run's run.json.
+        """Return a finished run's run.json.
 
         Raises:
             CorruptRun: it is missing, torn, changed, or of a later format.
@@ -153,7 +153,7 @@ class Store:
         return record
 
     def read(self, key: str, name: str, record: dict[str, Any]) -> bytes:
-        """The content of one file of a finished run, verified.
+        """Return the content of one file of a finished run, verified.
 
         Raises: CorruptRun: it is missing or does not match its checksum.
         """
@@ -163,7 +163,7 @@ class Store:
         return content
 
     def verify(self, key: str) -> dict[str, Any]:
-        """As :meth:`record`, after reading every file of the run.
+        """Return the run.json after reading every file of the run.
 
         Raises: CorruptRun: a file is missing or does not match its checksum.
         """

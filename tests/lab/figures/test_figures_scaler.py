@@ -10,7 +10,7 @@ from gqc_lab.studies.vgs import training as vgs_training
 
 
 def make(alpha):
-    values = {"steps": 60, "batch_size": 4, "width": 8, "beta": 0.9, "warmup_steps": 5}
+    values = {"steps": 60, "batch_size": 32, "width": 8, "beta": 0.98, "warmup_steps": 5}
     return vgs_training.build(vgs_training.config("smoke", alpha=alpha, device="cpu", **values))
 
 

@@ -7,7 +7,14 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from gqc_lab.stats.analysis import at_equal, holm, iqm, paired_difference, power_law, summarize
+from gqc_lab.stats.analysis import (
+    at_equal,
+    holm,
+    mean_over_runs,
+    paired_difference,
+    power_law,
+    summarize,
+)
 
 
 def runs(**columns):
@@ -63,47 +70,10 @@ def test_summarize_keeps_keys_of_several_columns_and_missing_ones():
     assert math.isnan(summary["lr"][0])
 
 
-def test_bootstrap_is_scipys_bca_and_reproducible():
-    v = np.random.default_rng(3).exponential(size=12)
-    options = {"interval": "bootstrap", "resamples": 499, "seed": 5}
-    row = summarize(runs(a=v), "method", "y", **options).iloc[0]
-    expected = stats.bootstrap(
-        (v,), np.mean, n_resamples=499, method="BCa", rng=np.random.default_rng(5)
-    ).confidence_interval
-    # scipy computes its acceleration from a differently ordered sum
-    assert (row["low"], row["high"]) == pytest.approx(tuple(expected), rel=1e-9)
-    assert row["interval"] == "BCa"
-    pd.testing.assert_series_equal(row, summarize(runs(a=v), "method", "y", **options).iloc[0])
-
-
-def test_a_bootstrap_that_one_run_cannot_move_has_no_bounds_and_says_why():
-    row = summarize(runs(a=[0.0] * 11 + [1.0]), "method", "y", statistic="iqm").iloc[0]
-    assert (row["iqm"], row["interval"]) == (0.0, "none: leaving out any one run changes nothing")
-    assert math.isnan(row["low"])
-
-
-def test_bootstrap_of_too_few_runs_is_refused_in_words():
-    row = summarize(runs(a=range(9)), "method", "y", statistic="iqm").iloc[0]
-    assert row["iqm"] == 4.0
-    assert math.isnan(row["low"])
-    assert row["interval"].startswith("none: a bootstrap needs 10")
-
-
-def test_strata_remove_the_spread_between_tasks():
-    rng = np.random.default_rng(0)
-    frame = pd.DataFrame({"task": np.repeat([0, 100], 12), "all": "x"})
-    frame["y"] = frame["task"] + rng.normal(size=24)
-    plain = summarize(frame, "all", "y", interval="bootstrap").iloc[0]
-    within = summarize(frame, "all", "y", strata="task").iloc[0]
-    # between tasks sd = 50 of 24 rows, within tasks sd = 1: a ratio of 50 if both are right
-    assert (plain["high"] - plain["low"]) > 25 * (within["high"] - within["low"])
-    assert within["low"] < 50 < within["high"]
-
-
-def coverage(draw, truth, n, repeats, **options):
+def coverage(draw, truth, n, repeats):
     """Share of ``repeats`` intervals over ``n`` runs each that contain ``truth``."""
     frame = pd.DataFrame({"group": np.repeat(np.arange(repeats), n), "y": draw(repeats * n)})
-    s = summarize(frame, "group", "y", **options)
+    s = summarize(frame, "group", "y")
     return ((s["low"] <= truth) & (truth <= s["high"])).mean()
 
 
@@ -115,43 +85,17 @@ def test_t_interval_covers_what_it_promises(n):
 
 
 @pytest.mark.parametrize(
-    ("options", "n", "expected"),
-    [
-        ({"statistic": "iqm"}, 10, 0.93),
-        ({"statistic": "iqm"}, 20, 0.95),
-        ({"interval": "bootstrap"}, 10, 0.89),  # the reason why a plain mean takes t
-    ],
-)
-def test_bca_coverage_is_what_the_module_says(options, n, expected):
-    rng = np.random.default_rng(n)
-    share = coverage(rng.standard_normal, 0.0, n, 1000, resamples=999, **options)
-    assert share == pytest.approx(
-        expected, abs=0.035
-    )  # four standard errors of 0.008, and rounding
-
-
-@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"by": "metod"}, "no column 'metod'"),
         ({"value": "loss"}, "no column 'loss'"),
         ({"confidence": 1.0}, "confidence=1.0"),
         ({"confidence": math.nan}, "confidence=nan"),
-        ({"statistic": "median"}, "statistic='median'"),
-        ({"interval": "normal"}, "interval='normal'"),
-        ({"interval": "t", "statistic": "iqm"}, "interval='t'"),
     ],
 )
 def test_summarize_names_what_is_wrong(arguments, message):
     with pytest.raises(ValueError, match=message):
         summarize(runs(a=[1.0, 2.0]), **({"by": "method", "value": "y"} | arguments))
-
-
-def test_iqm_by_hand():
-    assert iqm([4.0, 1.0, 100.0, 2.0]) == 3.0  # the middle two of four
-    assert iqm([5.0, 1.0, 3.0]) == 3.0  # nothing is cut
-    assert iqm([0, 0, 1, 2, 3, 4, 9, math.inf]) == 2.5  # a diverged run does not move it
-    np.testing.assert_array_equal(iqm([[1, 2, 3, 9], [0, 1, 1, 5]]), [2.5, 1.0])
 
 
 def test_paired_difference_equals_scipys_paired_t_test():
@@ -319,3 +263,13 @@ def test_at_equal_names_what_is_wrong():
         at_equal(history(a=[(0, 1.0), (0, 2.0)]))
     with pytest.raises(ValueError, match="no common tokens"):
         at_equal(history())
+
+
+def test_a_geometric_mean_is_of_runs_and_stays_above_zero():
+    frame = pd.DataFrame({"method": "a", "run": [1, 2, 3, 3], "steps": [1.0, 10.0, 50.0, 200.0]})
+    row = mean_over_runs(frame, ["method"], "steps", is_geometric=True).iloc[0]
+    assert (row["mean"], row["n"]) == (pytest.approx(10), 3)  # the two rows of a run: 10**2
+    assert 0 < row["low"] < 10 < row["high"]
+    assert mean_over_runs(frame, ["method"], "steps")["mean"].item() == pytest.approx(136 / 3)
+    with pytest.raises(ValueError, match="'steps' has a value of 0; it needs > 0"):
+        mean_over_runs(frame.assign(steps=0.0), ["method"], "steps", is_geometric=True)
