@@ -30,6 +30,7 @@ from gqc.schedules import (
 )
 from gqc.upgd import UPGD, UPGDW, AdaptiveUPGD
 from gqc.wrappers import (
+    JoinedOptimizer,
     OptimizerWrapper,
     OptimizerWrapperGNR,
     OptimizerWrapperGNS,
@@ -48,6 +49,7 @@ __all__ = [
     "UPGDW",
     "AdaptiveUPGD",
     "Curriculum",
+    "JoinedOptimizer",
     "NormWarmupScheduler",
     "OptimizerWrapper",
     "OptimizerWrapperGNR",

@@ -71,8 +71,10 @@ def settle(params: Iterable[Tensor]) -> None:
     Tensor parallelism leaves such (a ``DTensor`` that is ``Partial``) for parameters that every
     rank holds whole but uses for a part of the sequence.  Others are not touched.
     """
-    for param in params:
-        grad: Any = param.grad
+    pairs: list[tuple[Tensor, Any]] = [(param, param.grad) for param in params]
+    if not any(map(_is_dtensor_type, {type(grad) for _, grad in pairs})):
+        return
+    for param, grad in pairs:
         if _is_partial(grad):
             sharded: Any = param
             param.grad = grad.redistribute(placements=sharded.placements)

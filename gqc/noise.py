@@ -5,7 +5,8 @@ A microbatch gradient is :math:`g_i = G + \epsilon_i` with :math:`E\epsilon = 0`
 is the number of microbatches whose mean has as much noise as signal.
 
 * :func:`two_batch`: from the norms of small and large batches (gradient accumulation gives both);
-  :func:`unequal_two_batch` where microbatches have different sizes.
+  :func:`unequal_two_batch` where microbatches have different sizes,
+  :class:`gqc.rank_noise.RankNoise` where the small batches are those of ranks.
 * :func:`debiased_moments`: from exponentially weighted moments of a stream of gradients.
 
 All of them assume **independent** draws.  Correlated ones (packed documents, a reused batch) share

@@ -12,7 +12,6 @@ A new wrapper subclasses :class:`OptimizerWrapper` and overrides ``should_step``
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -20,15 +19,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gqc.gradients import average_over_ranks, collect, count_nonfinite, total_norm
+from gqc.gradients import average_over_ranks, collect, total_norm
 from gqc.wrappers import amp, options
+from gqc.wrappers.checked import CheckedOptimizer
 from gqc.wrappers.draws import ClosedWindow
 from gqc.wrappers.rescale import clip_
 from gqc.wrappers.weights import num_ranks, weigh
-from gqc.wrappers.windowed import WindowedOptimizer
 
 
-class OptimizerWrapper(WindowedOptimizer):
+class OptimizerWrapper(CheckedOptimizer):
     """Step ``optimizer`` only when the gradient accumulated so far is good enough.
 
     It is a ``torch.optim.Optimizer`` whose ``param_groups``, ``state`` and ``defaults`` are those
@@ -79,8 +78,6 @@ class OptimizerWrapper(WindowedOptimizer):
 
     #: the least ``min_draws`` with which the decision makes sense
     fewest_draws: ClassVar[int] = 1
-    #: does the decision read the norm of each draw alone?
-    needs_draw_norm: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -117,10 +114,6 @@ class OptimizerWrapper(WindowedOptimizer):
     def needs_grad_norm(self) -> bool:
         """Will this draw's decision read ``grad_norm``?  It costs a pass over the gradient."""
         return False
-
-    def measure(self, totals: list[Tensor]) -> Tensor:
-        """What such a decision reads of :math:`A_n`: its norm, then maybe ``tensor_norms``."""
-        return total_norm(totals)
 
     def transform(self) -> None:
         """Change ``.grad``, which holds :math:`G_n`, before the wrapped optimizer steps."""
@@ -184,6 +177,36 @@ class OptimizerWrapper(WindowedOptimizer):
     # optimizer's own step runs those, once a step rather than once a draw.
     step.hooked = True  # type: ignore[attr-defined]
 
+    def may_close(self, weight: float) -> bool:
+        """Can a coming draw of that weight be the last, by what is known before it?"""
+        return True
+
+    def closes_next(self, weight: float | None = None) -> bool:
+        """May the coming draw close the window, and must be reduced over the ranks?
+
+        For loops that communicate only then; all other draws stay local, in DDP's ``no_sync()``
+        (with ``accumulate="grad"``) or with FSDP2's ``set_requires_gradient_sync(False)``, whose
+        draws have no ``.grad`` until then.  SBC and Replay know it exactly, GNS too; the others may
+        close at each ``decide_every``-th draw.
+
+        Args:
+            weight: of the coming draw, where ``step`` will be given one.
+        Raises: RuntimeError: local draws would stay local in the buffer; the message says what to
+            pass.
+        """
+        n, share = self.num_draws + 1, weight or self.default_weight
+        is_last = self.max_draws is not None and n >= self.max_draws
+        if is_last or (self._decides(n) and self.may_close(share)):
+            return True
+        self._may_defer = self._is_sharded()
+        if not (self._may_defer or self.sums_in_grad or self.reduce_at_step) and num_ranks() > 1:
+            raise RuntimeError(
+                'closes_next() with accumulate="buffer": draws that no_sync() keeps local would '
+                'never be reduced. Pass accumulate="grad", or reduce_at_step=True and always '
+                "no_sync()"
+            )
+        return False
+
     @torch._disable_dynamo
     def flush(self) -> bool:
         """Step with the draws there are (at the end of an epoch); False where there are none.
@@ -196,12 +219,13 @@ class OptimizerWrapper(WindowedOptimizer):
         if self.num_draws == 0:
             return False
         self._window.follow(self._params())
+        self._window.check_reduced()
         self._window.check()
         return self._close(forced=False)
 
-    def _decides(self) -> bool:
-        """Is this draw one that the decision is made at?"""
-        since = self.num_draws - self.min_draws
+    def _decides(self, num_draws: int | None = None) -> bool:
+        """Is this draw (or the one of that number) one that the decision is made at?"""
+        since = (self.num_draws if num_draws is None else num_draws) - self.min_draws
         return since >= 0 and since % self.decide_every == 0
 
     def _draw(self, weight: float | Tensor | None, metric: float | Tensor | None) -> bool:
@@ -212,6 +236,10 @@ class OptimizerWrapper(WindowedOptimizer):
         window, norms = self._window, {}
         window.follow(self._params())
         share, unit = weigh(self, weight, window.params[0].device)
+        may_defer, self._may_defer = self._may_defer, False
+        if may_defer and not window.has_new():
+            self._defer(share, unit)
+            return False
         staged = window.stage(self._watch)
         self._heed_changes()
         window.count(share, unit, weight is not None)
@@ -295,54 +323,3 @@ class OptimizerWrapper(WindowedOptimizer):
         return clip_(
             collect(self._window.params), self.clip_norm, None if is_changed else self.grad_norm
         )
-
-    def _read(self, norms: dict[str, Tensor]) -> None:
-        """The draw's one host sync: all the norms that it needs in one transfer, unscaled."""
-        self._forget_norms()
-        if not norms:
-            return
-        tensors, window = list(norms.values()), self._window
-        values = tensors[0]
-        if len(tensors) > 1:
-            values = torch.hstack([t.to(values.device) for t in tensors])
-        if self.grad_scaler is not None:
-            values = amp.unscaled(self.grad_scaler, values)
-        read = values.tolist() if values.dim() else [values.item()]
-        if "draw_norm" in norms:
-            self.draw_norm = read.pop(0) * window.unit / window.last_weight
-        if "grad_norm" in norms:
-            self.grad_norm, *self.tensor_norms = [norm / window.divisor for norm in read]
-
-    def _accept(self) -> bool:
-        """Are the norms just read finite, or too large to square though each element is finite?"""
-        if not self._is_checked():
-            return True
-        norms = [norm for norm in (self.draw_norm, self.grad_norm) if norm is not None]
-        return all(map(math.isfinite, norms)) or not count_nonfinite(self._window.totals())
-
-    def _refuse(self, *, overflow: bool) -> None:
-        """Drop the draw (its whole window where draws cannot be told apart)."""
-        if overflow and self.nonfinite == "raise" and self.grad_scaler is None:
-            self._window.raise_nonfinite(self._counts["batches"])
-        if overflow and self.grad_scaler is not None:
-            amp.back_off(self.grad_scaler, self.optimizer, self._window)
-        # With reduce_at_step ranks agree on windows, not on draws.
-        forget = self._window.clear if self.reduce_at_step else self._window.refuse
-        lost = forget()
-        self._counts["num_discarded"] += lost
-        if overflow and self.grad_scaler is None:
-            self._warn_once(
-                f"a NaN or infinite gradient in microbatch {self._counts['batches']}: {lost} draws "
-                "discarded (counted in num_discarded; this warning comes once)"
-            )
-        self._forget_norms()
-        if self.num_draws == 0:
-            self._end_window(stepped=False)
-
-    def _must_check(self) -> bool:
-        """Is this the first look at the gradient to be stepped with?"""
-        first_look = self.grad_norm is None and self._window.is_unchecked
-        return self._is_checked() and (first_look or self.reduce_at_step)
-
-    def _is_checked(self) -> bool:
-        return self.nonfinite != "ignore" or self.grad_scaler is not None

@@ -53,6 +53,8 @@ class Draws:
         self.metric_sum: Any = 0.0  # weighted, for a wrapper inside; None: a draw had no metric
         # By parameter index; None where it has no gradient.  A group added in mid-window appends.
         self._sums: list[Tensor | None] = []
+        self.num_deferred = 0  #: draws that FSDP2 has kept, or kept until the last one
+        self.is_reduced = True  #: has it given all of them?
         self.was_changed = False  #: was the draw in progress changed after its backward?
         self._before = (0, 0.0, 1.0)
 
@@ -84,6 +86,15 @@ class Draws:
         self.weight += weight
         self.last_weight, self.unit = weight, unit
         self.is_weighted |= is_weighted
+        self.is_reduced = True
+
+    def check_reduced(self) -> None:
+        """Raises: RuntimeError: draws wait in FSDP2 until they are reduced, and cannot be had."""
+        if not self.is_reduced:
+            raise RuntimeError(
+                "draws of this window wait in FSDP2, which has not reduced them: draw with "
+                "set_requires_gradient_sync(True) first, or discard() the window"
+            )
 
     def uncount(self) -> None:
         """Forget the draw in progress."""

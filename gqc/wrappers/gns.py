@@ -62,10 +62,18 @@ class OptimizerWrapperGNS(TwoBatchWrapper):
 
     def should_step(self) -> bool:
         noise = self._with_open_window() if self.reactive else self._noise
+        return self._is_enough(noise, self.num_draws, self.weight)
+
+    def may_close(self, weight: float) -> bool:
+        if self.reactive:
+            return True
+        return self._is_enough(self._noise, self.num_draws + 1, self.weight + weight)
+
+    def _is_enough(self, noise: NoiseScaleEMA, num_draws: int, weight: float) -> bool:
         if noise.num_updates == 0:
-            return self.num_draws >= FIRST_WINDOW or self.is_full()
+            return num_draws >= FIRST_WINDOW or num_draws == self.max_draws
         scale = noise.noise_scale
-        return scale is not None and scale <= self.weight * self.tunable("noise_tolerance")
+        return scale is not None and scale <= weight * self.tunable("noise_tolerance")
 
     def _with_open_window(self) -> NoiseScaleEMA:
         estimate = self.window_estimate()

@@ -55,7 +55,13 @@ class OptimizerWrapperReplay(OptimizerWrapper):
             )
 
     def should_step(self) -> bool:
-        return self.num_draws >= self.draws[min(self._position, len(self.draws) - 1)]
+        return self.num_draws >= self._size()
+
+    def may_close(self, weight: float) -> bool:
+        return self.num_draws + 1 >= self._size()
+
+    def _size(self) -> int:
+        return self.draws[min(self._position, len(self.draws) - 1)]
 
     def on_close(self, stepped: bool) -> None:
         self._position += stepped

@@ -50,5 +50,8 @@ class OptimizerWrapperSBC(OptimizerWrapper):
         tunables = {"logical_batch_size": logical_batch_size}
         super().__init__(optimizer, tunables, max_draws=max_draws, **options)
 
+    def may_close(self, weight: float) -> bool:
+        return self.weight + weight >= self.tunable("logical_batch_size")
+
     def should_step(self) -> bool:
         return self.weight >= self.tunable("logical_batch_size")

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from gqc.wrappers import amp
 from gqc.wrappers.delegate import DelegatingOptimizer
-from gqc.wrappers.draws import ClosedWindow, check_shapes
+from gqc.wrappers.draws import ClosedWindow, check_shapes, shard
 from gqc.wrappers.watch import GradientWatch
 from gqc.wrappers.window import BufferWindow, GradWindow, Window
 
@@ -53,6 +53,7 @@ class WindowedOptimizer(DelegatingOptimizer):
     loss = "mean"
     on_step: Callable[[dict[str, float]], object] | None = None  # as hooks, it is not copied
     _is_wrapped = False  # by an outer wrapper
+    _may_defer = False  # may the coming draw come without a gradient?
 
     def __init__(
         self, optimizer: Optimizer, tunables: Mapping[str, float], accumulate: str
@@ -269,6 +270,21 @@ class WindowedOptimizer(DelegatingOptimizer):
         if isinstance(window, GradWindow):
             window.versions = watch.versions
 
+    def _is_sharded(self) -> bool:
+        return any(shard(param) is not param for param in self._window.params)
+
+    def _defer(self, share: float, unit: float) -> None:
+        """Count a draw whose gradient FSDP2 keeps until it is told to reduce."""
+        window = self._window
+        if window.num_draws and unit != window.unit:
+            raise ValueError(
+                "unequal weights of mean losses in draws that FSDP2 has not reduced: their sum "
+                'cannot be weighed. Pass loss="sum" and sum the losses of tokens'
+            )
+        window.count(share, unit, share != self.default_weight)
+        window.num_deferred, window.is_reduced = window.num_deferred + 1, False
+        self._counts["batches"] += 1
+
     def _end_window(self, *, stepped: bool) -> None:
         self._open()
         self._forget_norms()
@@ -279,6 +295,7 @@ class WindowedOptimizer(DelegatingOptimizer):
         self.tensor_norms = []
 
     def _own_state(self) -> dict[str, Any]:
+        self._window.check_reduced()
         if self.holds_running_sum:
             self._window.check()
         last = self.last_window

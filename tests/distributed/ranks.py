@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel as DDP
 
@@ -171,6 +172,72 @@ def check_weights(rank: int) -> None:
             wrapper.step(weight=len(y[share]))
     for a, b in zip(full(net), full(reference), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+
+
+def check_seldom(rank: int) -> None:
+    """closes_next() and decide_every: the same steps for fewer elements reduced."""
+    kinds = {
+        "sbc": (lambda opt, **kw: gqc.OptimizerWrapperSBC(opt, 8, 24, **kw), 3),
+        "gnts": (
+            lambda opt, **kw: gqc.OptimizerWrapperGNTS(
+                opt, 2.0, min_draws=4, decide_every=4, max_draws=8, **kw
+            ),
+            4,
+        ),
+    }
+    for name, (make, fewer) in kinds.items():
+        reference = reference_run(make)
+        net, counts = DDP(model()), []
+        net.register_comm_hook(counts, counted_allreduce)
+        wrapper, decisions = make(adamw(net), accumulate="grad"), []
+        for x, y in batches():
+            local = contextlib.nullcontext() if wrapper.closes_next() else net.no_sync()
+            with local:
+                loss_of(net, x, y, rank).backward()
+            decisions.append(wrapper.step())
+        agree(f"seldom ddp {name}", decisions, net, *reference)
+        size = sum(p.numel() for p in net.parameters())
+        assert sum(counts) <= size * (40 // fewer + 1), (name, sum(counts) / size)
+        for options in ({}, {"accumulate": "grad"}):
+            net = sharded()
+            wrapper, decisions = make(adamw(net), **options), []
+            counts = []
+            with pytest.MonkeyPatch.context() as patch:
+                for called in {"reduce_scatter_tensor", "reduce_scatter_single"} & set(dir(dist)):
+                    patch.setattr(dist, called, counted_scatter(counts, called))
+                for x, y in batches():
+                    net.set_requires_gradient_sync(wrapper.closes_next())
+                    loss_of(net, x, y, rank).backward()
+                    decisions.append(wrapper.step())
+            agree(f"seldom fsdp2 {name} {options}", decisions, net, *reference)
+            assert 0 < sum(counts) <= size * 1.1 * (40 // fewer + 1)  # shards are padded
+    net = sharded()
+    wrapper = MAKERS["sbc"](adamw(net))
+    net.set_requires_gradient_sync(wrapper.closes_next())
+    loss_of(net, *batches(1)[0], rank).backward()
+    assert wrapper.step() is False
+    for call in (wrapper.flush, wrapper.state_dict):  # FSDP2 holds the draw
+        with pytest.raises(RuntimeError, match="has not reduced them"):
+            call()
+    net = DDP(model())
+    with pytest.raises(RuntimeError, match='accumulate="grad", or reduce_at_step=True'):
+        MAKERS["sbc"](adamw(net)).closes_next()
+
+
+def counted_scatter(counts: list, name: str):
+    scatter = getattr(dist, name)
+
+    def count(*args, **kwargs):
+        given = [*args, *kwargs.values()]
+        counts.append(max(t.numel() for t in given if isinstance(t, torch.Tensor)))
+        return scatter(*args, **kwargs)
+
+    return count
+
+
+def counted_allreduce(counts, bucket):  # DDP takes no annotations that are strings
+    counts.append(bucket.buffer().numel())
+    return default_hooks.allreduce_hook(None, bucket)
 
 
 def check_missing_metric(rank: int) -> None:

@@ -16,6 +16,7 @@ CHECKS = {  # number of ranks -> checks, all in one start of the processes
         "ranks:check_clipping",
         "ranks:check_weights",
         "ranks:check_missing_metric",
+        "ranks:check_seldom",
         "ranks:check_fsdp2",
         "ranks:check_tiny_gradients",
         "ranks:check_mixed",
@@ -23,6 +24,9 @@ CHECKS = {  # number of ranks -> checks, all in one start of the processes
         "ranks:check_nan_on_one_rank",
         "ranks:check_resume_of_shards",
         "tensor_parallel:check_scaler_of_partial_gradients",
+        "rank_noise:check_ddp",
+        "rank_noise:check_fsdp2",
+        "rank_noise:check_what_cannot_be_compared",
     ],
 }
 

@@ -30,12 +30,17 @@ PAPER = ROOT / "paper"
 LIMIT = 10_000_000  # bytes of all committed results
 
 
+@pytest.fixture(scope="module")
+def verdicts():
+    return decide(PAPER)
+
+
 def test_committed_verdicts_are_what_the_results_give():
     assert check(PAPER) == []
 
 
-def test_every_claim_has_a_verdict_or_a_reason():
-    for verdict in decide(PAPER):
+def test_every_claim_has_a_verdict_or_a_reason(verdicts):
+    for verdict in verdicts:
         assert verdict.effects or len(verdict.reason) > 10
 
 
@@ -53,11 +58,11 @@ def test_the_results_are_small():
     assert sum(path.stat().st_size for path in (PAPER / "results").rglob("*")) < LIMIT
 
 
-def test_the_readme_says_what_the_results_say():
+def test_the_readme_says_what_the_results_say(verdicts):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "<!-- begin claims -->" in text
     assert "<!-- begin flagship -->" in text
-    assert fill_readme(text, decide(PAPER), PAPER) == text
+    assert fill_readme(text, verdicts, PAPER) == text
 
 
 def test_the_flagship_is_reported_as_its_batch_reports_it():
@@ -74,11 +79,11 @@ def test_no_number_in_the_results_is_typed():
     assert re.findall(r"[^\n]*[0-9][^\n]*", text) == []
 
 
-def test_every_macro_of_the_text_is_written():
+def test_every_macro_of_the_text_is_written(verdicts):
     known = set(
         re.findall(
             r"\\newcommand\{\\(\w+)\}",
-            render("claims-macros.tex", frame=verdict_frame(decide(PAPER))),
+            render("claims-macros.tex", frame=verdict_frame(verdicts)),
         )
     )
     text = (PAPER / "results-text.tex").read_text(encoding="utf-8")

@@ -625,3 +625,58 @@ def test_the_modes_of_a_schedule_free_optimizer_shine_through():
     assert x.item() != trained
     free.train()
     assert x.item() == pytest.approx(trained)
+
+
+# Loops that communicate seldom, and loggers
+
+
+@every_case
+@both_windows
+@pytest.mark.parametrize("every", [1, 2])
+def test_what_closes_next_says_no_to_does_not_close(case, every, accumulate):
+    options = {} if case.make(SGD(parameters())).needs_draw_norm else {"accumulate": accumulate}
+    wrapper = case.make(SGD(params := parameters(), lr=0.0), decide_every=every, **options)
+    answers, stepped = [], []
+    for i, grads in enumerate(stream(40)):
+        answers.append(wrapper.closes_next())
+        backward(params, grads)
+        stepped.append(wrapper.step(metric=1.0 + i % 3))
+    assert all(answer for answer, step in zip(answers, stepped, strict=True) if step)
+    if isinstance(wrapper, (gqc.OptimizerWrapperSBC, gqc.OptimizerWrapperReplay)) and every == 1:
+        assert answers == stepped
+
+
+def test_closes_next_of_gns_knows_it_from_past_windows():
+    params = parameters()
+    wrapper = gqc.OptimizerWrapperGNS(SGD(params, lr=0.0), 6.0, max_draws=6)
+    for grads in stream(60):
+        answer = wrapper.closes_next()
+        backward(params, grads)
+        assert wrapper.step() is answer
+
+
+def test_decide_every_decides_at_every_kth_draw():
+    x = scalar()
+    wrapper = gqc.OptimizerWrapperGNTS(
+        SGD([x], lr=1.0), 1.0, min_draws=2, decide_every=3, max_draws=9
+    )
+    got = [draw(wrapper, x, g) for g in (1, 1, 9, 0, 0, 9, 9, 9, 9, 9, 9)]
+    assert got == [False, True, False, False, False, False, False, False, False, False, True]
+
+
+@every_case
+def test_on_step_gets_plain_numbers_of_the_window_that_closed(case):
+    calls, lengths, window = [], [], 0
+    params = parameters()
+    wrapper = case.make(SGD(params, lr=0.1), on_step=calls.append)
+    for i, grads in enumerate(stream(30)):
+        backward(params, grads)
+        window += 1
+        if wrapper.step(metric=1.0 + i % 3):
+            lengths.append((i + 1, window))
+            window = 0
+    assert [(call["batches"], call["num_draws"]) for call in calls] == lengths
+    assert [call["steps"] for call in calls] == list(range(1, len(lengths) + 1))
+    for call in calls:
+        assert all(type(value) in (int, float) for value in call.values())
+    assert copy.deepcopy(wrapper).on_step is None

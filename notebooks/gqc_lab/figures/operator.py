@@ -183,24 +183,12 @@ def against_weight(
             mode="lines+markers",
             line={**style, "dash": DASHES[i % 6]},
         )
-        bad = rows[rows["num_not_finite"] > 0]
-        if len(bad):
-            figure.add_scatter(
-                x=plain_numbers(bad["inverse_weight"]),
-                y=[top] * len(bad),
-                name=f"{variant}: NaN or infinite",
-                mode="markers",
-                marker={**style, "symbol": "x", "size": 10},
-            )
-    if reported:
-        star = {"color": BLACK, "symbol": "star", "size": 12}
-        figure.add_scatter(
-            x=plain_numbers(list(reported)),
-            y=plain_numbers(list(reported.values())),
-            name="reported",
-            mode="markers",
-            marker=star,
-        )
+        bad = rows.loc[rows["num_not_finite"] > 0, "inverse_weight"].tolist()
+        cross = {**style, "symbol": "x", "size": 10}
+        _add_markers(figure, bad, [top] * len(bad), f"{variant}: NaN or infinite", cross)
+    star = {"color": BLACK, "symbol": "star", "size": 12}
+    reported = reported or {}
+    _add_markers(figure, list(reported), list(reported.values()), "reported", star)
     if limit is not None:
         figure.add_hline(limit, line={"color": BLACK, "width": 1.5, "dash": "dot"})
     figure.update_xaxes(type="log", title_text="weight of the inverse losses", rangemode="normal")
@@ -208,6 +196,14 @@ def against_weight(
     figure.update_xaxes(tickvals=TICKS, tickformat="~g")
     figure.update_yaxes(exponentformat="power", dtick=1)
     return figure
+
+
+def _add_markers(
+    figure: go.Figure, x: list[float], y: list[float], name: str, marker: dict[str, Any]
+) -> None:
+    if x:
+        points = {"x": plain_numbers(x), "y": plain_numbers(y)}
+        figure.add_scatter(**points, name=name, mode="markers", marker=marker)
 
 
 def curves(

@@ -1,17 +1,16 @@
-"""An experiment is an iterator of records: one microbatch each, nothing drawn, printed or slept.
+"""The training loop of every study: an iterator that yields a record for each microbatch.
 
-`Experiment` owns the loop and what every experiment needs: live controls, history, exact resume.  A
-concrete experiment (one file in ``gqc_lab.studies``) supplies what is trained on what, by
-overriding a few methods::
+`Experiment` owns the loop, live controls, the history and exact resume.  It neither draws nor
+prints.  A study overrides a few methods to say what is trained on which data::
 
-    set_hyperparameters   this microbatch's learning rate, threshold, ... from schedules, controls
-    draw_batch            the data of one microbatch
-    compute_loss          the loss to differentiate
-    update                backward and step; override to scale gradients or to clip in between
-    amount                how far this batch goes towards `total`
-    measure               further fields of the record
-    is_evaluation_due, evaluate     held-out numbers, now and then
-    summary               result numbers
+    set_hyperparameters   set this microbatch's learning rate, threshold, ...
+    draw_batch            return the data of one microbatch
+    compute_loss          return the loss to differentiate
+    update                run backward and step; override to scale or clip in between
+    amount                return how far this batch goes towards `total`
+    measure               return further fields of the record
+    is_evaluation_due, evaluate     return held-out numbers from time to time
+    summary               return the result numbers
 """
 
 from __future__ import annotations
@@ -35,27 +34,26 @@ Change = dict[str, Any]
 
 
 class Experiment(Iterator[dict[str, Any]]):
-    """One run, from a config to its last record.
+    """One run, from its config to its last record.
 
-    A run that is cut between any two microbatches and resumed with `load_state_dict` in a new
-    process is bit-identical to the uncut run on the same machine, in all but ``seconds``.
+    A run that is stopped between two microbatches and resumed with `load_state_dict` in a new
+    process is bit-identical to an uninterrupted run on the same machine, except for ``seconds``.
 
     Args:
-        config: frozen dataclass of plain values; part of a checkpoint's identity.
-        label: short name for legends and file names.
-        total: when the run ends, in `unit`.
-        parts: what is trained and what trains it, by name; each has ``state_dict`` and
-            ``load_state_dict``.
-        generators: the random streams, by name.
-        controls: what may be changed while it runs.
-        constants: columns that are the same in every row of the history, such as method and seed.
-        data_hash: of the data; part of a checkpoint's identity.
+        config: a frozen dataclass of plain values; part of a checkpoint's identity.
+        label: a short name for legends and files.
+        total: where the run ends, in `unit`.
+        parts: model, optimizer, ... by name; each has ``state_dict`` and ``load_state_dict``.
+        generators: the random streams by name.
+        controls: what may be changed during the run.
+        constants: columns with one value for the whole history, such as method and seed.
+        data_hash: the hash of the data; part of a checkpoint's identity.
     """
 
     unit: ClassVar[str] = "tokens"  #: what `total` and `done` count; also a key of the records
-    loss_unit: ClassVar[str] = ""  #: of ``loss`` and ``val_loss``, for axes
-    evaluated: ClassVar[tuple[str, ...]] = ()  #: keys of `evaluate`, None in other records
-    measured: tuple[str, ...] = ()  #: keys of `measure` that a view wants to know before a record
+    loss_unit: ClassVar[str] = ""  #: the unit of ``loss`` and ``val_loss``, for axes
+    evaluated: ClassVar[tuple[str, ...]] = ()  #: keys of `evaluate`; None in other records
+    measured: tuple[str, ...] = ()  #: keys of `measure`, known before the first record
 
     def __init__(
         self,
@@ -81,50 +79,46 @@ class Experiment(Iterator[dict[str, Any]]):
         self.done = 0
         self.seconds = 0.0  #: training time, without evaluations and pauses
         self.changes: list[Change] = []  #: controls that changed: microbatch, name, value
-        self._plan: list[Change] = []
+        self._planned: dict[int, dict[str, Any]] = {}  # what `replay` asks for
         self._columns: dict[str, list[Any]] = {}
-        self._lock = (
-            threading.RLock()
-        )  # a save or a plot from another thread waits for the microbatch
+        # A save or a plot from another thread waits for the microbatch in progress.
+        self._lock = threading.RLock()
         self._is_inside = False
 
-    # ---- what a concrete experiment supplies
-
     def set_hyperparameters(self) -> None:
-        """Set this microbatch's hyperparameters, from ``self.controls.applied`` and
-        ``self.done``."""
+        """Set the hyperparameters for ``self.controls.applied`` and ``self.done``."""
 
     def draw_batch(self) -> Any:
-        """The data of one microbatch; randomness from ``self.generators`` only."""
+        """Return the data of one microbatch, drawn with ``self.generators`` only."""
         raise NotImplementedError
 
     def compute_loss(self, batch: Any) -> Tensor:
-        """The loss of ``batch``, a scalar."""
+        """Return the loss of ``batch``, a scalar."""
         raise NotImplementedError
 
     def update(self, loss: Tensor) -> bool:
-        """Differentiate and let the optimizer decide; returns whether it stepped."""
+        """Differentiate, let the optimizer decide, and return whether it stepped."""
         loss.backward()
         return self.parts["optimizer"].step() is not False  # a plain optimizer returns None
 
     def amount(self, batch: Any) -> int:
-        """How many of `unit` this batch is."""
+        """Return how many of `unit` are in this batch."""
         raise NotImplementedError
 
     def measure(self, batch: Any, stepped: bool) -> dict[str, Any]:
-        """Further fields of the record: plain numbers, strings or None."""
+        """Return further fields of the record: plain numbers, strings or None."""
         return {}
 
     def is_evaluation_due(self) -> bool:
-        """Shall this record hold held-out numbers?"""
+        """Return whether this record needs held-out numbers."""
         return self.done >= self.total
 
     def evaluate(self) -> dict[str, float]:
-        """Held-out numbers, with the keys of `evaluated`."""
+        """Return held-out numbers under the keys of `evaluated`."""
         return {}
 
     def summary(self) -> dict[str, Any]:
-        """Result numbers so far, flat and plain."""
+        """Return the result numbers so far, flat and plain."""
         rate = self.done / self.seconds if self.seconds > 0 else None
         return {
             **self.constants,
@@ -134,11 +128,6 @@ class Experiment(Iterator[dict[str, Any]]):
             f"{self.unit}_per_second": rate,
             "is_steered": self.is_steered,
         }
-
-    # ---- the loop
-
-    def __iter__(self) -> Experiment:
-        return self
 
     def __next__(self) -> dict[str, Any]:
         """Train on one microbatch and return its record."""
@@ -188,66 +177,58 @@ class Experiment(Iterator[dict[str, Any]]):
         if self._is_inside:
             raise RuntimeError(
                 f"experiment {self.label!r} was interrupted inside microbatch "
-                f"{self.microbatch + 1}; build it anew and load its last checkpoint"
+                f"{self.microbatch + 1}; build it again and load its last checkpoint"
             )
 
     @property
     def is_whole(self) -> bool:
-        """Between two microbatches, as ever but after an exception from inside one."""
+        """Whether the state is that of a whole microbatch: always, except after an error in one."""
         return not self._is_inside
-
-    # ---- controls
 
     @property
     def is_steered(self) -> bool:
-        """Was a control changed on the way, by hand or by `replay`?"""
+        """Whether a control was changed during the run, by hand or by `replay`."""
         return bool(self.changes)
 
     def replay(self, changes: Iterable[Change]) -> None:
-        """Repeat the recorded `changes` of another run at the microbatches where they were applied.
+        """Repeat the `changes` of another run, at the microbatches where they were applied.
 
         Args:
-            changes: dicts of ``microbatch`` (the first record under the new value), ``name``,
+            changes: dicts of ``microbatch`` (the first record under the new value), ``name`` and
                 ``value``.
         Raises:
-            ValueError: a change that the controls refuse, or of a microbatch that is past.
+            ValueError: the controls refuse a change, or its microbatch is past.
         """
         with self._lock:
-            plan = sorted((dict(c) for c in changes), key=lambda c: c["microbatch"])
+            planned = _by_microbatch(changes)
             values: dict[str, Any] = dict(self.controls)
-            for at, together in _by_microbatch(plan).items():
-                if not at > self.microbatch:
+            for number in sorted(planned):
+                if not number > self.microbatch:
                     raise ValueError(
-                        f"change of microbatch {at}: expected one after {self.microbatch}, "
+                        f"change of microbatch {number}: expected one after {self.microbatch}, "
                         "which is done"
                     )
-                values = self.controls.check(values, together)
-            self._plan = plan
+                values = self.controls.check(values, planned[number])
+            self._planned = planned
 
     def _apply_changes(self) -> dict[str, Any]:
         number = self.microbatch + 1
-        if self._plan and self._plan[0]["microbatch"] == number:
-            self.controls.update(_by_microbatch(self._plan)[number])
-            self._plan = [c for c in self._plan if c["microbatch"] != number]
+        self.controls.update(self._planned.pop(number, {}))
         changes = self.controls.apply()
-        self.changes += [
-            {"microbatch": number, "name": name, "value": value} for name, value in changes.items()
-        ]
+        self.changes += _listed({number: changes})
         return changes
 
-    # ---- history
-
     def column(self, name: str) -> list[Any]:
-        """One column of the history, a copy, also while another thread trains; none: empty.
+        """Return a copy of one column of the history; empty if there is no such column.
 
-        Unlike `history` it does not wait for the microbatch under way, so that columns that are
-        asked for one after the other may differ in length.
+        Unlike `history` this does not wait for the microbatch in progress, so two columns may
+        differ in length while another thread trains.
         """
         return list(self._columns.get(name, ()))
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row per record, with the constants as first columns; a copy."""
+        """A copy of the history: one row per record, the constants as its first columns."""
         with self._lock:
             rows = self.microbatch
             columns = {name: list(column) for name, column in self._columns.items()}
@@ -261,12 +242,10 @@ class Experiment(Iterator[dict[str, Any]]):
             frame.insert(at, name, [value] * rows)
         return frame
 
-    # ---- saving
-
     def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed run needs; ``torch.load(..., weights_only=True)`` reads it.
+        """Return all that a resumed run needs, readable by ``torch.load(weights_only=True)``.
 
-        The tensors are the live ones, as in torch: save or deep-copy it before training goes on.
+        As in torch the tensors are the live ones: save or copy them before training continues.
 
         Raises:
             RuntimeError: the run was interrupted inside a microbatch.
@@ -282,20 +261,20 @@ class Experiment(Iterator[dict[str, Any]]):
                 "generators": {name: g.get_state() for name, g in self.generators.items()},
                 "controls": self.controls.state_dict(),
                 "changes": [dict(c) for c in self.changes],
-                "plan": [dict(c) for c in self._plan],
+                "plan": _listed(self._planned),
                 "columns": {name: list(column) for name, column in self._columns.items()},
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken.
+        """Continue from where `state_dict` was taken.
 
         Raises:
-            ValueError: the state is of another experiment, config, data or format, or incomplete;
+            ValueError: the state is incomplete, or of another experiment, config, data or format;
                 nothing has changed then.
         """
         with self._lock:
             self._check_identity(state)
-            # Loading overwrites what it finds, also after an interruption inside a microbatch.
+            # Loading repairs a run that was interrupted inside a microbatch.
             was_inside, self._is_inside = self._is_inside, False
             before = copy.deepcopy(self.state_dict())
             try:
@@ -314,7 +293,7 @@ class Experiment(Iterator[dict[str, Any]]):
             raise ValueError("its history has not one row per microbatch")
         for name, part in self.parts.items():
             if isinstance(part, torch.nn.Module):
-                part.zero_grad(set_to_none=True)  # pending gradients belong to the state that goes
+                part.zero_grad(set_to_none=True)  # pending gradients belong to the old state
             part.load_state_dict(state["parts"][name])
         for name, generator in self.generators.items():
             generator.set_state(state["generators"][name])
@@ -322,11 +301,11 @@ class Experiment(Iterator[dict[str, Any]]):
         self.microbatch, self.done = state["microbatch"], state["done"]
         self.seconds = state["seconds"]
         self.changes = [dict(c) for c in state["changes"]]
-        self._plan = [dict(c) for c in state["plan"]]
+        self._planned = _by_microbatch(state["plan"])
         self._columns = columns
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must have in common with the experiment that loads it."""
+        """Return what a checkpoint must have in common with the experiment that loads it."""
         return {
             "format": FORMAT,
             "experiment": type(self).__name__,
@@ -335,17 +314,16 @@ class Experiment(Iterator[dict[str, Any]]):
         }
 
     def _check_identity(self, state: Mapping[str, Any]) -> None:
-        mine = self.identity()
-        mine_config = mine.pop("config")
-        other, other_config = {key: state.get(key) for key in mine}, state.get("config")
-        wanted_values = {**mine, **mine_config}
-        found_values = {**other, **(other_config if isinstance(other_config, dict) else {})}
-        for name in {**wanted_values, **found_values}:
-            wanted, found = wanted_values.get(name), found_values.get(name)
-            if wanted != found:
+        identity = self.identity()
+        config = state.get("config")
+        found = {name: state.get(name) for name in identity}
+        found |= config if isinstance(config, dict) else {}
+        expected = identity | identity["config"]
+        for name in {**expected, **found}:
+            if name != "config" and expected.get(name) != found.get(name):
                 raise ValueError(
-                    f"checkpoint is not of this experiment: its {name} is {found!r}, here it is "
-                    f"{wanted!r}; use another checkpoint or run folder"
+                    f"checkpoint is not of this experiment: its {name} is {found.get(name)!r}, "
+                    f"here it is {expected.get(name)!r}; use another checkpoint or run folder"
                 )
 
 
@@ -354,3 +332,11 @@ def _by_microbatch(changes: Iterable[Change]) -> dict[int, dict[str, Any]]:
     for change in changes:
         together.setdefault(change["microbatch"], {})[change["name"]] = change["value"]
     return together
+
+
+def _listed(changes: Mapping[int, Mapping[str, Any]]) -> list[Change]:
+    return [
+        {"microbatch": number, "name": name, "value": value}
+        for number, together in changes.items()
+        for name, value in together.items()
+    ]

@@ -1,4 +1,4 @@
-"""Drive an experiment from a cell: a progress bar, sinks for its records, exact resume."""
+"""Run an experiment from a notebook cell with a progress bar, checkpoints and exact resume."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def track(
     every_seconds: float = 30.0,
     has_bar: bool = True,
 ) -> Iterator[Record]:
-    """Iterate over the records of ``experiment`` that are still to come, to its end.
+    """Train ``experiment`` to its end and yield its remaining records.
 
     Args:
-        experiment: any experiment; it may have begun.
-        to: where records go besides the caller: ``"tensorboard:DIR"`` (a folder in DIR named by
+        experiment: any experiment, new or already begun.
+        to: where records go in addition: ``"tensorboard:DIR"`` (a folder in DIR named by
             `run_name`), a callable, or None.
-        checkpoint: file to resume from, where it exists, and to save to: every ``every_seconds``,
+        checkpoint: the file to resume from, if it exists, and to save to: every ``every_seconds``,
             at the end, when the loop is left early, and at an interrupt, which waits for the
-            microbatch to finish (a second one does not).  None: ``checkpoint_path`` in the folder
-            that the environment variable ``GQC_RUN_DIR`` names, which a batch sets for its runs;
+            microbatch to finish (a second one does not).  None: `checkpoint_path` in the folder
+            named by the environment variable ``GQC_RUN_DIR``, which a batch sets for its runs;
             without that variable nothing is saved.
-        every_seconds: shortest time between two saves [s], > 0.
-        has_bar: a tqdm bar on standard error.
+        every_seconds: the shortest time between two saves [s], > 0.
+        has_bar: show a tqdm bar on standard error.
     Yields: the record of each microbatch.
     Raises:
         ValueError: a bad argument, or a checkpoint of another experiment.
@@ -59,19 +59,19 @@ def track(
 
 
 def run_name(experiment: Experiment) -> str:
-    """A name for files: the label and a short hash of all that identifies the run."""
+    """Return a file name: the label and a short hash of what identifies the run."""
     label = re.sub(r"[^A-Za-z0-9._-]+", "-", experiment.label) or "experiment"
     text = json.dumps(experiment.identity(), sort_keys=True)
     return f"{label}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def checkpoint_path(folder: str | Path, experiment: Experiment) -> Path:
-    """The checkpoint of ``experiment`` in ``folder``, named by `run_name`."""
+    """Return the path of the checkpoint of ``experiment`` in ``folder``."""
     return Path(folder) / f"{run_name(experiment)}.ckpt"
 
 
 def save_checkpoint(experiment: Experiment, path: str | Path) -> None:
-    """Write the state so that ``path`` is always a whole file, the old one or the new one."""
+    """Write the state; at any moment ``path`` is either the old file or the new one, complete."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -86,13 +86,13 @@ def save_checkpoint(experiment: Experiment, path: str | Path) -> None:
 
 
 def load_checkpoint(experiment: Experiment, path: str | Path) -> bool:
-    """Resume ``experiment`` from ``path``; False where there is nothing to resume from.
+    """Resume ``experiment`` from ``path`` and return True, or False if nothing can be resumed.
 
     A file that cannot be read is renamed to ``*.corrupt`` and reported on standard error; the run
-    starts anew.
+    then starts from the beginning.
 
     Raises:
-        ValueError: the file is whole but of another experiment; nothing has changed.
+        ValueError: the file is intact but of another experiment; nothing has changed.
     """
     path = Path(path)
     if not path.exists():
@@ -103,16 +103,15 @@ def load_checkpoint(experiment: Experiment, path: str | Path) -> bool:
     except DamagedFile as error:
         aside = path.with_name(path.name + ".corrupt")
         os.replace(path, aside)
-        _say(
-            f"{path}: not a readable checkpoint ({error}); set aside as {aside.name}, starting anew"
-        )
+        reason = f"not a readable checkpoint ({error})"
+        _say(f"{path}: {reason}; renamed to {aside.name}, starting from the beginning")
         return False
     experiment.load_state_dict(state)
     return True
 
 
 class DamagedFile(ValueError):
-    """A checkpoint file that cannot be read as one."""
+    """A checkpoint file that cannot be read."""
 
 
 def _read_state(file: IO[bytes]) -> dict[str, Any]:
@@ -165,7 +164,7 @@ def _track(
 
 
 class _Bar:
-    """A tqdm bar in the experiment's unit, with its latest losses and draws."""
+    """A progress bar in the experiment's unit, with the latest losses and draws."""
 
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
@@ -195,7 +194,7 @@ class _Bar:
 
 @contextlib.contextmanager
 def _interrupt_deferred() -> Iterator[None]:
-    """Let the microbatch finish before an interrupt stops the run; a second one stops at once."""
+    """Finish the microbatch before an interrupt stops the run; a second one stops it at once."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals go to the main thread only
         return

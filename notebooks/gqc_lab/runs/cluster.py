@@ -264,8 +264,9 @@ def find_problem(probe: str, folders: list[str], sources: dict[str, str]) -> str
         )
     if not os.access(store, os.W_OK):
         return f"may not write to the run store {store}"
-    if not Path(folders[0]).is_dir():
-        return f"cannot see the notebook's folder {folders[0]}, which has to be shared too"
+    for folder in folders:
+        if not Path(folder).is_dir():
+            return f"cannot see the notebook's folder {folder}, which has to be shared too"
     if changed := differing(sources, [Path(each) for each in folders]):
         shown = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
         return f"has another version of {shown}; install the same gqc on every machine"

@@ -27,20 +27,21 @@ NOT_HASHED = ("gqc_lab.claims", "gqc_lab.cli", "gqc_lab.figures", "gqc_lab.publi
 
 
 def search_folders(code: Iterable[str], folder: Path) -> tuple[Path, ...]:
-    """Return the notebook's folder and those that it adds to ``sys.path`` by a literal."""
+    """Return the notebook's folder and those that it puts on ``sys.path`` by a literal."""
     folders = [folder]
     for node in ast.walk(_parse(code) or ast.Module([], [])):
         match node:
             case ast.Call(
                 func=ast.Attribute(
                     value=ast.Attribute(value=ast.Name(id="sys"), attr="path"),
-                    attr="append" | "insert",
+                    attr="append" | "insert" as how,
                 ),
                 args=[*_, place],
             ):
                 texts = [n.value for n in ast.walk(place) if isinstance(n, ast.Constant)]
                 if len(texts) == 1 and isinstance(texts[0], str):  # perhaps in str(Path(...))
-                    folders.append((folder / texts[0]).resolve())
+                    place_in_path = 0 if how == "insert" else len(folders)
+                    folders.insert(place_in_path, (folder / texts[0]).resolve())
     return tuple(folders)
 
 

@@ -8,8 +8,12 @@ import pytest
 import torch
 from torch.optim import SGD, AdamW
 
-from gqc_lab.loop.placement import make_generator
-from gqc_lab.studies.pretraining.joined_optimizer import JoinedOptimizer
+import gqc
+from gqc import JoinedOptimizer
+
+
+def make_generator(seed: int, name: str) -> torch.Generator:
+    return torch.Generator().manual_seed(1000 * seed + len(name))
 
 
 def parameters():
@@ -120,3 +124,30 @@ def test_what_belongs_to_none_or_to_two_is_refused():
     with pytest.raises(RuntimeError, match="further group for SGD, AdamW"):
         optimizer.add_param_group({"params": [torch.zeros(2, requires_grad=True)]})
     assert len(optimizer.param_groups) == 3
+
+
+@pytest.mark.parametrize("accumulate", ["grad", "buffer"])
+def test_a_wrapper_decides_once_for_all_of_them(accumulate):
+    """By the norm over the parameters of both; each steps with its part of the mean."""
+    p, q = parameters(), parameters()
+    wrapper = gqc.OptimizerWrapperGNTS(
+        JoinedOptimizer(make(p)), 4.0, max_draws=6, accumulate=accumulate
+    )
+    bare, lengths, window = make(q), [], []
+    for t in range(40):
+        window.append([torch.randn(x.shape, generator=make_generator(t, "draw")) for x in p])
+        torch.autograd.backward(p, window[-1])
+        stepped = wrapper.step()
+        mean = [sum(parts) / len(window) for parts in zip(*window, strict=True)]
+        norm = torch.cat([m.flatten() for m in mean]).norm()
+        assert stepped is (bool(norm <= 4.0) or len(window) == 6)
+        if stepped:
+            for tensor, grad in zip(q, mean, strict=True):
+                tensor.grad = grad
+            for optimizer in bare:
+                optimizer.step()
+            lengths.append(len(window))
+            window = []
+    assert len(set(lengths)) > 1
+    for a, b in zip(p, q, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)

@@ -1,6 +1,6 @@
 """Several optimizers that act as one, each with parameters of its own.
 
-`torch.optim.Muon` takes matrices only, so the other parameters need another optimizer; a
+``torch.optim.Muon`` takes matrices only, so the other parameters need another optimizer; a
 wrapper, a schedule and a checkpoint want one optimizer.
 """
 

@@ -1,0 +1,95 @@
+"""The noise scale from the gradients of two ranks, under DDP and FSDP2 (run by torchrun)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+from gqc.noise import NoiseScaleEMA, two_batch
+from gqc.rank_noise import RankNoise
+
+NUM, SIGNAL_SQ, NOISE = 300, 1.0, 6.0
+
+
+class Linear(nn.Module):
+    """The gradient of its weights is the input, whatever they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Linear(12, 1, bias=False) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.first(x[:12]) + self.second(x[12:])).sum()
+
+
+def draws(step: int, rank: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1000 * rank + step)
+    noise = torch.randn(24, generator=generator)
+    return (SIGNAL_SQ / 24) ** 0.5 + (NOISE / 24) ** 0.5 * noise
+
+
+def expected(num: int, decay: float) -> NoiseScaleEMA:
+    """From the gradients of both ranks, at hand on each."""
+    average = NoiseScaleEMA(decay)
+    for step in range(num):
+        both = torch.stack([draws(step, rank) for rank in range(2)])
+        small, large = both.square().sum(1).mean().item(), both.mean(0).square().sum().item()
+        average.update(*two_batch(small, large, 2))
+    return average
+
+
+def run(net: nn.Module, rank: int, num: int = NUM) -> RankNoise:
+    noise = RankNoise(net, NoiseScaleEMA(decay=0.995))
+    for step in range(num):
+        net.zero_grad()
+        net(draws(step, rank)).backward()
+        noise.update()
+    return noise
+
+
+def check_ddp(rank: int) -> None:
+    for options in ({}, {"gradient_as_bucket_view": True}, {"bucket_cap_mb": 1e-5}):
+        net = DDP(Linear(), **options)
+        noise = run(net, rank)
+        reference = expected(NUM, 0.995)
+        assert noise.average.signal_sq == pytest.approx(reference.signal_sq, rel=1e-4)
+        assert noise.average.noise_trace == pytest.approx(reference.noise_trace, rel=1e-4)
+        # 2 T^2 / (24 * 300 * 1): 2 % of T; the signal of 24 dimensions and n = 2 is noisier
+        assert noise.average.noise_trace == pytest.approx(NOISE, rel=0.1)
+        assert noise.average.noise_scale == pytest.approx(NOISE / SIGNAL_SQ, rel=0.35)
+        mean = sum(draws(NUM - 1, r) for r in range(2)) / 2
+        torch.testing.assert_close(net.module.first.weight.grad[0], mean[:12])
+
+
+def check_fsdp2(rank: int) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    net = Linear()
+    fully_shard(net.first)
+    fully_shard(net)
+    noise = run(net, rank)
+    reference = expected(NUM, 0.995)
+    assert noise.average.signal_sq == pytest.approx(reference.signal_sq, rel=1e-4)
+    assert noise.average.noise_trace == pytest.approx(reference.noise_trace, rel=1e-4)
+    mean = sum(draws(NUM - 1, r) for r in range(2)) / 2
+    torch.testing.assert_close(net.second.weight.grad.full_tensor()[0], mean[12:])
+
+
+def check_what_cannot_be_compared(rank: int) -> None:
+    net = DDP(Linear())
+    noise = run(net, rank, num=3)
+    before = noise.average.state_dict()
+    with net.no_sync():
+        net(draws(3, rank)).backward()
+    noise.update()
+    net(draws(4, rank) * (float("nan") if rank else 1.0)).backward()
+    noise.update()
+    assert (noise.num_skipped, noise.average.state_dict()) == (2, before)
+    with pytest.raises(TypeError, match="model is a Linear: expected a DistributedDataParallel"):
+        RankNoise(Linear())
+    alone = [dist.new_group([r]) for r in range(2)]
+    with pytest.raises(ValueError, match="one rank"):
+        RankNoise(DDP(Linear(), process_group=alone[rank]))
