@@ -89,7 +89,10 @@ class Verdict:
     @classmethod
     def of_plain(cls, claim: Claim, row: Mapping[str, Any]) -> Verdict:
         """Rebuild the verdict that :meth:`plain` wrote."""
-        effects = tuple(Effect(**effect) for effect in row["effects"])
+        effects = tuple(
+            Effect(**{k: math.nan if v is None else v for k, v in effect.items()})  # null in JSON
+            for effect in row["effects"]
+        )
         numbers = {key: row[key] for key in ("num_runs", "p", "p_holm") if key in row}
         return cls(claim, row["verdict"], effects, **numbers, reason=claim.not_tested)
 
@@ -146,6 +149,7 @@ def _differing(old: Any, new: Any, name: str = "") -> list[str]:
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         pairs = enumerate(zip(old, new, strict=True), start=1)
         return [line for i, (a, b) in pairs for line in _differing(a, b, f"{name} {i}")]
+    old = math.nan if old is None else old  # as JSON has it
     if isinstance(old, float | int) and isinstance(new, float | int):
         both_nan = math.isnan(old) and math.isnan(new)
         if both_nan or math.isclose(old, new, rel_tol=1e-6, abs_tol=1e-12):
