@@ -89,10 +89,11 @@ class Verdict:
     @classmethod
     def of_plain(cls, claim: Claim, row: Mapping[str, Any]) -> Verdict:
         """Rebuild the verdict that :meth:`plain` wrote."""
-        effects = tuple(
-            Effect(**{k: math.nan if v is None else v for k, v in effect.items()})  # null in JSON
-            for effect in row["effects"]
-        )
+        rows: list[dict[str, Any]] = [
+            {key: math.nan if value is None else value for key, value in effect.items()}
+            for effect in row["effects"]  # JSON has null for NaN
+        ]
+        effects = tuple(Effect(**effect) for effect in rows)
         numbers = {key: row[key] for key in ("num_runs", "p", "p_holm") if key in row}
         return cls(claim, row["verdict"], effects, **numbers, reason=claim.not_tested)
 
