@@ -24,6 +24,7 @@ __all__ = [
     "count_nonfinite",
     "dense",
     "divide_",
+    "is_sharded",
     "local",
     "magnitudes",
     "multiply_",
@@ -65,14 +66,21 @@ def dense(grads: Sequence[Tensor | None]) -> list[Tensor]:
     return present
 
 
+def is_sharded(tensors: Iterable[Tensor]) -> bool:
+    """Is any of them a ``DTensor``?"""
+    return any(map(_is_dtensor_type, set(map(type, tensors))))
+
+
 def settle(params: Iterable[Tensor]) -> None:
     """Reduce gradients that are partial sums over ranks, and put the whole ones in their place.
 
     Tensor parallelism leaves such (a ``DTensor`` that is ``Partial``) for parameters that every
     rank holds whole but uses for a part of the sequence.  Others are not touched.
     """
-    for param in params:
-        grad: Any = param.grad
+    pairs: list[tuple[Tensor, Any]] = [(param, param.grad) for param in params]
+    if not any(map(_is_dtensor_type, {type(grad) for _, grad in pairs})):
+        return
+    for param, grad in pairs:
         if _is_partial(grad):
             sharded: Any = param
             param.grad = grad.redistribute(placements=sharded.placements)
@@ -134,7 +142,8 @@ def magnitudes(tensors: Sequence[Tensor]) -> Tensor:
     sizes = []
     for (mesh, sharded), shards in _by_mesh(tensors).items():
         first = next(iter(shards.values())).device
-        each = torch.stack([_magnitude(t).to(first, torch.float32) for t in shards.values()])
+        dtype = _widest(shards.values())
+        each = torch.stack([_magnitude(t).to(first, dtype) for t in shards.values()])
         for dim in sharded:
             largest = torch.distributed.ReduceOp.MAX
             torch.distributed.all_reduce(each, largest, group=mesh.get_group(dim))
@@ -168,13 +177,15 @@ def average_over_ranks(
     params: Sequence[Tensor],
     sums: dict[Tensor, Tensor],
     zeros: Callable[[Tensor], Tensor] = torch.zeros_like,
+    groups: Sequence[Any] = (None,),
 ) -> dict[Tensor, Tensor]:
-    """Average local gradients over all ranks of the default process group, in place.
+    """Average local gradients over ranks, in place.
 
     Args:
         params: the same on every rank, in the same order.
         sums: gradient of each parameter that has one *on this rank*.
         zeros: makes that of a parameter that has none here, of the dtype that others have it in.
+        groups: process groups that are reduced over in turn; None is the default one.
     Returns: gradient of each parameter that has one on *any* rank; a rank without it counts as 0.
     Raises: TypeError: a sharded parameter, whose gradient FSDP2 reduces itself.
     """
@@ -183,16 +194,18 @@ def average_over_ranks(
     if any(map(_is_dtensor, params)):
         raise TypeError("sharded parameters: FSDP2 reduces their gradients itself")
     has = torch.tensor([float(p in sums) for p in params], device=params[0].device)
-    torch.distributed.all_reduce(has)
+    for group in groups:
+        torch.distributed.all_reduce(has, group=group)
     anywhere = [p for p, count in zip(params, has.tolist(), strict=True) if count]
     averaged = {p: sums[p] if p in sums else zeros(p) for p in anywhere}
-    groups: dict[tuple, list[Tensor]] = {}
+    alike: dict[tuple, list[Tensor]] = {}
     for grad in averaged.values():
-        groups.setdefault((grad.device, grad.dtype), []).append(grad)
-    for grads in groups.values():  # one message a dtype and device
+        alike.setdefault((grad.device, grad.dtype), []).append(grad)
+    for grads in alike.values():  # one message a dtype and device
         flat = _flatten_dense_tensors(grads)
-        torch.distributed.all_reduce(flat)
-        flat /= torch.distributed.get_world_size()
+        for group in groups:
+            torch.distributed.all_reduce(flat, group=group)
+            flat /= torch.distributed.get_world_size(group)
         for grad, mean in zip(grads, _unflatten_dense_tensors(flat, grads), strict=True):
             grad.copy_(mean)
     return averaged
@@ -214,7 +227,7 @@ def multiply_(tensors: Sequence[Tensor], factor: float | Tensor) -> None:
 
 def local(tensors: Sequence[Tensor]) -> list[Tensor]:
     """What this rank holds of each tensor: a ``DTensor``'s shard, any other tensor itself."""
-    if not any(map(_is_dtensor_type, set(map(type, tensors)))):
+    if not is_sharded(tensors):
         return list(tensors)
     return [getattr(t, "_local_tensor", t) for t in tensors]
 
@@ -244,7 +257,7 @@ def _local_norm(tensors: Sequence[Tensor]) -> Tensor:
         for t in tensors:
             groups.setdefault((t.device, t.dtype), []).append(t)
         norms = [norm for group in groups.values() for norm in _foreach_norm(group)]
-        dtype = torch.float64 if any(n.dtype == torch.float64 for n in norms) else torch.float32
+        dtype = _widest(norms)
         norms = [norm.to(tensors[0].device, dtype) for norm in norms]
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
@@ -265,7 +278,7 @@ def _foreach_norm(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _norms_on_one_device(tensors: list[Tensor]) -> Tensor:
-    """The norm of each tensor in float32, on the device of the first."""
+    """The norm of each tensor on the device of the first."""
     groups: dict[tuple, list[int]] = {}
     for index, tensor in enumerate(tensors):
         groups.setdefault((tensor.device, tensor.dtype), []).append(index)
@@ -281,10 +294,18 @@ def _magnitude(tensor: Tensor) -> Tensor:
 
 
 def _in_order(parts: list[tuple[list[int], Tensor]], device: torch.device) -> Tensor:
-    """Values of parts of a list, put back into its order on one device, in float32."""
-    values = torch.cat([part.to(device, torch.float32) for _, part in parts])
-    order = sorted(range(len(values)), key=[i for indices, _ in parts for i in indices].__getitem__)
-    return values if order == list(range(len(order))) else values[order]
+    """Values of parts of a list, put back into its order on one device, without a host sync."""
+    if len(parts) == 1:
+        return parts[0][1].to(device)
+    dtype = _widest([part for _, part in parts])
+    values = [(indices, part.to(device, dtype).unbind()) for indices, part in parts]
+    by_place = {i: v for indices, part in values for i, v in zip(indices, part, strict=True)}
+    return torch.stack([by_place[i] for i in range(len(by_place))])
+
+
+def _widest(tensors: Iterable[Tensor]) -> torch.dtype:
+    """Float64 where a tensor has it, else float32."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def _sum_dtype(tensor: Tensor) -> torch.dtype | None:

@@ -40,7 +40,7 @@ def aggregate(
     Returns: 0-dim; 0 when no tensor counts.
     """
     if how == "percentile":
-        return _quantiles(variance, counted, torch.full_like(variance[:1], percentile))[0]
+        return _quantiles(variance, counted, percentile)
     if how == "max":
         return torch.where(counted, variance, 0.0).max()
     weight = counted if numel is None else counted * numel
@@ -58,7 +58,7 @@ def summary(variance: Tensor, unresolved: Tensor, counted: Tensor) -> Tensor:
     return torch.cat([quantiles, torch.stack([mean, share])])
 
 
-def _quantiles(variance: Tensor, counted: Tensor, levels: Tensor) -> Tensor:
+def _quantiles(variance: Tensor, counted: Tensor, levels: Tensor | float) -> Tensor:
     """Linear between order statistics, as ``torch.nanquantile``, which is slow on few numbers."""
     ordered = torch.where(counted, variance, -1.0).sort().values  # what does not count comes first
     last = len(variance) - 1

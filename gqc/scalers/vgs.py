@@ -62,15 +62,15 @@ class VarianceGradientScaler:
         min_scaling_factor: :math:`f_\min` in [0, 1].
         variance_cap: :math:`V_\max`, also the V of a tensor whose signal is not resolved; None:
             the most that ``beta`` resolves.
-        estimator: ``"sketch"``, ``"elementwise"``, ``"differences"`` (for a mean that moves and
-            independent noise, see :mod:`gqc.scalers.variance`), or a published one:
-            ``"mean_square"`` (3.1, 3.2), ``"tensor_mean"`` (3.0), ``"tensor_spatial"`` (2.0),
-            ``"spatial"`` (1.x).
+        estimator: ``"sketch"``, ``"elementwise"``, ``"differences"`` (for a mean that moves, see
+            :mod:`gqc.scalers.variance`), or a published one: ``"mean_square"`` (3.1, 3.2),
+            ``"tensor_mean"`` (3.0), ``"tensor_spatial"`` (2.0), ``"spatial"`` (1.x).
         percentile: of V over tensors, in [0, 1].
         aggregate: ``"percentile"``, ``"mean"``, ``"numel_weighted"`` or ``"max"`` over tensors.
         granularity: one factor for all (``"global"``), for each ``"group"``, each ``"tensor"``, or
             each ``"element"`` (needs ``"elementwise"``, and twice its memory).
-        sketch_size: projections of a tensor at least, see :mod:`gqc.scalers.sketch`.
+        sketch_size: k; tensors of more than :math:`k^2` elements are projected, see
+            :mod:`gqc.scalers.sketch`.
         sketch_seed: of their signs.
         track_spatial: also average mean|g|, var|g| and max|g| of the raw gradient, and the norm
             exactly instead of from the sketch; some passes over the gradient.

@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gqc.gradients import average_over_ranks, collect, total_norm
+from gqc.gradients import collect, total_norm
 from gqc.wrappers import amp, options
-from gqc.wrappers.checked import CheckedOptimizer
 from gqc.wrappers.draws import ClosedWindow
+from gqc.wrappers.ranked import RankedOptimizer
 from gqc.wrappers.rescale import clip_
-from gqc.wrappers.weights import num_ranks, weigh
+from gqc.wrappers.weights import weigh
 
 
-class OptimizerWrapper(CheckedOptimizer):
+class OptimizerWrapper(RankedOptimizer):
     """Step ``optimizer`` only when the gradient accumulated so far is good enough.
 
     It is a ``torch.optim.Optimizer`` whose ``param_groups``, ``state`` and ``defaults`` are those
@@ -60,10 +60,14 @@ class OptimizerWrapper(CheckedOptimizer):
         reduce_at_step: the loop leaves gradients local to each rank (``DDP.no_sync()``), and the
             wrapper averages them over the ranks once a step.  Only where the decision needs no
             gradient.
+        process_group: the ranks that train these parameters together, where the loop averages
+            gradients itself.  None: those of the DDP or FSDP modules that hold the parameters.
         on_step: called after each step with the numbers of the closed window (``numbers()``).
 
     Under ``torch.distributed`` there is nothing else to configure: decisions are made from reduced
-    gradients (DDP) and reduced norms (FSDP2's ``DTensor``), hence alike on all ranks.
+    gradients (DDP) and reduced norms (FSDP2's ``DTensor``), hence alike on all ranks.  The first
+    two norms that are decided by are compared over the ranks; gradients that become local later on
+    are seen inside ``DDP.no_sync()`` only.
 
     The host waits once for the norms of a draw.  Where the decision reads none, the check for NaN
     does: at each draw with a buffer, at a step without.  MHT and VGS wait once more, and so do
@@ -93,6 +97,7 @@ class OptimizerWrapper(CheckedOptimizer):
         nonfinite: str = "discard",
         grad_scaler: torch.amp.GradScaler | None = None,
         reduce_at_step: bool = False,
+        process_group: Any = None,
         on_step: Callable[[dict[str, float]], object] | None = None,
     ) -> None:
         self.loss, self.nonfinite, self.reduce_at_step = loss, nonfinite, reduce_at_step
@@ -101,7 +106,7 @@ class OptimizerWrapper(CheckedOptimizer):
         self.clip_norm, self.on_step = clip_norm, on_step
         self.grad_scaler = amp.enabled(grad_scaler)
         options.check_ways(self, accumulate, clip_norm)
-        super().__init__(optimizer, tunables or {}, accumulate)
+        super().__init__(optimizer, tunables or {}, accumulate, process_group)
 
     def is_full(self) -> bool:
         """Has the window ``max_draws``, and steps now whatever ``should_step`` says?"""
@@ -154,6 +159,8 @@ class OptimizerWrapper(CheckedOptimizer):
             ValueError: a weight out of its range, or that the gradients cannot be weighed with.
         """
         options.check_closure(self, closure)
+        if self._is_asked_for_state():
+            return False
         given = {"closure": closure, "weight": weight, "metric": metric}
         args: tuple[Any, ...] = (self,)
         kwargs: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
@@ -199,7 +206,10 @@ class OptimizerWrapper(CheckedOptimizer):
         if is_last or (self._decides(n) and self.may_close(share)):
             return True
         self._may_defer = self._is_sharded()
-        if not (self._may_defer or self.sums_in_grad or self.reduce_at_step) and num_ranks() > 1:
+        if (
+            not (self._may_defer or self.sums_in_grad or self.reduce_at_step)
+            and self.ranks.size > 1
+        ):
             raise RuntimeError(
                 'closes_next() with accumulate="buffer": draws that no_sync() keeps local would '
                 'never be reduced. Pass accumulate="grad", or reduce_at_step=True and always '
@@ -252,6 +262,8 @@ class OptimizerWrapper(CheckedOptimizer):
         if reads_mean:
             norms["grad_norm"] = self.measure(window.totals())
         self._read(norms)
+        if reads_mean:
+            self._compare()
         if not self._accept():
             self._refuse(overflow=True)
             return False
@@ -271,14 +283,14 @@ class OptimizerWrapper(CheckedOptimizer):
         """Hand :math:`G_n` to the wrapped optimizer."""
         window = self._window
         if self.reduce_at_step:
-            if window.is_weighted and self.loss == "mean":
-                window.normalise()
-            window.replace(average_over_ranks(window.params, window.sums(), window.zeros))
+            self._reduce()
         if self._must_check():
             self._read({"grad_norm": total_norm(window.totals())})
+            self._compare()
             if not self._accept():
                 self._refuse(overflow=True)
                 return False
+        self._forget_first_state()
         window.close()
         stepped, is_clipped = self._hand_on()
         self._counts["steps"] += stepped
@@ -303,7 +315,7 @@ class OptimizerWrapper(CheckedOptimizer):
             if window.metric_sum is not None:
                 given["metric"] = window.metric_sum / window.weight
             if window.is_weighted:
-                given["weight"] = window.weight / num_ranks()
+                given["weight"] = window.weight / self.ranks.size
         scaler = self.grad_scaler
         if scaler is not None:
             scaler.unscale_(inner)

@@ -18,7 +18,10 @@ from torch.optim import LBFGS, Optimizer
 from gqc.wrappers import options
 
 FORMAT = 2
-NOT_COPIED = ("step", "on_step", "_window", "_watch", "_opt_called", "_zero_grad_profile_name")
+NOT_COPIED = (
+    *("step", "on_step", "_window", "_watch", "_opt_called", "_zero_grad_profile_name"),
+    *("process_group", "_ranks"),
+)
 
 
 class DelegatingOptimizer(Optimizer):

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gqc.gradients import count_nonfinite, local
+from gqc.gradients import count_nonfinite, is_sharded, local, settle
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,13 @@ class Draws:
 
     def __init__(self, params: list[Tensor]) -> None:
         self.params = params
+        self._is_sharded = is_sharded(params)
         self.num_draws = 0
         self.weight = 0.0  #: W
         self.last_weight = 0.0  #: of the draw in progress, or the last one
         self.unit = 1.0  #: u
         self.is_weighted = False  #: was any draw given a weight?
+        self.is_shared = False  #: were local sums averaged over the ranks, and none added since?
         self.draw_norms: list[float] = []  # of the draws whose norm was read
         self.metric_sum: Any = 0.0  # weighted, for a wrapper inside; None: a draw had no metric
         # By parameter index; None where it has no gradient.  A group added in mid-window appends.
@@ -77,7 +79,18 @@ class Draws:
                 "a parameter was removed or replaced while draws wait for a step: flush() or "
                 "discard() them before the groups change"
             )
+        if len(params) != known:
+            self._is_sharded = is_sharded(params)
         self.params = params
+
+    def settled(self, grads: list[Tensor | None], watch: Any) -> list[Tensor | None]:
+        """``grads``, which are in ``.grad``, but whole where ranks have parts of their sum."""
+        if not self._is_sharded:
+            return grads
+        settle(self.params)
+        if watch is not None:
+            watch.note()
+        return [param.grad for param in self.params]
 
     def count(self, weight: float, unit: float, is_weighted: bool) -> None:
         """Take in a draw that is staged."""
@@ -86,6 +99,7 @@ class Draws:
         self.weight += weight
         self.last_weight, self.unit = weight, unit
         self.is_weighted |= is_weighted
+        self.is_shared = False
         self.is_reduced = True
 
     def check_reduced(self) -> None:
@@ -134,7 +148,7 @@ class Draws:
         )
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds; sums are clones of this rank's shards, by parameter index."""
+        """What a checkpoint holds; sums are clones, by parameter index, sharded as they are."""
         sums = enumerate(self._sums if self.num_draws else [])
         return {
             "num_draws": self.num_draws,
@@ -143,7 +157,7 @@ class Draws:
             "is_weighted": self.is_weighted,
             "draw_norms": list(self.draw_norms),
             "metric_sum": None if self.metric_sum is None else float(self.metric_sum),
-            "pending": {i: shard(s).clone() for i, s in sums if s is not None},
+            "pending": {i: s.detach().clone() for i, s in sums if s is not None},
         }
 
     def load_state(self, own: dict[str, Any], default_weight: float) -> None:
@@ -169,8 +183,10 @@ class Draws:
 def check_shapes(params: list[Tensor], sums: dict[int, Tensor]) -> None:
     """Raises: ValueError: pending gradients of a file that are not those of ``params``."""
     for index, value in sums.items():
-        here = tuple(shard(params[index]).shape) if index < len(params) else None
-        if tuple(value.shape) != here:
+        param = params[index] if index < len(params) else None
+        shapes = [] if param is None else [param.shape, shard(param).shape]
+        if value.shape not in shapes:
+            here = None if param is None else tuple(shapes[1])
             raise ValueError(
                 f"pending gradient of shape {tuple(value.shape)} given to parameter {index} "
                 f"of shape {here}"
@@ -182,18 +198,25 @@ def shard(tensor: Tensor) -> Tensor:
     return tensor if type(tensor) is Tensor else local([tensor])[0]
 
 
-def like(param: Tensor, value: Tensor) -> Tensor:
-    """``value`` on the device of ``param``, and a ``DTensor`` where ``param`` is one."""
-    own = value.to(shard(param).device, copy=True)
-    if shard(param) is param:
-        return own
-    from torch.distributed.tensor import DTensor
+def like(param: Tensor, value: Any) -> Tensor:
+    """``value``, whole or this rank's shard, on the device of ``param`` and sharded as it is."""
+    here = shard(param)
+    if here is param:
+        whole = value.full_tensor() if hasattr(value, "full_tensor") else value
+        return whole.to(here.device, copy=True)
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
     sharded: Any = param
+    mesh, placements = sharded.device_mesh, sharded.placements
+    if isinstance(value, DTensor):
+        value = value.redistribute(placements=placements).to_local()
+    elif value.shape != here.shape:  # a whole one: every rank cuts its part out of it
+        whole = value.to(here.device)
+        value = distribute_tensor(whole, mesh, placements, src_data_rank=None).to_local()
     return DTensor.from_local(
-        own,
-        sharded.device_mesh,
-        sharded.placements,
+        value.to(here.device, copy=True),
+        mesh,
+        placements,
         run_check=False,
         shape=sharded.shape,
         stride=sharded.stride(),

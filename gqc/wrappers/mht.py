@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 
 from gqc.wrappers.base import OptimizerWrapper
 from gqc.wrappers.options import WindowOptions
-from gqc.wrappers.weights import num_ranks, sum_over_ranks
 
 
 class OptimizerWrapperMHT(OptimizerWrapper):
@@ -128,8 +127,9 @@ class OptimizerWrapperMHT(OptimizerWrapper):
         """The mean over the ranks; NaN on all of them where one has none."""
         own = metric.detach() if isinstance(metric, Tensor) else metric
         value = math.nan if own is None else float(own)
-        (total,) = sum_over_ranks([value], self._window.params[0].device)
-        return total / num_ranks()
+        ranks = self.ranks.require("step(metric=...)")
+        (total,) = ranks.sum([value], self._window.params[0].device)
+        return total / ranks.size
 
 
 def t_interval(samples: list[float], confidence: float, quantile: Any) -> tuple[float, float]:

@@ -31,6 +31,7 @@ class WindowOptions(TypedDict, total=False):
     nonfinite: str
     grad_scaler: GradScaler | None
     reduce_at_step: bool
+    process_group: Any
     on_step: Callable[[dict[str, float]], object] | None
 
 

@@ -10,6 +10,7 @@ from typing import Any, Unpack
 
 from torch.optim import Optimizer
 
+from gqc.gradients import is_sharded
 from gqc.scalers import VarianceGradientScaler
 from gqc.wrappers.base import OptimizerWrapper
 from gqc.wrappers.delegate import check_optimizer
@@ -85,6 +86,9 @@ class OptimizerWrapperVGS(OptimizerWrapper):
     def extra_state(self) -> dict[str, Any]:
         self._follow_parameters()
         return self.scaler.state_dict()
+
+    def _own_state(self) -> dict[str, Any]:
+        return {**super()._own_state(), "extra_is_of_rank": is_sharded(self._params())}
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
         self._follow_parameters()

@@ -9,22 +9,6 @@ import torch
 from torch import Tensor
 
 
-def num_ranks() -> int:
-    """Processes in the default group; 1 without ``torch.distributed``."""
-    distributed = torch.distributed
-    is_on = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_world_size() if is_on else 1
-
-
-def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
-    """Each value summed over all ranks, in float64; where there are several the host waits."""
-    if num_ranks() == 1:
-        return values
-    tensor = torch.tensor(values, dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(tensor)
-    return [float(value) for value in tensor.tolist()]
-
-
 def weigh(wrapper: Any, weight: float | Tensor | None, device: torch.device) -> tuple[float, float]:
     r"""Weight of a draw over all ranks, and its unit (:mod:`gqc.wrappers.draws`).
 
@@ -32,12 +16,13 @@ def weigh(wrapper: Any, weight: float | Tensor | None, device: torch.device) -> 
         cannot be weighed with any more.
     """
     is_sum, default = wrapper.loss == "sum", float(wrapper.default_weight)
+    together = wrapper.ranks  # at the first draw it refuses what cannot be right with any weight
     if weight is None:
         if is_sum and not wrapper.counts_examples:
             raise ValueError('loss="sum" needs step(weight=...), the tokens that were summed over')
-        return default, float(num_ranks()) if is_sum else default
-    own, ranks = float(weight), num_ranks()
-    total, squares, positive = sum_over_ranks([own, own * own, float(own > 0)], device)
+        return default, float(together.require('loss="sum"').size) if is_sum else default
+    own, ranks = float(weight), together.require("step(weight=...)").size
+    total, squares, positive = together.sum([own, own * own, float(own > 0)], device)
     if not (0 < total < math.inf and own >= 0) or (not is_sum and positive < ranks):
         raise ValueError(
             f"weight={own!r} (over all ranks {total!r}): expected a finite number > 0; leave out "

@@ -24,7 +24,7 @@ from gqc.wrappers.watch import GradientWatch, versions
 HALF = (torch.float16, torch.bfloat16)
 NO_GRADIENT = (
     "no parameter has a gradient: call loss.backward() before step(), and no zero_grad() between "
-    "the two"
+    "the two (FSDP2 keeps gradients back under set_requires_gradient_sync(False))"
 )
 
 
@@ -49,7 +49,7 @@ class GradWindow(Draws):
         if all(g is None for g in grads):
             raise RuntimeError(NO_GRADIENT)
         self.was_changed = watch is not None and watch.was_changed(grads)
-        self._sums = grads
+        self._sums = self.settled(grads, watch)
         return None
 
     def merge(self) -> None:
@@ -64,6 +64,7 @@ class GradWindow(Draws):
         for param, total in sums.items():
             param.grad = total
         self._sums = [p.grad for p in self.params]
+        self.versions = versions(self._sums)
 
     def normalise(self) -> None:
         """All draws of all ranks have one weight here, hence one unit."""
@@ -145,7 +146,7 @@ class BufferWindow(Draws):
         if not dense(grads):
             raise RuntimeError(NO_GRADIENT)
         self.was_changed = watch is not None and watch.was_changed(grads)
-        self._staged = [None if g is None else _take(g) for g in grads]
+        self._staged = [None if g is None else _take(g) for g in self.settled(grads, watch)]
         for param in self.params:
             param.grad = None
         return [g for g in self._staged if g is not None]

@@ -1,7 +1,8 @@
 """What a wrapper costs, as ratios to torch AdamW and to the peer: ``make bench``.
 
-A draw that does not step is compared with one batched norm and its host sync (GNS: plus one batched
-add), a step with the wrapped step plus norm plus scaling.  ``--threads`` and ``--sizes`` choose.
+A draw that does not step is compared with one batched norm and its host sync, with a buffer plus
+one batched add; a step with the wrapped step plus norm plus scaling.  The peer sums in ``.grad``.
+``--threads`` and ``--sizes`` choose.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from gqc.gradients import divide_, total_norm
 
 ENDLESS = 10**9
 METRICS = {"mht"}
+WEIGHTED = {"gnts, weighted"}
+PLAIN = {"AdamW(foreach)", "AdamW(fused)", "parts"}
 
 
 def adamw(params, **kwargs) -> torch.optim.Optimizer:
@@ -39,13 +42,16 @@ def scheduled(wrapper, **values) -> Any:
 # name -> (ours, the peer's), each at a setting that waits or that steps at once
 WAITING: dict[str, tuple[Callable, Callable | None]] = {
     "gnts": (
-        lambda o: gqc.OptimizerWrapperGNTS(o, 1e-30, max_draws=ENDLESS),
+        lambda o: gqc.OptimizerWrapperGNTS(o, 1e-30, max_draws=ENDLESS, accumulate="grad"),
         lambda o: scheduled(
             peer.OptimizerWrapperGNTS(o, max_batch_draws=ENDLESS), gradient_norm_threshold=1e-30
         ),
     ),
+    "gnts, buffer": (lambda o: gqc.OptimizerWrapperGNTS(o, 1e-30, max_draws=ENDLESS), None),
+    "gnts, weighted": (lambda o: gqc.OptimizerWrapperGNTS(o, 1e-30, max_draws=ENDLESS), None),
+    "sbc, buffer": (lambda o: gqc.OptimizerWrapperSBC(o, 1, ENDLESS), None),
     "sbc": (
-        lambda o: gqc.OptimizerWrapperSBC(o, 1, ENDLESS, max_draws=ENDLESS),
+        lambda o: gqc.OptimizerWrapperSBC(o, 1, ENDLESS, accumulate="grad"),
         lambda o: scheduled(
             peer.OptimizerWrapperSBC(o, 1, max_batch_draws=ENDLESS), logical_batch_size=ENDLESS
         ),
@@ -58,7 +64,9 @@ WAITING: dict[str, tuple[Callable, Callable | None]] = {
     ),
     "normtest": (lambda o: gqc.OptimizerWrapperNormTest(o, 1e-30, max_draws=ENDLESS), None),
     "mht": (
-        lambda o: gqc.OptimizerWrapperMHT(o, max_draws=ENDLESS, error_tolerance=1e-30),
+        lambda o: gqc.OptimizerWrapperMHT(
+            o, max_draws=ENDLESS, error_tolerance=1e-30, accumulate="grad"
+        ),
         lambda o: scheduled(
             PeerMHT(o, max_batch_draws=ENDLESS),
             confidence_level=0.98,
@@ -87,6 +95,8 @@ def bench(numel: int, rounds: int) -> None:
         params = make_parameters(numel)
         set_gradients(params)
         kept[name] = (params, [p.grad for p in params])
+        for param in params if name not in PLAIN else ():
+            param.grad = None
         return adamw(params, **(kwargs or {"foreach": True}))
 
     def restore(name: str) -> Callable[[], None]:
@@ -96,8 +106,12 @@ def bench(numel: int, rounds: int) -> None:
             # The noise-driven ones keep the tensor, and step at once unless draws differ.
             differ = name.endswith(("gns draw", "normtest draw"))
             sign = 1 - 2 * (next(turns) % 2)
-            for param, grad in zip(*kept[name], strict=True):
-                param.grad = sign * grad if differ else grad
+            params, grads = kept[name]
+            if name.startswith("peer") or name in PLAIN:
+                for param, grad in zip(params, grads, strict=True):
+                    param.grad = grad
+            else:  # a sum in .grad takes what a backward makes
+                torch.autograd.backward(params, [sign * g for g in grads] if differ else grads)
 
         return run
 
@@ -108,7 +122,10 @@ def bench(numel: int, rounds: int) -> None:
     def norm_and_add() -> None:
         grads = [p.grad for p in kept["norm + add"][0] if p.grad is not None]
         torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))).item()
-        torch._foreach_add_(grads, zeros)
+        torch._foreach_add_(grads, held)  # into the new memory, as a buffer does
+        held[:] = grads
+        for param in kept["norm + add"][0]:
+            param.grad = None
 
     def parts() -> None:
         grads = [p.grad for p in kept["parts"][0]]
@@ -121,7 +138,7 @@ def bench(numel: int, rounds: int) -> None:
         contestants[name] = (restore(name), optimizer(name, **kwargs).step)
     inner = optimizer("parts")
     optimizer("norm"), optimizer("norm + add")
-    zeros = [torch.zeros_like(p) for p in kept["norm"][0]]
+    held = [torch.zeros_like(p) for p in kept["norm"][0]]
     contestants["norm"] = (restore("norm"), batched_norm)
     contestants["norm + add"] = (restore("norm + add"), norm_and_add)
     contestants["parts"] = (restore("parts"), parts)
@@ -139,6 +156,11 @@ def bench(numel: int, rounds: int) -> None:
                         restore(title),
                         lambda s=step, m=metric: s(metric=1.0 + next(m) % 3),
                     )
+                elif name in WEIGHTED:
+                    contestants[title] = (
+                        restore(title),
+                        lambda s=step, m=metric: s(weight=1 + next(m) % 3),
+                    )
                 elif title == "peer gns draw":
                     contestants[title] = (restore(title), hooked(kept[title][0], step))
                 else:
@@ -148,7 +170,8 @@ def bench(numel: int, rounds: int) -> None:
     report(title + " (times, ratios to AdamW(foreach))", seconds, "AdamW(foreach)")
     print("  ratios that matter:")
     for name in WAITING:
-        base = "norm + add" if name in ("gns", "normtest") else "norm"
+        has_buffer = name in ("gns", "normtest") or "," in name
+        base = "norm + add" if has_buffer else "norm"
         against(seconds, f"{name} draw", base)
     for name in STEPPING:
         against(seconds, f"{name} step", "parts")

@@ -129,18 +129,23 @@ WAITS = {  # maker, options: waits of a draw, of a step with its last draw
     "normtest": (gqc.OptimizerWrapperNormTest, {"theta": 1e-9, "max_draws": 2}, 1, 1),
     "gnr": (gqc.OptimizerWrapperGNR, {}, 1, 1),
     "gnr independent": (gqc.OptimizerWrapperGNR, {"mode": "independent"}, 1, 1),
-    "sbc": (gqc.OptimizerWrapperSBC, {"physical_batch_size": 1, "logical_batch_size": 2}, 0, 1),
-    "sbc buffer": (
+    "sbc": (gqc.OptimizerWrapperSBC, {"physical_batch_size": 1, "logical_batch_size": 2}, 1, 1),
+    "sbc grad": (
         gqc.OptimizerWrapperSBC,
-        {"physical_batch_size": 1, "logical_batch_size": 2, "accumulate": "buffer"},
-        1,
+        {"physical_batch_size": 1, "logical_batch_size": 2, "accumulate": "grad"},
+        0,
         1,
     ),
-    "replay": (gqc.OptimizerWrapperReplay, {"draws": [2], "repeat_last": True}, 0, 1),
-    "mht": (gqc.OptimizerWrapperMHT, {"max_draws": 2}, 1, 2),
-    "mht buffer": (gqc.OptimizerWrapperMHT, {"max_draws": 2, "accumulate": "buffer"}, 2, 2),
-    "vgs": (gqc.OptimizerWrapperVGS, {"warmup_steps": 0, "min_draws": 2}, 0, 2),
-    "vgs, warmup": (gqc.OptimizerWrapperVGS, {"warmup_steps": 99, "min_draws": 2}, 0, 1),
+    "replay": (gqc.OptimizerWrapperReplay, {"draws": [2] * 9, "accumulate": "grad"}, 0, 1),
+    "mht": (gqc.OptimizerWrapperMHT, {"max_draws": 2}, 2, 2),
+    "mht grad": (gqc.OptimizerWrapperMHT, {"max_draws": 2, "accumulate": "grad"}, 1, 2),
+    "vgs": (gqc.OptimizerWrapperVGS, {"warmup_steps": 0, "min_draws": 2}, 1, 2),
+    "vgs grad, warmup": (
+        gqc.OptimizerWrapperVGS,
+        {"warmup_steps": 99, "min_draws": 2, "accumulate": "grad"},
+        0,
+        1,
+    ),
 }
 
 

@@ -54,6 +54,20 @@ ROWS = (
         "loops written for plain optimizers go on working",
     ),
     Difference(
+        "Step after 4 draws of the gradient 10, each clipped to 1",
+        mechanics.clipped_draws,
+        "{:.2f}: each call shrinks the earlier draws too",
+        "{:.2f}",
+        "each draw is taken out of `.grad`; `clip_norm=` clips the mean",
+    ),
+    Difference(
+        "`step()` without a `backward`, after a draw of 1 in a window of 2",
+        mechanics.draw_without_backward,
+        "steps with {:g}",
+        "{}",
+        "a microbatch without a gradient is no draw",
+    ),
+    Difference(
         "`deepcopy` and `pickle` of a wrapper",
         mechanics.copies,
         "{0[0]} and {0[1]}",

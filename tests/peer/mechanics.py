@@ -67,6 +67,34 @@ def copies() -> tuple[tuple[str, str], tuple[str, str]]:
     return both(peer_gnts(scalar())), both(gqc.OptimizerWrapperGNTS(SGD([scalar()], lr=1.0)))
 
 
+def clipped_draws() -> tuple[float, float]:
+    """The step after 4 draws of the gradient 10, each clipped to 1 before ``step()``."""
+
+    def run(make: Callable[[Tensor, float], Any]) -> float:
+        param = scalar()
+        wrapper = make(param, 4.0)
+        for _ in range(4):
+            backward(param, 10.0)
+            torch.nn.utils.clip_grad_norm_([param], 1.0)
+            wrapper.step()
+        return -param.item()
+
+    return run(peer_sbc), run(our_sbc)
+
+
+def draw_without_backward() -> tuple[float, str]:
+    """The step of a window of 2 with one gradient of 1: the second ``backward`` was skipped."""
+    param = scalar()
+    wrapper = peer_sbc(param, 2.0)
+    backward(param, 1.0)
+    wrapper.step(), wrapper.step()
+    moved = -param.item()
+    ours = our_sbc(scalar(), 2.0)
+    backward(ours.param_groups[0]["params"][0], 1.0)
+    ours.step()
+    return moved, outcome(ours.step, "a step")
+
+
 def resume_in_mid_window() -> tuple[float, float]:
     """The gradient stepped with when gradients 1, 2, 3, 4 are cut by a resume after two."""
 

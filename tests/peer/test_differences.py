@@ -34,6 +34,15 @@ def test_copies():
     assert ours == ("works", "works")
 
 
+def test_clipped_draws():
+    theirs, ours = mechanics.clipped_draws()
+    assert (round(theirs, 4), round(ours, 4)) == (0.25, 1.0)
+
+
+def test_a_draw_without_a_backward():
+    assert mechanics.draw_without_backward() == (0.5, "RuntimeError")
+
+
 def test_resume_in_mid_window():
     assert mechanics.resume_in_mid_window() == ((3 + 4) / 4, (1 + 2 + 3 + 4) / 4)
 

@@ -140,6 +140,15 @@ def _table(config: Any) -> Mapping[str, Setting]:
     return table
 
 
+def check_settings(config: Any) -> None:
+    """Check each setting of a frozen dataclass, and give it the setting's type.
+
+    Raises: ValueError: a value out of its range, in one line that names it.
+    """
+    for name, each in settings_of(type(config)).items():
+        object.__setattr__(config, name, each.check(name, getattr(config, name)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """What every study has: a seed, and where and in which number format it computes.
@@ -152,8 +161,7 @@ class Config:
     dtype: str = setting("float32", "number format of the parameters", choices=tuple(DTYPES))
 
     def __post_init__(self) -> None:
-        for name, each in settings_of(type(self)).items():
-            object.__setattr__(self, name, each.check(name, getattr(self, name)))
+        check_settings(self)
         self.check_together()
 
     def check_together(self) -> None:

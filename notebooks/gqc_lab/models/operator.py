@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gqc_lab.loop.settings import setting, settings_of
+from gqc_lab.loop.settings import check_settings, setting
 
 NUM_WAVES = 8  # of the offset, in the kernels' networks
 
@@ -49,8 +49,11 @@ class OperatorConfig:
     is_normalized: bool = setting(True, "whether the blocks and the latents have layer norms")
 
     def __post_init__(self) -> None:
-        for name, each in settings_of(OperatorConfig).items():
-            object.__setattr__(self, name, each.check(name, getattr(self, name)))
+        check_settings(self)
+        self.check_together()
+
+    def check_together(self) -> None:
+        """Raise ValueError where sizes do not fit each other."""
         if self.hidden % self.heads:
             raise ValueError(f"hidden={self.hidden}: expected a multiple of heads={self.heads}")
 

@@ -23,7 +23,7 @@ _SHOWN = 40  # rows; a plan of thousands is counted, not listed
 
 
 def statuses(batch: Batch, store: Store) -> dict[str, str]:
-    """Return by id: finished, failed, interrupted (or running elsewhere), corrupt or waiting."""
+    """Return by id: finished, failed, running, interrupted, corrupt or waiting."""
     stored = store.finished()
     failed = _names(store.root / "failed")
     partial = _names(store.root / "partial")
@@ -37,7 +37,7 @@ def statuses(batch: Batch, store: Store) -> dict[str, str]:
             else:
                 found[run.id] = "finished"
         elif run.id in partial:
-            found[run.id] = "interrupted"
+            found[run.id] = "running" if store.is_running(run.id) else "interrupted"
         else:
             found[run.id] = "failed" if run.id in failed else "waiting"
     return found
@@ -150,7 +150,7 @@ def _duration(seconds: float) -> str:
 def print_status(batch: Batch, store: Store, console: Console) -> int:
     """Count the runs by status and show why runs failed; returns the exit code."""
     found = statuses(batch, store)
-    for status in ("finished", "failed", "interrupted", "corrupt", "waiting"):
+    for status in ("finished", "failed", "running", "interrupted", "corrupt", "waiting"):
         count = sum(each == status for each in found.values())
         if count:
             console.print(f"{count:6d} {status}", highlight=False)
@@ -187,7 +187,10 @@ def explain(run: Run, batch: Batch, store: Store) -> list[str]:
         record = json.loads((store.failed(run.id) / RECORD).read_text(encoding="utf-8"))
         lines.append(f"it failed: {record['error']}")
     if store.partial(run.id).is_dir():
-        lines.append("it was interrupted (or is running) and goes on from its checkpoint")
+        if store.is_running(run.id):
+            lines.append(f"it is {store.describe_holder(run.id)}")
+        else:
+            lines.append("it was interrupted, and continues from its checkpoint")
     records = [r for r in read_records(store).values() if r["notebook"] == batch.notebook.name]
     if not records:
         return [*lines, f"no run of {batch.notebook.name} is in the store"]

@@ -248,6 +248,17 @@ class Store:
     def _lock_path(self, key: str) -> Path:
         return self.root / "partial" / f"{key}.lock"
 
+    def is_running(self, key: str) -> bool:
+        """Whether a process holds the id's lock."""
+        try:
+            with self._lock_path(key).open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
     def describe_holder(self, key: str) -> str:
         """Say in words who holds the lock."""
         with contextlib.suppress(OSError):
@@ -272,7 +283,7 @@ class Store:
         for shelf in ("failed", "quarantine", "partial"):
             folder = self.root / shelf
             names = sorted(path for path in folder.iterdir()) if folder.is_dir() else []
-            found += [p for p in names if p.is_dir() and (shelf != "partial" or self._is_idle(p))]
+            found += [p for p in names if p.is_dir() and not self.is_running(p.name)]
         for key in sorted(self.finished().difference(asked) if notebooks else ()):
             try:
                 if self.record(key)["notebook"] in notebooks:
@@ -280,10 +291,6 @@ class Store:
             except CorruptRun:
                 found.append(self.folder(key))
         return found
-
-    def _is_idle(self, folder: Path) -> bool:
-        with self.lock(folder.name) as is_held:
-            return is_held
 
     def remove(self, folders: Iterable[Path]) -> None:
         """Delete what :meth:`garbage` found, except runs that have started since."""

@@ -78,6 +78,8 @@ def test_status_of_each_run(make_batch, store):
     store.partial(batch.runs[3].id).mkdir(parents=True)
     expected = ["finished", "corrupt", "failed", "interrupted", "waiting"]
     assert list(statuses(batch, store).values()) == expected
+    with store.lock(batch.runs[3].id):
+        assert statuses(batch, store)[batch.runs[3].id] == "running"
 
 
 def test_estimate_prefers_runs_that_differ_in_the_seed_only(make_batch, store):

@@ -9,11 +9,10 @@ from gqc.clipping import CLIPPERS
 from gqc_lab.errors import check_name
 from gqc_lab.loop.settings import Config, Setting, make_config, setting, settings_of
 from gqc_lab.models.operator import OperatorConfig
-from gqc_lab.studies.operator_learning.losses import WEIGHTS
+from gqc_lab.studies.operator_learning.losses import WEIGHTS, LossWeights
 
 ENCODER_LEARNS = ("inverse", "all", "none")
 DECODER_LEARNS = ("inverse", "all")
-MODEL = settings_of(OperatorConfig)
 _COUNT = Setting(low=1)
 
 _SOURCE = {"epochs": 35, "inverse_loss_warmup_epochs": 15}
@@ -101,12 +100,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class OperatorLearningConfig(Config):
+class OperatorLearningConfig(OperatorConfig, LossWeights, Config):
     """Everything that decides a run; use `config` for values that fit a scale and a method.
 
-    E, A and D are encoder, approximator and decoder.  With ``codec_lr`` 1 the onset of inverse
-    losses throws A back for some epochs, at any weight: Adam takes steps of the same size for
-    gradients of any.  The source has no pretraining.
+    Sizes of the model and weights of the losses are fields too.  E, A and D are encoder,
+    approximator and decoder.  With ``codec_lr`` 1 the onset of inverse losses throws A back for
+    some epochs, at any weight: Adam takes steps of the same size for gradients of any.  The source
+    has no pretraining.
     """
 
     method: str = setting(meaning="way of weighing the inverse losses", choices=tuple(METHODS))
@@ -123,14 +123,6 @@ class OperatorLearningConfig(Config):
     pretraining_inv_dec: float = setting(0.1, "weight of ``inv_dec`` in them", low=0)
     pretraining_lr: float = setting(1e-3, "learning rate of the pretraining", above=0)
     epochs: int = setting(meaning="epochs of the operator, counted from 0", like=_COUNT)
-    tokens: int = setting(32, like=MODEL["tokens"])
-    latent_dim: int = setting(16, like=MODEL["latent_dim"])
-    hidden: int = setting(96, like=MODEL["hidden"])
-    blocks: int = setting(3, like=MODEL["blocks"])
-    codec_blocks: int = setting(1, like=MODEL["codec_blocks"])
-    heads: int = setting(6, like=MODEL["heads"])
-    neighbors: int = setting(16, like=MODEL["neighbors"])
-    is_normalized: bool = setting(True, like=MODEL["is_normalized"])
     lr: float = setting(1e-3, "learning rate; goes to 0 as a cosine", above=0)
     lr_warmup: int = setting(50, "batches of its warmup, in both phases", low=0)
     codec_lr: float = setting(
@@ -144,15 +136,6 @@ class OperatorLearningConfig(Config):
         low=0,
         below=1,
     )
-    lambda_forward: float = setting(1.0, like=WEIGHTS["lambda_forward"])
-    lambda_spectral: float = setting(0.05, like=WEIGHTS["lambda_spectral"])
-    lambda_rollout: float = setting(0.0, like=WEIGHTS["lambda_rollout"])
-    lambda_inv_enc: float = setting(0.0, like=WEIGHTS["lambda_inv_enc"])
-    lambda_inv_dec: float = setting(0.0, like=WEIGHTS["lambda_inv_dec"])
-    inverse_loss_warmup_epochs: float = setting(like=WEIGHTS["inverse_loss_warmup_epochs"])
-    inverse_loss_max_weight: float = setting(0.05, like=WEIGHTS["inverse_loss_max_weight"])
-    inverse_loss_frequency: int = setting(1, like=WEIGHTS["inverse_loss_frequency"])
-    inverse_loss_max_share: float = setting(1.0, like=WEIGHTS["inverse_loss_max_share"])
     has_curriculum: bool = setting(False, "are warmup and cap of the weight in force?")
     rollout_steps: int = setting(2, "steps of the rollout loss", like=_COUNT)
     clip: str = setting(
@@ -174,9 +157,6 @@ class OperatorLearningConfig(Config):
         1, "epochs between evaluations; there is always one at the end", like=_COUNT
     )
 
-    def check_together(self) -> None:
-        self.sizes  # noqa: B018  checks them
-
     @property
     def loss_weights(self) -> dict[str, float]:
         """Weights for `losses.compute_operator_loss_bundle`."""
@@ -185,7 +165,7 @@ class OperatorLearningConfig(Config):
     @property
     def sizes(self) -> OperatorConfig:
         """Sizes of the model."""
-        return OperatorConfig(**{name: getattr(self, name) for name in MODEL})
+        return OperatorConfig(**{name: getattr(self, name) for name in settings_of(OperatorConfig)})
 
 
 def config(

@@ -28,8 +28,8 @@ from gqc.wrappers import (
     OptimizerWrapperVGS,
 )
 from gqc_lab.loop.controls import Controls
-from gqc_lab.loop.norm_schedule import NormSchedule, has_norm_schedule, norm_controls, norm_schedule
-from gqc_lab.loop.scaler_controls import has_scaler, scaler_controls, scaler_settings
+from gqc_lab.loop.norm_schedule import NormSchedule, norm_controls, norm_schedule
+from gqc_lab.loop.scaler_controls import scaler_controls, scaler_settings
 from gqc_lab.loop.settings import Setting, control
 
 __all__ = ["CONTROLLERS", "METHODS", "Method", "group_values", "make_controls", "scale", "wrap"]
@@ -141,24 +141,20 @@ def scale(adamw: AdamW, c: Config) -> tuple[Optimizer, VarianceGradientScaler | 
 def make_controls(c: Config, scaler: VarianceGradientScaler | None) -> Controls:
     """Return what may be changed while the method of ``c`` runs, and ``scaler`` with it."""
     controls = {"lr_scale": Setting(1.0, "factor of the scheduled learning rate", low=0)}
+    checks: list[Callable[[Mapping[str, Any]], object]] = []
     if tunable := METHODS[c.method].tunable:
         controls[tunable] = control(c, tunable, low=0, above=-math.inf)  # 0: draw up to max_draws
     if scaler is not None:
         controls |= scaler_controls(scaler)
+        checks.append(scaler_settings)
     if c.method == "gnts":
         total = c.num_microbatches
         names = ("start_norm", "end_norm", "norm_warmup_multiplier", "norm_curve")
         values = {name: getattr(c, name) for name in (*names, "norm_exponent", "norm_points")}
         plan = NormSchedule(norm_warmup_microbatches=round(c.norm_warmup * total), **values)
         controls |= norm_controls(plan, total)
-    return Controls(controls, check_together=_check_together)
-
-
-def _check_together(values: Mapping[str, Any]) -> None:
-    if has_norm_schedule(values):
-        norm_schedule(values)
-    if has_scaler(values):
-        scaler_settings(values)
+        checks.append(norm_schedule)
+    return Controls(controls, lambda values: [check(values) for check in checks])
 
 
 def group_values(c: Config, controls: Mapping[str, Any], microbatch: int) -> dict[str, float]:
