@@ -3,36 +3,59 @@
 Cells tagged ``nbval-ignore-output`` (figures, progress) only have to run.  ``make notebooks`` saves
 new outputs when a change is meant.
 
-nbval runs in a pytest inside this process, which has all of its imports behind it, and has settings
-of its own.  Its kernels listen on sockets in a folder of their own: ports that are free when they
+nbval runs in a pytest inside this process, which has all of its imports behind it.  Kernels are
+those of runs, forked with torch loaded and on sockets of their own: ports that are free when they
 are chosen may be taken when they are opened.
 """
 
 import contextlib
 import gc
 import io
+import tempfile
 import warnings
-from functools import partial
 from pathlib import Path
 
 import nbformat
 import nbval.kernel
 import pytest
+from jupyter_client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
 from gqc_lab.publish.notebooks import on_cpu
+from gqc_lab.runs.kernel import manager_class
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("**/[0-9]*.ipynb"))
 FLAGSHIP = next(n for n in NOTEBOOKS if n.stem == "01_gnts_pretraining")
 NO_LIMIT = 3600  # seconds; pytest's own timeout is the one that counts
 
 
+def blocking_manager(folder, sockets):
+    """The kernel manager of runs as nbval wants it, without async, and outside a batch."""
+    forked = manager_class(folder, sockets, 1, is_forked=True, on_start=bool)
+
+    class Manager(forked):
+        client_factory = BlockingKernelClient
+        start_kernel = KernelManager.start_kernel
+        shutdown_kernel = KernelManager.shutdown_kernel
+        is_alive = KernelManager.is_alive
+
+        @property
+        def kernel_spec(self):
+            spec = super().kernel_spec
+            spec.env = {name: value for name, value in spec.env.items() if name != "GQC_RUN_DIR"}
+            return spec
+
+    return Manager
+
+
 @pytest.fixture
 def compare(tmp_path, monkeypatch):
     """Run and compare a notebook, on the CPU: exit code and report."""
-    monkeypatch.chdir(tmp_path)  # sockets are named from here by both sides
-    monkeypatch.setattr(nbval.kernel, "KernelManager", partial(KernelManager, transport="ipc"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    sockets = tempfile.TemporaryDirectory(prefix="gqc")  # a short name, as sockets need
+    monkeypatch.setattr(
+        nbval.kernel, "KernelManager", blocking_manager(tmp_path, Path(sockets.name))
+    )
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PLOTLY_RENDERER", "plotly_mimetype")
 
     def run(notebook):
@@ -47,7 +70,8 @@ def compare(tmp_path, monkeypatch):
             gc.collect()  # here, not in a later test
         return code, report.getvalue()
 
-    return run
+    with sockets:
+        yield run
 
 
 def read(path):
