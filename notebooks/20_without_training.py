@@ -69,7 +69,7 @@ memory = window_memory.measure(draws, widths, seed, dtype)
 compared = window_memory.compare(memory)
 
 # %% tags=["nbval-ignore-output"]
-figures.promises.peak_memory(memory[memory["width"] == max(widths)])
+figures.without_training.peak_memory(memory[memory["width"] == max(widths)])
 
 # %% [markdown]
 # `growth`: peak at the most draws over the peak at the fewest, counting from 2. `over_plain`:
@@ -102,7 +102,7 @@ invariance = factor_invariance.measure(durations, seed, device, dtype)
 invariance.set_index(["optimizer", "duration"])[["least_ratio", "last_ratio"]].round(2)
 
 # %% tags=["nbval-ignore-output"]
-figures.promises.falling_factor(invariance)
+figures.without_training.falling_factor(invariance)
 
 # %% [markdown]
 # ## Order of protection
@@ -119,7 +119,7 @@ constructed.pivot(index=["when", "case"], columns="normalization", values="order
 
 # %% tags=["nbval-ignore-output"]
 random = upgd_order.random_orders(num_weights=num_weights, seed=seed, dtype=dtype)
-figures.promises.protection(random)
+figures.without_training.protection(random)
 
 # %% [markdown]
 # ## Answer

@@ -8,12 +8,8 @@ in a variable, in what it returns, or within a dict, list or dataclass there.  I
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-import shutil
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -141,17 +137,14 @@ def parameter_to_optimizer() -> Way:
 
 
 def claim_to_macro() -> Way:
-    """From the paper's claims and committed results to its macros: the command ``gqc claims``."""
-    from gqc_lab.cli import _make_app
+    """From the paper's claims and committed results to its macros, as ``gqc claims`` makes them."""
+    from gqc_lab.claims.commands import decide
+    from gqc_lab.claims.render import render, verdict_frame
 
-    way, app = Way(), _make_app()
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        paper = Path(folder) / "paper"
-        shutil.copytree(ROOT / "paper", paper)
-        shutil.copy(ROOT / "README.md", folder)
-        with way.open():
-            app(["claims", "--paper", str(paper)], standalone_mode=False)
-        assert (paper / "build" / "claims-macros.tex").is_file()
+    way = Way()
+    with way.open():
+        text = render("claims-macros.tex", frame=verdict_frame(decide(ROOT / "paper")))
+    assert r"\newcommand{\numClaims}" in text
     return way
 
 

@@ -19,7 +19,7 @@ from gqc_lab.claims.commands import (
 )
 from gqc_lab.claims.render import render, verdict_frame
 from gqc_lab.models.operator import make_operator
-from gqc_lab.publish.printing import print_figures, read_figures
+from gqc_lab.publish.paper_figures import print_figures, read_figures
 from gqc_lab.runs.notebook import read_notebook
 from gqc_lab.runs.plan import read_batch
 from gqc_lab.studies import continual, operator_learning, pretraining

@@ -148,6 +148,7 @@ def test_a_threshold_out_of_reach_is_warned_of_with_its_share_of_what_is_left():
     assert model.warning(statistics) is None
 
 
+@pytest.mark.filterwarnings("ignore:10 windows in a row")  # out of reach on purpose
 def test_the_share_of_forced_steps():
     model = NormScheduleModel(make())
     assert model.forced_share({"steps": 0, "num_forced": 0}) is None

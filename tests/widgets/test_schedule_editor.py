@@ -50,6 +50,7 @@ def test_an_edit_moves_the_schedule_and_a_bad_one_says_what_is_wrong():
     assert "&lt;1&gt;" in view.fields.errors["end_norm"].value
 
 
+@pytest.mark.filterwarnings("ignore:10 windows in a row")  # out of reach on purpose
 def test_it_follows_a_run_and_draws_what_was_applied_over_the_schedule():
     experiment = make(max_draws=4, start_norm=0.45, end_norm=0.05, norm_warmup=0.0)
     live = LiveRun(experiment)

@@ -1,4 +1,4 @@
-"""What was run, and what it takes to repeat it: training, seeds, time, machines, versions, data.
+"""Tables of what was run and what repeating it costs: seeds, time, machines, versions, data.
 
 The items of the machine-learning reproducibility checklist that the committed results can answer;
 what was trained on what, and how it was tuned, are texts of ``paper/results.yaml``.
@@ -32,8 +32,7 @@ def texts(results: Mapping[str, Frozen], plan: Mapping[str, Any], age: str = "")
 
 
 def rows(results: Mapping[str, Frozen], plan: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Of each batch: what was trained, for how long, what is compared; runs, seeds, minutes of all
-    runs together, when, data, tuning, fingerprint."""
+    """List the batches: what each trained and compared, its runs, seeds, time, data and tuning."""
     found = []
     for name, frozen in results.items():
         runs, entry = frozen.runs, plan.get(name, {})
@@ -60,11 +59,11 @@ def rows(results: Mapping[str, Frozen], plan: Mapping[str, Any]) -> list[dict[st
 def describe_age(
     results: Mapping[str, Frozen], current: Mapping[str, Collection[str]], what: str
 ) -> str:
-    """A sentence that says how many runs an older version of the code made; empty: none of them.
+    """Say in a sentence how many runs are from an older version of the code; empty if none are.
 
     Args:
-        current: ids that the runs of each batch have now.
-        what: what the runs are of, such as "of this table".
+        current: the ids that the runs of each batch have with the present code.
+        what: what the runs belong to, such as "behind this table".
     """
     older = {
         name: [run for run in frozen.runs if run["id"] not in current[name]]
@@ -88,7 +87,7 @@ def _days(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def budget(frozen: Frozen) -> str:
-    """What every training was given: tokens or examples, and microbatches; or steps."""
+    """Return the budget of each training: tokens or examples and microbatches, or steps."""
     found = []
     for names in (("tokens", "examples"), ("microbatches", "steps")):
         for name in names:
@@ -107,7 +106,7 @@ def _seeds(seeds: list[int]) -> str:
 
 
 def compared(frozen: Frozen, columns: Sequence[str]) -> str:
-    """The values of result columns, in the order of the runs: what these were made to compare."""
+    """List the values of result columns, in the order of the runs: what the batch compares."""
     order = {run["id"]: place for place, run in enumerate(frozen.runs)}
     results = frozen.results.sort_values("run", key=lambda ids: ids.map(order), kind="stable")
     lists = []
@@ -128,7 +127,7 @@ def _of(number_of_runs: int, missing: int) -> str:
 
 
 def machines(results: Mapping[str, Frozen]) -> list[str]:
-    """One line for each different machine and set of versions."""
+    """Describe each distinct machine and set of versions in one line."""
     lines = []
     for frozen in results.values():
         for place in frozen.record["environments"]:
@@ -142,7 +141,7 @@ def machines(results: Mapping[str, Frozen]) -> list[str]:
 
 
 def totals(results: Mapping[str, Frozen]) -> dict[str, float]:
-    """Number of batches and of runs, hours of all runs together."""
+    """Count batches and runs, and sum the hours of all runs."""
     runs = [run for frozen in results.values() for run in frozen.runs]
     hours = sum(run["seconds"] for run in runs) / 3600
     return {"batches": len(results), "runs": len(runs), "hours": hours}

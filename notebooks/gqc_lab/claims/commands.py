@@ -37,12 +37,12 @@ GEOMETRIC = COLUMNS[1:]  # as in the report of its batch file
 
 
 def decide(paper: Path) -> list[Verdict]:
-    """The verdicts on the claims of a paper's folder, from its committed results."""
+    """Decide the claims of a paper's folder from its committed results."""
     return evaluate(read_claims(paper / CLAIMS), load_frozen(paper / RESULTS))
 
 
 def check(paper: Path) -> list[str]:
-    """Where the committed verdicts differ from what the results give; none: they agree."""
+    """List where the committed verdicts differ from those that the results give."""
     path = paper / VERDICTS
     if not path.is_file():
         raise BadInput(f"{path}: no committed verdicts; `gqc claims` writes them")
@@ -50,7 +50,7 @@ def check(paper: Path) -> list[str]:
 
 
 def read_verdicts(paper: Path) -> tuple[list[Claim], list[Verdict]]:
-    """The claims and their committed verdicts; a claim without one yet has none."""
+    """Read the claims and the committed verdicts; a new claim may not have one yet."""
     claims = read_claims(paper / CLAIMS)
     rows = json.loads((paper / VERDICTS).read_text(encoding="utf-8"))
     committed = {row["id"]: row for row in rows}
@@ -59,7 +59,7 @@ def read_verdicts(paper: Path) -> tuple[list[Claim], list[Verdict]]:
 
 
 def write(verdicts: Sequence[Verdict], paper: Path) -> list[Path]:
-    """Write the verdicts, tables and macros; returns the paths.
+    """Write the verdicts, tables and macros, and return the paths.
 
     ``verdicts.json`` and the README's blocks are to be committed; the rest is under ``build``.
     """
@@ -83,10 +83,10 @@ def write(verdicts: Sequence[Verdict], paper: Path) -> list[Path]:
 
 
 def fill_readme(text: str, verdicts: Sequence[Verdict], paper: Path) -> str:
-    """``text`` with the blocks between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` renewed.
+    """Replace the blocks of ``text`` between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``.
 
-    They are ``claims``, how many have which verdict, and ``flagship``, the means of one batch;
-    each says which of its runs are of an older version of the code.
+    ``claims`` counts the verdicts, ``flagship`` gives the means of one batch.  Both say how many of
+    their runs are from an older version of the code.
     """
     results = load_frozen(paper / RESULTS)
     current = current_ids(paper, results)
@@ -106,7 +106,7 @@ def fill_readme(text: str, verdicts: Sequence[Verdict], paper: Path) -> str:
 
 
 def current_ids(paper: Path, results: Mapping[str, Frozen]) -> dict[str, set[str]]:
-    """By batch, the ids that its runs have with the present code; none where its file is gone."""
+    """Return the ids that each batch's runs have with the present code; none without its file."""
     paths = {name: batch_path(paper, name) for name in results}
     return {
         name: {run.id for run in read_batch(path).runs} if path.is_file() else set()
@@ -115,7 +115,7 @@ def current_ids(paper: Path, results: Mapping[str, Frozen]) -> dict[str, set[str
 
 
 def means_table(frozen: Frozen, age: str = "") -> str:
-    """Mean and 95 % interval over seeds of each method of a batch such as the flagship."""
+    """Return a Markdown table of each method's means over seeds with their 95 % intervals."""
     frames = [
         mean_over_runs(frozen.results, ["method"], c, is_geometric=c in GEOMETRIC) for c in COLUMNS
     ]
@@ -132,7 +132,7 @@ def _cell(row: Mapping[Hashable, Any]) -> str:
 
 
 def read_plan(paper: Path) -> dict[str, dict[str, Any]]:
-    """What of which batches is committed, by name.  Raises: BadInput: the file is not as said."""
+    """Read results.yaml: what is committed of each batch.  Raises: BadInput: an unknown key."""
     import yaml
 
     path = paper / PLAN
@@ -149,14 +149,14 @@ def read_plan(paper: Path) -> dict[str, dict[str, Any]]:
 
 
 def batch_path(paper: Path, name: str) -> Path:
-    """The batch file of an entry of the plan."""
+    """Return the path of the batch file of an entry of results.yaml."""
     return paper.resolve().parent / "notebooks" / "batches" / f"{name}.yaml"
 
 
 def freeze_all(
     paper: Path, store: Path, names: Sequence[str] = (), *, is_partial: bool = False
 ) -> list[Frozen]:
-    """Commit the batches of the plan (or those named) from a run store to the paper's results."""
+    """Copy the batches of results.yaml (or those named) from a run store to the paper's results."""
     plan = read_plan(paper)
     for name in names:
         if name not in plan:

@@ -1,8 +1,8 @@
-"""What the committed results say on a notebook's question, to be shown beside its small run.
+"""Show in a notebook what the committed results say about its question.
 
-A saved notebook holds a run of seconds.  What decides its claims is in ``paper``: this shows it as
-Markdown, without deciding or training anything.  ``python -m gqc_lab.publish.notebooks --verdicts
-notebooks/*.ipynb`` brings saved notebooks up to date.
+A saved notebook holds a run of seconds; the results that decide its claims are in ``paper``.  This
+shows them as Markdown, without deciding or training anything.  To bring saved notebooks up to date:
+``python -m gqc_lab.publish.notebooks --verdicts notebooks/*.ipynb``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PAPER = "../paper"  #: of a notebook in a checkout
 
 
 def show_verdicts(notebook: str, paper: Path | str = PAPER) -> Markdown:
-    """The claims that a notebook decides: verdict, each effect with its 95 % interval, runs.
+    """Show the claims that a notebook decides: verdict, effects with 95 % intervals, runs.
 
     Args:
         notebook: its name, without ending.
@@ -42,7 +42,7 @@ def show_verdicts(notebook: str, paper: Path | str = PAPER) -> Markdown:
 
 
 def show_means(batch: str, paper: Path | str = PAPER) -> Markdown:
-    """Losses, batches and steps of each method in a committed batch, with 95 % intervals.
+    """Show losses, batch sizes and steps of each method in a committed batch, with intervals.
 
     Args:
         batch: its name; paper: as of :func:`show_verdicts`.

@@ -1,4 +1,4 @@
-"""What the paper's runs gave, small enough to commit: parquet files and the seal on them.
+"""The committed results of the paper's runs: small parquet files, sealed by checksums.
 
 ::
 
@@ -48,7 +48,7 @@ class Frozen:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that was frozen."""
+        """Hash of everything that was frozen."""
         return str(self.record["seal"])
 
     @cached_property
@@ -59,7 +59,7 @@ class Frozen:
 
     @cached_property
     def history(self) -> pd.DataFrame:
-        """Empty where the notebook saves none."""
+        """The kept records; empty if the notebook saves none."""
         import pandas as pd
 
         path = self.folder / HISTORY
@@ -67,7 +67,7 @@ class Frozen:
 
 
 def load_frozen(folder: Path | str) -> dict[str, Frozen]:
-    """The committed batches under ``folder``, by name, every file checked against its seal.
+    """Load the committed batches under ``folder``, by name, and check every file's checksum.
 
     Raises: CorruptRun: a file was changed, is missing, or was never frozen.
     """
@@ -128,7 +128,7 @@ def freeze(
 
 
 def _read_if_whole(folder: Path) -> Frozen | None:
-    """What is frozen there, if it can be kept: freezing again is what mends a damaged one."""
+    """Return what is frozen there, or None if it is damaged: freezing again repairs it."""
     try:
         return _read(folder) if (folder / RUNS).is_file() else None
     except CorruptRun:
@@ -138,7 +138,7 @@ def _read_if_whole(folder: Path) -> Frozen | None:
 def _select(
     batch: Batch, history: pd.DataFrame, columns: list[str] | None, rows: str
 ) -> pd.DataFrame:
-    """The columns and rows of histories that are to be kept."""
+    """Select the columns and rows of the histories to keep."""
     import duckdb
 
     if history.empty:
@@ -156,7 +156,7 @@ def _select(
 def _join(
     batch: Batch, new: pd.DataFrame, old: pd.DataFrame | None, kept: list[str]
 ) -> pd.DataFrame:
-    """New rows and those of the runs that are kept, which have to have the same columns."""
+    """Join the new rows and those of kept runs, which must have the same columns."""
     import pandas as pd
 
     if old is None or not kept:
@@ -175,7 +175,7 @@ def _join(
 def _choose(
     batch: Batch, store: Store, old: Frozen | None, is_partial: bool
 ) -> list[dict[str, Any]]:
-    """Each run's record: the present one, else the latest with the same parameters."""
+    """Choose each run's record: the present one, or the latest with the same parameters."""
     records = [
         {**r, "is_frozen": False}
         for r in read_records(store).values()

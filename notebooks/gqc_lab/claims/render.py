@@ -1,7 +1,7 @@
-"""Verdicts as one frame, and the texts that templates make of it.
+"""Put verdicts into one frame, and render it through templates.
 
-:func:`verdict_frame` has a row per number that a claim is decided by.  What people read of it is
-written by the templates beside this module: Markdown, LaTeX, the README's blocks, notebook tables.
+:func:`verdict_frame` has a row for each number that decides a claim.  The files in ``templates``
+turn it into Markdown, LaTeX and its macros, the README's blocks and the tables of notebooks.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OF_PART = ["part", "bound", "unit", "mean", "low", "high", "n", "status", "effec
 
 
 def verdict_frame(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """A row per part of a claim, in order; one row where a claim has no parts.
+    """Return a row for each part of each claim; a claim without parts has one row.
 
     Returns: columns `OF_CLAIM`, the same in all rows of a claim, with ``verdict``, ``p`` and
         ``short`` (the name in a list) as text; then `OF_PART`, with ``effect`` as text
@@ -64,12 +64,12 @@ def _measured(effect: Effect | None) -> dict[str, Any]:
 
 
 def shown(verdict: Verdict) -> str:
-    """One of `SHOWN`."""
+    """Return which of `SHOWN` a verdict is."""
     return "open" if verdict.is_open else verdict.verdict
 
 
 def leaning(verdict: Verdict) -> str:
-    """What the parts of a claim say, each by its own interval: that all (or some) hold or fail.
+    """Say whether all or some parts of a claim hold or fail, each by its own interval.
 
     ``disagree`` where some hold and some fail; ``say nothing`` where all are open themselves.
     """
@@ -90,13 +90,13 @@ def p_text(verdict: Verdict) -> str:
 
 
 def count(frame: pd.DataFrame) -> dict[str, int]:
-    """How many claims have each verdict of `SHOWN`."""
+    """Count the claims with each verdict of `SHOWN`."""
     found = frame.drop_duplicates("id")["shown"].value_counts()
     return {name: int(found.get(name, 0)) for name in SHOWN}
 
 
 def number(value: float) -> str:
-    """Three significant digits; thousands with commas; text for what is not finite."""
+    """Format a number with three significant digits, and commas between thousands."""
     if not math.isfinite(value):
         return "-" if math.isnan(value) else ("-inf" if value < 0 else "inf")
     size = abs(value)
@@ -108,20 +108,20 @@ def number(value: float) -> str:
 
 
 def interval(effect: Effect) -> str:
-    """``mean [low, high]``."""
+    """Format an effect as ``mean [low, high]``."""
     bounds = f" [{number(effect.low)}, {number(effect.high)}]"
     return number(effect.mean) + (bounds if math.isfinite(effect.low) else "")
 
 
 def camel(name: str) -> str:
-    """A name of letters alone, for a LaTeX macro: digits are spelt out."""
+    """Make a LaTeX macro's name of letters only: digits are spelt out."""
     digits = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
     words = [word[:1].upper() + word[1:] for word in re.split(r"[^A-Za-z0-9]+", name)]
     return re.sub(r"\d", lambda m: digits[int(m[0])], "".join(words))
 
 
 def escape(text: str) -> str:
-    """Plain text for LaTeX."""
+    """Escape plain text for LaTeX."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {c: "\\" + c for c in "&%$#_{}"} | {"<": r"$<$", ">": r"$>$"}
     special |= {"≤": r"$\le$", "≥": r"$\ge$", "×": r"$\times$", "°": r"$^\circ$", "≈": r"$\approx$"}
@@ -129,18 +129,18 @@ def escape(text: str) -> str:
 
 
 def powers(text: str) -> str:
-    """A number for LaTeX's mathematics: 1e-06 is a power of ten."""
+    """Write 1e-06 in a rule as a power of ten, for LaTeX's mathematics."""
     power = re.sub(r"e([+-]\d+)", lambda m: rf"\cdot 10^{{{int(m[1])}}}", text)
     return re.sub(r"(^| )1\\cdot ", r"\1", power)
 
 
 def table_row(cells: Sequence[object]) -> str:
-    """A line of a Markdown table."""
+    """Format a line of a Markdown table."""
     return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
 def render(template: str, **values: Any) -> str:
-    """The text of ``templates/<template>`` with these values.
+    """Render ``templates/<template>`` with these values.
 
     A ``frame`` of :func:`verdict_frame` is handed to the template as ``groups`` too: pairs of a
     group's name and its claims, each a mapping of `OF_CLAIM` and ``parts``, the list of its rows.
@@ -162,7 +162,7 @@ def _nested(frame: pd.DataFrame) -> list[tuple[str, list[dict[str, Any]]]]:
 
 @cache
 def _templates() -> Environment:
-    """Brackets that neither LaTeX nor Markdown uses."""
+    """Use brackets that neither LaTeX nor Markdown uses."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(

@@ -59,7 +59,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Part:
-    """One number that a claim is decided by; see the module."""
+    """One number that decides a claim; see the module."""
 
     name: str
     batch: str
@@ -94,7 +94,7 @@ class Claim:
 
 
 def read_claims(path: Path | str) -> list[Claim]:
-    """The claims of a file, in order.
+    """Read the claims of a file, in order.
 
     Raises: BadInput: a file that cannot be read, a repeated id, an unknown key, a rule that is no
         rule; the message names the claim.

@@ -5,8 +5,8 @@ lies on the other, and is **open** where the bound is inside.  Its p value is tw
 Student's t over seeds against the bound; equal values of all seeds (a count, a size in bytes) have
 p = 0.
 
-A verdict says more, of all m parts at once and beside the other claims.  A claim is true where all
-its parts are, and false where one is not:
+A verdict covers all m parts of a claim at once, and is corrected for the other claims.  A claim is
+true if all its parts are, and false if one is not:
 
 .. math:: p = m \min_{i\,\mathrm{fails}} p_i \text{ where a part fails (Bonferroni), else }
           \max_i p_i \text{ (intersection and union).}
@@ -75,11 +75,11 @@ class Verdict:
 
     @property
     def is_open(self) -> bool:
-        """Tested, and left open by the seeds?"""
+        """Whether the claim was tested and these seeds do not decide it."""
         return bool(self.effects) and not self.p_holm < LEVEL
 
     def plain(self) -> dict[str, Any]:
-        """As JSON: id, verdict, number of runs, effects."""
+        """Return what is committed as JSON: id, verdict, number of runs, effects."""
         effects = [asdict(effect) for effect in self.effects]
         numbers = {"num_runs": self.num_runs, "effects": effects}
         if effects:
@@ -88,16 +88,20 @@ class Verdict:
 
     @classmethod
     def of_plain(cls, claim: Claim, row: Mapping[str, Any]) -> Verdict:
-        """The verdict that :meth:`plain` wrote."""
-        effects = tuple(Effect(**effect) for effect in row["effects"])
+        """Rebuild the verdict that :meth:`plain` wrote."""
+        rows: list[dict[str, Any]] = [
+            {key: math.nan if value is None else value for key, value in effect.items()}
+            for effect in row["effects"]  # JSON has null for NaN
+        ]
+        effects = tuple(Effect(**effect) for effect in rows)
         numbers = {key: row[key] for key in ("num_runs", "p", "p_holm") if key in row}
         return cls(claim, row["verdict"], effects, **numbers, reason=claim.not_tested)
 
 
 def evaluate(claims: Sequence[Claim], results: Mapping[str, Frozen]) -> list[Verdict]:
-    """A verdict for each claim, from the committed results alone.
+    """Decide each claim from the committed results alone.
 
-    A claim that needs a batch of which none are committed is not tested, and says so.
+    A claim that needs a batch without committed results is not tested, and says so.
 
     Raises: BadInput: an SQL expression fails, or a group that is compared is not there.
     """
@@ -127,7 +131,7 @@ def _untested(claim: Claim, results: Mapping[str, Frozen]) -> str:
 
 
 def changes(verdicts: Sequence[Verdict], committed: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines that say where verdicts or numbers differ from the committed ones; none: they agree.
+    """List where verdicts or numbers differ from the committed ones.
 
     Numbers agree within 1e-6 of themselves.
     """
@@ -146,6 +150,7 @@ def _differing(old: Any, new: Any, name: str = "") -> list[str]:
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         pairs = enumerate(zip(old, new, strict=True), start=1)
         return [line for i, (a, b) in pairs for line in _differing(a, b, f"{name} {i}")]
+    old = math.nan if old is None else old  # as JSON has it
     if isinstance(old, float | int) and isinstance(new, float | int):
         both_nan = math.isnan(old) and math.isnan(new)
         if both_nan or math.isclose(old, new, rel_tol=1e-6, abs_tol=1e-12):
@@ -156,8 +161,7 @@ def _differing(old: Any, new: Any, name: str = "") -> list[str]:
 def _differences(
     claim: Claim, part: Part, results: Mapping[str, Frozen]
 ) -> tuple[np.ndarray, set[str]]:
-    """One number for each seed, the value or its (log) difference between the two groups; and the
-    runs that it comes from."""
+    """Return a number per seed (the value, or its difference or log ratio) and the runs used."""
     import duckdb
 
     frozen, compare = results[part.batch], part.compare
@@ -179,7 +183,7 @@ def _differences(
 def _by_seed(
     claim: Claim, part: Part, frame: pd.DataFrame, is_partial: bool
 ) -> tuple[np.ndarray, set[str]]:
-    """Empty where a group is among the runs that are missing."""
+    """Pair the two groups by seed; empty if one of them is among the missing runs."""
     compare = part.compare
     if compare is None:
         return frame.sort_values(part.pair)["value"].to_numpy(), set(frame["runs"].explode())
@@ -230,7 +234,7 @@ def _is_measured(effects: Sequence[Effect]) -> bool:
 
 
 def _p_together(effects: Sequence[Effect]) -> float:
-    """See the module; 1 where nothing can be said."""
+    """Combine the p values of all parts as the module says; 1 if nothing is known."""
     if fails := [effect.p for effect in effects if effect.status == "fails"]:
         return min(1.0, len(effects) * min(fails))
     return max(1.0 if math.isnan(effect.p) else effect.p for effect in effects)

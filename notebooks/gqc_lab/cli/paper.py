@@ -114,7 +114,7 @@ def add_paper_commands(app: "typer.Typer") -> None:
     ) -> None:
         """Draw the paper's figures from the committed results, as PDF, SVG and PNG."""
         from gqc_lab.errors import BadInput
-        from gqc_lab.publish.printing import print_figures
+        from gqc_lab.publish.paper_figures import print_figures
         from gqc_lab.runs.store import CorruptRun
 
         try:

@@ -40,7 +40,7 @@ PANEL, GAP, EDGES = 190, 44, 150  #: heights of a panel, between two, above and 
 
 
 def comparison_losses(history: pd.DataFrame, y: str = "val_loss") -> go.Figure:
-    """``y`` against tokens, a panel with its legend for each comparison, mean over seeds.
+    """Plot ``y`` against tokens, mean over seeds, in a panel for each comparison.
 
     Args:
         history: records with ``comparison``, ``method``, ``seed``, ``tokens`` and ``y``.
@@ -68,7 +68,7 @@ def comparison_losses(history: pd.DataFrame, y: str = "val_loss") -> go.Figure:
 
 
 def batch_invariance(results: pd.DataFrame) -> go.Figure:
-    """Logical batch and final loss against the physical batch.
+    """Plot the logical batch size and the final loss against the physical batch size.
 
     Args:
         results: rows with ``microbatch_size``, ``seed``, ``mean_logical_batch_examples`` and
@@ -94,7 +94,7 @@ def batch_invariance(results: pd.DataFrame) -> go.Figure:
 
 
 def warmup_panels(history: pd.DataFrame, over: int = 11) -> go.Figure:
-    """Threshold, steps made and training loss during the warmup, mean over seeds.
+    """Plot the threshold, the steps made and the training loss during warmup, mean over seeds.
 
     Args:
         history: records with ``method``, ``seed``, ``microbatch``, ``gradient_norm_threshold``,
@@ -129,7 +129,7 @@ def warmup_panels(history: pd.DataFrame, over: int = 11) -> go.Figure:
 
 
 def reactions(results: pd.DataFrame) -> go.Figure:
-    """Extra draws when a window starts with a noisy microbatch, and rank correlations, by method.
+    """Plot extra draws after a noisy first microbatch, and rank correlations, by method.
 
     Args:
         results: rows with ``method``, ``seed``, ``extra_draws``, ``correlation`` and
@@ -162,7 +162,7 @@ def reactions(results: pd.DataFrame) -> go.Figure:
 def angles(
     history: pd.DataFrame, x: str = "tokens", over: int = 25, claimed: float | None = None
 ) -> go.Figure:
-    """Angle between gradient and momentum, measured and predicted, mean over seeds.
+    """Plot the angle between gradient and momentum, measured and predicted, mean over seeds.
 
     Args:
         history: records with ``kind``: of kind "step" with ``x``, ``angle`` and ``angle_before``,
@@ -198,7 +198,7 @@ def angles(
 
 
 def norms_against_draws(history: pd.DataFrame) -> go.Figure:
-    """Norm of a mean of n microbatch gradients over that of one, by moment, beside predictions.
+    """Plot the norm of a mean of n microbatch gradients relative to one, with predictions.
 
     Args:
         history: as :func:`angles`; rows of kind "probe" with ``num_draws``, ``norm_ratio``,
@@ -239,7 +239,7 @@ def by_method(
     series: Sequence[str] = (),
     names: Mapping[str, str] | None = None,
 ) -> go.Figure:
-    """Mean over seeds of some measures with their 95 % intervals: a row for each method.
+    """Plot means over seeds with 95 % intervals, in a row for each method.
 
     Args:
         results: rows with ``method``, ``seed``, the ``measures`` and ``series``.
@@ -292,7 +292,7 @@ def _means_of(rows: pd.DataFrame, measure: str, control: str | None) -> pd.DataF
 
 
 def power_laws(results: pd.DataFrame) -> go.Figure:
-    """Final loss against budget with the power law of each method's means, both axes logarithmic.
+    """Plot the final loss against the budget, with a power law for each method, both log.
 
     Args:
         results: rows with ``method``, ``seed``, ``tokens`` and ``val_loss``.

@@ -1,4 +1,4 @@
-"""Figures of noise scales: measured against the truth, and as a run estimates them on the way.
+"""Figures of noise scales: measured against the truth, and as a run estimates them.
 
 Like `gqc_lab.figures`: data in, a plotly figure out.  Frames of measurements have the columns of
 `gqc_lab.studies.noise.streams.COLUMNS`.
@@ -26,7 +26,7 @@ POINT = ["measurement", "dimension", "truth", "measured", "low", "high"]
 
 
 def estimates_against_truth(measured: pd.DataFrame) -> go.Figure:
-    """Noise scales by each estimator: all of them, and those of the two-batch one over the truth.
+    """Plot the noise scales of each estimator, and those of the two-batch estimator over the truth.
 
     Bars are the intervals ``low`` to ``high``; one that leaves the figure has no upper bound.
 
@@ -64,7 +64,7 @@ def estimates_against_truth(measured: pd.DataFrame) -> go.Figure:
 
 
 def draws_against_prediction(measured: pd.DataFrame) -> go.Figure:
-    """Mean draws of GNTS against the predicted ones, with their intervals.
+    """Plot mean draws of GNTS against the predicted number, with intervals.
 
     Args:
         measured: rows of `measure_draws`; others are left out.
@@ -85,7 +85,7 @@ def draws_against_prediction(measured: pd.DataFrame) -> go.Figure:
 
 
 def draws_against_threshold(measured: pd.DataFrame) -> go.Figure:
-    """Mean draws of GNTS at thresholds around the true norm, and where it says "unreachable".
+    """Plot mean draws of GNTS at thresholds around the true norm, and where it is unreachable.
 
     Args:
         measured: rows of `measure_reach`; others are left out.
@@ -115,7 +115,7 @@ def draws_against_threshold(measured: pd.DataFrame) -> go.Figure:
 def noise_scale_against(
     history: pd.DataFrame, x: str = "tokens", seed: int | None = None
 ) -> go.Figure:
-    """The running estimate of the noise scale of every method that has one, of one seed.
+    """Plot the running estimate of the noise scale of each method that has one, of one seed.
 
     Args:
         history: records with ``method``, ``seed``, ``x`` and ``noise_scale``.
@@ -151,7 +151,7 @@ def _add_dimensions(
     dodge: float = 1.08,
     **where: Any,
 ) -> None:
-    """A series per dimension: markers at ``truth`` and ``measured``, bars from ``low`` to ``high``.
+    """Add a series per dimension: markers with bars from ``low`` to ``high``.
 
     ``dodge`` is the factor between neighbouring series in x, that their bars stay apart.
     """
@@ -172,7 +172,7 @@ def _add_dimensions(
 
 
 def _log_range(rows: pd.DataFrame) -> list[float]:
-    """Exponents of an axis that holds all values and bounds but the infinite ones."""
+    """Return the exponents of an axis that holds all finite values and bounds."""
     values = rows[["measured", "low", "high"]].to_numpy(dtype=float)
     values = values[np.isfinite(values) & (values > 0)]
     if not len(values):

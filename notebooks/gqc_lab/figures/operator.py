@@ -35,7 +35,7 @@ TICKS = [float(f"1e{k}") for k in range(-12, 16)]
 def space_time(
     truth: NDArray[np.floating], predicted: NDArray[np.floating], interval: float = 0.1
 ) -> go.Figure:
-    """The true field, the predicted one and the error, position across and time upwards.
+    """Plot the true field, the prediction and the error over position and time.
 
     Args:
         truth, predicted: shape (times, points), from time 0 on, over x in [0, 1).
@@ -79,7 +79,7 @@ def spectra(
     rows: Sequence[int],
     interval: float = 0.1,
 ) -> go.Figure:
-    """Amplitude of each wave number in the true and the predicted field, at some times.
+    """Plot the amplitude of each wave number in the true and the predicted field.
 
     Args:
         truth, predicted: shape (times, points).
@@ -100,7 +100,7 @@ def spectra(
 
 
 def norms_by_part(history: pd.DataFrame, clip: dict[str, float] | None = None) -> go.Figure:
-    """Gradient norm before clipping of encoder, approximator and decoder, a panel a method.
+    """Plot gradient norms before clipping of encoder, approximator and decoder, by method.
 
     Lines are the largest norm of each epoch; epochs before 0 are the pretraining.
 
@@ -128,7 +128,7 @@ def norms_by_part(history: pd.DataFrame, clip: dict[str, float] | None = None) -
 
 
 def over_epochs(frame: pd.DataFrame, columns: dict[str, str], title: str) -> go.Figure:
-    """Some columns over the epochs of the operator, a panel each, a line a method (mean of seeds).
+    """Plot columns over epochs, a panel for each, a line for each method (mean over seeds).
 
     Args:
         frame: of `operator_measures.by_epoch`; a value that is not finite is a gap.
@@ -154,7 +154,7 @@ def against_weight(
     reported: Mapping[float, float] | None = None,
     limit: float | None = None,
 ) -> go.Figure:
-    """Largest gradient norm of a run against the weight of its inverse losses, a line a variant.
+    """Plot the largest gradient norm of a run against the weight of its inverse losses.
 
     Of several runs the median, in a band from the least to the largest.  Runs with a loss or
     gradient that is not finite are crosses on the upper edge.
@@ -209,7 +209,7 @@ def _add_markers(
 def curves(
     frame: pd.DataFrame, y: str, title: str, y_title: str, limit: float | None = None
 ) -> go.Figure:
-    """``y`` against ``epoch``, a line for each ``name``; ``limit`` is drawn as a level."""
+    """Plot ``y`` against ``epoch``, a line for each ``name``, and ``limit`` as a level."""
     check_columns("curves", frame, ["name", "epoch", y])
     figure = go.Figure(layout={"template": HOUSE, "title_text": title, "showlegend": True})
     for i, (name, rows) in enumerate(frame.groupby("name", sort=False)):
@@ -224,7 +224,7 @@ def curves(
 
 
 def _scale(values: pd.Series) -> dict[str, Any]:
-    """A log axis where values differ by a factor of ten or more, with ticks that fit."""
+    """Use a log axis, with fitting ticks, if values differ by a factor of ten or more."""
     positive = values[values > 0]
     ratio = positive.max() / positive.min() if len(positive) else 1.0
     if ratio < 10:
@@ -236,7 +236,7 @@ def _scale(values: pd.Series) -> dict[str, Any]:
 
 
 def _panels(titles: Sequence[str], title: str) -> go.Figure:
-    """Up to three beside each other."""
+    """Make panels, up to three in a row."""
     columns = min(3, len(titles))
     rows = -(-len(titles) // columns)
     figure = make_subplots(

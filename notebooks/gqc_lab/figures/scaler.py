@@ -1,4 +1,4 @@
-"""Figures of one variance scaler at work: V over tensors, the factor, and what another had been.
+"""Figures of a variance scaler in use: V over tensors, the factor, and other laws' factors.
 
 As :mod:`gqc_lab.figures`: data in, a figure out, the same for the same data.
 """
@@ -24,7 +24,7 @@ PERCENTILES = {"p90": SKY, "p50": GREEN, "p10": ORANGE}
 
 
 def variance_and_factor(history: pd.DataFrame, x: str = "microbatch") -> go.Figure:
-    """V over tensors above the factor that came of it, of one run; dotted where it was steered.
+    """Plot V over tensors above the resulting factor of one run; dotted lines mark changes.
 
     Args:
         history: of one run: ``x``, ``factor``, ``changes`` and the scaler's metrics.
@@ -54,7 +54,7 @@ def variance_and_factor(history: pd.DataFrame, x: str = "microbatch") -> go.Figu
 def what_if_against_runs(
     history: pd.DataFrame, laws: Mapping[str, Mapping[str, Any]], recorded: str
 ) -> go.Figure:
-    """The factors of runs, and what the record of one of them says that they would be (dashed).
+    """Plot the factors of runs, and those that the record of one run predicts (dashed).
 
     Args:
         history: of runs with a scaler, told apart by ``method``; ``microbatch`` and their metrics.

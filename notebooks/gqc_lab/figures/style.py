@@ -1,4 +1,4 @@
-"""The house style of interactive figures, and what makes their data small and the same each time.
+"""The house style of interactive figures, and helpers that keep their data small and stable.
 
 Colours: Okabe & Ito 2008, "Color universal design", told apart with any colour vision.
 """
@@ -35,7 +35,7 @@ FAMILIES = (
     {"gnts": 0, "control": 1},
     _places(continual.METHODS),
 )
-#: method -> its place in `OKABE_ITO` and `DASHES`, in every figure, whatever it stands beside
+#: method -> its place in `OKABE_ITO` and `DASHES`, in every figure, whatever else it shows
 PLACES = {name: place for family in FAMILIES for name, place in family.items()}
 WIDTH = 2.5  #: of a method's line
 #: drawn over the method whose draws it repeats, which is to be seen beneath it
@@ -82,7 +82,7 @@ HOUSE = go.layout.Template(
 
 
 def thin(rows: pd.DataFrame, y: str, limit: int = MAX_POINTS) -> pd.DataFrame:
-    """At most ``limit`` rows: the lowest and the highest ``y`` of equal stretches, in order.
+    """Keep at most ``limit`` rows: the lowest and highest ``y`` of equal stretches, in order.
 
     Peaks stay, which taking each k-th row would lose.  The first and last row stay too.
     """
@@ -104,7 +104,7 @@ def write_html(figure: go.Figure, path: str | Path) -> Path:
 
 
 def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Colour, dash and width of the line of each method.
+    """Return the colour, dash and width of each method's line.
 
     A method of `PLACES` has its own everywhere; the others have what colours are left, in order of
     appearance.
@@ -129,7 +129,7 @@ def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def dashes_on_top(figure: go.Figure) -> go.Figure:
-    """Solid lines below dashed ones, which they would hide where the two agree.
+    """Draw solid lines below dashed ones, which they would hide where the two agree.
 
     The legend keeps its order.  Plotly's ``zorder`` would take their lines from some axes.
     """
@@ -140,7 +140,7 @@ def dashes_on_top(figure: go.Figure) -> go.Figure:
 
 
 def over_seeds(history: pd.DataFrame) -> str:
-    """``"one seed"`` or ``"mean over 5 seeds"``: what the curve of a method is, for a title."""
+    """Say for a title what a curve is: "one seed" or "mean over 5 seeds"."""
     counts = history.groupby("method")["seed"].nunique()
     low, high = counts.min(), counts.max()
     if high <= 1:
@@ -151,7 +151,7 @@ def over_seeds(history: pd.DataFrame) -> str:
 def each_method(
     what: str, history: pd.DataFrame, columns: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, Any], pd.DataFrame]]:
-    """Each method's name, line style (of :func:`method_styles`) and records."""
+    """Yield each method's name, line style (see :func:`method_styles`) and records."""
     check_columns(what, history, ["method", "seed", *columns])
     types = {c: bool if c == "stepped" else float for c in columns}
     styles = method_styles(history["method"].astype(str).unique())
@@ -172,14 +172,14 @@ def in_legend_once(figure: go.Figure, name: str) -> dict[str, Any]:
 
 
 def uneven_bars(means: pd.DataFrame | Mapping[str, pd.Series]) -> dict[str, Any]:
-    """Error bars from ``low`` to ``high`` around ``mean``."""
+    """Return error bars from ``low`` to ``high`` around ``mean``."""
     up, down = means["high"] - means["mean"], means["mean"] - means["low"]
     bars = {"type": "data", "symmetric": False, "thickness": 1.5, "width": 4}
     return bars | {"array": plain_numbers(up), "arrayminus": plain_numbers(down)}
 
 
 def band(rows: pd.DataFrame, x: str, color: str) -> dict[str, Any]:
-    """A trace of the area between the columns ``low`` and ``high``, as one closed outline."""
+    """Return a trace of the area between the columns ``low`` and ``high``."""
     rows = rows.dropna(subset=["low", "high"])
     xs, ys = [*rows[x], *rows[x][::-1]], [*rows["high"], *rows["low"][::-1]]
     rgb = ",".join(str(int(color[i : i + 2], 16)) for i in (1, 3, 5))
@@ -189,7 +189,7 @@ def band(rows: pd.DataFrame, x: str, color: str) -> dict[str, Any]:
 
 
 def plain_numbers(values: ArrayLike) -> list[float | int | None]:
-    """Five significant digits as plain numbers: any front end reads them, NaN is a gap."""
+    """Round to five significant digits, as plain numbers that any front end reads; NaN is a gap."""
     return [_plain(float(v)) for v in np.asarray(values)]
 
 

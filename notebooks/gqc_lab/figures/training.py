@@ -1,4 +1,4 @@
-"""Curves of trainings: loss, gradient norm and draws, against whatever grows during a run."""
+"""Curves of training runs: loss, gradient norm and draws against tokens, steps or time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TICKS = [float(f"{m}e{k}") for k in range(-8, 9) for m in (1, 2, 5)]  # of a lo
 def loss_against(
     history: pd.DataFrame, x: str = "tokens", y: str = "val_loss", confidence: float = 0.95
 ) -> go.Figure:
-    """A curve of ``y`` for each method; over several seeds, their mean in a band of its interval.
+    """Plot ``y`` for each method; for several seeds, their mean with a band of its interval.
 
     Args:
         history: records with ``method``, ``seed``, ``x`` and ``y``; rows without ``y`` are skipped.
@@ -54,7 +54,7 @@ def loss_against(
 def norm_against_threshold(
     history: pd.DataFrame, x: str = "tokens", seed: int | None = None
 ) -> go.Figure:
-    """Norm of the mean gradient at each step, and the threshold that bounds it, of one seed.
+    """Plot the norm of the mean gradient at each step, and its threshold, of one seed.
 
     A cross marks a step above its threshold: ``max_draws`` or a flush forced it.
 
@@ -85,7 +85,7 @@ def norm_against_threshold(
 def draws_per_step(
     history: pd.DataFrame, x: str = "tokens", seed: int | None = None, by: str = "method"
 ) -> go.Figure:
-    """Microbatches averaged into each step (log scale), with a moving average, of one seed.
+    """Plot the microbatches averaged into each step (log scale), with a moving average.
 
     The average runs over a fiftieth of the steps.  Up to `MAX_DOTTED` methods have a dot for each
     step too; more would hide each other.
@@ -130,7 +130,7 @@ def _label(column: str) -> str:
 
 
 def _run(records: pd.DataFrame, seed: int | None) -> pd.DataFrame:
-    """The records of one seed, the first if none is named."""
+    """Return the records of one seed; by default the first."""
     seed = records["seed"].iloc[0] if seed is None else seed
     return records[records["seed"] == seed]
 
@@ -142,14 +142,14 @@ def _add(figure: go.Figure, rows: pd.DataFrame, x: str, y: str, name: str, **sty
 
 
 def _with_room(figure: go.Figure) -> go.Figure:
-    """As high as its legend, which would be cut."""
+    """Make the figure as high as its legend, which would be cut off."""
     names = [trace.name for trace in figure.data if trace.showlegend is not False]
     lines = sum(1 + name.count("<br>") for name in names)
     return figure.update_layout(height=max(HOUSE.layout.height, 130 + 25 * lines))
 
 
 def _or_say(figure: go.Figure, why: str) -> go.Figure:
-    """Empty axes look like a mistake: say why."""
+    """Say why axes are empty, which would look like a mistake."""
     if not figure.data:
         middle = {"xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5, "showarrow": False}
         figure.add_annotation(text=why, **middle)

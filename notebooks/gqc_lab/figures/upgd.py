@@ -1,4 +1,4 @@
-"""Figures of UPGD: gates by normalization, and what learners of task streams keep.
+"""Figures of UPGD: gates by normalization, and what learners of task streams retain.
 
 As :mod:`gqc_lab.figures`: data in, a figure out, the same for the same data.
 """
@@ -39,7 +39,7 @@ IN_PERCENT = ("online_accuracy", "first_accuracy", "last_accuracy", "dead_share"
 
 
 def gate_histograms(bars: pd.DataFrame) -> go.Figure:
-    """Where gates lie: a row for each normalization, a column for each step.
+    """Plot histograms of gates: a row for each normalization, a column for each step.
 
     Args:
         bars: rows of `gqc_lab.studies.continual.upgd_gates.histogram`, of one seed or the mean of
@@ -84,7 +84,7 @@ def by_task(
     title: str = "What is learnt in each task",
     has_bands: bool = False,
 ) -> go.Figure:
-    """Means over seeds against tasks: a row for each measure, a column for each stream.
+    """Plot means over seeds against tasks: a row for each measure, a column for each stream.
 
     Args:
         tasks: rows of `gqc_lab.studies.continual.training.Continual.tasks`.
@@ -127,7 +127,7 @@ def by_task(
 
 
 def against_lr(results: pd.DataFrame, measure: str = "online_accuracy") -> go.Figure:
-    """Mean over seeds of ``measure`` and its interval against the learning rate, by normalization.
+    """Plot the mean of ``measure`` and its interval against the learning rate, by normalization.
 
     Args:
         results: rows of `Continual.summary`, with ``lr``.
@@ -175,7 +175,7 @@ def _label(measure: str) -> str:
 
 
 def _lay_out(figure: go.Figure, title: str, plot_height: int, entries: int) -> None:
-    """The legend above the panels' own titles, whatever the height of the figure."""
+    """Put the legend above the titles of the panels, whatever the height of the figure."""
     legend_rows = -(-entries // 4)
     top = 90 + 22 * legend_rows
     figure.update_layout(template=HOUSE, title_text=title, **LEGEND_ABOVE)

@@ -28,14 +28,14 @@ LEGEND_ABOVE = {
 
 
 def estimates_and_truths(frame: pd.DataFrame, floor: float = 1e-3, roof: float = 1e5) -> go.Figure:
-    """What each estimator calls each stream, beside what it is: a row for each stream.
+    """Plot each estimator's reading of each stream next to the truth, a row for each stream.
 
     Values beyond the axis stand at its ends, "0" and "infinite"; so does V of a stream whose signal
     the estimator does not resolve.
 
     Args:
-        frame: readings as of :func:`gqc_lab.studies.vgs.streams.measure`, of which the last step
-            is drawn; several seeds: the median, and a bar from the least to the largest.
+        frame: readings as of :func:`gqc_lab.studies.vgs.streams.measure`, whose last step is
+            drawn; for several seeds the median, with a bar from the smallest to the largest.
         floor, roof: ends of the axis of V.
     """
     needs = ["stream", "truth", "seed", "estimator", "variance", "is_unresolved"]
@@ -77,7 +77,7 @@ def estimates_and_truths(frame: pd.DataFrame, floor: float = 1e-3, roof: float =
 
 
 def against(frame: pd.DataFrame, x: str, title: str, x_titles: Sequence[str]) -> go.Figure:
-    """V of each estimator and the truth against ``x``, both log, a panel for each kind of stream.
+    """Plot V of each estimator and the truth against ``x``, both log, by kind of stream.
 
     Args:
         frame: readings with ``kind``, ``x``, ``truth``, ``estimator``, ``variance``; several seeds:
@@ -127,7 +127,7 @@ def against(frame: pd.DataFrame, x: str, title: str, x_titles: Sequence[str]) ->
 
 
 def error_against_memory(frame: pd.DataFrame) -> go.Figure:
-    """Error of V against bytes per parameter, both log; the legend states the time.
+    """Plot the error of V against bytes per parameter, both log; the legend states the time.
 
     Args:
         frame: a row for each estimator: ``estimator``, ``error`` (relative, > 0),
@@ -154,7 +154,7 @@ def error_against_memory(frame: pd.DataFrame) -> go.Figure:
 def _mark_truths(
     figure: go.Figure, truths: pd.Series, rows: dict[str, int], floor: float, roof: float
 ) -> None:
-    """A thick bar in each row, and a pale line between rows."""
+    """Draw a thick bar in each row, and a pale line between rows."""
     xs: list[float | None] = []
     ys: list[float | None] = []
     for stream, row in rows.items():

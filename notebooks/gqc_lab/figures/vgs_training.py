@@ -1,4 +1,4 @@
-"""Figures of training with the variance gradient scaler: losses, what is resolved, Adam's answer.
+"""Figures of training with the variance gradient scaler: losses, resolution, Adam's response.
 
 As :mod:`gqc_lab.figures`: data in, a figure out, the same for the same data.
 """
@@ -24,7 +24,7 @@ UNITS = {"digits": "nat", "values": "reward²"}
 
 
 def loss_panels(history: pd.DataFrame, y: str = "val_loss") -> go.Figure:
-    """Mean over seeds of ``y`` against steps: a row for each task, a column for each optimizer.
+    """Plot the mean of ``y`` against steps: a row for each task, a column for each optimizer.
 
     Args:
         history: records with ``task``, ``optimizer``, ``method``, ``seed``, ``microbatch``, ``y``.
@@ -57,7 +57,7 @@ def loss_panels(history: pd.DataFrame, y: str = "val_loss") -> go.Figure:
 
 
 def resolution(history: pd.DataFrame, over: int = 25) -> go.Figure:
-    """Share of tensors whose signal is not resolved, and the factor, against steps, by beta.
+    """Plot the share of unresolved tensors and the factor against steps, by beta.
 
     Args:
         history: records of one seed with ``beta``, ``microbatch``, ``vgs/unresolved`` and
@@ -83,7 +83,7 @@ def resolution(history: pd.DataFrame, over: int = 25) -> go.Figure:
 
 
 def update_ratio(frame: pd.DataFrame, over: int = 11) -> go.Figure:
-    """Size of Adam's updates with scaling, relative to without: measured, predicted, the factor.
+    """Plot the size of Adam's updates with scaling relative to without, and the factor.
 
     Args:
         frame: ``microbatch``, ``measured``, ``predicted``, ``factor``.

@@ -43,7 +43,7 @@ def _open_sections(
 
 
 def _is_foreign(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
-    """Skip what a class only takes over, such as a function of torch."""
+    """Skip members that come from elsewhere, such as a function of torch."""
     module = getattr(obj, "__module__", None) or "gqc"
     return None if str(module).startswith("gqc") else True
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def build_gallery(store: Store, target: Path, batch: Batch | None = None) -> Path:
-    """Write the pages of finished runs into ``target``; returns the index.
+    """Write the pages of finished runs into ``target``, and return the index.
 
     A page that is there already is kept: a finished run does not change.
 
@@ -77,7 +77,7 @@ def build_gallery(store: Store, target: Path, batch: Batch | None = None) -> Pat
 
 
 def _write_run(store: Store, run: str, target: Path) -> Markup:
-    """Write the run's page and thumbnail; returns the element that shows the latter."""
+    """Write a run's page and thumbnail, and return the element that shows the thumbnail."""
     store.verify(run)
     notebook = nbformat.read(store.folder(run) / NOTEBOOK, as_version=4)
     outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
@@ -92,7 +92,7 @@ def _write_run(store: Store, run: str, target: Path) -> Markup:
 
 
 def _write_thumbnail(outputs: list[dict[str, Any]], run: str, target: Path) -> Markup:
-    """The first figure, as a script that draws it or as the picture that it is."""
+    """Write the first figure as a script that draws it, or as a picture."""
     for data in outputs:
         if PLOTLY in data:
             figure = json.dumps({key: data[PLOTLY].get(key, {}) for key in ("data", "layout")})
@@ -107,7 +107,7 @@ def _write_thumbnail(outputs: list[dict[str, Any]], run: str, target: Path) -> M
 
 
 def _summary(batch: Batch, results: pd.DataFrame) -> dict[str, Any] | None:
-    """What `gqc batch run` prints."""
+    """Return the table that `gqc batch run` prints."""
     summary = summarize_batch(batch, results)
     if summary.empty:
         return None
@@ -122,13 +122,13 @@ def _summary(batch: Batch, results: pd.DataFrame) -> dict[str, Any] | None:
 
 
 def _sorted(rows: pd.DataFrame) -> pd.DataFrame:
-    """By parameters and then results, instead of by ids, which mean nothing."""
+    """Sort by parameters and then results: ids mean nothing."""
     by = [column for column in rows.columns if column != "run"]
     return rows.sort_values(by, key=lambda c: c.map(str) if c.dtype == object else c)
 
 
 def _section(notebook: str, rows: pd.DataFrame, thumbnails: dict[str, Markup]) -> dict[str, Any]:
-    """A table of runs; columns that are the same everywhere are said once, above it."""
+    """Return a table of runs; constant columns are stated once, above it."""
     texts = rows.drop(columns="notebook").map(_show)
     several = len(rows) > 1
     varied = [c for c in texts.columns if c != "run" and (not several or texts[c].nunique() > 1)]

@@ -1,4 +1,4 @@
-"""Saved plotly figures of a notebook as HTML that draws them, for pages that open offline."""
+"""Turn the saved plotly figures of a notebook into HTML, for pages that open offline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plotly figure drawn with matplotlib, for print.
+"""Draw a plotly figure with matplotlib, for print.
 
 It draws what the figures of `gqc_lab.figures` are made of: lines, markers, error bars, bands, bars
 and heat maps on linear and logarithmic axes in a grid of panels, with levels and titles.  The
@@ -28,7 +28,7 @@ MARKERS |= {"cross": "P", "star": "*", "asterisk": "*", "x-thin": "x", "cross-th
 
 
 def draw(figure: go.Figure, size: Sequence[float]) -> Figure:
-    """Return ``figure`` as one of matplotlib.
+    """Draw ``figure`` with matplotlib.
 
     Args:
         size: width and height [inch].
@@ -58,12 +58,12 @@ def draw(figure: go.Figure, size: Sequence[float]) -> Figure:
 
 
 def _axis(figure: go.Figure, name: str) -> Any:
-    """The axis "x2" of the layout."""
+    """Return an axis of the layout by a name such as "x2"."""
     return figure.layout[f"{name[0]}axis{name[1:]}"]
 
 
 def _panels(printed: Figure, figure: go.Figure) -> dict[tuple[str, str], Axes]:
-    """The axes of each pair of a figure's axes, in the grid that their domains make."""
+    """Make the axes of each panel, in the grid that the domains of plotly's axes define."""
     pairs = list(dict.fromkeys((t.xaxis or "x", t.yaxis or "y") for t in figure.data))
     domains = {
         name: tuple(_axis(figure, name).domain or (0.0, 1.0)) for pair in pairs for name in pair
@@ -100,7 +100,7 @@ def _label(trace: Any) -> str | None:
 
 
 def _color(color: str) -> Any:
-    """A colour as matplotlib takes it; plotly writes rgba(0,114,178,0.18)."""
+    """Convert plotly's rgba(0,114,178,0.18) for matplotlib."""
     if match := re.fullmatch(r"rgba?\((.*)\)", color):
         parts = [float(part) for part in match[1].split(",")]
         return (*(part / 255 for part in parts[:3]), *parts[3:])
@@ -153,7 +153,7 @@ TRACES = {"scatter": _draw_scatter, "bar": _draw_bar, "heatmap": _draw_heatmap}
 
 
 def _draw_level(axes: Axes, shape: Any, x: str, y: str) -> None:
-    """A line across a panel, if the shape is one of this panel."""
+    """Draw a line across a panel, if the shape belongs to it."""
     line = {"color": shape.line.color, "linewidth": POINT * (shape.line.width or 2), "zorder": 1}
     line |= {"linestyle": DASHES[shape.line.dash or "solid"]}
     if (shape.xref, shape.yref) in ((f"{x} domain", y), ("paper", y)):
@@ -163,7 +163,7 @@ def _draw_level(axes: Axes, shape: Any, x: str, y: str) -> None:
 
 
 def _set_axis(axes: Axes, side: Literal["x", "y"], axis: Any) -> None:
-    """Scale, limits, ticks and title of the axis "x" or "y"."""
+    """Set scale, limits, ticks and title of the axis "x" or "y"."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     inherited = go.Layout(template=axis.figure.layout.template).template.layout[f"{side}axis"]
@@ -215,7 +215,7 @@ def _tick(value: float, form: str | None) -> str:
 
 
 def _annotate(figure: go.Figure, panels: Mapping[tuple[str, str], Axes], note: Any) -> None:
-    """A panel's title, the title of a row of panels, or the text of a level."""
+    """Write the title of a panel or of a row of panels, or the text of a level."""
     for (x, y), axes in panels.items():
         if note.xref == "paper" and note.yref == "paper":
             (left, right), (bottom, top) = (
@@ -240,7 +240,7 @@ def _annotate(figure: go.Figure, panels: Mapping[tuple[str, str], Axes], note: A
 
 
 def _add_legend(printed: Figure, panels: Sequence[Axes]) -> None:
-    """One for all panels, below them; none for a single entry."""
+    """Add one legend for all panels, below them; none for a single entry."""
     found: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):

@@ -34,7 +34,7 @@ TABLE = re.compile(r'claims\.(?P<table>show_\w+)\("(?P<name>\w+)"\)')
 
 
 def is_paired(notebook: Path) -> bool:
-    """Whether the .py beside ``notebook`` has the same cells (headers do not count)."""
+    """Whether the .py next to ``notebook`` has the same cells (headers do not count)."""
     script = notebook.with_suffix(".py").read_text(encoding="utf-8")
     return _cells(jupytext.writes(jupytext.read(notebook), FORMAT)) == _cells(script)
 
@@ -44,7 +44,7 @@ def _cells(script: str) -> str:
 
 
 def install_cell(extra: str = "lab") -> str:
-    """Return the first cell of every notebook: where the kit is missing it says how to install it.
+    """Return the first cell of every notebook, which says how to install the kit if it is missing.
 
     It is tagged ``install`` and not part of a run's id.
 
@@ -55,13 +55,13 @@ def install_cell(extra: str = "lab") -> str:
 
 
 def fill_template(name: str, words: Mapping[str, str]) -> str:
-    """The text of ``templates/<name>.txt`` with its ``$words``."""
+    """Return ``templates/<name>.txt`` with its ``$words`` filled in."""
     text = files("gqc_lab.publish").joinpath("templates", f"{name}.txt").read_text(encoding="utf-8")
     return Template(text).substitute(words)
 
 
 def on_cpu(notebook: NotebookNode) -> NotebookNode:
-    """``notebook`` with ``device = "auto"`` set to the CPU, where numbers can be compared."""
+    """Set ``device = "auto"`` to the CPU, where numbers can be compared."""
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", []):
             cell.source = re.sub(r'^device = "auto"', 'device = "cpu"', cell.source, flags=re.M)
@@ -72,7 +72,7 @@ def refresh(notebook: Path, renderer: str, timeout: float = 600.0) -> None:
     """Run ``notebook`` and save it with its outputs.
 
     Args:
-        notebook: .ipynb file; it and the .py beside it are synchronised first, the newer one wins.
+        notebook: .ipynb file; it is synchronised with the .py next to it first; the newer one wins.
         renderer: how plotly's figures are saved; see :func:`find_renderer`.
         timeout: of a cell [s].
     Raises: nbclient.exceptions.CellExecutionError: a cell failed; the file keeps its old outputs.
@@ -94,7 +94,7 @@ def refresh(notebook: Path, renderer: str, timeout: float = 600.0) -> None:
 
 
 def tidy(notebook: NotebookNode) -> NotebookNode:
-    """``notebook`` without progress bars, widget views, and metadata of one machine."""
+    """Remove progress bars, widget views and the metadata of one machine."""
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = nbformat.from_dict(
         {"kernelspec": kernel, "language_info": {"name": "python"}}
@@ -109,7 +109,7 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
 
 
 def show_verdicts(notebook: NotebookNode, paper: Path) -> NotebookNode:
-    """``notebook`` with the present text in each output of a cell that is a table of verdicts."""
+    """Update the outputs of cells that show a table of verdicts."""
     for cell in notebook.cells:
         if cell.cell_type == "code" and (call := TABLE.fullmatch(cell.source.strip())):
             text = getattr(claims, call["table"])(call["name"], paper).data
@@ -119,7 +119,7 @@ def show_verdicts(notebook: NotebookNode, paper: Path) -> NotebookNode:
 
 
 def find_renderer() -> str:
-    """``plotly_mimetype``, with pictures if kaleido and a browser can make one."""
+    """Return plotly's renderer: with still pictures if kaleido and a browser can make them."""
     import plotly.graph_objects as go
 
     try:
@@ -132,7 +132,7 @@ def find_renderer() -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Refresh the notebooks that are named, or their verdicts alone; returns the exit code."""
+    """Refresh the named notebooks, or only their verdicts, and return the exit code."""
     only_verdicts = "--verdicts" in arguments
     notebooks = [Path(argument) for argument in arguments if argument != "--verdicts"]
     missing = [str(n) for n in notebooks if n.suffix != ".ipynb" or not n.is_file()]

@@ -2,7 +2,7 @@
 
 In a checkout the files go where such files are: the module to ``notebooks/gqc_lab/studies``, the
 notebook to ``notebooks`` with the next number.  Anywhere else they go side by side into one
-folder; a notebook finds the module beside it.
+folder; a notebook finds the module next to it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gqc_lab.publish.notebooks import fill_template, install_cell, tidy
 
 @dataclass(frozen=True)
 class Scaffold:
-    """What was written, and what is to be added by hand.
+    """The files that were written, and the claim to add by hand.
 
     Args:
         notebook, batch: paths of the .ipynb and of the batch file.

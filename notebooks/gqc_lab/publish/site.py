@@ -36,9 +36,9 @@ CONTENTS = "\n\n```{toctree}\n:hidden:\n:caption: %s\n\n%s\n```\n"
 
 
 def build(root: Path, target: Path) -> Path:
-    """Write the site of the checkout ``root`` into ``target``; returns its first page.
+    """Write the site of the checkout ``root`` into ``target``, and return its first page.
 
-    The pages' sources are collected in the folder ``pages`` beside it.
+    The sources of the pages are collected in the folder ``pages`` next to it.
 
     Raises:
         FileNotFoundError: ``root`` has no README.md.
@@ -86,7 +86,7 @@ def collect(root: Path, pages: Path) -> None:
 
 
 def interactive(notebook: Path) -> str:
-    """The content of ``notebook`` with plotly figures as HTML, and links of outputs to pages."""
+    """Return ``notebook`` with plotly figures as HTML, and links between notebooks as pages."""
     content: dict[str, Any] = json.loads(notebook.read_text(encoding="utf-8"))
     figures_as_html(content, f"../_static/{SCRIPT}")
     for output in (o for cell in content["cells"] for o in cell.get("outputs", [])):
@@ -109,7 +109,7 @@ def _linked_files(text: str, folder: Path) -> Iterator[Path]:
 
 
 def _references(folder: Path, package: str) -> dict[str, str]:
-    """The page of ``package`` in ``folder`` and of each package in it, as reStructuredText.
+    """Return the pages of ``package`` in ``folder`` and of the packages in it.
 
     A page documents the modules of its package, without importing them here.
     """

@@ -1,4 +1,4 @@
-r"""Statistics of repeated runs: what a few seeds allow to say, and no more.
+r"""Statistics of repeated runs: what a few seeds support, and no more.
 
 Functions take tidy frames (a row per observation; columns such as ``method``, ``seed``, ``tokens``)
 or plain arrays and return new ones.  The interval of a mean of two runs or more is Student's t,
@@ -26,7 +26,7 @@ Floats = NDArray[np.floating]
 def summarize(
     frame: pd.DataFrame, by: str | Sequence[str], value: str, confidence: float = 0.95
 ) -> pd.DataFrame:
-    """Mean of ``value`` over the runs of each group, with a t interval.
+    """Average ``value`` over the runs of each group, with a t interval.
 
     Args:
         frame: one row per run.
@@ -51,7 +51,7 @@ def summarize(
 def mean_over_runs(
     frame: pd.DataFrame, by: list[str], column: str, *, is_geometric: bool = False
 ) -> pd.DataFrame:
-    r"""Mean of ``column`` over the runs of each group, with its 95 % t interval.
+    r"""Average ``column`` over the runs of each group, with a 95 % t interval.
 
     Several rows of one run in a group count as one, their mean.  A geometric mean,
     :math:`\exp(\bar l \pm t_{n-1}\,s_l/\sqrt n)` with :math:`l = \log y`, is for positive
@@ -84,13 +84,13 @@ def paired_difference(
     pair: str = "seed",
     confidence: float = 0.95,
 ) -> pd.DataFrame:
-    r"""Mean difference of ``value`` to the control over pairs (seeds), with a paired t interval.
+    r"""Average the paired differences of ``value`` to the control, with a t interval.
 
     :math:`d_s = y_s - y_s^{control}`, :math:`\bar d \pm t_{n-1}\,s_d/\sqrt n`: what a seed does to
     both (initial weights, order of the data) cancels.  Negative: lower than the control.
 
     Returns: a row per other method: ``by``, ``control``, ``mean``, ``low``, ``high``, ``n``
-        (pairs), ``p_value`` (two-sided), ``unpaired`` (runs left out for want of a partner),
+        (pairs), ``p_value`` (two-sided), ``unpaired`` (runs left out without a partner),
         ``interval``.
     Raises: ValueError: the control is absent, or a method has two rows for one pair.
     """
@@ -188,7 +188,7 @@ def at_equal(
     by: Sequence[str] = ("method", "seed"),
     points: int | None = None,
 ) -> pd.DataFrame:
-    """``y`` of every run on one grid of ``x``, from where all have begun to the smallest budget.
+    """Interpolate ``y`` of all runs on one grid of ``x``, up to the smallest budget.
 
     Linear between a run's own points, never beyond them.  Rows without ``y`` are not points: a run
     that stopped early, or whose ``y`` turned NaN, sets the budget for all.

@@ -11,7 +11,7 @@ import pytest
 from gqc_lab.claims import Frozen, freeze, load_frozen
 from gqc_lab.claims.appendix import budget, compared, describe_age, machines, texts, totals
 from gqc_lab.cli import main
-from gqc_lab.publish.printing import print_figures
+from gqc_lab.publish.paper_figures import print_figures
 from gqc_lab.runs import BadInput
 from gqc_lab.runs.plan import read_batch
 from gqc_lab.runs.store import Store, write_json

@@ -14,12 +14,11 @@ from gqc_lab.figures import (
     OKABE_ITO,
     draws_per_step,
     loss_against,
-    method_styles,
     norm_against_threshold,
     thin,
     write_html,
 )
-from gqc_lab.figures.style import FAMILIES, over_seeds
+from gqc_lab.figures.style import FAMILIES, method_styles, over_seeds
 from gqc_lab.stats.analysis import summarize
 
 

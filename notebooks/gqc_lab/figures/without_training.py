@@ -22,7 +22,7 @@ SYMBOLS = ("circle-open", "square-open", "diamond-open", "triangle-up-open")
 
 
 def peak_memory(memory: pd.DataFrame) -> go.Figure:
-    """Peak bytes in sizes of one gradient against the number of draws, both axes logarithmic.
+    """Plot peak memory, in sizes of one gradient, against the number of draws, both log.
 
     Where memory is constant a line is flat.  Methods with the same peaks share a line.
 
@@ -51,7 +51,7 @@ def peak_memory(memory: pd.DataFrame) -> go.Figure:
 
 
 def _curves(memory: pd.DataFrame) -> list[tuple[str, list[str], dict[int, float]]]:
-    """(how it accumulates, methods, draws -> peak) of the methods that agree wherever both are."""
+    """Group methods with equal peaks: (how they accumulate, methods, draws -> peak)."""
     curves: list[tuple[str, list[str], dict[int, float]]] = []
     for (method, accumulate), rows in memory.groupby(["method", "accumulate"], sort=False):
         ratios = rows["peak_bytes"] / rows["gradient_bytes"]
@@ -67,7 +67,7 @@ def _curves(memory: pd.DataFrame) -> list[tuple[str, list[str], dict[int, float]
 
 
 def falling_factor(measured: pd.DataFrame) -> go.Figure:
-    """Least ratio of updates against the steps in which the factor falls, for each optimizer.
+    """Plot the smallest ratio of updates against the steps in which the factor falls.
 
     At 1 the factor is invisible; dotted is the factor itself.
 
@@ -96,7 +96,7 @@ def falling_factor(measured: pd.DataFrame) -> go.Figure:
 
 
 def protection(orders: pd.DataFrame) -> go.Figure:
-    """Rank correlation of utility and protection by normalization, at the first step and late.
+    """Plot the rank correlation of utility and protection, at the first step and late.
 
     Args:
         orders: rows with ``case``, ``normalization``, ``when``, ``correlation``, as of

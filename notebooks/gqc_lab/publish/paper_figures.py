@@ -32,7 +32,7 @@ KEYS = ("figure", "batch", "table", "where", "arguments", "size")
 
 
 def read_figures(paper: Path) -> dict[str, dict[str, Any]]:
-    """The entries of figures.yaml, by name.  Raises: BadInput: a key is unknown or missing."""
+    """Read figures.yaml.  Raises: BadInput: a key is unknown or missing."""
     import yaml
 
     path = paper / FIGURES
@@ -83,7 +83,7 @@ def print_figures(
 
 
 def _described(entry: dict[str, Any], frozen: Frozen) -> Any:
-    """The plotly figure of an entry."""
+    """Make the plotly figure of an entry."""
     from gqc_lab import figures
 
     try:

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from gqc_lab.figures import promises as figures
+from gqc_lab.figures import without_training as figures
 
 
 def memory():

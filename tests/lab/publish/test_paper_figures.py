@@ -7,7 +7,7 @@ from matplotlib import pyplot
 from plotly.subplots import make_subplots
 
 from gqc_lab.publish.matplotlib_figure import draw
-from gqc_lab.publish.printing import read_figures
+from gqc_lab.publish.paper_figures import read_figures
 from gqc_lab.runs import BadInput
 
 
