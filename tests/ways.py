@@ -171,7 +171,7 @@ def slider_to_training() -> Way:
 WAYS = {
     gradient_to_figure: 21,
     parameter_to_optimizer: 12,
-    claim_to_macro: 11,
+    claim_to_macro: 8,
     slider_to_training: 10,
 }
 
