@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LAB_READY := $(VENV)/.lab-ready
+NOTEBOOKS := $(wildcard notebooks/[0-9]*.ipynb notebooks/guides/*.ipynb)
 TESTS := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 .PHONY: help reproduce test test-all lab lint bench gpu-check notebooks results paper site clean setup
@@ -50,17 +51,17 @@ gpu-check: $(READY)  ## tests and benchmark on a CUDA card; leaves build/gpu/CAR
 	$(BIN)/python tests/gpu/check.py
 
 notebooks: $(READY)  ## run every notebook at smoke scale and save its outputs
-	$(BIN)/python -m gqc_lab.publish.notebooks notebooks/*.ipynb
+	$(BIN)/python -m gqc_lab.publish.notebooks $(NOTEBOOKS)
 
 results: $(READY)  ## run all that the paper rests on, again or on; hours; then commit paper/
 	for batch in $$($(BIN)/gqc freeze --list); do $(BIN)/gqc batch run $$batch --jobs 2 || exit 1; done
 	$(BIN)/gqc freeze
 	$(BIN)/gqc claims
-	$(BIN)/python -m gqc_lab.publish.notebooks --verdicts notebooks/*.ipynb
+	$(BIN)/python -m gqc_lab.publish.notebooks --verdicts $(NOTEBOOKS)
 
 paper: $(READY)  ## verdicts, figures and paper from the committed results, without training
 	$(BIN)/gqc claims
-	$(BIN)/python -m gqc_lab.publish.notebooks --verdicts notebooks/*.ipynb
+	$(BIN)/python -m gqc_lab.publish.notebooks --verdicts $(NOTEBOOKS)
 	$(BIN)/gqc figures
 	@if command -v pdflatex >/dev/null; then \
 	  cd paper && for pass in 1 2; do \

@@ -88,6 +88,9 @@ class Ranks:
         return [float(value) for value in tensor.tolist()]
 
 
+ALONE = Ranks()  # without torch.distributed
+
+
 def is_on() -> bool:
     """Is ``torch.distributed`` in use?"""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -100,7 +103,7 @@ def find_ranks(params: Sequence[Tensor], process_group: Any = None) -> Ranks:
     ``gc.freeze()`` has put aside.
     """
     if not is_on():
-        return Ranks()
+        return ALONE
     modules: tuple[Any, ...] = tuple(_owners(params))
     if process_group is not None:
         return Ranks((process_group,), modules)

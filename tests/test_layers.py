@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from notebook_files import SCRIPTS
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = (ROOT / "gqc", ROOT / "notebooks/gqc_lab", ROOT / "widgets/gqc_widgets")
@@ -61,7 +62,7 @@ def _modules() -> dict[str, Path]:
 
 
 MODULES = _modules()
-NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("**/[0-9]*.py"))}
+NOTEBOOKS = {path.stem: path for path in SCRIPTS}
 
 
 @cache

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from gqc.gradients import average_over_ranks
 from gqc.ranks import (
+    ALONE,
     LOOKS,
     Ranks,
     find_ranks,
@@ -164,7 +165,9 @@ class RankedOptimizer(CheckedOptimizer):
 
     def _is_asked_for_state(self) -> bool:
         """Was this step a request for state, as ``torch.distributed.checkpoint`` makes it?"""
-        if not is_on() or self._is_wrapped or not saved.is_asked_for_state(self._innermost()):
+        if self._ranks is ALONE or not is_on() or self._is_wrapped:
+            return False
+        if not saved.is_asked_for_state(self._innermost()):
             return False
         self._make_state()
         for param in self._params():

@@ -20,11 +20,11 @@ import nbval.kernel
 import pytest
 from jupyter_client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
+from notebook_files import NOTEBOOKS
 
 from gqc_lab.publish.notebooks import on_cpu
 from gqc_lab.runs.kernel import manager_class
 
-NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("**/[0-9]*.ipynb"))
 FLAGSHIP = next(n for n in NOTEBOOKS if n.stem == "01_gnts_pretraining")
 NO_LIMIT = 3600  # seconds; pytest's own timeout is the one that counts
 

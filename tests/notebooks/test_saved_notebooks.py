@@ -11,6 +11,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 import pytest
+from notebook_files import FOLDER, NOTEBOOKS, SCRIPTS
 
 from gqc_lab.errors import BadInput
 from gqc_lab.publish.notebooks import install_cell, is_paired, show_verdicts
@@ -18,8 +19,6 @@ from gqc_lab.runs.notebook import read_notebook
 from gqc_lab.runs.parameters import parse_cell, resolve
 from gqc_lab.runs.plan import read_batch
 
-FOLDER = Path(__file__).parents[2] / "notebooks"
-NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 BATCHES = sorted(FOLDER.glob("batches/*.yaml"))
 
 MAX_BYTES = 400_000  # three figures with a still picture of 80 kB each, and as much again
@@ -33,7 +32,7 @@ def code_cells(path):
 
 def test_notebooks_come_in_pairs():
     assert NOTEBOOKS
-    assert [p.stem for p in NOTEBOOKS] == sorted(p.stem for p in FOLDER.glob("*.py"))
+    assert [p.with_suffix("") for p in NOTEBOOKS] == [p.with_suffix("") for p in SCRIPTS]
 
 
 @every_notebook
