@@ -61,6 +61,7 @@ def compare(tmp_path, monkeypatch):
     def run(notebook):
         nbformat.write(on_cpu(notebook), tmp_path / "notebook.ipynb")
         command = ["notebook.ipynb", "--rootdir=.", "-q", "--color=no", "-p", "no:cacheprovider"]
+        command += ["-p", "no:logging"]  # it would leave a file open, for a later test to find
         command += ["--nbval", "--nbval-current-env"]
         command += [f"--nbval-kernel-startup-timeout={NO_LIMIT}", "--timeout=0"]
         report = io.StringIO()
