@@ -8,7 +8,7 @@ import pytest
 from lab_page import THEMES
 from watching import PLOTS, look, microbatch, nothing_is_wrong, threads, until
 
-from gqc_widgets.schedule_editor import FIELDS
+from gqc_lab.loop.norm_schedule import SETTINGS
 
 LONG = {"interactive": True, "changes": [], "tokens": 2**21}  # half a minute at least
 
@@ -37,7 +37,7 @@ def live(opened):
 
 def field(lab, name):
     view = lab.page.locator(".gqc-norm-schedule")
-    return view.get_by_role("textbox", name=FIELDS[name][0], exact=True)
+    return view.get_by_role("textbox", name=SETTINGS[name].axis, exact=True)
 
 
 def type_into(lab, name, text):
