@@ -54,7 +54,7 @@ from pathlib import Path
 from IPython.display import Markdown, display
 
 from gqc_lab import figures, runs, track
-from gqc_lab.claims import commands, tables
+from gqc_lab.claims import commands, render
 from gqc_lab.studies import pretraining
 
 # %% [markdown]
@@ -68,8 +68,10 @@ from gqc_lab.studies import pretraining
 
 # %% tags=["nbval-ignore-output"]
 verdicts = commands.decide(Path(paper)) if Path(paper, "claims.yaml").is_file() else []
-print(", ".join(f"{n} {name}" for name, n in tables.count(verdicts).items()))
-Markdown(tables.markdown(verdicts, links="."))
+if verdicts:
+    frame = render.verdict_frame(verdicts)
+    print(", ".join(f"{n} {name}" for name, n in render.count(frame).items()))
+    display(Markdown(render.render("claims.md", frame=frame, links=".")))
 
 # %% [markdown]
 # ## One live run
@@ -95,7 +97,7 @@ else:
 
 # %% tags=["nbval-ignore-output"]
 for verdict in verdicts:
-    print(f"{tables.shown(verdict):12} {verdict.claim.id}")
+    print(f"{render.shown(verdict):12} {verdict.claim.id}")
 
 # %% [markdown]
 # **Limits.** These are small models on two processor cores: a claim made at fifty million
@@ -109,4 +111,4 @@ for verdict in verdicts:
 # ```
 
 # %%
-saved = runs.save(None, [{"claim": v.claim.id, "verdict": tables.shown(v)} for v in verdicts])
+saved = runs.save(None, [{"claim": v.claim.id, "verdict": render.shown(v)} for v in verdicts])
