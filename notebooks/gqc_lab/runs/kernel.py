@@ -168,6 +168,7 @@ def _be_kernel(argv: list[str]) -> None:
 
     import ipykernel_launcher  # type: ignore[import-untyped]
     import numpy as np
+    import pandas as pd
     import torch
     from ipykernel.kernelapp import IPKernelApp
 
@@ -177,6 +178,8 @@ def _be_kernel(argv: list[str]) -> None:
     # A fork would share its parent's streams with its siblings; a new process has its own.
     np.random.seed()  # noqa: NPY002
     torch.default_generator.seed()
+    # The default in a kernel; pandas was imported outside one, where it takes a terminal's.
+    pd.set_option("display.max_columns", 20)
     options = argv[argv.index("-f") :]
     sys.argv = [ipykernel_launcher.__file__, *options]
     if not os.environ.get("PYTHONSAFEPATH"):
