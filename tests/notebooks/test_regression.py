@@ -35,9 +35,12 @@ def blocking_manager(folder, sockets):
 
     class Manager(forked):
         client_factory = BlockingKernelClient
-        start_kernel = KernelManager.start_kernel
         shutdown_kernel = KernelManager.shutdown_kernel
         is_alive = KernelManager.is_alive
+
+        def start_kernel(self, stderr, **kwargs):
+            stderr.close()  # nbval would leave it open; a forked kernel writes elsewhere
+            KernelManager.start_kernel(self, **kwargs)
 
         @property
         def kernel_spec(self):

@@ -178,7 +178,7 @@ def _be_kernel(argv: list[str]) -> None:
     # A fork would share its parent's streams with its siblings; a new process has its own.
     np.random.seed()  # noqa: NPY002
     torch.default_generator.seed()
-    # pandas took the fork server for a terminal, in which it cuts tables to the window's width.
+    # The default in a kernel; pandas was imported outside one, where it takes a terminal's.
     pd.set_option("display.max_columns", 20)
     options = argv[argv.index("-f") :]
     sys.argv = [ipykernel_launcher.__file__, *options]

@@ -14,6 +14,14 @@ from gqc_lab.loop.placement import make_generator
 from gqc_lab.loop.track import checkpoint_path, load_checkpoint, run_name, save_checkpoint, track
 
 
+@pytest.fixture(autouse=True)
+def interrupts_raise():
+    """As at a terminal; a shell lets what it starts in the background ignore them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @dataclass(frozen=True)
 class WalkConfig:
     seed: int = 0
