@@ -17,7 +17,7 @@ from torch.amp import GradScaler
 ACCUMULATE = ("buffer", "grad")
 LOSS = ("mean", "sum")
 NONFINITE = ("discard", "raise", "ignore")
-PUBLISHED = "; torch-gqc's own names are those of gqc.compat"
+PUBLISHED = "; the names and argument order of torch-gqc are not taken here"
 
 
 class WindowOptions(TypedDict, total=False):
