@@ -1,9 +1,11 @@
-"""The gallery in a real browser, from a folder: figures are drawn, nothing is asked of a host."""
+"""Pages in a real browser, from a folder: figures are drawn, nothing is asked of a host."""
 
 import re
 
 import nbformat
+import pandas as pd
 
+from gqc_lab.figures import norm_against_threshold, write_html
 from gqc_lab.publish.gallery import build_gallery
 from gqc_lab.publish.interactive import PLOTLY
 from gqc_lab.runs.store import Store, write_json
@@ -46,3 +48,22 @@ def test_thumbnails_and_pages_are_drawn_offline(browser, tmp_path):
     assert [url for url in asked if not re.match("file:|data:|blob:", url)] == []
     assert errors == []
     context.close()
+
+
+def test_a_figure_of_its_own_is_drawn_offline(browser, tmp_path):
+    rows = range(1, 13)
+    columns = {"method": "gnts", "seed": 0, "microbatch": rows, "tokens": [512 * i for i in rows]}
+    columns |= {"num_draws": [(i - 1) % 3 + 1 for i in rows], "stepped": [i % 3 == 0 for i in rows]}
+    columns |= {"grad_norm": [1 / i for i in rows], "gradient_norm_threshold": 1.0}
+    figure = norm_against_threshold(pd.DataFrame(columns))
+    page_file = write_html(figure, tmp_path / "figure.html")
+    context = browser.new_context(offline=True)
+    page = context.new_page()
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(page_file.as_uri())
+    page.wait_for_selector(".js-plotly-plot .main-svg .legend")
+    legend = page.locator(".legendtext").all_text_contents()
+    context.close()
+    assert asked == [page_file.as_uri()]
+    assert legend[0] == "gnts: norm"

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 
 import numpy as np
 import pandas as pd
@@ -235,24 +234,3 @@ def test_html_is_whole_and_the_same_each_time(tmp_path):
     assert text == two.read_text(encoding="utf-8")
     assert "<script src" not in text
     assert "<link" not in text.split("plotly.js v")[0]
-
-
-@pytest.mark.slow
-@pytest.mark.browser
-def test_html_draws_offline_in_a_browser(tmp_path):
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("chromium is not installed")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    page_file = write_html(norm_against_threshold(history()), tmp_path / "figure.html")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_context(offline=True).new_page()
-        asked = []
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(page_file.as_uri())
-        page.wait_for_selector(".js-plotly-plot .main-svg .legend")
-        legend = page.locator(".legendtext").all_text_contents()
-        browser.close()
-    assert asked == [page_file.as_uri()]
-    assert legend[0] == "gnts: norm"
