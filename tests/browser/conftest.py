@@ -35,7 +35,7 @@ def server(chromium, tmp_path_factory):
         server.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop must not run on beneath other modules' tests
 def browser(chromium):
     from playwright.sync_api import sync_playwright
 
