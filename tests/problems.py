@@ -51,3 +51,22 @@ def quadratic(x: Tensor) -> Tensor:
 def rosenbrock(x: Tensor) -> Tensor:
     """Minimum 0 at (1, 1), at the end of a curved valley."""
     return (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
+
+
+def metric(i: int) -> float:
+    return 1.0 + 0.1 * (i % 3) + 0.05 * (i % 7)
+
+
+def train_slowly(case, optimizer, params: list[Tensor], draws: list[list[Tensor]]) -> list[bool]:
+    """Step ``optimizer`` where the slow reference of ``case`` does; returns its decisions."""
+    decide, expected, window, metrics = case.reference(), [], [], []
+    for i, grads in enumerate(draws):
+        window.append(grads)
+        metrics.append(metric(i))
+        expected.append(decide(window, metrics))
+        if expected[-1]:
+            for param, grad in zip(params, case.changes(mean_of(window)), strict=True):
+                param.grad = grad
+            optimizer.step()
+            window, metrics = [], []
+    return expected

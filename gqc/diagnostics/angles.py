@@ -19,7 +19,7 @@ def cosine(a: Sequence[Tensor], b: Sequence[Tensor]) -> float | None:
     r"""Cosine :math:`\langle a,b\rangle/(\|a\|\|b\|)` of two gradients, each a list of tensors.
 
     No copy of a gradient is made (16-bit tensors: one tensor at a time, in float32).  In float32 an
-    angle below about 0.03 degrees is not told from 0: :math:`\arccos(1-2^{-23})`.
+    angle below about 0.03 degrees cannot be distinguished from 0: :math:`\arccos(1-2^{-23})`.
 
     Args:
         a, b: tensors of equal shapes in pairs, any devices and dtypes; ``DTensor`` too.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import CASES
 from gpu.streams import backward, no_cuda, parameters, waits
-from problems import mean_of, stream
+from problems import metric, stream, train_slowly
 from problems import parameters as reference_parameters
 from torch import Tensor
 
@@ -41,10 +41,6 @@ def inner_optimizers(*names: str):
     return pytest.mark.parametrize(("device", "inner"), everywhere, indirect=["device"])
 
 
-def metric(i: int) -> float:
-    return 1.0 + 0.1 * (i % 3) + 0.05 * (i % 7)
-
-
 def feed(wrapper, params: list[Tensor], draws, start: int = 0) -> list[bool]:
     stepped = []
     for i, grads in enumerate(draws, start):
@@ -68,16 +64,7 @@ def test_follows_the_slow_reference(case, accumulate, inner, device):
     wrapper = case.make(inner(ours), **options)
     is_sgd = inner is INNER["SGD(fused)"]
     optimizer = (INNER["SGD(fused)"] if is_sgd else INNER["AdamW"])(theirs)
-    decide, expected, window, metrics = case.reference(), [], [], []
-    for i, grads in enumerate(draws):
-        window.append(grads)
-        metrics.append(metric(i))
-        expected.append(decide(window, metrics))
-        if expected[-1]:
-            for param, grad in zip(theirs, case.changes(mean_of(window)), strict=True):
-                param.grad = grad
-            optimizer.step()
-            window, metrics = [], []
+    expected = train_slowly(case, optimizer, theirs, draws)
     assert feed(wrapper, ours, draws) == expected
     assert sum(expected) > 5
     largest = max(float(p.detach().abs().max()) for p in theirs)

@@ -18,10 +18,12 @@ from problems import (
     backward,
     global_norm,
     mean_of,
+    metric,
     parameters,
     quadratic,
     rosenbrock,
     stream,
+    train_slowly,
 )
 from torch import Tensor
 
@@ -41,10 +43,6 @@ def options(case: Case, accumulate: str) -> dict[str, str]:
     """``accumulate`` where the wrapper leaves the choice."""
     probe = case.make(adamw(parameters()))
     return {} if probe.needs_draw_norm else {"accumulate": accumulate}
-
-
-def metric(i: int) -> float:
-    return 1.0 + 0.1 * (i % 3) + 0.05 * (i % 7)
 
 
 def feed(wrapper, params, draws, start: int = 0) -> list[bool]:
@@ -90,16 +88,7 @@ def test_follows_the_slow_reference(case, accumulate):
     draws = stream(60)
     ours, theirs = parameters(), parameters(torch.float64)
     wrapper, optimizer = case.make(adamw(ours), **options(case, accumulate)), adamw(theirs)
-    decide, expected, window, metrics = case.reference(), [], [], []
-    for i, grads in enumerate(draws):
-        window.append(grads)
-        metrics.append(metric(i))
-        expected.append(decide(window, metrics))
-        if expected[-1]:
-            for param, grad in zip(theirs, case.changes(mean_of(window)), strict=True):
-                param.grad = grad
-            optimizer.step()
-            window, metrics = [], []
+    expected = train_slowly(case, optimizer, theirs, draws)
     assert feed(wrapper, ours, draws) == expected
     assert sum(expected) > 5
     # AdamW moves by at most about lr a step, each rounded to float32: 60 steps of 0.05 * 2^-24
