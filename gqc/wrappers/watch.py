@@ -26,7 +26,8 @@ class GradientWatch:
     up at each change in place.  All on the host.
 
     It cannot see changes through ``.data`` or numpy, nor those that torch's functions make in
-    ``DTensor`` gradients (FSDP2), whose versions torch does not count.
+    ``DTensor`` gradients (FSDP2), whose versions torch does not count, nor those of the first draw
+    of a group that was added to the wrapped optimizer and not to the wrapper.
     """
 
     def __init__(self, params: Sequence[Tensor]) -> None:
@@ -55,6 +56,11 @@ class GradientWatch:
         """Are these the parameters watched?"""
         own = self.params
         return params is own or (len(params) == len(own) and all(map(is_, params, own)))
+
+    def has_unseen(self, params: Sequence[Tensor]) -> bool:
+        """Has one of ``params`` that is not watched a gradient?"""
+        known = {*map(id, self.params)}
+        return any(p.grad is not None for p in params if id(p) not in known)
 
     def __del__(self) -> None:
         for handle in self.__dict__.get("_handles", ()):

@@ -20,7 +20,9 @@ def weigh(wrapper: Any, weight: float | Tensor | None, device: torch.device) -> 
     if weight is None:
         if is_sum and not wrapper.counts_examples:
             raise ValueError('loss="sum" needs step(weight=...), the tokens that were summed over')
-        return default, float(together.require('loss="sum"').size) if is_sum else default
+        unit = float(together.require('loss="sum"').size) if is_sum else default
+        check_unit(wrapper, default, unit, 1.0)
+        return default, unit
     own, ranks = float(weight), together.require("step(weight=...)").size
     total, squares, positive = together.sum([own, own * own, float(own > 0)], device)
     if not (0 < total < math.inf and own >= 0) or (not is_sum and positive < ranks):
@@ -38,10 +40,15 @@ def weigh(wrapper: Any, weight: float | Tensor | None, device: torch.device) -> 
             "of tokens"
         )
     unit = own * ranks
+    check_unit(wrapper, own, unit, ranks)
+    return total, unit
+
+
+def check_unit(wrapper: Any, own: float, unit: float, ranks: float) -> None:
+    """Raises: ValueError: this draw's unit is not that of the earlier ones in ``.grad``."""
     if wrapper.sums_in_grad and wrapper.num_draws and unit != wrapper.unit:
         raise ValueError(
             f"weight={own!r} after draws of weight {wrapper.unit / ranks!r}: mean losses cannot be "
             'weighed in .grad, where they are summed. Pass accumulate="buffer", or loss="sum" '
             "and sum the losses of tokens"
         )
-    return total, unit

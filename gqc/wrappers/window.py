@@ -113,8 +113,8 @@ class GradWindow(Draws):
         self.versions = versions(self._sums)
 
     def _check_kept(self, grads: list[Tensor | None]) -> None:
-        if all(map(is_, grads, self._sums)):
-            return
+        if not self.num_draws or all(map(is_, grads, self._sums)):
+            return  # a refused first draw leaves its sum here
         for grad, total in zip(grads, self._sums, strict=False):
             if grad is total or total is None:
                 continue

@@ -218,8 +218,10 @@ class WindowedOptimizer(DelegatingOptimizer):
         """
         if not self.holds_running_sum:
             self.optimizer.zero_grad(set_to_none=set_to_none or not self.sums_in_grad)
-            if self._watch is not None:
+            if self._watch is not None and self._watch.is_of(params := self._params()):
                 self._watch.forget()
+            elif self._watch is not None:  # a group was added to the wrapped optimizer
+                self._watch = GradientWatch(params)
         elif self._window.has_new():
             raise RuntimeError(CLEARED.format(self.num_draws))
         else:
@@ -262,9 +264,11 @@ class WindowedOptimizer(DelegatingOptimizer):
             raise RuntimeError(CHANGED)
         if window.was_changed:
             self._warn_once(CHANGED_DRAW.format(type(self).__name__))
+        has_arrived = watch.has_arrived
         if not watch.is_of(window.params):  # a group was added to the wrapped optimizer
+            has_arrived |= watch.has_unseen(window.params)
             self._watch = watch = GradientWatch(window.params)
-        elif self.sums_in_grad and not watch.has_arrived:
+        if self.sums_in_grad and not has_arrived:
             raise RuntimeError(NO_BACKWARD)
         watch.forget()
         if isinstance(window, GradWindow):

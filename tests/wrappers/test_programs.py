@@ -38,6 +38,7 @@ class Programs(RuleBasedStateMachine):
         self.window: list[tuple[float, list[float]]] = []  # (weight, gradient of each parameter)
         self.coming: list[float] | None = None  # what .grad holds beside the window
         self.is_clipped = False  # .grad was changed after the last backward
+        self.is_unwatched = False  # a group came behind the wrapper's back since the last draw
         self.expected = [0.0, 0.0]
 
     def make(self, params):
@@ -78,7 +79,7 @@ class Programs(RuleBasedStateMachine):
         self.wrapper.discard()
         self.window, self.coming, self.is_clipped = [], None, False
 
-    @precondition(lambda self: self.coming is not None)
+    @precondition(lambda self: self.coming is not None and not self.is_unwatched)
     @rule(limit=st.sampled_from([1.0, 3.0]))
     def clip_draw(self, limit):
         for i, p in enumerate(self.params):
@@ -102,7 +103,7 @@ class Programs(RuleBasedStateMachine):
             return
         stepped = self.wrapper.step(weight=weight)
         self.window.append((own, self.coming))
-        self.coming, self.is_clipped = None, False
+        self.coming, self.is_clipped, self.is_unwatched = None, False, False
         assert stepped == (sum(w for w, _ in self.window) >= self.size)
         if stepped:
             self.close()
@@ -116,7 +117,7 @@ class Programs(RuleBasedStateMachine):
                 self.wrapper.zero_grad(set_to_none=set_to_none)
             return
         self.wrapper.zero_grad(set_to_none=set_to_none)
-        self.coming, self.is_clipped = None, False
+        self.coming, self.is_clipped, self.is_unwatched = None, False, False
 
     @rule()
     def flush(self):
@@ -156,6 +157,7 @@ class Programs(RuleBasedStateMachine):
         param = torch.zeros(1, requires_grad=True)
         target = self.wrapper if through_wrapper else self.wrapper.optimizer
         target.add_param_group({"params": [param]})
+        self.is_unwatched |= not through_wrapper
         self.params.append(param)
         self.expected.append(0.0)
         self.window = [(w, [*g, 0.0]) for w, g in self.window]
