@@ -243,15 +243,21 @@ class VarianceGradientScaler:
         self._has_spatial = self._settings.track_spatial or not self._reads_raw()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, as tensors, plain numbers and lists of them; exact on a resume."""
+        """Return everything, as tensors, plain numbers and lists of them; exact on a resume.
+
+        Statistics of sharded parameters are ``DTensor`` with ``estimator="elementwise"``, which any
+        number of ranks can load; those of the sketch carry the rank's name, and only as many ranks
+        as saved them find theirs.  ``dcp.load({"vgs": scaler}, ...)`` loads both.
+        """
         config = asdict(self._settings)
+        estimator = self._estimator or self._settings.build(self._parameters.tensors)
         return {
             "vgs_version": VERSION,
             "estimator": config.pop("estimator"),
             "config": config,
             "step_count": self.step_count,
             "shapes": self._parameters.shapes(),
-            "statistics": {} if self._estimator is None else self._estimator.state_dict(),
+            "statistics": estimator.state_dict(),  # a new scaler's is room to load into
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
