@@ -170,15 +170,10 @@ class VarianceGradientScaler:
         """
         grads = self._parameters.gradients()
         numbers = whole_gradient_statistics(grads)
-        mean, var, norm, largest = [0.0] * 4 if numbers is None else numbers.tolist()
+        values = [0.0] * 4 if numbers is None else numbers.tolist()
         count = sum(g.numel() for g in grads if g is not None)
-        return {
-            "grad_norm": norm,
-            "grad_mean": mean,
-            "grad_var": var,
-            "grad_max": largest,
-            "num_params": count,
-        }
+        names = ("grad_mean", "grad_var", "grad_norm", "grad_max")
+        return {**dict(zip(names, values, strict=True)), "num_params": count}
 
     def get_normalized_variance(self) -> float:
         """V, aggregated over tensors; 0 before there are statistics."""
@@ -186,8 +181,8 @@ class VarianceGradientScaler:
 
     def get_scaling_factor(self) -> float:
         """The factor that :meth:`scale_gradients` would use now."""
-        active = self.enabled and self.step_count >= self.warmup_steps
-        return self._read()["factor"] if active else 1.0
+        is_active = self.enabled and self.step_count >= self.warmup_steps
+        return self._read()["factor"] if is_active else 1.0
 
     @property
     def num_skipped(self) -> int:
@@ -245,9 +240,8 @@ class VarianceGradientScaler:
     def state_dict(self) -> dict[str, Any]:
         """Return everything, as tensors, plain numbers and lists of them; exact on a resume.
 
-        Statistics of sharded parameters are ``DTensor`` with ``estimator="elementwise"``, which any
-        number of ranks can load; those of the sketch carry the rank's name, and only as many ranks
-        as saved them find theirs.  ``dcp.load({"vgs": scaler}, ...)`` loads both.
+        Statistics of shards are ``DTensor`` (``"elementwise"``) or belong to one rank, see
+        :mod:`gqc.scalers.shards`; ``dcp.load({"vgs": scaler}, ...)`` loads both.
         """
         config = asdict(self._settings)
         estimator = self._estimator or self._settings.build(self._parameters.tensors)
@@ -349,8 +343,7 @@ class VarianceGradientScaler:
 
     def _log(self) -> None:
         metrics = self.metrics()
-        if hasattr(self.logger, "record"):
-            for key, value in metrics.items():
-                self.logger.record(key, value)
-        else:
-            self.logger(metrics)
+        if not hasattr(self.logger, "record"):
+            return self.logger(metrics)
+        for key, value in metrics.items():
+            self.logger.record(key, value)
