@@ -170,10 +170,10 @@ class VarianceGradientScaler:
         """
         grads = self._parameters.gradients()
         numbers = whole_gradient_statistics(grads)
-        values = [0.0] * 4 if numbers is None else numbers.tolist()
+        mean, var, norm, largest = [0.0] * 4 if numbers is None else numbers.tolist()
         count = sum(g.numel() for g in grads if g is not None)
-        names = ("grad_mean", "grad_var", "grad_norm", "grad_max")
-        return {**dict(zip(names, values, strict=True)), "num_params": count}
+        found = {"grad_norm": norm, "grad_mean": mean, "grad_var": var, "grad_max": largest}
+        return {**found, "num_params": count}
 
     def get_normalized_variance(self) -> float:
         """V, aggregated over tensors; 0 before there are statistics."""
