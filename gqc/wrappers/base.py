@@ -123,6 +123,11 @@ class OptimizerWrapper(RankedOptimizer):
     def transform(self) -> None:
         """Change ``.grad``, which holds :math:`G_n`, before the wrapped optimizer steps."""
 
+    @property
+    def changes_gradient(self) -> bool:
+        """Does ``transform`` read the mean gradient, and change it?"""
+        return type(self).transform is not OptimizerWrapper.transform
+
     def observe_metric(self, metric: float | Tensor | None) -> bool:
         """Take in this draw's metric; False refuses the draw."""
         return True
@@ -331,7 +336,5 @@ class OptimizerWrapper(RankedOptimizer):
         """Clip what the wrapped optimizer gets to ``clip_norm``; False where it is small enough."""
         if self.clip_norm is None:
             return False
-        is_changed = type(self).transform is not OptimizerWrapper.transform
-        return clip_(
-            collect(self._window.params), self.clip_norm, None if is_changed else self.grad_norm
-        )
+        norm = None if self.changes_gradient else self.grad_norm
+        return clip_(collect(self._window.params), self.clip_norm, norm)

@@ -29,6 +29,8 @@ CHECKS = {  # number of ranks -> checks, all in one start of the processes
         "local_gradients:check_flat_shards_are_refused",
         "local_gradients:check_separate_trainings_are_left_alone",
         "local_gradients:check_stages_are_left_alone",
+        "local_gradients:check_a_rank_that_skips_a_draw",
+        "local_gradients:check_mixed_weights",
         "local_gradients:check_an_explicit_group",
         "local_gradients:check_compression_hooks",
         "local_gradients:check_a_checkpoint_of_rank_0_in_mid_window",
