@@ -97,9 +97,10 @@ class Ranks:
         Through the process group's store: one that makes no draw is waited for once, and blocks
         nobody.  Raises: RuntimeError: the two differ.  Warns: UserWarning: it has made none.
         """
+        own = torch.distributed.get_rank()
         store = torch.distributed.distributed_c10d._get_default_store()
         for group, number in zip(self.groups, self.numbers, strict=True):
-            ranks, own = torch.distributed.get_process_group_ranks(group), torch.distributed.get_rank()
+            ranks = torch.distributed.get_process_group_ranks(group)
             name = f"gqc/{group.group_name}/{number}/{look}/"
             store.set(f"{name}{own}", repr(norm))
             other = ranks[(ranks.index(own) + 1) % len(ranks)]

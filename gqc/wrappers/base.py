@@ -13,7 +13,7 @@ A new wrapper subclasses :class:`OptimizerWrapper` and overrides ``should_step``
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,7 +81,7 @@ class OptimizerWrapper(RankedOptimizer):
     """
 
     #: the least ``min_draws`` with which the decision makes sense
-    fewest_draws: ClassVar[int] = 1
+    fewest_draws: int = 1
 
     def __init__(
         self,
@@ -134,6 +134,9 @@ class OptimizerWrapper(RankedOptimizer):
 
     def before_draw(self) -> None:
         """Before anything is changed: the place to refuse a call with an error."""
+
+    def on_staged(self, staged: list[Tensor]) -> None:
+        """Look at :math:`g_i` alone, in a buffer, before it is added."""
 
     def on_draw(self) -> None:
         """After a draw was accepted, before the decision."""
@@ -256,6 +259,8 @@ class OptimizerWrapper(RankedOptimizer):
             self._defer(share, unit)
             return False
         staged = window.stage(self._watch)
+        if staged:
+            self.on_staged(staged)
         self._heed_changes()
         window.count(share, unit, weight is not None)
         self._counts["batches"] += 1

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from gqc.noise import NoiseScaleEMA, predicted_draws, two_batch
 from gqc.wrappers.base import OptimizerWrapper
 from gqc.wrappers.options import WindowOptions
+from gqc.wrappers.two_batch import noise_statistics
 
 PATIENCE = 10  # forced windows in a row, after which the threshold counts as out of reach
 
@@ -103,16 +104,10 @@ class OptimizerWrapperGNTS(OptimizerWrapper):
         )
 
     def statistics(self) -> dict[str, Any]:
-        noise = self._noise
-        known = noise.num_updates > 0
-        threshold = self.tunable("gradient_norm_threshold")
-        return {
-            **super().statistics(),
-            "signal_sq": noise.signal_sq if known else None,
-            "noise_trace": noise.noise_trace if known else None,
-            "noise_scale": noise.noise_scale,
-            "threshold_unreachable": threshold**2 <= noise.signal_sq if known else None,
-        }
+        noise = noise_statistics(self._noise)
+        signal_sq, threshold = noise["signal_sq"], self.tunable("gradient_norm_threshold")
+        is_beyond = None if signal_sq is None else threshold**2 <= signal_sq
+        return {**super().statistics(), **noise, "threshold_unreachable": is_beyond}
 
     def extra_state(self) -> dict[str, Any]:
         first = list(self._first) if self._first else None

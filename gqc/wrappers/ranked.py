@@ -44,7 +44,6 @@ class RankedOptimizer(CheckedOptimizer):
     """Draws of ranks that train the same parameters."""
 
     clip_norm: float | None = None
-    changes_gradient: bool
     process_group: Any = None  # neither of the two is copied or pickled
     _ranks: Ranks | None = None
 

@@ -27,9 +27,9 @@ NO_GRADIENT = (
     "the two (FSDP2 keeps gradients back under set_requires_gradient_sync(False))"
 )
 ROUNDED = (
-    'accumulate="grad" sums draws in the dtype of .grad, {} of parameter {}: a sum of ones stops at '
-    '256 in bfloat16, at 2048 in float16. Pass accumulate="buffer", which sums in float32, or set '
-    "param.grad_dtype = torch.float32"
+    'accumulate="grad" sums draws in the dtype of .grad, {} of parameter {}: a sum of ones stops '
+    'at 256 in bfloat16, at 2048 in float16. Pass accumulate="buffer", which sums in float32, or '
+    "set param.grad_dtype = torch.float32"
 )
 
 

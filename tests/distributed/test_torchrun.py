@@ -36,6 +36,7 @@ CHECKS = {  # number of ranks -> checks, all in one start of the processes
         "local_gradients:check_a_checkpoint_of_rank_0_in_mid_window",
         "rank_noise:check_ddp",
         "rank_noise:check_fsdp2",
+        "rank_noise:check_gns",
         "rank_noise:check_what_cannot_be_compared",
     ],
     4: [

@@ -305,7 +305,7 @@ def test_a_weight_out_of_its_range_is_refused_before_anything_changes(weight, lo
 
 
 @both_windows
-@pytest.mark.parametrize("first, second", [(None, 1), (5, None)])
+@pytest.mark.parametrize(("first", "second"), [(None, 1), (5, None)])
 def test_draws_with_and_without_weights_do_not_mix_where_nothing_says_how(
     first, second, accumulate
 ):
