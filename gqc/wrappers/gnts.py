@@ -17,7 +17,6 @@ from torch.optim import Optimizer
 from gqc.noise import NoiseScaleEMA, predicted_draws, two_batch
 from gqc.wrappers.base import OptimizerWrapper
 from gqc.wrappers.options import WindowOptions
-from gqc.wrappers.two_batch import noise_statistics
 
 PATIENCE = 10  # forced windows in a row, after which the threshold counts as out of reach
 
@@ -104,7 +103,7 @@ class OptimizerWrapperGNTS(OptimizerWrapper):
         )
 
     def statistics(self) -> dict[str, Any]:
-        noise = noise_statistics(self._noise)
+        noise = self._noise.statistics()
         signal_sq, threshold = noise["signal_sq"], self.tunable("gradient_norm_threshold")
         is_beyond = None if signal_sq is None else threshold**2 <= signal_sq
         return {**super().statistics(), **noise, "threshold_unreachable": is_beyond}

@@ -119,7 +119,7 @@ class TwoBatchWrapper(OptimizerWrapper):
         return estimate if all(map(math.isfinite, estimate)) else None
 
     def statistics(self) -> dict[str, Any]:
-        return {**super().statistics(), **noise_statistics(self._noise)}
+        return {**super().statistics(), **self._noise.statistics()}
 
     def extra_state(self) -> dict[str, Any]:
         return {"noise": self._noise.state_dict(), "sum_sq": self._sum_sq}
@@ -131,13 +131,3 @@ class TwoBatchWrapper(OptimizerWrapper):
     def _check_own(self, own: dict[str, Any]) -> None:
         super()._check_own(own)
         copy.deepcopy(self._noise).load_state_dict(own["extra"]["noise"])  # a rehearsal
-
-
-def noise_statistics(noise: NoiseScaleEMA) -> dict[str, float | None]:
-    """Return the averages for ``statistics()``; None before the first window."""
-    known = noise.num_updates > 0
-    return {
-        "signal_sq": noise.signal_sq if known else None,
-        "noise_trace": noise.noise_trace if known else None,
-        "noise_scale": noise.noise_scale,
-    }
