@@ -86,11 +86,6 @@ class WindowedOptimizer(DelegatingOptimizer):
         return self._window.num_draws
 
     @property
-    def batches(self) -> int:
-        """Microbatches so far, in all windows; ``statistics()`` counts the coming one too."""
-        return self._counts["batches"]
-
-    @property
     def last_num_draws(self) -> int | None:
         """n of the last closed window, as torch-gqc has it."""
         return None if self.last_window is None else self.last_window.num_draws
@@ -240,14 +235,6 @@ class WindowedOptimizer(DelegatingOptimizer):
                 "wrapper clears gradients itself. Remove the call; discard() drops a window on "
                 "purpose"
             )
-
-    def accept_gradients(self) -> None:
-        """Take this draw's gradients as they are: what changed them since ``backward`` was meant.
-
-        For trainers, some of which measure norms by clipping to infinity.
-        """
-        if self._watch is not None and not self.holds_running_sum:
-            self._watch.note()
 
     @torch._disable_dynamo
     def discard(self) -> None:

@@ -25,7 +25,7 @@ pytestmark = [
 def scheduled(net):
     adamw = torch.optim.AdamW(net.parameters(), lr=0.05)
     wrapper = gqc.OptimizerWrapperGNTS(adamw, 1.0, max_draws=4, clip_norm=0.2)
-    return wrapper, gqc.get_norm_threshold_cosine_annealing_with_warmup(wrapper, 5, NUM, 0.2, 0.1)
+    return wrapper, gqc.get_norm_threshold_cosine_annealing_with_warmup(wrapper, 5, NUM, 0.2, 0.2)
 
 
 class Module(lightning.LightningModule):
