@@ -27,7 +27,7 @@ from jupyter_core.utils import ensure_event_loop
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from gqc_lab.runs.fingerprint import environment
+from gqc_lab.runs.fingerprint import environment, registration
 from gqc_lab.runs.kernel import manager_class, send_signal
 from gqc_lab.runs.notebook import is_passing
 from gqc_lab.runs.sources import changed_inputs, unplanned_modules
@@ -66,6 +66,7 @@ class Execution:
         self.last_shown = self.started = 0.0
         self.cell = 0
         self.attempts = 1
+        self.registration: dict[str, Any] | None = None  # under which it began
 
     def run(self) -> dict[str, Any]:
         """Execute the run and return its outcome.
@@ -164,7 +165,13 @@ class Execution:
         notebook = nbformat.reads(self.job["text"], as_version=4)
         notebook.metadata.pop("widgets", None)  # stale widget state can weigh megabytes
         nbformat.write(notebook, self.folder / NOTEBOOK)
-        self.attempts = 1 + _attempts(self.folder / RECORD)
+        earlier = _earlier(self.folder / RECORD)
+        self.attempts = 1 + earlier.get("attempts", 0)
+        self.registration = (
+            earlier["registration"]
+            if "registration" in earlier
+            else registration(Path(self.job["notebook"]).parent)
+        )
         self._write_running()
 
     def _write_running(self) -> None:
@@ -173,6 +180,7 @@ class Execution:
             "status": "running",
             "started": self.started,
             "attempts": self.attempts,
+            "registration": self.registration,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "kernel": self.kernel.pid if self.kernel is not None else None,
@@ -289,6 +297,7 @@ class Execution:
             **common,
             "inputs": self.job["inputs"],
             "environment": self._surroundings(),
+            "registration": self.registration,
             "started": self.started,
             "seconds": time.time() - self.started,  # of the last attempt
             "attempts": self.attempts,
@@ -307,12 +316,12 @@ class Execution:
         path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
-def _attempts(record: Path) -> int:
-    """How often an interrupted run was started."""
+def _earlier(record: Path) -> dict[str, Any]:
+    """Return what an interrupted run left of its record."""
     try:
-        return int(json.loads(record.read_text(encoding="utf-8"))["attempts"])
-    except (OSError, ValueError, KeyError):
-        return 0
+        return dict(json.loads(record.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
 
 
 def _without_colours(text: str) -> str:
