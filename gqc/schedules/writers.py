@@ -135,11 +135,16 @@ class ParamGroupSchedule(LRScheduler):
     def _write(self, step: int) -> None:
         value = self.value_at(step)
         for group in self.optimizer.param_groups:
-            present = group.get(self.key)
-            if isinstance(present, Tensor):  # as capturable and compiled optimizers hold an lr
-                present.fill_(value)
-            else:
-                group[self.key] = value
+            write(group, self.key, value)
+
+
+def write(group: dict[str, Any], key: str, value: float) -> None:
+    """Set an entry of a param group."""
+    present = group.get(key)
+    if isinstance(present, Tensor):  # as capturable and compiled optimizers hold an lr
+        present.fill_(value)
+    else:
+        group[key] = value
 
 
 class PiecewiseSchedule(ParamGroupSchedule):

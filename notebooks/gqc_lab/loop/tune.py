@@ -54,12 +54,18 @@ class Range:
             raise ValueError(f"Range({self.low!r}, {self.high!r}): expected low > 0 on a log scale")
 
     def at(self, share: float) -> float:
-        """Return the number at a share of the way, in [0, 1], to three significant digits."""
+        """Return the number at a share of the way, in [0, 1].
+
+        It has three significant digits, or more where the range is narrow.
+        """
         if self.is_log:
-            value = self.low * (self.high / self.low) ** share
+            value = self.low ** (1 - share) * self.high**share
         else:
-            value = self.low + (self.high - self.low) * share
-        return float(f"{value:.3g}")
+            value = self.low * (1 - share) + self.high * share
+        size = max(abs(self.low), abs(self.high))
+        width = max(self.high / size - self.low / size, 1e-14)
+        digits = 3 + max(0, round(-math.log10(width)))
+        return min(max(float(f"{value:.{digits}g}"), self.low), self.high)
 
     def share(self, value: float) -> float:
         """Return where in the range ``value`` lies: the inverse of `at`."""

@@ -72,7 +72,7 @@ def cell_hash(source: str) -> str:
     """Return the hash of a notebook cell; one with magics is not Python and counts as it is."""
     try:
         return digest(strip_prose(source).encode())
-    except (SyntaxError, tokenize.TokenError):
+    except (SyntaxError, tokenize.TokenError, ValueError, RecursionError, MemoryError):
         return digest(source.strip().encode())
 
 
