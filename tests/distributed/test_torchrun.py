@@ -38,6 +38,9 @@ CHECKS = {  # number of ranks -> checks, all in one start of the processes
         "rank_noise:check_fsdp2",
         "rank_noise:check_gns",
         "rank_noise:check_what_cannot_be_compared",
+        "scalers_and_upgd:check_scaler_on_as_many_ranks",
+        "scalers_and_upgd:check_scaler_on_fewer_ranks",
+        "scalers_and_upgd:check_upgd",
     ],
     4: [
         "checkpoints:check_same_number_of_ranks",
@@ -46,6 +49,9 @@ CHECKS = {  # number of ranks -> checks, all in one start of the processes
         "checkpoints:check_between_windows_and_before_the_first",
         "checkpoints:check_replicated_parameters",
         "checkpoints:check_full_state",
+        "scalers_and_upgd:check_scaler_on_as_many_ranks",
+        "scalers_and_upgd:check_scaler_on_fewer_ranks",
+        "scalers_and_upgd:check_upgd",
     ],
 }
 
