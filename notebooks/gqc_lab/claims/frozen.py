@@ -25,6 +25,7 @@ from gqc_lab.runs.store import CorruptRun, Store, file_hash, seal, write_json
 if TYPE_CHECKING:
     import pandas as pd
 
+FIRST_SEED = 1000  #: smaller ones are for exploration and tuning
 RESULTS, HISTORY, RUNS = "results.parquet", "history.parquet", "runs.json"
 
 
@@ -53,6 +54,17 @@ class Frozen:
         if "registration" in run:
             found["registration"] = self.record["registrations"][run["registration"]]
         return found
+
+    def confirmatory(self, claim: str, rule: str) -> set[str]:
+        """Return the ids of the runs that are confirmatory for a claim with that rule."""
+        return {
+            run["id"]
+            for run in self.runs
+            if run["parameters"].get("seed", 0) >= FIRST_SEED
+            and (made_under := self.surroundings(run).get("registration"))
+            and made_under["commit"]
+            and made_under["rules"].get(claim) == rule
+        }
 
     @property
     def fingerprint(self) -> str:

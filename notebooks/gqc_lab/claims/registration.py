@@ -23,26 +23,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gqc_lab.claims.frozen import Frozen
-from gqc_lab.claims.rules import Claim
+from gqc_lab.claims.frozen import FIRST_SEED, Frozen
+from gqc_lab.claims.rules import PROSE, Claim
 from gqc_lab.errors import BadInput
 from gqc_lab.runs.fingerprint import digest, git
 from gqc_lab.runs.plan import Batch
 from gqc_lab.runs.store import write_json
 
 FILE = "registration.json"
-FIRST_SEED = 1000  #: smaller ones are for exploration and tuning
-PROSE = ("name", "unit")  # of a part; they decide nothing
-
-
-def rule_hash(claim: Claim) -> str:
-    """Return the hash of what decides a claim: its parts without their names, and its kind."""
-    parts = [{k: v for k, v in asdict(p).items() if k not in PROSE} for p in claim.parts]
-    return digest({"kind": claim.kind, "parts": parts})[:16]
 
 
 def read_registration(paper: Path) -> dict[str, Any]:
@@ -63,7 +54,7 @@ def register(paper: Path, claims: Sequence[Claim], batches: Mapping[str, Batch])
         claims: all of claims.yaml; those without parts are left out.
         batches: by name, those with confirmatory seeds.
     """
-    old, rules = read_registration(paper), {c.id: rule_hash(c) for c in claims if c.parts}
+    old, rules = read_registration(paper), {c.id: c.rule for c in claims if c.parts}
     planned = {
         name: [run.id for run in batch.runs if run.parameters.get("seed", 0) >= FIRST_SEED]
         for name, batch in batches.items()
@@ -78,19 +69,6 @@ def register(paper: Path, claims: Sequence[Claim], batches: Mapping[str, Batch])
     }
     write_json(paper / FILE, content)
     return [key for key, rule in old["rules"].items() if rules.get(key) != rule]
-
-
-def confirmatory_runs(claim: Claim, frozen: Frozen) -> set[str]:
-    """Return the ids of a batch's runs that are confirmatory for a claim."""
-    rule = rule_hash(claim)
-    return {
-        run["id"]
-        for run in frozen.runs
-        if run["parameters"].get("seed", 0) >= FIRST_SEED
-        and (made_under := frozen.surroundings(run).get("registration"))
-        and made_under["commit"]
-        and made_under["rules"].get(claim.id) == rule
-    }
 
 
 def verify(paper: Path, results: Mapping[str, Frozen]) -> list[str]:
@@ -190,6 +168,6 @@ def describe(claim: Claim, registration: Mapping[str, Any]) -> str:
     if "data" in times:
         order = "after" if times["changed"] > times["data"] else "before"
         text += f" ({order} its first data, {times['data']})"
-    if registration["rules"].get(claim.id) == rule_hash(claim):
+    if registration["rules"].get(claim.id) == claim.rule:
         text += f", registered {registration['since'][claim.id]}"
     return text

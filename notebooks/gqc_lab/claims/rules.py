@@ -35,16 +35,19 @@ refuted, an ``effect`` on training (the default) was not reproduced at this scal
 
 from __future__ import annotations
 
+import hashlib
+import json
 import operator
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from gqc_lab.errors import BadInput, nearest
 
 TABLES = ("history", "results")
+PROSE = ("name", "unit")  #: of a part; they decide nothing
 KINDS = ("effect", "statement", "question")
 SIDES: dict[str, Callable[[float, float], bool]] = {"<": operator.lt, ">": operator.gt}
 _HOLDS = re.compile(r"\s*([<>])\s*(-?[0-9.]+(?:e[+-]?[0-9]+)?)\s*")
@@ -101,6 +104,13 @@ class Claim:
     not_tested: str = ""
     note: str = ""
     kind: str = "effect"
+
+    @property
+    def rule(self) -> str:
+        """The hash of what decides the claim: its parts without their names, and its kind."""
+        parts = [{k: v for k, v in asdict(p).items() if k not in PROSE} for p in self.parts]
+        content = json.dumps({"kind": self.kind, "parts": parts}, sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def read_claims(path: Path | str) -> list[Claim]:

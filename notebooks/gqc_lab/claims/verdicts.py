@@ -32,7 +32,6 @@ from typing import Any
 
 from gqc_lab.claims.effects import LEVEL, Effect, differences, measure
 from gqc_lab.claims.frozen import Frozen
-from gqc_lab.claims.registration import confirmatory_runs
 from gqc_lab.claims.rules import Claim
 from gqc_lab.stats.analysis import holm
 
@@ -110,7 +109,7 @@ def evaluate(claims: Sequence[Claim], results: Mapping[str, Frozen]) -> list[Ver
 def _stages(claim: Claim, results: Mapping[str, Frozen]) -> dict[str, dict[str, Frozen]]:
     """Return the results of each stage that a claim has, by batch."""
     mine = {part.batch: results[part.batch] for part in claim.parts if part.batch in results}
-    fresh = {name: confirmatory_runs(claim, frozen) for name, frozen in mine.items()}
+    fresh = {name: frozen.confirmatory(claim.id, claim.rule) for name, frozen in mine.items()}
     if not any(fresh.values()):
         return {"exploratory": mine}
     old = {

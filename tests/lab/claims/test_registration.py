@@ -10,7 +10,7 @@ import pytest
 from gqc_lab.claims import evaluate, load_frozen, read_claims
 from gqc_lab.claims.commands import check, register_all, write
 from gqc_lab.claims.frozen import HISTORY, RESULTS, RUNS
-from gqc_lab.claims.registration import describe, read_registration, rule_hash, verify
+from gqc_lab.claims.registration import describe, read_registration, verify
 from gqc_lab.claims.render import render, verdict_frame
 from gqc_lab.runs.fingerprint import registration
 from gqc_lab.runs.store import file_hash, seal, write_json
@@ -175,7 +175,7 @@ def test_a_run_records_only_what_is_committed(project):
     claim = read_claims(project / "paper" / "claims.yaml")[0]
     assert registration(project / "notebooks") == {
         "commit": None,
-        "rules": {"lower": rule_hash(claim)},
+        "rules": {"lower": claim.rule},
     }
 
 
