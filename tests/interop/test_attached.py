@@ -158,6 +158,7 @@ def test_tensorboard_takes_the_numbers(tmp_path):
         assert (last.step, last.value) == (expected[-1]["batches"], pytest.approx(value))
 
 
+@pytest.mark.slow  # it starts a service
 def test_wandb_takes_the_numbers_offline(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
