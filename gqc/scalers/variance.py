@@ -44,7 +44,7 @@ from torch import Tensor
 from gqc.gradients import local
 from gqc.noise import debiased_moments, ema_kappa, ema_weight, noise_to_signal
 from gqc.scalers.averages import ScalarAverages
-from gqc.scalers.shards import ShardSums
+from gqc.scalers.shards import ShardSums, gather, spread
 from gqc.scalers.sketch import HASHES, SignSketch, real_numel
 
 Grads = Sequence[Tensor | None]
@@ -152,7 +152,7 @@ class DebiasedEstimator(VarianceEstimator):
         weight = ema_weight(count, self.beta) * moved
         sums = self._shards.reduce(self._move(prepared, weight, finite, factor))
         self.spread = self._average(sums[0], weight, count - 1)
-        self.mean_sq = sums[1]
+        self.mean_sq = torch.where(weight > 0, sums[1], self.mean_sq)
         self.count = count
         return norm_sq
 
@@ -170,9 +170,13 @@ class DebiasedEstimator(VarianceEstimator):
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {k: getattr(self, k).clone() for k in self._vectors()}
         state["averages"] = self.averages.state_dict()
-        return {**state, **{k: [t.clone() for t in v] for k, v in self._lists().items()}}
+        lists = {k: [t.clone() for t in v] for k, v in self._lists().items()}
+        if self._shards.is_sharded:
+            lists = spread(lists, self._shards.params, self.num_hashes == 1)
+        return {**state, **lists}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        state = gather(state, list(self._lists()), self._shards.params)
         expected = {k: getattr(self, k) for k in self._vectors()} | self._lists()
         if missing := [k for k in (*expected, "averages") if k not in state]:
             raise ValueError(f"statistics of {self.name!r} lack {missing}: the file is damaged")
@@ -206,7 +210,8 @@ class DebiasedEstimator(VarianceEstimator):
         raise NotImplementedError
 
     def _move(self, prepared: Any, weight: Tensor, finite: Tensor, factor: float) -> Tensor:
-        """Move the means by ``weight`` [T]; the squares of move and mean [2, (hashes,) T] here.
+        """Move the means by ``weight`` [T]; the squares of move and mean [2, (hashes,) T] here,
+        which mean nothing where the weight is 0.
 
         Whichever of the two methods reads the gradients last multiplies them by ``factor``.
         """

@@ -43,12 +43,18 @@ class Range:
             raise ValueError(f"Range({self.low!r}, {self.high!r}): expected 0 < low < high < inf")
 
     def at(self, share: float) -> float:
-        """Return the number at a share of the way, in [0, 1], to three significant digits."""
-        return float(f"{self.low * (self.high / self.low) ** share:.3g}")
+        """Return the number at a share of the way, in [0, 1].
+
+        It has three significant digits, or more where the range is narrow.
+        """
+        digits = 3 + max(0, round(-math.log10(max(1 - self.low / self.high, 1e-14))))
+        value = self.low ** (1 - share) * self.high**share
+        return min(max(float(f"{value:.{digits}g}"), self.low), self.high)
 
     def share(self, value: float) -> float:
         """Return where in the range ``value`` lies: the inverse of `at`."""
-        return math.log(value / self.low) / math.log(self.high / self.low)
+        low = math.log(self.low)
+        return (math.log(value) - low) / (math.log(self.high) - low)
 
 
 Space = Mapping[str, Range]

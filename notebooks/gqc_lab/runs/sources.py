@@ -138,7 +138,7 @@ def _parse(code: Iterable[str]) -> ast.Module | None:
     lines = (line for source in code for line in source.split("\n"))
     try:
         return ast.parse("\n".join("" if x.lstrip().startswith(("%", "!")) else x for x in lines))
-    except SyntaxError:
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
 

@@ -24,6 +24,13 @@ def of(method):
     return settings(SPACES[method], 6, 0, f"tune {method}")
 
 
+@pytest.mark.parametrize("ends", [(0.99, 0.9999), (1.0, 1.001), (1e-300, 1e300)])
+def test_a_range_proposes_different_numbers_within_itself(ends):
+    found = [each["x"] for each in settings({"x": Range(*ends)}, 8, 0, "test")]
+    assert len(set(found)) == 8
+    assert all(ends[0] < x < ends[1] for x in found)
+
+
 def test_each_part_of_a_range_holds_one_trial():
     found = settings({"x": Range(1e-3, 10.0), "y": Range(1.0, 2.0)}, 8, 0, "test")
     assert len(found) == 8
