@@ -343,7 +343,8 @@ class VarianceGradientScaler:
 
     def _log(self) -> None:
         metrics = self.metrics()
-        if not hasattr(self.logger, "record"):
-            return self.logger(metrics)
-        for key, value in metrics.items():
-            self.logger.record(key, value)
+        if hasattr(self.logger, "record"):
+            for item in metrics.items():
+                self.logger.record(*item)
+        else:
+            self.logger(metrics)
