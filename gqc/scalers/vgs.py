@@ -342,9 +342,8 @@ class VarianceGradientScaler:
         return self._host[1]
 
     def _log(self) -> None:
-        metrics = self.metrics()
         if hasattr(self.logger, "record"):
-            for item in metrics.items():
-                self.logger.record(*item)
+            for key, value in self.metrics().items():
+                self.logger.record(key, value)
         else:
-            self.logger(metrics)
+            self.logger(self.metrics())
