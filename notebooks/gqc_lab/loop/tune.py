@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Range", "Space", "Tuning", "settings", "tune"]
+__all__ = ["Range", "Space", "Tuning", "propose", "tune"]
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ Space = Mapping[str, Range]
 Measure = Callable[[str, dict[str, Any], int], Mapping[str, Any]]
 
 
-def settings(space: Space, budget: int, seed: int, stream: str) -> list[dict[str, float]]:
-    """Return ``budget`` settings of a space; see the module.
+def propose(space: Space, budget: int, seed: int, stream: str) -> list[dict[str, float]]:
+    """Return ``budget`` trials of a space; see the module.
 
     Args:
         seed, stream: of the choice, as of `gqc_lab.loop.placement.make_generator`.
@@ -177,7 +177,7 @@ def tune(
     requests: list[dict[str, Any]] = [
         {"method": method, "trial": trial, "seed": s, "values": values}
         for method, space in spaces.items()
-        for trial, values in enumerate(settings(space, budget, seed, f"tune {method}"), 1)
+        for trial, values in enumerate(propose(space, budget, seed, f"tune {method}"), 1)
         for s in seeds
     ]
     known, rows = _read_trials(path), []
@@ -187,11 +187,15 @@ def tune(
             numbers = dict(measure(each["method"], dict(each["values"]), each["seed"]))
             if metric not in numbers:
                 raise ValueError(f"metric={metric!r}: measure gave {', '.join(numbers) or 'none'}")
-            if path is not None:
-                with open(path, "a", encoding="utf-8") as file:
-                    file.write(json.dumps({**each, "numbers": numbers}) + "\n")
+            _keep_trial(path, {**each, "numbers": numbers})
         rows.append({**each, **each["values"], **numbers})
     return Tuning(pd.DataFrame(rows).drop(columns="values"), metric, dict(spaces))
+
+
+def _keep_trial(path: str | Path | None, trial: dict[str, Any]) -> None:
+    if path is not None:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(trial) + "\n")
 
 
 def _read_trials(path: str | Path | None) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gqc_lab.loop.settings import read_tuned
-from gqc_lab.loop.tune import Range, settings, tune
+from gqc_lab.loop.tune import Range, propose, tune
 
 SPACES = {"a": {"x": Range(0.01, 1.0)}, "b": {"x": Range(0.01, 1.0), "y": Range(1.0, 4.0)}}
 CHOICES = {"budget": 6, "seeds": [100, 101], "report_seeds": range(5), "metric": "score"}
@@ -21,18 +21,18 @@ def hill(method, values, seed):
 
 
 def of(method):
-    return settings(SPACES[method], 6, 0, f"tune {method}")
+    return propose(SPACES[method], 6, 0, f"tune {method}")
 
 
 @pytest.mark.parametrize("ends", [(0.99, 0.9999), (1.0, 1.001), (1e-300, 1e300)])
 def test_a_range_proposes_different_numbers_within_itself(ends):
-    found = [each["x"] for each in settings({"x": Range(*ends)}, 8, 0, "test")]
+    found = [each["x"] for each in propose({"x": Range(*ends)}, 8, 0, "test")]
     assert len(set(found)) == 8
     assert all(ends[0] < x < ends[1] for x in found)
 
 
 def test_each_part_of_a_range_holds_one_trial():
-    found = settings({"x": Range(1e-3, 10.0), "y": Range(1.0, 2.0)}, 8, 0, "test")
+    found = propose({"x": Range(1e-3, 10.0), "y": Range(1.0, 2.0)}, 8, 0, "test")
     assert len(found) == 8
     for name, low, decades in (("x", 1e-3, 4), ("y", 1.0, math.log10(2))):
         logs = sorted(math.log10(s[name] / low) / decades * 8 for s in found)
@@ -43,9 +43,9 @@ def test_each_part_of_a_range_holds_one_trial():
 
 def test_settings_are_of_seed_and_stream_alone():
     before = torch.get_rng_state()
-    first = settings({"x": Range(1e-3, 10.0)}, 5, 1, "test")
-    assert first == settings({"x": Range(1e-3, 10.0)}, 5, 1, "test")
-    assert first != settings({"x": Range(1e-3, 10.0)}, 5, 2, "test")
+    first = propose({"x": Range(1e-3, 10.0)}, 5, 1, "test")
+    assert first == propose({"x": Range(1e-3, 10.0)}, 5, 1, "test")
+    assert first != propose({"x": Range(1e-3, 10.0)}, 5, 2, "test")
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -1,7 +1,7 @@
 """The methods that pretraining compares: what decides when AdamW steps.
 
 A further method is one entry of `METHODS`; a setting of its own is a field of
-`gqc_lab.studies.pretraining.settings.PretrainingConfig`.  `gqc_lab.studies.pretraining.training`
+`gqc_lab.studies.pretraining.settings.PretrainingConfig`.  `gqc_lab.studies.pretraining.hyperparameters`
 makes the wrapper.
 """
 

@@ -13,7 +13,6 @@ gradient was not judged good enough.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -25,19 +24,15 @@ from torch.optim import AdamW, Optimizer
 
 from gqc import wrappers
 from gqc.scalers import VarianceGradientScaler
-from gqc.schedules import THRESHOLD, cosine_with_warmup, power_growth
 from gqc_lab.data.text import TextData, draw_batch, load_text_data, validation_batch
-from gqc_lab.loop.controls import Controls
 from gqc_lab.loop.experiment import Experiment
-from gqc_lab.loop.norm_schedule import NormSchedule, norm_controls, norm_schedule
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
-from gqc_lab.loop.scaler_controls import COUNT, VARIANCE, apply_scaler, scaler_controls
-from gqc_lab.loop.settings import Setting, control
+from gqc_lab.loop.scaler_controls import COUNT, VARIANCE, apply_scaler
 from gqc_lab.models.gpt import GPT, GPTConfig, make_gpt
-from gqc_lab.studies.pretraining.methods import METHODS
+from gqc_lab.studies.pretraining.hyperparameters import group_values, make_controls, wrap
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
 
-__all__ = ["Pretraining", "build", "recorded_draws", "replay_config", "wrap"]
+__all__ = ["Pretraining", "build", "recorded_draws", "replay_config"]
 
 MEASURED = (
     *("num_draws", "steps", "grad_norm", "gradient_norm_threshold", "noise_scale", "lr"),
@@ -131,14 +126,14 @@ class Pretraining(Experiment):
             total=config.num_microbatches * config.microbatch_tokens,
             parts={"model": self.model, "optimizer": self.wrapper},
             generators={name: make_generator(data_seed, name) for name in streams},
-            controls=_make_controls(config, self.scaler),
+            controls=make_controls(config, self.scaler),
             constants={"method": config.name, "seed": config.seed},
             data_hash=data.hash,
         )
 
     def set_hyperparameters(self) -> None:
         applied = self.controls.applied
-        values = _group_values(self.config, applied, self.microbatch)
+        values = group_values(self.config, applied, self.microbatch)
         for group in self.wrapper.param_groups:
             group |= values
         if self.scaler is not None:
@@ -228,53 +223,6 @@ class Pretraining(Experiment):
             "num_forced": statistics["num_forced"],
             "num_discarded": statistics["num_discarded"],
         }
-
-
-def wrap(optimizer: Optimizer, c: PretrainingConfig) -> wrappers.OptimizerWrapper:
-    """Return ``optimizer`` in the wrapper of the method of ``c``."""
-    method = METHODS[c.method]
-    kind, arguments = getattr(wrappers, method.wrapper), method.arguments(c)
-    if method.has_draws:
-        fewest = max(kind.fewest_draws, c.min_draws)
-        arguments |= {"min_draws": fewest, "max_draws": c.max_draws}
-    wrapper: wrappers.OptimizerWrapper = kind(optimizer, **arguments)
-    return wrapper
-
-
-def _make_controls(c: PretrainingConfig, scaler: VarianceGradientScaler | None) -> Controls:
-    """Return what may be changed while the method of ``c`` runs, and ``scaler`` with it."""
-    controls = {"lr_scale": Setting(1.0, "factor of the scheduled learning rate", low=0)}
-    check: Callable[[Mapping[str, Any]], object] | None = None
-    if tunable := METHODS[c.method].tunable:
-        controls[tunable] = control(c, tunable, low=0, above=-math.inf)  # 0: draw up to max_draws
-    if scaler is not None:
-        controls |= scaler_controls(scaler)
-    if c.method == "gnts":
-        total = c.num_microbatches
-        names = ("start_norm", "end_norm", "norm_warmup_multiplier", "norm_curve")
-        values = {name: getattr(c, name) for name in (*names, "norm_exponent", "norm_points")}
-        plan = NormSchedule(norm_warmup_microbatches=round(c.norm_warmup * total), **values)
-        controls |= norm_controls(plan, total)
-        check = norm_schedule
-    return Controls(controls, check)
-
-
-def _group_values(
-    c: PretrainingConfig, controls: Mapping[str, Any], microbatch: int
-) -> dict[str, float]:
-    """Return what stands in the wrapper's param groups at a microbatch, counted from 0."""
-    total, lr = c.num_microbatches, c.lr * controls["lr_scale"]
-    warmup = round(c.lr_warmup * total)
-    # One on: a warmup of the lr from 0 would make the first microbatch a step of size 0.
-    values = {"lr": cosine_with_warmup(warmup, total, 0.0, lr, lr * c.min_lr, microbatch + 1)}
-    if c.method == "gnts":
-        values[THRESHOLD] = norm_schedule(controls).threshold(microbatch, total)
-    if c.method == "sbc":
-        least, most = c.microbatch_size, c.final_accumulation * c.microbatch_size
-        values["logical_batch_size"] = power_growth(total, least, most, 2.0, microbatch)
-    if tunable := METHODS[c.method].tunable:
-        values[tunable] = controls[tunable]
-    return values
 
 
 def shuffle_targets(
