@@ -1,8 +1,8 @@
 """The methods that pretraining compares: what decides when AdamW steps.
 
 A further method is one entry of `METHODS`; a setting of its own is a field of
-`gqc_lab.studies.pretraining.settings.PretrainingConfig`.  `gqc_lab.studies.pretraining.hyperparameters`
-makes the wrapper.
+`gqc_lab.studies.pretraining.settings.PretrainingConfig`.  The wrapper is made in
+`gqc_lab.studies.pretraining.hyperparameters`.
 """
 
 from __future__ import annotations
