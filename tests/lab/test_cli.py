@@ -71,7 +71,7 @@ def test_planning_and_listing_do_not_wait_for_torch(arguments):
             ["-p", "method", "plane"],
             "method='plane': did you mean 'plain'? expected one of plain, double, broken",
         ),
-        (["-p", "scale", ".nan"], "scale=nan: expected a number"),
+        (["-p", "scale", ".nan"], "-p scale: value=nan: expected a number"),
         (["-p", "scale", "-1"], "scale=-1.0: expected a number above 0"),
         (["-p", "seed", "1.5"], "seed=1.5: expected int"),
         (["-p", "seed=x"], "seed='x': expected int"),
