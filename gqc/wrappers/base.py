@@ -19,13 +19,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gqc.checks import check_count
 from gqc.clipping import clip_
 from gqc.gradients import collect, is_sharded, total_norm
 from gqc.ranks import ALONE, compare, is_on, weigh
 from gqc.wrappers import options, reading, saved
 from gqc.wrappers.report import ClosedWindow
-from gqc.wrappers.windowed import WindowedOptimizer
+from gqc.wrappers.windowed import WindowedOptimizer, check_inner
 
 CHANGED_DRAW = (
     "gradients were changed in place between backward() and step(), as by clip_grad_norm_: {} "
@@ -88,12 +87,13 @@ class OptimizerWrapper(WindowedOptimizer):
     ) -> None:
         self.loss, self.nonfinite, self.reduce_at_step = loss, nonfinite, reduce_at_step
         self.min_draws, self.max_draws = options.check_draws(self, min_draws, max_draws)
-        self.decide_every = check_count("decide_every", decide_every, 1)
-        self.clip_norm, self.on_step = clip_norm, on_step
+        self.decide_every = options.whole("decide_every", decide_every, 1)
+        self.clip_norm, self.on_step, self.process_group = clip_norm, on_step, process_group
         self.grad_scaler = reading.enabled(grad_scaler)
-        self.process_group = process_group
         options.check_ways(self, accumulate, clip_norm)
-        super().__init__(optimizer, tunables or {}, accumulate)
+        check_inner(optimizer)
+        super().__init__(optimizer, tunables or {})
+        self._start(accumulate)
 
     def is_full(self) -> bool:
         """Has the window ``max_draws``, and steps now whatever ``should_step`` says?"""

@@ -5,7 +5,7 @@ When a window closes is :mod:`gqc.wrappers.base`, where its sum lies :mod:`gqc.w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -54,22 +54,9 @@ class WindowedOptimizer(DelegatingOptimizer):
     _accumulate: str
     _is_wrapped = False  # by an outer wrapper
 
-    def __init__(
-        self, optimizer: Optimizer, tunables: Mapping[str, float], accumulate: str
-    ) -> None:
-        inner = optimizer if isinstance(optimizer, WindowedOptimizer) else None
-        if inner is not None and inner.num_draws:
-            raise RuntimeError(
-                f"{type(inner).__name__} has {inner.num_draws} pending draws: flush() or discard() "
-                "them before it is wrapped"
-            )
-        if inner is not None and inner.loss != "mean":
-            raise ValueError(
-                f"loss={inner.loss!r} of a wrapper inside another, which hands on means: give "
-                'loss="sum" to the outer one alone'
-            )
-        super().__init__(optimizer, tunables)
-        if inner is not None:
+    def _start(self, accumulate: str) -> None:
+        """Open the first window; what a constructor does after that of the base."""
+        if isinstance(inner := self.optimizer, WindowedOptimizer):
             inner._is_wrapped, inner._accumulate = True, "buffer"  # .grad is the outer one's
             inner._make_window()
         self.last_window: report.ClosedWindow | None = None
@@ -288,6 +275,22 @@ class WindowedOptimizer(DelegatingOptimizer):
         self.tensor_norms = list(own.get("tensor_norms", []))
         self._has_first_state = own.get("has_first_state", False)
         super()._restore(own)
+
+
+def check_inner(inner: Optimizer) -> None:
+    """Raises: RuntimeError, ValueError: ``inner`` is a wrapper that cannot be wrapped now."""
+    if not isinstance(inner, WindowedOptimizer):
+        return
+    if inner.num_draws:
+        raise RuntimeError(
+            f"{type(inner).__name__} has {inner.num_draws} pending draws: flush() or discard() "
+            "them before it is wrapped"
+        )
+    if inner.loss != "mean":
+        raise ValueError(
+            f"loss={inner.loss!r} of a wrapper inside another, which hands on means: give "
+            'loss="sum" to the outer one alone'
+        )
 
 
 def _check_shapes(params: list[Tensor], sums: dict[int, Tensor]) -> None:
