@@ -15,7 +15,7 @@ from typing import Any
 from torch.optim import AdamW, Optimizer
 
 from gqc.scalers import VarianceGradientScaler
-from gqc.schedules import THRESHOLD, cosine_with_warmup, power_growth
+from gqc.schedules import THRESHOLD, cosine_with_warmup, interpolate, power_growth
 from gqc.wrappers import (
     OptimizerWrapper,
     OptimizerWrapperGNR,
@@ -71,6 +71,8 @@ METHODS = {
     "adamw": Method(OptimizerWrapperSBC, _constant_batch, has_draws=False, place=1),
     # when the norm of the mean gradient is under a threshold, which comes down over the run
     "gnts": Method(OptimizerWrapperGNTS, lambda c: {}, place=0),
+    # the same, with a threshold relative to the running mean of the norms of single microbatches
+    "gnts relative": Method(OptimizerWrapperGNTS, lambda c: {}),
     # when the batch is as large as the gradient noise scale of past windows asks for
     "gns": Method(
         OptimizerWrapperGNS,
@@ -110,8 +112,43 @@ METHODS = {
     "vgs": Method(OptimizerWrapperSBC, _constant_batch, has_draws=False),
 }
 
-#: those that decide when to step; vgs steps every time
-CONTROLLERS = [name for name in METHODS if name != "vgs"]
+#: those that are compared with each other; vgs steps every time
+CONTROLLERS = [name for name in METHODS if name not in ("vgs", "gnts relative")]
+
+
+LR_CURVES = ("cosine", "constant", "constant, then decay")
+DECAY = 0.2  #: share of a run in which the last of these decays, in a straight line
+
+
+class TypicalNorm:
+    r"""Running mean of the norms of single microbatches: what a relative threshold multiplies.
+
+    :math:`\\bar r = \\sum_k \\beta^{k} r_{t-k} / \\sum_k \\beta^{k}` over the first draws of
+    windows, whose norm GNTS reads anyway.
+    """
+
+    BETA = 0.99
+
+    def __init__(self) -> None:
+        self.total = self.weight = 0.0
+
+    def update(self, wrapper: OptimizerWrapper, stepped: bool) -> None:
+        """Take in the norm of the last draw, if it was the first of its window."""
+        window: Any = wrapper.last_window if stepped else wrapper
+        if window.num_draws == 1 and window.grad_norm is not None:
+            self.total = self.BETA * self.total + window.grad_norm
+            self.weight = self.BETA * self.weight + 1
+
+    @property
+    def mean(self) -> float:
+        """The mean; infinite before the first draw, so that it steps at once."""
+        return self.total / self.weight if self.weight else math.inf
+
+    def state_dict(self) -> dict[str, float]:
+        return {"total": self.total, "weight": self.weight}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.total, self.weight = state["total"], state["weight"]
 
 
 def wrap(optimizer: Optimizer, c: Config) -> OptimizerWrapper:
@@ -147,7 +184,7 @@ def make_controls(c: Config, scaler: VarianceGradientScaler | None) -> Controls:
     if scaler is not None:
         controls |= scaler_controls(scaler)
         checks.append(scaler_settings)
-    if c.method == "gnts":
+    if c.method.startswith("gnts"):
         total = c.num_microbatches
         names = ("start_norm", "end_norm", "norm_warmup_multiplier", "norm_curve")
         values = {name: getattr(c, name) for name in (*names, "norm_exponent", "norm_points")}
@@ -157,17 +194,36 @@ def make_controls(c: Config, scaler: VarianceGradientScaler | None) -> Controls:
     return Controls(controls, lambda values: [check(values) for check in checks])
 
 
-def group_values(c: Config, controls: Mapping[str, Any], microbatch: int) -> dict[str, float]:
-    """Return what stands in the wrapper's param groups at a microbatch, counted from 0."""
+def group_values(
+    c: Config, controls: Mapping[str, Any], microbatch: int, typical: float = 1.0
+) -> dict[str, float]:
+    """Return what stands in the wrapper's param groups at a microbatch, counted from 0.
+
+    Args:
+        typical: norm of a single microbatch, for a relative threshold.
+    """
     total, lr = c.num_microbatches, c.lr * controls["lr_scale"]
-    warmup = round(c.lr_warmup * total)
-    # One on: a warmup of the lr from 0 would make the first microbatch a step of size 0.
-    values = {"lr": cosine_with_warmup(warmup, total, 0.0, lr, lr * c.min_lr, microbatch + 1)}
-    if c.method == "gnts":
-        values[THRESHOLD] = norm_schedule(controls).threshold(microbatch, total)
+    values = {"lr": _learning_rate(c, lr, microbatch)}
+    if c.method.startswith("gnts"):
+        factor = typical if c.method == "gnts relative" else 1.0
+        values[THRESHOLD] = norm_schedule(controls).threshold(microbatch, total) * factor
     if c.method == "sbc":
-        least, most = c.microbatch_size, c.final_accumulation * c.microbatch_size
-        values["logical_batch_size"] = power_growth(total, least, most, 2.0, microbatch)
+        most, exponent = c.final_accumulation, c.growth_exponent
+        # Rounded, or a batch of hardly more than one microbatch would be two of them.
+        draws = round(power_growth(total, 1, most, exponent, microbatch))
+        values["logical_batch_size"] = draws * c.microbatch_size
     if tunable := METHODS[c.method].tunable:
         values[tunable] = controls[tunable]
     return values
+
+
+def _learning_rate(c: Config, peak: float, microbatch: int) -> float:
+    """Return the learning rate at a microbatch: a warmup, and what ``lr_curve`` says."""
+    total = c.num_microbatches
+    warmup, last = round(c.lr_warmup * total), peak * c.min_lr
+    step = microbatch + 1  # a warmup from 0 would make the first microbatch a step of size 0
+    if c.lr_curve == "cosine":
+        return cosine_with_warmup(warmup, total, 0.0, peak, last, step)
+    decay = (round((1 - DECAY) * total), peak), (total, last)
+    is_level = c.lr_curve == "constant"
+    return interpolate([(0, 0.0), (warmup, peak), *(() if is_level else decay)], step)

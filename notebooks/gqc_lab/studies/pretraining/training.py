@@ -26,7 +26,13 @@ from gqc_lab.loop.experiment import Experiment
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
 from gqc_lab.loop.scaler_controls import COUNT, VARIANCE, apply_scaler
 from gqc_lab.models.gpt import GPT, GPTConfig, make_gpt
-from gqc_lab.studies.pretraining.methods import group_values, make_controls, scale, wrap
+from gqc_lab.studies.pretraining.methods import (
+    TypicalNorm,
+    group_values,
+    make_controls,
+    scale,
+    wrap,
+)
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
 
 __all__ = ["Pretraining", "build", "recorded_draws", "replay_config"]
@@ -99,6 +105,7 @@ class Pretraining(Experiment):
         self.wrapper = wrap(optimizer, config)
         self.measured = MEASURED + (() if self.scaler is None else ("factor", VARIANCE, COUNT))
         self._factor: float | None = None
+        self.typical = TypicalNorm()
         self.data = data
         if len(data.train) <= config.context:
             raise ValueError(
@@ -115,7 +122,7 @@ class Pretraining(Experiment):
             config,
             label=config.name,
             total=config.num_microbatches * config.microbatch_tokens,
-            parts={"model": self.model, "optimizer": self.wrapper},
+            parts={"model": self.model, "optimizer": self.wrapper, "typical": self.typical},
             generators={name: make_generator(data_seed, name) for name in streams},
             controls=make_controls(config, self.scaler),
             constants={"method": config.name, "seed": config.seed},
@@ -124,7 +131,7 @@ class Pretraining(Experiment):
 
     def set_hyperparameters(self) -> None:
         applied = self.controls.applied
-        values = group_values(self.config, applied, self.microbatch)
+        values = group_values(self.config, applied, self.microbatch, self.typical.mean)
         for group in self.wrapper.param_groups:
             group |= values
         if self.scaler is not None:
@@ -154,6 +161,7 @@ class Pretraining(Experiment):
         factor = None if self.scaler is None else self.scaler.get_scaling_factor()
         stepped = self.wrapper.step(metric=loss.detach())
         self._factor = factor if stepped else None
+        self.typical.update(self.wrapper, stepped)
         return stepped
 
     def amount(self, batch: tuple[Tensor, Tensor]) -> int:
@@ -245,7 +253,10 @@ def _make_adamw(model: GPT, c: PretrainingConfig) -> torch.optim.AdamW:
         {"params": matrices, "weight_decay": c.weight_decay},
         {"params": gains, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), fused=True)
+    beta2 = c.beta2
+    if c.beta2_tokens is not None:
+        beta2 = 0.5 ** (c.microbatch_tokens * c.accumulation / c.beta2_tokens)
+    return torch.optim.AdamW(groups, lr=c.lr, betas=(c.beta1, beta2), fused=True)
 
 
 def _token_loss(model: GPT, inputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
