@@ -602,7 +602,8 @@ def test_every_scale_has_a_config_for_every_method(scale, method):
         ({"method": "normtst"}, "method='normtst': did you mean 'normtest'"),
         (
             {"method": None},
-            "method=None: expected one of adamw, gnts, gnts relative, gns, normtest, mht, gnr, sbc, replay, vgs",
+            "method=None: expected one of adamw, gnts, gnts relative, gns, normtest, mht, gnr, "
+            "sbc, replay, vgs",
         ),
         ({"scale": "labtop"}, "scale='labtop': did you mean 'laptop'"),
         ({"learning_rate": 1.0}, "field='learning_rate'"),
