@@ -30,8 +30,9 @@ from typing import Any
 import pandas as pd
 
 from gqc_lab.errors import check_name
+from gqc_lab.loop.settings import read_tuned
 from gqc_lab.loop.track import track
-from gqc_lab.loop.tune import Range, Space, read_tuned, tune
+from gqc_lab.loop.tune import Range, Space, tune
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
 from gqc_lab.studies.pretraining.settings import config as pretraining_config
 from gqc_lab.studies.pretraining.training import build, recorded_draws
@@ -46,10 +47,10 @@ REPORT_SEEDS = (*range(100), *range(1000, 2000))
 _CURVES = {"cosine": "cosine", "constant": "constant", "decay": "constant, then decay"}
 _NORMS: Space = {"start_norm": Range(1.5, 8.0), "end_norm": Range(0.2, 1.0)}
 _RATIOS: Space = {"start_norm": Range(1.5, 5.0), "end_norm": Range(0.2, 0.8)}
-_GROWTH: Space = {"final_accumulation": [2, 4, 8, 16, 32], "growth_exponent": [2, 4, 6]}
+_GROWTH: Space = {"final_accumulation": Range(2, 32), "growth_exponent": Range(1.5, 8.0)}
 #: method -> what is tried, with its learning rate
 SPACES: dict[str, Space] = {
-    "adamw": {"accumulation": [1, 2, 4]},
+    "adamw": {"accumulation": Range(0.6, 4.4)},
     "gnts": _NORMS,
     "gnts relative": _RATIOS,
     "sbc": _GROWTH,
@@ -62,6 +63,7 @@ ARMS = {
 }
 ARMS["replay, constant"] = ("replay", "constant")
 
+_WHOLE = ("accumulation", "final_accumulation")  # rounded
 _ALL: dict[str, Any] = {"beta2_tokens": 2**14, "context": 64, "microbatch_size": 2}
 _GNTS = {"norm_warmup_multiplier": 30.0}  # with 10, first norms above it held some seeds up
 #: rung -> fields of its configs
@@ -128,11 +130,13 @@ def turns(history: pd.DataFrame, parallel: int) -> int:
 
 def measure(rung: str, arm: str, values: dict[str, Any], seed: int) -> dict[str, Any]:
     """Train once and return the held-out loss, and the steps that were forced."""
+    values = {name: round(v) if name in _WHOLE else v for name, v in values.items()}
     run = build(config(arm, rung, seed=seed, device="cpu", **values))
     for _ in run:
         pass
     summary = run.summary()
-    return {name: summary[name] for name in ("val_loss", "num_forced", "steps", "seconds")}
+    kept = {name: summary[name] for name in ("val_loss", "num_forced", "steps", "seconds")}
+    return {"minus_val_loss": -kept["val_loss"], **kept}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -151,11 +155,11 @@ def main(arguments: Sequence[str]) -> int:
         budget=BUDGET,
         seeds=TUNING_SEEDS,
         report_seeds=REPORT_SEEDS,
-        metric="val_loss",
-        is_larger_better=False,
+        metric="minus_val_loss",
         path=path,
     )
-    table = tuning.table.rename(columns={"method": "arm"}).assign(rung=rung)
+    table = tuning.table.rename(columns={"method": "arm"})
+    table = table.assign(rung=rung, val_loss=-table.pop("minus_val_loss"))
     print(table.drop(columns="trial").to_csv(index=False))
     print(f"at the edge of what was tried: {tuning.at_edge}")
     return 0
