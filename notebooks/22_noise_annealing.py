@@ -21,8 +21,8 @@
 # grow, so the noise of its steps falls, as it does where the learning rate decays or where a batch
 # grows on a schedule that looks at no gradient.
 #
-# **Question.** At equal tokens, each tuned in the same way: is GNTS better than AdamW with a decaying
-# learning rate, than a scheduled batch, or than a replay of another run's batches?
+# **Question.** At equal tokens, each tuned in the same way: is GNTS better than AdamW with a
+# learning rate that decays, than a scheduled batch, or than a replay of another run's batches?
 
 # %% tags=["show"]
 from gqc_lab import claims
