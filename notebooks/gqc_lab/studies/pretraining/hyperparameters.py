@@ -18,40 +18,9 @@ from gqc_lab.loop.settings import Setting, control
 from gqc_lab.studies.pretraining.methods import METHODS
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
 
-__all__ = ["TypicalNorm", "group_values", "make_controls", "wrap"]
+__all__ = ["group_values", "make_controls", "wrap"]
 
 DECAY = 0.2  #: share of a run in which "constant, then decay" decays, in a straight line
-
-
-class TypicalNorm:
-    r"""Running mean of the norms of single microbatches: what a relative threshold multiplies.
-
-    :math:`\bar r = \sum_k \beta^{k} r_{t-k} / \sum_k \beta^{k}` over the first draws of windows,
-    whose norm GNTS reads anyway.
-    """
-
-    BETA = 0.99
-
-    def __init__(self) -> None:
-        self.total = self.weight = 0.0
-
-    def update(self, wrapper: wrappers.OptimizerWrapper, stepped: bool) -> None:
-        """Take in the norm of the last draw, if it was the first of its window."""
-        window: Any = wrapper.last_window if stepped else wrapper
-        if window.num_draws == 1 and window.grad_norm is not None:
-            self.total = self.BETA * self.total + window.grad_norm
-            self.weight = self.BETA * self.weight + 1
-
-    @property
-    def mean(self) -> float:
-        """The mean; infinite before the first draw, so that it steps at once."""
-        return self.total / self.weight if self.weight else math.inf
-
-    def state_dict(self) -> dict[str, float]:
-        return {"total": self.total, "weight": self.weight}
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        self.total, self.weight = state["total"], state["weight"]
 
 
 def wrap(optimizer: Optimizer, c: PretrainingConfig) -> wrappers.OptimizerWrapper:

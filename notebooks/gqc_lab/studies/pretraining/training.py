@@ -13,6 +13,7 @@ gradient was not judged good enough.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +31,6 @@ from gqc_lab.loop.placement import find_device, find_dtype, make_generator
 from gqc_lab.loop.scaler_controls import COUNT, VARIANCE, apply_scaler
 from gqc_lab.models.gpt import GPT, GPTConfig, make_gpt
 from gqc_lab.studies.pretraining.hyperparameters import (
-    TypicalNorm,
     group_values,
     make_controls,
     wrap,
@@ -75,6 +75,37 @@ def replay_config(run: Pretraining, data_seed: int) -> PretrainingConfig:
     """
     draws = recorded_draws(run.history)
     return replace(run.config, method="replay", draws=draws, data_seed=data_seed)
+
+
+class TypicalNorm:
+    r"""Running mean of the norms of single microbatches: what a relative threshold multiplies.
+
+    :math:`\bar r = \sum_k \beta^{k} r_{t-k} / \sum_k \beta^{k}` over the first draws of windows,
+    whose norm GNTS reads anyway.
+    """
+
+    BETA = 0.99
+
+    def __init__(self) -> None:
+        self.total = self.weight = 0.0
+
+    def update(self, wrapper: wrappers.OptimizerWrapper, stepped: bool) -> None:
+        """Take in the norm of the last draw, if it was the first of its window."""
+        window: Any = wrapper.last_window if stepped else wrapper
+        if window.num_draws == 1 and window.grad_norm is not None:
+            self.total = self.BETA * self.total + window.grad_norm
+            self.weight = self.BETA * self.weight + 1
+
+    @property
+    def mean(self) -> float:
+        """The mean; infinite before the first draw, so that it steps at once."""
+        return self.total / self.weight if self.weight else math.inf
+
+    def state_dict(self) -> dict[str, float]:
+        return {"total": self.total, "weight": self.weight}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.total, self.weight = state["total"], state["weight"]
 
 
 class Pretraining(Experiment):
