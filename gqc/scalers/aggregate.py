@@ -1,4 +1,4 @@
-r"""From the variances of single tensors to one factor: aggregation, and the scaling law."""
+r"""Combine the variances of tensors into one, and turn a variance into a factor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PERCENTILES = (0.1, 0.5, 0.9)
 def scaling_factor(
     variance: Tensor, alpha: float, smallest: float, variance_cap: float | None
 ) -> Tensor:
-    r"""Factor on the gradient: :math:`\mathrm{clip}(1/(1+\alpha\min(V, V_\max)), f_\min, 1)`.
+    r"""Return the factor: :math:`\mathrm{clip}(1/(1+\alpha\min(V, V_\max)), f_\min, 1)`.
 
     Args:
         variance: :math:`V \ge 0`, any shape.
@@ -30,7 +30,7 @@ def scaling_factor(
 def aggregate(
     variance: Tensor, counted: Tensor | None, numel: Tensor | None, how: str, percentile: float
 ) -> Tensor:
-    """One variance of several tensors.
+    """Return one variance for several tensors.
 
     Args:
         variance: V of each tensor [T].
@@ -51,7 +51,7 @@ def aggregate(
 
 
 def summary(variance: Tensor, unresolved: Tensor, counted: Tensor | None) -> Tensor:
-    """Percentiles 10, 50, 90 and mean of V, and the share of unresolved tensors [5]."""
+    """Return percentiles 10, 50, 90 and mean of V, and the share of unresolved tensors [5]."""
     quantiles = [_quantile(variance, counted, level) for level in PERCENTILES]
     mean = aggregate(variance, counted, None, "mean", 0.0)
     share = aggregate(unresolved.float(), counted, None, "mean", 0.0)
@@ -59,7 +59,7 @@ def summary(variance: Tensor, unresolved: Tensor, counted: Tensor | None) -> Ten
 
 
 def _quantile(variance: Tensor, counted: Tensor | None, level: float) -> Tensor:
-    """Linear between order statistics, as ``torch.nanquantile``, which is slow on few numbers."""
+    """Return what ``torch.nanquantile`` does, which is slow on few numbers."""
     last = len(variance) - 1
     if counted is None:  # the place is known without the device
         low, part = _place(last, level)
