@@ -3,6 +3,7 @@ r"""Combine the variances of tensors into one, and turn a variance into a factor
 from __future__ import annotations
 
 import functools
+from ctypes import c_float
 
 import torch
 from torch import Tensor
@@ -75,5 +76,6 @@ def _quantile(variance: Tensor, counted: Tensor | None, level: float) -> Tensor:
 @functools.lru_cache(maxsize=256)
 def _place(last: int, level: float) -> tuple[int, float]:
     """Index below a quantile of ``last + 1`` numbers and the rest, in float32 as on the device."""
-    place = last - (1 - level) * torch.tensor(last)
-    return int(place), float(place - place.long())
+    share = c_float(c_float(1 - level).value * last).value
+    place = c_float(last - share).value
+    return int(place), place - int(place)
