@@ -17,7 +17,7 @@ then ``commit`` or ``refuse``; ``totals`` is :math:`A_n / u` at any time.
 from __future__ import annotations
 
 from collections.abc import Callable
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ NO_GRADIENT = (
     "no parameter has a gradient: call loss.backward() before step(), and no zero_grad() between "
     "the two (FSDP2 keeps gradients back under set_requires_gradient_sync(False))"
 )
+_grad = attrgetter("grad")
 SAVED = ("num_draws", "weight", "unit", "is_weighted")
 
 
@@ -50,11 +51,12 @@ class Window:
 
     Args:
         params: the parameters, in the order of the groups.
-        watch: notices changes of their gradients by others; None: nobody looks.
+        is_watched: do changes of their gradients by others count?
     """
 
-    def __init__(self, params: list[Tensor], watch: GradientWatch | None) -> None:
-        self.params, self.watch = [*params], watch
+    def __init__(self, params: list[Tensor], is_watched: bool) -> None:
+        self.params = [*params]
+        self.watch = GradientWatch(self.params) if is_watched else None
         self.was_changed = False  #: was the draw in progress changed after its backward?
         self.open()
 
@@ -99,7 +101,7 @@ class Window:
         Raises: RuntimeError: there is no gradient, or a sum that others have touched.
             TypeError: one is sparse.
         """
-        grads, watch = [p.grad for p in self.params], self.watch
+        grads, watch = [*map(_grad, self.params)], self.watch
         if not self._are_kept(grads) and not dense(grads):
             raise RuntimeError(NO_GRADIENT)
         self.was_changed = watch is not None and watch.was_changed(grads)
