@@ -209,12 +209,11 @@ class Window:
     def load_state(self, own: dict[str, Any], default_weight: float) -> None:
         """Take back :meth:`state`, or what format 1, without weights, had of it."""
         n = own["num_draws"]
-        if "weight" not in own:
-            own = {"weight": n * default_weight, "unit": default_weight, "is_weighted": False} | own
-            own["metric_sum"] = own.get("metric_sum", None if n else 0.0)
-            if own["metric_sum"] is not None:
-                own["metric_sum"] *= default_weight
-        vars(self).update({key: own[key] for key in (*SAVED, "metric_sum")})
+        first = {"weight": n * default_weight, "unit": default_weight, "is_weighted": False}
+        metric = own.get("metric_sum", None if n else 0.0)
+        if "weight" not in own and metric is not None:
+            metric *= default_weight
+        vars(self).update({key: (first | own)[key] for key in SAVED}, metric_sum=metric)
         self.draw_norms = list(own.get("draw_norms", []))
         if own["pending"]:
             self._load(own["pending"])
