@@ -264,8 +264,7 @@ class BufferWindow(Window):
 
     @staticmethod
     def _zeros(param: Tensor) -> Tensor:
-        """The sum of a parameter that never had a gradient."""
-        return torch.zeros_like(param, dtype=_wide(param.dtype))
+        return torch.zeros_like(param, dtype=_wide(param.dtype))  # it never had a gradient
 
     def totals(self) -> list[Tensor]:
         """The tensors of :math:`A_n / u`, with the draw in progress."""
