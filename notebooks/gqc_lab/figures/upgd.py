@@ -9,10 +9,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
-
 from gqc_lab.figures.style import (
     HOUSE,
+    LEGEND_ABOVE,
     OKABE_ITO,
     add_line,
     band,
@@ -21,8 +20,8 @@ from gqc_lab.figures.style import (
     plain_numbers,
     uneven_bars,
 )
-from gqc_lab.figures.vgs import LEGEND_ABOVE
 from gqc_lab.stats.analysis import check_columns, summarize
+from plotly.subplots import make_subplots
 
 LABELS = {
     "online_accuracy": "online accuracy",
