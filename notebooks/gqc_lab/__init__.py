@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gqc_lab.loop.controls import Controls
     from gqc_lab.loop.experiment import Experiment
+    from gqc_lab.loop.live import Live
     from gqc_lab.loop.settings import Config, Setting, setting
     from gqc_lab.loop.track import track
 
-__all__ = ["Config", "Controls", "Experiment", "Setting", "setting", "track"]
+__all__ = ["Config", "Controls", "Experiment", "Live", "Setting", "setting", "track"]
 
 # Imported when first used: the command line has to start, and to say what is missing, without
 # pandas.
 _HOMES = dict.fromkeys(("Config", "Setting", "setting"), "settings")
-_HOMES |= {"Controls": "controls", "Experiment": "experiment"}
+_HOMES |= {"Controls": "controls", "Experiment": "experiment", "Live": "live"}
 
 
 def __getattr__(name: str) -> Any:

@@ -20,10 +20,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from gqc_widgets.curves import Curves
+
 from gqc_lab import Experiment
 from gqc_lab.studies import pretraining
 from gqc_widgets import LiveRun, NormScheduleEditor, VGSAlphaTuner
-from gqc_widgets.curves import Curves
 
 RECORDS_OF_AN_HOUR = 360_000  # 100 a second
 

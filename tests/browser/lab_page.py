@@ -194,7 +194,7 @@ ASK = """async ({code, expression}) => {
 }"""
 
 CURVE = """({view, key}) => {
-  const plot = document.querySelector('.' + view + ' .js-plotly-plot');
-  const trace = plot && plot.data.find(t => t.meta === key);
+  const plots = document.querySelectorAll('.' + view + ' .js-plotly-plot');
+  const trace = [...plots].flatMap(plot => plot.data ?? []).find(t => t.meta === key);
   return trace && trace.y ? Array.from(trace.y._inputArray ?? trace.y) : [];
 }"""
