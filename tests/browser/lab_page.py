@@ -133,7 +133,8 @@ class Lab:
         )
 
     def run_all(self) -> None:
-        self.page.evaluate("() => jupyterapp.commands.execute('notebook:run-all-cells')")
+        """Start all cells; whoever needs their end waits for what they make."""
+        self.page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells'); }")
 
     def close(self) -> None:
         """Shut the notebook's kernel down, unsaved changes with it."""

@@ -163,7 +163,7 @@ def test_an_exception_shows_and_a_cell_that_runs_again_leaves_no_thread(live):
     text = error.inner_text()
     assert "ValueError: no such text" in text
     assert "in broken" in text
-    assert threads(lab) == 0
+    until(lambda: threads(lab) == 0)
     lab.tell("del experiment.draw_batch")
     lab.button("Reset").click()
     lab.button("Start").click()

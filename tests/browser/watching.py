@@ -38,7 +38,7 @@ def nothing_is_wrong(lab):
 
 
 def look(lab, views, theme, folder):
-    """Pictures of ``views`` at three widths; asserts that all fits, is legible, overlaps nothing."""
+    """Pictures of ``views`` at three widths; all has to fit, be legible, and overlap nothing."""
     folder.mkdir(exist_ok=True)
     for width in (1000, 1280, 1920):
         lab.page.set_viewport_size({"width": width, "height": 1000})
@@ -55,7 +55,7 @@ def look(lab, views, theme, folder):
 LOOK = """view => {
   const root = document.querySelector('.' + view), whole = root.getBoundingClientRect();
   const chosen = '.xtick text, .ytick text, .xtitle, .ytitle, .gqc-title, .gqc-entry, .gqc-log, '
-    + '.gqc-note, .gqc-field label, .gqc-field input, .gqc-field select, .gqc-now, button, '
+    + '.gqc-note, .gqc-field label, .gqc-field input, .gqc-field select, button, '
     + '.widget-label, .widget-html-content';
   const is_seen = e => e.checkVisibility() && (e.value || e.textContent).trim();
   const texts = [...root.querySelectorAll(chosen)].filter(is_seen).filter(
@@ -78,7 +78,8 @@ LOOK = """view => {
     return (own[3] ?? 1) === 1 ? own : over(own, backOf(e.parentElement));
   };
   const light = color => {
-    const [r, g, b] = color.map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+    const [r, g, b] = color.map(v => v / 255).map(
+      v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
     return .2126 * r + .7152 * g + .0722 * b;
   };
   const pale = names.filter((_, i) => {

@@ -44,7 +44,6 @@ function row(place, spec, model) {
     else if (next !== null) { input.value = next; event.preventDefault(); apply(); }
     event.stopPropagation();
   };
-  const now = make(box, "div", "gqc-now");
   let error = null;
   return {box, show(fresh) {
     const is_held = document.activeElement === input && input.value !== state.text;
@@ -53,7 +52,6 @@ function row(place, spec, model) {
     state.is_sent = false;
     mark();
     if (slide && document.activeElement !== slide) slide.value = fresh.at;
-    now.textContent = fresh.now;
     error?.remove();
     error = null;
     if (fresh.error) { error = make(box, "div", "gqc-error"); error.textContent = fresh.error; }

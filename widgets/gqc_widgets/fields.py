@@ -1,4 +1,4 @@
-"""Input fields for controls: what was typed, what is wrong with it, a slider, and the value now."""
+"""Input fields for controls: what was typed, what is wrong with it, and a slider."""
 
 from __future__ import annotations
 
@@ -106,16 +106,12 @@ class Fields(anywidget.AnyWidget):
         except ValueError as error:  # the values do not fit together
             self.messages[latest] = str(error)
 
-    def follow(self, now: Mapping[str, Any] | None = None) -> None:
-        """Show the edits that are pending and the controls as they are.
-
-        Args:
-            now: values that differ from their controls, as a schedule makes them.
-        """
+    def follow(self) -> None:
+        """Show the edits that are pending and the controls as they are."""
         with self._lock:
-            self.values = self._look(now or {})
+            self.values = self._look()
 
-    def _look(self, now: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def _look(self) -> dict[str, Any]:
         found = {}
         for name in self._labels:
             value, edited = self._controls[name], self._edits.get(name)
@@ -123,7 +119,6 @@ class Fields(anywidget.AnyWidget):
             found[name] = {
                 "text": _text(shown, self._controls.specs[name]),
                 "error": self.messages.get(name, ""),
-                "now": f"now {now[name]:.4g}" if now and name in now else "",
                 "at": self._scales[name].notch(value) if name in self._scales else 0,
             }
         return found

@@ -234,7 +234,7 @@ class LiveView(widgets.VBox):
             self.progress.value = progress_text(live)
             self.table.value = _table(rows(live))
             self.trouble.value = _trouble(live)
-            self.fields.follow(run.tunables.values() if isinstance(run, Loop) else None)
+            self.fields.follow()
             self._fill()
 
     def close(self) -> None:

@@ -41,6 +41,7 @@ class Cell {
       log.onclick = () => { this.log = !this.log; this.draw(); };
     }
     this.plot = make(this.box, "div", "gqc-plot");
+    this.plot.style.height = `${spec.height}px`;  // plotly forgets one that stands in its layout
     this.note = make(this.box, "div", "gqc-note");
     if (spec.editable) this.edit();
   }
@@ -61,11 +62,11 @@ class Cell {
   }
   data(colors) {
     const points = this.model.get("points");
-    const paint = style => style && {...style, color: style.color === "text" ? colors.text : style.color};
+    const paint = style => ({...style, color: style.color === "text" ? colors.text : style.color});
     return this.spec.traces.map(trace => {
       const held = points[trace.meta];
       const xy = held ? {x: numbers(held.x), y: numbers(held.y)} : {x: trace.x ?? [], y: trace.y ?? []};
-      const style = {line: paint(trace.line), marker: paint(trace.marker)};
+      const style = Object.fromEntries(["line", "marker"].filter(k => trace[k]).map(k => [k, paint(trace[k])]));
       return {type: "scatter", hovertemplate: `%{y:.4~g}${this.spec.unit}`, ...trace, ...xy, ...style,
         visible: this.hidden.has(trace.meta) ? false : true};
     });
@@ -78,7 +79,7 @@ class Cell {
     }
     const axis = {gridcolor: colors.grid, linecolor: colors.text, tickcolor: colors.text, ticks: "outside",
       ticklen: 4, showline: true, zeroline: false, automargin: true, fixedrange: spec.editable};
-    const layout = {height: spec.height, autosize: true, margin: {l: 8, r: 12, t: 6, b: 8},
+    const layout = {autosize: true, margin: {l: 8, r: 12, t: 6, b: 8},
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false,
       font: {color: colors.text, size: 12, family: "Helvetica, Arial, sans-serif"},
       hovermode: "x unified", uirevision: "kept", dragmode: spec.editable ? false : "zoom",

@@ -76,13 +76,12 @@ class Gate:
                 else:
                     self.state = PAUSED
                 is_held = self.state == PAUSED and not self._is_iterator
-                if self.state != RUNNING and not is_held:
+                if is_over := self.state != RUNNING and not is_held:
                     self._is_inside = False
-                    return False
-            if self.state != before:
-                self._tell()
-            if self.state == RUNNING:
-                return True
+            if self.state != before and not (is_over and self._is_iterator):
+                self._tell()  # the thread of an iterator tells at its own end
+            if is_over or self.state == RUNNING:
+                return not is_over
             self._hold()
 
     def _hold(self) -> None:

@@ -184,7 +184,10 @@ def test_break_keeps_the_batch_and_stop_ends_every_epoch():
         if i == 2:
             break
     assert live.history["loss"].tolist() == [0, 1, 2]
+    heard = []
+    live.listeners.append(lambda live: heard.append(live.state))
     train(live, model, optimizer, epochs=9, each=live.stop)
+    assert heard[-1] == "stopped"
     assert (live.experiment.microbatch, live.state) == (4, "stopped")
 
 
