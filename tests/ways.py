@@ -153,16 +153,16 @@ def slider_to_training() -> Way:
     from gqc_lab.studies import pretraining
     from gqc_widgets import LiveRun, VGSAlphaTuner
 
-    way = Way(alpha := 0.54321)
+    way = Way(alpha := 0.5495)  # a notch of the slider
     live = LiveRun(pretraining.build(pretraining.config("smoke", method="vgs", tokens=60 * 512)))
     tuner, experiment = VGSAlphaTuner(live), live.experiment
-    live.runner.step(2)
-    live.runner.wait()
+    live.step(2)
+    live.wait()
     with way.open(), after(experiment.controls, "update", way.stop):  # the view draws what is set
-        tuner.fields.slider.value = alpha
+        tuner.fields._hear({"slide": ["alpha", 137]})
     with before(threading.Thread, "run", way.start), before(experiment, "draw_batch", way.stop):
-        live.runner.step(1)
-        live.runner.wait()
+        live.step(1)
+        live.wait()
     assert experiment.scaler.alpha == alpha
     return way
 

@@ -35,7 +35,7 @@ def get_norm_threshold_cosine_annealing_with_warmup(
     check_finite("start_norm", start_norm)
     check_finite("end_norm", end_norm)
     check_finite("warmup_multiplier", warmup_multiplier)
-    _check_lengths(num_warmup_steps, num_training_steps)
+    check_lengths(num_warmup_steps, num_training_steps)
     values = start_norm * warmup_multiplier, start_norm, end_norm
     fn = partial(cosine_with_warmup, num_warmup_steps, num_training_steps, *values)
     return ParamGroupSchedule(optimizer, key, fn)
@@ -62,7 +62,7 @@ def get_direct_cosine_annealing_with_warmup(
     """
     check_finite("peak_value", peak_value)
     check_finite("min_value", min_value)
-    _check_lengths(num_warmup_steps, num_training_steps)
+    check_lengths(num_warmup_steps, num_training_steps)
     values = 0.0, peak_value, min_value
     fn = partial(cosine_with_warmup, num_warmup_steps, num_training_steps, *values)
     return ParamGroupSchedule(optimizer, key, fn)
@@ -131,7 +131,8 @@ def get_linear_schedule(
     return PiecewiseSchedule(optimizer, points, key=key)
 
 
-def _check_lengths(warmup: int, total: int) -> None:
+def check_lengths(warmup: int, total: int) -> None:
+    """Raises: ValueError: a schedule cannot have these lengths [microbatches]."""
     check_count("num_warmup_steps", warmup, 0)
     check_count("num_training_steps", total, 1)
     if warmup > total:

@@ -17,7 +17,7 @@ from torch.amp import GradScaler
 ACCUMULATE = ("buffer", "grad")
 LOSS = ("mean", "sum")
 NONFINITE = ("discard", "raise", "ignore")
-PUBLISHED = "; the names and argument order of torch-gqc are not taken here"
+PUBLISHED = "; the names and argument order of torch-gqc are those of gqc.compat.torch_gqc"
 
 
 class WindowOptions(TypedDict, total=False):

@@ -1,0 +1,257 @@
+"""The names and calls of torch-gqc, for scripts that change their import line only.
+
+``from gqc.compat.torch_gqc import ...`` in place of ``from gradient_quality_control import ...``.
+Positional arguments are those of torch-gqc 0.10.4; keywords that only 0.8.5 had are taken too.
+Where ``tests/peer/DIFFERENCES.md`` lists a difference, behaviour is that of :mod:`gqc`: a NaN
+microbatch is discarded, GNS estimates the noise scale, schedules hold their last value, SBC has no
+bound on its draws unless it is given one.  ``statistics()`` has the keys of both releases next to
+ours; ``num_draws`` there counts the coming draw, as in 0.8.5.
+
+Source: torch-gqc 0.8.5 and 0.10.4, signatures and values of schedules; the code is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+import gqc
+from gqc import NormWarmupScheduler as NormWarmupScheduler
+from gqc.compat import torch_gqc_schedules as schedules
+from gqc.compat.torch_gqc_schedules import SynchronousSchedule, curve, scheduled
+from gqc.compat.torch_gqc_wrapper import AbstractOptimizerWrapper
+from gqc.wrappers.options import WindowOptions
+
+__version__ = "0.10.4"
+
+get_norm_threshold_cosine_annealing_with_warmup = (
+    schedules.get_norm_threshold_cosine_annealing_with_warmup
+)
+get_direct_cosine_annealing_with_warmup = schedules.get_direct_cosine_annealing_with_warmup
+get_curved_batch_schedule = schedules.get_curved_batch_schedule
+get_quadratic_batch_schedule = schedules.get_quadratic_batch_schedule
+
+
+class OptimizerWrapperGNTS(AbstractOptimizerWrapper, gqc.OptimizerWrapperGNTS):
+    """:class:`gqc.OptimizerWrapperGNTS` with the arguments of torch-gqc; the threshold is 1.0."""
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        max_batch_draws: int | None = 64,
+        distributed_mode: str | None = None,
+        **options: Unpack[WindowOptions],
+    ) -> None:
+        super().__init__(optimizer, max_batch_draws, distributed_mode, **options)
+
+
+class OptimizerWrapperSBC(AbstractOptimizerWrapper, gqc.OptimizerWrapperSBC):
+    """:class:`gqc.OptimizerWrapperSBC` that steps at each draw until a size is scheduled."""
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        physical_batch_size: int,
+        max_batch_draws: int | None = None,
+        distributed_mode: str | None = None,
+        **options: Unpack[WindowOptions],
+    ) -> None:
+        sizes = {"physical_batch_size": physical_batch_size, "logical_batch_size": 1.0}
+        super().__init__(optimizer, max_batch_draws, distributed_mode, **sizes, **options)
+
+
+class OptimizerWrapperGNR(AbstractOptimizerWrapper, gqc.OptimizerWrapperGNR):
+    """:class:`gqc.OptimizerWrapperGNR`; ``mode`` (of 0.8.5) is a keyword."""
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        distributed_mode: str | None = None,
+        *,
+        mode: str = "global",
+        **options: Unpack[WindowOptions],
+    ) -> None:
+        if distributed_mode in ("global", "independent"):
+            raise TypeError(
+                f"OptimizerWrapperGNR(optimizer, {distributed_mode!r}): the second argument is "
+                f"distributed_mode since 0.10; pass mode={distributed_mode!r}"
+            )
+        super().__init__(optimizer, 64, distributed_mode, mode=mode, **options)
+
+
+class OptimizerWrapperGNS(AbstractOptimizerWrapper, gqc.OptimizerWrapperGNS):
+    """:class:`gqc.OptimizerWrapperGNS`; the second argument means two things, so is a keyword.
+
+    Args:
+        noise_multiplier: the name of 0.8.5 for ``noise_tolerance``.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *ambiguous: Any,
+        max_batch_draws: int | None = 64,
+        distributed_mode: str | None = None,
+        noise_multiplier: float = 1.0,
+        **options: Unpack[WindowOptions],
+    ) -> None:
+        if ambiguous:
+            raise TypeError(
+                f"OptimizerWrapperGNS(optimizer, {ambiguous[0]!r}): the second argument was "
+                "noise_multiplier in 0.8.5 and is max_batch_draws in 0.10.4; pass it by name"
+            )
+        own = {"noise_tolerance": noise_multiplier}
+        super().__init__(optimizer, max_batch_draws, distributed_mode, **own, **options)
+
+
+class OptimizerWrapperMHT(AbstractOptimizerWrapper, gqc.OptimizerWrapperMHT):
+    """:class:`gqc.OptimizerWrapperMHT`, whose ``step`` takes the metric first, as in 0.8.5."""
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        confidence: float = 0.98,
+        error_tolerance: float = 0.03,
+        ema_alpha: float = 0.01,
+        max_batch_draws: int | None = 64,
+        *,
+        distributed_mode: str | None = None,
+        **options: Unpack[WindowOptions],
+    ) -> None:
+        own = {"confidence": confidence, "error_tolerance": error_tolerance, "ema_alpha": ema_alpha}
+        super().__init__(optimizer, max_batch_draws, distributed_mode, **own, **options)
+
+    @torch._disable_dynamo
+    def step(  # type: ignore[override]
+        self,
+        metric: float | Tensor | None = None,
+        closure: Callable[[], Any] | None = None,
+        **given: Any,
+    ) -> bool:
+        """Take in a microbatch and its metric."""
+        return super().step(closure, metric=metric, **given)
+
+    step.hooked = True  # type: ignore[attr-defined]
+
+
+# Factories, each with a twin whose lr is annealed too and whose weight decay is not scheduled
+
+
+def make_gnts_with_cosine_annealing_schedule(
+    optimizer: Optimizer,
+    num_training_steps: int,
+    num_warmup_steps: int,
+    initial_threshold: float = 0.95,
+    final_threshold: float = 0.25,
+    warmup_multiplier: float = 10,
+    max_batch_draws: int | None = 64,
+    distributed_mode: str | None = None,
+    *,
+    norm_warmup_target: float | None = None,
+    norm_anneal_target: float | None = None,
+    initial_warmup_multiplier: float | None = None,
+    is_conventional: bool = False,
+) -> tuple[OptimizerWrapperGNTS, SynchronousSchedule]:
+    """GNTS whose threshold is warmed up from above and annealed as a cosine.
+
+    Args:
+        norm_warmup_target, norm_anneal_target, initial_warmup_multiplier: names that the README of
+            0.10.4 has for the two thresholds and the multiplier.
+        others: as in torch-gqc 0.10.4.
+    Returns: the wrapper and the schedule, to be stepped once a microbatch.
+    """
+    peak = initial_threshold if norm_warmup_target is None else norm_warmup_target
+    end = final_threshold if norm_anneal_target is None else norm_anneal_target
+    times = warmup_multiplier if initial_warmup_multiplier is None else initial_warmup_multiplier
+    wrapper = OptimizerWrapperGNTS(optimizer, max_batch_draws, distributed_mode)
+    lengths = num_warmup_steps, num_training_steps
+    fn = partial(curve, *lengths, peak * times, peak, end, 0)
+    return wrapper, scheduled(wrapper, lengths, "gradient_norm_threshold", fn, is_conventional)
+
+
+def make_sbc_with_polynomial_schedule(
+    optimizer: Optimizer,
+    physical_batch_size: int,
+    initial_batch_size: int,
+    final_batch_size: int,
+    num_training_steps: int,
+    num_warmup_steps: int,
+    polynomial_power: float = 2.0,
+    max_batch_draws: int | None = None,
+    distributed_mode: str | None = None,
+    *,
+    is_conventional: bool = False,
+) -> tuple[OptimizerWrapperSBC, SynchronousSchedule]:
+    """SBC whose batch is warmed up from 0 and then grows as a polynomial."""
+    wrapper = OptimizerWrapperSBC(optimizer, physical_batch_size, max_batch_draws, distributed_mode)
+    lengths = num_warmup_steps, num_training_steps
+    fn = partial(curve, *lengths, 0.0, initial_batch_size, final_batch_size, polynomial_power)
+    return wrapper, scheduled(wrapper, lengths, "logical_batch_size", fn, is_conventional)
+
+
+def make_gnr_with_cosine_annealing_schedule(
+    optimizer: Optimizer,
+    initial_norm: float,
+    final_norm: float,
+    num_training_steps: int,
+    num_warmup_steps: int,
+    distributed_mode: str | None = None,
+    *,
+    is_conventional: bool = False,
+) -> tuple[OptimizerWrapperGNR, SynchronousSchedule]:
+    """GNR whose target norm is warmed up from 0 and annealed as a cosine."""
+    wrapper = OptimizerWrapperGNR(optimizer, distributed_mode)
+    lengths = num_warmup_steps, num_training_steps
+    fn = partial(curve, *lengths, 0.0, initial_norm, final_norm, 0)
+    return wrapper, scheduled(wrapper, lengths, "target_gradient_norm", fn, is_conventional)
+
+
+def make_gns_with_cosine_annealing_schedule(
+    optimizer: Optimizer,
+    initial_tolerance: float,
+    final_tolerance: float,
+    num_training_steps: int,
+    num_warmup_steps: int,
+    warmup_multiplier: float = 10,
+    max_batch_draws: int | None = 64,
+    distributed_mode: str | None = None,
+) -> tuple[OptimizerWrapperGNS, SynchronousSchedule]:
+    """GNS whose tolerance is warmed up from above and annealed, and its lr annealed to zero."""
+    wrapper = OptimizerWrapperGNS(
+        optimizer, max_batch_draws=max_batch_draws, distributed_mode=distributed_mode
+    )
+    lengths = num_warmup_steps, num_training_steps
+    values = initial_tolerance * warmup_multiplier, initial_tolerance, final_tolerance
+    fn = partial(curve, *lengths, *values, 0)
+    return wrapper, scheduled(wrapper, lengths, "noise_tolerance", fn, True)
+
+
+def make_gns_default(
+    optimizer: Optimizer,
+    tolerance: float,
+    num_training_steps: int,
+    num_warmup_steps: int,
+    max_batch_draws: int | None = 64,
+    distributed_mode: str | None = None,
+) -> tuple[OptimizerWrapperGNS, SynchronousSchedule]:
+    """GNS whose tolerance comes down from 20 times its value and stays."""
+    lengths = num_training_steps, num_warmup_steps
+    return make_gns_with_cosine_annealing_schedule(
+        optimizer, tolerance, tolerance, *lengths, 20, max_batch_draws, distributed_mode
+    )
+
+
+make_gnts_with_cosine_annealing_schedule_conventional_lr = partial(
+    make_gnts_with_cosine_annealing_schedule, is_conventional=True
+)
+make_sbc_with_polynomial_schedule_conventional_lr = partial(
+    make_sbc_with_polynomial_schedule, is_conventional=True
+)
+make_gnr_with_cosine_annealing_schedule_conventional_lr = partial(
+    make_gnr_with_cosine_annealing_schedule, is_conventional=True
+)

@@ -1,0 +1,219 @@
+"""What all wrappers of :mod:`gqc.compat.torch_gqc` share, and the base for wrappers of one's own.
+
+A subclass of torch-gqc 0.10.4's ``AbstractOptimizerWrapper`` defines ``step``, which calls
+``_batch_received`` first and ``_take_optimizer_step`` when it decides to step; in between ``.grad``
+is the sum of ``num_draws`` gradients.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gqc.wrappers import OptimizerWrapper
+from gqc.wrappers.options import one_of
+
+#: statistics() of torch-gqc -> ours
+_RENAMED = {
+    "num_steps": "steps",
+    "last_mean_grad_norm": "last_grad_norm",
+    "last_step_num_draws": "last_num_draws",
+    "norm_threshold": "gradient_norm_threshold",
+    "target_norm": "target_gradient_norm",
+    "target_logical_batch_size": "logical_batch_size",
+    "noise_multiplier": "noise_tolerance",
+    "estimated_gns": "noise_scale",
+    "running_avg_metric": "running_mean",
+}
+_MODES = ("replicated", "sharded")
+_COMBINE: dict[str, Callable[..., Any]] = {"mean": statistics.fmean, "max": max, "min": min}
+_OLD_CONTRACT = (
+    "{} calls _take_batch_step(), as subclasses of torch-gqc 0.8.5 did, where num_draws counted a "
+    "microbatch before it was taken in. Call self._batch_received() first in step(), as since 0.10"
+)
+
+
+class AbstractOptimizerWrapper(OptimizerWrapper):
+    """Base of wrappers with torch-gqc's names; ranks are found without ``distributed_mode``.
+
+    Args:
+        optimizer: any torch optimizer that steps in one call.
+        max_draws: draws after which a wrapper steps in any case, >= 1.
+        distributed_mode: None, "replicated" or "sharded"; checked, and handed to metrics.
+        options: keywords of :class:`gqc.OptimizerWrapper`.
+    Attributes:
+        last_optimizer_result: what the closure of the last step returned, None without one.
+    Raises: TypeError: a subclass of torch-gqc 0.8.5's contract.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        max_draws: int | None = 64,
+        distributed_mode: str | None = None,
+        **options: Any,
+    ) -> None:
+        if distributed_mode is not None:
+            one_of("distributed_mode", distributed_mode, _MODES)
+        self.distributed_mode = distributed_mode
+        self.last_optimizer_result: Any = None
+        self._states: dict[str, Any] = {}
+        self._readers: dict[str, tuple[Callable[..., Any], dict[Any, Callable[..., Any]]]] = {}
+        if type(self).step is not AbstractOptimizerWrapper.step and not _decides(type(self)):
+            # It reads .grad, and would take a refused draw for one with a gradient of zero.
+            options = {"accumulate": "grad", "nonfinite": "raise", **options}
+        super().__init__(optimizer, max_draws=max_draws, **options)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "_take_batch_step" in getattr(getattr(cls, "step", None), "__code__", _NONE).co_names:
+            raise TypeError(_OLD_CONTRACT.format(cls.__name__))
+
+    @property
+    def num_batches(self) -> int:
+        """Microbatches so far."""
+        return self._counts["batches"]
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the wrapped optimizer so far."""
+        return self._counts["steps"]
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """All parameters."""
+        return self._params()
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the first parameter."""
+        return self._params()[0].device
+
+    @property
+    def valid_schedule_targets(self) -> list[str]:
+        """Numbers that all param groups have."""
+        groups = self.param_groups
+        return [
+            key
+            for key in groups[0]
+            if all(isinstance(group.get(key), (int, float)) for group in groups)
+        ]
+
+    @torch._disable_dynamo
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], Any] | None = None, **given: Any
+    ) -> bool:
+        """Take in a microbatch: :meth:`gqc.OptimizerWrapper.step`."""
+        if not _decides(type(self)):
+            raise NotImplementedError(f"{type(self).__name__} has no step(): define it")
+        results = []
+        make = (lambda: results.append(closure())) if callable(closure) else closure
+        stepped = super().step(make, **given)
+        if stepped:
+            self.last_optimizer_result = results[-1] if results else None
+        return stepped
+
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def statistics(
+        self, behavior: str = "verbose", aggregate_behavior: str = "mean"
+    ) -> dict[str, Any]:
+        """:meth:`gqc.OptimizerWrapper.statistics` and the keys of torch-gqc.
+
+        Args:
+            behavior: ``"vital"`` for :meth:`vital_statistics`.
+            aggregate_behavior: not used: of several groups the value that decides is reported.
+        """
+        if one_of("behavior", behavior, ("verbose", "vital")) == "vital":
+            return self.vital_statistics(aggregate_behavior)
+        values = {**super().statistics(), "num_batches": self.num_batches}
+        return values | {old: values[new] for old, new in _RENAMED.items() if new in values}
+
+    def vital_statistics(self, aggregate_behavior: str = "mean") -> dict[str, Any]:
+        """The short set, for a progress bar."""
+        one_of("aggregate_behavior", aggregate_behavior, tuple(_COMBINE))
+        return super().vital_statistics()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken, or that of torch-gqc between two windows.
+
+        torch-gqc saves no draws that wait for a step: they were lost there too.
+        """
+        inner = state_dict.get("optimizer_states", state_dict.get("optimizer"))
+        if inner is None:
+            super().load_state_dict(state_dict)
+            return
+        entries = state_dict.get("wrapper_states", {})
+        found = state_dict | {name: entry["value"] for name, entry in entries.items()}
+        self.optimizer.load_state_dict(inner)
+        self.discard()
+        self._counts.update(batches=int(found["num_batches"]), steps=int(found["num_steps"]))
+        self._counts["batches"] -= "wrapper_states" not in state_dict  # 0.8.5 began at 1
+
+    def extra_state(self) -> dict[str, Any]:
+        return {**super().extra_state(), **({"states": self._states} if self._states else {})}
+
+    def load_extra_state(self, extra: dict[str, Any]) -> None:
+        self._states = dict(extra.get("states", {}))
+        super().load_extra_state({k: v for k, v in extra.items() if k != "states"})
+
+    # For subclasses, as torch-gqc 0.10.4 documents them
+
+    def _batch_received(self) -> None:
+        if self.is_full():
+            raise RuntimeError(f"{self.num_draws} draws are max_draws={self.max_draws}: step first")
+        self._draw(None, None)
+        self._mark_called()
+
+    def _take_optimizer_step(self) -> None:
+        if self.num_draws == 0:
+            raise RuntimeError("no draws to step with: call _batch_received() first")
+        self._close(forced=self.is_full())
+
+    def _set_state(self, name: str, value: Any, flag: str) -> None:
+        if one_of("flag", flag, ("vital", "optional", "optimizer")) != "optimizer":
+            self._states[name] = value
+        elif name in self.defaults or any(name in group for group in self.param_groups):
+            raise RuntimeError(f"the param groups have a {name!r} already")
+        else:
+            self.defaults[name] = value
+            for group in self.param_groups:
+                group[name] = value
+
+    def _get_state(self, name: str, aggregate_behavior: str | None = None) -> Any:
+        if name in self._states:
+            return self._states[name]
+        values = group_values(self, name)
+        return values if aggregate_behavior is None else _COMBINE[aggregate_behavior](values)
+
+    def _bind_metric(
+        self,
+        name: str,
+        metric_reader: Callable[..., Any],
+        replicated_merger: Callable[[Any], Any],
+        sharded_merger: Callable[[Any], Any],
+        normal_merger: Callable[[Any], Any] = lambda value: value,
+    ) -> None:
+        mergers = replicated_merger, sharded_merger, normal_merger
+        self._readers[name] = metric_reader, dict(zip((*_MODES, None), mergers, strict=True))
+
+    def _get_metric(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        reader, mergers = self._readers[name]
+        return mergers[self.distributed_mode](reader(*args, **kwargs))
+
+
+def group_values(optimizer: Optimizer, name: str) -> list[float]:
+    """Return an entry of each param group."""
+    return [float(group[name]) for group in optimizer.param_groups]
+
+
+def _decides(kind: type[OptimizerWrapper]) -> bool:
+    return kind.should_step is not OptimizerWrapper.should_step
+
+
+_NONE = (lambda: None).__code__
