@@ -129,6 +129,8 @@ class Controls(Mapping[str, Any]):
     def advance(self, number: int) -> dict[str, Any]:
         """Apply what was set or planned for microbatch ``number``, record it, and return it."""
         planned = self.planned.pop(number, {})
+        if not planned and self._values == self.applied:
+            return {}
         self.update(planned)
         changes = {**self.apply(), **{name: self[name] for name in planned}}
         self.changes += listed({number: changes})

@@ -166,7 +166,8 @@ class Experiment(Iterator[dict[str, Any]]):
     def _append(self, record: dict[str, Any]) -> None:
         rows = self.microbatch - 1
         for name in record:
-            self._columns.setdefault(name, [None] * rows)
+            if name not in self._columns:
+                self._columns[name] = [None] * rows
         for name, column in self._columns.items():
             column.append(record.get(name))
 

@@ -102,7 +102,12 @@ class Tunables:
 
     def values(self) -> dict[str, float]:
         """Return what the optimizer would step with now, in the first group that has it."""
-        return {n: self._value(n, 0, place.groups()[0]) for n, place in self._places.items()}
+        found = {}
+        for name, place in self._places.items():
+            group = next(g for g in place.optimizer.param_groups if place.key in g)
+            is_edited = name in self.edited
+            found[name] = self._value(name, 0, group) if is_edited else place.read(group)
+        return found
 
     def _value(self, name: str, number: int, group: Mapping[str, Any]) -> float:
         now = self._places[name].read(group)
