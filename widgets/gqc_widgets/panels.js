@@ -28,6 +28,21 @@ function pageColors(element) {
   return {text, back, grid: text.replace(/rgba?\(([^,]+,[^,]+,[^,)]+).*/, "rgba($1, .16)")};
 }
 
+// At most about seven labels, whatever the range: even, 1-2-5, or powers of ten.
+function logTicks(low, high) {
+  const decades = Math.log10(high / low), ticks = [];
+  if (decades < 0.6) {
+    const rough = (high - low) / 4, unit = 10 ** Math.floor(Math.log10(rough) || 0);
+    const step = [1, 2, 5, 10].map(m => m * unit).find(v => v >= rough) ?? rough;
+    for (let v = Math.ceil(low / step) * step; v <= high && step > 0; v += step) ticks.push(v);
+  } else {
+    const every = Math.max(1, Math.ceil(decades / 6)), first = Math.floor(Math.log10(low));
+    for (let k = first; 10 ** k <= high; k += every)
+      for (const m of decades < 2.2 ? [1, 2, 5] : [1]) ticks.push(m * 10 ** k);
+  }
+  return ticks.map(v => Number(v.toPrecision(6))).filter(v => v >= low * .999 && v <= high * 1.001);
+}
+
 class Cell {
   constructor(place, spec, model, cells) {
     Object.assign(this, {spec, model, cells, hidden: new Set(), log: spec.log});
@@ -87,6 +102,15 @@ class Cell {
       xaxis: {...axis, title: {text: spec.x, standoff: 4}, hoverformat: ",.0f", nticks: 7},
       yaxis: {...axis, type: this.log ? "log" : "linear", nticks: 6, exponentformat: "power",
         ...(this.log ? spec.logs : spec.range ? {range: spec.range} : {})}};
+    if (this.log) {
+      const now = plot._fullLayout?.yaxis, shown = data.filter(t => t.visible).flatMap(t => [...t.y]);
+      const values = shown.filter(v => v > 0 && Number.isFinite(v));
+      let [low, high] = values.length ? [Math.min(...values), Math.max(...values)] : [0.1, 10];
+      if (spec.logs.range) [low, high] = spec.logs.range.map(v => 10 ** v);
+      if (now?.type === "log" && now.autorange === false) [low, high] = now.range.map(v => 10 ** v);
+      layout.yaxis.tickvals = logTicks(low / 1.05, high * 1.05);
+      layout.yaxis.tickformat = "~g";
+    }
     const empty = data.every(trace => !trace.x.length);
     this.note.textContent = empty ? spec.note : "";
     const began = performance.now();
