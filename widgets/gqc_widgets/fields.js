@@ -25,7 +25,14 @@ function row(place, spec, model) {
     Object.assign(slide, {type: "range", min: 0, max: spec.slider, step: 1});
     slide.setAttribute("aria-label", `${spec.label} slider`);
     slide.onchange = () => model.send({slide: [spec.name, Number(slide.value)]});
-    slide.onkeydown = () => setTimeout(slide.onchange);
+    slide.onkeydown = event => {  // JupyterLab has its own use for arrows
+      const step = {ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1}[event.key];
+      event.stopPropagation();
+      if (!step) return;
+      event.preventDefault();
+      slide.value = Number(slide.value) + step;
+      slide.onchange();
+    };
   }
   const state = {text: ""};
   const mark = () => input.classList.toggle("gqc-pending", input.value !== state.text);
