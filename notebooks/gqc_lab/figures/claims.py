@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
 from gqc_lab.figures.style import (
     BLACK,
     DASHES,
@@ -31,7 +33,6 @@ from gqc_lab.figures.style import (
     uneven_bars,
 )
 from gqc_lab.stats.analysis import check_columns, paired_difference, power_law, summarize
-from plotly.subplots import make_subplots
 
 __all__ = ["angles", "batch_invariance", "by_method", "comparison_losses", "norms_against_draws"]
 __all__ += ["power_laws", "reactions", "warmup_panels"]

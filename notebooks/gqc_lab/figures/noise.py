@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
 from gqc_lab.figures.style import (
     BLACK,
     HOUSE,
@@ -27,7 +29,6 @@ from gqc_lab.figures.style import (
     thin,
 )
 from gqc_lab.stats.analysis import check_columns, summarize
-from plotly.subplots import make_subplots
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star")
 CROSSES = ("x", "cross", "x-thin-open", "cross-thin-open", "asterisk-open")

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from numpy.typing import NDArray
+from plotly.subplots import make_subplots
+
 from gqc_lab.figures.style import (
     BLACK,
     DASHES,
@@ -26,8 +29,6 @@ from gqc_lab.figures.style import (
     thin,
 )
 from gqc_lab.stats.analysis import check_columns
-from numpy.typing import NDArray
-from plotly.subplots import make_subplots
 
 MAX_CELLS = 64  #: positions of a space-time picture
 DIVERGING = ((0.0, OKABE_ITO[0]), (0.5, "#f7f7f7"), (1.0, OKABE_ITO[1]))
@@ -188,8 +189,7 @@ def against_weight(
             add_points(figure, bad, [top] * len(bad), name, marker=cross)
     if reported:
         star = {"color": BLACK, "symbol": "star", "size": 12}
-        x, values = list(reported), list(reported.values())
-        add_points(figure, x, values, "reported", marker=star)
+        add_points(figure, list(reported), list(reported.values()), "reported", marker=star)
     if limit is not None:
         figure.add_hline(limit, line={"color": BLACK, "width": 1.5, "dash": "dot"})
     figure.update_xaxes(type="log", title_text="weight of the inverse losses", rangemode="normal")

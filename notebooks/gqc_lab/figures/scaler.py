@@ -10,6 +10,8 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
 from gqc_lab.figures.style import (
     BLACK,
     DASHES,
@@ -24,7 +26,6 @@ from gqc_lab.figures.style import (
 )
 from gqc_lab.loop.scaler_controls import VARIANCE, scaled_steps, what_if
 from gqc_lab.stats.analysis import check_columns
-from plotly.subplots import make_subplots
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, _ = OKABE_ITO
 MAX_POINTS = 200  #: of a line: there are up to ten, and a saved notebook holds them all

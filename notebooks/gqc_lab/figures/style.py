@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from numpy.typing import ArrayLike
+
 from gqc_lab.loop.settings import axis_labels, settings_of
 from gqc_lab.stats.analysis import check_columns
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
-from numpy.typing import ArrayLike
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 BLACK = OKABE_ITO[-1]

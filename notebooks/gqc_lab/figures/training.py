@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+
 from gqc_lab.figures.style import (
     HOUSE,
     LABELS,

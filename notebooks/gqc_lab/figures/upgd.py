@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
 from gqc_lab.figures.style import (
     HOUSE,
     LEGEND_ABOVE,
@@ -21,7 +23,6 @@ from gqc_lab.figures.style import (
     uneven_bars,
 )
 from gqc_lab.stats.analysis import check_columns, summarize
-from plotly.subplots import make_subplots
 
 LABELS = {
     "online_accuracy": "online accuracy",

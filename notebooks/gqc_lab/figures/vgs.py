@@ -11,6 +11,8 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
 from gqc_lab.figures.style import (
     BLACK,
     HOUSE,
@@ -23,7 +25,6 @@ from gqc_lab.figures.style import (
 )
 from gqc_lab.stats.analysis import check_columns
 from gqc_lab.studies.vgs.streams import VERSIONS
-from plotly.subplots import make_subplots
 
 SYMBOLS = ("circle-open", "square-open", "diamond-open", "triangle-up-open", "circle", "square")
 
@@ -52,7 +53,7 @@ def estimates_and_truths(frame: pd.DataFrame, floor: float = 1e-3, roof: float =
         names = [f"{v:.4g}" if math.isfinite(v) else "not resolved" for v in seeds.median()]
         place = ends.index.map(rows) + 0.3 - 0.12 * i
         bars = uneven_bars(ends) if seeds.size().max() > 1 else None
-        style = {"error_x": bars, "marker": _marker(i, 11), "text": names}
+        style: dict[str, Any] = {"error_x": bars, "marker": _marker(i, 11), "text": names}
         style["hovertemplate"] = "%{text}"
         add_points(figure, ends["mean"], place, _estimator_name(str(estimator)), **style)
     _mark_truths(figure, truths, rows, floor, roof)
@@ -92,7 +93,11 @@ def against(frame: pd.DataFrame, x: str, title: str, x_titles: Sequence[str]) ->
             i, is_new = order.index(estimator), estimator not in shown
             shown.add(estimator)
             middle = rows.groupby(x)["variance"].median()
-            style = {"marker": _marker(i, 9), "legendgroup": str(estimator), "showlegend": is_new}
+            style: dict[str, Any] = {
+                "marker": _marker(i, 9),
+                "legendgroup": str(estimator),
+                "showlegend": is_new,
+            }
             style |= {"line": {"color": style["marker"]["color"], "width": 1.5}, "mode": None}
             name = _estimator_name(str(estimator))
             add_points(figure, middle.index, middle, name, **style, **place)

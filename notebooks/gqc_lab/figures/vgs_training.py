@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
 from gqc_lab.figures.style import (
     BLACK,
     DASHES,
@@ -19,7 +21,6 @@ from gqc_lab.figures.style import (
     thin,
 )
 from gqc_lab.stats.analysis import check_columns
-from plotly.subplots import make_subplots
 
 UNITS = {"digits": "nat", "values": "reward²"}
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
 from gqc_lab.figures.style import (
     DASHES,
     HOUSE,
@@ -22,7 +24,6 @@ from gqc_lab.figures.style import (
     plain_numbers,
 )
 from gqc_lab.stats.analysis import check_columns
-from plotly.subplots import make_subplots
 
 __all__ = ["falling_factor", "peak_memory", "protection"]
 
@@ -44,8 +45,7 @@ def peak_memory(memory: pd.DataFrame) -> go.Figure:
     figure = new_figure("Peak memory, weights included")
     for i, (accumulate, methods, peaks) in enumerate(_curves(memory)):
         name = "<br>".join(wrap(", ".join(methods), 22)) + SUMS.get(accumulate, "")
-        draws = sorted(peaks)
-        _add_curve(figure, draws, [peaks[n] for n in draws], name, i)
+        _add_curve(figure, sorted(peaks), [peaks[n] for n in sorted(peaks)], name, i)
     draws = plain_numbers(sorted(memory["num_draws"].unique()))
     axis = {"type": "log", "tickvals": draws, "rangemode": "normal"}
     figure.update_xaxes(title_text=LABELS["num_draws"], **axis)
