@@ -163,7 +163,7 @@ def each_method(
         yield str(method), styles[str(method)], records.astype(types)
 
 
-def new_figure(title: str, **layout: Any) -> go.Figure:
+def new_figure(title: str, /, **layout: Any) -> go.Figure:
     """Return an empty figure in the house style."""
     return go.Figure(layout={"template": HOUSE, "title_text": title, **layout})
 
