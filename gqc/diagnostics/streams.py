@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gqc.diagnostics.angles import cosine
 from gqc.gradients import local, tensor_norms, total_norm
-from gqc.noise import NoiseScaleEMA, two_batch
+from gqc.noise.estimates import NoiseScaleEMA, two_batch
 
 _HALF = (torch.float16, torch.bfloat16)
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Unpack
 
 from torch.optim import Optimizer
 
-from gqc.noise import NoiseScaleEMA, two_batch
+from gqc.noise.estimates import NoiseScaleEMA, two_batch
 from gqc.wrappers.base import OptimizerWrapper
 from gqc.wrappers.options import WindowOptions
 
