@@ -12,8 +12,10 @@ import gc
 import math
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -21,6 +23,11 @@ from torch import Tensor, nn
 
 LOOKS = 2  # gradients that are compared: local ones differ from the first draw on
 SAME = 1e-5  # relative: equal sums have equal norms but for the kernels of unequal cards
+PATIENCE = 10.0  # seconds to wait for another rank's draw, which comes right after its backward
+ALONE_AT_DRAW = (
+    "rank {} has made no draw {} for {} to compare its gradient with: every rank must call step() "
+    "as often as the others, since they decide alike"
+)
 TORCH_HOOKS = "torch.distributed.algorithms"
 BUILT_IN = ("FP16_COMPRESS",)
 HOOKED = (
@@ -28,6 +35,9 @@ HOOKED = (
     "draw, and what compresses rounds that again and again (in float16 2048 + 1 + 1 is 2048). Pass "
     'accumulate="buffer", where it acts on each draw alone, or remove the hook'
 )
+
+
+_made: Counter[str] = Counter()
 
 
 @dataclass(frozen=True)
@@ -46,10 +56,14 @@ class Ranks:
     modules: tuple[Any, ...] = ()
     is_known: bool = True
     size: int = field(init=False)
+    numbers: tuple[int, ...] = field(init=False)  # how many others of each group came before
 
     def __post_init__(self) -> None:
         sizes = (torch.distributed.get_world_size(group) for group in self.groups)
         object.__setattr__(self, "size", math.prod(sizes))
+        names = [group.group_name for group in self.groups]
+        object.__setattr__(self, "numbers", tuple(_made[name] for name in names))
+        _made.update(names)
 
     @property
     def has_flat_shards(self) -> bool:
@@ -70,22 +84,37 @@ class Ranks:
 
     def sum(self, values: list[float], device: torch.device) -> list[float]:
         """Each value summed over the ranks, in float64; where there are several the host waits."""
-        return self._reduce(values, device, "SUM")
-
-    def range(self, value: float, device: torch.device) -> tuple[float, float]:
-        """Least and largest ``value`` of the ranks; NaN counts as infinite."""
-        value = float("inf") if value != value else value
-        largest, negated = self._reduce([value, -value], device, "MAX")
-        return -negated, largest
-
-    def _reduce(self, values: list[float], device: torch.device, how: str) -> list[float]:
         if self.size == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64, device=device)
         for group in self.groups:
-            operation = getattr(torch.distributed.ReduceOp, how)
-            torch.distributed.all_reduce(tensor, operation, group=group)
+            torch.distributed.all_reduce(tensor, group=group)
         return [float(value) for value in tensor.tolist()]
+
+    def refuse_different(self, norm: float, look: int, message: str) -> None:
+        """Compare ``norm`` with that of the next rank at its draw of the same number, ``look``.
+
+        Through the process group's store: one that makes no draw is waited for once, and blocks
+        nobody.  Raises: RuntimeError: the two differ.  Warns: UserWarning: it has made none.
+        """
+        own = torch.distributed.get_rank()
+        store = torch.distributed.distributed_c10d._get_default_store()
+        for group, number in zip(self.groups, self.numbers, strict=True):
+            ranks = torch.distributed.get_process_group_ranks(group)
+            name = f"gqc/{group.group_name}/{number}/{look}/"
+            store.set(f"{name}{own}", repr(norm))
+            other = ranks[(ranks.index(own) + 1) % len(ranks)]
+            try:
+                store.wait([f"{name}{other}"], timedelta(seconds=PATIENCE))
+            except torch.distributed.DistStoreError:
+                warnings.warn(ALONE_AT_DRAW.format(other, look, own), stacklevel=2)
+                continue
+            theirs = float(store.get(f"{name}{other}"))
+            if not math.isclose(norm, theirs, rel_tol=SAME) and repr(norm) != repr(theirs):
+                raise RuntimeError(
+                    f"the ranks' gradients differ (norm {norm:.6g} here, {theirs:.6g} of rank "
+                    f"{other} at its draw {look}): {message}"
+                )
 
 
 ALONE = Ranks()  # without torch.distributed
@@ -147,16 +176,6 @@ def refuse_open_no_sync(ranks: Ranks, message: str) -> None:
     for module in _of_kind(ranks, nn.parallel.DistributedDataParallel):
         if not module.require_backward_grad_sync:
             raise RuntimeError(f"inside DDP.no_sync(): {message}")
-
-
-def refuse_different(ranks: Ranks, norm: float, device: torch.device, message: str) -> None:
-    """Raises: RuntimeError, alike on all ranks: the norms of their gradients differ."""
-    low, high = ranks.range(norm, device)
-    if not high - low <= SAME * high and low != high:
-        raise RuntimeError(
-            f"the ranks' gradients differ (norm {norm:.6g} here, {low:.6g} to {high:.6g} over "
-            f"{ranks.size} ranks): {message}"
-        )
 
 
 def _of_kind(ranks: Ranks, kind: type) -> Iterator[Any]:

@@ -196,6 +196,15 @@ class NoiseScaleEMA:
         scale = max(self.noise_trace, 0.0) / self.signal_sq
         return scale if math.isfinite(scale) else None
 
+    def statistics(self) -> dict[str, float | None]:
+        """Return the averages and their ratio by name; None before the first window."""
+        known = self.num_updates > 0
+        return {
+            "signal_sq": self.signal_sq if known else None,
+            "noise_trace": self.noise_trace if known else None,
+            "noise_scale": self.noise_scale,
+        }
+
     def state_dict(self) -> dict[str, float]:
         """Plain numbers: decay, signal_sq, noise_trace, num_updates."""
         return dict(vars(self))

@@ -221,12 +221,7 @@ def probe(
     Source: arXiv:1812.06162, appendix A; the threshold is that of torch-gqc.
     """
     check_count("draws", draws, FEWEST)
-    groups = [{"params": model.parameters()}] if optimizer is None else optimizer.param_groups
-    params = [p for group in groups for p in group["params"] if p.requires_grad]
-    if not params:
-        raise ValueError("no parameter needs a gradient")
-    if isinstance(model, nn.parallel.DistributedDataParallel) or is_sharded(params):
-        raise TypeError("probe of a model in DDP or FSDP: probe it on one process, before wrapping")
+    params = _trained(model, optimizer)
     sketch, vectors, norms, seconds, size = ProductSketch(), [], [], [], None
     with _unchanged(model, loader):
         for batch in _alike(loader, draws):
@@ -247,6 +242,16 @@ def probe(
     products = products @ products.T
     products.diagonal().copy_(torch.tensor(norms, dtype=torch.double).square())
     return Probe(products, median(seconds), size)
+
+
+def _trained(model: nn.Module, optimizer: Optimizer | None) -> list[Tensor]:
+    groups = [{"params": model.parameters()}] if optimizer is None else optimizer.param_groups
+    params = [p for group in groups for p in group["params"] if p.requires_grad]
+    if not params:
+        raise ValueError("no parameter needs a gradient")
+    if isinstance(model, nn.parallel.DistributedDataParallel) or is_sharded(params):
+        raise TypeError("probe of a model in DDP or FSDP: probe it on one process, before wrapping")
+    return params
 
 
 def _split(others: Tensor, own: Tensor, n: int) -> tuple[Tensor, Tensor]:

@@ -55,12 +55,11 @@ class Elementwise(DebiasedEstimator):
         # An integer mask makes the move exactly zero where NaN * 0 would not, and costs less than
         # torch.where or masked_fill_.
         keep = -finite.to(torch.int32)
-        unmoved = torch.stack([torch.zeros_like(self.mean_sq), self.mean_sq]).unbind(1)
         sums = []
         shares = weight.unbind()
         for index, (grad, mean) in enumerate(zip(prepared, self.means, strict=True)):
             if grad is None or not grad.numel():
-                sums.append(unmoved[index])
+                sums.append(weight.new_zeros(2))
                 continue
             share, mask = shares[index].to(mean.device), keep.to(mean.device)
             totals = self._move_tensor(real_flat(grad), mean, share, mask, index)

@@ -26,6 +26,7 @@ class ShardSums:
                 sharded = tuple(i for i, p in enumerate(placements) if not p.is_replicate())
                 groups.setdefault((mesh, sharded), []).append(index)
         self._groups = [(key, index) for key, index in groups.items() if key[1]]
+        self.params = list(params) if self._groups else []
 
     @property
     def is_sharded(self) -> bool:
@@ -41,3 +42,70 @@ class ShardSums:
                 torch.distributed.all_reduce(block, group=mesh.get_group(dim))
             values = values.index_copy(-1, where, block)
         return values
+
+
+def spread(
+    lists: dict[str, list[Tensor]], params: Sequence[Any], has_elements: bool
+) -> dict[str, list[Tensor]]:
+    """Statistics of this rank's shards, as ``torch.distributed.checkpoint`` may save them.
+
+    It takes plain tensors of the ranks for copies of each other.  A number for each element becomes
+    a ``DTensor`` laid out as its parameter, which other numbers of ranks can read too; anything
+    else gets this rank's own name.
+
+    Args:
+        lists: by name, one flat tensor for each parameter.
+        params: the parameters, sharded ones among them.
+        has_elements: do the tensors hold one number for each real element?
+    """
+    if not has_elements:
+        return {name + _of_rank(params): tensors for name, tensors in lists.items()}
+    return {
+        name: [_like(param, tensor) for param, tensor in zip(params, tensors, strict=True)]
+        for name, tensors in lists.items()
+    }
+
+
+def gather(state: dict[str, Any], names: Sequence[str], params: Sequence[Any]) -> dict[str, Any]:
+    """What :func:`spread` was given; a state of plain tensors unchanged.
+
+    Args:
+        state, names: statistics, and which of them are lists.
+        params: the parameters if some are sharded, or none.
+    Raises: ValueError: the statistics belong to shards of other ranks.
+    """
+    state = {**state}
+    for name in names:
+        found = [key for key in state if key.startswith(f"{name}_of_rank_")]
+        own = name + _of_rank(params)
+        if found and own not in found:
+            raise ValueError(
+                f"statistics belong to shards of other ranks: expected {own!r}, found {found}. "
+                "Load with as many ranks as have saved, or train with estimator='elementwise', "
+                "whose statistics any number of ranks can load"
+            )
+        if found:
+            state[name] = state.pop(own)
+        if name in state:
+            state[name] = [getattr(t, "_local_tensor", t).reshape(-1) for t in state[name]]
+    return state
+
+
+def _of_rank(params: Sequence[Any]) -> str:
+    sizes = [param.device_mesh.size() for param in params if hasattr(param, "device_mesh")]
+    rank = torch.distributed.get_rank() if sizes else 0
+    return f"_of_rank_{rank}_of_{max(sizes, default=1)}"
+
+
+def _like(param: Any, tensor: Tensor) -> Tensor:
+    """A flat local tensor as a ``DTensor`` of the shape and placements of its parameter."""
+    if not hasattr(param, "device_mesh"):
+        return tensor
+    from torch.distributed.tensor import DTensor
+
+    pair = (2,) if param.is_complex() else ()
+    shape = torch.Size((*param.shape, *pair))
+    stride = torch.empty(shape, device="meta").stride()
+    shard = tensor.view(*param._local_tensor.shape, *pair)
+    mesh, placements = param.device_mesh, param.placements
+    return DTensor.from_local(shard, mesh, placements, shape=shape, stride=stride)

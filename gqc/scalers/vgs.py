@@ -172,13 +172,8 @@ class VarianceGradientScaler:
         numbers = whole_gradient_statistics(grads)
         mean, var, norm, largest = [0.0] * 4 if numbers is None else numbers.tolist()
         count = sum(g.numel() for g in grads if g is not None)
-        return {
-            "grad_norm": norm,
-            "grad_mean": mean,
-            "grad_var": var,
-            "grad_max": largest,
-            "num_params": count,
-        }
+        found = {"grad_norm": norm, "grad_mean": mean, "grad_var": var, "grad_max": largest}
+        return {**found, "num_params": count}
 
     def get_normalized_variance(self) -> float:
         """V, aggregated over tensors; 0 before there are statistics."""
@@ -186,8 +181,8 @@ class VarianceGradientScaler:
 
     def get_scaling_factor(self) -> float:
         """The factor that :meth:`scale_gradients` would use now."""
-        active = self.enabled and self.step_count >= self.warmup_steps
-        return self._read()["factor"] if active else 1.0
+        is_active = self.enabled and self.step_count >= self.warmup_steps
+        return self._read()["factor"] if is_active else 1.0
 
     @property
     def num_skipped(self) -> int:
@@ -243,15 +238,20 @@ class VarianceGradientScaler:
         self._has_spatial = self._settings.track_spatial or not self._reads_raw()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, as tensors, plain numbers and lists of them; exact on a resume."""
+        """Return everything, as tensors, plain numbers and lists of them; exact on a resume.
+
+        Statistics of shards are ``DTensor`` (``"elementwise"``) or belong to one rank, see
+        :mod:`gqc.scalers.shards`; ``dcp.load({"vgs": scaler}, ...)`` loads both.
+        """
         config = asdict(self._settings)
+        estimator = self._estimator or self._settings.build(self._parameters.tensors)
         return {
             "vgs_version": VERSION,
             "estimator": config.pop("estimator"),
             "config": config,
             "step_count": self.step_count,
             "shapes": self._parameters.shapes(),
-            "statistics": {} if self._estimator is None else self._estimator.state_dict(),
+            "statistics": estimator.state_dict(),  # a new scaler's is room to load into
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -342,9 +342,8 @@ class VarianceGradientScaler:
         return self._host[1]
 
     def _log(self) -> None:
-        metrics = self.metrics()
         if hasattr(self.logger, "record"):
-            for key, value in metrics.items():
+            for key, value in self.metrics().items():
                 self.logger.record(key, value)
         else:
-            self.logger(metrics)
+            self.logger(self.metrics())

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from gqc.gradients import count_nonfinite, tensor_norms
 from gqc.upgd import published, utility
-from gqc.upgd.batches import Batch, Block, hand_out, make_batches, state_dtype
+from gqc.upgd.batches import Batch, Block, hand_out, make_batches
 from gqc.upgd.checkpoints import CheckpointedOptimizer
 from gqc.upgd.utility import Bounds
+from gqc.wrappers.saved import is_asked_for_state
 
 
 class Scaling(NamedTuple):
@@ -57,6 +58,8 @@ class UtilityOptimizer(CheckpointedOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if not self.state and is_asked_for_state(self):
+            return loss  # state_dict() has it
         batches = make_batches(self.param_groups)
         if not batches or not self._is_finite(batches):
             return loss
@@ -94,16 +97,14 @@ class UtilityOptimizer(CheckpointedOptimizer):
 
     def _update_state(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """Advance the state.  Returns: least and largest utility of each parameter."""
-        batch.states = [self._advance(param) for param in batch.params]
+        batch.states = [self._advance(param, batch.group) for param in batch.params]
         pieces = [self._accumulate(batch, block) for block in batch.blocks(self.kept)]
         return utility.merge_extrema(itertools.chain(*pieces), len(batch.params))
 
-    def _advance(self, param: Tensor) -> dict[str, Any]:
+    def _advance(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         state: dict[str, Any] = self.state[param]
         if not state:
-            state["step"] = 0
-            dtype = state_dtype(param)
-            state.update({key: torch.zeros_like(param, dtype=dtype) for key in self.kept})
+            state.update(self._empty_state(param, group))
         state["step"] += 1
         return state
 

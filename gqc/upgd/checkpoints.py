@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from gqc.upgd.batches import state_dtype
 from gqc.upgd.generators import Generators
 from gqc.upgd.settings import SHARED, Rule, checked, rename_betas
+from gqc.wrappers.saved import freeze, join_numbers, thaw
 
 NONFINITE = ("raise", "skip", "ignore")
 
@@ -57,14 +59,24 @@ class CheckpointedOptimizer(Optimizer):
         super().add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's, and ``"upgd"``: where the noise streams are, and the skipped steps.
+        """Return torch's entries and ``"upgd"``: the noise streams and the skipped steps.
 
-        Loads with ``torch.load(..., weights_only=True)``.
+        Loads with ``torch.load(..., weights_only=True)``.  With a process group it is also what the
+        functions of ``torch.distributed.checkpoint`` take: ``"upgd"`` is in the first group, and
+        parameters that have no state yet have one of zeros, as room to load into.
         """
         saved = super().state_dict()
-        generators = self._generators.state_dict()
-        saved["upgd"] = {"generators": generators, "num_skipped": self.num_skipped}
-        return saved
+        own = {"generators": self._generators.state_dict(), "num_skipped": self.num_skipped}
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return {**saved, "upgd": {**own, "num_states": len(saved["state"])}}
+        entries, groups = {**saved["state"]}, [{**group} for group in saved["param_groups"]]
+        for group, packed in zip(self.param_groups, groups, strict=True):
+            for param, index in zip(group["params"], packed["params"], strict=True):
+                if param.requires_grad and index not in entries:
+                    entries[index] = self._empty_state(param, group)
+        own["num_states"] = len(entries)
+        groups[0]["upgd"] = freeze(own)
+        return {**saved, "state": entries, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken; files of the published classes load too.
@@ -82,7 +94,7 @@ class CheckpointedOptimizer(Optimizer):
 
         hook = self.register_load_state_dict_pre_hook(inspect)  # runs after the user's hooks
         try:
-            super().load_state_dict(state_dict)
+            super().load_state_dict(_unpacked(state_dict))
         finally:
             hook.remove()
         self._copy_state(final)
@@ -90,7 +102,24 @@ class CheckpointedOptimizer(Optimizer):
             self._generators.load_state_dict(final["upgd"]["generators"])
             self.num_skipped = final["upgd"]["num_skipped"]
 
+    def _empty_state(self, param: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
+        """The state of a parameter before its first step."""
+        dtype = state_dtype(param)
+        state: dict[str, Any] = {"step": 0}
+        state.update({key: torch.zeros_like(param, dtype=dtype) for key in self.kept})
+        if group["adaptive_noise"] and not group["instant_noise_scale"]:
+            state["grad_norm_ema"] = torch.zeros((), dtype=dtype, device=param.device)
+        return state
+
     def _check_state(self, state_dict: dict[str, Any]) -> None:
+        expected = state_dict.get("upgd", {}).get("num_states", 0)
+        if len(state_dict["state"]) < expected:
+            raise ValueError(
+                f"the file holds the state of {expected} parameters, and that of "
+                f"{len(state_dict['state'])} came with it: torch.distributed.checkpoint loads only "
+                "what an object has already. Load within a process group, or load a file of "
+                "torch.save"
+            )
         for index, state in state_dict["state"].items():
             if missing := {"step", *self.kept} - set(state):
                 raise ValueError(
@@ -127,3 +156,14 @@ class CheckpointedOptimizer(Optimizer):
             rename_betas(group)
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
+
+
+def _unpacked(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A state as it is without a process group."""
+    groups = [{**group} for group in state_dict["param_groups"]]
+    entries = {index: {**entry} for index, entry in state_dict["state"].items()}
+    join_numbers(entries)
+    unpacked = {**state_dict, "state": entries, "param_groups": groups}
+    if groups and "upgd" in groups[0]:
+        unpacked["upgd"] = thaw(groups[0].pop("upgd"))
+    return unpacked

@@ -13,7 +13,7 @@ A new wrapper subclasses :class:`OptimizerWrapper` and overrides ``should_step``
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,7 +81,7 @@ class OptimizerWrapper(RankedOptimizer):
     """
 
     #: the least ``min_draws`` with which the decision makes sense
-    fewest_draws: ClassVar[int] = 1
+    fewest_draws: int = 1
 
     def __init__(
         self,
@@ -123,12 +123,20 @@ class OptimizerWrapper(RankedOptimizer):
     def transform(self) -> None:
         """Change ``.grad``, which holds :math:`G_n`, before the wrapped optimizer steps."""
 
+    @property
+    def changes_gradient(self) -> bool:
+        """Does ``transform`` read the mean gradient, and change it?"""
+        return type(self).transform is not OptimizerWrapper.transform
+
     def observe_metric(self, metric: float | Tensor | None) -> bool:
         """Take in this draw's metric; False refuses the draw."""
         return True
 
     def before_draw(self) -> None:
         """Before anything is changed: the place to refuse a call with an error."""
+
+    def on_staged(self, staged: list[Tensor]) -> None:
+        """Look at :math:`g_i` alone, in a buffer, before it is added."""
 
     def on_draw(self) -> None:
         """After a draw was accepted, before the decision."""
@@ -251,6 +259,8 @@ class OptimizerWrapper(RankedOptimizer):
             self._defer(share, unit)
             return False
         staged = window.stage(self._watch)
+        if staged:
+            self.on_staged(staged)
         self._heed_changes()
         window.count(share, unit, weight is not None)
         self._counts["batches"] += 1
@@ -331,7 +341,5 @@ class OptimizerWrapper(RankedOptimizer):
         """Clip what the wrapped optimizer gets to ``clip_norm``; False where it is small enough."""
         if self.clip_norm is None:
             return False
-        is_changed = type(self).transform is not OptimizerWrapper.transform
-        return clip_(
-            collect(self._window.params), self.clip_norm, None if is_changed else self.grad_norm
-        )
+        norm = None if self.changes_gradient else self.grad_norm
+        return clip_(collect(self._window.params), self.clip_norm, norm)

@@ -10,15 +10,16 @@ it is near 5e-5.
 
 from __future__ import annotations
 
-from typing import Unpack
+import copy
+from typing import TYPE_CHECKING, Any, Unpack
 
 from torch.optim import Optimizer
 
 from gqc.noise.estimates import NoiseScaleEMA
-from gqc.wrappers.options import WindowOptions
-from gqc.wrappers.two_batch import TwoBatchWrapper
+from gqc.wrappers.two_batch import NoiseOptions, TwoBatchWrapper
 
-FIRST_WINDOW = 8  # draws while no window is known: enough for a first estimate
+if TYPE_CHECKING:
+    from gqc.rank_noise import RankNoise
 
 
 class OptimizerWrapperGNS(TwoBatchWrapper):
@@ -33,11 +34,16 @@ class OptimizerWrapperGNS(TwoBatchWrapper):
         optimizer: see :class:`~gqc.wrappers.base.OptimizerWrapper`, as are the other keywords.
             Always sums in a buffer, which gives the norm of each draw.
         noise_tolerance: :math:`\epsilon` > 0, noise-to-signal ratio allowed in the mean gradient.
-        decay: of the average over windows, in [0, 1).
+        decay, robust, correlation: of the average over windows, see
+            :class:`~gqc.wrappers.two_batch.TwoBatchWrapper`.
         reactive: let the open window into :math:`\hat R`: reacts to a hard batch at once (and may
             step from the first window's second draw on), and is biased low, since a window then
             ends when its noise happens to look small.
-    Raises: ValueError: an argument out of its range.
+        rank_noise: a :class:`~gqc.rank_noise.RankNoise` of the model, whose average over draws
+            replaces that over windows: it knows the noise from the first draw on, and windows may
+            have one draw.  ``statistics()`` then counts in microbatches of one rank.  Draws have
+            no weights, and the wrapper cannot be copied.
+    Raises: ValueError: an argument out of its range, or ``rank_noise`` with ``reactive``.
     """
 
     strictest = {"noise_tolerance": min}
@@ -50,36 +56,52 @@ class OptimizerWrapperGNS(TwoBatchWrapper):
         reactive: bool = False,
         *,
         max_draws: int | None = 64,
-        **options: Unpack[WindowOptions],
+        rank_noise: RankNoise | None = None,
+        **options: Unpack[NoiseOptions],
     ) -> None:
-        self.reactive = reactive
+        self.rank_noise = rank_noise
+        if rank_noise is not None:
+            if reactive:
+                raise ValueError("rank_noise= averages over draws already: leave out reactive=True")
+            self.fewest_draws = 1
         tunables = {"noise_tolerance": noise_tolerance}
-        super().__init__(optimizer, tunables, decay, max_draws=max_draws, **options)
+        super().__init__(optimizer, tunables, decay, reactive, max_draws=max_draws, **options)
+        if rank_noise is not None:
+            self._noise = rank_noise.average
 
-    def needs_grad_norm(self) -> bool:
-        # By past windows alone it is known before the draw whether the window closes with it.
-        return self.reactive or self.is_full() or self.should_step()
+    def before_draw(self) -> None:
+        if self.rank_noise is not None:
+            self.rank_noise.update()
 
     def should_step(self) -> bool:
-        noise = self._with_open_window() if self.reactive else self._noise
-        return self._is_enough(noise, self.num_draws, self.weight)
+        if self.reactive:
+            return self.is_small(self._with_open_window(), self.weight)
+        return super().should_step()
 
     def may_close(self, weight: float) -> bool:
-        if self.reactive:
-            return True
-        return self._is_enough(self._noise, self.num_draws + 1, self.weight + weight)
+        return self.rank_noise is not None or super().may_close(weight)
 
-    def _is_enough(self, noise: NoiseScaleEMA, num_draws: int, weight: float) -> bool:
-        if noise.num_updates == 0:
-            return num_draws >= FIRST_WINDOW or num_draws == self.max_draws
+    def is_small(self, noise: NoiseScaleEMA, weight: float) -> bool:
         scale = noise.noise_scale
+        if scale is not None and self.rank_noise is not None:
+            scale /= self.ranks.require("rank_noise=").size
         return scale is not None and scale <= weight * self.tunable("noise_tolerance")
 
+    def on_draw(self) -> None:
+        if self.rank_noise is not None and self._window.is_weighted:
+            raise ValueError("step(weight=...) with rank_noise=, whose ranks all weigh the same")
+        super().on_draw()
+
+    def _estimate(self, n: int, weight: float, norm: float | None) -> tuple[float, float] | None:
+        return None if self.rank_noise is not None else super()._estimate(n, weight, norm)
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.rank_noise is not None:
+            raise TypeError("a wrapper with rank_noise= cannot be copied: it belongs to its model")
+        return super().__getstate__()
+
     def _with_open_window(self) -> NoiseScaleEMA:
-        estimate = self.window_estimate()
-        if estimate is None:
-            return self._noise
-        noise = NoiseScaleEMA(self._noise.decay)
-        noise.load_state_dict(self._noise.state_dict())
-        noise.update(*estimate)
+        noise = copy.deepcopy(self._noise)
+        if (estimate := self.window_estimate()) is not None:
+            noise.update(*estimate)
         return noise

@@ -103,16 +103,10 @@ class OptimizerWrapperGNTS(OptimizerWrapper):
         )
 
     def statistics(self) -> dict[str, Any]:
-        noise = self._noise
-        known = noise.num_updates > 0
-        threshold = self.tunable("gradient_norm_threshold")
-        return {
-            **super().statistics(),
-            "signal_sq": noise.signal_sq if known else None,
-            "noise_trace": noise.noise_trace if known else None,
-            "noise_scale": noise.noise_scale,
-            "threshold_unreachable": threshold**2 <= noise.signal_sq if known else None,
-        }
+        noise = self._noise.statistics()
+        signal_sq, threshold = noise["signal_sq"], self.tunable("gradient_norm_threshold")
+        is_beyond = None if signal_sq is None else threshold**2 <= signal_sq
+        return {**super().statistics(), **noise, "threshold_unreachable": is_beyond}
 
     def extra_state(self) -> dict[str, Any]:
         first = list(self._first) if self._first else None

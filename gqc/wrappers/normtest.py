@@ -10,8 +10,9 @@ from typing import Unpack
 
 from torch.optim import Optimizer
 
-from gqc.wrappers.options import WindowOptions, one_of
-from gqc.wrappers.two_batch import TwoBatchWrapper
+from gqc.noise.estimates import NoiseScaleEMA
+from gqc.wrappers.options import one_of
+from gqc.wrappers.two_batch import NoiseOptions, TwoBatchWrapper
 
 RHS = ("debiased", "published")
 
@@ -34,7 +35,11 @@ class OptimizerWrapperNormTest(TwoBatchWrapper):
         theta: :math:`\theta` > 0, noise-to-signal ratio of norms allowed in the mean gradient.
         rhs: ``"published"`` puts :math:`S_2` on the right, which holds the noise itself: without
             any signal both sides are near :math:`\mathrm{tr}\,\Sigma/n`, and it stops at once.
-        decay: of the averages that ``statistics()`` reports, in [0, 1).
+        decay, robust, correlation: of the averages that ``statistics()`` reports, see
+            :class:`~gqc.wrappers.two_batch.TwoBatchWrapper`.
+        reactive: False puts these averages over past windows in place of the open one's estimates,
+            so that :meth:`closes_next` knows; with ``"debiased"`` it is then GNS with a
+            ``noise_tolerance`` of :math:`\theta^2`.
     Raises: ValueError: an argument out of its range.
     """
 
@@ -48,15 +53,21 @@ class OptimizerWrapperNormTest(TwoBatchWrapper):
         decay: float = 0.95,
         *,
         max_draws: int | None = 64,
-        **options: Unpack[WindowOptions],
+        reactive: bool = True,
+        **options: Unpack[NoiseOptions],
     ) -> None:
         self.rhs = one_of("rhs", rhs, RHS)
-        super().__init__(optimizer, {"theta": theta}, decay, max_draws=max_draws, **options)
+        tunables = {"theta": theta}
+        super().__init__(optimizer, tunables, decay, reactive, max_draws=max_draws, **options)
 
-    def needs_grad_norm(self) -> bool:
-        return True
+    def is_small(self, noise: NoiseScaleEMA, weight: float) -> bool:
+        left, signal_sq = noise.noise_trace / weight, noise.signal_sq
+        right = signal_sq if self.rhs == "debiased" else signal_sq + left
+        return left <= self.tunable("theta") ** 2 * right
 
     def should_step(self) -> bool:
+        if not self.reactive:
+            return super().should_step()
         estimate = self.window_estimate()
         if estimate is None or self.grad_norm is None:
             return False

@@ -15,7 +15,6 @@ from gqc.ranks import (
     Ranks,
     find_ranks,
     is_on,
-    refuse_different,
     refuse_flat_shards,
     refuse_open_no_sync,
     refuse_rounded_sums,
@@ -71,8 +70,10 @@ class RankedOptimizer(CheckedOptimizer):
             if self.reduce_at_step and not ranks.groups and is_on():
                 ranks = Ranks((torch.distributed.group.WORLD,))
             name = type(self).__name__
-            if self.needs_gradient or self._is_checked() or self.clip_norm is not None:
-                remedy = "" if self.needs_gradient else ', or pass nonfinite="ignore"'
+            is_changed = self.clip_norm is not None or self.changes_gradient
+            if self.needs_gradient or self._is_checked() or is_changed:
+                can_ignore = not (self.needs_gradient or is_changed)
+                remedy = ', or pass nonfinite="ignore"' if can_ignore else ""
                 refuse_flat_shards(ranks, name, remedy)
             if self.sums_in_grad and not self.reduce_at_step:
                 refuse_rounded_sums(ranks)
@@ -130,7 +131,7 @@ class RankedOptimizer(CheckedOptimizer):
         refuse_open_no_sync(ranks, message)
         if self._looks and self.grad_norm is not None:
             self._looks -= 1
-            refuse_different(ranks, self.grad_norm, self._window.params[0].device, message)
+            ranks.refuse_different(self.grad_norm, LOOKS - self._looks, message)
 
     def _reduce(self) -> None:
         """Average the window's sums over the ranks."""

@@ -54,17 +54,17 @@ def pack(state: dict[str, Any], params: Sequence[Tensor]) -> dict[str, Any]:
         if own.pop("extra_is_of_rank", False):
             world = torch.distributed.get_world_size()
             key = OWN_RANK.format(depth, torch.distributed.get_rank(), world)
-            first[key] = _freeze([own["counts"], own.pop("extra")])
+            first[key] = freeze([own["counts"], own.pop("extra")])
     for i, param in enumerate(params):
         if not param.requires_grad and not any(i in sums for sums in pending):
             continue
         entry, is_sharded = entries.setdefault(i, {}), hasattr(param, "device_mesh")
         sums_here = {k: sums[i] for k, sums in enumerate(pending) if i in sums}
-        entry[WRAPPERS] = NOTHING if is_sharded or not sums_here else _freeze(sums_here)
+        entry[WRAPPERS] = NOTHING if is_sharded or not sums_here else freeze(sums_here)
         if is_sharded:
             rooms = (_room(param, sums_here.get(k)) for k in range(len(owns)))
             entry.update({SUM.format(k): room for k, room in enumerate(rooms)})
-    first[WRAPPERS] = _freeze(owns)
+    first[WRAPPERS] = freeze(owns)
     rest = {k: v for k, v in state.items() if k != WRAPPERS}
     return {**rest, "state": entries, "param_groups": [first, *state["param_groups"][1:]]}
 
@@ -78,13 +78,11 @@ def unpack(state: dict[str, Any]) -> dict[str, Any]:
     if WRAPPERS in state or WRAPPERS not in groups[0]:
         return state
     first = {**groups[0]}
-    owns = _thaw(first.pop(WRAPPERS))
+    owns = thaw(first.pop(WRAPPERS))
     names = list(chain.from_iterable(group["params"] for group in groups))
     entries = {name: {**entry} for name, entry in state["state"].items()}
-    for name in [n for n in entries if isinstance(n, str) and n.isdigit() and int(n) in entries]:
-        # torch.distributed.checkpoint puts what is no tensor under the number as a string.
-        entries[int(name)].update(entries.pop(name))
-    plain = {name: _thaw(entry.pop(WRAPPERS, NOTHING)) for name, entry in entries.items()}
+    join_numbers(entries)
+    plain = {name: thaw(entry.pop(WRAPPERS, NOTHING)) for name, entry in entries.items()}
     for depth, own in enumerate(owns):
         summed, own["pending"] = own.pop("summed"), {}
         for i, name in enumerate(names):
@@ -111,7 +109,7 @@ def _take_own_ranks(owns: list[dict[str, Any]], first: dict[str, Any]) -> None:
         on = torch.distributed.is_available() and torch.distributed.is_initialized()
         ranks = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if on else (0, 1)
         key = OWN_RANK.format(depth, *ranks)
-        counts, own["extra"] = _thaw(found.get(key, NOTHING)) or (None, None)
+        counts, own["extra"] = thaw(found.get(key, NOTHING)) or (None, None)
         if counts != own["counts"]:  # of another rank, or of the wrapper that loads
             raise ValueError(
                 f"the statistics of {own['class']} belong to shards of other ranks: expected "
@@ -119,13 +117,21 @@ def _take_own_ranks(owns: list[dict[str, Any]], first: dict[str, Any]) -> None:
             )
 
 
-def _freeze(value: Any) -> bytes:
+def join_numbers(entries: dict[Any, Any]) -> None:
+    """Move what ``torch.distributed.checkpoint`` put under the number as a string: no tensors."""
+    for name in [n for n in entries if isinstance(n, str) and n.isdigit() and int(n) in entries]:
+        entries[int(name)].update(entries.pop(name))
+
+
+def freeze(value: Any) -> bytes:
+    """Return ``value`` as bytes, which are saved and loaded as one."""
     file = io.BytesIO()
     torch.save(value, file)
     return file.getvalue()
 
 
-def _thaw(data: bytes) -> Any:
+def thaw(data: bytes) -> Any:
+    """Return what :func:`freeze` was given; an empty dict of `NOTHING`."""
     return (
         torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         if data != NOTHING

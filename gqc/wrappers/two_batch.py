@@ -8,14 +8,28 @@ With draws of weights :math:`w_i`, sum W, and noise T of one unit of weight,
 
 from __future__ import annotations
 
+import copy
 import math
-from typing import Any, ClassVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
+from torch import Tensor
 from torch.optim import Optimizer
 
-from gqc.noise.estimates import NoiseScaleEMA, two_batch
+from gqc.noise.estimates import NoiseScaleEMA, RobustNoiseScaleEMA, two_batch
 from gqc.wrappers.base import OptimizerWrapper
 from gqc.wrappers.options import WindowOptions
+
+if TYPE_CHECKING:
+    from gqc.diagnostics import DrawCorrelation
+
+FIRST_WINDOW = 8  # draws while no window is known: enough for a first estimate
+
+
+class NoiseOptions(WindowOptions, total=False):
+    """Those, and what says how the noise is averaged and checked."""
+
+    robust: bool
+    correlation: DrawCorrelation | None
 
 
 class TwoBatchWrapper(OptimizerWrapper):
@@ -25,23 +39,60 @@ class TwoBatchWrapper(OptimizerWrapper):
     (:math:`\mathrm{tr}\,\Sigma` of one microbatch, of one token or example where they are the
     weights), None before the first window, and ``noise_scale`` (their ratio in the same units, None
     while the signal is unresolved).
+
+    Args:
+        decay: of the average over windows, in [0, 1).
+        reactive: does the open window decide?  Else past ones do, which are known before a draw.
+        robust: average as :class:`~gqc.noise.RobustNoiseScaleEMA`, for heavy-tailed noise.
+        correlation: a :class:`~gqc.diagnostics.DrawCorrelation` that is shown every draw, and
+            warns if their noise is correlated, which all estimates rule out.  A pass over the
+            gradient and a host sync more a draw; not part of a checkpoint.
     """
 
-    fewest_draws: ClassVar[int] = 2
+    fewest_draws = 2
     needs_draw_norm: ClassVar[bool] = True
+    options: ClassVar[type] = NoiseOptions
 
     def __init__(
         self,
         optimizer: Optimizer,
         tunables: dict[str, float],
         decay: float,
+        reactive: bool,
         *,
         max_draws: int | None,
+        robust: bool = False,
+        correlation: DrawCorrelation | None = None,
         **options: Unpack[WindowOptions],
     ) -> None:
-        self._noise = NoiseScaleEMA(decay)
+        self.reactive, self.correlation = reactive, correlation
+        self._noise = (RobustNoiseScaleEMA if robust else NoiseScaleEMA)(decay)
         self._sum_sq = 0.0  # W S_1
         super().__init__(optimizer, tunables, max_draws=max_draws, **options)
+
+    def is_small(self, noise: NoiseScaleEMA, weight: float) -> bool:
+        """Is the mean over that weight good enough, by the averages in ``noise``?"""
+        raise NotImplementedError
+
+    def needs_grad_norm(self) -> bool:
+        # By past windows alone it is known before the draw whether the window closes with it.
+        return self.reactive or self.is_full() or self.should_step()
+
+    def should_step(self) -> bool:
+        return self.by_past(self.num_draws, self.weight)
+
+    def may_close(self, weight: float) -> bool:
+        return self.reactive or self.by_past(self.num_draws + 1, self.weight + weight)
+
+    def by_past(self, num_draws: int, weight: float) -> bool:
+        """Does a window of these draws close, by past windows alone?"""
+        if self._noise.num_updates == 0:
+            return num_draws >= FIRST_WINDOW or num_draws == self.max_draws
+        return self.is_small(self._noise, weight)
+
+    def on_staged(self, staged: list[Tensor]) -> None:
+        if self.correlation is not None:
+            self.correlation.update(staged)
 
     def on_draw(self) -> None:
         if self.draw_norm is not None:
@@ -68,13 +119,7 @@ class TwoBatchWrapper(OptimizerWrapper):
         return estimate if all(map(math.isfinite, estimate)) else None
 
     def statistics(self) -> dict[str, Any]:
-        known = self._noise.num_updates > 0
-        return {
-            **super().statistics(),
-            "signal_sq": self._noise.signal_sq if known else None,
-            "noise_trace": self._noise.noise_trace if known else None,
-            "noise_scale": self._noise.noise_scale,
-        }
+        return {**super().statistics(), **self._noise.statistics()}
 
     def extra_state(self) -> dict[str, Any]:
         return {"noise": self._noise.state_dict(), "sum_sq": self._sum_sq}
@@ -82,3 +127,7 @@ class TwoBatchWrapper(OptimizerWrapper):
     def load_extra_state(self, extra: dict[str, Any]) -> None:
         self._noise.load_state_dict(extra["noise"])
         self._sum_sq = extra["sum_sq"]
+
+    def _check_own(self, own: dict[str, Any]) -> None:
+        super()._check_own(own)
+        copy.deepcopy(self._noise).load_state_dict(own["extra"]["noise"])  # a rehearsal

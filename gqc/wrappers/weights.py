@@ -16,6 +16,7 @@ def weigh(wrapper: Any, weight: float | Tensor | None, device: torch.device) -> 
         cannot be weighed with any more.
     """
     is_sum, default = wrapper.loss == "sum", float(wrapper.default_weight)
+    _check_alike(wrapper, weight)
     together = wrapper.ranks  # at the first draw it refuses what cannot be right with any weight
     if weight is None:
         if is_sum and not wrapper.counts_examples:
@@ -42,6 +43,18 @@ def weigh(wrapper: Any, weight: float | Tensor | None, device: torch.device) -> 
     unit = own * ranks
     check_unit(wrapper, own, unit, ranks)
     return total, unit
+
+
+def _check_alike(wrapper: Any, weight: float | Tensor | None) -> None:
+    """Raises: ValueError: draws with and without a weight in one window of equal draws."""
+    window = wrapper._window
+    if window.num_draws and not wrapper.counts_examples and window.is_weighted is (weight is None):
+        ways = ("step() without a weight", "step(weight=...)")
+        now, before = ways if weight is None else reversed(ways)
+        raise ValueError(
+            f"{now} after {before} in one window: nothing says how they compare. Give all of them "
+            "a weight, the tokens or examples of this rank's microbatch, or none"
+        )
 
 
 def check_unit(wrapper: Any, own: float, unit: float, ranks: float) -> None:

@@ -26,6 +26,11 @@ NO_GRADIENT = (
     "no parameter has a gradient: call loss.backward() before step(), and no zero_grad() between "
     "the two (FSDP2 keeps gradients back under set_requires_gradient_sync(False))"
 )
+ROUNDED = (
+    'accumulate="grad" sums draws in the dtype of .grad, {} of parameter {}: a sum of ones stops '
+    'at 256 in bfloat16, at 2048 in float16. Pass accumulate="buffer", which sums in float32, or '
+    "set param.grad_dtype = torch.float32"
+)
 
 
 class GradWindow(Draws):
@@ -48,6 +53,8 @@ class GradWindow(Draws):
         self._check_kept(grads)
         if all(g is None for g in grads):
             raise RuntimeError(NO_GRADIENT)
+        if self.num_draws:
+            self._refuse_half(grads)
         self.was_changed = watch is not None and watch.was_changed(grads)
         self._sums = self.settled(grads, watch)
         return None
@@ -111,6 +118,12 @@ class GradWindow(Draws):
             param.grad = like(param, value.to(shard(param).dtype))
         self._sums = [p.grad for p in self.params]
         self.versions = versions(self._sums)
+
+    def _refuse_half(self, grads: list[Tensor | None]) -> None:
+        """Raises: RuntimeError: draws are summed in 16 bits, which equal ones soon stop."""
+        for index, grad in enumerate(grads):
+            if grad is not None and grad.dtype in HALF:
+                raise RuntimeError(ROUNDED.format(str(grad.dtype)[6:], index))
 
     def _check_kept(self, grads: list[Tensor | None]) -> None:
         if not self.num_draws or all(map(is_, grads, self._sums)):

@@ -115,6 +115,11 @@ class WindowedOptimizer(DelegatingOptimizer):
         """What the open window's sum is kept in (:mod:`gqc.wrappers.draws`)."""
         return self._window.unit
 
+    @property
+    def changes_gradient(self) -> bool:
+        """Does ``transform`` read the mean gradient, and change it?"""
+        raise NotImplementedError
+
     def become_inner(self) -> None:
         """Leave ``.grad`` to an outer wrapper, which sums its own draws there."""
         self._accumulate = "buffer"

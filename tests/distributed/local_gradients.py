@@ -62,7 +62,7 @@ def check_no_sync_is_refused(rank: int) -> None:
 
 
 def check_flat_shards_are_refused(rank: int) -> None:
-    """FSDP1, with and without original parameters; SBC may step without looking."""
+    """FSDP1, with and without original parameters; SBC may step without looking, VGS never."""
     for is_original in (False, True):
         for name in ("gnts", "sbc"):
             net = FSDP(model(), use_orig_params=is_original, device_id=torch.device("cpu"))
@@ -70,6 +70,11 @@ def check_flat_shards_are_refused(rank: int) -> None:
             message = refused(rank, wrapper, draws_of(net, batches(4), rank))
             assert "fully_shard" in message, message
             assert ("nonfinite" in message) is (name == "sbc"), message
+        net = FSDP(model(), use_orig_params=is_original, device_id=torch.device("cpu"))
+        wrapper = gqc.OptimizerWrapperVGS(adamw(net), nonfinite="ignore")
+        message = refused(rank, wrapper, draws_of(net, batches(4), rank))
+        assert "fully_shard" in message, message
+        assert "nonfinite" not in message, message
     net = FSDP(model(), use_orig_params=True, device_id=torch.device("cpu"))
     wrapper = MAKERS["sbc"](adamw(net), nonfinite="ignore")
     decisions = train(net, wrapper, batches(), rank)
@@ -106,6 +111,37 @@ def check_stages_are_left_alone(rank: int) -> None:
     decisions = train(net, wrapper, batches(12 + 5 * rank))
     reference = model()
     assert decisions == train(reference, MAKERS["gnts"](adamw(reference)), batches(12 + 5 * rank))
+    dist.barrier()
+
+
+def check_a_rank_that_skips_a_draw(rank: int) -> None:
+    """It blocks nobody: the other says so after a while, and their norms differ then."""
+    net = DDP(model())
+    wrapper = MAKERS["gnts"](adamw(net))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gqc.ranks, "PATIENCE", 0.2)
+        draws = draws_of(net, batches(3), rank)
+        draws[0]()
+        if rank == 0:
+            with pytest.warns(UserWarning, match="rank 1 has made no draw 1 for 0"):
+                wrapper.step()
+        draws[1]()  # of rank 1 the first draw, of two microbatches
+        if rank == 1:
+            with pytest.raises(RuntimeError, match=r"differ.*rank 0 at its draw 1"):
+                wrapper.step()
+    dist.barrier()
+
+
+def check_mixed_weights(rank: int) -> None:
+    """A draw without a weight has that of all ranks together, one with a weight that of its own."""
+    net = DDP(model())
+    wrapper = gqc.OptimizerWrapperReplay(adamw(net), [2])
+    first, second = draws_of(net, batches(2), rank)
+    first()
+    wrapper.step(weight=4)
+    second()
+    with pytest.raises(ValueError, match="without a weight after step"):
+        wrapper.step()
     dist.barrier()
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
+import gqc
 from gqc.noise import NoiseScaleEMA, two_batch
 from gqc.rank_noise import RankNoise
 
@@ -76,6 +79,35 @@ def check_fsdp2(rank: int) -> None:
     assert noise.average.noise_trace == pytest.approx(reference.noise_trace, rel=1e-4)
     mean = sum(draws(NUM - 1, r) for r in range(2)) / 2
     torch.testing.assert_close(net.second.weight.grad.full_tensor()[0], mean[12:])
+
+
+def check_gns(rank: int) -> None:
+    """It decides by the noise among ranks from the first draw on, in windows of one draw too."""
+    net = DDP(Linear())
+    noise = RankNoise(net)
+    sgd = torch.optim.SGD(net.parameters(), lr=0.0)
+    wrapper = gqc.OptimizerWrapperGNS(sgd, 2.0, rank_noise=noise)
+    average, num_draws = NoiseScaleEMA(), 0
+    for step in range(60):
+        net(draws(step, rank)).backward()
+        both = torch.stack([draws(step, r) for r in range(2)])
+        average.update(
+            *two_batch(both.square().sum(1).mean().item(), both.mean(0).square().sum().item(), 2)
+        )
+        num_draws, scale = num_draws + 1, average.noise_scale
+        expected = num_draws == 64 or (scale is not None and scale / 2 <= 2.0 * num_draws)
+        assert wrapper.step() is expected, step
+        num_draws = 0 if expected else num_draws
+    assert wrapper.statistics()["noise_scale"] == pytest.approx(average.noise_scale, rel=1e-4)
+    assert wrapper.statistics()["steps"] > 10
+    wrapper.discard()
+    net(draws(60, rank)).backward()
+    with pytest.raises(ValueError, match="with rank_noise="):
+        wrapper.step(weight=3)
+    with pytest.raises(TypeError, match="cannot be copied"):
+        copy.deepcopy(wrapper)
+    with pytest.raises(ValueError, match="leave out reactive=True"):
+        gqc.OptimizerWrapperGNS(sgd, rank_noise=noise, reactive=True)
 
 
 def check_what_cannot_be_compared(rank: int) -> None:

@@ -29,12 +29,18 @@ CHECKS = {  # number of ranks -> checks, all in one start of the processes
         "local_gradients:check_flat_shards_are_refused",
         "local_gradients:check_separate_trainings_are_left_alone",
         "local_gradients:check_stages_are_left_alone",
+        "local_gradients:check_a_rank_that_skips_a_draw",
+        "local_gradients:check_mixed_weights",
         "local_gradients:check_an_explicit_group",
         "local_gradients:check_compression_hooks",
         "local_gradients:check_a_checkpoint_of_rank_0_in_mid_window",
         "rank_noise:check_ddp",
         "rank_noise:check_fsdp2",
+        "rank_noise:check_gns",
         "rank_noise:check_what_cannot_be_compared",
+        "scalers_and_upgd:check_scaler_on_as_many_ranks",
+        "scalers_and_upgd:check_scaler_on_fewer_ranks",
+        "scalers_and_upgd:check_upgd",
     ],
     4: [
         "checkpoints:check_same_number_of_ranks",
@@ -43,6 +49,9 @@ CHECKS = {  # number of ranks -> checks, all in one start of the processes
         "checkpoints:check_between_windows_and_before_the_first",
         "checkpoints:check_replicated_parameters",
         "checkpoints:check_full_state",
+        "scalers_and_upgd:check_scaler_on_as_many_ranks",
+        "scalers_and_upgd:check_scaler_on_fewer_ranks",
+        "scalers_and_upgd:check_upgd",
     ],
 }
 

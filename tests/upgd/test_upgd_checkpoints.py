@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from fixtures.upgd.make import CUT, END, FILE, VARIANTS, flat, make, run
 
 STATES = torch.load(FILE, weights_only=True)
@@ -30,6 +31,7 @@ def test_a_file_of_version_010_loads_to_the_last_bit_and_continues(name):
     for group in state["param_groups"]:  # what later versions add, they have to default
         assert group.keys() >= saved["state"]["param_groups"][0].keys()
     assert state["state"] == plain(saved["state"]["state"])
+    assert state["upgd"].pop("num_states") == len(state["state"])
     assert state["upgd"] == plain(saved["state"]["upgd"])
     with torch.no_grad():
         for param, values in zip(params, split(saved["weights"], params), strict=True):
@@ -40,6 +42,16 @@ def test_a_file_of_version_010_loads_to_the_last_bit_and_continues(name):
     uncut_params, uncut = make(name)
     run(uncut, uncut_params, 0, END)
     torch.testing.assert_close(flat(params), flat(uncut_params), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_new_optimizer_says_that_dcp_loaded_nothing(tmp_path):
+    """Without a process group: with one there is room to load into."""
+    (params, first), (_, second) = make("UPGDW-minmax"), make("UPGDW-minmax")
+    run(first, params, 0, 2)
+    dcp.save({"optimizer": first}, checkpoint_id=tmp_path, no_dist=True)
+    with pytest.raises(ValueError, match="state of 3 parameters, and that of 0 came with it"):
+        dcp.load({"optimizer": second}, checkpoint_id=tmp_path, no_dist=True)
 
 
 def split(values, params):

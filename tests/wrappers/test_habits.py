@@ -304,6 +304,22 @@ def test_a_weight_out_of_its_range_is_refused_before_anything_changes(weight, lo
     assert wrapper.step(weight=torch.tensor(2)) is False  # the gradient is still there
 
 
+@both_windows
+@pytest.mark.parametrize(("first", "second"), [(None, 1), (5, None)])
+def test_draws_with_and_without_weights_do_not_mix_where_nothing_says_how(
+    first, second, accumulate
+):
+    x = scalar()
+    wrapper = gqc.OptimizerWrapperReplay(SGD([x], lr=1.0), [2], accumulate=accumulate)
+    draw(wrapper, x, 1.0, weight=first)
+    with pytest.raises(ValueError, match="nothing says how they compare"):
+        draw(wrapper, x, 3.0, weight=second)
+    assert wrapper.num_draws == 1
+    wrapper.discard()
+    assert [draw(wrapper, x, g, weight=second) for g in (1.0, 3.0)] == [False, True]
+    assert x.item() == -2.0
+
+
 def test_a_summed_loss_needs_its_number_of_tokens():
     x = scalar()
     wrapper = gqc.OptimizerWrapperGNTS(SGD([x], lr=1.0), loss="sum")
@@ -518,15 +534,32 @@ def test_a_gradient_dtype_of_its_own_is_kept(accumulate):
     assert torch.equal(x.detach(), torch.full((3,), -3.0, dtype=torch.bfloat16))
 
 
-def test_a_model_that_becomes_16_bit_after_wrapping_is_summed_in_float32():
+@both_windows
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("at", [0, 3])  # before the first draw, and in mid-window
+def test_a_model_that_changes_its_dtype_is_summed_exactly_or_refused(at, dtype, accumulate):
+    """512 ones: in bfloat16 their sum stops at 256."""
+    num_draws = 512
     model = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(model.weight)
-    wrapper = sbc(model.parameters(), 1024)
-    model.bfloat16()
-    for _ in range(1024):
-        model(torch.ones(1, 1, dtype=torch.bfloat16)).sum().backward()
+    wrapper = sbc(model.parameters(), num_draws, accumulate=accumulate)
+    for i in range(num_draws):
+        if i == at:
+            model.to(dtype)
+        model(torch.ones(1, 1, dtype=model.weight.dtype)).sum().backward()
+        if accumulate == "grad" and dtype != torch.float64 and i == max(at, 1):
+            with pytest.raises(RuntimeError, match=r'16.*of parameter 0.*accumulate="buffer"'):
+                wrapper.step()
+            return
         wrapper.step()
     assert model.weight.item() == -1.0
+
+
+def test_windows_of_one_16_bit_draw_need_no_sum():
+    x = torch.zeros(1, dtype=torch.bfloat16, requires_grad=True)
+    wrapper = sbc([x], 1, accumulate="grad")
+    assert [draw(wrapper, x, 1.0) for _ in range(3)] == [True] * 3
+    assert x.item() == -3.0
 
 
 # Copies, groups, hooks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import backward
 from scipy import special, stats
+from torch.optim import SGD
 
 import gqc
+import gqc.diagnostics
 from gqc.wrappers.mht import t_interval
 
 
@@ -113,6 +116,72 @@ def test_pure_noise_is_unresolved_never_negative_and_draws_to_the_end():
             unresolved += scale is None
     assert unresolved > 10
     assert wrapper.statistics()["num_forced"] > 0
+
+
+NOISE_DRIVEN = (gqc.OptimizerWrapperGNS, gqc.OptimizerWrapperNormTest)
+
+
+@pytest.mark.parametrize("kind", NOISE_DRIVEN)
+def test_a_robust_average_stays_near_typical_windows_under_heavy_tails(kind):
+    """Every 40th draw has 10,000 times the noise of R = 8; the mean over windows follows it."""
+    read = {}
+    for robust in (False, True):
+        generator = torch.Generator().manual_seed(0)
+        x = torch.zeros(500, requires_grad=True)
+        wrapper = kind(SGD([x], lr=0.0), 1e-12, max_draws=4, robust=robust)
+        for i in range(4 * 200):
+            scale = 8e4 if i % 40 == 39 else 8.0
+            noise = (scale / 500) ** 0.5 * torch.randn(500, generator=generator)
+            x.backward(500**-0.5 + noise)
+            wrapper.step()
+        read[robust] = wrapper.statistics()["noise_trace"]
+    assert read[True] == pytest.approx(8.0, rel=0.3)
+    assert read[False] > 5 * read[True]
+
+
+def test_the_state_of_another_kind_of_average_changes_nothing():
+    x = torch.zeros(3, requires_grad=True)
+    robust = gqc.OptimizerWrapperGNS(SGD([x], lr=1.0), robust=True).state_dict()
+    wrapper = gqc.OptimizerWrapperGNS(SGD([x], lr=0.5))
+    before = wrapper.state_dict()
+    with pytest.raises(ValueError, match="NoiseScaleEMA state has keys"):
+        wrapper.load_state_dict(robust)
+    assert wrapper.state_dict() == before
+
+
+@pytest.mark.parametrize("kind", NOISE_DRIVEN)
+@pytest.mark.parametrize("correlation", [0.0, 0.6])
+def test_correlated_draws_are_told_where_they_are_looked_at(kind, correlation):
+    x = torch.zeros(500, requires_grad=True)
+    wrapper = kind(SGD([x], lr=0.0), correlation=gqc.diagnostics.DrawCorrelation())
+    generator, noise = torch.Generator().manual_seed(0), torch.zeros(500)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(200):
+            fresh = torch.randn(500, generator=generator)
+            noise = correlation * noise + (1 - correlation**2) ** 0.5 * fresh
+            x.backward(500**-0.5 + (10 / 500) ** 0.5 * noise)
+            wrapper.step()
+    assert len(caught) == (correlation > 0)
+    assert all("successive draws have a correlation of 0." in str(w.message) for w in caught)
+
+
+def test_a_norm_test_by_past_windows_knows_what_closes_and_is_gns_at_theta_squared():
+    runs = {}
+    for kind, tolerance in zip(NOISE_DRIVEN, (0.25, 0.5), strict=True):
+        options = {} if kind is gqc.OptimizerWrapperGNS else {"reactive": False}
+        generator = torch.Generator().manual_seed(0)
+        x = torch.zeros(200, requires_grad=True)
+        wrapper = kind(SGD([x], lr=0.0), tolerance, **options)
+        runs[kind] = []
+        for _ in range(300):
+            answer = wrapper.closes_next()
+            x.backward(200**-0.5 + (2 / 200) ** 0.5 * torch.randn(200, generator=generator))
+            assert wrapper.step() is answer
+            runs[kind].append(answer)
+    gns, norm_test = runs.values()
+    assert norm_test == gns
+    assert 20 < sum(gns) < 100
 
 
 def test_norm_test_needs_about_r_over_theta_squared_draws():

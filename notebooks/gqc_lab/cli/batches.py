@@ -97,7 +97,7 @@ def add_batch_commands(batches: "typer.Typer") -> None:
 
     @batches.command("status")
     def batch_status(file: File, runs: Runs = Path("runs")) -> None:
-        """Count finished, failed, interrupted and waiting runs; exit code 1 if one failed."""
+        """Count finished, failed, died, interrupted and waiting runs; exit code 1 if one failed."""
         from gqc_lab.runs.overview import print_status
         from gqc_lab.runs.store import Store
 

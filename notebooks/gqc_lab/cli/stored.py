@@ -34,12 +34,10 @@ def add_runs_commands(stored: "typer.Typer") -> None:
         runs: Runs = Path("runs"),
     ) -> None:
         """Print all that is known of a run, as JSON."""
-        import json
-
         from gqc_lab.runs.results import describe_run
-        from gqc_lab.runs.store import Store
+        from gqc_lab.runs.store import Store, to_json
 
-        print(json.dumps(describe_run(Store(runs), Store(runs).find(key)), indent=1))
+        print(to_json(describe_run(Store(runs), Store(runs).find(key))))
 
     @stored.command("export")
     def export_runs(

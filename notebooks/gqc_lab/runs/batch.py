@@ -193,7 +193,9 @@ def execute_batch(
             fails is not.
         is_fail_fast: stop as soon as a run has failed.
         executor: where runs are executed, left open; None: this machine.
-    Raises: gqc_lab.runs.cluster.SchedulerLost: the executor is a cluster, and out of reach.
+    Raises:
+        BadInput: the store cannot be written to.
+        gqc_lab.runs.cluster.SchedulerLost: the executor is a cluster, and out of reach.
     """
     finished = set_corrupt_aside(batch, store, listener.note)
     outcomes = Outcomes({run.id: "waiting" for run in batch.runs})
@@ -202,6 +204,7 @@ def execute_batch(
     todo = [run for run in batch.runs if run.id not in finished]
     if not todo:
         return outcomes
+    store.check_writable()
     own = executor or LocalExecutor(default_threads(batch, jobs))
     loop = _Loop(batch, store, listener, outcomes, own, jobs, retry, is_fail_fast, deque(todo))
     try:
@@ -294,7 +297,7 @@ class _Loop:
                 status = "failed"
         if status == "failed":
             self.outcomes.errors[run.id] = error
-            if self.is_fail_fast:
+            if self.is_fail_fast or outcome.get("is_store_lost"):
                 self.is_stopping = True
                 self.executor.stop(list(self.running), at_once=False)
         self.outcomes.statuses[run.id] = "waiting" if status == "busy" else status

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import threading
@@ -29,7 +28,7 @@ from gqc_lab.runs.batch import Executor, num_cores
 from gqc_lab.runs.execute import Execution
 from gqc_lab.runs.plan import Batch
 from gqc_lab.runs.sources import differing
-from gqc_lab.runs.store import RECORD, Store
+from gqc_lab.runs.store import RECORD, Store, read_note
 
 CONNECT_SECONDS = 4.0
 _REFRESH_SECONDS = 2.0  # between looks at how large the cluster is
@@ -310,11 +309,8 @@ def _watch(execution: Execution, is_over: threading.Event, worker: Any, task: st
 
 def _began(job: dict[str, Any]) -> bool:
     """Whether this very submission was started before."""
-    path = Store(job["runs"]).partial(job["id"]) / RECORD
-    try:
-        return bool(json.loads(path.read_bytes()).get("submission") == job["submission"])
-    except (OSError, ValueError):
-        return False
+    note = read_note(Store(job["runs"]).partial(job["id"]) / RECORD)
+    return note.get("submission") == job["submission"]
 
 
 def stop_runs(submissions: list[str], at_once: bool) -> None:

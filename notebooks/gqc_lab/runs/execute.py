@@ -6,6 +6,8 @@ to ``failed``, or by being left in ``partial`` to be resumed.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
 import os
@@ -21,14 +23,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import papermill
 from jupyter_core.utils import ensure_event_loop
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from gqc_lab.runs.fingerprint import environment
-from gqc_lab.runs.kernel import manager_class, send_signal
+from gqc_lab.runs.fingerprint import environment, registration
+from gqc_lab.runs.kernel import kill_processes_of, manager_class, send_signal
 from gqc_lab.runs.notebook import is_passing
 from gqc_lab.runs.sources import changed_inputs, unplanned_modules
 from gqc_lab.runs.store import (
@@ -39,10 +40,14 @@ from gqc_lab.runs.store import (
     RESULT,
     TRACEBACK,
     Store,
+    read_note,
+    to_json,
     write_json,
 )  # fmt: skip
 
 Emit = Callable[[dict[str, Any]], None]
+_NO_STORE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_NOTE_SECONDS = 1.0  # between two notes of a run's progress
 _GRACE = 10.0  # seconds that a cell has to save its checkpoint when the run is to end
 _environment = cache(environment)
 
@@ -63,9 +68,10 @@ class Execution:
         self.kernel: Any = None  # its process, once there is one
         self.stop_reason: str | None = None
         self.timer: threading.Timer | None = None
-        self.last_shown = self.started = 0.0
-        self.cell = 0
+        self.last_shown = self.last_noted = self.started = self.begun = 0.0
+        self.cell, self.text = 0, ""
         self.attempts = 1
+        self.registration: dict[str, Any] | None = None  # under which it began
 
     def run(self) -> dict[str, Any]:
         """Execute the run and return its outcome.
@@ -74,7 +80,7 @@ class Execution:
 
             - ``finished``: published, now or meanwhile by another process;
             - ``failed``: a cell failed, the time was up, or what the run depends on has changed;
-              ``error`` and ``folder`` say more;
+              ``error`` and ``folder`` say more; ``is_store_lost`` if no run could be stored;
             - ``interrupted``: stopped on request; a checkpoint may wait in ``partial``;
             - ``busy``: another process has this run in hand; ``error`` says which;
             - ``lost``: not the notebook's fault (its kernel was killed or did not start).
@@ -84,11 +90,15 @@ class Execution:
             with self.store.lock(key) as is_held:
                 if not is_held:
                     return {"status": "busy", "error": self.store.describe_holder(key)}
-                if key in self.store.finished():
+                if self.store.folder(key).is_dir():
                     return {"status": "finished", "was_there": True}
-                return self._run()
+                outcome = self._run()
+                if outcome["status"] == "interrupted":
+                    self._note("interrupted")
+                return outcome
         except OSError as error:  # a full disk, most often; trying again would not help
-            return {"status": "failed", "error": f"could not store the run: {_one_line(error)}"}
+            text = f"could not store the run: {_one_line(error)}"
+            return {"status": "failed", "error": text, "is_store_lost": error.errno in _NO_STORE}
 
     def stop(self, *, at_once: bool = False, reason: str = "interrupted") -> None:
         """End the run, at once or after the running cell has saved its checkpoint."""
@@ -112,7 +122,7 @@ class Execution:
     def _run(self) -> dict[str, Any]:
         if refusal := self._difference():
             return {"status": "failed", "error": refusal}
-        self.started = time.time()
+        self.started, self.begun = time.time(), time.monotonic()
         self._prepare()
         self.emit({"event": "started", "id": self.job["id"]})
         if self.job["timeout"]:
@@ -134,10 +144,14 @@ class Execution:
             if self.timer is not None:
                 self.timer.cancel()
             self._signal(signal.SIGKILL)
-        if refusal := self._difference() or self._unplanned():
-            return self._failed(refusal, refusal)
-        self._publish()
-        return {"status": "finished", "seconds": time.time() - self.started}
+            kill_processes_of(self.folder)
+        try:
+            if refusal := self._difference() or self._unplanned():
+                return self._failed(refusal, refusal)
+            self._publish()
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return self._failed(f"left damaged files: {_one_line(error)}", traceback.format_exc())
+        return {"status": "finished", "seconds": time.monotonic() - self.begun}
 
     def _difference(self) -> str:
         """What was planned is what is executed, or the id would be a lie."""
@@ -158,27 +172,39 @@ class Execution:
 
     def _prepare(self) -> None:
         # What an interrupted run left may hold a checkpoint; papermill's notebook is replaced.
+        kill_processes_of(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in (RESULT, HISTORY, MODULES):
             (self.folder / name).unlink(missing_ok=True)
-        notebook = nbformat.reads(self.job["text"], as_version=4)
-        notebook.metadata.pop("widgets", None)  # stale widget state can weigh megabytes
-        nbformat.write(notebook, self.folder / NOTEBOOK)
-        self.attempts = 1 + _attempts(self.folder / RECORD)
-        self._write_running()
+        (self.folder / NOTEBOOK).write_text(self.job["text"], encoding="utf-8")
+        note = read_note(self.folder / RECORD)
+        earlier = note.get("attempts")
+        self.attempts = 1 + (earlier if isinstance(earlier, int) else 0)
+        self.registration = (
+            note["registration"]
+            if "registration" in note
+            else registration(Path(self.job["notebook"]).parent)
+        )
+        self._note("running")
 
-    def _write_running(self) -> None:
+    def _note(self, status: str) -> None:
+        """Say in the run's folder how far it is, for `gqc batch status` on any machine."""
+        self.last_noted = time.monotonic()
         record = {
             "id": self.job["id"],
-            "status": "running",
+            "status": status,
             "started": self.started,
+            "seconds": time.monotonic() - self.begun,
             "attempts": self.attempts,
+            "registration": self.registration,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "kernel": self.kernel.pid if self.kernel is not None else None,
             "submission": self.job.get("submission"),
+            "cell": self.cell,
+            "text": self.text,
         }
-        write_json(self.folder / RECORD, record)
+        write_json(self.folder / RECORD, record, is_durable=False)
 
     def _execute(self) -> None:
         # It warns of parameters that its regular expressions cannot read; they are checked here.
@@ -212,7 +238,7 @@ class Execution:
 
     def _kernel_starts(self, kernel: Any) -> None:
         self.kernel = kernel
-        self._write_running()
+        self._note("running")
 
     def _cell_starts(self, cell: Any, cell_index: int) -> None:
         if self.stop_reason is not None:
@@ -232,8 +258,10 @@ class Execution:
         """Do nothing: no text is kept back.  papermill calls it."""
 
     def _show(self, text: str) -> None:
-        self.last_shown = time.monotonic()
-        self.emit({"event": "cell", "id": self.job["id"], "cell": self.cell, "text": text[:160]})
+        self.last_shown, self.text = time.monotonic(), text[:160]
+        self.emit({"event": "cell", "id": self.job["id"], "cell": self.cell, "text": self.text})
+        if self.last_shown - self.last_noted > _NOTE_SECONDS:
+            self._note("running")
 
     def _timeout_text(self) -> str:
         return f"timeout: not finished after {self.job['timeout']:g} s"
@@ -262,6 +290,8 @@ class Execution:
 
     def _failed(self, text: str, trace: str) -> dict[str, Any]:
         (self.folder / TRACEBACK).write_text(_without_colours(trace), encoding="utf-8")
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            self._tidy_notebook()
         record = {
             "id": self.job["id"],
             "status": "failed",
@@ -289,8 +319,9 @@ class Execution:
             **common,
             "inputs": self.job["inputs"],
             "environment": self._surroundings(),
+            "registration": self.registration,
             "started": self.started,
-            "seconds": time.time() - self.started,  # of the last attempt
+            "seconds": time.monotonic() - self.begun,  # of the last attempt
             "attempts": self.attempts,
         }
         self.store.publish(self.job["id"], record)
@@ -304,15 +335,7 @@ class Execution:
         for cell in notebook["cells"]:
             if "outputs" in cell:
                 cell["outputs"] = [o for o in cell["outputs"] if not is_passing(o)]
-        path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", "utf-8")
-
-
-def _attempts(record: Path) -> int:
-    """How often an interrupted run was started."""
-    try:
-        return int(json.loads(record.read_text(encoding="utf-8"))["attempts"])
-    except (OSError, ValueError, KeyError):
-        return 0
+        path.write_text(to_json(notebook, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _without_colours(text: str) -> str:

@@ -24,6 +24,7 @@ from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
@@ -120,6 +121,17 @@ def send_signal(kernel: Any, number: int) -> None:
     if kernel.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(kernel.pid, number)
+
+
+def kill_processes_of(folder: Path) -> None:
+    """Kill what the cells of a run started here, also in sessions of its own.
+
+    A process counts as the run's if it was started with the run's ``GQC_RUN_DIR``.
+    """
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get("GQC_RUN_DIR") == str(folder) and process.pid != os.getpid():
+                process.kill()
 
 
 @dataclass

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gqc_lab.errors import BadInput
-from gqc_lab.runs.parameters import Parameter, parse_cell
+from gqc_lab.runs.parameters import UNREADABLE, Parameter, parse_cell, plain, read_text
 from gqc_lab.runs.sources import search_folders
 
 
@@ -23,7 +23,8 @@ class Notebook:
 
     Args:
         path: where it was read.
-        text: its content at that moment; this is what runs, even if the file changes meanwhile.
+        text: its content at that moment, without outputs; this is what runs, even if the file
+            changes meanwhile.
         code: the sources of the code cells, without those tagged `parameters` or `install`: where
             the kit comes from does not change a run, and its source is hashed by itself.
         declared: the parameters, by name.
@@ -47,7 +48,7 @@ class Notebook:
 def read_notebook(path: Path | str) -> Notebook:
     """Read an .ipynb, or the .ipynb that a .py is paired with.
 
-    Raises: BadInput: no such notebook, not JSON, no single `parameters` cell, or a pair of
+    Raises: BadInput: no such notebook, damaged, no single `parameters` cell, or a pair of
         which only one half was edited.
     """
     path = Path(path)
@@ -57,45 +58,72 @@ def read_notebook(path: Path | str) -> Notebook:
             raise BadInput(f"{path}: no such notebook; make it with `jupytext --sync` on the .py")
     if path.suffix != ".ipynb" or not path.is_file():
         raise BadInput(f"{path}: expected an existing .ipynb notebook")
-    text = path.read_text(encoding="utf-8")
-    cells = _code_cells(path, text)
-    tagged = [source for source, tags in cells if "parameters" in tags]
+    content = _read_content(path)
+    cells = [each for each in content["cells"] if each["cell_type"] == "code"]
+    sources = [cell["source"] for cell in cells]
+    tags = [cell["metadata"].get("tags", []) for cell in cells]
+    tagged = [source for source, each in zip(sources, tags, strict=True) if "parameters" in each]
     if len(tagged) != 1:
         raise BadInput(
             f"{path}: {len(tagged)} cells are tagged `parameters`; expected one, with a line "
             "`name = literal` for each parameter"
         )
-    code = tuple(source for source, tags in cells if not {"parameters", "install"} & set(tags))
-    _check_pair(path, [source for source, _ in cells])
+    _check_pair(path, sources)
     declared = parse_cell(tagged[0], f"{path}: parameters cell", path.parent)
     if "run" in declared:
         raise BadInput(f"{path}: parameter 'run': the store calls a run's id so; choose another")
-    return Notebook(path.resolve(), text, code, declared)
+    code = (s for s, t in zip(sources, tags, strict=True) if not {"parameters", "install"} & {*t})
+    return Notebook(path.resolve(), json.dumps(content), tuple(code), declared)
 
 
-def _code_cells(path: Path, text: str) -> list[tuple[str, list[str]]]:
+def _read_content(path: Path) -> dict[str, Any]:
+    """Return the notebook without outputs and what papermill noted, which do not count.
+
+    Raises: BadInput: it is no notebook.
+    """
     try:
-        content: Any = json.loads(text)
-        cells = content["cells"]
-        return [
-            ("".join(cell["source"]), cell.get("metadata", {}).get("tags", []))
-            for cell in cells
-            if cell["cell_type"] == "code"
-        ]
-    except (ValueError, KeyError, TypeError):
-        raise BadInput(f"{path}: not a Jupyter notebook (nbformat 4)") from None
+        content: Any = json.loads(read_text(path))
+        if content["nbformat"] != 4 or type(content["nbformat_minor"]) is not int:
+            raise ValueError(f"nbformat {content['nbformat']}")
+        for name in ("papermill", "widgets"):  # widget state can weigh megabytes
+            content["metadata"].pop(name, None)
+        content["cells"] = [_clean(cell) for cell in content["cells"]]
+        return plain("notebook", content)
+    except (*UNREADABLE, AttributeError) as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise BadInput(f"{path}: not a Jupyter notebook (nbformat 4): {why}") from None
+
+
+def _clean(cell: dict[str, Any]) -> dict[str, Any]:
+    """Raises: TypeError or the like: it is no cell."""
+    kind, metadata = cell["cell_type"], {**cell["metadata"]}
+    metadata.pop("papermill", None)
+    tags = metadata.get("tags", [])
+    if not isinstance(tags, list) or kind not in {"code", "markdown", "raw"}:
+        raise TypeError(f"a cell of type {kind!r} with tags {tags!r}")
+    kept = {name: cell[name] for name in ("id",) if isinstance(cell.get(name), str)}
+    if kind == "code":
+        kept |= {"outputs": [], "execution_count": None}
+    elif "attachments" in cell:
+        kept["attachments"] = {name: dict(each) for name, each in cell["attachments"].items()}
+    source = cell["source"]
+    return {"cell_type": kind, "metadata": metadata, "source": "".join(source), **kept}
 
 
 def _check_pair(path: Path, sources: list[str]) -> None:
     script = path.with_suffix(".py")
     if not script.is_file():
         return
-    text = script.read_text(encoding="utf-8")
+    text = read_text(script)
     if "format_name: percent" not in text:  # a script that merely has the same name
         return
     import jupytext
 
-    cells = jupytext.reads(text, fmt="py:percent").cells
+    try:
+        cells = jupytext.reads(text, fmt="py:percent").cells
+    except Exception as error:  # its readers raise whatever they trip over
+        why = " ".join(str(error).split())
+        raise BadInput(f"{script}: jupytext cannot read it: {why}") from None
     code = [cell.source for cell in cells if cell.cell_type == "code"]
     if [_stripped(each) for each in code] != [_stripped(each) for each in sources]:
         raise BadInput(

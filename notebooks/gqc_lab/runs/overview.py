@@ -17,13 +17,13 @@ from gqc_lab.runs.plan import Batch, Run
 from gqc_lab.runs.progress import describe, show_value
 from gqc_lab.runs.report import find_function
 from gqc_lab.runs.results import read_records
-from gqc_lab.runs.store import RECORD, CorruptRun, Store
+from gqc_lab.runs.store import RECORD, CorruptRun, Store, read_note
 
 _SHOWN = 40  # rows; a plan of thousands is counted, not listed
 
 
 def statuses(batch: Batch, store: Store) -> dict[str, str]:
-    """Return by id: finished, failed, running, interrupted, corrupt or waiting."""
+    """Return by id: finished, failed, running, interrupted, died, corrupt or waiting."""
     stored = store.finished()
     failed = _names(store.root / "failed")
     partial = _names(store.root / "partial")
@@ -37,10 +37,17 @@ def statuses(batch: Batch, store: Store) -> dict[str, str]:
             else:
                 found[run.id] = "finished"
         elif run.id in partial:
-            found[run.id] = "running" if store.is_running(run.id) else "interrupted"
+            found[run.id] = _partial_status(store, run.id)
         else:
             found[run.id] = "failed" if run.id in failed else "waiting"
     return found
+
+
+def _partial_status(store: Store, key: str) -> str:
+    if store.is_running(key):
+        return "running"
+    note = read_note(store.partial(key) / RECORD)
+    return "interrupted" if note.get("status") == "interrupted" else "died"
 
 
 def _names(folder: Any) -> set[str]:
@@ -150,17 +157,24 @@ def _duration(seconds: float) -> str:
 def print_status(batch: Batch, store: Store, console: Console) -> int:
     """Count the runs by status and show why runs failed; returns the exit code."""
     found = statuses(batch, store)
-    for status in ("finished", "failed", "running", "interrupted", "corrupt", "waiting"):
+    for status in ("finished", "failed", "died", "running", "interrupted", "corrupt", "waiting"):
         count = sum(each == status for each in found.values())
         if count:
             console.print(f"{count:6d} {status}", highlight=False)
     for run in batch.runs:
-        if found[run.id] == "failed":
-            folder = store.failed(run.id)
-            reason = json.loads((folder / RECORD).read_text(encoding="utf-8"))["error"]
-            text = f"{run.id} {describe(run)}: {reason}\n  {folder}"
+        if found[run.id] in {"failed", "died"}:
+            text = f"{run.id} {describe(run)}: {_reason(store, run.id)}"
             console.print(text, highlight=False, markup=False, soft_wrap=True)
-    return 1 if {"failed", "corrupt"} & set(found.values()) else 0
+    return 1 if {"failed", "died", "corrupt"} & set(found.values()) else 0
+
+
+def _reason(store: Store, key: str) -> str:
+    """Say why a run failed, or where it died, and where its notebook is."""
+    folder = store.failed(key)
+    if folder.is_dir():
+        return f"{read_note(folder / RECORD).get('error', 'its run.json is damaged')}\n  {folder}"
+    note = read_note(store.partial(key) / RECORD)
+    return f"its process {note.get('pid')} on {note.get('host')} ended in cell {note.get('cell')}"
 
 
 def find_run(batch: Batch, start: str) -> Run:
@@ -184,13 +198,13 @@ def explain(run: Run, batch: Batch, store: Store) -> list[str]:
         return [f"{run.id} is finished; nothing that it depends on has changed"]
     lines = [f"{run.id} is not finished"]
     if store.failed(run.id).is_dir():
-        record = json.loads((store.failed(run.id) / RECORD).read_text(encoding="utf-8"))
-        lines.append(f"it failed: {record['error']}")
+        lines.append(f"it failed: {_reason(store, run.id)}")
     if store.partial(run.id).is_dir():
         if store.is_running(run.id):
             lines.append(f"it is {store.describe_holder(run.id)}")
         else:
-            lines.append("it was interrupted, and continues from its checkpoint")
+            status = _partial_status(store, run.id).replace("interrupted", "was interrupted")
+            lines.append(f"it {status}, and continues from its checkpoint")
     records = [r for r in read_records(store).values() if r["notebook"] == batch.notebook.name]
     if not records:
         return [*lines, f"no run of {batch.notebook.name} is in the store"]

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import ast
 import io
+import itertools
 import math
 import re
 import runpy
@@ -36,6 +37,11 @@ import yaml
 from gqc_lab.errors import BadInput, check_name, nearest
 from gqc_lab.loop.settings import Setting, settings_of
 
+# What the readers of Python and YAML raise over a text that is none, is too deep or too long.
+UNREADABLE = (
+    SyntaxError, tokenize.TokenError, ValueError, TypeError, KeyError, RecursionError, MemoryError,
+)  # fmt: skip
+_MOST_VALUES = 1_000_000
 _BOUNDS = {"above": "above", "at least": "low", "below": "below", "at most": "high"}
 _BOUND = rf"({'|'.join(_BOUNDS)})\s*([-+]?\d[\d.eE+-]*)"
 _TABLE = re.compile(r"^# settings: (\w+(?:\.\w+)*)\.(\w+)$", re.M)
@@ -66,7 +72,7 @@ class Parameter:
         """
         if value is None and self.is_optional:
             return None
-        _refuse_nan(self.name, value)
+        value = plain(self.name, value)
         checked = value if self.kind is None else self._as_kind(value)
         try:
             for rule in self.rules:
@@ -94,9 +100,28 @@ class Parameter:
         return value
 
 
-def _refuse_nan(name: str, value: Any) -> None:
+def plain(name: str, value: Any) -> Any:
+    """Return ``value`` as JSON would return it.
+
+    Raises: BadInput: it is, or holds, what JSON has no word for or other readers misread: NaN,
+        dates, bytes, keys that are no texts, integers of more than 64 bits.
+    """
+    if isinstance(value, list | tuple):
+        return [plain(name, element) for element in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {plain(name, key): plain(key, element) for key, element in value.items()}
     if isinstance(value, float) and math.isnan(value):
         raise BadInput(f"{name}=nan: expected a number")
+    if isinstance(value, int) and not abs(value) < 2**64:
+        raise BadInput(f"{name}: an integer of {value.bit_length()} bits: expected at most 64")
+    if isinstance(value, str) and value.encode(errors="replace").decode() != value:
+        raise BadInput(f"{name}={value!r}: expected a text that UTF-8 can hold")
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise BadInput(
+        f"{name}={value!r}: expected a number, text, flag, null, or a list or mapping of texts to "
+        f"them, got {type(value).__name__}"
+    )
 
 
 def parse_cell(
@@ -112,13 +137,15 @@ def parse_cell(
     """
     try:
         statements = ast.parse(source).body
+        comments = {
+            token.start[0]: token.string.lstrip("# ")
+            for token in tokenize.generate_tokens(io.StringIO(source).readline)
+            if token.type == tokenize.COMMENT
+        }
     except SyntaxError as error:
         raise BadInput(f"{where}: line {error.lineno}: {error.msg}") from None
-    comments = {
-        token.start[0]: token.string.lstrip("# ")
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    }
+    except UNREADABLE as error:
+        raise BadInput(f"{where}: {error}") from None
     named = _TABLE.search(source)
     table = _read_table(named[1], named[2], where, folder) if named else {}
     declared = {}
@@ -156,10 +183,9 @@ def _parse_statement(
             return None
     try:
         default = ast.literal_eval(expression)
-    except ValueError:
+    except UNREADABLE:
         return None
-    if isinstance(default, tuple):
-        default = list(default)
+    default = plain(name, default)
     kinds = {"int": int, "float": float, "str": str, "bool": bool, "list": list}
     kind = type(default) if default is not None else kinds.get(annotation.split(" |")[0])
     is_optional = default is None or "None" in annotation or "Optional" in annotation
@@ -203,32 +229,83 @@ def resolve(declared: Mapping[str, Parameter], given: Mapping[str, Any]) -> dict
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number, as YAML 1.2 does; PyYAML takes it for a text."""
+    """YAML 1.2: ``1e-3`` and ``010`` are decimal numbers, ``yes``, ``1:30`` and dates are texts."""
+
+    yaml_implicit_resolvers: dict[str, list[Any]] = {}
+    yaml_constructors = {
+        f"tag:yaml.org,2002:{kind}": yaml.SafeLoader.yaml_constructors[f"tag:yaml.org,2002:{kind}"]
+        for kind in ("null", "bool", "float", "str", "seq", "map")
+    } | {None: yaml.SafeLoader.yaml_constructors[None]}
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = {key for key in keys if keys.count(key) > 1}
-        if repeated:
-            raise BadInput(f"{sorted(map(str, repeated))[0]!r} is given twice; keep one")
+        is_merge = "tag:yaml.org,2002:merge".__eq__
+        keys = [self.construct_object(k, deep=True) for k, _ in node.value if not is_merge(k.tag)]
+        for place, key in enumerate(keys):
+            if not isinstance(key, str):
+                raise BadInput(f"key {key!r}: expected a text; put it in quotes")
+            if key in keys[:place]:
+                raise BadInput(f"{key!r} is given twice; keep one")
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+def _read_int(loader: yaml.SafeLoader, node: Any) -> int:
+    text = loader.construct_scalar(node)
+    return int(text, 0 if text[:2] in {"0o", "0x"} else 10)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _read_int)
+for _kind, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?\d+|0o[0-7]+|0x[\da-fA-F]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    ("merge", "<<", ["<"]),
+):
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$"), _first
+    )
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The value of a YAML text.  Raises: BadInput: it is not YAML, or repeats a key."""
+    """Return the value of a YAML text.
+
+    Raises: BadInput: it is not YAML, repeats a key, holds what JSON cannot, or has aliases that
+        stand for more than a million values.
+    """
     try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if (size := _size(node, {})) > _MOST_VALUES:
+            raise BadInput(f"its aliases stand for {size:.2g} values: expected at most 1,000,000")
+        return plain("value", loader.construct_document(node))
+    except (BadInput, yaml.YAMLError, *UNREADABLE) as error:
         line = " ".join(str(error).split())
-        raise BadInput(f"{where}: not valid YAML: {line}") from None
-    except BadInput as error:
-        raise BadInput(f"{where}: {error}") from None
+        kind = "" if isinstance(error, BadInput) else "not valid YAML: "
+        raise BadInput(f"{where}: {kind}{line}") from None
+
+
+def _size(node: yaml.Node, sizes: dict[yaml.Node, float]) -> float:
+    """Return how many values ``node`` stands for, aliases written out; infinity for a loop."""
+    if node not in sizes:
+        sizes[node] = math.inf
+        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+        each = itertools.chain(*parts) if isinstance(node, yaml.MappingNode) else parts
+        sizes[node] = 1 + sum(_size(part, sizes) for part in each)
+    return sizes[node]
+
+
+def read_text(path: Path) -> str:
+    """Return the content of a UTF-8 file.  Raises: BadInput: it is something else."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not UTF-8: {error}") from None
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -239,10 +316,10 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if not path.is_file():
         beside = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         raise BadInput(f"{path}: no such file; here are: {', '.join(beside) or 'no YAML files'}")
-    mapping = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    mapping = parse_yaml(read_text(path), str(path))
     if mapping is None:
         return {}
-    if not isinstance(mapping, dict) or not all(isinstance(key, str) for key in mapping):
+    if not isinstance(mapping, dict):
         raise BadInput(f"{path}: expected a mapping of names to values")
     return mapping
 

@@ -7,7 +7,7 @@
       result.json           parameters and result rows
       history.parquet       one row per record, if the notebook saved one
       run.json              inputs, environment, times, and the checksums of the other files
-    runs/partial/<id>/    running or interrupted; an experiment's checkpoint waits here
+    runs/partial/<id>/    running, interrupted or died; an experiment's checkpoint waits here
     runs/failed/<id>/     a run whose notebook failed: notebook and traceback.txt
     runs/quarantine/      what was found corrupt
 
@@ -27,6 +27,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -46,17 +47,18 @@ class CorruptRun(Exception):
     """A finished run's folder is not what was written; the message says which file."""
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Replace ``path`` atomically."""
+def write_json(path: Path, content: Any, *, is_durable: bool = True) -> None:
+    """Replace ``path`` atomically; what is durable outlives a power cut."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(to_json(content) + "\n", encoding="utf-8")
-    _sync(temporary)
+    if is_durable:
+        _sync(temporary)
     os.replace(temporary, path)
 
 
-def to_json(content: Any) -> str:
+def to_json(content: Any, *, ensure_ascii: bool = True) -> str:
     """Return JSON that strict readers take: NaN is null, infinity a number that is too large."""
-    text = json.dumps(_finite(content), indent=1, allow_nan=False)
+    text = json.dumps(_finite(content), indent=1, allow_nan=False, ensure_ascii=ensure_ascii)
     return text.replace(f'"{_TOO_LARGE}"', "1e999").replace(f'"-{_TOO_LARGE}"', "-1e999")
 
 
@@ -95,6 +97,15 @@ def _read(path: Path) -> bytes:
     raise AssertionError("not reached")
 
 
+def read_note(path: Path) -> dict[str, Any]:
+    """Return the run.json of a run that is not finished; empty if there is none to be read."""
+    try:
+        note = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
 def file_hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -116,6 +127,14 @@ class Store:
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root).absolute()
+
+    def check_writable(self) -> None:
+        """Make the store.  Raises: BadInput: nothing can be written there."""
+        try:
+            self.partial("").mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.partial("")).close()
+        except OSError as error:
+            raise BadInput(f"cannot write to the run store {self.root}: {error.strerror}") from None
 
     def folder(self, key: str) -> Path:
         return self.root / key
@@ -262,7 +281,7 @@ class Store:
     def describe_holder(self, key: str) -> str:
         """Say in words who holds the lock."""
         with contextlib.suppress(OSError):
-            if holder := self._lock_path(key).read_text(encoding="utf-8"):
+            if holder := self._lock_path(key).read_text(encoding="utf-8", errors="replace"):
                 return f"in hand of {holder}"
         return "in hand of another process"
 

@@ -12,8 +12,8 @@ import threading
 import time
 from pathlib import Path
 
-import nbformat
 import pytest
+from batch_cases import HANG, Heard, wait_for, write_notebook
 
 from gqc_lab.runs import load
 from gqc_lab.runs.batch import LocalExecutor, execute_batch, make_job
@@ -22,30 +22,7 @@ from gqc_lab.runs.plan import read_batch
 from gqc_lab.runs.store import Store
 
 NOTEBOOKS = Path(__file__).parents[2] / "fixtures" / "notebooks"
-HANG = 900  # seconds after which something hangs, however busy the machine is
 pytestmark = pytest.mark.timeout(HANG)
-
-
-class Heard:
-    """A listener that remembers."""
-
-    def __init__(self):
-        self.notes, self.texts, self.ends = [], [], []
-
-    def note(self, text):
-        self.notes.append(text)
-
-    def kept(self, count):
-        self.num_kept = count
-
-    def started(self, run):
-        pass
-
-    def moved(self, run, cell, text):
-        self.texts.append(text)
-
-    def ended(self, run, outcome):
-        self.ends.append((run.id, outcome["status"]))
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +226,7 @@ def test_fail_fast_stops_the_others(make_batch, tmp_path, executor):
 
 
 def test_a_full_disk_is_named_and_leaves_the_store_intact(make_batch, tmp_path, monkeypatch):
-    def full(*arguments):
+    def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("gqc_lab.runs.execute.write_json", full)
@@ -258,14 +235,6 @@ def test_a_full_disk_is_named_and_leaves_the_store_intact(make_batch, tmp_path, 
     assert outcome["status"] == "failed"
     assert "No space left on device" in outcome["error"]
     assert Store(tmp_path / "runs").finished() == set()
-
-
-def write_notebook(path, *cells):
-    """A notebook of a `parameters` cell, the ``cells`` and a last one that saves a number."""
-    sources = ["seed = 0", *cells, "from gqc_lab import runs\nruns.save(None, {'loss': 1.0})"]
-    cells = [nbformat.v4.new_code_cell(source) for source in sources]
-    cells[0].metadata["tags"] = ["parameters"]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
 
 
 def test_a_module_that_changes_during_a_run_spoils_it(make_batch, tmp_path, executor):
@@ -341,13 +310,6 @@ def start_cli(tmp_path, jobs=2):
     return subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-
-
-def wait_for(condition):
-    until = time.monotonic() + HANG
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 @pytest.mark.slow

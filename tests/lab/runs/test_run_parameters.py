@@ -1,5 +1,7 @@
 """What a parameters cell declares, and what it lets through."""
 
+import datetime
+import itertools
 import math
 import re
 
@@ -92,6 +94,12 @@ def test_allowed_values_get_the_declared_type(declared, name, given, value):
         ("sizes", 64, "sizes=64: expected list"),
         ("sizes", [64, 1], "sizes=1: expected a number of at least 2"),
         ("limit", math.nan, "limit=nan: expected a number"),
+        ("limit", [1, {"a": [math.nan]}], "a=nan: expected a number"),
+        ("limit", {1: 2}, "limit={1: 2}: expected a number, text"),
+        ("limit", datetime.date(2019, 1, 1), "expected a number, text, .* got date"),
+        ("limit", b"x", "got bytes"),
+        ("limit", "\ud800", "expected a text that UTF-8 can hold"),
+        ("rounds", 2**64, "an integer of 65 bits: expected at most 64"),
         ("mehtods", [], "unknown parameter 'mehtods'=.*did you mean 'methods'?"),
         ("zzz", 1, "unknown parameter 'zzz'=1; known: budget, corpus, is_fast"),
     ],
@@ -125,9 +133,53 @@ def test_options_are_yaml_but_texts_stay_texts(declared):
     assert parse_option(declared, "limit", "null") is None
 
 
-@pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("-2E+4", -2e4), (".5e1", 5.0)])
-def test_yaml_reads_exponents_as_numbers(text, value):
-    assert parse_yaml(text, "here") == value
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 1e-3),
+        ("-2E+4", -2e4),
+        (".5e1", 5.0),
+        ("010", 10),
+        ("0o17", 15),
+        ("1:30", "1:30"),
+        ("1_000", "1_000"),
+        ("yes", "yes"),
+        ("True", True),
+        ("2019-01-01", "2019-01-01"),
+        ("-.inf", -math.inf),
+        ("", None),
+        ("a: &b {x: 1, y: 2}\nc: {<<: *b, y: 3}", {"a": {"x": 1, "y": 2}, "c": {"x": 1, "y": 3}}),
+    ],
+)
+def test_yaml_follows_version_1_2(text, value):
+    got = parse_yaml(text, "here")
+    assert got == value
+    assert type(got) is type(value)
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
+    for before, name in itertools.pairwise("abcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, "its aliases stand for 4.9e"),
+        ("&a [*a]", "its aliases stand for inf values"),
+        ("!!timestamp 2019-01-01", "could not determine a constructor"),
+        ("!!int abc", "not valid YAML"),
+        ("{1: 2}", "key 1: expected a text; put it in quotes"),
+        ("? [1]\n: 2", "expected a text"),
+        ("[" * 5000, "not valid YAML"),
+        ("1" * 5000, "not valid YAML"),
+        ("[.nan, 1]", "nan: expected a number"),
+    ],
+)
+def test_what_json_lacks_is_refused(text, message):
+    with pytest.raises(BadInput, match=message):
+        parse_yaml(text, "here")
 
 
 def test_yaml_mistakes_are_one_line(tmp_path):

@@ -133,14 +133,14 @@ def test_changed_data_make_runs_stale(plan, tmp_path):
         ("presets: [none.yaml]", r"presets: a scale has their values now; .*scale: laptop"),
         ("timeout: -1", "timeout: -1: expected a number > 0"),
         ("threads: 1.5", "threads: 1.5"),
-        ("timeout: .nan", "timeout: nan"),
+        ("timeout: .nan", "timeout=nan"),
         ("report: {colums: [a]}", "report: unknown key 'colums'; did you mean 'columns'"),
         ("report: {figure: nothing}", "expected package.module:function"),
         ("data: [no-such-thing]", "data: 'no-such-thing'"),
         ("parameters: {scale: .nan}", "scale=nan"),
         ("list: [1]", "expected a list of mappings"),
         ("resources: {GPU: }", "resources: GPU: None: expected a number > 0"),
-        ("resources: {GPU: .nan}", "resources: GPU: nan"),
+        ("resources: {GPU: .nan}", "GPU=nan"),
         ("resources: [GPU]", r"resources: \['GPU'\]: expected a mapping"),
         ("cost: {flops: a:b}", "cost: expected flops_per_second too"),
         ("cost: {flops: a:b, flops_per_second: 0}", "flops_per_second: 0: expected a number > 0"),
@@ -152,7 +152,7 @@ def test_mistakes_are_named_in_one_line(plan, text, message):
     with pytest.raises(BadInput, match=message) as error:
         plan(text)
     assert "\n" not in str(error.value)
-    assert str(error.value).startswith("b.yaml: ")
+    assert "b.yaml: " in str(error.value)
 
 
 def test_a_bad_parameter_file_is_named(tmp_path):
@@ -160,6 +160,9 @@ def test_a_bad_parameter_file_is_named(tmp_path):
     notebook = read_notebook(NOTEBOOKS / "tiny.ipynb")
     with pytest.raises(BadInput, match=r"p\.yaml: unknown parameter 'rouns'=3; did you mean"):
         read_parameters([tmp_path / "p.yaml"], notebook)
+
+
+EMPTY = '{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
 
 
 @pytest.mark.parametrize(
@@ -170,7 +173,8 @@ def test_a_bad_parameter_file_is_named(tmp_path):
         ("a.py", "x = 1", "no such notebook; make it with `jupytext"),
         ("a.ipynb", "{", "not a Jupyter notebook"),
         ("a.ipynb", "[]", "not a Jupyter notebook"),
-        ("a.ipynb", '{"cells": []}', "0 cells are tagged `parameters`"),
+        ("a.ipynb", '{"cells": []}', "not a Jupyter notebook"),
+        ("a.ipynb", EMPTY, "0 cells are tagged `parameters`"),
     ],
 )
 def test_what_is_not_a_notebook_with_parameters_is_refused(tmp_path, name, content, message):

@@ -1,0 +1,126 @@
+"""Numbers that are not finite, stores that cannot be written, processes that cells leave behind."""
+
+import errno
+import json
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+from batch_cases import HANG, Heard, wait_for, write_notebook
+from rich.console import Console
+
+from gqc_lab.runs import BadInput, load
+from gqc_lab.runs.batch import LocalExecutor, execute_batch
+from gqc_lab.runs.overview import print_status
+from gqc_lab.runs.plan import read_batch
+from gqc_lab.runs.store import Store
+
+pytestmark = pytest.mark.timeout(HANG)
+
+
+@pytest.fixture(scope="module")
+def executor():
+    executor = LocalExecutor(threads=1)
+    yield executor
+    executor.close()
+
+
+def make_batch(folder, text, *cells):
+    write_notebook(folder / "n.ipynb", *cells)
+    (folder / "b.yaml").write_text(f"notebook: n.ipynb\n{text}")
+    return read_batch(folder / "b.yaml")
+
+
+def refuse(name):
+    raise AssertionError(f"{name} is not JSON")
+
+
+def test_every_file_of_a_run_is_strict_json(tmp_path, executor):
+    save = "from gqc_lab import runs\nnan = float('nan')\nruns.save(None, {'a': limit, 'b': nan})"
+    cells = ["assert seed == 0, 'broken on purpose'", save]
+    write_notebook(tmp_path / "n.ipynb", *cells)
+    text = (tmp_path / "n.ipynb").read_text()
+    (tmp_path / "n.ipynb").write_text(text.replace("seed = 0", r"seed = 0\nlimit = 1.0", 1))
+    (tmp_path / "b.yaml").write_text("notebook: n.ipynb\nseeds: 2\nparameters: {limit: .inf}")
+    batch, store = read_batch(tmp_path / "b.yaml"), Store(tmp_path / "runs")
+    outcomes = execute_batch(batch, store, Heard(), executor=executor)
+    assert list(outcomes.statuses.values()) == ["finished", "failed"]
+    good, bad = batch.runs
+    for folder in (store.folder(good.id), store.failed(bad.id)):
+        for path in (each for each in folder.iterdir() if each.suffix in {".json", ".ipynb"}):
+            json.loads(path.read_text(), parse_constant=refuse)
+    notebook = json.loads((store.failed(bad.id) / "notebook.ipynb").read_text())
+    assert notebook["metadata"]["papermill"]["parameters"]["limit"] == float("inf")
+    assert store.verify(good.id)["parameters"]["limit"] == float("inf")
+    assert load(store.root).results["limit"].tolist() == [float("inf")]
+
+
+def test_what_a_cell_started_ends_with_its_run(tmp_path, executor):
+    code = (
+        "import os, signal, subprocess\n"
+        "child = subprocess.Popen(['sleep', '1000'], start_new_session=True)\n"
+        "print(child.pid, file=open(f'{seed}.pid', 'w'))"
+    )
+    die = "if seed == 1: os.kill(os.getpid(), signal.SIGKILL)"
+    batch, store = make_batch(tmp_path, "seeds: 2", code, die), Store(tmp_path / "runs")
+    outcomes = execute_batch(batch, store, Heard(), retry=0, executor=executor)
+    assert list(outcomes.statuses.values()) == ["finished", "failed"]
+    for seed in (0, 1):
+        pid = int((tmp_path / f"{seed}.pid").read_text())
+        wait_for(lambda pid=pid: not is_alive(pid))
+
+
+def is_alive(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_status_tells_what_died_from_what_was_interrupted(tmp_path, executor):
+    code = "import os, signal, time\nopen(f'{seed}', 'w')"
+    wait = "if seed == 1: os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(1000 * (seed == 2))"
+    batch, store = make_batch(tmp_path, "seeds: 3", code, wait), Store(tmp_path / "runs")
+
+    class Pressing(Heard):
+        def moved(self, run, cell, text):
+            if run.parameters["seed"] == 2 and (tmp_path / "2").exists():
+                os.kill(os.getpid(), signal.SIGINT)
+
+    outcomes = execute_batch(batch, store, Pressing(), retry=0, executor=executor)
+    assert list(outcomes.statuses.values()) == ["finished", "failed", "interrupted"]
+    console = Console(width=200)
+    with console.capture() as capture:
+        assert print_status(batch, store, console) == 1
+    assert "1 finished" in capture.get()
+    assert "1 died" in capture.get()
+    assert "1 interrupted" in capture.get()
+    assert f"{batch.runs[1].id} seed=1: its process {os.getpid()} on " in capture.get()
+
+
+def test_a_store_that_cannot_be_written_is_one_line(tmp_path, executor):
+    batch = make_batch(tmp_path, "seeds: 2")
+    with pytest.raises(BadInput, match="cannot write to the run store /proc/gqc"):
+        execute_batch(batch, Store("/proc/gqc"), Heard(), executor=executor)
+
+
+def test_a_full_disk_stops_the_batch(tmp_path, executor, monkeypatch):
+    batch, store = make_batch(tmp_path, "seeds: 4"), Store(tmp_path / "runs")
+    sync, calls = os.fsync, []
+
+    def fill_up(descriptor):
+        calls.append(descriptor)
+        if len(calls) > 8:  # in the middle of the second run
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fill_up)
+    outcomes = execute_batch(batch, store, Heard(), executor=executor)
+    assert list(outcomes.statuses.values()) == ["finished", "failed", "waiting", "waiting"]
+    assert "No space left on device" in outcomes.errors[batch.runs[1].id]
+    monkeypatch.undo()
+    outcomes = execute_batch(batch, store, Heard(), executor=executor)
+    assert list(outcomes.statuses.values()) == ["kept", "finished", "finished", "finished"]
+    assert Path(store.root / "partial").is_dir()
