@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from gqc.schedules.writers import THRESHOLD, ParamGroupSchedule
 
-SHARE = 0.05  # of the newest first norm in their average
+SHARE = 0.1  # of the newest first norm in their average
 
 
 class DrawsSchedule(ParamGroupSchedule):
