@@ -117,9 +117,10 @@ class VarianceGradientScaler:
 
         Args:
             mapping: may hold ``variance_gradient_scaling`` (enabled), ``vgs_beta``, ``vgs_alpha``,
-                ``vgs_warmup_steps``; keys that do not start with ``vgs_`` are other people's.
+                ``vgs_warmup_steps``, also in mappings in it, as in the published files' ``model:``;
+                keys that do not start with ``vgs_`` are other people's.
             parameters: see the class, as are ``options``.
-        Raises: ValueError: an unknown key that starts with ``vgs_``.
+        Raises: ValueError: an unknown key that starts with ``vgs_``, or one with two values.
         """
         return cls(parameters, **{**from_published_keys(mapping), **options})
 
@@ -201,7 +202,7 @@ class VarianceGradientScaler:
         values = self._read()
         names = ["stochastic_var_p10", "stochastic_var_p50", "stochastic_var_p90"]
         names += ["stochastic_var_mean", "unresolved", "grad_norm_ema"]
-        if self._has_spatial:
+        if self._settings.track_spatial or not self._reads_raw():
             names += ["grad_mean_ema_spatial", "grad_var_ema_spatial", "grad_max_ema"]
         return {
             **{f"vgs/{name}": values[name] for name in names},
@@ -232,10 +233,9 @@ class VarianceGradientScaler:
             self.update_parameters(param_groups)
 
     def reset_statistics(self) -> None:
-        """Forget all statistics; the warmup starts afresh."""
+        """Forget all statistics; the warmup starts again."""
         self.step_count = 0
         self._estimator = self._host = self._next = None
-        self._has_spatial = self._settings.track_spatial or not self._reads_raw()
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything, as tensors, plain numbers and lists of them; exact on a resume.
@@ -258,7 +258,7 @@ class VarianceGradientScaler:
         """Restore :meth:`state_dict`, or the file of a published version.
 
         Configuration comes from the file too.  Statistics of a published version go to the
-        estimator of that version; any other starts afresh, warmup included, with a warning.
+        estimator of that version; any other starts again, warmup included, with a warning.
 
         Warns: VGSMigrationWarning: the statistics could not be used.
         Raises: ValueError: a newer or damaged file, another estimator's or another model's; the
@@ -282,7 +282,6 @@ class VarianceGradientScaler:
         self.reset_statistics()
         self.step_count = checkpoint.step_count if is_exact else 0
         self._estimator = estimator
-        self._has_spatial |= bool(estimator.averages.count[0] > 0)
         if not is_exact:
             warnings.warn(
                 checkpoint.migration_message(self.estimator), VGSMigrationWarning, stacklevel=2

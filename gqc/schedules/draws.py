@@ -3,6 +3,7 @@ r"""A norm threshold that is given in draws."""
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,8 @@ from torch.optim import Optimizer
 
 from gqc.schedules.writers import THRESHOLD, ParamGroupSchedule
 
-SHARE = 0.1  # of the newest first norm in their average
+SHARE = 0.2  # of the newest first norm in their average
+PATIENCE = 4  # times the wanted draws, after which a window steps in any case
 
 
 class DrawsSchedule(ParamGroupSchedule):
@@ -20,7 +22,8 @@ class DrawsSchedule(ParamGroupSchedule):
     expectation is :math:`|G|^2+T`, and R the wrapper's own noise scale; both move with the model.
     The norm of a window's first draw is read whatever the threshold is, so s also follows where
     every window is one draw.  R is known from windows of two draws and more; until then it is the
-    probe's.
+    probe's.  Where a gradient has grown so fast that no draws bring it down to the average, the
+    threshold is lifted at four times the wanted draws, so that no window is a trap.
 
     Args:
         optimizer: an :class:`gqc.OptimizerWrapperGNTS`.
@@ -70,5 +73,7 @@ class DrawsSchedule(ParamGroupSchedule):
         n = self.draws(step) if callable(self.draws) else self.draws
         if not n >= 1:
             raise ValueError(f"draws={n!r} at step {step}: expected a number >= 1")
+        if getattr(self.optimizer, "num_draws", 0) >= PATIENCE * n - 1:
+            return sys.float_info.max
         share = 1 / n if self._scale == math.inf else (1 + self._scale / n) / (1 + self._scale)
         return math.sqrt(self._square * share)
