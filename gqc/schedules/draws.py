@@ -3,7 +3,6 @@ r"""A norm threshold that is given in draws."""
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -74,6 +73,6 @@ class DrawsSchedule(ParamGroupSchedule):
         if not n >= 1:
             raise ValueError(f"draws={n!r} at step {step}: expected a number >= 1")
         if getattr(self.optimizer, "num_draws", 0) >= PATIENCE * n - 1:
-            return sys.float_info.max
+            return 1e6 * math.sqrt(self._square)
         share = 1 / n if self._scale == math.inf else (1 + self._scale / n) / (1 + self._scale)
         return math.sqrt(self._square * share)
