@@ -220,10 +220,10 @@ def test_a_gradient_that_jumps_is_no_trap():
     x = nn.Parameter(torch.zeros(1))
     wrapper = gqc.OptimizerWrapperGNTS(SGD([x], lr=0.0))
     schedule, lengths = DrawsSchedule(wrapper, 2, 1.0, 1e-6), []
-    for step in range(60):
+    for step in range(300):
         (x * (1.0 if step < 20 else 9.0)).sum().backward()
         if wrapper.step():
             lengths.append(wrapper.last_num_draws)
         schedule.step()
     assert max(lengths) <= 8
-    assert lengths[-5:] == [2] * 5 or max(lengths[-5:]) <= 2
+    assert max(lengths[-5:]) <= 2  # the average has followed

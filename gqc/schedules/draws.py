@@ -11,18 +11,20 @@ from torch.optim import Optimizer
 from gqc.schedules.writers import THRESHOLD, ParamGroupSchedule
 
 SHARE = 0.2  # of the newest first norm in their average
+SLACK = 1.05  # of |G|^2, which may grow while its average follows
 PATIENCE = 4  # times the wanted draws, after which a window steps in any case
 
 
 class DrawsSchedule(ParamGroupSchedule):
     r"""Set GNTS's threshold to what means so many draws at the present noise.
 
-    :math:`\tau^2 = s\,\frac{1+R/n}{1+R}` with s an average of :math:`|g_1|^2` over windows, whose
+    :math:`\tau^2 = s\,\frac{1.05+R/n}{1+R}` with s an average of :math:`|g_1|^2` over windows, whose
     expectation is :math:`|G|^2+T`, and R the wrapper's own noise scale; both move with the model.
     The norm of a window's first draw is read whatever the threshold is, so s also follows where
     every window is one draw.  R is known from windows of two draws and more; until then it is the
     probe's.  Where a gradient has grown so fast that no draws bring it down to the average, the
-    threshold is lifted at four times the wanted draws, so that no window is a trap.
+    threshold is lifted at four times the wanted draws, so that no window is a trap; and where R is
+    far below 1, draws change nothing, and fewer are made.
 
     Args:
         optimizer: an :class:`gqc.OptimizerWrapperGNTS`.
@@ -74,5 +76,5 @@ class DrawsSchedule(ParamGroupSchedule):
             raise ValueError(f"draws={n!r} at step {step}: expected a number >= 1")
         if getattr(self.optimizer, "num_draws", 0) >= PATIENCE * n - 1:
             return 1e6 * math.sqrt(self._square)
-        share = 1 / n if self._scale == math.inf else (1 + self._scale / n) / (1 + self._scale)
+        share = 1 / n if self._scale == math.inf else (SLACK + self._scale / n) / (1 + self._scale)
         return math.sqrt(self._square * share)
