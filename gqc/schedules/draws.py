@@ -18,8 +18,8 @@ PATIENCE = 4  # times the wanted draws, after which a window steps in any case
 class DrawsSchedule(ParamGroupSchedule):
     r"""Set GNTS's threshold to what means so many draws at the present noise.
 
-    :math:`\tau^2 = s\,\frac{1.05+R/n}{1+R}` with s an average of :math:`|g_1|^2` over windows, whose
-    expectation is :math:`|G|^2+T`, and R the wrapper's own noise scale; both move with the model.
+    :math:`\tau^2 = s\,\frac{1.05+R/n}{1+R}` with s an average of :math:`|g_1|^2` over windows, of
+    expectation :math:`|G|^2+T`, and R the wrapper's own noise scale; both move with the model.
     The norm of a window's first draw is read whatever the threshold is, so s also follows where
     every window is one draw.  R is known from windows of two draws and more; until then it is the
     probe's.  Where a gradient has grown so fast that no draws bring it down to the average, the
