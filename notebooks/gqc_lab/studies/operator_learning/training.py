@@ -67,6 +67,9 @@ class OperatorLearning(Experiment):
         self.device, self.dtype = find_device(config.device), find_dtype(config.dtype)
         model = make_operator(config.sizes, make_generator(config.seed, "weights"))
         self.model: Operator = model.to(self.device, self.dtype)
+        if config.is_compiled:
+            for part in PARTS:
+                getattr(self.model, part).compile()
         average = get_ema_multi_avg_fn(config.ema_decay)
         self.average = AveragedModel(self.model, multi_avg_fn=average)
         self.optimizer = torch.optim.AdamW(
@@ -150,10 +153,11 @@ class OperatorLearning(Experiment):
         return fields[:, 0], fields[:, 1:]
 
     def compute_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        if self.is_pretraining:
-            self._bundle = self._codec_losses(batch[0])
-        else:
-            self._bundle = self._operator_losses(*batch)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.has_amp):
+            if self.is_pretraining:
+                self._bundle = self._codec_losses(batch[0])
+            else:
+                self._bundle = self._operator_losses(*batch)
         return self._bundle.total
 
     def _codec_losses(self, fields: Tensor) -> LossBundle:
