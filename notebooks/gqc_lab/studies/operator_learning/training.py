@@ -65,11 +65,7 @@ class OperatorLearning(Experiment):
         self.config: OperatorLearningConfig = config
         self.data = data
         self.device, self.dtype = find_device(config.device), find_dtype(config.dtype)
-        model = make_operator(config.sizes, make_generator(config.seed, "weights"))
-        self.model: Operator = model.to(self.device, self.dtype)
-        if config.is_compiled:
-            for part in PARTS:
-                getattr(self.model, part).compile()
+        self.model: Operator = _make_model(config).to(self.device, self.dtype)
         average = get_ema_multi_avg_fn(config.ema_decay)
         self.average = AveragedModel(self.model, multi_avg_fn=average)
         self.optimizer = torch.optim.AdamW(
@@ -281,3 +277,10 @@ class OperatorLearning(Experiment):
             )
         rows = torch.arange(0, last + 1, c.stride)
         return torch.cartesian_prod(torch.arange(trajectories), rows)
+
+
+def _make_model(c: OperatorLearningConfig) -> Operator:
+    model = make_operator(c.sizes, make_generator(c.seed, "weights"))
+    for part in PARTS if c.is_compiled else ():
+        getattr(model, part).compile()
+    return model
