@@ -49,9 +49,13 @@ class DrawsSchedule(ParamGroupSchedule):
         self._scale = noise_trace / signal_sq if signal_sq > 0 else math.inf
         super().__init__(optimizer, THRESHOLD, self._threshold)
 
-    def step(self) -> None:  # type: ignore[override]
-        """Advance by one microbatch."""
-        wrapper: Any = self.optimizer
+    def go_to(self, step: int) -> None:
+        """Write the value of a step; at the next one also read what the microbatch has shown."""
+        if step == self.last_step + 1:
+            self._observe(self.optimizer)
+        super().go_to(step)
+
+    def _observe(self, wrapper: Any) -> None:
         last = wrapper.last_window
         norm = None
         if wrapper.num_draws == 1:
@@ -61,7 +65,6 @@ class DrawsSchedule(ParamGroupSchedule):
         if norm is not None and math.isfinite(norm * norm):
             self._square += SHARE * (norm * norm - self._square)
         self._scale = wrapper.statistics()["noise_scale"] or self._scale
-        super().step()
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "square": self._square, "scale": self._scale}
