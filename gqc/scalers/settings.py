@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from gqc.checks import is_count, is_number, plain
-from gqc.scalers.aggregate import AGGREGATES
 from gqc.scalers.differences import Differences
 from gqc.scalers.elementwise import Elementwise
 from gqc.scalers.published import MeanSquare, Spatial, TensorMean, TensorSpatial
@@ -20,6 +19,7 @@ ESTIMATORS: dict[str, type[VarianceEstimator]] = {
     cls.name: cls
     for cls in (Sketch, Differences, Elementwise, MeanSquare, TensorMean, TensorSpatial, Spatial)
 }
+AGGREGATES = ("percentile", "mean", "numel_weighted", "max")
 GRANULARITIES = ("global", "group", "tensor", "element")
 PUBLISHED_KEYS = {
     "variance_gradient_scaling": "enabled",

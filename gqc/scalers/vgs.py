@@ -62,8 +62,9 @@ class VarianceGradientScaler:
         min_scaling_factor: :math:`f_\min` in [0, 1].
         variance_cap: :math:`V_\max`, also the V of a tensor whose signal is not resolved; None:
             the most that ``beta`` resolves.
-        estimator: ``"sketch"``, ``"elementwise"``, ``"differences"`` (for a mean that moves, see
-            :mod:`gqc.scalers.variance`), or a published one: ``"mean_square"`` (3.1, 3.2),
+        estimator: ``"sketch"`` or ``"elementwise"``, which take a moving mean for noise;
+            ``"differences"``, which takes correlated noise for signal (both in figures:
+            :mod:`gqc.scalers.variance`); or a published one: ``"mean_square"`` (3.1, 3.2),
             ``"tensor_mean"`` (3.0), ``"tensor_spatial"`` (2.0), ``"spatial"`` (1.x).
         percentile: of V over tensors, in [0, 1].
         aggregate: ``"percentile"``, ``"mean"``, ``"numel_weighted"`` or ``"max"`` over tensors.
