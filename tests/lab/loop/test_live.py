@@ -109,6 +109,7 @@ def test_an_edit_of_a_scheduled_value_keeps_its_ratio_and_does_not_compound():
     train(live, model, optimizer, schedule=schedule)
     assert seen == [0.1] * 2 + [0.2] * 3 + [0.1] * 5 + [0.05] * 5
     assert optimizer.param_groups[0]["lr"] == 0.1 * 0.5**3
+    assert live.history["lr"].tolist() == seen  # what the step was made with
 
 
 def test_groups_keep_their_ratio_and_what_was_zero_is_set():
