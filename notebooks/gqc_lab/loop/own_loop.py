@@ -190,9 +190,11 @@ class Loop(Experiment):
 
     def _measure(self) -> dict[str, Any]:
         values = self._now
-        if values != self._values:
-            self._moving |= {n for n, v in values.items() if v != self._values[n]}
-            self._values = values
+        for name in [n for n, v in values.items() if v != self._values[n]]:
+            if name not in self._moving:  # it was constant so far
+                self._moving.add(name)
+                self._columns[name] = [self._values[name]] * (self.microbatch - 1)
+        self._values = values
         found: dict[str, Any] = {name: values[name] for name in self._moving}
         if self.wrapper is not None:
             last = self.wrapper.last_window
