@@ -27,7 +27,7 @@ if find_spec("gqc") is None:
     # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[widgets] @ ADDRESS"')
 
-# %% tags=["parameters"]
+# %%
 epochs = 3  # over the digits; 300 leaves time to steer
 seed = 0  # of weights and order
 
