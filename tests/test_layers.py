@@ -129,7 +129,7 @@ def test_figures_take_tables_and_constants_from_studies_and_no_training():
     for module, path in MODULES.items():
         if room(module) == "gqc_lab.figures":
             taken = [i for i in imports(path) if room(i.module) == "gqc_lab.studies"]
-            tables = [i for i in taken if i.module.endswith((".settings", ".methods"))]
+            tables = [i for i in taken if i.module.endswith(".settings")]
             assert [i for i in taken if i not in tables and not i.name.isupper()] == [], module
 
 
