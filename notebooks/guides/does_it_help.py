@@ -52,9 +52,12 @@ MICROBATCHES, SEEDS = 500, range(4)
 # The seed decides the weights and the order of the data, for all arms alike.
 
 # %%
-def train(seed, make_wrapper):
+def make_model(seed):
     torch.manual_seed(seed)
-    net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+    return torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+
+def train(seed, make_wrapper):
+    net = make_model(seed)
     wrapper = make_wrapper(torch.optim.AdamW(net.parameters(), lr=1e-2))
     draws, chosen = [], torch.randint(1500, (MICROBATCHES, 8))
     for examples in chosen:

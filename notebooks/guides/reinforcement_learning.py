@@ -41,7 +41,7 @@ from stable_baselines3 import PPO
 # %% tags=["sb3"]
 model = PPO("MlpPolicy", "CartPole-v1", n_steps=128, n_epochs=4, seed=0, device="cpu")
 vgs = VGSCallback(alpha=0.3, warmup_steps=10)  # changed
-model.learn(1024, callback=vgs)  # changed
+trained = model.learn(1024, callback=vgs)  # changed
 
 # %%
 print(f"{vgs.scaler.step_count} steps, factor {vgs.scaler.get_scaling_factor():.1f}")
@@ -55,7 +55,7 @@ print(f"{vgs.scaler.step_count} steps, factor {vgs.scaler.get_scaling_factor():.
 # %%
 chosen = {"optimizer_class": UPGD, "optimizer_kwargs": {"sigma": 1e-3, "weight_decay": 1e-3}}
 model = PPO("MlpPolicy", "CartPole-v1", n_steps=128, n_epochs=4, seed=0, policy_kwargs=chosen)
-model.learn(512)
+trained = model.learn(512)
 print(type(model.policy.optimizer).__name__)
 
 # %% [markdown]
