@@ -50,7 +50,7 @@ MICROBATCHES = 400
 log = []
 adamw = torch.optim.AdamW(model.parameters(), lr=3e-3)
 optimizer = OptimizerWrapperGNTS(adamw, clip_norm=1.0, on_step=log.append)  # changed
-attach(norm_schedule(optimizer, 40, MICROBATCHES, start_norm=0.6, end_norm=0.5))  # changed
+attach(norm_schedule(optimizer, 40, MICROBATCHES, start_norm=0.8, end_norm=0.7))  # changed
 for _ in range(MICROBATCHES):
     inputs, targets = draw_batch(text.train, 8, 32, stream)
     loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
@@ -101,7 +101,7 @@ print(f"{MICROBATCHES} microbatches made {len(log)} steps; last loss {loss.item(
 # %%
 saved = optimizer.state_dict()
 resumed = OptimizerWrapperGNTS(torch.optim.AdamW(model.parameters(), lr=3e-3))
-attach(schedule := norm_schedule(resumed, 40, MICROBATCHES, start_norm=0.6, end_norm=0.5))
+attach(schedule := norm_schedule(resumed, 40, MICROBATCHES, start_norm=0.8, end_norm=0.7))
 resumed.load_state_dict(saved)
 print(f"the schedule continues at microbatch {schedule.last_step}")
 
