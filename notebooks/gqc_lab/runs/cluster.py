@@ -109,6 +109,8 @@ def _start_local(num_workers: int, resources: dict[str, float]) -> LocalCluster:
         host="127.0.0.1",
         dashboard_address="127.0.0.1:0",
         resources=resources or None,
+        security=Security.temporary(),  # else any user of this machine could run code as this one
+        protocol="tls://",
         # A terminal sends Ctrl-C to all processes of the group; only the batch is to hear it.
         preload=["import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"],
         silence_logs=logging.CRITICAL,  # what becomes of a run is an event; the rest is noise

@@ -14,7 +14,6 @@ import os
 import re
 import signal
 import socket
-import tempfile
 import threading
 import time
 import traceback
@@ -29,7 +28,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from gqc_lab.runs.fingerprint import environment
-from gqc_lab.runs.kernel import kill_processes_of, manager_class, send_signal
+from gqc_lab.runs.kernel import kill_processes_of, manager_class, send_signal, socket_folder
 from gqc_lab.runs.notebook import is_passing
 from gqc_lab.runs.sources import changed_inputs, unplanned_modules
 from gqc_lab.runs.store import (
@@ -204,7 +203,7 @@ class Execution:
         path = str(self.folder / NOTEBOOK).replace("{", "{{").replace("}", "}}")
         folder = str(Path(self.job["notebook"]).parent)
         try:
-            with tempfile.TemporaryDirectory(prefix="gqc-") as sockets:
+            with socket_folder() as sockets:
                 papermill.execute_notebook(
                     path,
                     path,
@@ -214,7 +213,7 @@ class Execution:
                     progress_bar=False,
                     kernel_manager_class=manager_class(
                         self.folder,
-                        Path(sockets),
+                        sockets,
                         self.job["threads"],
                         is_forked=self.job["is_forked"],
                         on_start=self._kernel_starts,

@@ -13,13 +13,19 @@ import asyncio
 import atexit
 import contextlib
 import ctypes
+import fcntl
+import multiprocessing.process
 import os
 import pickle
+import shutil
 import signal
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
@@ -42,9 +48,45 @@ _PRELOADED = [
 _PR_SET_PDEATHSIG = 1
 # A unix socket's path holds 107 bytes; jupyter_client appends "-ipc-1" or so to the stem.
 _LONGEST_IPC_PATH = 90
+_SOCKETS = "gqc-sockets-"
 _IS_SAFE_PATH = bool(sys.flags.safe_path)
 _servers: dict[int, forkserver.ForkServer] = {}  # by threads: libraries read the count on import
 _lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def socket_folder() -> Iterator[Path]:
+    """Make a folder for a kernel's sockets, in the one that this process keeps for all of them."""
+    with _lock:
+        parent = _sockets()
+    with tempfile.TemporaryDirectory(prefix="", dir=parent) as folder:
+        yield Path(folder)
+
+
+@cache
+def _sockets() -> Path:
+    """Make this process's folder, locked while it lives, and remove those of killed processes."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_SOCKETS}*"):
+        with contextlib.suppress(OSError), _locked(left, fcntl.LOCK_EX):
+            if time.time() - left.stat().st_mtime > 10:  # else it may be about to be locked
+                shutil.rmtree(left)
+    folder = Path(tempfile.mkdtemp(prefix=_SOCKETS))
+    holder = contextlib.ExitStack()
+    holder.enter_context(_locked(folder, fcntl.LOCK_SH))
+    atexit.register(holder.close)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    """Hold a lock on a folder.  Raises: BlockingIOError: another process has it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def preload(threads: int) -> None:
@@ -61,9 +103,13 @@ def _server(threads: int) -> forkserver.ForkServer:
     settings = {"PYTHONSAFEPATH": "1", **dict.fromkeys(_THREAD_COUNTS, str(threads))}
     with _environment(settings):
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        config: Any = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
+        place = config.get("tempdir")
+        config["tempdir"] = str(_sockets())  # its own would outlive a kill
         try:
             server.ensure_running()
         finally:
+            config["tempdir"] = place
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return server
 

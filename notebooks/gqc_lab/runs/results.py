@@ -200,7 +200,8 @@ def _select(results: pd.DataFrame, where: str | Mapping[str, Any] | None) -> pd.
     if isinstance(where, str):
         import duckdb
 
-        with duckdb.connect() as connection:
+        # A condition may neither read nor write files.
+        with duckdb.connect(config={"enable_external_access": False}) as connection:
             connection.register("results", results.assign(row_of_frame=range(len(results))))
             rows = connection.execute(f"SELECT row_of_frame FROM results WHERE {where}").fetchall()
         return results.iloc[sorted(row for (row,) in rows)].reset_index(drop=True)

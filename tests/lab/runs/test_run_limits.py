@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -124,3 +126,32 @@ def test_a_full_disk_stops_the_batch(tmp_path, executor, monkeypatch):
     outcomes = execute_batch(batch, store, Heard(), executor=executor)
     assert list(outcomes.statuses.values()) == ["kept", "finished", "finished", "finished"]
     assert Path(store.root / "partial").is_dir()
+
+
+def test_the_current_folder_is_not_imported_from_and_a_killed_batch_leaves_no_sockets(tmp_path):
+    make_batch(tmp_path, "seeds: 1", "import time\nopen('begun', 'w')\ntime.sleep(1000)")
+    (tmp_path / "papermill.py").write_text("open('stolen', 'w')")
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+
+    def start():
+        code = "from gqc_lab.cli import main; main()"
+        return subprocess.Popen(
+            [sys.executable, "-c", code, "batch", "run", "b.yaml"],
+            cwd=tmp_path, env={**os.environ, "TMPDIR": str(temporary)},
+        )  # fmt: skip
+
+    process = start()
+    wait_for((tmp_path / "begun").exists)
+    assert not (tmp_path / "stolen").exists()
+    process.kill()
+    process.wait()
+    (left,) = temporary.glob("gqc-sockets-*")
+    os.utime(left, (0, 0))
+    (tmp_path / "begun").unlink()
+    process = start()
+    wait_for((tmp_path / "begun").exists)
+    assert left not in set(temporary.glob("gqc-sockets-*"))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(HANG) == 130
+    assert list(temporary.iterdir()) == []

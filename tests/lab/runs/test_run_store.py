@@ -7,6 +7,7 @@ import os
 import time
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pytest
@@ -148,6 +149,14 @@ def test_load_selects(filled, where):
     loaded = runs.load(filled.root, where=where)
     assert loaded.results["seed"].tolist() == [2]
     assert set(loaded.history["run"]) == {f"{2:016x}"}
+
+
+def test_a_condition_reaches_no_files(filled, tmp_path):
+    target = tmp_path / "stolen.csv"
+    for where in (f"true; COPY results TO '{target}'", "loss IN (FROM read_text('/etc/passwd'))"):
+        with pytest.raises(duckdb.Error):
+            runs.load(filled.root, where)
+    assert not target.exists()
 
 
 def test_load_refuses_what_it_cannot_trust(filled, tmp_path):
