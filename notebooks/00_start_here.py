@@ -55,6 +55,7 @@ from IPython.display import Markdown, display
 
 from gqc_lab import figures, runs, track
 from gqc_lab.claims import commands, render
+from gqc_lab.claims.registration import read_registration
 from gqc_lab.studies import pretraining
 
 # %% [markdown]
@@ -62,14 +63,16 @@ from gqc_lab.studies import pretraining
 #
 # Each rule is evaluated again from the committed results: the mean over seeds with its 95 %
 # interval. A part *holds* or *fails* if its interval lies on one side of the bound, and is *open*
-# otherwise. The verdict covers all parts at once: if Holm's correction over all claims leaves p <
-# 0.05, the claim is reproduced (all parts hold), refuted (some fail, none holds) or mixed;
-# otherwise it is open.
+# otherwise. The verdict covers all parts at once. If Holm's correction over all claims leaves p <
+# 0.05, the claim is *reproduced* (all parts hold), *without effect* (all effects are smaller than a
+# margin that was set before), *refuted* (a statement about algebra or code of which a part fails)
+# or *not reproduced* (an effect on training of which a part fails, at this scale). Otherwise it is
+# *undecided* by these seeds. *Questions* are measured and have no verdict.
 
 # %% tags=["nbval-ignore-output"]
 verdicts = commands.decide(Path(paper)) if Path(paper, "claims.yaml").is_file() else []
 if verdicts:
-    frame = render.verdict_frame(verdicts)
+    frame = render.verdict_frame(verdicts, read_registration(Path(paper)))
     print(", ".join(f"{n} {name}" for name, n in render.count(frame).items()))
     display(Markdown(render.render("claims.md", frame=frame, links=".")))
 
@@ -97,7 +100,7 @@ else:
 
 # %% tags=["nbval-ignore-output"]
 for verdict in verdicts:
-    print(f"{render.shown(verdict):12} {verdict.claim.id}")
+    print(f"{verdict.verdict:14} {verdict.claim.id}")
 
 # %% [markdown]
 # **Limits.** These are small models on two processor cores: a claim made at fifty million
@@ -111,4 +114,4 @@ for verdict in verdicts:
 # ```
 
 # %%
-saved = runs.save(None, [{"claim": v.claim.id, "verdict": render.shown(v)} for v in verdicts])
+saved = runs.save(None, [{"claim": v.claim.id, "verdict": v.verdict} for v in verdicts])

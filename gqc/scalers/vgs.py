@@ -342,8 +342,8 @@ class VarianceGradientScaler:
         return self._host[1]
 
     def _log(self) -> None:
-        metrics = self.metrics()
-        if not hasattr(self.logger, "record"):
-            return self.logger(metrics)
-        for key, value in metrics.items():
-            self.logger.record(key, value)
+        if hasattr(self.logger, "record"):
+            for key, value in self.metrics().items():
+                self.logger.record(key, value)
+        else:
+            self.logger(self.metrics())

@@ -21,6 +21,7 @@ from typing import Any
 
 from gqc_lab.claims import appendix
 from gqc_lab.claims.frozen import Frozen, freeze, load_frozen
+from gqc_lab.claims.registration import FILE, read_registration, register, verify
 from gqc_lab.claims.render import number, render, verdict_frame
 from gqc_lab.claims.rules import Claim, read_claims
 from gqc_lab.claims.verdicts import Verdict, changes, evaluate
@@ -42,11 +43,33 @@ def decide(paper: Path) -> list[Verdict]:
 
 
 def check(paper: Path) -> list[str]:
-    """List where the committed verdicts differ from those that the results give."""
+    """List where the committed verdicts differ from those that the results give.
+
+    Also the confirmatory runs that began before their rule was registered, or under another.
+    """
     path = paper / VERDICTS
     if not path.is_file():
         raise BadInput(f"{path}: no committed verdicts; `gqc claims` writes them")
-    return changes(decide(paper), json.loads(path.read_text(encoding="utf-8")))
+    differences = changes(decide(paper), json.loads(path.read_text(encoding="utf-8")))
+    return differences + verify(paper, load_frozen(paper / RESULTS))
+
+
+def register_all(paper: Path) -> list[str]:
+    """Register all rules and the confirmatory runs of results.yaml; see `claims.registration`.
+
+    Returns: lines that say what was registered, and what was registered differently before.
+    """
+    claims = read_claims(paper / CLAIMS)
+    batches = {name: read_batch(batch_path(paper, name)) for name in read_plan(paper)}
+    changed = register(paper, claims, batches)
+    content = read_registration(paper)
+    runs = sum(map(len, content["batches"].values()))
+    lines = [
+        f"{len(content['rules'])} rules and {runs} runs: commit {paper / FILE} before they run"
+    ]
+    return lines + [
+        f"{key}: changed; its row is exploratory until it is run again" for key in changed
+    ]
 
 
 def read_verdicts(paper: Path) -> tuple[list[Claim], list[Verdict]]:
@@ -66,10 +89,11 @@ def write(verdicts: Sequence[Verdict], paper: Path) -> list[Path]:
     build = paper / "build"
     build.mkdir(parents=True, exist_ok=True)
     write_json(paper / VERDICTS, [verdict.plain() for verdict in verdicts])
-    results, frame = load_frozen(paper / RESULTS), verdict_frame(verdicts)
+    results = load_frozen(paper / RESULTS)
+    frame = verdict_frame(verdicts, read_registration(paper))
     age = appendix.describe_age(results, current_ids(paper, results), "behind these results")
     texts = appendix.texts(results, read_plan(paper), age)
-    for name in ("claims.md", "claims.tex", "claims-macros.tex"):
+    for name in ("claims.md", "claims.tex", "claims-macros.tex", "rules.tex"):
         texts[name] = render(name, frame=frame, links="../../notebooks")
     for name, text in texts.items():
         (build / name).write_text(text, encoding="utf-8")

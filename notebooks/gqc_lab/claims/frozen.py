@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from gqc_lab.runs.store import CorruptRun, Store, file_hash, seal, write_json
 if TYPE_CHECKING:
     import pandas as pd
 
+FIRST_SEED = 1000  #: smaller ones are for exploration and tuning
 RESULTS, HISTORY, RUNS = "results.parquet", "history.parquet", "runs.json"
 
 
@@ -46,10 +48,37 @@ class Frozen:
         """A row per run: id, parameters, seconds, started, environment (place in the list)."""
         return list(self.record["runs"])
 
+    def surroundings(self, run: dict[str, Any]) -> dict[str, Any]:
+        """Return a run's environment, and the registration that it was made under."""
+        found = {"environment": self.record["environments"][run["environment"]]}
+        if "registration" in run:
+            found["registration"] = self.record["registrations"][run["registration"]]
+        return found
+
+    def confirmatory(self, claim: str, rule: str) -> set[str]:
+        """Return the ids of the runs that are confirmatory for a claim with that rule."""
+        return {
+            run["id"]
+            for run in self.runs
+            if run["parameters"].get("seed", 0) >= FIRST_SEED
+            and (made_under := self.surroundings(run).get("registration"))
+            and made_under["commit"]
+            and made_under["rules"].get(claim) == rule
+        }
+
     @property
     def fingerprint(self) -> str:
         """Hash of everything that was frozen."""
         return str(self.record["seal"])
+
+    def only(self, ids: Collection[str]) -> Frozen:
+        """Return what these runs gave."""
+        runs = [run for run in self.runs if run["id"] in ids]
+        chosen = Frozen(self.name, self.folder, {**self.record, "runs": runs})
+        for name in ("results", "history"):
+            frame = getattr(self, name)
+            chosen.__dict__[name] = frame[frame["run"].isin(list(ids))]
+        return chosen
 
     @cached_property
     def results(self) -> pd.DataFrame:
@@ -183,8 +212,7 @@ def _choose(
     ]
     if old is not None:
         common = {"is_frozen": True, "inputs": old.record["inputs"]}
-        places = old.record["environments"]
-        records += [{**r, **common, "environment": places[r["environment"]]} for r in old.runs]
+        records += [{**r, **common, **old.surroundings(r)} for r in old.runs]
     chosen: list[dict[str, Any]] = []
     for run in batch.runs:
         alike = [r for r in records if r["parameters"] == run.parameters]
@@ -202,12 +230,14 @@ def _choose(
 
 def _record(batch: Batch, chosen: list[dict[str, Any]], target: Path) -> dict[str, Any]:
     environments: list[dict[str, Any]] = []
+    registrations: list[dict[str, Any]] = []
     runs = []
     for record in chosen:
-        if record["environment"] not in environments:
-            environments.append(record["environment"])
         kept = {k: record[k] for k in ("id", "is_current", "parameters", "started", "seconds")}
-        runs.append({**kept, "environment": environments.index(record["environment"])})
+        kept["environment"] = _place_in(environments, record["environment"])
+        if record.get("registration"):
+            kept["registration"] = _place_in(registrations, record["registration"])
+        runs.append(kept)
     files = sorted(path.name for path in target.iterdir())
     return {
         "format": 1,
@@ -216,5 +246,13 @@ def _record(batch: Batch, chosen: list[dict[str, Any]], target: Path) -> dict[st
         "missing": len(batch.runs) - len(runs),
         "inputs": chosen[0]["inputs"],
         "environments": environments,
+        "registrations": registrations,
         "files": {name: file_hash(target / name) for name in files},
     }
+
+
+def _place_in(rows: list[dict[str, Any]], row: dict[str, Any]) -> int:
+    """Return the place of ``row`` in the list; added where it is new."""
+    if row not in rows:
+        rows.append(row)
+    return rows.index(row)

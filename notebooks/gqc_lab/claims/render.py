@@ -8,30 +8,40 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from gqc_lab.claims.verdicts import Effect, Verdict
+from gqc_lab.claims.effects import Effect
+from gqc_lab.claims.registration import describe
+from gqc_lab.claims.verdicts import Verdict
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-#: verdicts as they are shown: mixed where the parts disagree, open where the seeds do not tell
-SHOWN = ("reproduced", "refuted", "mixed", "open", "not tested")
+#: verdicts in the order of their columns (:mod:`gqc_lab.claims.verdicts`)
+SHOWN = (
+    "reproduced", "without effect", "not reproduced", "refuted", "undecided", "question",
+    "not tested",
+)  # fmt: skip
 LEAST_P = 1e-16  #: below, p is that of rounding, or of values that are the same for all seeds
 TEMPLATES = Path(__file__).parent / "templates"
 OF_CLAIM = ["group", "id", "statement", "source", "notebook", "scale", "note", "shown", "leaning"]
-OF_CLAIM += ["verdict", "p", "reason", "num_runs", "short"]
+OF_CLAIM += ["verdict", "stage", "earlier", "rule", "p", "reason", "num_runs", "short"]
 OF_PART = ["part", "bound", "unit", "mean", "low", "high", "n", "status", "effect"]
 
 
-def verdict_frame(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+def verdict_frame(
+    verdicts: Sequence[Verdict], registration: Mapping[str, Any] | None = None
+) -> pd.DataFrame:
     """Return a row for each part of each claim; a claim without parts has one row.
 
+    Args:
+        registration: what :func:`gqc_lab.claims.registration.read_registration` gives, for the
+            column ``rule``: when each was written, changed and registered.
     Returns: columns `OF_CLAIM`, the same in all rows of a claim, with ``verdict``, ``p`` and
         ``short`` (the name in a list) as text; then `OF_PART`, with ``effect`` as text
         (``mean [low, high]``), empty or NaN where nothing was measured.
@@ -40,11 +50,14 @@ def verdict_frame(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     for verdict in verdicts:
         claim = verdict.claim
         texts = {name: getattr(claim, name) for name in OF_CLAIM[:7]}
-        texts |= {"shown": shown(verdict), "leaning": leaning(verdict), "p": p_text(verdict)}
-        texts |= {"verdict": verdict.verdict, "short": claim.id.partition("-")[2]}
-        if verdict.is_open:
-            texts["verdict"] = f"open (parts: {leaning(verdict)})"
-            texts["short"] += f" ({leaning(verdict)})"
+        texts |= {"leaning": leaning(verdict), "p": p_text(verdict), "stage": verdict.stage}
+        texts |= {"shown": verdict.verdict, "verdict": verdict.verdict, "earlier": verdict.earlier}
+        texts |= {"rule": describe(claim, registration) if registration and claim.parts else ""}
+        texts["short"] = claim.id.partition("-")[2]
+        if verdict.verdict == "undecided":
+            seeds = f"{verdict.needs} seeds" if verdict.needs else "more than 1000 seeds"
+            texts["verdict"] += f" (parts: {leaning(verdict)}; {seeds} would decide)"
+            texts["short"] += f" ({verdict.needs or '> 1000'})"
         texts |= {"reason": verdict.reason, "num_runs": verdict.num_runs}
         effects = verdict.effects or [None] * len(claim.parts)
         for part, effect in zip(claim.parts, effects, strict=False):
@@ -63,11 +76,6 @@ def _measured(effect: Effect | None) -> dict[str, Any]:
     return numbers | {"effect": interval(effect)}
 
 
-def shown(verdict: Verdict) -> str:
-    """Return which of `SHOWN` a verdict is."""
-    return "open" if verdict.is_open else verdict.verdict
-
-
 def leaning(verdict: Verdict) -> str:
     """Say whether all or some parts of a claim hold or fail, each by its own interval.
 
@@ -84,7 +92,7 @@ def leaning(verdict: Verdict) -> str:
 
 def p_text(verdict: Verdict) -> str:
     """Return the corrected p as ``= 0.05`` or ``< 1e-16``; empty where nothing was tested."""
-    if not verdict.effects:
+    if not verdict.effects or math.isnan(verdict.p_holm):
         return ""
     return f"< {LEAST_P:g}" if verdict.p_holm < LEAST_P else f"= {number(verdict.p_holm)}"
 
@@ -155,7 +163,7 @@ def _nested(frame: pd.DataFrame) -> list[tuple[str, list[dict[str, Any]]]]:
     for _, rows in frame.groupby("id", sort=False):
         parts = [part for part in rows.to_dict("records") if part["part"]]
         claim = {str(k): v for k, v in rows.iloc[0][OF_CLAIM].items()} | {"parts": parts}
-        claim["is_tested"] = bool(claim["p"])
+        claim["is_tested"] = claim["shown"] != "not tested"
         groups.setdefault(claim["group"], []).append(claim)
     return list(groups.items())
 

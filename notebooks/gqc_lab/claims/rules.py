@@ -16,28 +16,39 @@
           where: "comparison = 'control'"
           compare: {by: method, of: gnts, against: adamw, ratio: true}
           holds: "< 1"
+          margin: 1.01                    # smaller effects are of no interest
     - id: another
+      kind: statement                     # of algebra, code or definitions
       ...
       not_tested: "budget: 16 times the parameters"
 
 ``value`` is evaluated by DuckDB once for each seed (and each value of ``by``).  With ``compare``
 the effect is the mean over seeds of the difference ``of`` - ``against`` (with ``ratio``: of
 logarithms, shown as a factor); without, the mean over seeds of the value itself.  ``holds`` is what
-the claim says of the effect.
+the claim says of the effect.  ``margin`` is the smallest effect of interest: a difference of at
+most so much, or a factor between 1 / margin and margin, counts as none.
+
+``kind`` says what a failed test means: a ``statement`` about algebra, code or definitions is
+refuted, an ``effect`` on training (the default) was not reproduced at this scale, and a
+``question`` gets no verdict.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import operator
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from gqc_lab.errors import BadInput, nearest
 
 TABLES = ("history", "results")
+PROSE = ("name", "unit")  #: of a part; they decide nothing
+KINDS = ("effect", "statement", "question")
 SIDES: dict[str, Callable[[float, float], bool]] = {"<": operator.lt, ">": operator.gt}
 _HOLDS = re.compile(r"\s*([<>])\s*(-?[0-9.]+(?:e[+-]?[0-9]+)?)\s*")
 
@@ -70,6 +81,7 @@ class Part:
     where: str = ""
     pair: str = "seed"
     unit: str = ""
+    margin: float | None = None
     compare: Comparison | None = None
 
     @property
@@ -91,6 +103,14 @@ class Claim:
     parts: tuple[Part, ...] = ()
     not_tested: str = ""
     note: str = ""
+    kind: str = "effect"
+
+    @property
+    def rule(self) -> str:
+        """The hash of what decides the claim: its parts without their names, and its kind."""
+        parts = [{k: v for k, v in asdict(p).items() if k not in PROSE} for p in self.parts]
+        content = json.dumps({"kind": self.kind, "parts": parts}, sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def read_claims(path: Path | str) -> list[Claim]:
@@ -125,6 +145,8 @@ def _claim(row: Any) -> Claim:
     for key in ("id", "group", "statement", "source", "notebook", "scale"):
         if not isinstance(values.get(key), str):
             raise BadInput(f"{key}={values.get(key)!r}: expected a text")
+    if values.get("kind", "effect") not in KINDS:
+        raise BadInput(f"kind={values['kind']!r}: expected one of {', '.join(KINDS)}")
     parts = values.pop("parts", [])
     if bool(parts) == bool(values.get("not_tested")):
         raise BadInput("expected either parts or not_tested (the reason)")
@@ -147,9 +169,14 @@ def _part(row: Any) -> Part:
         if missing := [k for k in ("by", "of", "against") if k not in known]:
             raise BadInput(f"part {values['name']!r}: compare lacks {', '.join(missing)}")
         values["compare"] = Comparison(**known)
-    bound = float(rule[2])
-    if compare and values["compare"].ratio and not bound > 0:
+    bound, is_ratio = float(rule[2]), bool(compare) and values["compare"].ratio
+    if is_ratio and not bound > 0:
         raise BadInput(f"part {values['name']!r}: holds={row['holds']!r}: a ratio is above 0")
+    if (margin := values.get("margin")) is not None:
+        least = 1 if is_ratio else 0
+        if not compare or type(margin) not in (int, float) or not margin > least:
+            what = f"a number > {least}, in a part that compares"
+            raise BadInput(f"part {values['name']!r}: margin={margin!r}: expected {what}")
     return Part(**values, side=rule[1], bound=bound)
 
 

@@ -1,59 +1,39 @@
-r"""Verdicts: each part's effect with its 95 % interval, and what they say of the claim together.
-
-A part **holds** where its 95 % interval lies on the claim's side of the bound, **fails** where it
-lies on the other, and is **open** where the bound is inside.  Its p value is two-sided, of
-Student's t over seeds against the bound; equal values of all seeds (a count, a size in bytes) have
-p = 0.
+r"""Verdicts: what the effects of a claim's parts (:mod:`gqc_lab.claims.effects`) say together.
 
 A verdict covers all m parts of a claim at once, and is corrected for the other claims.  A claim is
 true if all its parts are, and false if one is not:
 
-.. math:: p = m \min_{i\,\mathrm{fails}} p_i \text{ where a part fails (Bonferroni), else }
+.. math:: p_r = m \min_{i\,\mathrm{fails}} p_i \text{ where a part fails (Bonferroni), else }
           \max_i p_i \text{ (intersection and union).}
 
-Where Holm's correction over the tested claims leaves p < 0.05 it is known which: the claim is
-**reproduced** (all parts hold), **refuted** (some fail and none holds) or **mixed** (some fail and
-some hold).  That a true claim is called refuted or mixed, or a false one reproduced, is as unlikely
-as the corrected p says; refuted and mixed are told apart by the parts' own intervals.  Else the
-claim is mixed too, and **open**: the seeds do not tell.
+Where all parts have a margin, their effects are all smaller with :math:`p_0 = \max_i p_{0,i}`, and
+the claim has :math:`p = \min(1, 2 \min(p_r, p_0))`.  Where Holm's correction over the tested claims
+leaves p < 0.05, the verdict is
+
+- **without effect**: no effect is larger than the margin;
+- **reproduced**: all parts hold;
+- **refuted**, of a statement about algebra, code or definitions: a part fails;
+- **not reproduced**, of an effect on training: a part fails, at this scale.
+
+Else the claim is **undecided**, and :attr:`Verdict.needs` says how many seeds would decide it with
+a power of 0.8, if the effects and their spread are as seen.  A **question** is measured, but has no
+verdict and does not count for the correction.
+
+The verdict is that of a claim's confirmatory runs (:mod:`gqc_lab.claims.registration`) as soon as
+all its batches have some; that of the others is then shown as the earlier one.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-import pandas as pd
-from scipy import stats
-
+from gqc_lab.claims.effects import LEVEL, Effect, differences, measure
 from gqc_lab.claims.frozen import Frozen
-from gqc_lab.claims.rules import SIDES, Claim, Part
-from gqc_lab.errors import BadInput
-from gqc_lab.stats.analysis import holm, summarize
-
-LEVEL = 0.05
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What a part measured.
-
-    Args:
-        mean, low, high: the effect and its interval; as a factor where the part is a ratio.
-        n: seeds; p: two-sided, against the bound.
-        status: holds, fails or open.
-    """
-
-    name: str
-    mean: float
-    low: float
-    high: float
-    n: int
-    p: float
-    status: str
+from gqc_lab.claims.rules import Claim
+from gqc_lab.stats.analysis import holm
 
 
 @dataclass(frozen=True)
@@ -63,6 +43,8 @@ class Verdict:
     Args:
         p, p_holm: of the verdict, by itself and among all tested claims; NaN where not tested.
         reason: why it was not tested, if so.
+        stage: exploratory or confirmatory, of the runs that decide it.
+        earlier: the exploratory verdict of a claim that has a confirmatory one.
     """
 
     claim: Claim
@@ -72,30 +54,38 @@ class Verdict:
     p: float = math.nan
     p_holm: float = math.nan
     reason: str = ""
+    stage: str = "exploratory"
+    earlier: str = ""
 
     @property
-    def is_open(self) -> bool:
-        """Whether the claim was tested and these seeds do not decide it."""
-        return bool(self.effects) and not self.p_holm < LEVEL
+    def needs(self) -> int | None:
+        """Seeds that would decide an undecided claim; None where 1000 are too few."""
+        open_parts = [effect.needs for effect in self.effects if effect.status == "open"]
+        known = [n for n in open_parts if n is not None]
+        return max(known) if known and len(known) == len(open_parts) else None
 
     def plain(self) -> dict[str, Any]:
         """Return what is committed as JSON: id, verdict, number of runs, effects."""
         effects = [asdict(effect) for effect in self.effects]
         numbers = {"num_runs": self.num_runs, "effects": effects}
         if effects:
-            numbers |= {"p": self.p, "p_holm": self.p_holm, "is_open": self.is_open}
-        return {"id": self.claim.id, "verdict": self.verdict, **numbers}
+            numbers |= {"p": self.p, "p_holm": self.p_holm}
+        stage = {"stage": self.stage, "earlier": self.earlier}
+        return {"id": self.claim.id, "verdict": self.verdict, **stage, **numbers}
 
     @classmethod
     def of_plain(cls, claim: Claim, row: Mapping[str, Any]) -> Verdict:
         """Rebuild the verdict that :meth:`plain` wrote."""
         rows: list[dict[str, Any]] = [
-            {key: math.nan if value is None else value for key, value in effect.items()}
+            {k: math.nan if v is None and k != "needs" else v for k, v in effect.items()}
             for effect in row["effects"]  # JSON has null for NaN
         ]
         effects = tuple(Effect(**effect) for effect in rows)
-        numbers = {key: row[key] for key in ("num_runs", "p", "p_holm") if key in row}
-        return cls(claim, row["verdict"], effects, **numbers, reason=claim.not_tested)
+        known: dict[str, Any] = {"effects": effects, "reason": claim.not_tested}
+        for key in ("num_runs", "p", "p_holm", "stage", "earlier"):
+            if key in row:
+                known[key] = math.nan if row[key] is None else row[key]
+        return cls(claim, row["verdict"], **known)
 
 
 def evaluate(claims: Sequence[Claim], results: Mapping[str, Frozen]) -> list[Verdict]:
@@ -105,23 +95,59 @@ def evaluate(claims: Sequence[Claim], results: Mapping[str, Frozen]) -> list[Ver
 
     Raises: BadInput: an SQL expression fails, or a group that is compared is not there.
     """
-    reasons = [_untested(claim, results) for claim in claims]
+    chosen = [_stages(claim, results) for claim in claims]
+    explored = _evaluate(claims, [stages["exploratory"] for stages in chosen])
+    if not any("confirmatory" in stages for stages in chosen):
+        return explored
+    last = [stages.get("confirmatory", stages["exploratory"]) for stages in chosen]
+    return [
+        replace(new, stage="confirmatory", earlier=old.verdict) if "confirmatory" in stages else new
+        for new, old, stages in zip(_evaluate(claims, last), explored, chosen, strict=True)
+    ]
+
+
+def _stages(claim: Claim, results: Mapping[str, Frozen]) -> dict[str, dict[str, Frozen]]:
+    """Return the results of each stage that a claim has, by batch."""
+    mine = {part.batch: results[part.batch] for part in claim.parts if part.batch in results}
+    fresh = {name: frozen.confirmatory(claim.id, claim.rule) for name, frozen in mine.items()}
+    if not any(fresh.values()):
+        return {"exploratory": mine}
+    old = {
+        name: frozen.only({run["id"] for run in frozen.runs} - fresh[name])
+        for name, frozen in mine.items()
+    }
+    stages = {"exploratory": {name: frozen for name, frozen in old.items() if frozen.runs}}
+    if all(fresh.values()):
+        stages["confirmatory"] = {name: mine[name].only(ids) for name, ids in fresh.items()}
+    return stages
+
+
+def _evaluate(claims: Sequence[Claim], results: Sequence[Mapping[str, Frozen]]) -> list[Verdict]:
+    """Decide each claim from its own results."""
+    reasons = list(map(_untested, claims, results))
+    tested = sum(not r and c.kind != "question" for c, r in zip(claims, reasons, strict=True))
     effects, runs = [], []
-    for claim, reason in zip(claims, reasons, strict=True):
+    for claim, reason, mine in zip(claims, reasons, results, strict=True):
         parts = () if reason else claim.parts
-        measured = [_differences(claim, part, results) for part in parts]
-        effects.append(tuple(map(_effect, parts, [values for values, _ in measured])))
+        measured = [differences(claim, part, mine) for part in parts]
+        level = LEVEL / max(tested, 1)
+        effects.append(
+            tuple(measure(part, v, level) for part, (v, _) in zip(parts, measured, strict=True))
+        )
         runs.append(set().union(*(used for _, used in measured)))
-    p_values = [_p_together(row) for row in effects if _is_measured(row)]
-    corrected = iter(zip(p_values, holm(p_values) if p_values else [], strict=True))
+    p_values = [
+        _p_together(row) if _is_measured(row) and claim.kind != "question" else math.nan
+        for claim, row in zip(claims, effects, strict=True)
+    ]
     verdicts = []
-    for claim, reason, row, used in zip(claims, reasons, effects, runs, strict=True):
+    for claim, reason, row, used, p, p_holm in zip(
+        claims, reasons, effects, runs, p_values, map(float, holm(p_values)), strict=True
+    ):
         if not _is_measured(row):
             reason = reason or "its runs are not finished"
             verdicts.append(Verdict(claim, "not tested", reason=reason))
             continue
-        p, p_holm = map(float, next(corrected))
-        verdicts.append(Verdict(claim, _together(row, p_holm), row, len(used), p, p_holm))
+        verdicts.append(Verdict(claim, _together(claim, row, p, p_holm), row, len(used), p, p_holm))
     return verdicts
 
 
@@ -150,7 +176,8 @@ def _differing(old: Any, new: Any, name: str = "") -> list[str]:
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         pairs = enumerate(zip(old, new, strict=True), start=1)
         return [line for i, (a, b) in pairs for line in _differing(a, b, f"{name} {i}")]
-    old = math.nan if old is None else old  # as JSON has it
+    if old is None and new is not None:
+        old = math.nan  # as JSON has it
     if isinstance(old, float | int) and isinstance(new, float | int):
         both_nan = math.isnan(old) and math.isnan(new)
         if both_nan or math.isclose(old, new, rel_tol=1e-6, abs_tol=1e-12):
@@ -158,90 +185,35 @@ def _differing(old: Any, new: Any, name: str = "") -> list[str]:
     return [] if old == new else [f"{name} is committed as {old!r}, the results give {new!r}"]
 
 
-def _differences(
-    claim: Claim, part: Part, results: Mapping[str, Frozen]
-) -> tuple[np.ndarray, set[str]]:
-    """Return a number per seed (the value, or its difference or log ratio) and the runs used."""
-    import duckdb
-
-    frozen, compare = results[part.batch], part.compare
-    keys = [part.pair, *([compare.by] if compare else [])]
-    shown = ", ".join(f'"{key}"' for key in keys)
-    where = f"WHERE {part.where}" if part.where else ""
-    columns = f"{shown}, {part.value} AS value, list(DISTINCT run) AS runs"
-    query = f"SELECT {columns} FROM {part.table} {where} GROUP BY {shown}"
-    with duckdb.connect() as connection:
-        connection.register(part.table, getattr(frozen, part.table))
-        try:
-            frame = connection.execute(query).df()
-        except duckdb.Error as error:
-            raise BadInput(f"{claim.id}: {part.name!r}: {error}") from None
-    is_partial = frozen.record.get("missing", 0) > 0
-    return _by_seed(claim, part, frame.astype({"value": float}), is_partial)
-
-
-def _by_seed(
-    claim: Claim, part: Part, frame: pd.DataFrame, is_partial: bool
-) -> tuple[np.ndarray, set[str]]:
-    """Pair the two groups by seed; empty if one of them is among the missing runs."""
-    compare = part.compare
-    if compare is None:
-        return frame.sort_values(part.pair)["value"].to_numpy(), set(frame["runs"].explode())
-    known = sorted(map(str, frame[compare.by].unique()))
-    groups = {}
-    for name in (compare.of, compare.against):
-        mine = frame[frame[compare.by].astype(str) == str(name)]
-        if mine.empty and is_partial:
-            return np.empty(0), set()
-        if mine.empty:
-            raise BadInput(f"{claim.id}: {part.name!r}: no {compare.by} {name!r}; has {known}")
-        groups[name] = mine.set_index(part.pair)
-    of, against = groups[compare.of], groups[compare.against]
-    common = of.index.intersection(against.index).sort_values()
-    pair = [group.loc[common] for group in (of, against)]
-    left, right = (np.log(side["value"]) if compare.ratio else side["value"] for side in pair)
-    return (left - right).to_numpy(), set(pd.concat(pair)["runs"].explode())
-
-
-def _bound(part: Part) -> float:
-    return math.log(part.bound) if part.compare and part.compare.ratio else part.bound
-
-
-def _p_value(values: np.ndarray, part: Part) -> float:
-    if len(values) < 2 or not np.isfinite(values).all():
-        return math.nan
-    if np.ptp(values) == 0:
-        return 1.0 if values[0] == _bound(part) else 0.0
-    error = values.std(ddof=1) / math.sqrt(len(values))
-    return 2 * float(stats.t.sf(abs(values.mean() - _bound(part)) / error, len(values) - 1))
-
-
-def _effect(part: Part, values: np.ndarray) -> Effect:
-    mean, low, high = math.nan, math.nan, math.nan
-    if len(values):
-        row = summarize(pd.DataFrame({"all": 0, "value": values}), "all", "value").iloc[0]
-        mean, low, high = float(row["mean"]), float(row["low"]), float(row["high"])
-    p, status = _p_value(values, part), "open"
-    if p < LEVEL:
-        status = "holds" if SIDES[part.side](mean, _bound(part)) else "fails"
-    if part.compare and part.compare.ratio:
-        mean, low, high = math.exp(mean), math.exp(low), math.exp(high)
-    return Effect(part.name, mean, low, high, len(values), p, status)
-
-
 def _is_measured(effects: Sequence[Effect]) -> bool:
     return any(effect.n for effect in effects)
+
+
+def _p_of_none(effects: Sequence[Effect]) -> float:
+    """Return the p value that all effects are smaller than their margins; 1 without one."""
+    return max(1.0 if math.isnan(effect.p_none) else effect.p_none for effect in effects)
 
 
 def _p_together(effects: Sequence[Effect]) -> float:
     """Combine the p values of all parts as the module says; 1 if nothing is known."""
     if fails := [effect.p for effect in effects if effect.status == "fails"]:
-        return min(1.0, len(effects) * min(fails))
-    return max(1.0 if math.isnan(effect.p) else effect.p for effect in effects)
+        p = min(1.0, len(effects) * min(fails))
+    else:
+        p = max(1.0 if math.isnan(effect.p) else effect.p for effect in effects)
+    if all(math.isnan(effect.p_none) for effect in effects):
+        return p
+    return min(1.0, 2 * min(p, _p_of_none(effects)))
 
 
-def _together(effects: Sequence[Effect], p: float) -> str:
-    statuses = {effect.status for effect in effects}
-    if p < LEVEL and statuses == {"holds"}:
+def _together(claim: Claim, effects: Sequence[Effect], p: float, p_holm: float) -> str:
+    if claim.kind == "question":
+        return "question"
+    if not p_holm < LEVEL:
+        return "undecided"
+    # The same factor as Holm's has to leave the second of the two tests significant.
+    factor = p_holm / p if p else 1.0
+    if 2 * _p_of_none(effects) * factor < LEVEL:
+        return "without effect"
+    if {effect.status for effect in effects} == {"holds"}:
         return "reproduced"
-    return "refuted" if p < LEVEL and "holds" not in statuses else "mixed"
+    return "refuted" if claim.kind == "statement" else "not reproduced"

@@ -24,7 +24,7 @@ def _overview(frame: "pd.DataFrame") -> "Table":
     for _, rows in frame.groupby("id", sort=False):
         for place, row in enumerate(rows.to_dict("records")):
             head = [row["id"], row["verdict"], row["p"].removeprefix("= ")]
-            is_measured = bool(row["p"])
+            is_measured = row["shown"] != "not tested"
             measured = [row["part"], row["bound"], row["effect"], str(row["n"]), row["status"]]
             table.add_row(
                 *(head if place == 0 else ["", "", ""]),
@@ -38,6 +38,9 @@ def add_paper_commands(app: "typer.Typer") -> None:
 
     @app.command("claims")
     def decide_claims(
+        action: Annotated[
+            str, typer.Argument(help="register: fix rules and runs before they are made.")
+        ] = "",
         paper: Annotated[Path, folder] = Path("paper"),
         is_check: Annotated[
             bool, typer.Option("--check", help="Only compare with the committed verdicts.")
@@ -51,6 +54,11 @@ def add_paper_commands(app: "typer.Typer") -> None:
 
         console = make_console()
         try:
+            if action not in {"", "register"}:
+                raise BadInput(f"{action!r}: expected register, or nothing to decide the claims")
+            if action:
+                console.print("\n".join(commands.register_all(paper)), highlight=False)
+                return
             if is_check:
                 lines = commands.check(paper)
                 for line in lines:

@@ -27,7 +27,7 @@ from jupyter_core.utils import ensure_event_loop
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from gqc_lab.runs.fingerprint import environment
+from gqc_lab.runs.fingerprint import environment, registration
 from gqc_lab.runs.kernel import kill_processes_of, manager_class, send_signal, socket_folder
 from gqc_lab.runs.notebook import is_passing
 from gqc_lab.runs.sources import changed_inputs, unplanned_modules
@@ -70,6 +70,7 @@ class Execution:
         self.last_shown = self.last_noted = self.started = self.begun = 0.0
         self.cell, self.text = 0, ""
         self.attempts = 1
+        self.registration: dict[str, Any] | None = None  # under which it began
 
     def run(self) -> dict[str, Any]:
         """Execute the run and return its outcome.
@@ -175,8 +176,14 @@ class Execution:
         for name in (RESULT, HISTORY, MODULES):
             (self.folder / name).unlink(missing_ok=True)
         (self.folder / NOTEBOOK).write_text(self.job["text"], encoding="utf-8")
-        earlier = read_note(self.folder / RECORD).get("attempts")
+        note = read_note(self.folder / RECORD)
+        earlier = note.get("attempts")
         self.attempts = 1 + (earlier if isinstance(earlier, int) else 0)
+        self.registration = (
+            note["registration"]
+            if "registration" in note
+            else registration(Path(self.job["notebook"]).parent)
+        )
         self._note("running")
 
     def _note(self, status: str) -> None:
@@ -188,6 +195,7 @@ class Execution:
             "started": self.started,
             "seconds": time.monotonic() - self.begun,
             "attempts": self.attempts,
+            "registration": self.registration,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "kernel": self.kernel.pid if self.kernel is not None else None,
@@ -310,6 +318,7 @@ class Execution:
             **common,
             "inputs": self.job["inputs"],
             "environment": self._surroundings(),
+            "registration": self.registration,
             "started": self.started,
             "seconds": time.monotonic() - self.begun,  # of the last attempt
             "attempts": self.attempts,

@@ -123,6 +123,34 @@ def environment(folder: Path, threads: int | None) -> dict[str, Any]:
     }
 
 
+def registration(folder: Path) -> dict[str, Any] | None:
+    """Return the rules that are registered while a run begins, and the commit that has them.
+
+    Those of ``paper/registration.json`` in the project that holds ``folder``; None without one.
+    ``commit`` is None where the file is not as it was committed.
+    """
+    for parent in folder.resolve().parents:
+        path = parent / "paper" / "registration.json"
+        if path.is_file():
+            content = path.read_bytes()
+            commit = git(parent, "rev-parse", "HEAD").decode().strip()
+            is_committed = (
+                commit and git(parent, "show", f"HEAD:./{path.relative_to(parent)}") == content
+            )
+            rules = json.loads(content)["rules"]
+            return {"commit": commit if is_committed else None, "rules": rules}
+    return None
+
+
+def git(folder: Path, *arguments: str) -> bytes:
+    """Return what a git command prints; nothing where it fails or is missing."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return b""
+    return done.stdout if done.returncode == 0 else b""
+
+
 def _processor() -> str | None:
     """The model's name; ``platform.processor`` does not know it on Linux."""
     try:
@@ -133,14 +161,5 @@ def _processor() -> str | None:
 
 
 def _commit(folder: Path) -> str | None:
-    try:
-        describe = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=20,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return describe.stdout.strip() or None if describe.returncode == 0 else None
+    describe = ("describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
+    return git(folder, *describe).decode().strip() or None

@@ -139,6 +139,23 @@ def holm(p_values: ArrayLike) -> Floats:
     return result
 
 
+def seeds_needed(effect: float, level: float, power: float = 0.8, most: int = 1000) -> int | None:
+    r"""Return the fewest seeds with which a two-sided one-sample t test sees an effect.
+
+    With :math:`n` seeds and an effect of :math:`d` standard deviations, t has the noncentrality
+    :math:`d\sqrt n`; its power is the chance that it exceeds the quantile of ``level``.
+
+    Args:
+        effect: d >= 0, such as the mean paired difference over its standard deviation.
+        level: of the test, in (0, 1); power: to be reached; most: give up beyond so many.
+    Returns: n >= 2, or None if ``most`` are too few.
+    """
+    n = np.arange(2, most + 1)
+    reached = stats.nct.sf(stats.t.isf(level / 2, n - 1), n - 1, effect * np.sqrt(n))
+    enough = n[reached >= power]
+    return int(enough[0]) if len(enough) else None
+
+
 @dataclass(frozen=True)
 class PowerLaw:
     r""":math:`y = a\,x^{-b} + c` with the interval of the exponent :math:`b`."""

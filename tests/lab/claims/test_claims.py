@@ -11,6 +11,7 @@ from scipy import stats
 
 from gqc_lab.claims import evaluate, load_frozen, read_claims
 from gqc_lab.claims.commands import check, read_verdicts, write
+from gqc_lab.claims.effects import LEVEL, Effect, measure
 from gqc_lab.claims.frozen import HISTORY, RESULTS, RUNS
 from gqc_lab.claims.render import (
     camel,
@@ -23,10 +24,11 @@ from gqc_lab.claims.render import (
     render,
     verdict_frame,
 )
-from gqc_lab.claims.verdicts import LEVEL, Effect, Verdict, _p_together, changes
+from gqc_lab.claims.rules import Comparison, Part
+from gqc_lab.claims.verdicts import Verdict, _p_together, changes
 from gqc_lab.runs import BadInput, CorruptRun
 from gqc_lab.runs.store import file_hash, seal, write_json
-from gqc_lab.stats.analysis import holm
+from gqc_lab.stats.analysis import holm, seeds_needed
 
 RULES = """
 - id: better-x2
@@ -112,19 +114,104 @@ def test_effects_are_paired_over_seeds_and_corrected_over_claims(paper):
     assert first.p_holm == pytest.approx(holm([first.p])[0])
     assert (ratio.status, size.status) == ("holds", "fails")  # 4 is not above 5
     assert (size.mean, size.low, size.high, size.n) == (4.0, 4.0, 4.0, 3)
-    assert (first.verdict, first.num_runs) == ("mixed", 6)
+    assert (first.verdict, first.num_runs) == ("not reproduced", 6)
     assert (second.verdict, second.effects, second.num_runs) == ("not tested", (), 0)
 
 
 @pytest.mark.parametrize(
-    ("rule", "verdict"),
-    [("'< 1'", "reproduced"), ("'> 1'", "refuted"), ("'< 0.9'", "mixed"), ("'< 1e-3'", "refuted")],
+    ("rule", "size", "kind", "verdict"),
+    [
+        ("< 1", "> 3", "effect", "reproduced"),
+        ("< 1", "> 5", "effect", "not reproduced"),  # one part fails
+        ("< 1", "> 5", "statement", "refuted"),
+        ("> 1", "> 5", "statement", "refuted"),
+        ("< 0.9", "> 3", "effect", "undecided"),
+        ("< 0.9", "> 3", "statement", "undecided"),
+        ("< 1", "> 5", "question", "question"),
+    ],
 )
-def test_the_verdict_follows_the_rule(paper, rule, verdict):
-    text = RULES.replace('"< 1"', rule).replace('"> 5"', '"> 3"' if "<" in rule else '"> 5"')
-    text = text.replace('"> 3"', '"> 5"') if verdict == "refuted" else text
+def test_the_verdict_follows_the_rule(paper, rule, size, kind, verdict):
+    text = RULES.replace('"< 1"', f'"{rule}"').replace('"> 5"', f'"{size}"')
+    text = text.replace("  group: First", f"  kind: {kind}\n  group: First")
     (paper / "claims.yaml").write_text(text)
     assert verdicts(paper)[0].verdict == verdict
+
+
+def test_a_question_does_not_count_for_the_correction(paper):
+    head = RULES.split("- id: other")[0]
+    other = head.replace("better-x2", "other")
+    asked = other.replace("  group: First", "  kind: question\n  group: First")
+    for text, factor in ((head + other, 2), (head + asked, 1)):
+        (paper / "claims.yaml").write_text(text.replace('"> 5"', '"> 3"'))
+        first = verdicts(paper)[0]
+        assert first.p_holm == pytest.approx(factor * first.p)
+
+
+def part_with(margin, *, ratio=False):
+    return Part(
+        "p", "demo", "max(loss)", "<", 0.9 if ratio else -0.01,
+        margin=margin, compare=Comparison("method", "b", "a", ratio),
+    )  # fmt: skip
+
+
+def test_an_effect_within_its_margin_is_found_by_two_one_sided_tests():
+    values = np.array([0.001, -0.002, 0.003, 0.0])
+    effect = measure(part_with(0.01), values, LEVEL)
+    error, mean = stats.sem(values), values.mean()
+    p = max(stats.t.sf((mean + 0.01) / error, 3), stats.t.cdf((mean - 0.01) / error, 3))
+    assert effect.p_none == pytest.approx(p)
+    assert effect.status == "fails"  # nor is it below -0.01
+    factor = measure(part_with(math.exp(0.01), ratio=True), values, LEVEL)
+    assert factor.p_none == pytest.approx(p)
+    assert math.isnan(measure(part_with(None), values, LEVEL).p_none)
+    same = [measure(part_with(0.01), np.full(3, x), LEVEL).p_none for x in (0.0, 0.01, 0.02)]
+    assert same == [0.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(("loss", "verdict"), [(0.0, "without effect"), (0.3, "not reproduced")])
+def test_a_claim_without_effect_is_told_from_one_that_is_worse(paper, loss, verdict):
+    text = RULES.replace(
+        'holds: "> 5"', 'holds: "< -1"\n      compare: {by: method, of: b, against: a}'
+    )
+    text = text.replace("where: method = 'b'", "margin: 0.5").replace("max(size)", "max(loss)")
+    text = text.replace('holds: "< 1"', 'holds: "< 0.8"\n      margin: 1.2')
+    (paper / "claims.yaml").write_text(text)
+    frozen = load_frozen(paper / "results")["demo"]
+    tables = [frozen.history.copy(), frozen.results.copy()]
+    for table in tables:
+        table.loc[table["method"] == "b", "loss"] += 0.2 + loss * 10
+    put(paper / "results" / "demo", *tables)
+    assert verdicts(paper)[0].verdict == verdict
+
+
+@pytest.mark.parametrize("truth", [-0.01, 0.01])
+def test_an_effect_as_large_as_the_margin_is_rarely_called_none(truth):
+    generator, trials = np.random.default_rng(0), 2000
+    values = truth + 0.01 * generator.standard_normal((trials, 20))
+    p = [2 * measure(part_with(0.01), row, LEVEL).p_none for row in values]
+    assert np.mean(np.array(p) < LEVEL) < LEVEL
+
+
+@pytest.mark.parametrize(("effect", "n"), [(0.5, 34), (1.0, 10), (3.0, 4)])
+def test_the_seeds_that_are_needed_have_the_power_they_promise(effect, n):
+    """The sample sizes of a paired t test at 5 % and a power of 0.8; and a simulation of them."""
+    assert seeds_needed(effect, 0.05) == n
+    generator = np.random.default_rng(0)
+    draws = effect + generator.standard_normal((20_000, n))
+    power = (stats.ttest_1samp(draws, 0.0, axis=1).pvalue < 0.05).mean()
+    assert power > 0.79
+    fewer = stats.ttest_1samp(draws[:, 1:], 0.0, axis=1).pvalue < 0.05
+    assert fewer.mean() < 0.81
+    assert seeds_needed(0.0, 0.05) is None
+
+
+def test_an_undecided_claim_says_how_many_seeds_would_decide_it(paper):
+    (paper / "claims.yaml").write_text(RULES.replace('"< 1"', '"< 0.9"').replace('"> 5"', '"> 3"'))
+    first, _ = verdicts(paper)
+    ratios = [math.log(losses("b", s)[-1] / losses("a", s)[-1]) for s in range(3)]
+    distance = abs(np.mean(ratios) - math.log(0.9)) / np.std(ratios, ddof=1)
+    assert first.needs == seeds_needed(distance, LEVEL)  # one claim is tested
+    assert f"; {first.needs} seeds would decide)" in text_of("claims.md", [first])
 
 
 def test_one_seed_decides_nothing(paper):
@@ -134,14 +221,15 @@ def test_one_seed_decides_nothing(paper):
     effect = verdicts(paper)[0].effects[0]
     assert (effect.n, effect.status) == (1, "open")
     assert math.isnan(effect.low)
-    assert not verdicts(paper)[0].is_open  # its other part fails
+    assert verdicts(paper)[0].verdict == "not reproduced"  # its other part fails
     assert verdicts(paper)[0].num_runs == 4  # seed 0 of both, and all of b
     (paper / "claims.yaml").write_text(
         RULES.replace(
             "value: arg_max(loss, step)\n", "value: max(loss)\n      where: seed = 0\n"
         ).replace("> 5", "> 3")
     )
-    assert verdicts(paper)[0].is_open
+    assert verdicts(paper)[0].verdict == "undecided"
+    assert verdicts(paper)[0].needs is None
 
 
 def effects_of(*parts):
@@ -227,7 +315,7 @@ def test_new_gone_and_turned_claims_are_told(paper):
     assert changes(now[:1], plain) == ["other: is committed, but no claim any more"]
     turned = [{**plain[0], "verdict": "refuted"}, plain[1]]
     assert changes(now, turned) == [
-        "better-x2: verdict is committed as 'refuted', the results give 'mixed'"
+        "better-x2: verdict is committed as 'refuted', the results give 'not reproduced'"
     ]
 
 
@@ -254,6 +342,9 @@ def test_a_changed_result_file_is_refused(paper):
         ("id: other", "id: better-x2", "there are two of that id"),
         ("not_tested: \"budget: too dear\"", "note: x", "expected either parts or not_tested"),
         ("statement: nobody looked", "statement: 3", "statement=3: expected a text"),
+        ("group: First", "group: First\n  kind: fact", "expected one of effect, statement"),
+        ('holds: "< 1"', 'holds: "< 1"\n      margin: 0.9', "margin=0.9: expected a number > 1"),
+        ("unit: B", "unit: B\n      margin: 1", "in a part that compares"),
     ],
 )  # fmt: skip
 def test_a_bad_rule_is_named(paper, old, new, message):
@@ -307,7 +398,7 @@ def test_tables_show_every_claim(paper):
     assert r"10\% \& more" in printed
     assert "Source: somewhere" in printed
     written = text_of("claims-macros.tex", all_of_them)
-    assert r"\newcommand{\verdictBetterXTwo}{mixed}" in written
+    assert r"\newcommand{\verdictBetterXTwo}{not reproduced}" in written
     assert r"\newcommand{\numNotTested}{1}" in written
     assert r"\newcommand{\seedsBetterXTwoA}{3}" in written
     names = [line.split("{")[1].rstrip("}") for line in written.splitlines()]
@@ -342,13 +433,15 @@ def test_a_verdict_survives_being_committed(paper):
 )
 def test_an_open_claim_tells_what_its_parts_say(paper, parts, said):
     claim = read_claims(paper / "claims.yaml")[0]
-    verdict = Verdict(claim, "mixed", tuple(effects_of(*parts)), 6, 0.06, 0.06)
+    verdict = Verdict(claim, "undecided", tuple(effects_of(*parts)), 6, 0.06, 0.06)
     assert leaning(verdict) == said
     frame = verdict_frame([verdict])
-    assert set(frame["verdict"]) == {f"open (parts: {said})"}
-    assert set(frame["short"]) == {f"x2 ({said})"}
-    assert (set(frame["shown"]), p_text(verdict)) == ({"open"}, "= 0.06")
-    assert count(frame)["open"] == 1
+    assert set(frame["verdict"]) == {
+        f"undecided (parts: {said}; more than 1000 seeds would decide)"
+    }
+    assert set(frame["short"]) == {"x2 (> 1000)"}
+    assert (set(frame["shown"]), p_text(verdict)) == ({"undecided"}, "= 0.06")
+    assert count(frame)["undecided"] == 1
 
 
 def test_no_p_value_is_said_to_be_zero_and_powers_are_powers(paper):
@@ -356,8 +449,8 @@ def test_no_p_value_is_said_to_be_zero_and_powers_are_powers(paper):
     first = replace(first, p_holm=0.0)  # as of values that are the same for all seeds
     assert p_text(first) == "< 1e-16"
     assert p_text(second) == ""
-    assert "| mixed<br>p (Holm) < 1e-16 |" in text_of("claims.md", [first])
-    assert "mixed \\newline $p$ (Holm) $<$ $10^{-16}$" in text_of("claims.tex", [first])
+    assert "| not reproduced<br>p (Holm) < 1e-16 |" in text_of("claims.md", [first])
+    assert "not reproduced \\newline $p$ (Holm) $<$ $10^{-16}$" in text_of("claims.tex", [first])
     text = RULES.replace('"< 1"', '"< 1e-6"').replace('"> 5"', '"> -2.5e+7"')
     (paper / "claims.yaml").write_text(text)
     assert "($< 10^{-6}$)" in text_of("claims.tex", verdicts(paper))

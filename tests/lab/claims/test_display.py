@@ -30,8 +30,8 @@ def effect(name, mean, status):
 @pytest.fixture
 def paper(tmp_path):
     effects = [effect("loss", 1.25, "open"), effect("steps", 4, "holds")]
-    tested = {"id": "x-faster", "verdict": "mixed", "num_runs": 10, "effects": effects}
-    tested |= {"p": 0.03, "p_holm": 0.12, "is_open": True}
+    tested = {"id": "x-faster", "verdict": "undecided", "num_runs": 10, "effects": effects}
+    tested |= {"p": 0.03, "p_holm": 0.12}
     untested = {"id": "x-untold", "verdict": "not tested", "num_runs": 0, "effects": []}
     (tmp_path / "claims.yaml").write_text(CLAIMS)
     (tmp_path / "verdicts.json").write_text(json.dumps([tested, untested]))
@@ -43,7 +43,8 @@ def test_a_notebook_shows_the_claims_that_it_decides(paper):
     assert text.startswith("**At laptop scale**")
     rows = [line for line in text.splitlines() if line.startswith("| **")]
     assert rows == [
-        "| **x-faster** a \\| b | open (parts: some hold)<br>p (Holm) = 0.12 | "
+        "| **x-faster** a \\| b | undecided (parts: some hold; more than 1000 seeds would decide)"
+        "<br>p (Holm) = 0.12 | "
         "loss (< 1.5 nat/token): 1.25 [0.25, 2.25], n = 5: open<br>"
         "steps (> 2): 4 [3, 5], n = 5: holds | 10 |",
         "| **x-untold** c | not tested | too large | 0 |",

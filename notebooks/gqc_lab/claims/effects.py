@@ -1,0 +1,148 @@
+"""Effects: what each part of a claim measured over seeds, with its 95 % interval.
+
+A part **holds** where its 95 % interval lies on the claim's side of the bound, **fails** where it
+lies on the other, and is **open** where the bound is inside.  Its p value is two-sided, of
+Student's t over seeds against the bound; equal values of all seeds (a count, a size in bytes) have
+p = 0.  Where a part has a margin, a second p is that of two one-sided tests for an effect that is
+smaller than it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from gqc_lab.claims.frozen import Frozen
+from gqc_lab.claims.rules import SIDES, Claim, Part
+from gqc_lab.errors import BadInput
+from gqc_lab.stats.analysis import seeds_needed, summarize
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a part measured.
+
+    Args:
+        mean, low, high: the effect and its interval; as a factor where the part is a ratio.
+        n: seeds; p: two-sided, against the bound.
+        status: holds, fails or open.
+        p_none: of an effect smaller than the margin; NaN without one.
+        needs: seeds that would decide an open part; None where it is decided or 1000 are too few.
+    """
+
+    name: str
+    mean: float
+    low: float
+    high: float
+    n: int
+    p: float
+    status: str
+    p_none: float = math.nan
+    needs: int | None = None
+
+
+def differences(
+    claim: Claim, part: Part, results: Mapping[str, Frozen]
+) -> tuple[np.ndarray, set[str]]:
+    """Return a number per seed (the value, or its difference or log ratio) and the runs used."""
+    import duckdb
+
+    frozen, compare = results[part.batch], part.compare
+    keys = [part.pair, *([compare.by] if compare else [])]
+    shown = ", ".join(f'"{key}"' for key in keys)
+    where = f"WHERE {part.where}" if part.where else ""
+    columns = f"{shown}, {part.value} AS value, list(DISTINCT run) AS runs"
+    query = f"SELECT {columns} FROM {part.table} {where} GROUP BY {shown}"
+    with duckdb.connect() as connection:
+        connection.register(part.table, getattr(frozen, part.table))
+        try:
+            frame = connection.execute(query).df()
+        except duckdb.Error as error:
+            raise BadInput(f"{claim.id}: {part.name!r}: {error}") from None
+    is_partial = frozen.record.get("missing", 0) > 0
+    return _by_seed(claim, part, frame.astype({"value": float}), is_partial)
+
+
+def _by_seed(
+    claim: Claim, part: Part, frame: pd.DataFrame, is_partial: bool
+) -> tuple[np.ndarray, set[str]]:
+    """Pair the two groups by seed; empty if one of them is among the missing runs."""
+    compare = part.compare
+    if compare is None:
+        return frame.sort_values(part.pair)["value"].to_numpy(), set(frame["runs"].explode())
+    known = sorted(map(str, frame[compare.by].unique()))
+    groups = {}
+    for name in (compare.of, compare.against):
+        mine = frame[frame[compare.by].astype(str) == str(name)]
+        if mine.empty and is_partial:
+            return np.empty(0), set()
+        if mine.empty:
+            raise BadInput(f"{claim.id}: {part.name!r}: no {compare.by} {name!r}; has {known}")
+        groups[name] = mine.set_index(part.pair)
+    of, against = groups[compare.of], groups[compare.against]
+    common = of.index.intersection(against.index).sort_values()
+    pair = [group.loc[common] for group in (of, against)]
+    left, right = (np.log(side["value"]) if compare.ratio else side["value"] for side in pair)
+    return (left - right).to_numpy(), set(pd.concat(pair)["runs"].explode())
+
+
+def _bound(part: Part) -> float:
+    return math.log(part.bound) if part.compare and part.compare.ratio else part.bound
+
+
+def _p_value(values: np.ndarray, bound: float) -> float:
+    if len(values) < 2 or not np.isfinite(values).all():
+        return math.nan
+    if np.ptp(values) == 0:
+        return 1.0 if values[0] == bound else 0.0
+    return 2 * float(stats.t.sf(abs(_t(values, bound)), len(values) - 1))
+
+
+def _t(values: np.ndarray, bound: float) -> float:
+    return float((values.mean() - bound) / (values.std(ddof=1) / math.sqrt(len(values))))
+
+
+def _margin(part: Part) -> float | None:
+    """Return the largest effect that counts as none, on the scale of the values."""
+    if part.margin is None:
+        return None
+    return math.log(part.margin) if part.compare and part.compare.ratio else part.margin
+
+
+def _p_none(values: np.ndarray, margin: float | None) -> float:
+    """Return the p value of two one-sided tests that the mean lies within the margin of 0."""
+    if margin is None or len(values) < 2 or not np.isfinite(values).all():
+        return math.nan
+    if np.ptp(values) == 0:
+        return 0.0 if abs(values[0]) < margin else 1.0
+    one_sided = stats.t.sf([_t(values, -margin), -_t(values, margin)], len(values) - 1)
+    return float(one_sided.max())
+
+
+def measure(part: Part, values: np.ndarray, level: float) -> Effect:
+    """Return the effect of a part from its number per seed.
+
+    Args:
+        level: at which a test would have to decide it, for the seeds that it needs.
+    """
+    mean, low, high = math.nan, math.nan, math.nan
+    if len(values):
+        row = summarize(pd.DataFrame({"all": 0, "value": values}), "all", "value").iloc[0]
+        mean, low, high = float(row["mean"]), float(row["low"]), float(row["high"])
+    bound = _bound(part)
+    p, status, needs = _p_value(values, bound), "open", None
+    if p < LEVEL:
+        status = "holds" if SIDES[part.side](mean, bound) else "fails"
+    elif len(values) > 1 and np.isfinite(values).all() and np.ptp(values) > 0:
+        needs = seeds_needed(abs(mean - bound) / values.std(ddof=1), level)
+    if part.compare and part.compare.ratio:
+        mean, low, high = math.exp(mean), math.exp(low), math.exp(high)
+    p_none = _p_none(values, _margin(part))
+    return Effect(part.name, mean, low, high, len(values), p, status, p_none, needs)

@@ -1,0 +1,173 @@
+r"""Registration: which rules and runs were fixed before the data that they judge.
+
+``gqc claims register`` writes ``paper/registration.json``, which is committed before a confirmatory
+run begins::
+
+    {"rules": {"gqc-perplexity": "<hash>", ...},         # of the parts that decide a claim
+     "since": {"gqc-perplexity": "2026-12-01 09:30", ...},
+     "batches": {"15_equal_tokens": ["<run id>", ...]},  # to be run: programs, settings, seeds
+     "history": {"gqc-perplexity": {"written": ..., "changed": ..., "data": ...}, ...}}
+
+Each run records the rules that were registered and committed when it began
+(:func:`gqc_lab.runs.fingerprint.registration`).  A run is **confirmatory** for a claim if its seed
+is at least `FIRST_SEED`, which nothing is tuned on, and it began under the claim's present rule;
+all others are **exploratory**.  A rule that changes makes its row exploratory again until fresh
+seeds are run.
+
+The order is shown by git, not by clocks: :func:`verify` asks whether the commit that a run recorded
+holds that registration and is an ancestor of the present one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gqc_lab.claims.frozen import FIRST_SEED, Frozen
+from gqc_lab.claims.rules import PROSE, Claim
+from gqc_lab.errors import BadInput
+from gqc_lab.runs.fingerprint import digest, git
+from gqc_lab.runs.plan import Batch
+from gqc_lab.runs.store import write_json
+
+FILE = "registration.json"
+
+
+def read_registration(paper: Path) -> dict[str, Any]:
+    """Read registration.json; empty where nothing was registered."""
+    path = paper / FILE
+    if not path.is_file():
+        return {"rules": {}, "since": {}, "batches": {}, "history": {}}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise BadInput(f"{path}: {error}") from None
+
+
+def register(paper: Path, claims: Sequence[Claim], batches: Mapping[str, Batch]) -> list[str]:
+    """Write registration.json and return the ids of claims whose registered rule has changed.
+
+    Args:
+        claims: all of claims.yaml; those without parts are left out.
+        batches: by name, those with confirmatory seeds.
+    """
+    old, rules = read_registration(paper), {c.id: c.rule for c in claims if c.parts}
+    planned = {
+        name: [run.id for run in batch.runs if run.parameters.get("seed", 0) >= FIRST_SEED]
+        for name, batch in batches.items()
+    }
+    now = _minute(time.time())
+    kept = {key: old["since"][key] for key in rules if rules[key] == old["rules"].get(key)}
+    content = {
+        "rules": rules,
+        "since": {key: kept.get(key, now) for key in rules},
+        "batches": {name: ids for name, ids in planned.items() if ids},
+        "history": {**old["history"], **history(paper, claims)},
+    }
+    write_json(paper / FILE, content)
+    return [key for key, rule in old["rules"].items() if rules.get(key) != rule]
+
+
+def verify(paper: Path, results: Mapping[str, Frozen]) -> list[str]:
+    """List the runs with confirmatory seeds whose registration git does not show.
+
+    Runs of old versions have recorded none; they are named too.
+    """
+    lines, known = [], {}
+    for name, frozen in results.items():
+        for run in frozen.runs:
+            if run["parameters"].get("seed", 0) < FIRST_SEED:
+                continue
+            made_under = frozen.surroundings(run).get("registration") or {}
+            commit = made_under.get("commit")
+            if commit not in known:
+                known[commit] = _committed(paper, commit)
+            there = known[commit]
+            if there is None:
+                lines.append(f"{name}: run {run['id']}: began under no committed registration")
+            elif there["rules"] != made_under["rules"]:
+                lines.append(f"{name}: run {run['id']}: {commit} has registered other rules")
+            elif run["id"] not in there["batches"].get(name, []):
+                lines.append(f"{name}: run {run['id']}: not among the runs registered at {commit}")
+    return lines
+
+
+def _committed(paper: Path, commit: str | None) -> dict[str, Any] | None:
+    """Return the registration of an ancestor of the present commit; None where it is none."""
+    if not commit or not git(paper, "merge-base", commit, "HEAD").decode().startswith(commit):
+        return None
+    content = git(paper, "show", f"{commit}:./{FILE}")
+    return dict(json.loads(content)) if content else None
+
+
+def history(paper: Path, claims: Sequence[Claim]) -> dict[str, dict[str, str]]:
+    """Return when each rule was first written and last changed, and when its first data began.
+
+    From git's first parents; claims that it does not know are left out.  Times are UTC, to minutes.
+    """
+    written: dict[str, list[tuple[int, str]]] = {}
+    for when, rows in _versions(paper, "claims.yaml"):
+        for row in rows:
+            versions = written.setdefault(row["id"], [])
+            rule = digest([row.get("kind"), [_decisive(part) for part in row.get("parts", [])]])
+            if not versions or versions[-1][1] != rule:
+                versions.append((when, rule))
+    data = _first_data(paper)
+    found = {}
+    for claim in claims:
+        if versions := written.get(claim.id, []):
+            starts = [data[part.batch] for part in claim.parts if part.batch in data]
+            times: dict[str, float] = {"written": versions[0][0], "changed": versions[-1][0]}
+            times |= {"data": min(starts)} if starts else {}
+            found[claim.id] = {key: _minute(value) for key, value in times.items()}
+    return found
+
+
+def _decisive(part: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in part.items() if key not in PROSE}
+
+
+def _versions(paper: Path, name: str) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    import yaml
+
+    log = git(paper, "log", "--first-parent", "--reverse", "--format=%H %ct", "--", name).decode()
+    for line in log.splitlines():
+        commit, when = line.split()
+        yield int(when), yaml.safe_load(git(paper, "show", f"{commit}:./{name}")) or []
+
+
+def _first_data(paper: Path) -> dict[str, float]:
+    """Return when the first run of each batch that was ever committed began."""
+    first: dict[str, float] = {}
+    log = git(paper, "log", "--format=%H", "--name-only", "--", "results/*/runs.json").decode()
+    commit = ""
+    for line in filter(None, log.splitlines()):
+        if not line.endswith("runs.json"):
+            commit = line
+            continue
+        text = git(paper, "show", f"{commit}:{line}")
+        starts = [run["started"] for run in json.loads(text)["runs"]] if text else []
+        name = Path(line).parent.name
+        first[name] = min([*starts, first.get(name, float("inf"))])
+    return first
+
+
+def _minute(when: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(when))
+
+
+def describe(claim: Claim, registration: Mapping[str, Any]) -> str:
+    """Say when a claim's rule was written, changed and registered, compared with its data."""
+    times = registration["history"].get(claim.id, {})
+    text = f"written {times['written']}" if times else "not yet committed"
+    if times and times["changed"] != times["written"]:
+        text += f", changed {times['changed']}"
+    if "data" in times:
+        order = "after" if times["changed"] > times["data"] else "before"
+        text += f" ({order} its first data, {times['data']})"
+    if registration["rules"].get(claim.id) == claim.rule:
+        text += f", registered {registration['since'][claim.id]}"
+    return text
