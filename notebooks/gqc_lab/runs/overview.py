@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from gqc_lab.errors import BadInput
+from gqc_lab.runs.index import Summary, summarize
 from gqc_lab.runs.plan import Batch, Run
 from gqc_lab.runs.progress import describe, show_value
 from gqc_lab.runs.report import find_function
-from gqc_lab.runs.results import read_records
 from gqc_lab.runs.store import RECORD, CorruptRun, Store, read_note
 
 _SHOWN = 40  # rows; a plan of thousands is counted, not listed
@@ -24,18 +24,15 @@ _SHOWN = 40  # rows; a plan of thousands is counted, not listed
 
 def statuses(batch: Batch, store: Store) -> dict[str, str]:
     """Return by id: finished, failed, running, interrupted, died, corrupt or waiting."""
-    stored = store.finished()
+    asked = {run.id for run in batch.runs}
+    stored = summarize(store, store.finished() & asked, is_whole=True)
     failed = _names(store.root / "failed")
     partial = _names(store.root / "partial")
     found = {}
     for run in batch.runs:
         if run.id in stored:
-            try:
-                store.verify(run.id)
-            except CorruptRun:
-                found[run.id] = "corrupt"
-            else:
-                found[run.id] = "finished"
+            is_corrupt = isinstance(stored[run.id], CorruptRun)
+            found[run.id] = "corrupt" if is_corrupt else "finished"
         elif run.id in partial:
             found[run.id] = _partial_status(store, run.id)
         else:
@@ -62,10 +59,10 @@ def estimate(batch: Batch, store: Store, left: Collection[str], jobs: int) -> fl
     """
     alike: dict[str, list[float]] = {}
     every: list[float] = []
-    for record in read_records(store).values():
-        if record["notebook"] == batch.notebook.name and record.get("attempts", 1) == 1:
-            alike.setdefault(_but_seed(record["parameters"]), []).append(record["seconds"])
-            every.append(record["seconds"])
+    for run in _of_notebook(batch, store).values():
+        if run.attempts == 1:
+            alike.setdefault(_but_seed(run.parameters), []).append(run.seconds)
+            every.append(run.seconds)
     if not every:
         return None
     medians = {key: median(seconds) for key, seconds in alike.items()}
@@ -73,6 +70,12 @@ def estimate(batch: Batch, store: Store, left: Collection[str], jobs: int) -> fl
     waiting = [run for run in batch.runs if run.id in left]
     total = sum(medians.get(_but_seed(run.parameters), usual) for run in waiting)
     return total / min(jobs, max(1, len(waiting)))
+
+
+def _of_notebook(batch: Batch, store: Store) -> dict[str, Summary]:
+    found = summarize(store, store.finished()).items()
+    name = batch.notebook.name
+    return {key: each for key, each in found if isinstance(each, Summary) and each.notebook == name}
 
 
 def _but_seed(parameters: dict[str, Any]) -> str:
@@ -205,10 +208,11 @@ def explain(run: Run, batch: Batch, store: Store) -> list[str]:
         else:
             status = _partial_status(store, run.id).replace("interrupted", "was interrupted")
             lines.append(f"it {status}, and continues from its checkpoint")
-    records = [r for r in read_records(store).values() if r["notebook"] == batch.notebook.name]
-    if not records:
+    others = _of_notebook(batch, store)
+    if not others:
         return [*lines, f"no run of {batch.notebook.name} is in the store"]
-    nearest = max(records, key=lambda r: (_alike(run.parameters, r["parameters"]), r["started"]))
+    near = {key: (_alike(run.parameters, r.parameters), r.started) for key, r in others.items()}
+    nearest = store.record(max(near, key=lambda key: near[key]))
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(nearest["started"]))
     lines.append(f"nearest in the store: {nearest['id']} of {when}; since then, or unlike it:")
     return lines + [f"  {line}" for line in differences(run, nearest)]

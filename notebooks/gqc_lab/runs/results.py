@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gqc_lab.errors import BadInput
+from gqc_lab.runs.index import summarize
 from gqc_lab.runs.store import HISTORY, MODULES, RESULT, CorruptRun, Store, file_hash, write_json
 
 if TYPE_CHECKING:
@@ -180,17 +181,14 @@ def _read(
     wanted = store.finished() if ids is None else store.finished() & set(ids)
     rows: list[dict[str, Any]] = []
     files: dict[str, dict[str, str]] = {}
-    for key in sorted(wanted):
-        try:
-            record = store.record(key)
-            saved = json.loads(store.read(key, RESULT, record))
-        except CorruptRun as error:
+    for key, saved in summarize(store, wanted).items():
+        if isinstance(saved, CorruptRun):
             if not store.folder(key).is_dir():  # deleted, or set aside, meanwhile
                 continue
-            raise CorruptRun(f"{key}/{error}; run its batch again") from None
-        files[key] = record["files"]
-        common = {"run": key, "notebook": saved["notebook"], **saved["parameters"]}
-        rows += [{**common, **row, "run": key} for row in saved["results"] or [{}]]
+            raise CorruptRun(f"{key}/{saved}; run its batch again")
+        files[key] = saved.files
+        common = {"run": key, "notebook": saved.notebook, **saved.parameters}
+        rows += [{**common, **row, "run": key} for row in saved.rows or [{}]]
     return rows, files
 
 
