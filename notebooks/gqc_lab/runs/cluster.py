@@ -171,9 +171,11 @@ class DaskExecutor(Executor):
         self.probe.parent.mkdir(parents=True, exist_ok=True)
         self.probe.write_text("seen by Dask workers that share this store\n", encoding="utf-8")
 
-    def capacity(self) -> int:
-        """Return two runs for each thread, so that no worker waits and a cluster that adapts its
-        size sees more to do."""
+    def capacity(self, jobs: int | None) -> int:
+        """Return ``jobs``, or two runs for each thread, so that no worker waits and a cluster that
+        adapts its size sees more to do."""
+        if jobs is not None:
+            return jobs
         if time.monotonic() - self._looked > _REFRESH_SECONDS:
             self._check()
             self._looked = time.monotonic()

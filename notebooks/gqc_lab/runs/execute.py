@@ -225,6 +225,7 @@ class Execution:
                         self.job["threads"],
                         is_forked=self.job["is_forked"],
                         on_start=self._kernel_starts,
+                        gpus=self.job.get("gpus"),
                     ),
                     # Not papermill's cwd: it changes that of this process, which has other runs.
                     resources={"metadata": {"path": folder}},

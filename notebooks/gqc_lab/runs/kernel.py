@@ -283,6 +283,7 @@ def manager_class(
     *,
     is_forked: bool,
     on_start: Callable[[Any], None],
+    gpus: list[str] | None = None,
 ) -> type[AsyncKernelManager]:
     """Return the kernel manager for nbclient that starts a run's kernel.
 
@@ -293,11 +294,14 @@ def manager_class(
         threads: BLAS and OpenMP threads of the kernel.
         is_forked: fork the kernel from a process with torch loaded, where the system can.
         on_start: called with the kernel's process, a :class:`ForkedKernel` or a Popen.
+        gpus: the CUDA devices that the run may see; None: those that this process sees.
     """
     env = {
         "GQC_RUN_DIR": str(folder).replace("$", "$$"),  # jupyter_client fills templates in
         **dict.fromkeys(_THREAD_COUNTS, str(threads)),
     }
+    if gpus is not None:
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
 
     class Manager(AsyncKernelManager):
         def __init__(self, **kwargs: Any) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from statistics import median
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from gqc_lab.errors import BadInput
 from gqc_lab.runs.index import Summary, summarize
@@ -19,13 +22,18 @@ from gqc_lab.runs.progress import describe, show_value
 from gqc_lab.runs.report import find_function
 from gqc_lab.runs.store import RECORD, CorruptRun, Store, read_note
 
+_WATCH_SECONDS = 2.0
 _SHOWN = 40  # rows; a plan of thousands is counted, not listed
 
 
-def statuses(batch: Batch, store: Store) -> dict[str, str]:
-    """Return by id: finished, failed, running, interrupted, died, corrupt or waiting."""
-    asked = {run.id for run in batch.runs}
-    stored = summarize(store, store.finished() & asked, is_whole=True)
+def statuses(batch: Batch, store: Store, *, is_checked: bool = True) -> dict[str, str]:
+    """Return by id: finished, failed, running, interrupted, died, corrupt or waiting.
+
+    Args:
+        is_checked: look for corrupt runs among those that are finished.
+    """
+    keys = store.finished() & {run.id for run in batch.runs}
+    stored = summarize(store, keys, is_whole=True) if is_checked else dict.fromkeys(keys)
     failed = _names(store.root / "failed")
     partial = _names(store.root / "partial")
     found = {}
@@ -157,27 +165,48 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def print_status(batch: Batch, store: Store, console: Console) -> int:
-    """Count the runs by status and show why runs failed; returns the exit code."""
+def print_status(batch: Batch, store: Store, console: Console, *, is_watched: bool = False) -> int:
+    """Print how many runs have which status and how those that run, failed or died are.
+
+    Args:
+        is_watched: again every two seconds, until nothing runs.
+    Returns: the exit code, 1 if a run failed, died or is corrupt.
+    """
+    if is_watched:
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            while "running" in (found := statuses(batch, store, is_checked=False)).values():
+                live.update(Text("\n".join(_status_lines(batch, store, found))), refresh=True)
+                time.sleep(_WATCH_SECONDS)
     found = statuses(batch, store)
-    for status in ("finished", "failed", "died", "running", "interrupted", "corrupt", "waiting"):
-        count = sum(each == status for each in found.values())
-        if count:
-            console.print(f"{count:6d} {status}", highlight=False)
-    for run in batch.runs:
-        if found[run.id] in {"failed", "died"}:
-            text = f"{run.id} {describe(run)}: {_reason(store, run.id)}"
-            console.print(text, highlight=False, markup=False, soft_wrap=True)
+    for line in _status_lines(batch, store, found):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     return 1 if {"failed", "died", "corrupt"} & set(found.values()) else 0
 
 
-def _reason(store: Store, key: str) -> str:
-    """Say why a run failed, or where it died, and where its notebook is."""
-    folder = store.failed(key)
-    if folder.is_dir():
+def _status_lines(batch: Batch, store: Store, found: Mapping[str, str]) -> Iterator[str]:
+    for status in ("finished", "failed", "died", "running", "interrupted", "corrupt", "waiting"):
+        if count := sum(each == status for each in found.values()):
+            yield f"{count:6d} {status}"
+    for run in batch.runs:
+        if found[run.id] in {"running", "failed", "died"}:
+            yield f"{run.id} {describe(run)}: {_state(store, run.id, found[run.id])}"
+
+
+def _state(store: Store, key: str, status: str) -> str:
+    """Say why a run failed and where its notebook is, or how far it is or was, and where."""
+    if status == "failed":
+        folder = store.failed(key)
         return f"{read_note(folder / RECORD).get('error', 'its run.json is damaged')}\n  {folder}"
     note = read_note(store.partial(key) / RECORD)
-    return f"its process {note.get('pid')} on {note.get('host')} ended in cell {note.get('cell')}"
+    host, pid, cell, text, seconds, started = (
+        note.get(name) for name in ("host", "pid", "cell", "text", "seconds", "started")
+    )
+    if status == "died" or not isinstance(started, float) or not isinstance(seconds, float):
+        return f"{status}: process {pid} on {host}, in cell {cell}"
+    share = re.search(r"(?<![\d.])([1-9]\d?)%", str(text))  # of a progress bar
+    left = f", {_duration(seconds * (100 / int(share[1]) - 1))} left" if share else ""
+    age = _duration(max(0.0, time.time() - started))
+    return f"process {pid} on {host}, in cell {cell} after {age}{left}: {text}"
 
 
 def find_run(batch: Batch, start: str) -> Run:
@@ -201,7 +230,7 @@ def explain(run: Run, batch: Batch, store: Store) -> list[str]:
         return [f"{run.id} is finished; nothing that it depends on has changed"]
     lines = [f"{run.id} is not finished"]
     if store.failed(run.id).is_dir():
-        lines.append(f"it failed: {_reason(store, run.id)}")
+        lines.append(f"it failed: {_state(store, run.id, 'failed')}")
     if store.partial(run.id).is_dir():
         if store.is_running(run.id):
             lines.append(f"it is {store.describe_holder(run.id)}")

@@ -99,7 +99,7 @@ def test_status_tells_what_died_from_what_was_interrupted(tmp_path, executor):
     assert "1 finished" in capture.get()
     assert "1 died" in capture.get()
     assert "1 interrupted" in capture.get()
-    assert f"{batch.runs[1].id} seed=1: its process {os.getpid()} on " in capture.get()
+    assert f"{batch.runs[1].id} seed=1: died: process {os.getpid()} on " in capture.get()
 
 
 def test_a_store_that_cannot_be_written_is_one_line(tmp_path, executor):
