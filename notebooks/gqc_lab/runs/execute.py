@@ -69,6 +69,7 @@ class Execution:
         self.timer: threading.Timer | None = None
         self.last_shown = self.last_noted = self.started = self.begun = 0.0
         self.cell, self.text = 0, ""
+        self.outputs: list[Any] = []  # of the running cell
         self.attempts = 1
         self.registration: dict[str, Any] | None = None  # under which it began
 
@@ -243,12 +244,14 @@ class Execution:
     def _cell_starts(self, cell: Any, cell_index: int) -> None:
         if self.stop_reason is not None:
             raise KeyboardInterrupt
-        self.cell = cell_index
+        self.cell, self.outputs = cell_index, cell.get("outputs", [])
         self.last_shown = 0.0
         self._show("")
 
     def write(self, text: str) -> None:
         """Take what the notebook writes to standard error: its own progress bars."""
+        if self.outputs and is_passing(self.outputs[-1]):
+            self.outputs.pop()  # else those of a long run fill the memory
         if time.monotonic() - self.last_shown > 0.5:
             lines = [line for line in text.replace("\r", "\n").splitlines() if line.strip()]
             if lines:

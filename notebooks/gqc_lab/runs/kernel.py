@@ -42,13 +42,14 @@ _THREAD_COUNTS = (
 )  # fmt: skip
 # Not plotly: what it finds at import decides how it shows figures.
 _PRELOADED = [
-    "gqc_lab.runs.kernel", "ipykernel.kernelapp", "ipykernel_launcher",
+    "gqc_lab.runs.kernel", "gqc_lab.runs.output", "ipykernel.kernelapp", "ipykernel_launcher",
     "IPython.core.completer", "torch", "numpy", "pandas", "pyarrow.parquet",
 ]  # fmt: skip
 _PR_SET_PDEATHSIG = 1
 # A unix socket's path holds 107 bytes; jupyter_client appends "-ipc-1" or so to the stem.
 _LONGEST_IPC_PATH = 90
 _SOCKETS = "gqc-sockets-"
+_STREAM = "--IPKernelApp.outstream_class=gqc_lab.runs.output.BoundedStream"
 _IS_SAFE_PATH = bool(sys.flags.safe_path)
 _servers: dict[int, forkserver.ForkServer] = {}  # by threads: libraries read the count on import
 _lock = threading.Lock()
@@ -317,7 +318,7 @@ def manager_class(
 
         @property
         def kernel_spec(self) -> KernelSpec:
-            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", _STREAM]
             return KernelSpec(argv=argv, env=env, display_name="Python 3", language="python")
 
     return Manager

@@ -112,6 +112,15 @@ class Runs:
     @cached_property
     def history(self) -> pd.DataFrame:
         """Raises: CorruptRun: a file does not match its checksum."""
+        return self.read_history()
+
+    def read_history(self, columns: Collection[str] | None = None) -> pd.DataFrame:
+        """Return ``run`` and ``columns`` of the histories; None: all of them.
+
+        Raises:
+            CorruptRun: a file does not match its checksum.
+            KeyError: no history has such a column.
+        """
         import duckdb
         import pandas as pd
 
@@ -123,14 +132,15 @@ class Runs:
         if not paths:
             return pd.DataFrame({"run": pd.Series(dtype=object)})
         # Of a folder called lr=0.1 DuckDB would make a column.
-        query = (
-            "SELECT * FROM read_parquet(?, union_by_name=true, hive_partitioning=false, "
-            "filename='run')"
-        )
+        source = "read_parquet(?, union_by_name=true, hive_partitioning=false, filename='run')"
         with duckdb.connect() as connection:
-            frame = connection.execute(query, [[glob.escape(path) for path in paths]]).df()
+            table = connection.sql(f"FROM {source}", params=[[*map(glob.escape, paths)]])
+            if unknown := sorted({*(columns or ())} - {*table.columns}):
+                raise KeyError(f"{unknown[0]!r}: expected one of {', '.join(table.columns)}")
+            names = [name for name in columns or table.columns if name != "run"]
+            frame = table.project(*(duckdb.ColumnExpression(n) for n in ["run", *names])).df()
         frame["run"] = frame["run"].map(paths)
-        return frame[["run", *(name for name in frame.columns if name != "run")]]
+        return frame
 
 
 def load(

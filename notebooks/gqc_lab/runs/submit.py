@@ -4,29 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
+from importlib.resources import files
 from pathlib import Path
 from string import Template
-
-_SCRIPT = Template("""\
-#!/bin/bash
-#SBATCH --job-name=$name
-#SBATCH --array=1-$num_jobs
-#SBATCH --cpus-per-task=$num_cores
-#SBATCH --requeue
-#SBATCH --signal=B:USR1@120
-$options# Two minutes before the time limit SLURM sends USR1: runs save, and the job queues again.
-# At TERM (preemption) they save too; then SLURM queues the job again itself.
-cd $folder || exit 2
-$command --shard "$$SLURM_ARRAY_TASK_ID/$num_jobs" &
-job=$$!
-trap 'again=yes; kill -USR1 $$job' USR1
-trap 'kill -TERM $$job' TERM
-while wait $$job; code=$$?; kill -0 $$job 2>/dev/null; do :; done  # a signal ends `wait` early
-if [ -n "$$again" ] && [ $$code -ge 128 ]; then
-    scontrol requeue "$${SLURM_ARRAY_JOB_ID}_$$SLURM_ARRAY_TASK_ID"
-fi
-exit $$code
-""")
 
 
 def array_script(
@@ -44,7 +24,8 @@ def array_script(
     """
     command = [sys.executable, "-c", "from gqc_lab.cli import main; main()", "batch", "run"]
     command += [str(file.resolve()), "--runs", str(runs.absolute()), "--jobs", str(jobs)]
-    return _SCRIPT.substitute(
+    template = files("gqc_lab.runs").joinpath("templates", "array.sh.txt")
+    return Template(template.read_text(encoding="utf-8")).substitute(
         name=shlex.quote(file.stem),
         num_jobs=num_jobs,
         num_cores=(threads or 1) * jobs,
