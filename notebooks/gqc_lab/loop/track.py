@@ -20,6 +20,7 @@ from typing import IO, Any
 import torch
 from tqdm import tqdm
 
+from gqc_lab.loop.appended import AppendedHistory
 from gqc_lab.loop.experiment import Experiment
 
 Record = dict[str, Any]
@@ -71,13 +72,19 @@ def checkpoint_path(folder: str | Path, experiment: Experiment) -> Path:
 
 
 def save_checkpoint(experiment: Experiment, path: str | Path) -> None:
-    """Write the state; at any moment ``path`` is either the old file or the new one, complete."""
+    """Write the state; at any moment ``path`` is either the old file or the new one, complete.
+
+    The history is next to it, in ``path.history``, to which each save appends what is new.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    history = experiment.saved.setdefault(path, AppendedHistory(path))
+    state = experiment.state_dict(history.rows)
+    state["history"] = history.append(state.pop("columns"), state["microbatch"])
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
-            torch.save(experiment.state_dict(), file)
+            torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -97,9 +104,10 @@ def load_checkpoint(experiment: Experiment, path: str | Path) -> bool:
     path = Path(path)
     if not path.exists():
         return False
+    history = AppendedHistory(path)
     try:
         with open(path, "rb") as file:
-            state = _read_state(file)
+            state = _read_state(file, history)
     except DamagedFile as error:
         aside = path.with_name(path.name + ".corrupt")
         os.replace(path, aside)
@@ -107,6 +115,7 @@ def load_checkpoint(experiment: Experiment, path: str | Path) -> bool:
         _say(f"{path}: {reason}; renamed to {aside.name}, starting from the beginning")
         return False
     experiment.load_state_dict(state)
+    experiment.saved[path] = history
     return True
 
 
@@ -114,7 +123,7 @@ class DamagedFile(ValueError):
     """A checkpoint file that cannot be read."""
 
 
-def _read_state(file: IO[bytes]) -> dict[str, Any]:
+def _read_state(file: IO[bytes], history: AppendedHistory) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(file) as archive:  # torch.load does not look at the checksums
             if (bad := archive.testzip()) is not None:
@@ -123,6 +132,8 @@ def _read_state(file: IO[bytes]) -> dict[str, Any]:
         state = torch.load(file, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise ValueError(f"expected a dict, found {type(state).__name__}")
+        if "columns" not in state:  # else it is of a version that kept the history inside
+            state["columns"] = history.read(state.pop("history"))
     except Exception as error:  # the readers raise whatever they trip over, OSError included
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DamagedFile(reason) from error

@@ -1,0 +1,73 @@
+"""A history on disk that grows by its new records: a save costs the same however long the run is.
+
+Each line is JSON, the columns of the records of one save.  The checkpoint holds how many bytes of
+the file are its own, and their hash; what a killed save left behind them is overwritten.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+Columns = dict[str, list[Any]]
+
+
+class AppendedHistory:
+    """The file next to a checkpoint that holds its history.
+
+    Args:
+        path: of the checkpoint.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.with_name(f"{path.name}.history")
+        self.rows = self.size = 0
+        self._hash = hashlib.sha256()
+
+    def append(self, columns: Mapping[str, list[Any]], rows: int) -> dict[str, Any]:
+        """Write the records from `rows` on, and return what :meth:`read` needs.
+
+        Args:
+            columns: of the new records only.
+            rows: how many records there are in all.
+        """
+        line = json.dumps(columns).encode() + b"\n" if rows > self.rows else b""
+        with open(self.path, "r+b" if self.size else "wb") as file:
+            file.truncate(self.size)
+            file.seek(self.size)
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        self._hash.update(line)
+        self.rows, self.size = rows, self.size + len(line)
+        return {"bytes": self.size, "sha256": self._hash.hexdigest()}
+
+    def read(self, mark: Mapping[str, Any]) -> Columns:
+        """Return the columns that were written up to ``mark``; what follows is appended there.
+
+        Raises: ValueError: the file does not hold them.
+        """
+        with open(self.path, "rb") as file:
+            content = file.read(mark["bytes"])
+        self._hash = hashlib.sha256(content)
+        if self._hash.hexdigest() != mark["sha256"]:
+            raise ValueError(f"{self.path.name} does not match the checkpoint")
+        columns: Columns = {}
+        for line in content.splitlines():
+            self.rows += _join(columns, json.loads(line), self.rows)
+        self.size = len(content)
+        return columns
+
+
+def _join(columns: Columns, new: Columns, rows: int) -> int:
+    """Append ``new`` records to ``rows`` others, which may lack columns; return how many."""
+    count = max(map(len, new.values()), default=0)
+    for name in new:
+        columns.setdefault(name, [None] * rows)
+    for name, column in columns.items():
+        column += new.get(name) or [None] * count
+    return count
