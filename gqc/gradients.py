@@ -215,7 +215,10 @@ def multiply_(tensors: Sequence[Tensor], factor: float | Tensor) -> None:
     """Multiply every tensor by ``factor`` (a number or a 0-dim tensor) in place."""
     shards = local(tensors)
     if not isinstance(factor, Tensor):
-        if shards:
+        if {(t.dtype, t.get_device()) for t in shards} == {(torch.float32, -1)}:
+            # a number would be made a tensor of float32 for each of them
+            torch._foreach_mul_(shards, torch.tensor(factor, dtype=torch.float32))
+        elif shards:
             torch._foreach_mul_(shards, factor)
         return
     by_device: dict[torch.device, list[Tensor]] = {}

@@ -133,7 +133,7 @@ for estimator, (good, count) in right.iterrows():
 # and arbitrary around means that cancel. 3.1 brings the spread of the elements back in, so it is
 # right only where all means are equal.
 #
-# **Limits.** One seed: a sketch of 64 projections is off by about 18 % per draw of its signs
+# **Limits.** One seed: a sketch with k = 64 is off by at most about 18 % per draw of its signs
 # (notebook 05). Noise in a single direction, as in *uniform noise*, looks resolved by chance in a
 # third of the runs, with a V near the limit. For ten seeds and gradients of 4096 elements:
 #

@@ -18,8 +18,8 @@
 # # What does it cost to measure gradient variance correctly?
 #
 # Two estimators find the noise-to-signal ratio on every stream of notebook 04. `elementwise`
-# averages every element of the gradient; `sketch` averages a few random sign projections of each
-# tensor.
+# averages every element of the gradient; `sketch` averages the buckets of three hashes of each
+# tensor, which add up elements with random signs, and takes the median of what the three estimate.
 #
 # **Question.** How large is the error of each, how much memory and time does it take, and what else
 # makes it wrong: few elements, a drifting mean, the batch size?
@@ -38,7 +38,7 @@ num_signs: int | None = None  # at least 2; draws of a sketch's signs, None: the
 steps: int | None = None  # at least 30; gradients of each stream, None: the scale's
 beta: float | None = None  # above 0, below 1; of the averages, None: the scale's
 numel: int | None = None  # at least 8; elements of a gradient, None: the scale's
-sketch_sizes = [16, 64, 256]  # at least 1; projections of a tensor
+sketch_sizes = [16, 64, 256]  # at least 1; k: up to k^2 elements are kept as they are
 sizes: list | None = None  # at least 8; elements, where their number varies, None: the scale's
 periods = [200, 400, 1600, 6400]  # at least 4; updates in which the mean turns once
 batch_sizes: list | None = None  # at least 1; images in a minibatch, None: the scale's
@@ -66,8 +66,9 @@ num_signs, steps, beta, numel, sizes, batch_sizes, width, layers = chosen.values
 # %% [markdown]
 # ## Error by sketch size
 #
-# One stream with ratio 1, read by sketches that differ only in their signs. Their error should be
-# about $\sqrt{2/k}$ for k projections. The other estimators are read on as many streams.
+# One stream with ratio 1, read by sketches that differ only in their signs. A tensor of up to
+# $k^2$ elements is kept whole; of a larger one each hash has more than k buckets, so that the error
+# is at most about $\sqrt{2/k}$. The other estimators are read on as many streams.
 
 # %%
 sketches = {
@@ -88,7 +89,7 @@ errors.round(2)
 
 # %%
 for k in sketch_sizes:
-    print(f"k = {k:4}: error {errors[f'sketch, k = {k}']:.2f}, expected {sqrt(2 / k):.2f}")
+    print(f"k = {k:4}: error {errors[f'sketch, k = {k}']:.2f}, at most {sqrt(2 / k):.2f} expected")
 
 # %% [markdown]
 # ## Memory and time

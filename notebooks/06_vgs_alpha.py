@@ -31,7 +31,7 @@ if find_spec("gqc") is None:
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
 # %% tags=["parameters"]
-# settings: gqc_lab.studies.vgs.training.VGSTrainingConfig
+# settings: gqc_lab.studies.vgs.settings.VGSTrainingConfig
 scale = "smoke"  # seconds, minutes, hours
 tasks = ["digits", "values"]
 optimizers = ["sgd", "adamw"]

@@ -36,7 +36,7 @@ if find_spec("gqc") is None:
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[widgets] @ ADDRESS"')
 
 # %% tags=["parameters"]
-# settings: gqc_lab.studies.vgs.training.VGSTrainingConfig
+# settings: gqc_lab.studies.vgs.settings.VGSTrainingConfig
 interactive = False  # True: wait for a person; False: replay `changes` and train to the end
 scale = "smoke"  # seconds, minutes, hours
 task = "values"  # wrong labels, or TD targets

@@ -40,9 +40,12 @@ PARTS = ("gqc_lab.data", "gqc_lab.models")  # neither knows of the other
 
 MOST_LINES_OF_A_MODULE = 350
 MOST_LINES_OF_A_FUNCTION = 50
-MOST_LINES_OF_THE_CORE = 10_100  # 9_000 when what the drop-ins and integrations replace is gone
+MOST_LINES_OF_THE_CORE = 10_400  # 9_000 when what the drop-ins and integrations replace is gone
 MOST_LINES = 29800
 
+
+#: what the core does not import by itself, each for one package
+OF_TRAINERS = ("gqc.integrations.huggingface", "gqc.integrations.sb3")
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -126,7 +129,7 @@ def test_figures_take_tables_and_constants_from_studies_and_no_training():
     for module, path in MODULES.items():
         if room(module) == "gqc_lab.figures":
             taken = [i for i in imports(path) if room(i.module) == "gqc_lab.studies"]
-            tables = [i for i in taken if i.module.endswith((".settings", ".methods"))]
+            tables = [i for i in taken if i.module.endswith(".settings")]
             assert [i for i in taken if i not in tables and not i.name.isupper()] == [], module
 
 
@@ -134,7 +137,7 @@ def test_the_core_needs_torch_and_nothing_else():
     """At import; what a function imports, it asks for in words where it is missing."""
     known = {"torch", "gqc", *sys.stdlib_module_names}
     for module, path in MODULES.items():
-        if room(module) == "gqc":
+        if room(module) == "gqc" and module not in OF_TRAINERS:
             nodes = tree(path).body
             names = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
             names |= {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module}

@@ -2,6 +2,8 @@ r"""From the variances of single tensors to one factor: aggregation, and the sca
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -26,13 +28,13 @@ def scaling_factor(
 
 
 def aggregate(
-    variance: Tensor, counted: Tensor, numel: Tensor | None, how: str, percentile: float
+    variance: Tensor, counted: Tensor | None, numel: Tensor | None, how: str, percentile: float
 ) -> Tensor:
     """One variance of several tensors.
 
     Args:
         variance: V of each tensor [T].
-        counted: which tensors count [T]; those without a gradient so far don't.
+        counted: which tensors count [T]; those without a gradient so far don't.  None: all.
         numel: elements of each tensor [T], for ``"numel_weighted"``.
         how: ``"percentile"`` over tensors (linear between them), ``"mean"`` over tensors,
             ``"numel_weighted"`` mean, or ``"max"``.
@@ -40,29 +42,38 @@ def aggregate(
     Returns: 0-dim; 0 when no tensor counts.
     """
     if how == "percentile":
-        return _quantiles(variance, counted, percentile)
+        return _quantile(variance, counted, percentile)
+    counted = torch.ones_like(variance, dtype=torch.bool) if counted is None else counted
     if how == "max":
         return torch.where(counted, variance, 0.0).max()
     weight = counted if numel is None else counted * numel
     return (weight * variance).sum() / weight.sum().clamp(min=1)
 
 
-def summary(variance: Tensor, unresolved: Tensor, counted: Tensor) -> Tensor:
+def summary(variance: Tensor, unresolved: Tensor, counted: Tensor | None) -> Tensor:
     """Percentiles 10, 50, 90 and mean of V, and the share of unresolved tensors [5]."""
-    number = counted.sum().clamp(min=1)
-    mean = torch.where(counted, variance, 0.0).sum() / number
-    share = (unresolved & counted).sum() / number
-    # Filled on the device: a list that is copied there makes the host wait.
-    levels = torch.cat([torch.full_like(variance[:1], level) for level in PERCENTILES])
-    quantiles = _quantiles(variance, counted, levels)
-    return torch.cat([quantiles, torch.stack([mean, share])])
+    quantiles = [_quantile(variance, counted, level) for level in PERCENTILES]
+    mean = aggregate(variance, counted, None, "mean", 0.0)
+    share = aggregate(unresolved.float(), counted, None, "mean", 0.0)
+    return torch.stack([*quantiles, mean, share])
 
 
-def _quantiles(variance: Tensor, counted: Tensor, levels: Tensor | float) -> Tensor:
+def _quantile(variance: Tensor, counted: Tensor | None, level: float) -> Tensor:
     """Linear between order statistics, as ``torch.nanquantile``, which is slow on few numbers."""
-    ordered = torch.where(counted, variance, -1.0).sort().values  # what does not count comes first
     last = len(variance) - 1
-    place = (last - (1 - levels) * (counted.sum() - 1)).clamp(0, last)
-    low = place.long()
-    pair = ordered[torch.stack([low, (low + 1).clamp(max=last)])]
-    return torch.lerp(pair[0], pair[1], place - low).clamp(min=0)
+    if counted is None:  # the place is known without the device
+        low, part = _place(last, level)
+        ordered = variance.sort().values
+        return torch.lerp(ordered[low], ordered[min(low + 1, last)], part)
+    ordered = torch.where(counted, variance, -1.0).sort().values  # what does not count comes first
+    place = (last - (1 - level) * (counted.sum() - 1)).clamp(0, last)
+    low_place = place.long()
+    pair = ordered[torch.stack([low_place, (low_place + 1).clamp(max=last)])]
+    return torch.lerp(pair[0], pair[1], place - low_place).clamp(min=0)
+
+
+@functools.lru_cache(maxsize=256)
+def _place(last: int, level: float) -> tuple[int, float]:
+    """Index below a quantile of ``last + 1`` numbers and the rest, in float32 as on the device."""
+    place = last - (1 - level) * torch.tensor(last)
+    return int(place), float(place - place.long())

@@ -35,9 +35,9 @@ class Differences(Sketch):
         self._last = torch.zeros_like(self._mean)
 
     def _move(self, prepared: Tensor, weight: Tensor, finite: Tensor, factor: float) -> Tensor:
-        has_last = ((weight > 0) & (self.count > 0)).index_select(0, self._owner)
+        has_last = self._of_values((weight > 0) & (self.count > 0))
         change = torch.where(has_last & finite, prepared - self._last, 0.0)
-        is_new = (weight > 0).index_select(0, self._owner) & finite
+        is_new = self._of_values(weight > 0) & finite
         self._last = torch.where(is_new, prepared, self._last)
         sums = super()._move(prepared, weight, finite, factor)
         torch.mul(change, change, out=self._pair[0])

@@ -59,7 +59,8 @@ def tensor_factors(
         of_group = {}
         for group in set(parameters.groups):
             inside = parameters.members(group, ratios.device)
-            of_group[group] = _aggregate(ratios, counted & inside, parameters, settings)
+            inside = inside if counted is None else counted & inside
+            of_group[group] = _aggregate(ratios, inside, parameters, settings)
         ratios = torch.stack([of_group[group] for group in parameters.groups])
     return list(_law(ratios, settings).unbind())
 
@@ -99,7 +100,7 @@ def _law(variance: Tensor, settings: Settings) -> Tensor:
 
 
 def _aggregate(
-    ratios: Tensor, counted: Tensor, parameters: ParameterList, settings: Settings
+    ratios: Tensor, counted: Tensor | None, parameters: ParameterList, settings: Settings
 ) -> Tensor:
     numel = None
     if settings.aggregate == "numel_weighted":

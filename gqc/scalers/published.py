@@ -82,7 +82,7 @@ class PublishedEstimator(VarianceEstimator):
         """Variance from the bias-corrected averages of :meth:`statistic`."""
         raise NotImplementedError
 
-    def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, None]:
         """As :class:`VarianceEstimator`; ``variance_cap`` acts on the aggregate only, later."""
         if self.num_updates == 0:
             value = torch.zeros_like(self.param_grad_mean_ema)
@@ -90,8 +90,7 @@ class PublishedEstimator(VarianceEstimator):
             share = 1 - self.beta**self.num_updates
             first, second = self.param_grad_mean_ema / share, self.param_grad_sq_ema / share
             value = _ratio(self.variance(first, second), first, self.eps)
-        everything = torch.ones_like(value, dtype=torch.bool)
-        return value, ~everything, everything
+        return value, torch.zeros_like(value, dtype=torch.bool), None
 
     def skipped(self) -> Tensor:
         return self.averages.count.new_zeros(())  # as published: nothing is skipped
@@ -185,11 +184,10 @@ class Spatial(PublishedEstimator):
         blank = dict.fromkeys(VECTORS, self.param_grad_mean_ema)
         super().load_state_dict({**state, **blank})  # 1.x files know nothing of single tensors
 
-    def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, None]:
         mean, variance = self.averages.corrected()[:2]
-        everything = torch.ones_like(self.param_grad_mean_ema, dtype=torch.bool)
-        value = _ratio(variance, mean, self.eps).expand(len(everything))
-        return value, ~everything, everything
+        value = _ratio(variance, mean, self.eps).expand_as(self.param_grad_mean_ema)
+        return value, torch.zeros_like(value, dtype=torch.bool), None
 
 
 _ZERO = torch.zeros(())

@@ -32,6 +32,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors
+
+from gqc.gradients import multiply_
 
 HASHES = 3
 FOLD = 8
@@ -126,7 +129,7 @@ class SignSketch:
             grads = [tensors[i] for i in members]
             part(grads)
             if factor != 1.0 and (present := [g for g in grads if g is not None]):
-                torch._foreach_mul_(present, factor)
+                multiply_(present, factor)
         if self._all is not None:
             return self._all
         first = self._arguments[1][0]
@@ -146,8 +149,7 @@ class _Whole:
         self._values = values
 
     def __call__(self, grads: list[Tensor | None]) -> None:
-        pairs = zip(grads, self._zeros, strict=True)
-        torch.cat([z if g is None else real_flat(g) for g, z in pairs], out=self._values)
+        self._values.copy_(_joined(grads, self._zeros))
 
 
 class _Hashes:
@@ -195,11 +197,8 @@ class _Hashes:
         ]
 
     def __call__(self, grads: list[Tensor | None]) -> None:
-        flats = [self._zero if g is None else real_flat(g) for g in grads]
-        if self._is_folded:
-            sums = self._folded(flats[0])
-        else:
-            sums = (torch.stack(flats) if len(flats) > 1 else flats[0]).float()
+        flat = _joined(grads, [self._zero] * self._num)
+        sums = self._folded(flat) if self._is_folded else flat.float()
         self._tail.zero_()
         rounds = sums.view(self._num, self._rounds, self._length).split(self._together, 1)
         for part, plan in zip(rounds, self._plan, strict=True):
@@ -216,6 +215,14 @@ class _Hashes:
         rest = flat[whole:]  # fewer than 64 elements: a ninth row that ends early
         self._sums[: len(rest)].add_(rest)
         return self._sums
+
+
+def _joined(tensors: list[Tensor | None], zeros: list[Tensor]) -> Tensor:
+    """Real elements of all in one row, with the zeros of those that are not there."""
+    found = [z if t is None else t for t, z in zip(tensors, zeros, strict=True)]
+    if any(map(torch.is_complex, found)):
+        found = [real_flat(t) for t in found]
+    return found[0].reshape(-1) if len(found) == 1 else _flatten_dense_tensors(found)
 
 
 @functools.lru_cache(maxsize=32)

@@ -60,12 +60,13 @@ class PresenceMask:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pattern: tuple[bool, ...] = ()
+        self.is_full = False
         self._mask = torch.zeros(0, device=device)
 
     def __call__(self, grads: Grads) -> Tensor:
         pattern = tuple(g is not None and g.numel() > 0 for g in grads)
         if pattern != self._pattern:
-            self._pattern = pattern
+            self._pattern, self.is_full = pattern, all(pattern)
             self._mask = torch.tensor(pattern, dtype=torch.float32, device=self._device)
         return self._mask
 
@@ -101,8 +102,8 @@ class VarianceEstimator:
         """
         raise NotImplementedError
 
-    def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, Tensor]:
-        """V of each tensor, which of them are unresolved, and which count at all; each [T]."""
+    def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """V of each tensor, which are unresolved, and which count at all (None: all); each [T]."""
         raise NotImplementedError
 
     def skipped(self) -> Tensor:
@@ -139,6 +140,7 @@ class DebiasedEstimator(VarianceEstimator):
         self.spread = torch.zeros(shape, device=device)
         self.mean_sq = torch.zeros_like(self.spread)
         self.num_skipped = torch.zeros((), device=device)
+        self.has_equal_counts = True  # of updates; saves a gather
         self.averages = ScalarAverages(beta, device)
         self._shards = ShardSums(params)
         self._mask = PresenceMask(device)
@@ -147,6 +149,7 @@ class DebiasedEstimator(VarianceEstimator):
         prepared, norm_sq = self._prepare(grads, factor)
         finite = norm_sq < math.inf
         moved = self._mask(grads) * finite
+        self.has_equal_counts &= self._mask.is_full
         self.num_skipped = self.num_skipped + ~finite
         count = self.count + moved
         weight = ema_weight(count, self.beta) * moved
@@ -156,13 +159,14 @@ class DebiasedEstimator(VarianceEstimator):
         self.count = count
         return norm_sq
 
-    def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, Tensor | None]:
         kappa = ema_kappa(self.count, self.beta)
         variance, signal = self._moments(kappa)
         if self.num_hashes > 1:
             variance, signal = _median_of_three(torch.stack([variance, signal], 1)).unbind()
         largest = 1 / kappa if variance_cap is None else variance_cap
-        return *noise_to_signal(variance, signal, largest), self.count > 0
+        counted = None if self.has_equal_counts else self.count > 0
+        return *noise_to_signal(variance, signal, largest), counted
 
     def skipped(self) -> Tensor:
         return self.num_skipped
@@ -192,6 +196,7 @@ class DebiasedEstimator(VarianceEstimator):
         for key, here in self._lists().items():
             for mine, saved in zip(here, state[key], strict=True):
                 mine.copy_(saved)
+        self.has_equal_counts = bool((self.count == self.count[0]).all())
         self.averages.load_state_dict(state["averages"])
 
     def carry(self, other: VarianceEstimator, kept: Sequence[int | None]) -> None:
@@ -204,6 +209,7 @@ class DebiasedEstimator(VarianceEstimator):
                 for key, mine in self._lists().items():
                     mine[new].copy_(other._lists()[key][old])
         self.num_skipped, self.averages = other.num_skipped, other.averages
+        self.has_equal_counts = bool((self.count == self.count[0]).all())
 
     def _prepare(self, grads: Grads, factor: float) -> tuple[Any, Tensor]:
         """What ``_move`` needs of the gradients, and their squared norm over all ranks."""
@@ -281,10 +287,14 @@ class Sketch(DebiasedEstimator):
 
     def _move(self, prepared: Tensor, weight: Tensor, finite: Tensor, factor: float) -> Tensor:
         move = torch.where(finite, prepared, self._mean).sub_(self._mean)
-        self._mean.addcmul_(weight.index_select(0, self._owner), move)
+        self._mean.addcmul_(self._of_values(weight), move)
         torch.mul(move, move, out=self._pair[0])
         torch.mul(self._mean, self._mean, out=self._pair[1])
         return self._sums()
+
+    def _of_values(self, vector: Tensor) -> Tensor:
+        """Numbers of tensors [T], for each of the tensors' values; one where all are equal."""
+        return vector[:1] if self.has_equal_counts else vector.index_select(0, self._owner)
 
     def _lists(self) -> dict[str, list[Tensor]]:
         return {"means": [self._mean[place] for place in self._sketch.places]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -24,7 +25,8 @@ class ParamGroupSchedule(LRScheduler):
 
     A tensor is filled in place, as torch's own schedulers do.  It is an ``LRScheduler`` so that
     trainers accept it, step it and save it: pass it to ``accelerator.prepare`` or return it from
-    Lightning's ``configure_optimizers`` with ``"interval": "step"``.
+    Lightning's ``configure_optimizers`` with ``"interval": "step"``; or leave both to the wrapper
+    with :func:`gqc.integrations.attach`.
 
     Args:
         optimizer: an optimizer or a wrapper; the groups are looked up at each step, so that a
@@ -36,8 +38,12 @@ class ParamGroupSchedule(LRScheduler):
         TypeError: ``optimizer`` is not an ``Optimizer``.
         KeyError: a group has no ``key``.
         ValueError: ``fn`` returned NaN or infinity; the groups keep their values.
-    Warns: a norm threshold that starts at 0 makes every early window run to ``max_draws``.
+    Warns: a norm threshold that starts at 0 makes every early window run to ``max_draws``; a
+        schedule that is stepped once in several draws falls behind.
     """
+
+    is_attached = False  #: does the wrapper step it?
+    _is_late = False  # was that said?
 
     def __init__(self, optimizer: Optimizer, key: str, fn: Callable[[int], float]) -> None:
         if not isinstance(optimizer, Optimizer):
@@ -49,7 +55,8 @@ class ParamGroupSchedule(LRScheduler):
         self.optimizer, self.key, self.fn = optimizer, key, fn
         self.last_step = 0
         self._step_count = 1  # as Accelerate reads and writes it
-        self._last_batch = 0
+        self._last_batch: int | None = None  # of the wrapper, at the last step
+        self._optimizer_was_loaded = False
         if key == THRESHOLD and self.value_at(0) == 0:
             warnings.warn(
                 "the norm threshold starts at 0, so every early window runs to max_draws: a "
@@ -59,6 +66,8 @@ class ParamGroupSchedule(LRScheduler):
             )
         # LRScheduler.__init__ would set the lr and replace optimizer.step.
         self._write(0)
+        if hasattr(optimizer, "_optimizer_load_state_dict_post_hooks"):
+            optimizer.register_load_state_dict_post_hook(_Note(self))
 
     @property
     def last_epoch(self) -> int:  # type: ignore[override]
@@ -80,14 +89,25 @@ class ParamGroupSchedule(LRScheduler):
         return value
 
     def step(self) -> None:  # type: ignore[override]
-        """Advance by one microbatch, also where Accelerate calls this once per process."""
+        """Advance by one microbatch, also where Accelerate calls this once per process.
+
+        Raises: RuntimeError: the wrapper steps it, or a checkpoint of the optimizer was loaded and
+            none of this schedule.
+        """
+        if self.is_attached:
+            raise RuntimeError(
+                f"step() of a schedule of {self.key!r} that is attached: its wrapper steps it "
+                "after each draw. Remove the call, and do not hand the schedule to a trainer"
+            )
         if not self._is_repeated(sys._getframe(1).f_globals.get("__name__")):
+            self._check_loaded()
             self.go_to(self.last_step + 1)
 
     def go_to(self, step: int) -> None:
         """Write the value of a step, from which :meth:`step` continues."""
         self._write(step)
         self.last_step = step
+        self._optimizer_was_loaded = False
 
     def get_last_value(self) -> list[float]:
         """Return the present value in each param group."""
@@ -125,12 +145,39 @@ class ParamGroupSchedule(LRScheduler):
             )
         self.last_step = state["last_step"]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without ``is_attached``: the wrapper's hooks, which would step a copy, are not copied."""
+        return {key: value for key, value in vars(self).items() if key != "is_attached"}
+
     def _is_repeated(self, caller: str | None) -> bool:
         """Does Accelerate step once more for another process, with no draw since the last call?"""
-        if caller != "accelerate.scheduler" or not hasattr(self.optimizer, "statistics"):
+        now = getattr(self.optimizer, "batches", None)
+        last, self._last_batch = self._last_batch, now
+        if last is None or now is None:
             return False
-        last, self._last_batch = self._last_batch, self.optimizer.statistics()["batches"]
-        return last == self._last_batch
+        if now - last > 1 and not self._is_late:
+            self._is_late = True
+            warnings.warn(
+                f"a schedule of {self.key!r} was stepped once in {now - last} microbatches, which "
+                "it counts: step() it after each optimizer.step(), whether that stepped or not (in "
+                'Lightning with "interval": "step"), or gqc.integrations.attach(schedule)',
+                stacklevel=3,
+            )
+        return now == last and caller == "accelerate.scheduler"
+
+    def _check_loaded(self) -> None:
+        """Refuse to go on from step 0 where only the optimizer was resumed."""
+        if not self._optimizer_was_loaded:
+            return
+        present = [group[self.key] for group in self.optimizer.param_groups]
+        here = self.value_at(self.last_step)
+        if not all(math.isclose(value, here, rel_tol=1e-6) for value in present):
+            raise RuntimeError(
+                f"the optimizer was loaded with {self.key}={float(present[0]):g}, but not its "
+                f"schedule, which is at step {self.last_step} with {here:g}: load both "
+                "(schedule.load_state_dict(), or prepare it with Accelerate), attach() it before, "
+                "or call go_to(0) to start it again on purpose"
+            )
 
     def _write(self, step: int) -> None:
         value = self.value_at(step)
@@ -145,6 +192,18 @@ def write(group: dict[str, Any], key: str, value: float) -> None:
         present.fill_(value)
     else:
         group[key] = value
+
+
+class _Note:
+    """Tell a schedule that its optimizer was loaded."""
+
+    def __init__(self, schedule: ParamGroupSchedule) -> None:
+        self.schedule = weakref.ref(schedule)
+
+    def __call__(self, optimizer: Optimizer) -> None:
+        if (schedule := self.schedule()) is not None:
+            schedule._optimizer_was_loaded = True
+            schedule._last_batch = None
 
 
 class PiecewiseSchedule(ParamGroupSchedule):

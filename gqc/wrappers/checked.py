@@ -22,6 +22,19 @@ class CheckedOptimizer(WindowedOptimizer):
     #: does the decision read the norm of each draw alone?
     needs_draw_norm: ClassVar[bool] = False
 
+    @property
+    def batches(self) -> int:
+        """Microbatches so far, in all windows; ``statistics()`` counts the coming one too."""
+        return self._counts["batches"]
+
+    def accept_gradients(self) -> None:
+        """Take this draw's gradients as they are: what changed them since ``backward`` was meant.
+
+        For trainers, some of which measure norms by clipping to infinity.
+        """
+        if self._watch is not None and not self.holds_running_sum:
+            self._watch.note()
+
     def measure(self, totals: list[Tensor]) -> Tensor:
         """What such a decision reads of :math:`A_n`: its norm, then maybe ``tensor_norms``."""
         return total_norm(totals)

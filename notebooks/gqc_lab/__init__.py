@@ -9,6 +9,8 @@ for record in track(experiment):
 experiment.history, experiment.summary()
 """
 
+import sys
+from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -20,16 +22,27 @@ if TYPE_CHECKING:
 
 __all__ = ["Config", "Controls", "Experiment", "Setting", "setting", "track"]
 
-# Imported when first used: the command line has to start, and to say what is missing, without
-# pandas.
-_HOMES = dict.fromkeys(("Config", "Setting", "setting"), "settings")
-_HOMES |= {"Controls": "controls", "Experiment": "experiment"}
+
+def lazy(package: str, *modules: str) -> Callable[[str], Any]:
+    """Return a package's ``__getattr__``, which imports a name of ``__all__`` when it is used.
+
+    Settings and the command line have to work without waiting for torch or pandas.
+
+    Args:
+        modules: of the package, in which the name is looked for in this order.
+    """
+
+    def find(name: str) -> Any:
+        if name in sys.modules[package].__all__:
+            for module in modules:
+                if hasattr(found := import_module(f"{package}.{module}"), name):
+                    return getattr(found, name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return find
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.loop.{_HOMES.get(name, name)}"), name)
+__getattr__ = lazy(__name__, "loop.settings", "loop.controls", "loop.experiment", "loop.track")
 
 
 def __dir__() -> list[str]:

@@ -55,6 +55,14 @@ def test_help_names_the_commands_and_imports_nothing_slow():
     assert "SLOW []" in done.stdout
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["batch", "plan"], ["batch", "status"]])
+def test_planning_and_listing_do_not_wait_for_torch(arguments):
+    batch = Path(__file__).parents[2] / "notebooks/batches/02_all_wrappers.yaml"
+    given = [*arguments, *([str(batch)] if "batch" in arguments else [])]
+    done = gqc(*given, before="import sys; sys.modules['torch'] = None")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -63,7 +71,7 @@ def test_help_names_the_commands_and_imports_nothing_slow():
             ["-p", "method", "plane"],
             "method='plane': did you mean 'plain'? expected one of plain, double, broken",
         ),
-        (["-p", "scale", ".nan"], "scale=nan: expected a number"),
+        (["-p", "scale", ".nan"], "-p scale: value=nan: expected a number"),
         (["-p", "scale", "-1"], "scale=-1.0: expected a number above 0"),
         (["-p", "seed", "1.5"], "seed=1.5: expected int"),
         (["-p", "seed=x"], "seed='x': expected int"),

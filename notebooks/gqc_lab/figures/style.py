@@ -17,23 +17,17 @@ from numpy.typing import ArrayLike
 
 from gqc_lab.loop.settings import axis_labels, settings_of
 from gqc_lab.stats.analysis import check_columns
-from gqc_lab.studies.continual import methods as continual
-from gqc_lab.studies.pretraining import methods as pretraining
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")  # legible in grey
 
 
-def _places(methods: Mapping[str, Any]) -> dict[str, int]:
-    return {name: each.place for name, each in methods.items() if each.place is not None}
-
-
-#: methods that are drawn together; those of two studies never are
-FAMILIES = (
-    _places(pretraining.METHODS),
+#: methods that are drawn together, and their places; those of two studies never are
+FAMILIES: tuple[dict[str, int], ...] = (
+    {"gnts": 0, "adamw": 1, "gns": 2, "normtest": 3, "mht": 4, "sbc": 5, "gnr": 6},
     {"gnts": 0, "control": 1},
-    _places(continual.METHODS),
+    {"sgd": 0, "adamw": 1, "shrink_perturb": 2, "upgd": 3},
 )
 #: method -> its place in `OKABE_ITO` and `DASHES`, in every figure, whatever else it shows
 PLACES = {name: place for family in FAMILIES for name, place in family.items()}

@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gqc.schedules import interpolate
 from gqc_lab.loop.settings import Pairs, Setting, control, read_pairs, setting, settings_of
 
 CURVES = ("cosine", "linear", "polynomial", "constant", "points")
@@ -67,6 +66,8 @@ class NormSchedule:
     def threshold(self, step: float, total: int) -> float:
         """Return the norm threshold of microbatch ``step``, counted from 0, of ``total``."""
         if self.norm_curve == "points":
+            from gqc.schedules import interpolate  # torch is imported only to train
+
             return interpolate(self.norm_points, step / total)
         a, b, warmup = self.start_norm, self.end_norm, self.norm_warmup_microbatches
         if step < warmup:

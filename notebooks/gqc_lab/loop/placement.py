@@ -7,8 +7,7 @@ import hashlib
 import torch
 
 from gqc_lab.errors import check_name
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+from gqc_lab.loop.settings import DTYPES
 
 
 def find_device(name: str) -> torch.device:
@@ -36,7 +35,8 @@ def find_device(name: str) -> torch.device:
 def find_dtype(name: str) -> torch.dtype:
     """Return the torch dtype of that name."""
     check_name("dtype", name, DTYPES)
-    return DTYPES[name]
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def make_generator(seed: int, stream: str) -> torch.Generator:

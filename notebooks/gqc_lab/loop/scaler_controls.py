@@ -17,16 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from gqc.scalers import VarianceGradientScaler
-from gqc.scalers.aggregate import scaling_factor
-from gqc.scalers.settings import Settings
 from gqc_lab.loop.settings import Setting
+
+if TYPE_CHECKING:
+    from gqc.scalers import VarianceGradientScaler
 
 #: argument of the scaler -> what it may be; as a control, a variance cap of 0 means none
 SCALER = {
@@ -70,14 +69,9 @@ def has_scaler(controls: Mapping[str, Any]) -> bool:
 
 
 def scaler_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the scaler's arguments that ``values`` of the controls mean, and no other controls.
-
-    Raises: ValueError: a value that the scaler refuses.
-    """
+    """Return the scaler's arguments that ``values`` of the controls mean, and no other controls."""
     found = {name: values[name] for name in NAMES}
-    found["variance_cap"] = found["variance_cap"] or None
-    Settings(**found)
-    return found
+    return found | {"variance_cap": found["variance_cap"] or None}
 
 
 def apply_scaler(scaler: VarianceGradientScaler, values: Mapping[str, Any]) -> None:
@@ -134,6 +128,10 @@ def what_if(
     Args:
         values: of the controls `LAW`.
     """
+    import torch
+
+    from gqc.scalers.aggregate import scaling_factor
+
     law = scaling_factor(
         torch.from_numpy(steps["variance"]),
         values["alpha"],

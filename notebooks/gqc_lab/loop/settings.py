@@ -2,24 +2,28 @@
 
 A study's config is a frozen dataclass that inherits from `Config` and makes its fields with
 `setting`.  That table checks the config itself, live controls (`gqc_lab.loop.controls`) and the
-parameters of notebooks and batches (`gqc_lab.runs.parameters`).
+parameters of notebooks and batches (`gqc_lab.runs.parameters`), which are checked without torch:
+neither this module nor the settings of a study import it.
 """
 
 from __future__ import annotations
 
+import csv
 import math
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from functools import cache
+from importlib import import_module
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from gqc_lab.errors import check_name
-from gqc_lab.loop.placement import DTYPES
 
 DEVICES = ("auto", "cpu", "cuda", "cuda:*", "mps")
+DTYPES = ("float32", "bfloat16", "float64")
 Pairs = tuple[tuple[float, float], ...]
 Read = Callable[[str, Any], Any]
 T = TypeVar("T", bound="Config")
@@ -35,7 +39,8 @@ class Setting:
         kind: type of the value; float takes whole numbers, int takes floats without a fraction.
         low, high: bounds that are allowed themselves.
         above, below: bounds that are not.
-        choices: allowed texts, or patterns such as ``"cuda:*"``; none: all.
+        choices: allowed texts, or patterns such as ``"cuda:*"``; none: all.  A single text such as
+            ``"gqc.upgd.utility:NORMALIZATIONS"`` says where they stand, for `allowed`.
         read: checks what a range cannot say; takes name and value, returns the value.
         is_optional: whether None is allowed.
         label: for axes and fields; unit: as it stands in brackets.
@@ -48,7 +53,7 @@ class Setting:
     high: float = math.inf
     above: float = -math.inf
     below: float = math.inf
-    choices: tuple[str, ...] = ()
+    choices: tuple[str, ...] | str = ()
     read: Read | None = None
     is_optional: bool = False
     label: str = ""
@@ -64,8 +69,8 @@ class Setting:
         if self.read is not None:
             return self.read(name, value)
         if self.choices:
-            if not any(fnmatchcase(str(value), choice) for choice in self.choices):
-                check_name(name, value, self.choices)
+            if not any(fnmatchcase(str(value), choice) for choice in self.allowed):
+                check_name(name, value, self.allowed)
             return str(value)
         if self.kind in (int, float):
             return self._check_number(name, value)
@@ -83,6 +88,14 @@ class Setting:
         if not is_inside or (self.kind is int and value != int(value)):
             raise ValueError(f"{name}={value!r}: expected {self.expected}")
         return self.kind(value)
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        """The choices; where they stand elsewhere, that module is imported."""
+        if isinstance(self.choices, tuple):
+            return self.choices
+        module, _, name = self.choices.partition(":")
+        return tuple(getattr(import_module(module), name))
 
     @property
     def axis(self) -> str:
@@ -158,7 +171,7 @@ class Config:
 
     seed: int = setting(0, "seed of weights, data and noise", low=0)
     device: str = setting("auto", "where to compute", choices=DEVICES)
-    dtype: str = setting("float32", "number format of the parameters", choices=tuple(DTYPES))
+    dtype: str = setting("float32", "number format of the parameters", choices=DTYPES)
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -216,6 +229,27 @@ def of_scale(scales: Mapping[str, Mapping[str, Any]], scale: str, **given: Any) 
     """
     check_name("scale", scale, scales)
     return {**scales[scale], **{n: v for n, v in given.items() if v is not None}}
+
+
+def read_tuned(
+    path: Path, keys: Sequence[str], metric: str, is_larger_better: bool = False
+) -> dict[tuple[str, ...], dict[str, Any]]:
+    """Return the best trial of each group in a file of trials, without its metric.
+
+    Args:
+        path: CSV whose first lines may be comments that begin with "#"; empty cells are settings
+            that a method does not have.
+        keys: columns that name a group; the first row of several equally good ones counts.
+        metric: column that decides; a row without it is taken as it is.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    best: dict[tuple[str, ...], tuple[float, dict[str, Any]]] = {}
+    for row in csv.DictReader(line for line in lines if not line.startswith("#")):
+        key = tuple(row.pop(name) for name in keys)
+        rank = float(row.pop(metric, None) or "inf") * (-1 if is_larger_better else 1)
+        if key not in best or rank < best[key][0]:
+            best[key] = rank, {n: float(text) for n, text in row.items() if text}
+    return {key: values for key, (_, values) in best.items()}
 
 
 def read_pairs(name: str, value: Any) -> Pairs:

@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gqc.checks import check_count
-
 INIT_STD = 0.02  # at GPT-2's width of 768
 
 
@@ -23,13 +21,14 @@ INIT_STD = 0.02  # at GPT-2's width of 768
 class GPTConfig:
     """Sizes of a GPT: about ``12 * depth * width**2`` parameters plus the embeddings.
 
+    The output layer is the transposed token embedding.
+
     Args:
         vocabulary: number of different tokens.
         context: longest sequence [tokens].
         width: channels, a multiple of ``heads``.
         depth: blocks.
         heads: attention heads per block.
-        is_tied: the output layer is the transposed token embedding.
     """
 
     vocabulary: int
@@ -37,13 +36,6 @@ class GPTConfig:
     width: int
     depth: int
     heads: int
-    is_tied: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("vocabulary", "context", "width", "depth", "heads"):
-            check_count(name, getattr(self, name), 1)
-        if self.width % self.heads:
-            raise ValueError(f"width={self.width}: expected a multiple of heads={self.heads}")
 
 
 class Block(nn.Module):
@@ -84,8 +76,7 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, bias=False)
         self.head = nn.Linear(config.width, config.vocabulary, bias=False)
-        if config.is_tied:
-            self.head.weight = self.tokens.weight
+        self.head.weight = self.tokens.weight
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.tokens(ids) + self.positions.weight[: ids.shape[1]]
@@ -114,8 +105,7 @@ def make_gpt(config: GPTConfig, generator: torch.Generator) -> GPT:
     with torch.device("meta"):  # torch's own initialisation would draw from the global stream
         model = GPT(config)
     model.to_empty(device="cpu")
-    if config.is_tied:  # to_empty gives each module its own storage
-        model.head.weight = model.tokens.weight
+    model.head.weight = model.tokens.weight  # to_empty gives each module its own storage
     std = INIT_STD * math.sqrt(768 / config.width)
     residual_std = std / math.sqrt(2 * config.depth)
     with torch.no_grad():

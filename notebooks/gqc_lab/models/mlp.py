@@ -1,77 +1,37 @@
-"""A multilayer perceptron with ReLUs and weights from its own generator.
+r"""A multilayer perceptron whose hidden units are ReLUs, with He's initial weights.
 
-Source of the initial weights: He et al. 2015, arXiv:1502.01852.
+Source of the weights: He et al. 2015, arXiv:1502.01852.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
-
-from gqc.checks import check_count
+from torch import nn
 
 
-@dataclass(frozen=True)
-class MLPConfig:
-    """Sizes of a perceptron.
-
-    Args:
-        inputs: features of an example.
-        width: channels of a hidden layer.
-        depth: hidden layers, >= 0; with none the model is linear.
-        outputs: numbers per example.
-    """
-
-    inputs: int
-    width: int
-    depth: int
-    outputs: int
-
-    def __post_init__(self) -> None:
-        for name, least in (("inputs", 1), ("width", 1), ("depth", 0), ("outputs", 1)):
-            check_count(name, getattr(self, name), least)
-
-
-class MLP(nn.Module):
-    """Linear layers with ReLUs between them.  Use `make_mlp`, which also draws the weights.
-
-    Args of the call: examples, shape (batch, inputs).
-    Returns of the call: shape (batch, outputs).
-    """
-
-    def __init__(self, config: MLPConfig) -> None:
-        super().__init__()
-        self.config = config
-        sizes = [config.inputs, *[config.width] * config.depth, config.outputs]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
-            x = torch.relu(layer(x))
-        result: Tensor = self.layers[-1](x)
-        return result
-
-
-def make_mlp(config: MLPConfig, generator: torch.Generator) -> MLP:
-    r"""Make an MLP with weights from ``generator`` only, float32 on the CPU.
+def make_mlp(
+    inputs: int, width: int, depth: int, outputs: int, generator: torch.Generator
+) -> nn.Sequential:
+    r"""Make a perceptron with weights from ``generator`` only, float32 on the CPU.
 
     Weights are :math:`\mathcal N(0, 2/\mathrm{inputs})`, those of the last layer
     :math:`\mathcal N(0, 1/\mathrm{inputs})`; biases are 0.  The global random stream is not
     touched.
+
+    Args:
+        width: channels of each of ``depth`` hidden layers; with none the model is linear.
     """
     with torch.device("meta"):  # torch's own initialisation would draw from the global stream
-        model = MLP(config)
+        layers = [nn.Linear(a, b) for a, b in pairwise([inputs, *[width] * depth, outputs])]
+        parts: list[nn.Module] = [part for layer in layers for part in (layer, nn.ReLU())]
+        model = nn.Sequential(*parts[:-1])
     model.to_empty(device="cpu")
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.zero_()
-                continue
-            gain = 1.0 if name == f"layers.{config.depth}.weight" else 2.0
-            std = math.sqrt(gain / parameter.shape[1])
-            parameter.normal_(0.0, std, generator=generator)
+        for layer in layers:
+            gain = 1.0 if layer is layers[-1] else 2.0
+            layer.weight.normal_(0.0, math.sqrt(gain / layer.in_features), generator=generator)
+            layer.bias.zero_()
     return model

@@ -21,41 +21,14 @@ field is; pre-norm blocks; one spatial dimension.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gqc_lab.loop.settings import check_settings, setting
+from gqc_lab.models.operator_sizes import OperatorConfig
 
 NUM_WAVES = 8  # of the offset, in the kernels' networks
-
-
-@dataclass(frozen=True)
-class OperatorConfig:
-    """Sizes of an operator.
-
-    Raises: ValueError: a size is out of range, or ``hidden`` is not a multiple of ``heads``.
-    """
-
-    tokens: int = setting(32, "latent tokens around the period", low=1)
-    latent_dim: int = setting(16, "channels of a token", low=1)
-    hidden: int = setting(96, "channels inside E, A and D, a multiple of ``heads``", low=1)
-    blocks: int = setting(3, "transformer blocks of A", low=1)
-    codec_blocks: int = setting(1, "transformer blocks of E and of D", low=0)
-    heads: int = setting(6, "attention heads", low=1)
-    neighbors: int = setting(16, "points that a token sees; the farthest has weight 0", low=3)
-    is_normalized: bool = setting(True, "whether the blocks and the latents have layer norms")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-        self.check_together()
-
-    def check_together(self) -> None:
-        """Raise ValueError where sizes do not fit each other."""
-        if self.hidden % self.heads:
-            raise ValueError(f"hidden={self.hidden}: expected a multiple of heads={self.heads}")
 
 
 class Block(nn.Module):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import importlib.util
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,12 +17,16 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-import gqc
-import gqc_lab
 from gqc_lab.runs.fingerprint import digest, strip_prose
 from gqc_lab.runs.store import file_hash
 
-PACKAGES = {each.__name__: Path(each.__path__[0]) for each in (gqc, gqc_lab)}
+# Found without importing them: torch would come with them, and planning needs none of it.
+_SPECS = {name: importlib.util.find_spec(name) for name in ("gqc", "gqc_lab")}
+PACKAGES = {
+    name: Path(spec.submodule_search_locations[0])
+    for name, spec in _SPECS.items()
+    if spec is not None and spec.submodule_search_locations
+}
 # How notebooks are run, listed, drawn and judged does not change their numbers.
 NOT_HASHED = ("gqc_lab.claims", "gqc_lab.cli", "gqc_lab.figures", "gqc_lab.publish", "gqc_lab.runs")
 

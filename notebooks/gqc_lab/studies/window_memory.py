@@ -38,7 +38,7 @@ from gqc.wrappers import (
     OptimizerWrapperSBC,
 )
 from gqc_lab.loop.placement import find_dtype, make_generator
-from gqc_lab.models.mlp import MLPConfig, make_mlp
+from gqc_lab.models.mlp import make_mlp
 
 __all__ = ["PLAIN", "STORED", "WRAPPERS", "compare", "measure", "peak_bytes"]
 
@@ -186,12 +186,12 @@ class _Run:
     """A network and its data, made again for every window, so that a count sees all of it."""
 
     def __init__(self, width: int, seed: int, dtype: torch.dtype) -> None:
-        self.config = MLPConfig(inputs=width, width=width, depth=DEPTH, outputs=1)
-        self.seed, self.dtype, self.gradient_bytes = seed, dtype, 0
+        self.width, self.seed, self.dtype, self.gradient_bytes = width, seed, dtype, 0
 
     def window(self, method: str, accumulate: str, n: int) -> None:
         """Draw n microbatches and step once."""
-        model = make_mlp(self.config, make_generator(self.seed, "weights")).to(self.dtype)
+        sizes = (self.width, self.width, DEPTH, 1)
+        model = make_mlp(*sizes, make_generator(self.seed, "weights")).to(self.dtype)
         params = list(model.parameters())
         self.gradient_bytes = sum(p.nbytes for p in params)
         optimizer = SGD(params, lr=0.01)
@@ -206,7 +206,7 @@ class _Run:
             _wrap(wrapper, draw, n)
 
     def _draws(self, model: nn.Module) -> Draw:
-        data, width = make_generator(self.seed, "data"), self.config.inputs
+        data, width = make_generator(self.seed, "data"), self.width
 
         def draw() -> Tensor:
             inputs = torch.randn(EXAMPLES, width, generator=data).to(self.dtype)

@@ -45,9 +45,8 @@ def make(config=SMALL, seed=0):
     return make_gpt(config, torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("is_tied", [True, False])
-def test_logits_equal_the_slow_reference(is_tied):
-    config = GPTConfig(11, 7, 12, 2, 3, is_tied=is_tied)
+def test_logits_equal_the_slow_reference():
+    config = SMALL
     model = make(config).double()
     with torch.no_grad():
         for p in model.parameters():  # far from the small initial values, where all logits agree
@@ -92,9 +91,10 @@ def test_scale_of_the_initial_weights():
 
 
 def test_tied_embedding_is_one_parameter():
-    tied, untied = make(), make(GPTConfig(11, 7, 12, 2, 3, is_tied=False))
-    assert tied.head.weight is tied.tokens.weight
-    assert count_parameters(untied) - count_parameters(tied) == 11 * 12
+    model = make()
+    assert model.head.weight is model.tokens.weight
+    by_hand = 2 * (12 * 12**2 + 2 * 12) + 12 + (11 + 7) * 12  # blocks, last norm, embeddings
+    assert count_parameters(model) == by_hand
 
 
 @pytest.mark.parametrize(
@@ -107,17 +107,3 @@ def test_sizes_of_the_scales(scale, expected):
     with torch.device("meta"):
         model = GPT(GPTConfig(vocabulary=256 if "paper" in scale else 68, **sizes))
     assert abs(count_parameters(model) / expected - 1) < 0.03
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"heads": 5}, "width=12: expected a multiple of heads=5"),
-        ({"depth": 0}, "depth=0"),
-        ({"width": 12.0}, r"width=12\.0"),
-    ],
-)
-def test_bad_sizes(change, message):
-    sizes = {"vocabulary": 11, "context": 7, "width": 12, "depth": 2, "heads": 3, **change}
-    with pytest.raises(ValueError, match=message):
-        GPTConfig(**sizes)

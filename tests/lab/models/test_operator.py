@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from gqc_lab.loop.placement import make_generator
-from gqc_lab.models.operator import Kernel, OperatorConfig, make_operator
+from gqc_lab.models.operator import Kernel, make_operator
+from gqc_lab.models.operator_sizes import OperatorConfig
 
 SMALL = OperatorConfig(tokens=8, latent_dim=4, hidden=16, blocks=2, heads=4, neighbors=8)
 POINTS = 32

@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 
 from gqc.upgd import utility
 from gqc.upgd.adaptive_upgd import AdaptiveUPGD
-from gqc_lab.models.mlp import MLP
 
 DIGITS = 6  #: of a rank: LAPACK's last bits differ from call to call, and a resumed run's may not
 
@@ -32,13 +31,12 @@ def plasticity(before: Tensor, after: Tensor, eps: float = 1e-8) -> Tensor:
 
 
 @torch.no_grad()
-def hidden_activations(model: MLP, images: Tensor) -> list[Tensor]:
+def hidden_activations(model: nn.Sequential, images: Tensor) -> list[Tensor]:
     """Return the outputs of each hidden layer after its ReLU [examples, width]."""
-    activations, x = [], images
-    for layer in model.layers[:-1]:
-        x = torch.relu(layer(x))
-        activations.append(x)
-    return activations
+    outputs = [images]
+    for part in list(model)[:-1]:
+        outputs.append(part(outputs[-1]))
+    return outputs[2::2]
 
 
 def dead_share(activations: Sequence[Tensor]) -> float:

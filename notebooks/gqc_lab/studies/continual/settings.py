@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gqc.upgd.utility import NORMALIZATIONS
-from gqc_lab.data.images import DATA_SETS
-from gqc_lab.data.streams import KINDS
 from gqc_lab.loop.scaler_controls import SCALER
-from gqc_lab.loop.settings import Config, Setting, make_config, setting
-from gqc_lab.loop.tune import read_tuned
+from gqc_lab.loop.settings import Config, Setting, make_config, read_tuned, setting
 from gqc_lab.studies.continual.methods import METHODS
 
+STREAMS = ("input_permuted", "label_permuted")  #: as of `gqc_lab.data.streams.KINDS`
 _COUNT, _BETA = Setting(low=1), Setting(low=0, below=1)
 
 #: scale -> sizes; a run of laptop takes some seconds on one core, paper is as in the source
@@ -58,10 +55,12 @@ TUNED = read_tuned(TRIALS, ("stream", "name"), "online_accuracy", is_larger_bett
 class ContinualConfig(Config):
     """Everything that decides a run; use `config` for values that fit a scale."""
 
-    stream: str = setting(meaning="what changes from task to task", choices=KINDS)
+    stream: str = setting(meaning="what changes from task to task", choices=STREAMS)
     method: str = setting(meaning="how weights are updated", choices=tuple(METHODS))
     scale: str = setting(meaning="sizes of network and stream", choices=tuple(SCALES))
-    data: str = setting("digits", "images; all but digits need torchvision", choices=DATA_SETS)
+    data: str = setting(
+        "digits", "images; all but digits need torchvision", choices="gqc_lab.data.images:DATA_SETS"
+    )
     num_tasks: int = setting(meaning="tasks of the stream", like=_COUNT)
     task_examples: int = setting(meaning="examples of a task", like=_COUNT)
     batch_size: int = setting(meaning="examples per step, a divisor of ``task_examples``", low=1)
@@ -79,7 +78,9 @@ class ContinualConfig(Config):
     beta_utility: float = setting(0.999, "upgd, adaptive_upgd: decay of the utility", like=_BETA)
     beta1: float = setting(0.9, "decay of Adam's first moment", like=_BETA)
     beta2: float = setting(0.999, "decay of Adam's second moment", like=_BETA)
-    normalization: str = setting("minmax", "of the utilities", choices=tuple(NORMALIZATIONS))
+    normalization: str = setting(
+        "minmax", "of the utilities", choices="gqc.upgd.utility:NORMALIZATIONS"
+    )
     adaptive_noise: bool = setting(False, "scale the noise with the gradient, see `gqc.upgd.UPGD`")
     vgs: bool = setting(False, "scale gradients by their variance")
     vgs_alpha: float = setting(0.1, like=SCALER["alpha"])
@@ -101,11 +102,11 @@ class ContinualConfig(Config):
             raise ValueError(
                 f"adaptive_noise=True with method={self.method!r}: expected one of {gated}"
             )
-        if self.sigma and not method.takes("sigma"):
+        if self.sigma and "sigma" not in method.space:
             raise ValueError(
                 f"sigma={self.sigma!r} with method={self.method!r}: expected 0, as it has no noise"
             )
-        if self.weight_decay and not method.takes("weight_decay"):
+        if self.weight_decay and "weight_decay" not in method.space:
             raise ValueError(
                 f"weight_decay={self.weight_decay!r} with method={self.method!r}: expected 0; "
                 "'l2' and 'shrink_perturb' are the methods with decay"

@@ -16,28 +16,29 @@ Source: arXiv:2404.00781, whose streams have 200 to 400 tasks of other images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim import Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from gqc.gradients import collect, multiply_, tensor_norms
+from gqc.upgd import UPGD, UPGDW, AdaptiveUPGD
 from gqc.wrappers import OptimizerWrapperVGS
 from gqc_lab.data.streams import TaskStream, make_stream
 from gqc_lab.loop.controls import Controls
 from gqc_lab.loop.experiment import Experiment
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
 from gqc_lab.loop.settings import Setting, control
-from gqc_lab.models.mlp import MLPConfig, make_mlp
+from gqc_lab.models.mlp import make_mlp
 from gqc_lab.studies.continual import measures
-from gqc_lab.studies.continual.methods import METHODS, make_optimizer
+from gqc_lab.studies.continual.methods import METHODS
 from gqc_lab.studies.continual.settings import ContinualConfig
 
-__all__ = ["Continual", "Means", "build"]
+__all__ = ["OPTIMIZERS", "Continual", "Means", "PerturbedSGD", "build"]
 
 FIFTH = 5  #: the first and the last fifth of the tasks are compared
 
@@ -46,6 +47,77 @@ def build(config: ContinualConfig) -> Continual:
     """Return the experiment of that config, before its first step."""
     sizes = (config.num_tasks, config.task_examples)
     return Continual(config, make_stream(config.stream, config.data, *sizes, seed=config.seed))
+
+
+class PerturbedSGD(Optimizer):
+    r"""SGD with noise on every weight alike: :math:`w \leftarrow w(1-\eta\lambda)-\eta(g+\xi)`.
+
+    With ``weight_decay`` 0 it is perturbed gradient descent, with both online shrink and perturb.
+    What UPGD does without its gates, and without the factor 1/2 of a neutral one.
+
+    Args:
+        params: parameters or groups.
+        lr: :math:`\eta > 0`; weight_decay: :math:`\lambda \ge 0`.
+        sigma: deviation of :math:`\xi`, >= 0 [gradient].
+        generator: of the noise, on the CPU; whoever passes it saves it.
+    Source: Ash and Adams 2020, arXiv:1910.08475; as an online method, the controls of
+        arXiv:2404.00781.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        weight_decay: float = 0.0,
+        sigma: float = 0.0,
+        *,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "sigma": sigma})
+        self._generator = generator
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move every parameter that has a gradient."""
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            directions = [p.grad for p in params]
+            if group["sigma"] > 0 and params:
+                numels = [p.numel() for p in params]
+                flat = torch.empty(sum(numels)).normal_(
+                    0.0, group["sigma"], generator=self._generator
+                )
+                noise = flat.to(params[0].device, params[0].dtype).split(numels)
+                directions = [g + x.view_as(g) for g, x in zip(directions, noise, strict=True)]
+            for p, direction in zip(params, directions, strict=True):
+                if group["weight_decay"]:
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(direction, alpha=-group["lr"])
+
+
+#: name in `methods.METHODS` -> class
+OPTIMIZERS: dict[str, Any] = {
+    each.__name__: each for each in (SGD, AdamW, PerturbedSGD, UPGD, AdaptiveUPGD, UPGDW)
+}
+
+
+def make_optimizer(
+    params: Iterable[Tensor], c: ContinualConfig, generator: torch.Generator
+) -> Optimizer:
+    """Return the optimizer of the method of ``c``; ``generator``: of its noise, if it has any."""
+    method = METHODS[c.method]
+    names = {*method.space, *method.takes}
+    arguments = {name: getattr(c, name) for name in names - {"beta1", "beta2"}}
+    arguments |= method.options
+    if "beta1" in names:
+        arguments["betas"] = (c.beta1, c.beta2)
+    if "sigma" in names:
+        arguments["generator"] = generator
+    if method.has_gates:  # a run that diverged ends as the others do, and is counted
+        arguments |= {"normalization": c.normalization, "adaptive_noise": c.adaptive_noise}
+        arguments["nonfinite"] = "skip"
+    optimizer: Optimizer = OPTIMIZERS[method.optimizer](params, **arguments)
+    return optimizer
 
 
 class Means:
@@ -93,8 +165,8 @@ class Continual(Experiment):
         self.config: ContinualConfig = config
         self.stream = stream
         self.device, self.dtype = find_device(config.device), find_dtype(config.dtype)
-        layers = MLPConfig(stream.num_pixels, config.width, config.depth, stream.num_classes)
-        model = make_mlp(layers, make_generator(config.seed, "weights"))
+        sizes = (stream.num_pixels, config.width, config.depth, stream.num_classes)
+        model = make_mlp(*sizes, make_generator(config.seed, "weights"))
         self.model = model.to(self.device, self.dtype)
         self._parameters = list(self.model.parameters())
         noise = make_generator(config.seed, "noise")
@@ -103,7 +175,7 @@ class Continual(Experiment):
         self.means = Means()
         self._task: tuple[int, Tensor, Tensor] | None = None
         controls = {"lr_scale": Setting(1.0, "factor of the learning rate", low=0)}
-        if METHODS[config.method].takes("sigma"):
+        if "sigma" in METHODS[config.method].space:
             controls["sigma"] = control(config, "sigma")
         constants = {"stream": config.stream, "method": config.name}
         super().__init__(

@@ -15,11 +15,10 @@ from typing import Any
 
 import pandas as pd
 
-from gqc_lab.data.streams import KINDS
 from gqc_lab.loop.tune import Range, Space, Tuning, tune
 from gqc_lab.studies import continual
 from gqc_lab.studies.continual.methods import METHODS
-from gqc_lab.studies.continual.settings import TRIALS
+from gqc_lab.studies.continual.settings import STREAMS, TRIALS
 
 BUDGET = 10  #: settings of each method on each stream
 SEEDS = (100,)
@@ -59,7 +58,7 @@ def measure(stream: str, name: str, values: dict[str, Any], seed: int) -> dict[s
     return {key: summary[key] for key in (*kept, "seconds")}
 
 
-def run(path: str, streams: Sequence[str] = KINDS) -> Iterator[tuple[str, Tuning]]:
+def run(path: str, streams: Sequence[str] = STREAMS) -> Iterator[tuple[str, Tuning]]:
     """Tune all methods on each stream; trials are kept in ``path`` with the stream's name added."""
     for stream in streams:
         yield (
@@ -71,7 +70,6 @@ def run(path: str, streams: Sequence[str] = KINDS) -> Iterator[tuple[str, Tuning
                 seeds=SEEDS,
                 report_seeds=REPORT_SEEDS,
                 metric="online_accuracy",
-                is_larger_better=True,
                 path=f"{path}.{stream}",
             ),
         )

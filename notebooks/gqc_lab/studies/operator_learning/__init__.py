@@ -1,13 +1,18 @@
 """Learning Burgers' equation in a latent space, with inverse losses weighted in several ways."""
 
-from gqc_lab.studies.operator_learning.measures import by_epoch
-from gqc_lab.studies.operator_learning.settings import (
-    VARIANTS,
-    OperatorLearningConfig,
-    config,
-    variant_config,
-)
-from gqc_lab.studies.operator_learning.training import PARTS, OperatorLearning, build, is_lost
+from typing import TYPE_CHECKING
+
+from gqc_lab import lazy
+
+if TYPE_CHECKING:
+    from gqc_lab.studies.operator_learning.measures import by_epoch
+    from gqc_lab.studies.operator_learning.settings import (
+        VARIANTS,
+        OperatorLearningConfig,
+        config,
+        variant_config,
+    )
+    from gqc_lab.studies.operator_learning.training import PARTS, OperatorLearning, build, is_lost
 
 __all__ = [
     "PARTS",
@@ -20,3 +25,4 @@ __all__ = [
     "is_lost",
     "variant_config",
 ]
+__getattr__ = lazy(__name__, "settings", "measures", "training")

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from gqc.curricula import cap_shares, compute_inverse_loss_curriculum_weight
 from gqc_lab.errors import check_name
-from gqc_lab.loop.settings import setting, settings_of
+from gqc_lab.studies.operator_learning.settings import WEIGHTS
 
 NO_INPUTS = (
     "no loss has its inputs: expected a prediction with its target, or an encoder, a decoder and "
@@ -38,26 +38,6 @@ NO_INPUTS = (
 Codec = Callable[[Tensor, Tensor], Tensor]  #: E or D: (fields or latents, positions)
 
 LOSSES = ("forward", "spectral", "rollout", "inv_enc", "inv_dec")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossWeights:
-    """Keys of ``weights``; ``inverse_loss_max_share`` is ours, and 1 is no bound."""
-
-    lambda_forward: float = setting(1.0, "weight of the forward loss", low=0)
-    lambda_spectral: float = setting(0.05, "weight of the spectral loss", low=0)
-    lambda_rollout: float = setting(0.0, "weight of the rollout loss", low=0)
-    lambda_inv_enc: float = setting(0.0, "weight of the inverse encoding loss", low=0)
-    lambda_inv_dec: float = setting(0.0, "weight of the inverse decoding loss", low=0)
-    inverse_loss_warmup_epochs: float = setting(
-        15.0, "epochs of the inverse weights' warmup", low=0
-    )
-    inverse_loss_max_weight: float = setting(0.05, "cap of the inverse weights", low=0)
-    inverse_loss_frequency: int = setting(1, "batches per inverse loss", low=1)
-    inverse_loss_max_share: float = setting(1.0, "cap of their share of the total", low=0, high=1)
-
-
-WEIGHTS = settings_of(LossWeights)
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gqc.clipping import CLIPPERS
 from gqc_lab.errors import check_name
 from gqc_lab.loop.settings import Config, Setting, make_config, setting, settings_of
-from gqc_lab.models.operator import OperatorConfig
-from gqc_lab.studies.operator_learning.losses import WEIGHTS, LossWeights
+from gqc_lab.models.operator_sizes import OperatorConfig
 
 ENCODER_LEARNS = ("inverse", "all", "none")
 DECODER_LEARNS = ("inverse", "all")
@@ -100,6 +98,26 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """Keys of ``weights``; ``inverse_loss_max_share`` is ours, and 1 is no bound."""
+
+    lambda_forward: float = setting(1.0, "weight of the forward loss", low=0)
+    lambda_spectral: float = setting(0.05, "weight of the spectral loss", low=0)
+    lambda_rollout: float = setting(0.0, "weight of the rollout loss", low=0)
+    lambda_inv_enc: float = setting(0.0, "weight of the inverse encoding loss", low=0)
+    lambda_inv_dec: float = setting(0.0, "weight of the inverse decoding loss", low=0)
+    inverse_loss_warmup_epochs: float = setting(
+        15.0, "epochs of the inverse weights' warmup", low=0
+    )
+    inverse_loss_max_weight: float = setting(0.05, "cap of the inverse weights", low=0)
+    inverse_loss_frequency: int = setting(1, "batches per inverse loss", low=1)
+    inverse_loss_max_share: float = setting(1.0, "cap of their share of the total", low=0, high=1)
+
+
+WEIGHTS = settings_of(LossWeights)
+
+
+@dataclass(frozen=True, kw_only=True)
 class OperatorLearningConfig(OperatorConfig, LossWeights, Config):
     """Everything that decides a run; use `config` for values that fit a scale and a method.
 
@@ -141,7 +159,7 @@ class OperatorLearningConfig(OperatorConfig, LossWeights, Config):
     clip: str = setting(
         "total",
         "what a norm is taken over: all, E, A and D each, or a tensor",
-        choices=tuple(CLIPPERS),
+        choices="gqc.clipping:CLIPPERS",
     )
     max_norm: float = setting(1.0, "bound of the gradient norm", above=0)
     encoder_learns: str = setting(

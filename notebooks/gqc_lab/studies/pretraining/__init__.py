@@ -1,13 +1,18 @@
 """Pretraining a small GPT on text: gradient quality control against AdamW at equal tokens."""
 
-from gqc_lab.studies.pretraining.methods import CONTROLLERS
-from gqc_lab.studies.pretraining.settings import PretrainingConfig, config
-from gqc_lab.studies.pretraining.training import (
-    Pretraining,
-    build,
-    recorded_draws,
-    replay_config,
-)
+from typing import TYPE_CHECKING
+
+from gqc_lab import lazy
+
+if TYPE_CHECKING:
+    from gqc_lab.studies.pretraining.methods import CONTROLLERS
+    from gqc_lab.studies.pretraining.settings import PretrainingConfig, config
+    from gqc_lab.studies.pretraining.training import (
+        Pretraining,
+        build,
+        recorded_draws,
+        replay_config,
+    )
 
 __all__ = [
     "CONTROLLERS",
@@ -18,3 +23,4 @@ __all__ = [
     "recorded_draws",
     "replay_config",
 ]
+__getattr__ = lazy(__name__, "settings", "methods", "training")

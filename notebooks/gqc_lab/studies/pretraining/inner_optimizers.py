@@ -33,10 +33,9 @@ from torch.optim import SGD, AdamW, Optimizer
 from gqc import JoinedOptimizer
 from gqc_lab.data.text import TextData, load_text_data
 from gqc_lab.errors import check_name
-from gqc_lab.loop.settings import setting
-from gqc_lab.loop.tune import read_tuned
+from gqc_lab.loop.settings import read_tuned, setting
 from gqc_lab.models.gpt import GPT
-from gqc_lab.studies.pretraining.methods import wrap
+from gqc_lab.studies.pretraining.hyperparameters import wrap
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
 from gqc_lab.studies.pretraining.settings import config as pretraining_config
 from gqc_lab.studies.pretraining.training import Pretraining

@@ -1,38 +1,17 @@
-"""The methods that pretraining compares: when each lets AdamW step, by which schedule or control.
+"""The methods that pretraining compares: what decides when AdamW steps.
 
 A further method is one entry of `METHODS`; a setting of its own is a field of
-`gqc_lab.studies.pretraining.settings.PretrainingConfig`.  Between a wrapper and AdamW there may be
-a variance gradient scaler (`scale`).
+`gqc_lab.studies.pretraining.settings.PretrainingConfig`.  The wrapper is made in
+`gqc_lab.studies.pretraining.hyperparameters`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch.optim import AdamW, Optimizer
-
-from gqc.scalers import VarianceGradientScaler
-from gqc.schedules import THRESHOLD, cosine_with_warmup, power_growth
-from gqc.wrappers import (
-    OptimizerWrapper,
-    OptimizerWrapperGNR,
-    OptimizerWrapperGNS,
-    OptimizerWrapperGNTS,
-    OptimizerWrapperMHT,
-    OptimizerWrapperNormTest,
-    OptimizerWrapperReplay,
-    OptimizerWrapperSBC,
-    OptimizerWrapperVGS,
-)
-from gqc_lab.loop.controls import Controls
-from gqc_lab.loop.norm_schedule import NormSchedule, norm_controls, norm_schedule
-from gqc_lab.loop.scaler_controls import scaler_controls, scaler_settings
-from gqc_lab.loop.settings import Setting, control
-
-__all__ = ["CONTROLLERS", "METHODS", "Method", "group_values", "make_controls", "scale", "wrap"]
+__all__ = ["CONTROLLERS", "METHODS", "Method"]
 
 Config = Any  #: a `PretrainingConfig`, whose module imports this one
 
@@ -42,19 +21,17 @@ class Method:
     """What decides when AdamW steps.
 
     Args:
-        wrapper: its class.
+        wrapper: name of its class in `gqc.wrappers`.
         arguments: from a config to the wrapper's own arguments.
         has_draws: whether it takes the config's ``min_draws`` and ``max_draws``.
         tunable: field of the config and entry of the wrapper's param groups that may be changed
             while training.
-        place: of its colour and dash in every figure; None: what is left.
     """
 
-    wrapper: type[OptimizerWrapper]
-    arguments: Callable[[Config], dict[str, Any]]
+    wrapper: str
+    arguments: Callable[[Config], dict[str, Any]] = lambda c: {}
     has_draws: bool = True
     tunable: str | None = None
-    place: int | None = None
 
 
 def _batch_of(c: Config, logical: int, most: int) -> dict[str, Any]:
@@ -67,107 +44,42 @@ def _constant_batch(c: Config) -> dict[str, Any]:
 
 
 METHODS = {
-    # every ``accumulation`` microbatches, a constant batch: the control
-    "adamw": Method(OptimizerWrapperSBC, _constant_batch, has_draws=False, place=1),
+    # every ``accumulation`` microbatches, a constant batch: the baseline
+    "adamw": Method("OptimizerWrapperSBC", _constant_batch, has_draws=False),
     # when the norm of the mean gradient is under a threshold, which comes down over the run
-    "gnts": Method(OptimizerWrapperGNTS, lambda c: {}, place=0),
+    "gnts": Method("OptimizerWrapperGNTS"),
     # when the batch is as large as the gradient noise scale of past windows asks for
     "gns": Method(
-        OptimizerWrapperGNS,
+        "OptimizerWrapperGNS",
         lambda c: {"noise_tolerance": c.noise_tolerance, "reactive": c.gns_reactive},
         tunable="noise_tolerance",
-        place=2,
     ),
     # when the noise in the mean gradient is small against it, by this window alone
-    "normtest": Method(
-        OptimizerWrapperNormTest, lambda c: {"theta": c.theta}, tunable="theta", place=3
-    ),
+    "normtest": Method("OptimizerWrapperNormTest", lambda c: {"theta": c.theta}, tunable="theta"),
     # when the interval of the mean training loss is narrow
     "mht": Method(
-        OptimizerWrapperMHT,
+        "OptimizerWrapperMHT",
         lambda c: {"confidence": c.confidence, "error_tolerance": c.error_tolerance},
         tunable="error_tolerance",
-        place=4,
     ),
     # every ``min_draws`` microbatches, with the mean gradient rescaled to one norm
     "gnr": Method(
-        OptimizerWrapperGNR,
+        "OptimizerWrapperGNR",
         lambda c: {"target_gradient_norm": c.target_gradient_norm, "mode": c.gnr_mode},
         tunable="target_gradient_norm",
-        place=6,
     ),
     # a batch that grows on a schedule from 1 to ``final_accumulation`` microbatches
     "sbc": Method(
-        OptimizerWrapperSBC,
+        "OptimizerWrapperSBC",
         lambda c: _batch_of(c, 1, c.final_accumulation),
         has_draws=False,
-        place=5,
     ),
     # as often as a recorded run did, whatever the gradient
-    "replay": Method(OptimizerWrapperReplay, lambda c: {"draws": c.draws}, has_draws=False),
+    "replay": Method("OptimizerWrapperReplay", lambda c: {"draws": c.draws}, has_draws=False),
     # as adamw, with each step's gradient scaled down by its variance over the steps so far; with
     # ``vgs_alpha`` every other method does so too
-    "vgs": Method(OptimizerWrapperSBC, _constant_batch, has_draws=False),
+    "vgs": Method("OptimizerWrapperSBC", _constant_batch, has_draws=False),
 }
 
 #: those that decide when to step; vgs steps every time
 CONTROLLERS = [name for name in METHODS if name != "vgs"]
-
-
-def wrap(optimizer: Optimizer, c: Config) -> OptimizerWrapper:
-    """Return ``optimizer`` in the wrapper of the method of ``c``."""
-    method = METHODS[c.method]
-    arguments = method.arguments(c)
-    if method.has_draws:
-        fewest = max(method.wrapper.fewest_draws, c.min_draws)
-        arguments |= {"min_draws": fewest, "max_draws": c.max_draws}
-    return method.wrapper(optimizer, **arguments)
-
-
-def scale(adamw: AdamW, c: Config) -> tuple[Optimizer, VarianceGradientScaler | None]:
-    """Return what a wrapper is to wrap, and the scaler in it, if ``c`` asks for one."""
-    if c.vgs_alpha is None:
-        return adamw, None
-    scaled = OptimizerWrapperVGS(
-        adamw,
-        alpha=c.vgs_alpha,
-        beta=c.vgs_beta,
-        warmup_steps=c.vgs_warmup_steps,
-        estimator=c.vgs_estimator,
-    )
-    return scaled, scaled.scaler
-
-
-def make_controls(c: Config, scaler: VarianceGradientScaler | None) -> Controls:
-    """Return what may be changed while the method of ``c`` runs, and ``scaler`` with it."""
-    controls = {"lr_scale": Setting(1.0, "factor of the scheduled learning rate", low=0)}
-    checks: list[Callable[[Mapping[str, Any]], object]] = []
-    if tunable := METHODS[c.method].tunable:
-        controls[tunable] = control(c, tunable, low=0, above=-math.inf)  # 0: draw up to max_draws
-    if scaler is not None:
-        controls |= scaler_controls(scaler)
-        checks.append(scaler_settings)
-    if c.method == "gnts":
-        total = c.num_microbatches
-        names = ("start_norm", "end_norm", "norm_warmup_multiplier", "norm_curve")
-        values = {name: getattr(c, name) for name in (*names, "norm_exponent", "norm_points")}
-        plan = NormSchedule(norm_warmup_microbatches=round(c.norm_warmup * total), **values)
-        controls |= norm_controls(plan, total)
-        checks.append(norm_schedule)
-    return Controls(controls, lambda values: [check(values) for check in checks])
-
-
-def group_values(c: Config, controls: Mapping[str, Any], microbatch: int) -> dict[str, float]:
-    """Return what stands in the wrapper's param groups at a microbatch, counted from 0."""
-    total, lr = c.num_microbatches, c.lr * controls["lr_scale"]
-    warmup = round(c.lr_warmup * total)
-    # One on: a warmup of the lr from 0 would make the first microbatch a step of size 0.
-    values = {"lr": cosine_with_warmup(warmup, total, 0.0, lr, lr * c.min_lr, microbatch + 1)}
-    if c.method == "gnts":
-        values[THRESHOLD] = norm_schedule(controls).threshold(microbatch, total)
-    if c.method == "sbc":
-        least, most = c.microbatch_size, c.final_accumulation * c.microbatch_size
-        values["logical_batch_size"] = power_growth(total, least, most, 2.0, microbatch)
-    if tunable := METHODS[c.method].tunable:
-        values[tunable] = controls[tunable]
-    return values

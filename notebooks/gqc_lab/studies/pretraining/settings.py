@@ -6,15 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gqc.scalers.settings import ESTIMATORS
-from gqc.wrappers.gnr import MODES
-from gqc_lab.data.text import TOKENIZERS
 from gqc_lab.loop.norm_schedule import SETTINGS as NORM
 from gqc_lab.loop.scaler_controls import SCALER
-from gqc_lab.loop.settings import Config, Pairs, Setting, make_config, setting
-from gqc_lab.loop.tune import read_tuned
+from gqc_lab.loop.settings import Config, Pairs, Setting, make_config, read_tuned, setting
 from gqc_lab.studies.pretraining.methods import METHODS
 
+ESTIMATORS = "gqc.scalers.settings:ESTIMATORS"
 VGS_ALPHA = 0.1  #: of method vgs where none is given
 _COUNT = Setting(low=1)
 _SHARE = Setting(low=0, high=1)
@@ -96,7 +93,7 @@ class PretrainingConfig(Config):
     scale: str = setting(meaning="sizes and budget", choices=tuple(SCALES))
     data_seed: int | None = setting(None, "seed of the data, None: ``seed``", low=0)
     corpus: str = setting("kjv", "text, see `gqc_lab.data.text`", read=_read_corpus)
-    tokenizer: str = setting("character", "what a token is", choices=TOKENIZERS)
+    tokenizer: str = setting("character", "what a token is", choices="gqc_lab.data.text:TOKENIZERS")
     validation_fraction: float = setting(0.05, "share of the text held out", above=0, below=1)
     train_tokens: int | None = setting(
         None, "read only so many of the first training tokens, again and again; None: all", low=1
@@ -150,7 +147,7 @@ class PretrainingConfig(Config):
     target_gradient_norm: float = setting(
         1.0, "norm that every gradient gets [loss/parameter]", like=_POSITIVE
     )
-    gnr_mode: str = setting("global", "gnr: what has that norm", choices=tuple(MODES))
+    gnr_mode: str = setting("global", "gnr: what has that norm", choices="gqc.wrappers.gnr:MODES")
     final_accumulation: int = setting(8, "sbc: microbatches per step at the end", like=_COUNT)
     draws: tuple[int, ...] = setting((), "replay: microbatches of each step", read=_read_draws)
     vgs_alpha: float | None = setting(
@@ -161,7 +158,7 @@ class PretrainingConfig(Config):
     )
     vgs_beta: float = setting(0.99, like=SCALER["beta"])
     vgs_warmup_steps: int = setting(100, like=SCALER["warmup_steps"])
-    vgs_estimator: str = setting("sketch", "estimator of the variance", choices=tuple(ESTIMATORS))
+    vgs_estimator: str = setting("sketch", "estimator of the variance", choices=ESTIMATORS)
 
     def check_together(self) -> None:
         if self.method == "vgs" and self.vgs_alpha is None:

@@ -20,13 +20,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim import AdamW, Optimizer
 
+from gqc import wrappers
+from gqc.scalers import VarianceGradientScaler
 from gqc_lab.data.text import TextData, draw_batch, load_text_data, validation_batch
 from gqc_lab.loop.experiment import Experiment
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
 from gqc_lab.loop.scaler_controls import COUNT, VARIANCE, apply_scaler
 from gqc_lab.models.gpt import GPT, GPTConfig, make_gpt
-from gqc_lab.studies.pretraining.methods import group_values, make_controls, scale, wrap
+from gqc_lab.studies.pretraining.hyperparameters import group_values, make_controls, wrap
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
 
 __all__ = ["Pretraining", "build", "recorded_draws", "replay_config"]
@@ -95,7 +98,13 @@ class Pretraining(Experiment):
         self.model = _make_model(config, data.tokenizer.size).to(
             self.device, find_dtype(config.dtype)
         )
-        optimizer, self.scaler = scale(_make_adamw(self.model, config), config)
+        optimizer: Optimizer = _make_adamw(self.model, config)
+        self.scaler: VarianceGradientScaler | None = None
+        if config.vgs_alpha is not None:
+            names = ("alpha", "beta", "warmup_steps", "estimator")
+            options: dict[str, Any] = {name: getattr(config, f"vgs_{name}") for name in names}
+            optimizer = scaled = wrappers.OptimizerWrapperVGS(optimizer, **options)
+            self.scaler = scaled.scaler
         self.wrapper = wrap(optimizer, config)
         self.measured = MEASURED + (() if self.scaler is None else ("factor", VARIANCE, COUNT))
         self._factor: float | None = None
@@ -238,14 +247,14 @@ def _make_model(c: PretrainingConfig, vocabulary: int) -> GPT:
     return make_gpt(sizes, make_generator(c.seed, "weights"))
 
 
-def _make_adamw(model: GPT, c: PretrainingConfig) -> torch.optim.AdamW:
+def _make_adamw(model: GPT, c: PretrainingConfig) -> AdamW:
     matrices = [p for p in model.parameters() if p.ndim > 1]
     gains = [p for p in model.parameters() if p.ndim <= 1]
     groups = [
         {"params": matrices, "weight_decay": c.weight_decay},
         {"params": gains, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), fused=True)
+    return AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), fused=True)
 
 
 def _token_loss(model: GPT, inputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gqc.scalers.settings import ESTIMATORS
 from gqc_lab.errors import check_name
 from gqc_lab.loop.scaler_controls import SCALER
-from gqc_lab.loop.settings import Config, Setting, make_config, setting
-from gqc_lab.loop.tune import read_tuned
+from gqc_lab.loop.settings import Config, Setting, make_config, read_tuned, setting
 
 TASKS = ("digits", "values")
 OPTIMIZERS = ("sgd", "momentum", "adamw")
@@ -50,7 +48,9 @@ class VGSTrainingConfig(Config):
     alpha: float = setting(0.1, like=SCALER["alpha"])
     beta: float = setting(0.99, like=SCALER["beta"])
     warmup_steps: int = setting(100, like=SCALER["warmup_steps"])
-    estimator: str = setting("sketch", "estimator of the variance", choices=tuple(ESTIMATORS))
+    estimator: str = setting(
+        "sketch", "estimator of the variance", choices="gqc.scalers.settings:ESTIMATORS"
+    )
     variance_cap: float | None = setting(
         50.0, "the variance counts up to this; None: as far as beta resolves it", above=0
     )

@@ -30,7 +30,7 @@ from gqc.noise import ema_kappa
 from gqc.scalers import VarianceGradientScaler
 from gqc_lab.data.images import load_image_data
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
-from gqc_lab.models.mlp import MLPConfig, make_mlp
+from gqc_lab.models.mlp import make_mlp
 
 #: scale -> of the comparison of all estimators (notebook 04): gradients of each stream, elements of
 #: a gradient, elements where their number varies, decay of the averages, which resolve ratios up to
@@ -191,8 +191,8 @@ def digits_gradients(width: int = 16, label_noise: float = 0.3, seed: int = 0) -
     Returns: [images, parameters].
     """
     data = load_image_data("digits", label_noise, seed)
-    sizes = MLPConfig(data.train_images.shape[1], width, 2, data.num_classes)
-    model = make_mlp(sizes, make_generator(seed, "weights"))
+    sizes = (data.train_images.shape[1], width, 2, data.num_classes)
+    model = make_mlp(*sizes, make_generator(seed, "weights"))
     weights: dict[str, Tensor] = dict(model.named_parameters())
 
     def loss(weights: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:

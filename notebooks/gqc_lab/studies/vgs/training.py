@@ -34,10 +34,9 @@ from gqc_lab.loop.scaler_controls import (
     VARIANCE,
     apply_scaler,
     scaler_controls,
-    scaler_settings,
 )
 from gqc_lab.loop.settings import Setting
-from gqc_lab.models.mlp import MLPConfig, make_mlp
+from gqc_lab.models.mlp import make_mlp
 from gqc_lab.studies.vgs.settings import VGSTrainingConfig, comparison, config
 
 __all__ = [
@@ -78,8 +77,8 @@ class VGSTraining(Experiment):
         self.config: VGSTrainingConfig = config
         self.device = find_device(config.device)
         self.dtype = find_dtype(config.dtype)
-        layers = MLPConfig(sizes[0], config.width, config.depth, sizes[1])
-        model = make_mlp(layers, make_generator(config.seed, "weights"))
+        layers = (sizes[0], config.width, config.depth, sizes[1])
+        model = make_mlp(*layers, make_generator(config.seed, "weights"))
         self.model = model.to(self.device, self.dtype)
         self.wrapper = _wrap(self.model, config)
         self.scaler = self.wrapper.scaler
@@ -96,8 +95,7 @@ class VGSTraining(Experiment):
                 {
                     **scaler_controls(self.scaler),
                     "lr_scale": Setting(1.0, "factor of the learning rate", low=0),
-                },
-                check_together=scaler_settings,
+                }
             ),
             constants={**constants, "alpha": config.alpha, "seed": config.seed},
             data_hash=data_hash,

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from gqc_lab.data.images import load_image_data
 from gqc_lab.loop.placement import make_generator
-from gqc_lab.models.mlp import MLPConfig, make_mlp
+from gqc_lab.models.mlp import make_mlp
 from gqc_lab.studies.vgs import streams as vgs_streams
 from gqc_lab.studies.vgs.streams import VERSIONS, judge, measure
 
@@ -165,7 +165,7 @@ def test_a_gradient_in_16_bits_is_read_in_32():
 def test_digits_gradients_are_those_of_single_images():
     found = vgs_streams.digits_gradients(width=4, label_noise=0.5, seed=1)
     data = load_image_data(label_noise=0.5, seed=1)
-    model = make_mlp(MLPConfig(64, 4, 2, 10), make_generator(1, "weights"))
+    model = make_mlp(64, 4, 2, 10, make_generator(1, "weights"))
     assert found.shape == (1438, sum(p.numel() for p in model.parameters()))
     for i in (0, 700, 1437):
         loss = F.cross_entropy(model(data.train_images[i : i + 1]), data.train_labels[i : i + 1])

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from gqc_lab.data.images import load_image_data
 from gqc_lab.loop.placement import make_generator
-from gqc_lab.models.mlp import MLPConfig, make_mlp
+from gqc_lab.models.mlp import make_mlp
 from gqc_lab.studies.vgs import training as vgs_training
 from gqc_lab.studies.vgs.settings import LR_OF, OPTIMIZERS, TASKS, TUNED
 
@@ -37,7 +37,7 @@ def test_without_scaling_it_is_plain_torch(optimizer):
     config = tiny(optimizer=optimizer, alpha=0)
     experiment = run(vgs_training.build(config))
     data = load_image_data(label_noise=config.label_noise, seed=config.seed)
-    model = make_mlp(MLPConfig(64, 8, 2, 10), make_generator(config.seed, "weights"))
+    model = make_mlp(64, 8, 2, 10, make_generator(config.seed, "weights"))
     plain = make_optimizer(optimizer, model.parameters(), config.lr)
     generator, losses = make_generator(config.seed, "data"), []
     for t in range(1, STEPS + 1):
@@ -104,7 +104,7 @@ def test_td_loss_and_value_error_by_hand():
     ]
     loss = experiment.compute_loss((states, rewards, following))
     assert loss.item() == pytest.approx(sum(errors) / 4, rel=1e-5)
-    (gradient,) = torch.autograd.grad(loss, [model.layers[-1].bias])
+    (gradient,) = torch.autograd.grad(loss, [model[-1].bias])
     # Semi-gradient: the target stays, so the last bias gets 2 mean(v - target) and not 0.1 of it.
     targets = [
         r + 0.9 * learnt[n] for r, n in zip(rewards.tolist(), following.tolist(), strict=True)

@@ -1,0 +1,98 @@
+"""Schedules that their wrapper steps and saves, so that no trainer has to know of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import Optimizer
+
+from gqc.schedules import ParamGroupSchedule
+from gqc.wrappers import OptimizerWrapper
+
+STATE = "schedules"
+
+
+def attach(*schedules: ParamGroupSchedule) -> OptimizerWrapper:
+    """Let the wrapper step ``schedules`` after each draw, and keep them in its ``state_dict()``.
+
+    A schedule then advances once per ``wrapper.step()`` (once per microbatch, or per accumulated
+    microbatch where the trainer accumulates) at any number of processes, and whoever saves and
+    loads the optimizer saves and loads its schedules.  Calling ``schedule.step()`` is an error from
+    here on.  A checkpoint from before keeps the schedules where they are.
+
+    Args:
+        schedules: of one wrapper, each of another key, none attached yet.  A copy of the wrapper
+            has none attached.
+    Returns: the wrapper.
+    Raises:
+        TypeError: not a schedule, or one of an optimizer that is no wrapper.
+        ValueError: schedules of different wrappers, two of one key, or one that is attached.
+    """
+    wrapper = _check(schedules)
+    keys: dict[str, ParamGroupSchedule] = {schedule.key: schedule for schedule in schedules}
+    loaded: dict[str, Any] = {}
+
+    def advance(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        for schedule in schedules:
+            schedule.go_to(schedule.last_step + 1)
+
+    def save(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        own = {key: schedule.state_dict() for key, schedule in keys.items()}
+        return {**state, STATE: {**state.get(STATE, {}), **own}}
+
+    def take(optimizer: Optimizer, state: dict[str, Any]) -> None:
+        loaded.clear()
+        loaded.update(state.get(STATE, {}))
+
+    def load(optimizer: Optimizer) -> None:
+        for key in loaded.keys() & keys.keys():
+            keys[key].load_state_dict(loaded[key])
+
+    wrapper.register_step_post_hook(advance)
+    wrapper.register_state_dict_post_hook(save)
+    wrapper.register_load_state_dict_pre_hook(take)
+    wrapper.register_load_state_dict_post_hook(load)
+    for schedule in schedules:
+        schedule.is_attached = True
+    return wrapper
+
+
+def wrappers_in(*optimizers: Any) -> list[OptimizerWrapper]:
+    """Return the wrappers among ``optimizers``, also inside what a trainer put around them."""
+    found = []
+    for optimizer in optimizers:
+        while optimizer is not None and not isinstance(optimizer, OptimizerWrapper):
+            optimizer = getattr(optimizer, "optimizer", getattr(optimizer, "_optimizer", None))
+        found += [optimizer] if optimizer is not None else []
+    return found
+
+
+def refuse_clipping(name: str, value: float | None, wrapper: OptimizerWrapper) -> None:
+    """Raise ValueError where a trainer would clip each draw, before the wrapper reads it."""
+    if value:
+        raise ValueError(
+            f"{name}={value:g} clips each draw before {type(wrapper).__name__} reads it, not the "
+            f"gradient that it steps with: pass {name}=0 to the trainer and clip_norm={value:g} to "
+            "the wrapper"
+        )
+
+
+def _check(schedules: tuple[ParamGroupSchedule, ...]) -> OptimizerWrapper:
+    if not schedules:
+        raise TypeError("attach() without a schedule: expected at least one")
+    for schedule in schedules:
+        if not isinstance(schedule, ParamGroupSchedule):
+            raise TypeError(
+                f"{type(schedule).__name__} cannot be attached: expected a schedule of gqc; hand "
+                "torch's own to your trainer, or step it after each draw"
+            )
+        if schedule.is_attached:
+            raise ValueError(f"the schedule of {schedule.key!r} is attached already")
+    wrapper = schedules[0].optimizer
+    if not isinstance(wrapper, OptimizerWrapper):
+        raise TypeError(f"schedule of a {type(wrapper).__name__}: only wrappers step schedules")
+    if any(schedule.optimizer is not wrapper for schedule in schedules):
+        raise ValueError("schedules of different wrappers: attach those of each by themselves")
+    if len({schedule.key for schedule in schedules}) < len(schedules):
+        raise ValueError(f"keys {[s.key for s in schedules]}: two schedules of one key")
+    return wrapper

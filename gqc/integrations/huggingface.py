@@ -1,0 +1,103 @@
+"""A wrapper in the Trainer of Hugging Face Transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+from gqc.integrations.attached import attach, refuse_clipping, wrappers_in
+from gqc.schedules import ParamGroupSchedule
+from gqc.wrappers import OptimizerWrapper
+
+logger = logging.get_logger(__name__)
+
+
+class WrapperCallback(TrainerCallback):
+    """Check a Trainer's arguments, step and save schedules, log, and step with the last draws.
+
+    ::
+
+        wrapper = OptimizerWrapperGNTS(torch.optim.AdamW(model.parameters()), clip_norm=1.0)
+        args = TrainingArguments(..., max_grad_norm=0)
+        trainer = Trainer(
+            model, args, optimizers=(wrapper, None), callbacks=[WrapperCallback(schedule)], ...
+        )
+
+    The Trainer calls the wrapper once per microbatch (per ``gradient_accumulation_steps`` of them)
+    and believes that each call steps: ``max_steps``, ``logging_steps``, ``save_steps``, its warmup
+    and its lr schedule all count draws.  Checkpoints are exact in the middle of a window.
+
+    Numbers of the last window join each entry of ``state.log_history`` as ``gqc/...``.  Reporters
+    such as W&B's get them where this callback comes first: ``report_to="none"`` and
+    ``callbacks=[WrapperCallback(...), WandbCallback()]``.
+
+    Args:
+        schedules: of the wrapper, to be attached to it (:func:`gqc.integrations.attach`).
+        flush: step with the draws that are left at the end; they are dropped, and counted in a
+            message, where it is False or where the Trainer has gone back to its best model.
+    Raises:
+        ValueError: as training begins: ``max_grad_norm``, which clips each draw; a wrapper that
+            sums in ``.grad``, which the Trainer clears after every microbatch; no wrapper.
+    """
+
+    def __init__(self, *schedules: ParamGroupSchedule, flush: bool = True) -> None:
+        self.flush = flush
+        if schedules:
+            attach(*schedules)
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        wrapper = _wrapper(optimizer)
+        refuse_clipping("max_grad_norm", args.max_grad_norm, wrapper)
+        if wrapper.sums_in_grad:
+            raise ValueError(
+                'accumulate="grad" in a Trainer, which clears .grad after every microbatch and '
+                'with it the sum of the window: pass accumulate="buffer" to the wrapper'
+            )
+        if args.max_steps > 0:
+            logger.warning(
+                f"max_steps={state.max_steps} counts microbatches, not optimizer steps, as do "
+                "logging_steps, save_steps, the warmup and the lr schedule"
+            )
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        _wrapper(optimizer).accept_gradients()  # measured, by clipping to infinity
+
+    def on_log(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        logs: dict[str, Any] | None = None,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        numbers = {f"gqc/{k}": v for k, v in _wrapper(optimizer).numbers().items()}
+        if state.log_history:
+            state.log_history[-1].update(numbers)
+        if logs is not None:
+            logs.update(numbers)
+
+    def on_train_end(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        wrapper = _wrapper(optimizer)
+        if wrapper.num_draws and self.flush and not args.load_best_model_at_end:
+            wrapper.flush()
+        elif wrapper.num_draws:
+            logger.warning(f"{wrapper.num_draws} draws at the end were not stepped with")
+            wrapper.discard()
+
+
+def _wrapper(optimizer: Any) -> OptimizerWrapper:
+    found = wrappers_in(optimizer)
+    if not found:
+        raise ValueError(
+            "the Trainer's optimizer is no wrapper of gqc: pass optimizers=(wrapper, None) to it"
+        )
+    return found[0]

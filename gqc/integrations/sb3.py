@@ -1,0 +1,90 @@
+r"""Variance gradient scaling where its source has it in PPO: between ``backward`` and clipping.
+
+Stable-Baselines3 clips with ``max_grad_norm`` between ``backward`` and ``step``, so a wrapper, or
+any optimizer, comes after clipping.  Optimizers need no module: ``UPGD`` and the others go into
+``policy_kwargs={"optimizer_class": UPGD, "optimizer_kwargs": {...}}``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
+from torch.autograd import Variable
+from torch.optim import Optimizer
+
+from gqc.scalers import VarianceGradientScaler
+
+
+class ScaleBeforeClipping:
+    """Scale gradients as each ``backward`` ends, and observe them as the optimizer has stepped.
+
+    For any loop that clips: what it clips is scaled already, and the published estimators read what
+    clipping has left, as they did.
+
+    Args:
+        optimizer: steps once per ``backward``; of the parameters that ``scaler`` scales.
+    """
+
+    def __init__(self, optimizer: Optimizer, scaler: VarianceGradientScaler) -> None:
+        self.scaler = scaler
+        self._is_running = False
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        self._handles = [p.register_post_accumulate_grad_hook(self._arrive) for p in params]
+        self._handles.append(optimizer.register_step_post_hook(self._observe))
+
+    def remove(self) -> None:
+        """Leave gradients as they are from here on."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _arrive(self, param: Tensor) -> None:
+        if not self._is_running:
+            self._is_running = True
+            Variable._execution_engine.queue_callback(self._end)
+
+    def _end(self) -> None:
+        self._is_running = False
+        self.scaler.scale_gradients()
+
+    def _observe(self, *args: Any) -> None:
+        self._is_running = False  # as a backward that failed has left it
+        self.scaler.step()
+
+
+class VGSCallback(BaseCallback):
+    """``model.learn(..., callback=VGSCallback(alpha=0.3))``: VGS before PPO's clipping.
+
+    Metrics are recorded as ``vgs/...`` at each rollout.  The model's file does not hold the scaler:
+    save ``callback.scaler.state_dict()`` beside it, and give it as ``state``.
+
+    Args:
+        state: of the scaler of an earlier run.
+        options: keywords of :class:`~gqc.scalers.vgs.VarianceGradientScaler`.
+    Attributes: scaler: from the first ``learn`` on; a second ``learn`` continues with it.
+    Raises: ValueError, TypeError: as training begins, as the scaler.
+    """
+
+    def __init__(self, *, state: dict[str, Any] | None = None, **options: Any) -> None:
+        super().__init__()
+        self.options, self.state = options, state
+        self.scaler: VarianceGradientScaler | None = None
+
+    def _on_training_start(self) -> None:
+        optimizer = self.model.policy.optimizer
+        if self.scaler is None:
+            self.scaler = VarianceGradientScaler(optimizer.param_groups, **self.options)
+            if self.state is not None:
+                self.scaler.load_state_dict(self.state)
+        self._hooks = ScaleBeforeClipping(optimizer, self.scaler)
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        for key, value in self.scaler.metrics().items() if self.scaler else ():
+            self.logger.record(key, value)
+
+    def _on_training_end(self) -> None:
+        self._hooks.remove()

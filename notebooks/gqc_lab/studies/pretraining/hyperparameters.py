@@ -1,0 +1,68 @@
+"""The wrapper of a method, what may be changed while it runs, and its values at each microbatch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch.optim import Optimizer
+
+from gqc import wrappers
+from gqc.scalers import VarianceGradientScaler
+from gqc.schedules import THRESHOLD, cosine_with_warmup, power_growth
+from gqc_lab.loop.controls import Controls
+from gqc_lab.loop.norm_schedule import NormSchedule, norm_controls, norm_schedule
+from gqc_lab.loop.scaler_controls import scaler_controls
+from gqc_lab.loop.settings import Setting, control
+from gqc_lab.studies.pretraining.methods import METHODS
+from gqc_lab.studies.pretraining.settings import PretrainingConfig
+
+__all__ = ["group_values", "make_controls", "wrap"]
+
+
+def wrap(optimizer: Optimizer, c: PretrainingConfig) -> wrappers.OptimizerWrapper:
+    """Return ``optimizer`` in the wrapper of the method of ``c``."""
+    method = METHODS[c.method]
+    kind, arguments = getattr(wrappers, method.wrapper), method.arguments(c)
+    if method.has_draws:
+        fewest = max(kind.fewest_draws, c.min_draws)
+        arguments |= {"min_draws": fewest, "max_draws": c.max_draws}
+    wrapper: wrappers.OptimizerWrapper = kind(optimizer, **arguments)
+    return wrapper
+
+
+def make_controls(c: PretrainingConfig, scaler: VarianceGradientScaler | None) -> Controls:
+    """Return what may be changed while the method of ``c`` runs, and ``scaler`` with it."""
+    controls = {"lr_scale": Setting(1.0, "factor of the scheduled learning rate", low=0)}
+    check: Callable[[Mapping[str, Any]], object] | None = None
+    if tunable := METHODS[c.method].tunable:
+        controls[tunable] = control(c, tunable, low=0, above=-math.inf)  # 0: draw up to max_draws
+    if scaler is not None:
+        controls |= scaler_controls(scaler)
+    if c.method == "gnts":
+        total = c.num_microbatches
+        names = ("start_norm", "end_norm", "norm_warmup_multiplier", "norm_curve")
+        values = {name: getattr(c, name) for name in (*names, "norm_exponent", "norm_points")}
+        plan = NormSchedule(norm_warmup_microbatches=round(c.norm_warmup * total), **values)
+        controls |= norm_controls(plan, total)
+        check = norm_schedule
+    return Controls(controls, check)
+
+
+def group_values(
+    c: PretrainingConfig, controls: Mapping[str, Any], microbatch: int
+) -> dict[str, float]:
+    """Return what stands in the wrapper's param groups at a microbatch, counted from 0."""
+    total, lr = c.num_microbatches, c.lr * controls["lr_scale"]
+    warmup = round(c.lr_warmup * total)
+    # One on: a warmup of the lr from 0 would make the first microbatch a step of size 0.
+    values = {"lr": cosine_with_warmup(warmup, total, 0.0, lr, lr * c.min_lr, microbatch + 1)}
+    if c.method == "gnts":
+        values[THRESHOLD] = norm_schedule(controls).threshold(microbatch, total)
+    if c.method == "sbc":
+        least, most = c.microbatch_size, c.final_accumulation * c.microbatch_size
+        values["logical_batch_size"] = power_growth(total, least, most, 2.0, microbatch)
+    if tunable := METHODS[c.method].tunable:
+        values[tunable] = controls[tunable]
+    return values

@@ -1,0 +1,149 @@
+"""Lightning's Trainer with the callback trains as the loop by hand, or says what is wrong."""
+
+import copy
+
+import pytest
+import torch
+from interop.loops import batches, model
+from torch.nn import functional as F
+
+import gqc
+
+lightning = pytest.importorskip("lightning")
+from gqc.integrations.lightning import WrapperCallback  # noqa: E402
+
+NUM = 23  # the last window stays open
+THRESHOLD = "gradient_norm_threshold"
+
+# Lightning 2.6 asks torch's pytrees in a way that torch 2.13 deprecates.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+]
+
+
+def scheduled(net):
+    adamw = torch.optim.AdamW(net.parameters(), lr=0.05)
+    wrapper = gqc.OptimizerWrapperGNTS(adamw, 1.0, max_draws=4, clip_norm=0.2)
+    return wrapper, gqc.get_norm_threshold_cosine_annealing_with_warmup(wrapper, 5, NUM, 0.2, 0.2)
+
+
+class Module(lightning.LightningModule):
+    def __init__(self, is_manual=False):
+        super().__init__()
+        self.net = model()
+        self.automatic_optimization = not is_manual
+        self.thresholds = []
+
+    def training_step(self, batch, index):
+        x, y = batch
+        loss = F.cross_entropy(self.net(x), y)
+        if not self.automatic_optimization:
+            self.manual_backward(loss)
+            self.optimizers().step()
+            self.lr_schedulers().step()
+        return loss
+
+    def on_train_batch_start(self, batch, index):
+        self.thresholds.append(self.optimizers().param_groups[0][THRESHOLD])
+
+    def configure_optimizers(self):
+        wrapper, schedule = scheduled(self.net)
+        return [wrapper], [{"scheduler": schedule}]
+
+
+class Plain(Module):
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.net.parameters(), lr=0.1)
+
+
+def loader():
+    x, y = (torch.cat(parts) for parts in zip(*batches(NUM), strict=True))
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8)
+
+
+def fit(module, folder, *callbacks, checkpoint=None, max_epochs=1, **options):
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=max_epochs,
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=list(callbacks),
+        **options,
+    )
+    trainer.fit(module, loader(), ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def by_hand():
+    """Parameters, and the threshold before each microbatch."""
+    net = model()
+    wrapper, schedule = scheduled(net)
+    thresholds = []
+    for x, y in batches(NUM):
+        thresholds.append(wrapper.param_groups[0][THRESHOLD])
+        F.cross_entropy(net(x), y).backward()
+        wrapper.step()
+        schedule.step()
+    assert wrapper.num_draws > 0
+    before = copy.deepcopy([*net.parameters()])
+    wrapper.flush()
+    return before, [*net.parameters()], thresholds
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("is_manual", [False, True])
+def test_it_is_the_loop_by_hand_and_flushes(is_manual, tmp_path, by_hand):
+    module = Module(is_manual)
+    trainer = fit(module, tmp_path, WrapperCallback())
+    assert module.thresholds == by_hand[2]
+    assert same(module.net.parameters(), by_hand[1])
+    assert trainer.logged_metrics["gqc/batches"] > NUM - 4
+
+
+def test_open_draws_are_reported_where_they_are_not_flushed(tmp_path, by_hand):
+    module = Module()
+    with pytest.warns(UserWarning, match="draws at the end of fit were not stepped with"):
+        fit(module, tmp_path, WrapperCallback(flush=False))
+    assert same(module.net.parameters(), by_hand[0])
+
+
+class Cut(lightning.Callback):
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch == 0:
+            trainer.save_checkpoint(trainer.default_root_dir + "/cut.ckpt")
+
+
+def test_it_resumes_in_mid_window(tmp_path):
+    uncut, module = Module(), Module()
+    fit(uncut, tmp_path, WrapperCallback(), Cut(), max_epochs=2)
+    state = torch.load(tmp_path / "cut.ckpt", weights_only=True)
+    assert state["optimizer_states"][0]["wrappers"][0]["pending"]
+    fit(module, tmp_path, WrapperCallback(), max_epochs=2, checkpoint=str(tmp_path / "cut.ckpt"))
+    assert module.thresholds == uncut.thresholds[NUM:]
+    assert same(module.net.parameters(), uncut.net.parameters())
+
+
+def test_what_would_be_wrong_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="gradient_clip_val=1 clips each draw"):
+        fit(Module(), tmp_path, WrapperCallback(), gradient_clip_val=1.0)
+    with pytest.raises(ValueError, match="returned no wrapper"):
+        fit(Plain(), tmp_path, WrapperCallback())
+
+
+def test_without_the_callback_clipping_is_told_of(tmp_path):
+    with pytest.warns(UserWarning, match="pass clip_norm= to the wrapper"):
+        fit(Module(is_manual=False), tmp_path, gradient_clip_val=0.1)
+
+
+def test_without_the_callback_a_schedule_of_epochs_is_told_of(tmp_path):
+    with pytest.warns(UserWarning, match='in Lightning with "interval": "step"'):
+        fit(Module(), tmp_path, limit_train_batches=3, max_epochs=2)

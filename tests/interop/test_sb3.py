@@ -1,0 +1,108 @@
+"""UPGD and VGS in the PPO of Stable-Baselines3, beside its loop written by hand."""
+
+import copy
+
+import pytest
+import torch
+
+import gqc
+
+sb3 = pytest.importorskip("stable_baselines3")
+from stable_baselines3.common.logger import Logger  # noqa: E402
+
+from gqc.integrations.sb3 import ScaleBeforeClipping, VGSCallback  # noqa: E402
+
+
+def make(**options):
+    return sb3.PPO(
+        "MlpPolicy",
+        "CartPole-v1",
+        n_steps=64,
+        batch_size=32,
+        n_epochs=2,
+        seed=0,
+        device="cpu",
+        **options,
+    )
+
+
+class Log(Logger):
+    """Keeps what is recorded, where it would be printed."""
+
+    def __init__(self, kept):
+        super().__init__(None, [])
+        self.kept = kept
+
+    def record(self, key, value, exclude=None):
+        self.kept[key] = value
+
+
+def parameters(algorithm):
+    return [p.detach().clone() for p in algorithm.policy.parameters()]
+
+
+def test_upgd_is_the_optimizer(tmp_path):
+    chosen = {"optimizer_class": gqc.UPGD, "optimizer_kwargs": {"sigma": 1e-3}}
+    algorithm = make(policy_kwargs=chosen)
+    before = parameters(algorithm)
+    algorithm.learn(128)
+    assert isinstance(algorithm.policy.optimizer, gqc.UPGD)
+    assert algorithm.policy.optimizer.param_groups[0]["lr"] == 3e-4
+    after = parameters(algorithm)
+    assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    algorithm.save(tmp_path / "ppo")
+    again = sb3.PPO.load(tmp_path / "ppo", device="cpu")
+    states = [a.policy.optimizer.state_dict()["state"] for a in (algorithm, again)]
+    assert states[0]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("estimator", ["sketch", "mean_square"])
+def test_vgs_scales_before_clipping(estimator):
+    """Against the loop of the source: backward, scale, clip, step, update."""
+    options = {"alpha": 2.0, "warmup_steps": 2, "beta": 0.9, "estimator": estimator}
+    torch.manual_seed(0)
+    ours = torch.nn.Linear(4, 1)
+    by_hand = copy.deepcopy(ours)
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.1) for net in (ours, by_hand)]
+    scalers = [gqc.VarianceGradientScaler(o.param_groups, **options) for o in optimizers]
+    hooks = ScaleBeforeClipping(optimizers[0], scalers[0])
+    factors = []
+    for _ in range(12):
+        x, y = torch.randn(2, 4), torch.randn(2, 1)
+        for net, optimizer in zip((ours, by_hand), optimizers, strict=True):
+            optimizer.zero_grad()
+            (net(x) - y).square().mean().backward()
+            if net is by_hand:
+                factors.append(scalers[1].scale_gradients())
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5)
+            optimizer.step()
+            if net is by_hand:
+                scalers[1].step()
+        assert torch.equal(ours.weight, by_hand.weight)
+    assert min(factors) < 0.9
+    hooks.remove()
+    (ours(torch.ones(1, 4)) ** 2).sum().backward()
+    assert scalers[0].step_count == 12
+
+
+def test_vgs_goes_into_ppo_and_its_logger():
+    logged = {}
+    callback = VGSCallback(alpha=1.0, warmup_steps=2)
+    scaled = make()
+    scaled.set_logger(Log(logged))
+    scaled.learn(128, callback=callback)
+    assert callback.scaler.step_count == 2 * 2 * 2
+    assert callback.scaler.metrics()["vgs/scaling_factor"] < 1
+    assert logged["vgs/step_count"] == 4  # as the second rollout ends
+    assert not torch.equal(parameters(make().learn(128))[0], parameters(scaled)[0])
+    again = make()
+    resumed = VGSCallback(alpha=1.0, warmup_steps=2, state=callback.scaler.state_dict())
+    again.learn(64, callback=resumed)
+    assert resumed.scaler.step_count == 12
+
+
+def test_vgs_that_never_scales_is_plain_ppo():
+    plain, scaled = make().learn(128), make().learn(128, callback=VGSCallback(alpha=0.0))
+    pairs = zip(parameters(plain), parameters(scaled), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
