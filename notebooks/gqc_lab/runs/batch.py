@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import subprocess
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -102,7 +101,11 @@ class LocalExecutor(Executor):
         super().__init__()
         self.threads, self.is_forked = threads, is_forked
         self.gpus_per_run = math.ceil(gpus)
-        self._free = find_gpus() * max(1, int(1 / gpus)) if gpus else []
+        self._free: list[str] = []
+        if gpus:
+            from gqc_lab.runs.kernel import find_gpus
+
+            self._free = find_gpus() * max(1, int(1 / gpus))
         if len(self._free) < self.gpus_per_run:
             raise BadInput(f"resources: gpu: {gpus:g}: this machine has {len(self._free)}")
         self.most_jobs = len(self._free) // max(1, self.gpus_per_run)
@@ -148,18 +151,6 @@ class LocalExecutor(Executor):
                 execution.stop(at_once=True)
         for _, thread in self._running.values():
             thread.join()
-
-
-def find_gpus() -> list[str]:
-    """Return the CUDA devices that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
-        try:
-            visible = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        except (OSError, subprocess.CalledProcessError):
-            return []
-    return visible.replace(",", " ").split()
 
 
 def num_cores() -> int:

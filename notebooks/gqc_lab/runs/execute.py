@@ -129,17 +129,10 @@ class Execution:
             self._after(self.job["timeout"], lambda: self.stop(reason="timeout"))
         try:
             self._execute()
-        except PapermillExecutionError as error:
-            return self._stopped(error)
-        except DeadKernelError as error:
-            return self._ended_early(error) or self._died(error)
         except OSError:
             raise
         except BaseException as error:
-            if outcome := self._ended_early(error):
-                return outcome
-            (self.folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
-            return {"status": "lost", "error": _one_line(error)}
+            return self._ended(error) or self._lost(error)
         finally:
             if self.timer is not None:
                 self.timer.cancel()
@@ -266,24 +259,21 @@ class Execution:
         if self.last_shown - self.last_noted > _NOTE_SECONDS:
             self._note("running")
 
-    def _timeout_text(self) -> str:
-        return f"timeout: not finished after {self.job['timeout']:g} s"
-
-    def _stopped(self, error: PapermillExecutionError) -> dict[str, Any]:
-        if error.ename == "KeyboardInterrupt" and self.stop_reason == "interrupted":
+    def _ended(self, error: Any) -> dict[str, Any] | None:
+        """Return the outcome of a run that was stopped or whose cell failed; None: it was lost."""
+        is_of_cell = isinstance(error, PapermillExecutionError)
+        name = error.ename if is_of_cell else "KeyboardInterrupt"
+        trace = "\n".join(error.traceback) if is_of_cell else repr(error)
+        if self.stop_reason == "timeout":
+            return self._failed(f"timeout: not finished after {self.job['timeout']:g} s", trace)
+        if self.stop_reason and name == "KeyboardInterrupt":
             return {"status": "interrupted"}
-        text = f"{error.ename}: {error.evalue}"
-        if self.stop_reason == "timeout":
-            text = self._timeout_text()
-        return self._failed(text, "\n".join(error.traceback))
+        return self._failed(f"{name}: {error.evalue}", trace) if is_of_cell else None
 
-    def _ended_early(self, error: BaseException) -> dict[str, Any] | None:
-        """The outcome of a run that was stopped, whatever that stopped it in."""
-        if self.stop_reason == "timeout":
-            return self._failed(self._timeout_text(), repr(error))
-        return {"status": "interrupted"} if self.stop_reason else None
-
-    def _died(self, error: DeadKernelError) -> dict[str, Any]:
+    def _lost(self, error: BaseException) -> dict[str, Any]:
+        if not isinstance(error, DeadKernelError):
+            (self.folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
+            return {"status": "lost", "error": _one_line(error)}
         code = None if self.kernel is None else self.kernel.poll()
         if code == 0:
             text = "a cell ended the kernel (exit() or quit()); leave the notebook's end to it"

@@ -19,6 +19,7 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -250,6 +251,18 @@ def _add_current_folder() -> None:
     """Do what IPython leaves out since the fork server imports nothing from there."""
     names = [os.path.basename(each) for each in sys.path]
     sys.path.insert(names.index("site-packages") if "site-packages" in names else 0, "")
+
+
+def find_gpus() -> list[str]:
+    """Return the CUDA devices that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
+        try:
+            visible = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        except (OSError, subprocess.CalledProcessError):
+            return []
+    return visible.replace(",", " ").split()
 
 
 class _Provisioner(LocalProvisioner):

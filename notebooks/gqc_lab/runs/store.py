@@ -221,8 +221,7 @@ class Store:
     def adopt(self, other: Store, key: str) -> str:
         """Copy a finished run of another store, unless there is one of this id.
 
-        Returns: "copied", "there already", or the columns in which the results of the two differ,
-            except for times.
+        Returns: "copied", "there already", or the columns, except times, in which results differ.
         Raises: CorruptRun: the other store's run is not what was written.
         """
         record = other.verify(key)
