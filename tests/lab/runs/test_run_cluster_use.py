@@ -177,8 +177,8 @@ def test_status_says_how_far_runs_are(tmp_path):
 
 
 def test_status_is_followed_until_nothing_runs(tmp_path):
-    wait = "import os, sys, time\nprint('epoch: 50%|', file=sys.stderr, flush=True)\n"
-    wait += "while not os.path.exists('go'):\n    time.sleep(0.05)"
+    wait = "import os, sys, time\nwhile not os.path.exists('go'):\n    time.sleep(0.05)\n"
+    wait += "    print('epoch: 50%|', file=sys.stderr, flush=True)"
     make_batch(tmp_path, "seeds: 1", wait)
     code = "from gqc_lab.cli import main; main()"
     command = [sys.executable, "-c", code, "batch"]

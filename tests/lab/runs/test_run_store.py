@@ -151,6 +151,15 @@ def test_load_selects(filled, where):
     assert set(loaded.history["run"]) == {f"{2:016x}"}
 
 
+def test_single_columns_of_histories_are_read(filled):
+    loaded = runs.load(filled.root)
+    whole = loaded.history
+    name = whole.columns[-1]
+    assert loaded.read_history([name]).equals(whole[["run", name]])
+    with pytest.raises(KeyError, match="'nothing': expected one of run"):
+        loaded.read_history(["nothing"])
+
+
 def test_a_condition_reaches_no_files(filled, tmp_path):
     target = tmp_path / "stolen.csv"
     for where in (f"true; COPY results TO '{target}'", "loss IN (FROM read_text('/etc/passwd'))"):
