@@ -182,10 +182,11 @@ def test_status_is_followed_until_nothing_runs(tmp_path):
     make_batch(tmp_path, "seeds: 1", wait)
     code = "from gqc_lab.cli import main; main()"
     command = [sys.executable, "-c", code, "batch"]
-    options = {"cwd": tmp_path, "stdout": subprocess.PIPE, "text": True}
-    runner = subprocess.Popen([*command, "run", "b.yaml"], **options)
+    silent = {"cwd": tmp_path, "stdout": subprocess.DEVNULL}
+    runner = subprocess.Popen([*command, "run", "b.yaml"], **silent)
     batch, store = read_batch(tmp_path / "b.yaml"), Store(tmp_path / "runs")
     wait_for(lambda: "epoch: 50%" in show(batch, store))
+    options = {"cwd": tmp_path, "stdout": subprocess.PIPE, "text": True}
     watcher = subprocess.Popen([*command, "status", "b.yaml", "--watch"], **options)
     (tmp_path / "go").touch()
     output, _ = watcher.communicate(timeout=HANG)
