@@ -24,10 +24,11 @@ def is_count(value: Any, least: int = 0) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
-def check_count(name: str, value: int, least: int) -> None:
-    """Raise ValueError unless ``value`` is an integer of at least ``least``."""
+def check_count(name: str, value: int, least: int) -> int:
+    """Return ``value`` as an int; raise ValueError unless it is an integer >= ``least``."""
     if not is_count(value, least):
         raise ValueError(f"{name}={value!r}: expected an integer >= {least}")
+    return int(value)
 
 
 def check_finite(name: str, value: float) -> None:

@@ -7,7 +7,7 @@ taken in one batched pass and stay on the device.  Per group, it is bit for bit 
 ``torch.nn.utils.clip_grad_norm_`` does to one group after the other; 16-bit gradients differ, whose
 norm is summed in float32 here and in 16 bits there.
 
-**With wrappers and VGS.**  What is clipped first is a matter of which optimizer clips
+**With wrappers and VGS.**  What is clipped depends on the optimizer that clips
 (:func:`clip_before_step`):
 
 - the *wrapped* one: the wrapper averages its window and changes the mean (VGS scales it), then it
@@ -21,23 +21,19 @@ Source: Pascanu et al. 2013, arXiv:1211.5063, for the total norm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gqc.gradients import collect, local, multiply_, tensor_norms
-
-__all__ = [
-    "clip_before_step",
-    "clip_grad_norm_per_group_",
-    "clip_grad_norm_per_tensor_",
-    "clip_grad_norm_total_",
-]
+from gqc.gradients import collect, local, magnitudes, multiply_, tensor_norms, total_norm
 
 EPS = 1e-6  # as in torch.nn.utils.clip_grad_norm_
+# Below this norm squares of elements are too small for float32, where there are up to 1e9 of them.
+SMALL = 1e-15
 
 
 def clip_grad_norm_per_group_(
@@ -213,3 +209,40 @@ def _param(item: Any) -> Tensor | None:
 def _check_max_norm(max_norm: float) -> None:
     if not max_norm > 0:
         raise ValueError(f"max_norm={max_norm!r}: expected > 0; math.inf only measures")
+
+
+def is_usual(norm: float) -> bool:
+    """Can a gradient of this norm be rescaled by one factor?"""
+    return SMALL < norm < math.inf
+
+
+def rescale_(grads: Sequence[Tensor], norm: float, target: float) -> None:
+    """Give ``grads``, whose norm is ``norm``, together the norm ``target`` in place."""
+    if is_usual(norm):
+        multiply_(grads, target / norm)
+    else:
+        rescale_extreme_(grads, target)
+
+
+def clip_(grads: Sequence[Tensor], limit: float, norm: float | None = None) -> bool:
+    """Shrink ``grads``, of norm ``norm`` if it is known, to ``limit``; False where it is within."""
+    norm = float(total_norm(grads)) if norm is None else norm
+    if not norm > limit:
+        return False
+    rescale_(grads, norm, limit)
+    return True
+
+
+def rescale_extreme_(grads: Sequence[Tensor], target: float) -> None:
+    r"""Give ``grads`` together the norm ``target`` in place, also where :math:`g^2` is no number.
+
+    :math:`g' = s^2 g` with :math:`s` the power of two nearest :math:`1/\sqrt{\max|g|}`, then
+    :math:`g'\tau/\|g'\|`.  Twice s, since its square may be out of range too.  A zero gradient
+    stays zero.  Three more passes; the host does not wait.
+    """
+    size = magnitudes(grads).max()
+    shrink = torch.where(size > 0, torch.exp2(-(size.log2() / 2).round()), 1.0)
+    multiply_(grads, shrink)
+    multiply_(grads, shrink)
+    norm = total_norm(grads)
+    multiply_(grads, torch.where(norm > 0, target / norm, 1.0))

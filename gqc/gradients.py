@@ -8,32 +8,18 @@ have several dtypes, and be ``DTensor`` (FSDP2): plain and sharded ones may be m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch._utils import _flatten_dense_tensors
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = [
-    "average_over_ranks",
-    "collect",
-    "count_nonfinite",
-    "dense",
-    "divide_",
-    "is_sharded",
-    "local",
-    "magnitudes",
-    "multiply_",
-    "settle",
-    "tensor_norms",
-    "total_norm",
-]
-
-_HALF = (torch.float16, torch.bfloat16)
+HALF = frozenset((torch.float16, torch.bfloat16))
 
 # On the CPU a kernel call costs about a microsecond a tensor: below this many elements one copy
 # and its norm take half the time of one norm a tensor (50 tensors, 0.1M elements: 31 and 68 us).
@@ -98,16 +84,9 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     """
     if not tensors:
         return torch.zeros(())
-    if not any(map(_is_dtensor_type, set(map(type, tensors)))):
-        return _local_norm(tensors)
-    plain = [t for t in tensors if not _is_dtensor(t)]
-    parts = [_local_norm(plain)] if plain else []
-    for (mesh, sharded), shards in _by_mesh(t for t in tensors if _is_dtensor(t)).items():
-        square = _local_norm(list(shards.values())).square()
-        for dim in sharded:
-            torch.distributed.all_reduce(square, group=mesh.get_group(dim))
-        parts.append(square.sqrt())
-    return torch.linalg.vector_norm(torch.stack([p.to(parts[0].device) for p in parts]))
+    if any(map(_is_dtensor_type, set(map(type, tensors)))):
+        return torch.linalg.vector_norm(tensor_norms(tensors))
+    return _local_norm(tensors)
 
 
 def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
@@ -119,36 +98,19 @@ def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
     kinds = {(type(t), t.dtype, t.get_device()) for t in tensors}
     if len(kinds) == 1 and not _is_dtensor(tensors[0]):
         return torch.stack(_foreach_norm(tensors))
-    norms = []
-    for (mesh, sharded), shards in _by_mesh(tensors).items():
-        each = _norms_on_one_device(list(shards.values()))
-        if sharded:
-            squares = each.square()
-            for dim in sharded:
-                torch.distributed.all_reduce(squares, group=mesh.get_group(dim))
-            each = squares.sqrt()
-        norms.append((list(shards), each))
-    return _in_order(norms, tensors[0].device)
+    return _of_each(tensors, _norms_on_one_device, is_sum=True)
 
 
 def magnitudes(tensors: Sequence[Tensor]) -> Tensor:
     r"""Largest absolute element of each tensor, as one vector on the first device.
 
     Where :func:`tensor_norms` squares what is too large or too small to be squared, this is exact.
+    NaN counts as infinite.
 
     Args:
         tensors: as for :func:`total_norm`, at least one.
     """
-    sizes = []
-    for (mesh, sharded), shards in _by_mesh(tensors).items():
-        first = next(iter(shards.values())).device
-        dtype = _widest(shards.values())
-        each = torch.stack([_magnitude(t).to(first, dtype) for t in shards.values()])
-        for dim in sharded:
-            largest = torch.distributed.ReduceOp.MAX
-            torch.distributed.all_reduce(each, largest, group=mesh.get_group(dim))
-        sizes.append((list(shards), each))
-    return _in_order(sizes, tensors[0].device)
+    return _of_each(tensors, _magnitudes_on_one_device, is_sum=False)
 
 
 def count_nonfinite(tensors: Sequence[Tensor]) -> int:
@@ -156,59 +118,13 @@ def count_nonfinite(tensors: Sequence[Tensor]) -> int:
 
     Exact where :func:`total_norm` is not: a norm may overflow though each element is finite.
     """
-    bad = 0
-    for (mesh, sharded), shards in _by_mesh(tensors).items():
-        first = next(iter(shards.values())).device
-        flags = [(~t.isfinite()).any().to(first) for t in shards.values()]
-        found = torch.stack(flags).float()
-        for dim in sharded:
-            torch.distributed.all_reduce(found, group=mesh.get_group(dim))
-        bad += int((found > 0).sum())
-    return bad
+    return int((~magnitudes(tensors).isfinite()).sum()) if tensors else 0
 
 
 def divide_(tensors: Sequence[Tensor], divisor: float) -> None:
     """Divide every tensor by ``divisor`` in place; exactly ``t.div_(divisor)`` for each."""
     if tensors and divisor != 1:
         torch._foreach_div_(local(tensors), divisor)
-
-
-def average_over_ranks(
-    params: Sequence[Tensor],
-    sums: dict[Tensor, Tensor],
-    zeros: Callable[[Tensor], Tensor] = torch.zeros_like,
-    groups: Sequence[Any] = (None,),
-) -> dict[Tensor, Tensor]:
-    """Average local gradients over ranks, in place.
-
-    Args:
-        params: the same on every rank, in the same order.
-        sums: gradient of each parameter that has one *on this rank*.
-        zeros: makes that of a parameter that has none here, of the dtype that others have it in.
-        groups: process groups that are reduced over in turn; None is the default one.
-    Returns: gradient of each parameter that has one on *any* rank; a rank without it counts as 0.
-    Raises: TypeError: a sharded parameter, whose gradient FSDP2 reduces itself.
-    """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return sums
-    if any(map(_is_dtensor, params)):
-        raise TypeError("sharded parameters: FSDP2 reduces their gradients itself")
-    has = torch.tensor([float(p in sums) for p in params], device=params[0].device)
-    for group in groups:
-        torch.distributed.all_reduce(has, group=group)
-    anywhere = [p for p, count in zip(params, has.tolist(), strict=True) if count]
-    averaged = {p: sums[p] if p in sums else zeros(p) for p in anywhere}
-    alike: dict[tuple, list[Tensor]] = {}
-    for grad in averaged.values():
-        alike.setdefault((grad.device, grad.dtype), []).append(grad)
-    for grads in alike.values():  # one message a dtype and device
-        flat = _flatten_dense_tensors(grads)
-        for group in groups:
-            torch.distributed.all_reduce(flat, group=group)
-            flat /= torch.distributed.get_world_size(group)
-        for grad, mean in zip(grads, _unflatten_dense_tensors(flat, grads), strict=True):
-            grad.copy_(mean)
-    return averaged
 
 
 def multiply_(tensors: Sequence[Tensor], factor: float | Tensor) -> None:
@@ -222,10 +138,40 @@ def multiply_(tensors: Sequence[Tensor], factor: float | Tensor) -> None:
             torch._foreach_mul_(shards, factor)
         return
     by_device: dict[torch.device, list[Tensor]] = {}
-    for shard in shards:
-        by_device.setdefault(shard.device, []).append(shard)
+    for tensor in shards:
+        by_device.setdefault(tensor.device, []).append(tensor)
     for device, there in by_device.items():
         torch._foreach_mul_(there, factor.to(device))
+
+
+def shard(tensor: Tensor) -> Tensor:
+    """What this rank holds of one tensor."""
+    return tensor if type(tensor) is Tensor else local([tensor])[0]
+
+
+def like(param: Tensor, value: Any) -> Tensor:
+    """``value``, whole or this rank's shard, on the device of ``param`` and sharded as it is."""
+    here = shard(param)
+    if here is param:
+        whole = value.full_tensor() if hasattr(value, "full_tensor") else value
+        return whole.to(here.device, copy=True)
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    sharded: Any = param
+    mesh, placements = sharded.device_mesh, sharded.placements
+    if isinstance(value, DTensor):
+        value = value.redistribute(placements=placements).to_local()
+    elif value.shape != here.shape:  # a whole one: every rank cuts its part out of it
+        whole = value.to(here.device)
+        value = distribute_tensor(whole, mesh, placements, src_data_rank=None).to_local()
+    return DTensor.from_local(
+        value.to(here.device, copy=True),
+        mesh,
+        placements,
+        run_check=False,
+        shape=sharded.shape,
+        stride=sharded.stride(),
+    )
 
 
 def local(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -248,12 +194,12 @@ def _is_partial(tensor: Any) -> bool:
 
 
 def _local_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """One kernel call where dtype and device agree, as they do but for mixed models."""
-    dtypes, devices = {t.dtype for t in tensors}, {t.get_device() for t in tensors}
-    if len(dtypes) == len(devices) == 1:
-        if -1 in devices and _is_small(tensors):
-            flat = _flatten_dense_tensors(list(tensors))
-            return torch.linalg.vector_norm(flat, dtype=_sum_dtype(flat))
+    """One kernel call where dtype and device agree, as in all but mixed models."""
+    devices = set(map(Tensor.get_device, tensors))
+    if devices == {-1} and sum(map(Tensor.numel, tensors)) <= SMALL:
+        flat = _flatten_dense_tensors(list(tensors))
+        return torch.linalg.vector_norm(flat, dtype=_sum_dtype(flat))
+    if len(devices) == len({t.dtype for t in tensors}) == 1:
         norms = _foreach_norm(tensors)
     else:
         groups: dict[tuple, list[Tensor]] = {}
@@ -265,12 +211,8 @@ def _local_norm(tensors: Sequence[Tensor]) -> Tensor:
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 
-def _is_small(tensors: Sequence[Tensor]) -> bool:
-    return sum(map(Tensor.numel, tensors)) <= SMALL
-
-
 def _foreach_norm(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Of tensors of one dtype and device."""
+    """Norms of tensors of one dtype and device."""
     dtype, first = _sum_dtype(tensors[0]), tensors[0]
     if first.get_device() != -1 or max(map(Tensor.numel, tensors)) <= CHUNK:
         return list(torch._foreach_norm(list(tensors), 2, dtype=dtype))
@@ -292,8 +234,28 @@ def _norms_on_one_device(tensors: list[Tensor]) -> Tensor:
     return _in_order(norms, tensors[0].device)
 
 
-def _magnitude(tensor: Tensor) -> Tensor:
-    return tensor.abs().max() if tensor.numel() else tensor.new_zeros(()).abs()
+def _magnitudes_on_one_device(tensors: list[Tensor]) -> Tensor:
+    sizes = [t.abs().max() if t.numel() else t.new_zeros(()).abs() for t in tensors]
+    dtype = _widest(tensors)
+    each = torch.stack([size.to(tensors[0].device, dtype) for size in sizes])
+    return each.nan_to_num(nan=math.inf, posinf=math.inf)
+
+
+def _of_each(
+    tensors: Sequence[Tensor], measure: Callable[[list[Tensor]], Tensor], *, is_sum: bool
+) -> Tensor:
+    """``measure`` of each tensor over the shards of all ranks: a sum of squares, or the largest."""
+    found = []
+    for (mesh, sharded), shards in _by_mesh(tensors).items():
+        each = measure(list(shards.values()))
+        if sharded:
+            each = each.square() if is_sum else each
+            how = torch.distributed.ReduceOp.SUM if is_sum else torch.distributed.ReduceOp.MAX
+            for dim in sharded:
+                torch.distributed.all_reduce(each, how, group=mesh.get_group(dim))
+            each = each.sqrt() if is_sum else each
+        found.append((list(shards), each))
+    return _in_order(found, tensors[0].device)
 
 
 def _in_order(parts: list[tuple[list[int], Tensor]], device: torch.device) -> Tensor:
@@ -312,7 +274,7 @@ def _widest(tensors: Iterable[Tensor]) -> torch.dtype:
 
 
 def _sum_dtype(tensor: Tensor) -> torch.dtype | None:
-    return torch.float32 if tensor.dtype in _HALF else None
+    return torch.float32 if tensor.dtype in HALF else None
 
 
 def _by_mesh(tensors: Iterable[Any]) -> dict[tuple[Any, tuple[int, ...]], dict[int, Tensor]]:

@@ -49,12 +49,24 @@ class RankNoise:
         self._group: Any = None
         self._is_sharded = not isinstance(model, nn.parallel.DistributedDataParallel)
         if isinstance(model, nn.parallel.DistributedDataParallel):
-            self._group = model.process_group
-            _check_size(self._group)
+            self._take_group(model.process_group)
             # DDP compares annotations with types, and finds text: a lambda has none.
             model.register_comm_hook(None, lambda _, bucket: self._reduce_bucket(bucket))
-        else:
-            self._watch_shards(model)
+            return
+        modules = [m for m in model.modules() if hasattr(m, "set_requires_gradient_sync")]
+        if not modules:
+            raise TypeError(
+                f"model is a {type(model).__name__}: expected a DistributedDataParallel, or a "
+                "module that fully_shard was applied to"
+            )
+        for module in modules:
+            if not hasattr(module, "set_custom_reduce_scatter"):
+                raise RuntimeError(
+                    f"torch {torch.__version__} has no set_custom_reduce_scatter for FSDP2: "
+                    "expected torch 2.8 or newer"
+                )
+            if any(p.requires_grad for p in module.parameters()):
+                module.set_custom_reduce_scatter(_MeasuredReduceScatter(self))  # type: ignore[operator]
 
     @torch.no_grad()
     def update(self) -> float | None:
@@ -84,29 +96,17 @@ class RankNoise:
             self.num_skipped += 1
         return self.average.noise_scale
 
+    def _take_group(self, group: Any) -> None:
+        if torch.distributed.get_world_size(group) < 2:
+            raise ValueError("one rank: expected at least two, whose gradients can be compared")
+        self._group = group
+
     def _reduce_bucket(self, bucket: Any) -> Any:
         from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-        buffer = bucket.buffer()
-        self._small.append(total_norm([buffer]).square())
-        self._buckets.append(buffer)
+        self._buckets.append(bucket.buffer())
+        self._small.append(total_norm(self._buckets[-1:]).square())
         return allreduce_hook(self._group, bucket)
-
-    def _watch_shards(self, model: nn.Module) -> None:
-        modules = [m for m in model.modules() if hasattr(m, "set_requires_gradient_sync")]
-        if not modules:
-            raise TypeError(
-                f"model is a {type(model).__name__}: expected a DistributedDataParallel, or a "
-                "module that fully_shard was applied to"
-            )
-        for module in modules:
-            if not hasattr(module, "set_custom_reduce_scatter"):
-                raise RuntimeError(
-                    f"torch {torch.__version__} has no set_custom_reduce_scatter for FSDP2: "
-                    "expected torch 2.8 or newer"
-                )
-            if any(p.requires_grad for p in module.parameters()):
-                module.set_custom_reduce_scatter(_MeasuredReduceScatter(self))  # type: ignore[operator]
 
 
 class _MeasuredReduceScatter:
@@ -124,27 +124,21 @@ class _MeasuredReduceScatter:
         input_tensor: Tensor,
         group: Any,
         op: Any,
-        async_op: bool = False,
+        async_op: Any = False,
     ) -> Any:
-        _check_size(group)
-        if op not in (torch.distributed.ReduceOp.AVG, torch.distributed.ReduceOp.SUM):
+        distributed: Any = torch.distributed
+        is_sum = op == distributed.ReduceOp.SUM
+        if not is_sum and op != distributed.ReduceOp.AVG:
             raise ValueError(
                 f"reduce_scatter with {op}: expected no gradient divide factor of yours"
             )
         noise = self._noise
-        noise._group = group
+        noise._take_group(group)
         noise._small.append(total_norm([input_tensor]).square())
-        send: Any = getattr(torch.distributed, "reduce_scatter_single", None)
-        send = send or torch.distributed.reduce_scatter_tensor
+        send = getattr(distributed, "reduce_scatter_single", distributed.reduce_scatter_tensor)
         work = send(output_tensor, input_tensor, group=group, op=op, async_op=async_op)
         if async_op:
             work.wait()
-        is_sum = op == torch.distributed.ReduceOp.SUM
-        share = 1 / torch.distributed.get_world_size(group) if is_sum else 1.0
+        share = 1 / distributed.get_world_size(group) if is_sum else 1.0
         noise._large.append((share * total_norm([output_tensor])).square())
         return work
-
-
-def _check_size(group: Any) -> None:
-    if torch.distributed.get_world_size(group) < 2:
-        raise ValueError("one rank: expected at least two, whose gradients can be compared")

@@ -13,16 +13,19 @@ import math
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+
+from gqc.gradients import is_sharded
 
 LOOKS = 2  # gradients that are compared: local ones differ from the first draw on
-SAME = 1e-5  # relative: equal sums have equal norms but for the kernels of unequal cards
+SAME = 1e-5  # relative: equal sums have equal norms, unless unequal cards use other kernels
 PATIENCE = 10.0  # seconds to wait for another rank's draw, which comes right after its backward
 ALONE_AT_DRAW = (
     "rank {} has made no draw {} for {} to compare its gradient with: every rank must call step() "
@@ -37,7 +40,19 @@ HOOKED = (
 )
 
 
+WAYS = ("step() without a weight", "step(weight=...)")
+MIXED = (
+    "{} after {} in one window: nothing says how they compare. Give all of them a weight, the "
+    "tokens or examples of this rank's microbatch, or none"
+)
 _made: Counter[str] = Counter()
+
+LOCAL = (
+    "{} would decide or step apart on them, and each rank train another model. They were left "
+    "local, by DDP.no_sync() or by parameters that nobody reduces. Leave no_sync() out, at least "
+    "where a window is decided on; with a buffer reduce every draw"
+)
+CAN_REDUCE = ". Or keep no_sync() and pass reduce_at_step=True"
 
 
 @dataclass(frozen=True)
@@ -72,6 +87,15 @@ class Ranks:
         is_sharded = any(s is not None and s.name != "NO_SHARD" for s in strategies)
         return is_sharded and self.size > 1
 
+    def refuse_flat_shards(self, name: str, remedy: str) -> None:
+        """Raises: RuntimeError: FSDP1 has given this rank a part of each gradient."""
+        if self.has_flat_shards:
+            raise RuntimeError(
+                f"{name} of FullyShardedDataParallel (FSDP1): each rank has a part of the gradient "
+                "that looks like a whole one, and they would decide apart. Shard with "
+                f"torch.distributed.fsdp.fully_shard (FSDP2){remedy}"
+            )
+
     def require(self, what: str) -> Ranks:
         """These ranks.  Raises: RuntimeError: nothing says which they are."""
         if self.is_known:
@@ -90,6 +114,60 @@ class Ranks:
         for group in self.groups:
             torch.distributed.all_reduce(tensor, group=group)
         return [float(value) for value in tensor.tolist()]
+
+    def average(
+        self,
+        params: Sequence[Tensor],
+        sums: dict[Tensor, Tensor],
+        zeros: Callable[[Tensor], Tensor],
+    ) -> dict[Tensor, Tensor]:
+        """Average local gradients in place.
+
+        Args:
+            params: the same on every rank, in the same order.
+            sums: gradient of each parameter that has one *on this rank*.
+            zeros: makes that of a parameter that has none here, of the dtype that others have.
+        Returns: gradient of each parameter that has one on *any* rank; without one a rank adds 0.
+        Raises: TypeError: a sharded parameter, whose gradient FSDP2 reduces itself.
+        """
+        if self.size == 1:
+            return sums
+        if is_sharded(params):
+            raise TypeError("sharded parameters: FSDP2 reduces their gradients itself")
+        has = self.sum([float(p in sums) for p in params], params[0].device)
+        anywhere = [p for p, count in zip(params, has, strict=True) if count]
+        averaged = {p: sums[p] if p in sums else zeros(p) for p in anywhere}
+        alike: dict[tuple, list[Tensor]] = {}
+        for grad in averaged.values():
+            alike.setdefault((grad.device, grad.dtype), []).append(grad)
+        for grads in alike.values():  # one message a dtype and device
+            flat = _flatten_dense_tensors(grads)
+            for group in self.groups:
+                torch.distributed.all_reduce(flat, group=group)
+            flat /= self.size
+            for grad, mean in zip(grads, _unflatten_dense_tensors(flat, grads), strict=True):
+                grad.copy_(mean)
+        return averaged
+
+    def refuse_rounded_sums(self) -> None:
+        """Raises: RuntimeError: a hook of torch's that compresses acts on the sum in ``.grad``.
+
+        Warns: UserWarning: a hook does that, and may round or not.
+        """
+        for module in self._replicas():
+            hooks = [(hook.__module__, hook.__name__) for hook, _ in module._comm_hooks]
+            if (built_in := module._get_ddp_logging_data().get("comm_hook")) in BUILT_IN:
+                hooks.append((TORCH_HOOKS, built_in))
+            for where, name in hooks:
+                if where.startswith(TORCH_HOOKS) and name != "allreduce_hook":
+                    raise RuntimeError(HOOKED.format(name))
+                if name != "allreduce_hook":
+                    warnings.warn(HOOKED.format(name), stacklevel=2)
+
+    def refuse_open_no_sync(self, message: str) -> None:
+        """Raises: RuntimeError: a decision, or a step, inside ``DDP.no_sync()``; costs nothing."""
+        if not all(module.require_backward_grad_sync for module in self._replicas()):
+            raise RuntimeError(f"inside DDP.no_sync(): {message}")
 
     def refuse_different(self, norm: float, look: int, message: str) -> None:
         """Compare ``norm`` with that of the next rank at its draw of the same number, ``look``.
@@ -116,6 +194,10 @@ class Ranks:
                     f"{other} at its draw {look}): {message}"
                 )
 
+    def _replicas(self) -> Iterator[Any]:
+        kind = nn.parallel.DistributedDataParallel
+        return (module for module in self.modules if isinstance(module, kind))
+
 
 ALONE = Ranks()  # without torch.distributed
 
@@ -123,6 +205,74 @@ ALONE = Ranks()  # without torch.distributed
 def is_on() -> bool:
     """Is ``torch.distributed`` in use?"""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def ranks_of(wrapper: Any) -> Ranks:
+    """The ranks that train the parameters of ``wrapper``.
+
+    Raises: RuntimeError: they do so in a way that makes its decisions or sums wrong.
+    """
+    ranks = find_ranks(wrapper._params(), wrapper.process_group)
+    if wrapper.reduce_at_step and not ranks.groups and is_on():
+        ranks = Ranks((torch.distributed.group.WORLD,))
+    must_look = wrapper.needs_gradient or wrapper.clip_norm or wrapper.changes_gradient
+    if must_look or wrapper.nonfinite != "ignore" or wrapper.grad_scaler is not None:
+        remedy = "" if must_look else ', or pass nonfinite="ignore"'
+        ranks.refuse_flat_shards(type(wrapper).__name__, remedy)
+    if wrapper.sums_in_grad and not wrapper.reduce_at_step:
+        ranks.refuse_rounded_sums()
+    return ranks
+
+
+def weigh(wrapper: Any, weight: float | Tensor | None) -> tuple[float, float]:
+    """Weight of a draw over all ranks, and its unit (:mod:`gqc.wrappers.window`).
+
+    Raises: ValueError, alike on all ranks: a weight out of its range, or one that the gradients
+        cannot be weighed with any more.
+    """
+    window, is_sum, default = wrapper._window, wrapper.loss == "sum", float(wrapper.default_weight)
+    together = wrapper.ranks  # at the first draw it refuses what cannot be right with any weight
+    is_mixed = window.num_draws > 0 and window.is_weighted is (weight is None)
+    if is_mixed and not wrapper.counts_examples:
+        raise ValueError(MIXED.format(*(WAYS if weight is None else reversed(WAYS))))
+    if weight is None:
+        if is_sum and not wrapper.counts_examples:
+            raise ValueError('loss="sum" needs step(weight=...), the tokens that were summed over')
+        unit = float(together.require('loss="sum"').size) if is_sum else default
+        window.check_unit(default, unit, 1.0)
+        return default, unit
+    own, ranks = float(weight), together.require("step(weight=...)").size
+    total, squares, positive = together.sum(
+        [own, own * own, float(own > 0)], window.params[0].device
+    )
+    if not (0 < total < math.inf and own >= 0) or (not is_sum and positive < ranks):
+        raise ValueError(
+            f"weight={own!r} (over all ranks {total!r}): expected a finite number > 0; leave out "
+            "the step() of an empty microbatch"
+        )
+    are_local = is_sum or (wrapper.reduce_at_step and not wrapper.sums_in_grad)
+    if not are_local and squares * ranks > total * total * (1 + 1e-9):
+        raise ValueError(
+            f"weight={own!r}, {total / ranks!r} on average over the ranks, whose mean losses were "
+            'averaged as if they had equal weights. Give the wrapper loss="sum" and sum the losses '
+            "of tokens"
+        )
+    unit = float(ranks) if is_sum else own * ranks
+    window.check_unit(own, unit, ranks)
+    return total, unit
+
+
+def compare(wrapper: Any) -> None:
+    """Refuse a gradient that the ranks do not have in common, at the first looks at one."""
+    ranks = wrapper.ranks
+    if ranks.size == 1 or wrapper._is_wrapped or wrapper.reduce_at_step:
+        return
+    message = LOCAL.format(type(wrapper).__name__)
+    message += "" if wrapper.needs_gradient else CAN_REDUCE
+    ranks.refuse_open_no_sync(message)
+    if wrapper._looks and wrapper.grad_norm is not None:
+        wrapper._looks -= 1
+        ranks.refuse_different(wrapper.grad_norm, LOOKS - wrapper._looks, message)
 
 
 def find_ranks(params: Sequence[Tensor], process_group: Any = None) -> Ranks:
@@ -141,45 +291,6 @@ def find_ranks(params: Sequence[Tensor], process_group: Any = None) -> Ranks:
         groups += [g for g in _groups_of(module) if not any(g is known for known in groups)]
     is_known = bool(groups) or torch.distributed.get_world_size() == 1
     return Ranks(tuple(groups), modules, is_known)
-
-
-def refuse_flat_shards(ranks: Ranks, name: str, remedy: str) -> None:
-    """Raises: RuntimeError: FSDP1 has given this rank a part of each gradient."""
-    if ranks.has_flat_shards:
-        raise RuntimeError(
-            f"{name} of FullyShardedDataParallel (FSDP1): each rank has a part of the gradient "
-            "that looks like a whole one, and they would decide apart. Shard with "
-            f"torch.distributed.fsdp.fully_shard (FSDP2){remedy}"
-        )
-
-
-def refuse_rounded_sums(ranks: Ranks) -> None:
-    """Raises: RuntimeError: a hook of torch's that compresses acts on the sum in ``.grad``.
-
-    Warns: UserWarning: a hook does that of which it is not known whether it rounds.
-    """
-    for module in _of_kind(ranks, nn.parallel.DistributedDataParallel):
-        hooks = [(hook.__module__, hook.__name__) for hook, _ in module._comm_hooks]
-        if (built_in := module._get_ddp_logging_data().get("comm_hook")) in BUILT_IN:
-            hooks.append((TORCH_HOOKS, built_in))
-        for where, name in hooks:
-            if name == "allreduce_hook":
-                continue
-            message = HOOKED.format(name)
-            if where.startswith(TORCH_HOOKS):
-                raise RuntimeError(message)
-            warnings.warn(message, stacklevel=2)
-
-
-def refuse_open_no_sync(ranks: Ranks, message: str) -> None:
-    """Raises: RuntimeError: a decision, or a step, inside ``DDP.no_sync()``; costs nothing."""
-    for module in _of_kind(ranks, nn.parallel.DistributedDataParallel):
-        if not module.require_backward_grad_sync:
-            raise RuntimeError(f"inside DDP.no_sync(): {message}")
-
-
-def _of_kind(ranks: Ranks, kind: type) -> Iterator[Any]:
-    return (module for module in ranks.modules if isinstance(module, kind))
 
 
 def _owners(params: Sequence[Tensor]) -> Iterator[Any]:

@@ -159,7 +159,7 @@ CASES: dict[str, Case] = {
         bad=(
             ({"noise_tolerance": 0.0}, "noise_tolerance=0.0"),
             ({"decay": 1.0}, "decay=1.0"),
-            ({"min_draws": 1}, "min_draws=1: OptimizerWrapperGNS expects an integer >= 2"),
+            ({"min_draws": 1}, "min_draws=1: expected an integer >= 2"),
             ({"accumulate": "grad"}, 'accumulate="grad"'),
         ),
     ),

@@ -1,7 +1,7 @@
 r"""The base of the optimizer wrappers: draw microbatches until the gradient is good enough to step.
 
 Notation: :math:`n` draws (microbatches since the last step), :math:`g_i` the gradient of draw i,
-:math:`A_n=\sum_{i\le n} g_i`, :math:`G_n=A_n/n` (with weights: :mod:`gqc.wrappers.draws`).  After
+:math:`A_n=\sum_{i\le n} g_i`, :math:`G_n=A_n/n` (with weights: :mod:`gqc.wrappers.window`).  After
 each ``backward`` the loop calls :meth:`OptimizerWrapper.step`; the wrapper adds the draw, reads the
 norms its decision needs (one host sync), and either waits for one more draw or hands :math:`G_n` to
 the wrapped optimizer.
@@ -13,21 +13,27 @@ A new wrapper subclasses :class:`OptimizerWrapper` and overrides ``should_step``
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gqc.gradients import collect, total_norm
-from gqc.wrappers import amp, options
-from gqc.wrappers.draws import ClosedWindow
-from gqc.wrappers.ranked import RankedOptimizer
-from gqc.wrappers.rescale import clip_
-from gqc.wrappers.weights import weigh
+from gqc.clipping import clip_
+from gqc.gradients import collect, is_sharded, total_norm
+from gqc.ranks import ALONE, compare, is_on, weigh
+from gqc.wrappers import options, reading, saved
+from gqc.wrappers.report import ClosedWindow
+from gqc.wrappers.windowed import WindowedOptimizer, check_inner
+
+CHANGED_DRAW = (
+    "gradients were changed in place between backward() and step(), as by clip_grad_norm_: {} "
+    "decides by the norms of what that left. To clip what the optimizer steps with pass "
+    "clip_norm= to the wrapper (this warning comes once)"
+)
 
 
-class OptimizerWrapper(RankedOptimizer):
+class OptimizerWrapper(WindowedOptimizer):
     """Step ``optimizer`` only when the gradient accumulated so far is good enough.
 
     It is a ``torch.optim.Optimizer`` whose ``param_groups``, ``state`` and ``defaults`` are those
@@ -37,32 +43,8 @@ class OptimizerWrapper(RankedOptimizer):
     Args:
         optimizer: any torch optimizer that steps in one call (not LBFGS).
         tunables: the subclass's, with initial values > 0; a group that has its own keeps it.
-        min_draws, max_draws: bounds on n; a window of ``max_draws`` steps whatever its gradient.
-            None: no upper bound.
-        decide_every: decide at n = ``min_draws`` and at every so many draws after it.
-        accumulate: ``"buffer"`` takes each gradient out of ``.grad`` and sums in float32 beside it:
-            one more gradient in memory; a bad draw is dropped alone; clearing or clipping ``.grad``
-            acts on the draw in progress alone.  The tensors that it finds there become its own:
-            clone what you keep.  ``"grad"`` sums in ``.grad`` itself, which nobody else may touch:
-            clearing it in an open window, changing it in place after ``backward`` and gradients
-            that ``backward`` did not make are errors (:mod:`gqc.wrappers.watch` says what cannot
-            be seen), and sums have the dtype of the parameters.
-        loss: what ``backward`` is called on, the ``"mean"`` or the ``"sum"`` over a microbatch's
-            tokens (or examples); with ``step(weight=num_tokens)`` both give the mean over the
-            window's.  Mean losses of unequal weights need the buffer.
-        clip_norm: clip what the wrapped optimizer gets to this norm, after the decision has read
-            the true one; counted as ``num_clipped``.
-        nonfinite: on NaN or inf ``"discard"`` the draw (with ``"grad"``: its window), ``"raise"``
-            ``FloatingPointError``, or ``"ignore"`` (no check at all).
-        grad_scaler: the ``torch.amp.GradScaler`` whose ``scale`` the losses go through.  The
-            wrapper calls its ``unscale_``, ``step`` and ``update``, once a window.  A disabled one
-            is as None.
-        reduce_at_step: the loop leaves gradients local to each rank (``DDP.no_sync()``), and the
-            wrapper averages them over the ranks once a step.  Only where the decision needs no
-            gradient.
-        process_group: the ranks that train these parameters together, where the loop averages
-            gradients itself.  None: those of the DDP or FSDP modules that hold the parameters.
-        on_step: called after each step with the numbers of the closed window (``numbers()``).
+        options: those of :class:`~gqc.wrappers.options.WindowOptions`, and ``max_draws``: a window
+            of so many draws steps whatever its gradient; None: no upper bound.
 
     Under ``torch.distributed`` there is nothing else to configure: decisions are made from reduced
     gradients (DDP) and reduced norms (FSDP2's ``DTensor``), hence alike on all ranks.  The first
@@ -82,6 +64,9 @@ class OptimizerWrapper(RankedOptimizer):
 
     #: the least ``min_draws`` with which the decision makes sense
     fewest_draws: int = 1
+    #: does the decision read the norm of each draw alone?
+    needs_draw_norm: ClassVar[bool] = False
+    _may_defer = False  # may the coming draw come without a gradient?
 
     def __init__(
         self,
@@ -103,10 +88,12 @@ class OptimizerWrapper(RankedOptimizer):
         self.loss, self.nonfinite, self.reduce_at_step = loss, nonfinite, reduce_at_step
         self.min_draws, self.max_draws = options.check_draws(self, min_draws, max_draws)
         self.decide_every = options.whole("decide_every", decide_every, 1)
-        self.clip_norm, self.on_step = clip_norm, on_step
-        self.grad_scaler = amp.enabled(grad_scaler)
+        self.clip_norm, self.on_step, self.process_group = clip_norm, on_step, process_group
+        self.grad_scaler = reading.enabled(grad_scaler)
         options.check_ways(self, accumulate, clip_norm)
-        super().__init__(optimizer, tunables or {}, accumulate, process_group)
+        check_inner(optimizer)
+        super().__init__(optimizer, tunables or {})
+        self._start(accumulate)
 
     def is_full(self) -> bool:
         """Has the window ``max_draws``, and steps now whatever ``should_step`` says?"""
@@ -128,6 +115,10 @@ class OptimizerWrapper(RankedOptimizer):
         """Does ``transform`` read the mean gradient, and change it?"""
         return type(self).transform is not OptimizerWrapper.transform
 
+    def measure(self, totals: list[Tensor]) -> Tensor:
+        """What such a decision reads of :math:`A_n`: its norm, then maybe ``tensor_norms``."""
+        return total_norm(totals)
+
     def observe_metric(self, metric: float | Tensor | None) -> bool:
         """Take in this draw's metric; False refuses the draw."""
         return True
@@ -141,8 +132,6 @@ class OptimizerWrapper(RankedOptimizer):
     def on_draw(self) -> None:
         """After a draw was accepted, before the decision."""
 
-    # torch.compile loses what a traced step() assigns to attributes of an Optimizer.
-    @torch._disable_dynamo
     def step(  # type: ignore[override]
         self,
         closure: Callable[[], Any] | None = None,
@@ -166,19 +155,27 @@ class OptimizerWrapper(RankedOptimizer):
             TypeError: a sparse gradient, or a metric in the place of the closure.
             ValueError: a weight out of its range, or that the gradients cannot be weighed with.
         """
-        options.check_closure(self, closure)
-        if self._is_asked_for_state():
+        if closure is not None and not callable(closure):
+            options.refuse_closure(self, closure)
+        # torch.compile loses what a traced step() assigns to attributes of an Optimizer.
+        run = self._run_untraced if torch.compiler.is_dynamo_compiling() else self._run
+        return run(closure, weight, metric)
+
+    def _run(self, closure: Any, weight: Any, metric: Any) -> bool:
+        if self._ranks is not ALONE and is_on() and saved.answers(self):
             return False
-        given = {"closure": closure, "weight": weight, "metric": metric}
         args: tuple[Any, ...] = (self,)
-        kwargs: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
-        if self._optimizer_step_pre_hooks:
+        kwargs: dict[str, Any] = {}
+        if self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks:
+            given = {"closure": closure, "weight": weight, "metric": metric}
+            kwargs = {k: v for k, v in given.items() if v is not None}
             args, kwargs = self._run_pre_hooks(args, kwargs)
-        if (make_gradient := kwargs.get("closure")) is not None:
+            closure, weight, metric = map(kwargs.get, given)
+        if closure is not None:
             with torch.enable_grad():
-                make_gradient()
+                closure()
         stepped = False
-        if self._draw(kwargs.get("weight"), kwargs.get("metric")):
+        if self._draw(weight, metric):
             ready = self._decides() and self.should_step()
             if ready or self.is_full():
                 stepped = self._close(forced=not ready)
@@ -187,6 +184,8 @@ class OptimizerWrapper(RankedOptimizer):
         for hook in self._optimizer_step_post_hooks.values():
             hook(self, args, kwargs)
         return stepped
+
+    _run_untraced = torch._disable_dynamo(_run)
 
     # torch wraps step() to run the hooks that are registered for all optimizers: here the wrapped
     # optimizer's own step runs those, once a step rather than once a draw.
@@ -201,23 +200,20 @@ class OptimizerWrapper(RankedOptimizer):
 
         For loops that communicate only then; all other draws stay local, in DDP's ``no_sync()``
         (with ``accumulate="grad"``) or with FSDP2's ``set_requires_gradient_sync(False)``, whose
-        draws have no ``.grad`` until then.  SBC and Replay know it exactly, GNS too; the others may
-        close at each ``decide_every``-th draw.
+        draws have no ``.grad`` until then.  SBC, Replay, and GNS and NormTest by past windows know
+        it exactly; the others may close at each ``decide_every``-th draw.
 
         Args:
             weight: of the coming draw, where ``step`` will be given one.
-        Raises: RuntimeError: local draws would stay local in the buffer; the message says what to
-            pass.
+        Raises: RuntimeError: local draws would stay local in the buffer.
         """
         n, share = self.num_draws + 1, weight or self.default_weight
         is_last = self.max_draws is not None and n >= self.max_draws
         if is_last or (self._decides(n) and self.may_close(share)):
             return True
-        self._may_defer = self._is_sharded()
-        if (
-            not (self._may_defer or self.sums_in_grad or self.reduce_at_step)
-            and self.ranks.size > 1
-        ):
+        self._may_defer = is_sharded(self._params())
+        are_reduced = self._may_defer or self.sums_in_grad or self.reduce_at_step
+        if not are_reduced and self.ranks.size > 1:
             raise RuntimeError(
                 'closes_next() with accumulate="buffer": draws that no_sync() keeps local would '
                 'never be reduced. Pass accumulate="grad", or reduce_at_step=True and always '
@@ -231,8 +227,7 @@ class OptimizerWrapper(RankedOptimizer):
 
         Of wrappers inside one another each has a window to flush, the outer one first.
 
-        Raises: RuntimeError: a gradient has come since the last draw, or ``.grad`` is not as that
-            left it.
+        Raises: RuntimeError: a gradient has come, or ``.grad`` was changed, since the last draw.
         """
         if self.num_draws == 0:
             return False
@@ -246,39 +241,54 @@ class OptimizerWrapper(RankedOptimizer):
         since = (self.num_draws if num_draws is None else num_draws) - self.min_draws
         return since >= 0 and since % self.decide_every == 0
 
+    def _run_pre_hooks(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        """Run this wrapper's hooks; what they make of a gradient is meant, unless it is a sum."""
+        watch, params = self._window.watch, self._params()
+        if watch is None or self.holds_running_sum or not watch.is_of(params):
+            watch = None
+        elif watch.was_changed([p.grad for p in params]):
+            watch = None  # by somebody else
+        for pre_hook in self._optimizer_step_pre_hooks.values():
+            args, kwargs = pre_hook(self, args, kwargs) or (args, kwargs)
+        if watch is not None:
+            watch.note()
+        return args, kwargs
+
     def _draw(self, weight: float | Tensor | None, metric: float | Tensor | None) -> bool:
         """Add ``.grad`` to the window; False where the draw was refused."""
         self.before_draw()
         if self.grad_scaler is not None:
-            amp.refuse_unscaled(self.grad_scaler, self, self.optimizer)
+            reading.refuse_unscaled(self.grad_scaler, self, self.optimizer)
         window, norms = self._window, {}
         window.follow(self._params())
-        share, unit = weigh(self, weight, window.params[0].device)
+        share, unit = weigh(self, weight)
         may_defer, self._may_defer = self._may_defer, False
         if may_defer and not window.has_new():
-            self._defer(share, unit)
+            window.defer(share, unit, weight is not None)
+            self._counts["batches"] += 1
             return False
-        staged = window.stage(self._watch)
+        staged = window.stage()
+        if window.was_changed:
+            self._warn_once(CHANGED_DRAW.format(type(self).__name__))
         if staged:
             self.on_staged(staged)
-        self._heed_changes()
         window.count(share, unit, weight is not None)
         self._counts["batches"] += 1
         reads_mean = self._decides() and self.needs_grad_norm()
-        checks_draw = self._is_checked() and not (self.reduce_at_step or reads_mean)
+        checks_draw = reading.is_checked(self) and not (self.reduce_at_step or reads_mean)
         if staged and (self.needs_draw_norm or checks_draw):
             norms["draw_norm"] = total_norm(staged)
         window.merge()
         if reads_mean:
             norms["grad_norm"] = self.measure(window.totals())
-        self._read(norms)
+        reading.read(self, norms)
         if reads_mean:
-            self._compare()
-        if not self._accept():
-            self._refuse(overflow=True)
+            compare(self)
+        if norms and not reading.is_finite(self):
+            reading.refuse(self, overflow=True)
             return False
         if not self.observe_metric(metric):
-            self._refuse(overflow=False)
+            reading.refuse(self, overflow=False)
             return False
         window.commit()
         if self.draw_norm is not None:
@@ -293,24 +303,24 @@ class OptimizerWrapper(RankedOptimizer):
         """Hand :math:`G_n` to the wrapped optimizer."""
         window = self._window
         if self.reduce_at_step:
-            self._reduce()
-        if self._must_check():
-            self._read({"grad_norm": total_norm(window.totals())})
-            self._compare()
-            if not self._accept():
-                self._refuse(overflow=True)
+            window.reduce(self.ranks, is_mean=self.loss == "mean")
+        if reading.must_check(self):
+            reading.read(self, {"grad_norm": total_norm(window.totals())})
+            compare(self)
+            if not reading.is_finite(self):
+                reading.refuse(self, overflow=True)
                 return False
-        self._forget_first_state()
+        if self._has_first_state:  # made as if nobody had asked for it before
+            self.innermost.state.clear()
+            self._has_first_state = False
         window.close()
         stepped, is_clipped = self._hand_on()
         self._counts["steps"] += stepped
         self._counts["num_forced"] += forced and stepped
         self._counts["num_clipped"] += is_clipped
-        n, norms = window.num_draws, window.draw_norms
-        draw_norms = tuple(norms) if len(norms) == n else ()
-        self.last_window = ClosedWindow(
-            n, window.weight, self.grad_norm, draw_norms, forced, is_clipped
-        )
+        n, norms = window.num_draws, tuple(window.draw_norms)
+        norms = norms if len(norms) == n else ()
+        self.last_window = ClosedWindow(n, window.weight, self.grad_norm, norms, forced, is_clipped)
         window.clear()
         self._end_window(stepped=True)
         if stepped and self.on_step is not None:
@@ -326,20 +336,15 @@ class OptimizerWrapper(RankedOptimizer):
                 given["metric"] = window.metric_sum / window.weight
             if window.is_weighted:
                 given["weight"] = window.weight / self.ranks.size
-        scaler = self.grad_scaler
-        if scaler is not None:
+        if (scaler := self.grad_scaler) is not None:
             scaler.unscale_(inner)
         self.transform()
-        is_clipped = self._clip()
+        is_clipped = False
+        if self.clip_norm is not None:
+            norm = None if self.changes_gradient else self.grad_norm
+            is_clipped = clip_(collect(window.params), self.clip_norm, norm)
         if scaler is None:
             return inner.step(**given) is not False, is_clipped
         stepped = scaler.step(inner, **given) is not False
         scaler.update()
         return stepped, is_clipped
-
-    def _clip(self) -> bool:
-        """Clip what the wrapped optimizer gets to ``clip_norm``; False where it is small enough."""
-        if self.clip_norm is None:
-            return False
-        norm = None if self.changes_gradient else self.grad_norm
-        return clip_(collect(self._window.params), self.clip_norm, norm)

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from gqc.wrappers import options
+from gqc.wrappers import options, saved
 
 FORMAT = 2
 NOT_COPIED = (
-    *("step", "on_step", "_window", "_watch", "_opt_called", "_zero_grad_profile_name"),
+    *("step", "on_step", "_window", "_opt_called", "_zero_grad_profile_name"),
     *("process_group", "_ranks"),
 )
 
@@ -29,6 +29,8 @@ class DelegatingOptimizer(Optimizer):
 
     What a subclass keeps beyond these goes through ``_own_state``, ``_check_own``, ``_restore``.
     """
+
+    optimizer: Optimizer
 
     #: tunable -> how several groups combine: ``min`` or ``max``, whichever is stricter
     strictest: ClassVar[dict[str, Callable[..., Any]]] = {}
@@ -61,7 +63,7 @@ class DelegatingOptimizer(Optimizer):
     def tunable(self, name: str) -> float:
         """The value of ``name`` that decides: the strictest over the groups."""
         default = self.defaults[name]  # of an optimizer whose loading runs no hooks
-        values = [float(group.get(name, default)) for group in self.param_groups]
+        values = [float(group.get(name, default)) for group in self.optimizer.param_groups]
         if any(map(math.isnan, values)):
             raise ValueError(f"{name} is NaN in one of the groups, which have {values}")
         return float(self.strictest[name](values))
@@ -99,31 +101,34 @@ class DelegatingOptimizer(Optimizer):
     def defaults(self, defaults: dict[str, Any]) -> None:
         self.optimizer.defaults = defaults
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the wrapped optimizer; it gets the tunables' initial values."""
-        self.optimizer.add_param_group(param_group)
-
     def state_dict(self) -> dict[str, Any]:
-        """The wrapped optimizer's ``state_dict`` and ``"wrappers"``: counters, pending gradient.
+        """The wrapped optimizer's ``state_dict`` and the wrapper's: counters, pending gradient.
 
-        Exact in mid-window.  Loads with ``torch.load(..., weights_only=True)``.
+        Exact in mid-window.  Loads with ``torch.load(..., weights_only=True)``, and under
+        ``torch.distributed`` through ``torch.distributed.checkpoint``, whose
+        ``get_optimizer_state_dict`` keeps it too; on any number of ranks, except VGS's statistics
+        of shards.
+
+        Warns: UserWarning: with ``reduce_at_step=True`` the draws are this rank's alone.
         """
+        is_packed = self._prepare_to_save()
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
         state = self.optimizer.state_dict()
         state["wrappers"] = [*state.get("wrappers", []), self._own_state()]
         for hook in self._optimizer_state_dict_post_hooks.values():
             state = hook(self, state) or state
-        return state
+        return saved.pack(state, self._params()) if is_packed else state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken, also in mid-window.
+        """Continue where :meth:`state_dict` was taken, also in mid-window.
 
         ``min_draws``, ``max_draws`` and the way of accumulating stay those of the constructor.
 
-        Raises: ValueError: the file is a plain optimizer's, another wrapper's, or of other
-            parameters; nothing is changed then.
+        Raises: ValueError: the file is a plain optimizer's, another wrapper's, of other parameters
+            or of another rank's draws, or it was loaded in part; nothing is changed then.
         """
+        state_dict = saved.unpack(state_dict)
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = pre_hook(self, state_dict) or state_dict
         own = self._check_state(state_dict)
@@ -152,8 +157,19 @@ class DelegatingOptimizer(Optimizer):
         tunables = ", ".join(f"{name}={self.tunable(name):g}" for name in self.strictest)
         return f"{type(self).__name__}({tunables}) of {self.optimizer!r}"
 
+    @property
+    def innermost(self) -> Optimizer:
+        """The optimizer in the last of the wrappers that are inside one another."""
+        inner = self.optimizer
+        while isinstance(inner, DelegatingOptimizer):
+            inner = inner.optimizer
+        return inner
+
     def _params(self) -> list[Tensor]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
+        groups = self.optimizer.param_groups
+        if len(groups) == 1:  # the list itself, at every draw
+            return groups[0]["params"]
+        return [p for group in groups for p in group["params"]]
 
     def _mark_called(self) -> None:
         """Schedulers of the wrapped optimizers warn when stepped before them: a draw counts."""
@@ -166,7 +182,7 @@ class DelegatingOptimizer(Optimizer):
         kind = message[:12]
         if kind not in self._warned:
             self._warned.append(kind)
-            warnings.warn(message, stacklevel=4)
+            warnings.warn(message, stacklevel=5)
 
     def _check_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """This wrapper's part of the file, once the whole file is known to fit."""
@@ -192,6 +208,10 @@ class DelegatingOptimizer(Optimizer):
             )
         self._check_own(own)
         return own
+
+    def _prepare_to_save(self) -> bool:
+        """Is the state one of several ranks, to be packed for their checkpoints?"""
+        return False
 
     def _own_state(self) -> dict[str, Any]:
         """This wrapper's part of a checkpoint: tensors and plain numbers."""

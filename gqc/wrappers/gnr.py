@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gqc.clipping import is_usual, rescale_, rescale_extreme_
 from gqc.gradients import collect, local, magnitudes, tensor_norms, total_norm
 from gqc.wrappers.base import OptimizerWrapper
 from gqc.wrappers.options import WindowOptions, one_of
-from gqc.wrappers.rescale import is_usual, rescale_, rescale_extreme_
 
 MODES = ("global", "independent")
 

@@ -92,8 +92,8 @@ class OptimizerWrapperGNS(TwoBatchWrapper):
             raise ValueError("step(weight=...) with rank_noise=, whose ranks all weigh the same")
         super().on_draw()
 
-    def _estimate(self, n: int, weight: float, norm: float | None) -> tuple[float, float] | None:
-        return None if self.rank_noise is not None else super()._estimate(n, weight, norm)
+    def estimate(self, n: int, weight: float, norm: float | None) -> tuple[float, float] | None:
+        return None if self.rank_noise is not None else super().estimate(n, weight, norm)
 
     def __getstate__(self) -> dict[str, Any]:
         if self.rank_noise is not None:
@@ -102,6 +102,7 @@ class OptimizerWrapperGNS(TwoBatchWrapper):
 
     def _with_open_window(self) -> NoiseScaleEMA:
         noise = copy.deepcopy(self._noise)
-        if (estimate := self.window_estimate()) is not None:
+        estimate = self.estimate(self.num_draws, self.weight, self.grad_norm)
+        if estimate is not None:
             noise.update(*estimate)
         return noise

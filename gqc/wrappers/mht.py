@@ -34,8 +34,8 @@ class OptimizerWrapperMHT(OptimizerWrapper):
 
     A metric that is missing, NaN or infinite discards its draw (counted, one warning).  Under
     ``torch.distributed`` the metric is averaged over all ranks, so that they decide alike.  Each
-    draw waits for its metric, unless that is a number on the host, and besides for the check of
-    its gradient with a buffer; the step waits for that of the window without one.
+    draw waits for its metric, unless that is a number on the host, and with a buffer also for the
+    check of its gradient; without one the step waits for that of the window.
 
     ``statistics()`` adds ``running_mean``, ``ci_low``, ``ci_high`` (of the last decision; None
     before).
@@ -104,12 +104,8 @@ class OptimizerWrapperMHT(OptimizerWrapper):
 
     def statistics(self) -> dict[str, Any]:
         low, high = self.interval or (None, None)
-        return {
-            **super().statistics(),
-            "running_mean": self.running_mean,
-            "ci_low": low,
-            "ci_high": high,
-        }
+        own = {"running_mean": self.running_mean, "ci_low": low, "ci_high": high}
+        return {**super().statistics(), **own}
 
     def extra_state(self) -> dict[str, Any]:
         return {

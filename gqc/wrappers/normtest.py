@@ -68,7 +68,7 @@ class OptimizerWrapperNormTest(TwoBatchWrapper):
     def should_step(self) -> bool:
         if not self.reactive:
             return super().should_step()
-        estimate = self.window_estimate()
+        estimate = self.estimate(self.num_draws, self.weight, self.grad_norm)
         if estimate is None or self.grad_norm is None:
             return False
         signal_sq, noise_trace = estimate

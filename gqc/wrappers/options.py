@@ -9,7 +9,7 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from operator import index
+from numbers import Integral
 from typing import Any, TypedDict
 
 from torch.amp import GradScaler
@@ -21,7 +21,35 @@ PUBLISHED = "; the names and argument order of torch-gqc are those of gqc.compat
 
 
 class WindowOptions(TypedDict, total=False):
-    """Keywords of :class:`~gqc.wrappers.base.OptimizerWrapper`, which says what they mean."""
+    """The keywords of every wrapper.
+
+    Args:
+        min_draws: n below which no window closes; None: the fewest that make sense.
+        decide_every: decide at n = ``min_draws`` and at every so many draws after it.
+        accumulate: ``"buffer"`` takes each gradient out of ``.grad`` and sums in float32 apart:
+            one more gradient in memory; a bad draw is dropped alone; clearing or clipping ``.grad``
+            acts on the draw in progress alone.  The tensors that it finds there become its own:
+            clone what you keep.  ``"grad"`` sums in ``.grad`` itself, which nobody else may touch:
+            clearing it in an open window, changing it in place after ``backward`` and gradients
+            that ``backward`` did not make are errors (:mod:`gqc.wrappers.watch` says what cannot
+            be seen), as is a sum of 16-bit gradients.
+        loss: what ``backward`` is called on, the ``"mean"`` or the ``"sum"`` over a microbatch's
+            tokens (or examples); with ``step(weight=num_tokens)`` both give the mean over the
+            window's.  Mean losses of unequal weights need the buffer.
+        clip_norm: clip what the wrapped optimizer gets to this norm, after the decision has read
+            the true one; counted as ``num_clipped``.
+        nonfinite: on NaN or inf ``"discard"`` the draw (with ``"grad"``: its window), ``"raise"``
+            ``FloatingPointError``, or ``"ignore"`` (no check at all).
+        grad_scaler: the ``torch.amp.GradScaler`` whose ``scale`` the losses go through.  The
+            wrapper calls its ``unscale_``, ``step`` and ``update``, once a window.  A disabled one
+            is as None.
+        reduce_at_step: the loop leaves gradients local to each rank (``DDP.no_sync()``), and the
+            wrapper averages them over the ranks once a step.  Only where the decision needs no
+            gradient.
+        process_group: the ranks that train these parameters together, where the loop averages
+            gradients itself.  None: those of the DDP or FSDP modules that hold the parameters.
+        on_step: called after each step with the numbers of the closed window (``numbers()``).
+    """
 
     min_draws: int | None
     decide_every: int
@@ -65,42 +93,28 @@ def check_call(cls: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> No
         raise TypeError(f"{cls.__name__}{signature}: {error}{PUBLISHED}") from None
 
 
-def check_closure(wrapper: Any, closure: Any) -> None:
+def refuse_closure(wrapper: Any, closure: Any) -> None:
     """Raises: TypeError: a metric or a weight stands where ``step`` takes a closure."""
-    if closure is not None and not callable(closure):
-        raise TypeError(
-            f"step({closure!r}): the first argument of {type(wrapper).__name__}.step is a closure; "
-            f"call step(metric=loss) or step(weight=num_tokens){PUBLISHED}"
-        )
-
-
-def whole(name: str, value: Any, least: int, expected: str = "") -> int:
-    """``value`` as an int, from any integer type.  Raises: ValueError: it is none >= ``least``."""
-    try:
-        number = index(value)
-    except TypeError:
-        number = least - 1
-    if number < least:
-        raise ValueError(
-            f"{name}={value!r}: {expected or 'expected'} an integer >= {least}".replace("  ", " ")
-        )
-    return number
+    raise TypeError(
+        f"step({closure!r}): the first argument of {type(wrapper).__name__}.step is a closure; "
+        f"call step(metric=loss) or step(weight=num_tokens){PUBLISHED}"
+    )
 
 
 def check_draws(wrapper: Any, min_draws: Any, max_draws: Any) -> tuple[int, int | None]:
     """The bounds on n.  Raises: ValueError: no window can meet them."""
-    name, fewest = type(wrapper).__name__, wrapper.fewest_draws
-    least = whole(
-        "min_draws", fewest if min_draws is None else min_draws, fewest, f"{name} expects"
-    )
+    fewest = wrapper.fewest_draws
+    least = whole("min_draws", fewest if min_draws is None else min_draws, fewest)
     if max_draws is None:
         return least, None
-    try:
-        return least, whole("max_draws", max_draws, least)
-    except ValueError:
-        raise ValueError(
-            f"max_draws={max_draws!r}: expected an integer >= min_draws={least}, or None"
-        ) from None
+    return least, whole("max_draws", max_draws, least, ", min_draws, or None")
+
+
+def whole(name: str, value: Any, least: int, hint: str = "") -> int:
+    """``value``, of any type of integer.  Raises: ValueError: it is none >= ``least``."""
+    if not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name}={value!r}: expected an integer >= {least}{hint}")
+    return int(value)
 
 
 def check_positive(name: str, value: float) -> None:

@@ -21,7 +21,7 @@ class OptimizerWrapperReplay(OptimizerWrapper):
     Args:
         optimizer: see :class:`~gqc.wrappers.base.OptimizerWrapper`, as are the other keywords.
         draws: n of every step, integers >= 1, as another run's ``last_num_draws`` recorded them.
-        repeat_last: past the end of the list, go on with its last n.
+        repeat_last: past the end of the list, continue with its last n.
     Raises:
         ValueError: an empty list, or an n < 1.
         IndexError: a draw past the end of the list, unless ``repeat_last``; the draw is not taken.
@@ -50,8 +50,8 @@ class OptimizerWrapperReplay(OptimizerWrapper):
     def before_draw(self) -> None:
         if self._position >= len(self.draws) and not self.repeat_last:
             raise IndexError(
-                f"all {len(self.draws)} recorded steps were replayed: pass repeat_last=True to go "
-                "on with the last n"
+                f"all {len(self.draws)} recorded steps were replayed: pass repeat_last=True to "
+                "continue with the last n"
             )
 
     def should_step(self) -> bool:

@@ -160,6 +160,17 @@ def is_asked_for_state(optimizer: Optimizer) -> bool:
     return not any(bool(grad.any()) for grad in local(grads))
 
 
+def answers(wrapper: Any) -> bool:
+    """Was this step such a request?  Then the state is made, and forgotten at the first draw."""
+    if wrapper._is_wrapped or not is_asked_for_state(wrapper.innermost):
+        return False
+    make_state(wrapper.innermost)
+    wrapper._has_first_state = True
+    for param in wrapper._params():
+        param.grad = None
+    return True
+
+
 @torch.no_grad()
 def make_state(optimizer: Any) -> None:
     """Give a new optimizer the state that its first step would make, with values to be replaced.

@@ -11,8 +11,9 @@ from typing import Unpack
 
 from torch.optim import Optimizer
 
+from gqc.checks import check_count
 from gqc.wrappers.base import OptimizerWrapper
-from gqc.wrappers.options import WindowOptions, whole
+from gqc.wrappers.options import WindowOptions
 
 
 class OptimizerWrapperSBC(OptimizerWrapper):
@@ -45,7 +46,7 @@ class OptimizerWrapperSBC(OptimizerWrapper):
         max_draws: int | None = None,
         **options: Unpack[WindowOptions],
     ) -> None:
-        self.physical_batch_size = whole("physical_batch_size", physical_batch_size, 1)
+        self.physical_batch_size = check_count("physical_batch_size", physical_batch_size, 1)
         self.default_weight = float(self.physical_batch_size)
         tunables = {"logical_batch_size": logical_batch_size}
         super().__init__(optimizer, tunables, max_draws=max_draws, **options)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gqc.noise import NoiseScaleEMA, RobustNoiseScaleEMA, two_batch
+from gqc.noise import NoiseScaleEMA, RobustNoiseScaleEMA, unequal_two_batch
 from gqc.wrappers.base import OptimizerWrapper
 from gqc.wrappers.options import WindowOptions
 
@@ -100,22 +100,17 @@ class TwoBatchWrapper(OptimizerWrapper):
 
     def on_close(self, stepped: bool) -> None:
         last = self.last_window
-        estimate = None
         if stepped and last is not None:
-            estimate = self._estimate(last.num_draws, last.weight, last.grad_norm)
-        if estimate is not None:
-            self._noise.update(*estimate)
+            estimate = self.estimate(last.num_draws, last.weight, last.grad_norm)
+            if estimate is not None:
+                self._noise.update(*estimate)
         self._sum_sq = 0.0
 
-    def window_estimate(self) -> tuple[float, float] | None:
-        """Unbiased ``(signal_sq, noise_trace)`` of the open window alone; None below two draws."""
-        return self._estimate(self.num_draws, self.weight, self.grad_norm)
-
-    def _estimate(self, n: int, weight: float, norm: float | None) -> tuple[float, float] | None:
+    def estimate(self, n: int, weight: float, norm: float | None) -> tuple[float, float] | None:
+        """Unbiased ``(signal_sq, noise_trace)`` of one window alone; None below two draws."""
         if norm is None or n < 2:
             return None
-        signal_sq, noise_trace = two_batch(self._sum_sq / weight, norm * norm, n)
-        estimate = signal_sq, noise_trace * (weight / n)
+        estimate = unequal_two_batch(self._sum_sq, norm * norm, weight, n)
         return estimate if all(map(math.isfinite, estimate)) else None
 
     def statistics(self) -> dict[str, Any]:

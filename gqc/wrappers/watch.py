@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Sequence
-from operator import attrgetter, is_
+from operator import is_
 from typing import Any
 
 from torch import Tensor
 from torch.autograd import Variable
 
-from gqc.gradients import local
-
-_version = attrgetter("_version")
+from gqc.gradients import is_sharded, shard
 
 
 class GradientWatch:
@@ -32,14 +30,20 @@ class GradientWatch:
 
     def __init__(self, params: Sequence[Tensor]) -> None:
         self.params: Sequence[Tensor] = []
-        self.has_arrived = False  #: has a backward ended since :meth:`forget`?
-        self._is_running = False
         self.versions: list[Any] = []  #: of the gradients as the last backward left them
+        self.has_arrived = False  #: has a backward ended since :meth:`take` or :meth:`forget`?
+        self._is_running = False
         self._handles: list[Any] = []
-        self.watch(params)
+        self.follow(params)
 
-    def watch(self, params: Sequence[Tensor]) -> None:
-        """Take up parameters that were added to the ones watched."""
+    def follow(self, params: Sequence[Tensor]) -> None:
+        """Watch these from now on; those that were watched before them are not begun again."""
+        if self.is_of(params):
+            return
+        if not all(map(is_, self.params, params)) or len(params) < len(self.params):
+            self.__del__()
+            self.params, self.versions, self._handles = [], [], []
+            self.forget()
         watch = weakref.ref(self)  # the parameters outlive the wrapper
 
         def hook(param: Tensor) -> None:
@@ -47,9 +51,9 @@ class GradientWatch:
                 alive._start()
 
         hook.is_watch = True  # type: ignore[attr-defined]
-        new = params[len(self.params) :]
+        new, self._is_plain = params[len(self.params) :], not is_sharded(params)
         self._handles += [_add(param, hook) for param in new if _can_have_grad(param)]
-        self.versions = [*self.versions, *versions(p.grad for p in new)]
+        self.versions = [*self.versions, *self.versions_of(p.grad for p in new)]
         self.params = params
 
     def is_of(self, params: Sequence[Tensor]) -> bool:
@@ -57,10 +61,15 @@ class GradientWatch:
         own = self.params
         return params is own or (len(params) == len(own) and all(map(is_, params, own)))
 
-    def has_unseen(self, params: Sequence[Tensor]) -> bool:
-        """Has one of ``params`` that is not watched a gradient?"""
-        known = {*map(id, self.params)}
-        return any(p.grad is not None for p in params if id(p) not in known)
+    def take(self, params: Sequence[Tensor]) -> bool:
+        """Draw the gradients of ``params``.  Returns: did a backward make any of them?"""
+        has_arrived = self.has_arrived
+        if not self.is_of(params):  # a group was added to the wrapped optimizer
+            known = {*map(id, self.params)}
+            has_arrived |= any(p.grad is not None for p in params if id(p) not in known)
+            self.follow(params)
+        self.forget()
+        return has_arrived
 
     def __del__(self) -> None:
         for handle in self.__dict__.get("_handles", ()):
@@ -68,11 +77,17 @@ class GradientWatch:
 
     def was_changed(self, grads: Iterable[Tensor | None]) -> bool:
         """Is any of ``grads``, those of the parameters, not as the last backward left it?"""
-        return self.has_arrived and versions(grads)[: len(self.versions)] != self.versions
+        return self.has_arrived and self.versions_of(grads)[: len(self.versions)] != self.versions
+
+    def versions_of(self, grads: Iterable[Tensor | None]) -> list[Any]:
+        """How often each was changed in place, and its shard if it has one; None for None."""
+        if self._is_plain:
+            return [None if g is None else g._version for g in grads]
+        return [None if g is None else (g._version, shard(g)._version) for g in grads]
 
     def note(self) -> None:
         """Take the gradients as they are."""
-        self.versions = versions(p.grad for p in self.params)
+        self.versions = self.versions_of(p.grad for p in self.params)
 
     def forget(self) -> None:
         """The gradients are drawn, or cleared."""
@@ -91,21 +106,6 @@ class GradientWatch:
     def _end(self) -> None:
         self._is_running, self.has_arrived = False, True
         self.note()
-
-
-def versions(gradients: Iterable[Tensor | None]) -> list[Any]:
-    """How often each was changed in place, and its shard if it has one; None for None."""
-    grads = [*gradients]
-    if {*map(type, grads)} == {Tensor}:
-        return [*map(_version, grads)]
-    return [
-        None if g is None else g._version if type(g) is Tensor else _sharded_version(g)
-        for g in grads
-    ]
-
-
-def _sharded_version(grad: Tensor) -> tuple[int, int]:
-    return grad._version, local([grad])[0]._version
 
 
 def _at_the_end(call: Any) -> None:

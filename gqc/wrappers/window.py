@@ -1,9 +1,14 @@
-r"""The accumulation window: where :math:`A_n=\sum_{i\le n} w_i g_i` is kept until a step.
+r"""The accumulation window: the draws that wait for a step, counted, weighed and summed.
 
-Two places with the same methods.  :class:`BufferWindow` moves each gradient out of ``.grad`` into a
-float32 buffer: one more gradient in memory, and each :math:`g_i` can be looked at, clipped or
-refused alone, whatever the loop does to ``.grad`` before and after.  :class:`GradWindow` leaves the
-sum in ``.grad``, where autograd accumulates anyway: no memory, but nobody else may touch it.
+Draw i has the weight :math:`w_i` (1, or what ``step(weight=...)`` gives it) over all ranks, and
+:math:`W=\sum_i w_i`.  The tensors kept are :math:`A_n / u` with one number u, the *unit*, so that
+no pass over them is made for a weight alone: :math:`u = w_i` for mean losses,
+:math:`A_n=\sum_i w_i g_i`, and the number of ranks for summed ones, whose average
+:math:`\sum_i g_i` is what DDP and FSDP2 leave.  The mean is :math:`G_n = A_n / W`.
+
+:class:`BufferWindow` moves each gradient out of ``.grad`` into a float32 buffer: one more gradient
+in memory, and each :math:`g_i` can be looked at, clipped or refused alone.  The other place for the
+sum is ``.grad`` itself, :mod:`gqc.wrappers.grad_window`.
 
 Protocol of a draw: ``stage`` (returns :math:`g_i` alone, or None), ``count``, ``merge`` (adds it),
 then ``commit`` or ``refuse``; ``totals`` is :math:`A_n / u` at any time.
@@ -11,191 +16,272 @@ then ``commit`` or ``refuse``; ``totals`` is :math:`A_n / u` at any time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gqc.gradients import dense, divide_, local, multiply_
-from gqc.wrappers.draws import Draws, like, shard
-from gqc.wrappers.watch import GradientWatch, versions
+from gqc.gradients import (
+    HALF,
+    count_nonfinite,
+    dense,
+    divide_,
+    is_sharded,
+    like,
+    local,
+    multiply_,
+    settle,
+    shard,
+)
+from gqc.ranks import Ranks
+from gqc.wrappers.watch import GradientWatch
 
-HALF = (torch.float16, torch.bfloat16)
 NO_GRADIENT = (
     "no parameter has a gradient: call loss.backward() before step(), and no zero_grad() between "
     "the two (FSDP2 keeps gradients back under set_requires_gradient_sync(False))"
 )
-ROUNDED = (
-    'accumulate="grad" sums draws in the dtype of .grad, {} of parameter {}: a sum of ones stops '
-    'at 256 in bfloat16, at 2048 in float16. Pass accumulate="buffer", which sums in float32, or '
-    "set param.grad_dtype = torch.float32"
-)
+SAVED = ("num_draws", "weight", "unit", "is_weighted")
 
 
-class GradWindow(Draws):
-    """:math:`A_n / u` is ``.grad`` itself."""
+class Window:
+    """What both places share.
 
-    is_unchecked = True  # a draw that no decision read may be NaN until the step looks
-    zeros = staticmethod(torch.zeros_like)  # the sum of a parameter that never had a gradient
+    Args:
+        params: the parameters, in the order of the groups.
+        watch: notices changes of their gradients by others; None: nobody looks.
+    """
 
-    def __init__(self, params: list[Tensor]) -> None:
-        super().__init__(params)
-        self.versions: list[Any] = []  #: of ``.grad`` at the last draw
+    def __init__(self, params: list[Tensor], watch: GradientWatch | None) -> None:
+        self.params, self.watch = [*params], watch
+        self.was_changed = False  #: was the draw in progress changed after its backward?
+        self.open()
 
-    def stage(self, watch: GradientWatch | None) -> list[Tensor] | None:
-        """Check that ``.grad`` still holds the earlier draws, and there is a gradient at all.
+    def open(self) -> None:
+        """Begin with no draws."""
+        self._is_sharded = is_sharded(self.params)
+        self.num_draws, self.weight, self.unit = self._before = (0, 0.0, 1.0)  #: n, W, u
+        self.last_weight = 0.0  #: of the draw in progress, or the last one
+        self.is_weighted = False  #: was any draw given a weight?
+        self.is_shared = False  #: were local sums averaged over the ranks, and none added since?
+        self.draw_norms: list[float] = []  # of the draws whose norm was read
+        self.metric_sum: Any = 0.0  # weighted, for a wrapper inside; None: a draw had no metric
+        self.num_deferred = 0  #: draws that FSDP2 has kept, or kept until the last one
+        self.is_reduced = True  #: has it given all of them?
+        # By parameter index; None where it has no gradient.  A group added in mid-window appends.
+        self._sums: list[Tensor | None] = []
 
-        Raises: RuntimeError: it was cleared or replaced, and the earlier draws with it; or no
-            parameter has one.
+    @property
+    def divisor(self) -> float:
+        """What makes the mean of the tensors kept: W / u, which is n without weights."""
+        return self.weight / self.unit
+
+    def follow(self, params: list[Tensor]) -> None:
+        """Take up parameters that were added since the last draw.
+
+        Raises: RuntimeError: others went, or came between them, in mid-window.
         """
-        grads = [p.grad for p in self.params]
-        self._check_kept(grads)
-        if all(g is None for g in grads):
-            raise RuntimeError(NO_GRADIENT)
-        if self.num_draws:
-            self._refuse_half(grads)
-        self.was_changed = watch is not None and watch.was_changed(grads)
-        self._sums = self.settled(grads, watch)
-        return None
-
-    def merge(self) -> None:
-        """Autograd has added the draw already."""
-
-    def totals(self) -> list[Tensor]:
-        """The tensors of :math:`A_n / u`, with the draw in progress."""
-        return dense(self._sums)
-
-    def replace(self, sums: dict[Tensor, Tensor]) -> None:
-        """Take ``sums`` for :math:`A_n / u`."""
-        for param, total in sums.items():
-            param.grad = total
-        self._sums = [p.grad for p in self.params]
-        self.versions = versions(self._sums)
-
-    def normalise(self) -> None:
-        """All draws of all ranks have one weight here, hence one unit."""
-
-    def commit(self) -> None:
-        """The sum is in place."""
-
-    def has_new(self) -> bool:
-        """Has a gradient come since the last draw, or has another hand changed the sum?"""
-        now, known = versions(p.grad for p in self.params), self.versions
-        return now[: len(known)] != known or any(v is not None for v in now[len(known) :])
-
-    def check(self) -> None:
-        """Before a step or a file without a draw: ``.grad`` is as the last draw left it.
-
-        Raises: RuntimeError: it was cleared, replaced, or changed in place.
-        """
-        self._check_kept([p.grad for p in self.params])
-        if self.has_new():
+        known = len(self.params)
+        are_kept = len(params) >= known and all(map(is_, self.params, params))
+        if are_kept and len(params) == known:
+            return
+        if self.num_draws and not are_kept:
             raise RuntimeError(
-                ".grad was changed in place since the last draw, by zero_grad(set_to_none=False) "
-                "or by a backward() without its step(): discard() drops the window"
+                "a parameter was removed or replaced while draws wait for a step: flush() or "
+                "discard() them before the groups change"
+            )
+        self.params, self._is_sharded = [*params], is_sharded(params)
+
+    def stage(self) -> list[Tensor] | None:
+        """Look at ``.grad``; a buffer takes :math:`g_i` out of it and returns it.
+
+        Raises: RuntimeError: there is no gradient, or a sum that others have touched.
+            TypeError: one is sparse.
+        """
+        grads, watch = [p.grad for p in self.params], self.watch
+        if not self._are_kept(grads) and not dense(grads):
+            raise RuntimeError(NO_GRADIENT)
+        self.was_changed = watch is not None and watch.was_changed(grads)
+        if self._is_sharded:  # ranks may have parts of a sum
+            settle(self.params)
+            grads = [p.grad for p in self.params]
+            if watch is not None:
+                watch.note()
+        return self._take(grads)
+
+    def count(self, weight: float, unit: float, is_weighted: bool) -> None:
+        """Take in a draw that is staged."""
+        self._before = (self.num_draws, self.weight, self.unit)
+        self.num_draws += 1
+        self.weight += weight
+        self.last_weight, self.unit = weight, unit
+        self.is_weighted |= is_weighted
+        self.is_shared, self.is_reduced = False, True
+
+    def defer(self, weight: float, unit: float, is_weighted: bool) -> None:
+        """Count a draw whose gradient FSDP2 keeps until it is told to reduce."""
+        if self.num_draws and unit != self.unit:
+            raise ValueError(
+                "unequal weights of mean losses in draws that FSDP2 has not reduced: their sum "
+                'cannot be weighed. Pass loss="sum" and sum the losses of tokens'
+            )
+        self.count(weight, unit, is_weighted)
+        self.num_deferred, self.is_reduced = self.num_deferred + 1, False
+
+    def check_reduced(self) -> None:
+        """Raises: RuntimeError: draws wait in FSDP2 until they are reduced, and cannot be had."""
+        if not self.is_reduced:
+            raise RuntimeError(
+                "draws of this window wait in FSDP2, which has not reduced them: draw with "
+                "set_requires_gradient_sync(True) first, or discard() the window"
             )
 
-    def refuse(self) -> int:
-        """A sum cannot give one draw back: the whole window goes.  Returns the draws lost."""
-        return self.clear()
+    def reduce(self, ranks: Ranks, *, is_mean: bool) -> None:
+        """Average sums that are this rank's alone over the ranks."""
+        if is_mean and self.is_weighted:
+            self._normalise()
+        pairs = zip(self.params, self._sums, strict=False)
+        sums = {param: total for param, total in pairs if total is not None}
+        self._replace(ranks.average(self.params, sums, self._zeros))
+        self.is_shared = True
 
-    def expose(self) -> bool:
-        """The sum with the refused draw is in ``.grad`` already: it does not lack the draw."""
+    # What the two places of the sum do each in their way
+
+    def _are_kept(self, grads: list[Tensor | None]) -> bool:
+        """Are these the tensors that were looked at before?"""
         return False
 
+    _take: Callable[[list[Tensor | None]], list[Tensor] | None]
+    _load: Callable[[dict[int, Tensor]], None]
+    _normalise: Callable[[], None]
+    _replace: Callable[[dict[Tensor, Tensor]], None]
+    _zeros: Callable[[Tensor], Tensor]
+    expose: Callable[[], bool]
+    refuse: Callable[[], int]
+
+    def check_unit(self, own: float, unit: float, ranks: float) -> None:
+        """Raises: ValueError: a draw cannot be added to those of another unit."""
+
     def rescale(self, factor: float) -> None:
-        """Nothing is left to rescale after a refusal."""
+        """Follow a change of the loss scale in mid-window."""
 
-    def close(self) -> None:
-        """Leave the mean :math:`G_n = A_n / W` in ``.grad``."""
-        divide_(dense(self._sums), self.divisor)
-        self._sums = []
+    def add_metric(self, metric: float | Tensor | None) -> None:
+        """Add up the metrics of the draws; None once one of them had none."""
+        if metric is None or self.metric_sum is None:
+            self.metric_sum = None
+        else:
+            own = metric.detach() if isinstance(metric, Tensor) else metric
+            # A new tensor: the caller may reuse its own.
+            self.metric_sum = self.metric_sum + self.last_weight * own
 
-    def _load(self, sums: dict[int, Tensor]) -> None:
-        for index, value in sums.items():
-            param = self.params[index]
-            param.grad = like(param, value.to(shard(param).dtype))
-        self._sums = [p.grad for p in self.params]
-        self.versions = versions(self._sums)
+    def clear(self) -> int:
+        """Throw all draws away.  Returns how many there were."""
+        for param in self.params:
+            param.grad = None
+        lost = self.num_draws
+        self.open()
+        return lost
 
-    def _refuse_half(self, grads: list[Tensor | None]) -> None:
-        """Raises: RuntimeError: draws are summed in 16 bits, which equal ones soon stop."""
-        for index, grad in enumerate(grads):
-            if grad is not None and grad.dtype in HALF:
-                raise RuntimeError(ROUNDED.format(str(grad.dtype)[6:], index))
+    def raise_nonfinite(self, microbatch: int) -> None:
+        """Raises: FloatingPointError: always; the draw (or the sum with it) is in ``.grad``."""
+        if self.expose():
+            self.num_draws, self.weight, self.unit = self._before
+        grads = enumerate(p.grad for p in self.params)
+        bad = [i for i, g in grads if g is not None and count_nonfinite([g])]
+        raise FloatingPointError(
+            f"NaN or infinite gradient in microbatch {microbatch}, parameters {bad[:5]}: left in "
+            ".grad to look at; discard() drops the window"
+        )
 
-    def _check_kept(self, grads: list[Tensor | None]) -> None:
-        if not self.num_draws or all(map(is_, grads, self._sums)):
-            return  # a refused first draw leaves its sum here
-        for grad, total in zip(grads, self._sums, strict=False):
-            if grad is total or total is None:
-                continue
-            # create_graph adds out of place, and DDP(gradient_as_bucket_view=True) moves buckets
-            if grad is None or not (total.requires_grad or total._is_view()):
-                raise RuntimeError(
-                    "the gradients accumulated since the last step are gone: .grad was cleared or "
-                    "replaced in mid-window (model.zero_grad()?). Remove that call, since the "
-                    "wrapper clears gradients itself; call discard() to drop a window on purpose; "
-                    'or pass accumulate="buffer"'
-                )
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds; sums are clones, by parameter index, sharded as they are."""
+        sums = enumerate(self._sums if self.num_draws else [])
+        return {
+            **{key: getattr(self, key) for key in SAVED},
+            "draw_norms": list(self.draw_norms),
+            "metric_sum": None if self.metric_sum is None else float(self.metric_sum),
+            "pending": {i: s.detach().clone() for i, s in sums if s is not None},
+        }
+
+    def load_state(self, own: dict[str, Any], default_weight: float) -> None:
+        """Take back :meth:`state`, or what format 1, without weights, had of it."""
+        n = own["num_draws"]
+        if "weight" not in own:
+            own = {"weight": n * default_weight, "unit": default_weight, "is_weighted": False} | own
+            own["metric_sum"] = own.get("metric_sum", None if n else 0.0)
+            if own["metric_sum"] is not None:
+                own["metric_sum"] *= default_weight
+        vars(self).update({key: own[key] for key in (*SAVED, "metric_sum")})
+        self.draw_norms = list(own.get("draw_norms", []))
+        if own["pending"]:
+            self._load(own["pending"])
 
 
-class BufferWindow(Draws):
-    """:math:`A_n / u` in float32 beside the parameters; ``.grad`` holds the draw in progress."""
+class BufferWindow(Window):
+    """:math:`A_n / u` in float32 next to the parameters; ``.grad`` holds the draw in progress."""
 
     is_unchecked = False  # each draw was looked at before it was added
 
-    def __init__(self, params: list[Tensor]) -> None:
-        super().__init__(params)
-        self._staged: list[Tensor | None] = []
+    def open(self) -> None:
+        super().open()
+        self._staged: list[Tensor | None] = []  # the draw, which turns into the sum with it
 
-    def stage(self, watch: GradientWatch | None) -> list[Tensor] | None:
-        """Take :math:`g_i` out of ``.grad``; returned alone, before it is added.
+        self._are_full = self._were_full = False  # had each parameter a gradient, and before it?
 
-        Raises: RuntimeError: no parameter has a gradient.
-        """
-        grads = [p.grad for p in self.params]
-        if not dense(grads):
+    def _are_kept(self, grads: list[Tensor | None]) -> bool:
+        return self.num_draws > 0  # one look at what kind of tensors they are will do
+
+    def _take(self, grads: list[Tensor | None]) -> list[Tensor]:
+        self._staged = [None if g is None else _own(g) for g in grads]
+        if not (present := [g for g in self._staged if g is not None]):
             raise RuntimeError(NO_GRADIENT)
-        self.was_changed = watch is not None and watch.was_changed(grads)
-        self._staged = [None if g is None else _take(g) for g in self.settled(grads, watch)]
+        if self.watch is not None:
+            self.watch.take(self.params)
         for param in self.params:
             param.grad = None
-        return [g for g in self._staged if g is not None]
+        self._are_full = len(present) == len(grads)
+        return present
 
     def merge(self) -> None:
         """Add into the storage of :math:`g_i`, so that refusing it leaves the sum untouched."""
-        kept = [*zip(self._staged, self._sums, strict=False)]
-        factor = self._before[2] / self.unit
-        if pairs := [(g, s) for g, s in kept if g is not None and s is not None]:
-            new, old = zip(*pairs, strict=True)
-            torch._foreach_add_(local(new), local(old), alpha=factor)
-        if factor != 1 and len(pairs) < len(kept):  # what got no gradient, in the new unit
-            for i, (g, s) in enumerate(kept):
-                self._staged[i] = s * factor if g is None and s is not None else g
+        if not self._sums:
+            return
+        new: list[Any] = self._staged
+        factor, is_full = self._before[2] / self.unit, self._are_full and self._were_full
+        if is_full and len(new) == len(self._sums) and not self._is_sharded:
+            torch._foreach_add_(new, self._sums, alpha=factor)  # type: ignore[arg-type]
+            return
+        old = self._sums + [None] * (len(new) - len(self._sums))
+        pairs = [(g, s) for g, s in zip(new, old, strict=True) if g is not None and s is not None]
+        if pairs:
+            torch._foreach_add_(*(local(part) for part in zip(*pairs, strict=True)), alpha=factor)
+        if len(pairs) < len(new):  # what got no gradient is kept, in the new unit
+            for i, (g, s) in enumerate(zip(new, old, strict=True)):
+                if g is None and s is not None:
+                    new[i] = s if factor == 1 else s * factor
 
     @staticmethod
-    def zeros(param: Tensor) -> Tensor:
+    def _zeros(param: Tensor) -> Tensor:
         """The sum of a parameter that never had a gradient."""
         return torch.zeros_like(param, dtype=_wide(param.dtype))
 
     def totals(self) -> list[Tensor]:
         """The tensors of :math:`A_n / u`, with the draw in progress."""
-        return [t for t in self._merged() if t is not None]
+        return [t for t in self._staged or self._sums if t is not None]
 
-    def replace(self, sums: dict[Tensor, Tensor]) -> None:
+    def _replace(self, sums: dict[Tensor, Tensor]) -> None:
         """Take ``sums`` for :math:`A_n / u`."""
         self._sums = [sums.get(p) for p in self.params]
 
-    def normalise(self) -> None:
+    def _normalise(self) -> None:
         """Make the unit 1, before sums of ranks that have different ones are added."""
         multiply_(self.totals(), self.unit)
         self.unit = 1.0
 
     def commit(self) -> None:
-        self._sums = self._merged()
-        self._staged = []
+        """Keep the sum with the draw in progress."""
+        self._sums, self._staged, self._were_full = self._staged, [], self._are_full
 
     def has_new(self) -> bool:
         """Has a gradient come since the last draw?"""
@@ -214,7 +300,7 @@ class BufferWindow(Draws):
         self._staged = []
         for param in self.params:
             param.grad = None
-        self.uncount()
+        self.num_draws, self.weight, self.unit = self._before
         return 1
 
     def expose(self) -> bool:
@@ -222,26 +308,26 @@ class BufferWindow(Draws):
 
         Or the sum, at a step, when no draw is staged.  Returns: does the sum lack the draw?
         """
-        for param, grad in zip(self.params, self._staged or self._sums, strict=False):
-            param.grad = None if grad is None else _narrow(grad, param)
-        had_draw, self._staged = bool(self._staged), []
+        had_draw = bool(self._staged)
+        self._show(self._staged or self._sums)
+        self._staged = []
         return had_draw
 
     def rescale(self, factor: float) -> None:
         """Follow a change of the loss scale in mid-window."""
-        multiply_([s for s in self._sums if s is not None], factor)
+        multiply_(self.totals(), factor)
 
     def close(self) -> None:
         """Leave the mean :math:`G_n = A_n / W` in ``.grad``."""
-        divide_([s for s in self._sums if s is not None], self.divisor)
-        for param, mean in zip(self.params, self._sums, strict=False):
-            if mean is not None:
-                param.grad = _narrow(mean, param)
+        divide_(self.totals(), self.divisor)
+        self._show(self._sums)
         self._sums = []
 
-    def clear(self) -> int:
-        self._staged = []
-        return super().clear()
+    def _show(self, grads: list[Tensor | None]) -> None:
+        """Put ``grads`` in ``.grad``, in the dtype that torch takes there (the parameter's)."""
+        for p, grad in zip(self.params, grads, strict=False):
+            dtype = getattr(p, "grad_dtype", p.dtype) or p.dtype
+            p.grad = None if grad is None else grad.to(dtype)
 
     def _load(self, sums: dict[int, Tensor]) -> None:
         self._sums = [
@@ -249,31 +335,16 @@ class BufferWindow(Draws):
             for i, p in enumerate(self.params)
         ]
 
-    def _merged(self) -> list[Tensor | None]:
-        if not self._staged:
-            return self._sums
-        kept = [*self._sums, *[None] * (len(self._staged) - len(self._sums))]
-        return [s if g is None else g for g, s in zip(self._staged, kept, strict=True)]
-
-
-Window = GradWindow | BufferWindow
-
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in HALF else dtype
 
 
-def _narrow(total: Tensor, param: Tensor) -> Tensor:
-    """In the dtype that torch takes for the gradient of ``param``: its own, unless it was told."""
-    return total.to(getattr(param, "grad_dtype", param.dtype) or param.dtype)
-
-
-def _take(grad: Tensor) -> Tensor:
+def _own(grad: Tensor) -> Tensor:
     """``grad`` for keeps, in float32 or wider: a cast, or the tensor itself unless it is a view.
 
     A view's storage may be another's: DDP reuses its bucket at the next backward.
     """
     if grad.dtype in HALF:
         return grad.detach().float()
-    own = grad if type(grad) is Tensor else shard(grad)
-    return grad.detach().clone() if grad.requires_grad or own._is_view() else grad
+    return grad.detach().clone() if grad.requires_grad or shard(grad)._is_view() else grad

@@ -1,43 +1,39 @@
-"""What a wrapper keeps between two draws: the open window, counters, a record of the last window.
+"""What a wrapper keeps: the open window, the ranks that share it, counters, the last window.
 
 When a window closes is :mod:`gqc.wrappers.base`, where its sum lies :mod:`gqc.wrappers.window`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
-from gqc.wrappers import amp
+from gqc.gradients import is_sharded, shard
+from gqc.ranks import LOOKS, Ranks, is_on, ranks_of
+from gqc.wrappers import reading, report, saved
 from gqc.wrappers.delegate import DelegatingOptimizer
-from gqc.wrappers.draws import ClosedWindow, check_shapes, shard
+from gqc.wrappers.grad_window import GradWindow
 from gqc.wrappers.watch import GradientWatch
-from gqc.wrappers.window import BufferWindow, GradWindow, Window
+from gqc.wrappers.window import BufferWindow
 
-COUNTERS = ("batches", "steps", "num_discarded", "num_forced", "num_clipped")
-
-
-CHANGED = (
-    ".grad was changed in place between backward() and step(), as clipping, noise and decay do: it "
-    "holds the sum of all draws, and each change would act on the earlier ones again. To clip what "
-    'the optimizer steps with pass clip_norm= to the wrapper; else pass accumulate="buffer"'
-)
-CHANGED_DRAW = (
-    "gradients were changed in place between backward() and step(), as by clip_grad_norm_: {} "
-    "decides by the norms of what that left. To clip what the optimizer steps with pass "
-    "clip_norm= to the wrapper (this warning comes once)"
-)
-NO_BACKWARD = (
-    ".grad has no gradient of a loss.backward() since the last step(): call it before step(). "
-    'Gradients that are made by hand need accumulate="buffer"'
-)
 CLEARED = (
     "zero_grad() after a backward() in an open window: {} draws wait for a step in .grad, which "
     'cannot give this microbatch back. Pass accumulate="buffer", where the call forgets it '
     "alone; discard() drops the window"
+)
+ONE_RANKS_DRAWS = (
+    "pending draws of rank {} given to rank {} (of {}): with reduce_at_step=True a rank's sum is "
+    "its own until the step. Let every rank save and load its own file, or call "
+    "wrapper.reduce_pending() on every rank before one of them saves"
+)
+SAVED_ALONE = (
+    "{} pending draws of this rank alone are in this checkpoint, which no other rank can load: "
+    "call wrapper.reduce_pending() on every rank first, or let every rank save its own "
+    "(this warning comes once)"
 )
 
 
@@ -51,39 +47,35 @@ class WindowedOptimizer(DelegatingOptimizer):
     #: weight of a draw that is given none
     default_weight: float = 1.0
     loss = "mean"
-    on_step: Callable[[dict[str, float]], object] | None = None  # as hooks, it is not copied
+    reduce_at_step: bool
+    process_group: Any = None  # as hooks, none of these three is copied
+    on_step: Callable[[dict[str, float]], object] | None = None
+    _ranks: Ranks | None = None
+    _accumulate: str
     _is_wrapped = False  # by an outer wrapper
-    _may_defer = False  # may the coming draw come without a gradient?
 
-    def __init__(
-        self, optimizer: Optimizer, tunables: Mapping[str, float], accumulate: str
-    ) -> None:
-        inner = optimizer if isinstance(optimizer, WindowedOptimizer) else None
-        if inner is not None and inner.num_draws:
-            raise RuntimeError(
-                f"{type(inner).__name__} has {inner.num_draws} pending draws: flush() or discard() "
-                "them before it is wrapped"
-            )
-        if inner is not None and inner.loss != "mean":
-            raise ValueError(
-                f"loss={inner.loss!r} of a wrapper inside another, which hands on means: give "
-                'loss="sum" to the outer one alone'
-            )
-        super().__init__(optimizer, tunables)
-        if inner is not None:
-            inner.become_inner()
-        self.last_window: ClosedWindow | None = None
-        self.grad_norm: float | None = None  #: norm of G_n, if this draw read it
-        self.draw_norm: float | None = None  #: norm of g_n, if this draw read it
-        self.tensor_norms: list[float] = []  #: norm of each tensor of G_n, if this draw read them
-        self._counts = dict.fromkeys(COUNTERS, 0)
+    def _start(self, accumulate: str) -> None:
+        """Open the first window; what a constructor does after that of the base."""
+        if isinstance(inner := self.optimizer, WindowedOptimizer):
+            inner._is_wrapped, inner._accumulate = True, "buffer"  # .grad is the outer one's
+            inner._make_window()
+        self.last_window: report.ClosedWindow | None = None
+        self._counts = dict.fromkeys(report.COUNTERS, 0)
+        self._looks = LOOKS
+        self._has_first_state = False  # made to be loaded into, and never stepped with
         self._accumulate = accumulate
-        self._open()
+        self.forget_norms()
+        self._make_window()
 
     @property
     def num_draws(self) -> int:
         """n, draws in the open window."""
         return self._window.num_draws
+
+    @property
+    def batches(self) -> int:
+        """Microbatches so far, in all windows; ``statistics()`` counts the coming one too."""
+        return self._counts["batches"]
 
     @property
     def last_num_draws(self) -> int | None:
@@ -111,73 +103,30 @@ class WindowedOptimizer(DelegatingOptimizer):
         return self._window.weight
 
     @property
-    def unit(self) -> float:
-        """What the open window's sum is kept in (:mod:`gqc.wrappers.draws`)."""
-        return self._window.unit
+    def ranks(self) -> Ranks:
+        """The ranks that train these parameters; found at the first draw.
 
-    @property
-    def changes_gradient(self) -> bool:
-        """Does ``transform`` read the mean gradient, and change it?"""
-        raise NotImplementedError
-
-    def become_inner(self) -> None:
-        """Leave ``.grad`` to an outer wrapper, which sums its own draws there."""
-        self._accumulate = "buffer"
-        self._is_wrapped = True
-        self._open()
+        Raises: RuntimeError: they do so in a way that makes decisions or sums wrong.
+        """
+        if self._ranks is None:
+            self._ranks = ranks_of(self)
+            self._looks = 0 if self._ranks.has_flat_shards else self._looks  # parts differ
+        return self._ranks
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """Read by ``GradScaler.step(optimizer)``: where to refuse it."""
         if not self._is_wrapped:
-            amp.refuse_step(type(self).__name__)
+            reading.refuse_step(type(self).__name__)
         return False  # an outer wrapper passes a closed window on
 
     def statistics(self) -> dict[str, Any]:
-        """All there is to log.
-
-        ``batches`` and ``num_draws`` count the microbatch in progress: read before ``step()``, they
-        are 1 at the start, and ``num_draws`` is n at the step that closes a window of n.
-
-        - ``batches``, ``steps``: microbatches (with the one in progress), optimizer steps (those of
-          the innermost one, where a wrapper is wrapped).
-        - ``num_draws``, ``last_num_draws``: n of the open and of the last closed window.
-        - ``last_grad_norm``: norm of that window's :math:`G_n`, None where it was not read.
-        - ``num_discarded``: microbatches thrown away for NaN or inf.
-        - ``num_forced``: steps taken only because n reached ``max_draws``.
-        - ``num_clipped``: windows that were clipped to ``clip_norm``.
-        - each tunable: the value that decides; with several groups also ``key/group_i``.
-        - ``lr``: of the first group; with several groups also ``lr/group_i``.
-        """
-        groups = self.param_groups
-        values: dict[str, Any] = {
-            **self._counts,
-            "batches": self._counts["batches"] + 1,
-            "num_draws": self.num_draws + 1,
-            "last_num_draws": self.last_num_draws,
-            "last_grad_norm": self.last_grad_norm,
-            **{name: self.tunable(name) for name in self.strictest},
-        }
-        if groups and "lr" in groups[0]:
-            values["lr"] = float(groups[0]["lr"])
-        if len(groups) > 1:
-            for i, group in enumerate(groups):
-                keys = [name for name in (*self.strictest, "lr") if name in group]
-                values.update({f"{name}/group_{i}": float(group[name]) for name in keys})
-        return values
+        """All there is to log, see :func:`gqc.wrappers.report.statistics`."""
+        return report.statistics(self)
 
     def numbers(self) -> dict[str, float]:
-        """The numbers of the last closed window, for loggers: no None, no bool, no coming draw.
-
-        As :meth:`statistics`, with ``batches`` and ``num_draws`` up to and in that window, and
-        ``weight``, ``grad_norm`` (left out where it was not read), ``is_forced``, ``is_clipped``.
-        """
-        values = {**self.statistics(), "batches": self._counts["batches"]}
-        del values["last_num_draws"], values["last_grad_norm"]
-        if self.last_window is not None:
-            values.update(vars(self.last_window), draw_norms=None)
-        kept = {k: v for k, v in values.items() if isinstance(v, (int, float))}
-        return {k: int(v) if isinstance(v, bool) else v for k, v in kept.items()}
+        """The numbers of the last closed window, see :func:`gqc.wrappers.report.numbers`."""
+        return report.numbers(self)
 
     def vital_statistics(self) -> dict[str, Any]:
         """The short set for a progress bar: steps, last n, last norm, tunables."""
@@ -188,16 +137,58 @@ class WindowedOptimizer(DelegatingOptimizer):
             **{name: self.tunable(name) for name in self.strictest},
         }
 
-    def _open(self) -> None:
-        """Begin a window, and watch its parameters where somebody else's changes would count."""
-        params = self._params()
-        kind = GradWindow if self.sums_in_grad else BufferWindow
-        self._window: Window = kind(params)
-        watch = vars(self).get("_watch")  # a copy has none yet
-        if self._is_wrapped or not (self.sums_in_grad or self.needs_gradient):
-            self._watch: GradientWatch | None = None
-        elif watch is None or not watch.is_of(params):
-            self._watch = GradientWatch(params)
+    def reduce_pending(self) -> None:
+        """Average the pending draws over the ranks, so that one rank's checkpoint fits them all.
+
+        For ``reduce_at_step=True``; to be called on every rank.  The window stays open, and its
+        mean the same up to rounding.
+        """
+        if self.reduce_at_step and self.num_draws:
+            self._window.reduce(self.ranks, is_mean=self.loss == "mean")
+
+    @torch._disable_dynamo
+    def discard(self) -> None:
+        """Throw the open window away, and a gradient that is no draw yet."""
+        self._window.follow(self._params())
+        self._window.clear()
+        self._end_window(stepped=False)
+
+    @torch._disable_dynamo
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget a gradient that is no draw yet; draws that wait for a step are kept.
+
+        Raises: RuntimeError: with ``accumulate="grad"``, where it is in the sum of an open window.
+        """
+        if not self.holds_running_sum:
+            self.optimizer.zero_grad(set_to_none=set_to_none or not self.sums_in_grad)
+            if (watch := self._window.watch) is not None:
+                watch.follow([*self._params()])
+                watch.forget()
+        elif self._window.has_new():
+            raise RuntimeError(CLEARED.format(self.num_draws))
+        else:
+            self._warn_once(
+                f"zero_grad() was ignored: {self.num_draws} draws wait for a step, after which the "
+                "wrapper clears gradients itself. Remove the call; discard() drops a window on "
+                "purpose"
+            )
+
+    def accept_gradients(self) -> None:
+        """Take this draw's gradients as they are: what changed them since ``backward`` was meant.
+
+        For trainers: some measure norms by clipping to infinity.
+        """
+        if self._window.watch is not None and not self.holds_running_sum:
+            self._window.watch.note()
+
+    def on_close(self, stepped: bool) -> None:
+        """After a window was closed and handed on, or thrown away."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the wrapped optimizer; it gets the tunables' initial values."""
+        self.optimizer.add_param_group(param_group)
+        if self._window.watch is not None:
+            self._window.watch.follow([*self._params()])
 
     def __copy__(self) -> Any:
         if self.num_draws:
@@ -209,106 +200,46 @@ class WindowedOptimizer(DelegatingOptimizer):
         twin.__setstate__(self.__getstate__())
         return twin
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the wrapped optimizer; it gets the tunables' initial values."""
-        super().add_param_group(param_group)
-        if self._watch is not None:
-            self._watch.watch(self._params())
+    def _make_window(self) -> None:
+        """Watch the parameters where somebody else's changes would count."""
+        params = self._params()
+        is_watched = not self._is_wrapped and (self.sums_in_grad or self.needs_gradient)
+        watch = GradientWatch([*params]) if is_watched else None
+        kind = GradWindow if self.sums_in_grad else BufferWindow
+        self._window: Any = kind(params, watch)
 
-    @torch._disable_dynamo
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget a gradient that is no draw yet; draws that wait for a step are kept.
-
-        Raises: RuntimeError: with ``accumulate="grad"``, where it is in the sum of an open window.
-        """
-        if not self.holds_running_sum:
-            self.optimizer.zero_grad(set_to_none=set_to_none or not self.sums_in_grad)
-            if self._watch is not None and self._watch.is_of(params := self._params()):
-                self._watch.forget()
-            elif self._watch is not None:  # a group was added to the wrapped optimizer
-                self._watch = GradientWatch(params)
-        elif self._window.has_new():
-            raise RuntimeError(CLEARED.format(self.num_draws))
-        else:
-            self._warn_once(
-                f"zero_grad() was ignored: {self.num_draws} draws wait for a step, after which the "
-                "wrapper clears gradients itself. Remove the call; discard() drops a window on "
-                "purpose"
-            )
-
-    @torch._disable_dynamo
-    def discard(self) -> None:
-        """Throw the open window away, and a gradient that is no draw yet."""
-        self._window.follow(self._params())
-        self._window.clear()
-        self._end_window(stepped=False)
-
-    def on_close(self, stepped: bool) -> None:
-        """After a window was closed and handed on, or thrown away."""
-
-    def _run_pre_hooks(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        """Those of this wrapper; what they make of a gradient is on purpose, unless it is a sum."""
-        watch, params = self._watch, self._params()
-        if watch is None or self.holds_running_sum or not watch.is_of(params):
-            watch = None
-        elif watch.was_changed([p.grad for p in params]):
-            watch = None  # by somebody else
-        for pre_hook in self._optimizer_step_pre_hooks.values():
-            args, kwargs = pre_hook(self, args, kwargs) or (args, kwargs)
-        if watch is not None:
-            watch.note()
-        return args, kwargs
-
-    def _heed_changes(self) -> None:
-        """Refuse, or with a buffer tell of, what somebody else did to the gradients of a draw."""
-        watch, window = self._watch, self._window
-        if watch is None:
-            return
-        has_others = window.num_draws == 0 and self.sums_in_grad and watch.has_others()
-        if self.sums_in_grad and (window.was_changed or has_others):
-            raise RuntimeError(CHANGED)
-        if window.was_changed:
-            self._warn_once(CHANGED_DRAW.format(type(self).__name__))
-        has_arrived = watch.has_arrived
-        if not watch.is_of(window.params):  # a group was added to the wrapped optimizer
-            has_arrived |= watch.has_unseen(window.params)
-            self._watch = watch = GradientWatch(window.params)
-        if self.sums_in_grad and not has_arrived:
-            raise RuntimeError(NO_BACKWARD)
-        watch.forget()
-        if isinstance(window, GradWindow):
-            window.versions = watch.versions
-
-    def _is_sharded(self) -> bool:
-        return any(shard(param) is not param for param in self._window.params)
-
-    def _defer(self, share: float, unit: float) -> None:
-        """Count a draw whose gradient FSDP2 keeps until it is told to reduce."""
-        window = self._window
-        if window.num_draws and unit != window.unit:
-            raise ValueError(
-                "unequal weights of mean losses in draws that FSDP2 has not reduced: their sum "
-                'cannot be weighed. Pass loss="sum" and sum the losses of tokens'
-            )
-        window.count(share, unit, share != self.default_weight)
-        window.num_deferred, window.is_reduced = window.num_deferred + 1, False
-        self._counts["batches"] += 1
+    def _is_local(self) -> bool:
+        """Are there pending draws that are this rank's alone?"""
+        is_pending = self.reduce_at_step and self.num_draws > 0
+        return is_pending and not self._window.is_shared and self.ranks.size > 1
 
     def _end_window(self, *, stepped: bool) -> None:
-        self._open()
-        self._forget_norms()
+        self.forget_norms()
         self.on_close(stepped)
 
-    def _forget_norms(self) -> None:
-        self.grad_norm = self.draw_norm = None
-        self.tensor_norms = []
+    def forget_norms(self) -> None:
+        """Before a draw, and after a window."""
+        self.grad_norm: float | None = None  #: norm of G_n, if this draw read it
+        self.draw_norm: float | None = None  #: norm of g_n, if this draw read it
+        self.tensor_norms: list[float] = []  #: norm of each tensor of G_n, if this draw read them
+
+    def _prepare_to_save(self) -> bool:
+        if not is_on() or self._is_wrapped:
+            return False
+        if self._is_local():
+            self._warn_once(SAVED_ALONE.format(self.num_draws))
+        inner = self.innermost
+        if not inner.state and self._counts["steps"] == 0 and is_sharded(self._params()):
+            saved.make_state(inner)
+            self._has_first_state = True
+        return True
 
     def _own_state(self) -> dict[str, Any]:
         self._window.check_reduced()
         if self.holds_running_sum:
             self._window.check()
         last = self.last_window
-        return {
+        own = {
             **super()._own_state(),
             **self._window.state(),
             "last_window": None
@@ -318,29 +249,58 @@ class WindowedOptimizer(DelegatingOptimizer):
             "grad_norm": self.grad_norm,
             "draw_norm": self.draw_norm,
             "tensor_norms": list(self.tensor_norms),
+            "has_first_state": self._has_first_state,
         }
+        return {**own, "rank": self._rank()} if self._is_local() else own
+
+    def _rank(self) -> list[int]:
+        return [torch.distributed.get_rank() if is_on() else 0, self.ranks.size]
 
     def _check_own(self, own: dict[str, Any]) -> None:
-        check_shapes(self._params(), own["pending"])
+        if own.get("rank", here := self._rank()) != here:
+            raise ValueError(ONE_RANKS_DRAWS.format(own["rank"][0], *here))
+        _check_shapes(self._params(), own["pending"])
 
     def _restore(self, own: dict[str, Any]) -> None:
-        if "_window" in vars(self) and self.num_draws:  # a copy has none yet
+        if "_window" not in vars(self):  # a copy
+            self._make_window()
+        elif self.num_draws:
             self._window.clear()
-        self._open()
+        self._window.follow(self._params())
+        self._window.open()
         self._window.load_state(own, self.default_weight)
-        self.last_window = _closed(own, self.default_weight)
+        self.last_window = report.closed(own, self.default_weight)
         self._counts.update(own["counts"])
         self.grad_norm, self.draw_norm = own.get("grad_norm"), own.get("draw_norm")
         self.tensor_norms = list(own.get("tensor_norms", []))
+        self._has_first_state = own.get("has_first_state", False)
         super()._restore(own)
 
 
-def _closed(own: dict[str, Any], default_weight: float) -> ClosedWindow | None:
-    """The last closed window of a file; format 1 had two numbers of it."""
-    if "last_window" not in own:
-        n, norm = own["last_num_draws"], own["last_grad_norm"]
-        return None if n is None else ClosedWindow(n, n * default_weight, norm)
-    last = own["last_window"]
-    return (
-        None if last is None else ClosedWindow(**{**last, "draw_norms": tuple(last["draw_norms"])})
-    )
+def check_inner(inner: Optimizer) -> None:
+    """Raises: RuntimeError, ValueError: ``inner`` is a wrapper that cannot be wrapped now."""
+    if not isinstance(inner, WindowedOptimizer):
+        return
+    if inner.num_draws:
+        raise RuntimeError(
+            f"{type(inner).__name__} has {inner.num_draws} pending draws: flush() or discard() "
+            "them before it is wrapped"
+        )
+    if inner.loss != "mean":
+        raise ValueError(
+            f"loss={inner.loss!r} of a wrapper inside another, which hands on means: give "
+            'loss="sum" to the outer one alone'
+        )
+
+
+def _check_shapes(params: list[Tensor], sums: dict[int, Tensor]) -> None:
+    """Raises: ValueError: pending gradients of a file that are not those of ``params``."""
+    for index, value in sums.items():
+        param = params[index] if index < len(params) else None
+        shapes = [] if param is None else [param.shape, shard(param).shape]
+        if value.shape not in shapes:
+            here = None if param is None else tuple(shapes[1])
+            raise ValueError(
+                f"pending gradient of shape {tuple(value.shape)} given to parameter {index} "
+                f"of shape {here}"
+            )

@@ -68,6 +68,20 @@ ROWS = (
         "a microbatch without a gradient is no draw",
     ),
     Difference(
+        "Mean losses over 7 and 1 examples, of gradients 1 and 9: the step",
+        mechanics.unequal_microbatches,
+        "{:g}: microbatches count alike",
+        "{:g}",
+        "`step(weight=n)` gives the gradient of the whole batch",
+    ),
+    Difference(
+        "Warnings of a threshold below the norm of every gradient, in 12 windows",
+        mechanics.threshold_that_cannot_be_met,
+        "{}: each window runs to `max_draws`",
+        "{}, with the measured norm",
+        "a threshold that cannot be met makes batches of constant size",
+    ),
+    Difference(
         "`deepcopy` and `pickle` of a wrapper",
         mechanics.copies,
         "{0[0]} and {0[1]}",

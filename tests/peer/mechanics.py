@@ -95,6 +95,40 @@ def draw_without_backward() -> tuple[float, str]:
     return moved, outcome(ours.step, "a step")
 
 
+def unequal_microbatches() -> tuple[float, float]:
+    """The step of mean losses over 7 and 1 examples whose gradients are 1 and 9: 2 by example."""
+
+    def run(wrapper: Any, param: Tensor, given: Callable[[int], dict[str, int]]) -> float:
+        for grad, count in ((1.0, 7), (9.0, 1)):
+            backward(param, grad)
+            wrapper.step(**given(count))
+        return -param.item()
+
+    theirs, ours = scalar(), scalar()
+    return (
+        run(peer_sbc(theirs, 2.0), theirs, lambda count: {}),
+        run(our_sbc(ours, 8.0), ours, lambda count: {"weight": count}),
+    )
+
+
+def threshold_that_cannot_be_met() -> tuple[int, int]:
+    """Warnings about twelve windows of gradients 1 under a threshold of 0.1, all forced."""
+
+    def count(wrapper: Any, param: Tensor) -> int:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(12 * 4):
+                backward(param, 1.0)
+                wrapper.step()
+        return len(caught)
+
+    theirs, ours = scalar(), scalar()
+    return (
+        count(peer_gnts(theirs, 0.1, max_batch_draws=4), theirs),
+        count(gqc.OptimizerWrapperGNTS(SGD([ours], lr=1.0), 0.1, max_draws=4), ours),
+    )
+
+
 def resume_in_mid_window() -> tuple[float, float]:
     """The gradient stepped with when gradients 1, 2, 3, 4 are cut by a resume after two."""
 

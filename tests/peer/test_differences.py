@@ -43,6 +43,14 @@ def test_a_draw_without_a_backward():
     assert mechanics.draw_without_backward() == (0.5, "RuntimeError")
 
 
+def test_unequal_microbatches():
+    assert mechanics.unequal_microbatches() == ((1 + 9) / 2, (7 * 1 + 1 * 9) / 8)
+
+
+def test_a_threshold_that_cannot_be_met():
+    assert mechanics.threshold_that_cannot_be_met() == (0, 1)
+
+
 def test_resume_in_mid_window():
     assert mechanics.resume_in_mid_window() == ((3 + 4) / 4, (1 + 2 + 3 + 4) / 4)
 

@@ -272,7 +272,7 @@ def test_a_non_finite_draw_is_discarded_and_leaves_no_trace(case, accumulate, ba
     feed(wrapper, dirty, draws[:10])
     poisoned = [g.clone() for g in draws[10]]
     poisoned[1][2] = bad
-    in_grad = isinstance(wrapper._window, gqc.wrappers.window.GradWindow)
+    in_grad = isinstance(wrapper._window, gqc.wrappers.grad_window.GradWindow)
     pending = wrapper.num_draws
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -443,7 +443,7 @@ def test_an_overflow_under_a_grad_scaler_is_dropped_and_backs_the_scale_off(case
     for i, grads in enumerate(draws[:10]):
         backward(scaled, [g * scaler.get_scale() for g in grads])
         wrapper.step(metric=metric(i))
-    in_grad = isinstance(wrapper._window, gqc.wrappers.window.GradWindow)
+    in_grad = isinstance(wrapper._window, gqc.wrappers.grad_window.GradWindow)
     while True:
         backward(scaled, [torch.full(s, math.inf) for s in SHAPES])
         assert not wrapper.step(metric=1.0)
@@ -477,7 +477,7 @@ def test_bad_arguments_are_refused_with_their_name_and_value(case):
     ("kwargs", "message"),
     [
         ({"max_draws": 0}, "max_draws=0"),
-        ({"min_draws": 9, "max_draws": 8}, "max_draws=8: expected an integer >= min_draws=9"),
+        ({"min_draws": 9, "max_draws": 8}, "max_draws=8: expected an integer >= 9, min_draws"),
         ({"min_draws": 0}, "min_draws=0"),
         ({"min_draws": 2.5}, "min_draws=2.5"),
         ({"nonfinite": "skip"}, "nonfinite='skip'"),

@@ -6,7 +6,10 @@ parameters must have moved by minus their weighted mean, and by nothing else.
 
 from __future__ import annotations
 
+import copy
 import io
+import math
+import warnings
 
 import pytest
 import torch
@@ -18,24 +21,30 @@ import gqc
 
 numbers = st.integers(-8, 8)
 weights = st.sampled_from([None, 1, 2, 5])
+THRESHOLD = math.sqrt(math.pi)  # the norm of no mean of integers
 
 
 class Programs(RuleBasedStateMachine):
-    """A wrapper that draws ``size`` units of weight, two parameters of one element, and a model."""
+    """A wrapper, two parameters of one element, and a model.
+
+    SBC draws ``size`` units of weight; GNTS until the norm is small, or there are ``size`` draws.
+    """
 
     @initialize(
         size=st.integers(1, 6),
         accumulate=st.sampled_from(["grad", "buffer"]),
         loss=st.sampled_from(["mean", "sum"]),
         clip=st.sampled_from([None, 2.0]),
+        reads_norms=st.booleans(),
     )
-    def start(self, size, accumulate, loss, clip):
+    def start(self, size, accumulate, loss, clip, reads_norms):
         self.params = [torch.zeros(1, requires_grad=True) for _ in range(2)]
         self.options = {"accumulate": accumulate, "loss": loss, "clip_norm": clip}
-        self.size = size
+        self.size, self.reads_norms = size, reads_norms
         self.wrapper = self.make(self.params)
         self.is_buffer, self.is_sum, self.clip = accumulate == "buffer", loss == "sum", clip
         self.window: list[tuple[float, list[float]]] = []  # (weight, gradient of each parameter)
+        self.is_given = False  # has the window weights that were given?
         self.coming: list[float] | None = None  # what .grad holds beside the window
         self.is_clipped = False  # .grad was changed after the last backward
         self.is_unwatched = False  # a group came behind the wrapper's back since the last draw
@@ -44,9 +53,12 @@ class Programs(RuleBasedStateMachine):
     def make(self, params):
         groups = [{"params": [p]} for p in params]
         sgd = torch.optim.SGD(groups, lr=1.0)
+        if self.reads_norms:
+            return gqc.OptimizerWrapperGNTS(sgd, THRESHOLD, max_draws=self.size, **self.options)
         return gqc.OptimizerWrapperSBC(sgd, 1, self.size, **self.options)
 
-    def close(self) -> None:
+    def mean(self) -> tuple[list[float], float]:
+        """Of the window, and its norm."""
         total = sum(w for w, _ in self.window)
         factors = [1.0 if self.is_sum else w for w, _ in self.window]
         sums = [
@@ -54,7 +66,15 @@ class Programs(RuleBasedStateMachine):
             for i in range(len(self.expected))
         ]
         mean = [value / total for value in sums]
-        norm = sum(value * value for value in mean) ** 0.5
+        return mean, math.hypot(*mean)
+
+    def closes(self) -> bool:
+        if self.reads_norms:
+            return len(self.window) == self.size or self.mean()[1] <= THRESHOLD
+        return sum(w for w, _ in self.window) >= self.size
+
+    def close(self) -> None:
+        mean, norm = self.mean()
         if self.clip is not None and norm > self.clip:
             mean = [value * self.clip / norm for value in mean]
         self.expected = [x - m for x, m in zip(self.expected, mean, strict=True)]
@@ -93,18 +113,23 @@ class Programs(RuleBasedStateMachine):
         if self.is_sum and weight is None:
             weight = 1
         own = 1 if weight is None else weight
-        is_mixed = any(w != own for w, _ in self.window) and not self.is_sum
-        refused = self.coming is None or (not self.is_buffer and (is_mixed or self.is_clipped))
+        is_unequal = any(w != own for w, _ in self.window) and not self.is_sum
+        is_mixed = self.reads_norms and bool(self.window) and self.is_given == (weight is None)
+        refused = self.coming is None or is_mixed
+        refused |= not self.is_buffer and (is_unequal or self.is_clipped)
         if refused:
             with pytest.raises((RuntimeError, ValueError)):
                 self.wrapper.step(weight=weight)
             if self.coming is not None:
                 self.reset()
             return
-        stepped = self.wrapper.step(weight=weight)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # norms of clipped draws, tested elsewhere
+            stepped = self.wrapper.step(weight=weight)
         self.window.append((own, self.coming))
+        self.is_given = weight is not None
         self.coming, self.is_clipped, self.is_unwatched = None, False, False
-        assert stepped == (sum(w for w, _ in self.window) >= self.size)
+        assert stepped == self.closes()
         if stepped:
             self.close()
 
@@ -145,6 +170,20 @@ class Programs(RuleBasedStateMachine):
             param.requires_grad_(not is_frozen)
         self.wrapper = self.make(self.params)
         self.wrapper.load_state_dict(torch.load(file, weights_only=True))
+
+    @precondition(lambda self: self.coming is None)
+    @rule()
+    def copy_deeply(self):
+        self.params, self.wrapper = copy.deepcopy((self.params, self.wrapper))
+
+    @precondition(lambda self: self.coming is None)
+    @rule()
+    def copy_shallowly(self):
+        if self.window:
+            with pytest.raises(RuntimeError):
+                copy.copy(self.wrapper)
+        else:
+            self.wrapper = copy.copy(self.wrapper)
 
     @rule(index=st.integers(0, 3))
     def freeze_or_thaw(self, index):

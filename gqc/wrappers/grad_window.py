@@ -1,0 +1,143 @@
+r"""The accumulation window whose sum is ``.grad`` itself, where autograd accumulates anyway.
+
+No memory, but nobody else may touch it: see :class:`gqc.wrappers.watch.GradientWatch`.
+"""
+
+from __future__ import annotations
+
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gqc.gradients import HALF, divide_, like, shard
+from gqc.wrappers.watch import GradientWatch
+from gqc.wrappers.window import Window
+
+CHANGED = (
+    ".grad was changed in place between backward() and step(), as clipping, noise and decay do: it "
+    "holds the sum of all draws, and each change would act on the earlier ones again. To clip what "
+    'the optimizer steps with pass clip_norm= to the wrapper; else pass accumulate="buffer"'
+)
+ROUNDED = (
+    'accumulate="grad" sums draws in the dtype of .grad, {} of parameter {}: a sum of ones stops '
+    'at 256 in bfloat16, at 2048 in float16. Pass accumulate="buffer", which sums in float32, or '
+    "set param.grad_dtype = torch.float32"
+)
+NO_BACKWARD = (
+    ".grad has no gradient of a loss.backward() since the last step(): call it before step(). "
+    'Gradients that are made by hand need accumulate="buffer"'
+)
+UNEQUAL = (
+    "weight={!r} after draws of weight {!r}: mean losses cannot be weighed in .grad, where they "
+    'are summed. Pass accumulate="buffer", or loss="sum" and sum the losses of tokens'
+)
+
+
+class GradWindow(Window):
+    """:math:`A_n / u` is ``.grad`` itself; it has a watch."""
+
+    watch: GradientWatch
+    is_unchecked = True  # a draw that no decision read may be NaN until the step looks
+    _zeros = staticmethod(torch.zeros_like)  # the sum of a parameter that never had a gradient
+
+    def open(self) -> None:
+        super().open()
+        self._versions: list[Any] = []  # of .grad at the last draw
+
+    def check_unit(self, own: float, unit: float, ranks: float) -> None:
+        """Raises: ValueError: a mean loss of another weight than the earlier ones."""
+        if self.num_draws and unit != self.unit:
+            raise ValueError(UNEQUAL.format(own, self.unit / ranks))
+
+    def _take(self, grads: list[Tensor | None]) -> None:
+        watch = self.watch
+        if self.was_changed or (self.num_draws == 0 and watch.has_others()):
+            raise RuntimeError(CHANGED)
+        if not watch.take(self.params):
+            raise RuntimeError(NO_BACKWARD)
+        self._sums, self._versions = grads, watch.versions
+
+    def merge(self) -> None:
+        """Autograd has added the draw already."""
+
+    commit = _normalise = merge  # all draws of all ranks have one unit here
+
+    def totals(self) -> list[Tensor]:
+        """The tensors of :math:`A_n / u`, with the draw in progress."""
+        return [s for s in self._sums if s is not None]
+
+    def _replace(self, sums: dict[Tensor, Tensor]) -> None:
+        """Take ``sums`` for :math:`A_n / u`."""
+        for param, total in sums.items():
+            param.grad = total
+        self._sums = [p.grad for p in self.params]
+        self._versions = self.watch.versions_of(self._sums)
+
+    def has_new(self) -> bool:
+        """Has a gradient come since the last draw, or has another hand changed the sum?"""
+        now, known = self.watch.versions_of(p.grad for p in self.params), self._versions
+        return now[: len(known)] != known or any(v is not None for v in now[len(known) :])
+
+    def check(self) -> None:
+        """Before a step or a file without a draw: ``.grad`` is as the last draw left it.
+
+        Raises: RuntimeError: it was cleared, replaced, or changed in place.
+        """
+        if self.num_draws:
+            self._are_kept([p.grad for p in self.params])
+            if self.has_new():
+                raise RuntimeError(
+                    ".grad was changed in place since the last draw, by "
+                    "zero_grad(set_to_none=False) or by a backward() without its step(): discard() "
+                    "drops the window"
+                )
+
+    def refuse(self) -> int:
+        """A sum cannot give one draw back: the whole window goes.  Returns the draws lost."""
+        return self.clear()
+
+    def expose(self) -> bool:
+        """The sum with the refused draw is in ``.grad`` already: it does not lack the draw."""
+        return False
+
+    def close(self) -> None:
+        """Leave the mean :math:`G_n = A_n / W` in ``.grad``.
+
+        Raises: RuntimeError: its sum had 16 bits.
+        """
+        if self.num_draws > 1:
+            self._refuse_half(self._sums)
+        divide_(self.totals(), self.divisor)
+        self._sums = []
+
+    def _load(self, sums: dict[int, Tensor]) -> None:
+        params = {self.params[i]: value for i, value in sums.items()}
+        self._replace({p: like(p, value.to(shard(p).dtype)) for p, value in params.items()})
+
+    def _are_kept(self, grads: list[Tensor | None]) -> bool:
+        """Raises: RuntimeError: the earlier draws are gone, or summed in 16 bits."""
+        if not self.num_draws:
+            return False
+        if self.num_draws == 1:  # and when the window closes, should the dtype change in it
+            self._refuse_half(grads)
+        if all(map(is_, grads, self._sums)):
+            return len(grads) == len(self._sums)
+        for grad, total in zip(grads, self._sums, strict=False):
+            if grad is total or total is None:
+                continue
+            # create_graph adds out of place, and DDP(gradient_as_bucket_view=True) moves buckets
+            if grad is None or not (total.requires_grad or total._is_view()):
+                raise RuntimeError(
+                    "the gradients accumulated since the last step are gone: .grad was cleared or "
+                    "replaced in mid-window (model.zero_grad()?). Remove that call, since the "
+                    "wrapper clears gradients itself; call discard() to drop a window on purpose; "
+                    'or pass accumulate="buffer"'
+                )
+        return False
+
+    def _refuse_half(self, grads: list[Tensor | None]) -> None:
+        for index, grad in enumerate(grads):
+            if grad is not None and grad.dtype in HALF:
+                raise RuntimeError(ROUNDED.format(str(grad.dtype)[6:], index))

@@ -1,0 +1,202 @@
+"""What people do in training loops, and what comes of it: the table of README, measured.
+
+``python tests/wrappers/habits.py --write`` renews it, ``test_habits_table.py`` holds it to what is
+measured.  Each habit is shown on one parameter under SGD with lr 1; "right" means that the
+parameter moved by minus the mean gradient.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import gqc
+
+README = Path(__file__).parents[2] / "README.md"
+BEGIN, END = "<!-- begin habits -->\n", "<!-- end habits -->"
+
+
+@dataclass(frozen=True)
+class Habit:
+    """A row: ``run`` gets a parameter and a maker of its wrapper, and returns what should be 0."""
+
+    title: str
+    run: Callable[[Tensor, Callable[..., Any]], float]
+    note: str = ""  #: to "right"
+    remedy: str = ""  #: what the error has to name
+    note_of_grad: str = ""  #: to "right" there, where it is another
+
+
+def draw(x: Tensor, wrapper: Any, grad: float, **given: Any) -> None:
+    (x * grad).sum().backward()
+    wrapper.step(**given)
+
+
+def clipped(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper = make(4)
+    for _ in range(4):
+        (10 * x).sum().backward()
+        torch.nn.utils.clip_grad_norm_([x], 1.0)
+        wrapper.step()
+    return round(x.item() + 1.0, 5)
+
+
+def unequal(x: Tensor, make: Callable[..., Any]) -> float:
+    """Mean losses over 7 and over 1 examples whose gradients are 1 and 9."""
+    wrapper = make(8)
+    draw(x, wrapper, 1.0, weight=7), draw(x, wrapper, 9.0, weight=1)
+    return x.item() + 2.0
+
+
+def unequal_sums(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper = make(8, loss="sum")
+    draw(x, wrapper, 7.0, weight=7), draw(x, wrapper, 9.0, weight=1)
+    return x.item() + 2.0
+
+
+def skipped(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper = make(2)
+    draw(x, wrapper, 1.0)
+    (1e6 * x).sum().backward()
+    wrapper.zero_grad()
+    draw(x, wrapper, 3.0)
+    return x.item() + 2.0
+
+
+def not_finite(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper = make(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # says so once
+        draw(x, wrapper, 1.0), draw(x, wrapper, float("nan")), draw(x, wrapper, 3.0)
+    if wrapper.num_draws:  # the first draw went too
+        draw(x, wrapper, 1.0)
+    return x.item() + 2.0
+
+
+def without_backward(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper = make(2)
+    draw(x, wrapper, 1.0)
+    wrapper.step()
+    return x.item() + 1.0
+
+
+def several_backwards(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper = make(2)
+    for _ in range(2):
+        (2 * x).sum().backward()
+        draw(x, wrapper, 3.0)
+    return x.item() + 5.0
+
+
+def hand_made(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper = make(1)
+    x.grad = torch.ones(1)
+    wrapper.step()
+    return x.item() + 1.0
+
+
+def to_bfloat16(x: Tensor, make: Callable[..., Any]) -> float:
+    x.data = x.data.bfloat16()
+    wrapper = make(512)
+    for _ in range(512):
+        draw(x, wrapper, 1.0)
+    return x.item() + 1.0
+
+
+def compiled(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper = make(2)
+
+    def train(grad: float) -> None:
+        draw(x, wrapper, grad)
+
+    step = torch.compile(train, backend="eager")
+    step(1.0), step(3.0)
+    return x.item() + 2.0
+
+
+def resumed(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper = make(2)
+    draw(x, wrapper, 1.0)
+    state = copy.deepcopy(wrapper.state_dict())
+    wrapper = make(2)
+    wrapper.load_state_dict(state)
+    draw(x, wrapper, 3.0)
+    return x.item() + 2.0
+
+
+def misspelt(x: Tensor, make: Callable[..., Any]) -> float:
+    return make(2, max_draw=4).num_draws
+
+
+def replaced(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper = make(2)
+    draw(x, wrapper, 1.0)
+    wrapper.param_groups[0]["params"][0] = y = torch.zeros(1, requires_grad=True)
+    draw(y, wrapper, 3.0)
+    return x.item() + 2.0
+
+
+BUFFER = 'accumulate="buffer"'
+HABITS = (
+    Habit("clip between `backward()` and `step()`", clipped, "clips each draw", "clip_norm="),
+    Habit("unequal microbatches, `step(weight=n)`", unequal, remedy='loss="sum"'),
+    Habit('the same with summed losses, `loss="sum"`', unequal_sums),
+    Habit("`zero_grad()` after `backward()`", skipped, "drops that microbatch", BUFFER),
+    Habit("a NaN or infinite gradient", not_finite, "discarded", "", "drops the window"),
+    Habit("`step()` without `backward()`", without_backward, remedy="loss.backward()"),
+    Habit("several `backward()` before one `step()`", several_backwards, "one draw"),
+    Habit("`.grad` set by hand", hand_made, remedy=BUFFER),
+    Habit("512 draws of a 16-bit parameter", to_bfloat16, "summed in float32", BUFFER),
+    Habit("`torch.compile` around the train step", compiled),
+    Habit("save and resume in mid-window", resumed),
+    Habit("a misspelt option, `max_draw=4`", misspelt, remedy="max_draws"),
+    Habit("a parameter replaced in mid-window", replaced, remedy="replaced"),
+)
+
+
+def outcome(habit: Habit, accumulate: str) -> str:
+    """What a habit leads to, in the words of the table."""
+    x = torch.zeros(1, requires_grad=True)
+
+    def make(logical: int, **options: Any) -> Any:
+        sgd = torch.optim.SGD([x], lr=1.0)
+        return gqc.OptimizerWrapperSBC(sgd, 1, logical, accumulate=accumulate, **options)
+
+    try:
+        error = habit.run(x, make)
+    except (RuntimeError, TypeError, ValueError) as refusal:
+        if habit.remedy and habit.remedy in str(refusal):
+            return f"{type(refusal).__name__}: `{habit.remedy}`"
+        raise
+    if error:
+        return f"wrong by {error:g}"
+    note = (accumulate == "grad" and habit.note_of_grad) or habit.note
+    return f"right: {note}" if note else "right"
+
+
+def table() -> str:
+    lines = ["| habit | in the buffer (default) | in `.grad` |", "|---|---|---|"]
+    for habit in HABITS:
+        cells = (habit.title, outcome(habit, "buffer"), outcome(habit, "grad"))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def of_readme() -> str:
+    return README.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
+
+
+if __name__ == "__main__":
+    text = table()
+    if sys.argv[1:] == ["--write"]:
+        whole = README.read_text(encoding="utf-8")
+        README.write_text(whole.replace(BEGIN + of_readme(), BEGIN + text), encoding="utf-8")
+    sys.stdout.write(text)
