@@ -149,14 +149,16 @@ def print_plan(batch: Batch, store: Store, jobs: int, console: Console) -> None:
     console.print(f"{len(batch.runs)} runs, {counts}", highlight=False)
     if batch.resources:
         needed = " ".join(f"{name}={value:g}" for name, value in batch.resources.items())
-        console.print(f"each run takes {needed} of a Dask worker", highlight=False)
-    if flops and left:
+        console.print(f"each run takes {needed}", highlight=False)
+    if not left:
+        return
+    if flops:
         console.print(describe_cost(batch, flops, left, jobs), highlight=False)
     seconds = estimate(batch, store, left, jobs)
-    if left and seconds is None:
-        console.print("time left: unknown, no run of this notebook has finished yet")
-    elif left and seconds is not None:
-        console.print(f"time left: about {_duration(seconds)} with --jobs {jobs}", highlight=False)
+    about = "unknown, no run of this notebook has finished yet"
+    if seconds is not None:
+        about = f"about {_duration(seconds)} with --jobs {jobs}"
+    console.print(f"time left: {about}", highlight=False)
 
 
 def _duration(seconds: float) -> str:
