@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,52 +59,49 @@ def summarize(
     found: dict[str, Summary | CorruptRun] = {}
     num_read = 0
     for key in sorted(keys):
-        summary = known.get(key)
-        if summary is None or summary.is_whole < is_whole or not _is_same(store, key, summary):
+        old = known.get(key)
+        try:
+            if old and old.is_whole >= is_whole and old.stamps == _stamps(store, key, old.stamps):
+                found[key] = old
+                continue
             num_read += 1
-            try:
-                found[key] = _read(store, key, is_whole)
-            except CorruptRun as error:
-                found[key] = error
-        else:
-            found[key] = summary
+            found[key] = _read(store, key, is_whole)
+        except CorruptRun as error:
+            found[key] = error
     if num_read and len(keys) > _FEW:
         present = store.finished()
         _save(store.root / INDEX, {k: s for k, s in {**known, **found}.items() if k in present})
     return found
 
 
-def _is_same(store: Store, key: str, summary: Summary) -> bool:
-    try:
-        return all(_stamp(store, key, name) == old for name, old in summary.stamps.items())
-    except OSError:
-        return False
-
-
-def _stamp(store: Store, key: str, name: str) -> list[int]:
-    state = os.stat(f"{store.root}/{key}/{name}")
-    return [state.st_mtime_ns, state.st_size, state.st_ino]
+def _stamps(store: Store, key: str, names: Iterable[str]) -> dict[str, list[int]]:
+    """Return what changes with each file.  Raises: CorruptRun: one is missing."""
+    stamps = {}
+    for name in names:
+        try:
+            state = os.stat(f"{store.root}/{key}/{name}")
+        except (FileNotFoundError, NotADirectoryError):
+            raise CorruptRun(f"{name}: missing") from None
+        stamps[name] = [state.st_mtime_ns, state.st_size, state.st_ino]
+    return stamps
 
 
 def _read(store: Store, key: str, is_whole: bool) -> Summary:
     record = store.record(key)
-    try:
-        stamps = {name: _stamp(store, key, name) for name in (RECORD, *record["files"])}
-    except FileNotFoundError as error:
-        raise CorruptRun(f"{Path(error.filename).name}: missing") from None
+    stamps = _stamps(store, key, (RECORD, *record["files"]))
     for name in record["files"] if is_whole else ():
         store.read(key, name, record)
     result = json.loads(store.read(key, RESULT, record))
-    seen = {name: record.get(name, 0) for name in ("started", "seconds")}
     return Summary(
         notebook=result["notebook"],
         parameters=result["parameters"],
+        started=record.get("started", 0.0),
+        seconds=record.get("seconds", 0.0),
         attempts=record.get("attempts", 1),
         rows=result["results"],
         files=record["files"],
         stamps=stamps,
         is_whole=is_whole,
-        **seen,
     )
 
 
