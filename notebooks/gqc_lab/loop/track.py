@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -95,19 +96,18 @@ def save_checkpoint(experiment: Experiment, path: str | Path) -> None:
 def load_checkpoint(experiment: Experiment, path: str | Path) -> bool:
     """Resume ``experiment`` from ``path`` and return True, or False if nothing can be resumed.
 
-    A file that cannot be read is renamed to ``*.corrupt`` and reported on standard error; the run
-    then starts from the beginning.
+    A damaged file is renamed to ``*.corrupt`` and reported on standard error; the run then starts
+    from the beginning.
 
     Raises:
         ValueError: the file is intact but of another experiment; nothing has changed.
+        OSError: it cannot be read, which proves no damage.
     """
     path = Path(path)
     if not path.exists():
         return False
-    history = AppendedHistory(path)
     try:
-        with open(path, "rb") as file:
-            state = _read_state(file, history)
+        state, history = _read_patiently(path)
     except DamagedFile as error:
         aside = path.with_name(path.name + ".corrupt")
         os.replace(path, aside)
@@ -123,6 +123,20 @@ class DamagedFile(ValueError):
     """A checkpoint file that cannot be read."""
 
 
+def _read_patiently(path: Path) -> tuple[dict[str, Any], AppendedHistory]:
+    """Read a checkpoint, again where a network share fails for a moment."""
+    for pause in (0.1, 0.4, None):
+        history = AppendedHistory(path)
+        try:
+            with open(path, "rb") as file:
+                return _read_state(file, history), history
+        except OSError:
+            if pause is None:
+                raise
+            time.sleep(pause)
+    raise AssertionError("not reached")
+
+
 def _read_state(file: IO[bytes], history: AppendedHistory) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(file) as archive:  # torch.load does not look at the checksums
@@ -134,7 +148,11 @@ def _read_state(file: IO[bytes], history: AppendedHistory) -> dict[str, Any]:
             raise ValueError(f"expected a dict, found {type(state).__name__}")
         if "columns" not in state:  # else it is of a version that kept the history inside
             state["columns"] = history.read(state.pop("history"))
-    except Exception as error:  # the readers raise whatever they trip over, OSError included
+    except Exception as error:  # the readers raise whatever they trip over
+        # Of a damaged file they ask the system for what is not there.
+        damage = {errno.EINVAL, errno.ENOENT, None}
+        if isinstance(error, OSError) and error.errno not in damage:
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DamagedFile(reason) from error
     return state
