@@ -1,4 +1,4 @@
-r"""What a stream of gradients looks like: angles, cosines, norms against draws, noise per tensor.
+r"""What a stream of gradients looks like: angles, expected norms, correlated draws.
 
 A microbatch gradient is :math:`g_i = G + \epsilon_i`, :math:`\mathrm{Cov}\,\epsilon=\Sigma`, and
 :math:`R=\mathrm{tr}\,\Sigma/\|G\|^2` its noise scale (:mod:`gqc.noise`).  Nothing here changes a
@@ -9,15 +9,16 @@ Read a microbatch's gradient between ``backward()`` and ``step()`` of a wrapper 
 step-pre-hook of the wrapped optimizer.
 """
 
-from gqc.diagnostics.angles import cosine, expected_momentum_angle, momentum_angle
+from gqc.diagnostics.angles import (
+    cosine,
+    expected_momentum_angle,
+    expected_norm,
+    momentum_angle,
+)
 from gqc.diagnostics.correlation import DrawCorrelation
-from gqc.diagnostics.streams import ConsecutiveCosine, NoisePerTensor, RunningNorm, expected_norm
 
 __all__ = [
-    "ConsecutiveCosine",
     "DrawCorrelation",
-    "NoisePerTensor",
-    "RunningNorm",
     "cosine",
     "expected_momentum_angle",
     "expected_norm",

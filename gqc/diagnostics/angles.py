@@ -1,4 +1,4 @@
-"""Angles between gradients, and between a gradient and Adam's momentum."""
+"""Angles between gradients and to Adam's momentum, and the norm that noise gives a mean."""
 
 from __future__ import annotations
 
@@ -119,6 +119,22 @@ def expected_momentum_angle(
             (1 + noise_scale) * (1 + kappa * noise_scale)
         )
     return math.degrees(math.acos(min(similarity, 1.0)))
+
+
+def expected_norm(signal_sq: float, noise_trace: float, num_draws: float) -> float:
+    r"""Root mean square of :math:`\|G_n\|`: :math:`\sqrt{\|G\|^2+\mathrm{tr}\,\Sigma/n}`.
+
+    Args:
+        signal_sq, noise_trace: :math:`\|G\|^2`, :math:`\mathrm{tr}\,\Sigma` of a microbatch, >= 0.
+        num_draws: n > 0.
+    Raises: ValueError: an argument out of its range.
+    """
+    for name, value in (("signal_sq", signal_sq), ("noise_trace", noise_trace)):
+        if not value >= 0:
+            raise ValueError(f"{name}={value!r}: expected >= 0")
+    if not num_draws > 0:
+        raise ValueError(f"num_draws={num_draws!r}: expected > 0")
+    return math.sqrt(signal_sq + noise_trace / num_draws)
 
 
 def _momentum(

@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 import gqc
+from gqc.diagnostics import cosine
 
 SHAPES = ((301, 15), (41,), (7,))  # hashed; uneven shards; a plain tensor on every rank
 COMPLEX = (9, 2)
@@ -105,6 +106,13 @@ def check_scaler_on_fewer_ranks(rank: int) -> None:
     statistics[f"means_of_rank_{rank}_of_{world + 1}"] = statistics.pop(key)
     with pytest.raises(ValueError, match=f"expected '{key}'.*as many ranks as have saved"):
         Sharded(mesh, "sketch").scaler.load_state_dict(state)
+
+
+def check_cosine_of_shards(rank: int) -> None:
+    mesh, _ = meshes(rank)
+    pairs = [[gradient(shape, step) for shape in SHAPES] for step in (1, 2)]
+    shards = [[Sharded(mesh, "sketch").place(t) for t in tensors] for tensors in pairs]
+    assert cosine(*shards) == pytest.approx(cosine(*pairs), rel=1e-5)  # sums in another order
 
 
 def upgd(is_wrapped: bool):
