@@ -257,7 +257,9 @@ def test_a_failing_save_keeps_the_old_file_and_leaves_no_rubbish(tmp_path, monke
     with pytest.raises(OSError, match="No space"):
         save_checkpoint(experiment, file)
     assert file.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [file]
+    assert sorted(tmp_path.iterdir()) == [file, tmp_path / "x.ckpt.history"]
+    monkeypatch.undo()
+    assert load_checkpoint(Walk(WalkConfig()), file)
 
 
 class Interrupting(Walk):

@@ -156,7 +156,7 @@ def test_single_columns_of_histories_are_read(filled):
     whole = loaded.history
     name = whole.columns[-1]
     assert loaded.read_history([name]).equals(whole[["run", name]])
-    with pytest.raises(KeyError, match="'nothing': expected one of run"):
+    with pytest.raises(KeyError, match="'nothing': expected one of tokens"):
         loaded.read_history(["nothing"])
 
 
