@@ -133,7 +133,7 @@ def multiply_(tensors: Sequence[Tensor], factor: float | Tensor) -> None:
     if not isinstance(factor, Tensor):
         if {(t.dtype, t.get_device()) for t in shards} == {(torch.float32, -1)}:
             # a number would be made a tensor of float32 for each of them
-            torch._foreach_mul_(shards, torch.tensor(factor, dtype=torch.float32))
+            torch._foreach_mul_(shards, torch.full((), factor, dtype=torch.float32))
         elif shards:
             torch._foreach_mul_(shards, factor)
         return

@@ -190,7 +190,7 @@ class NoiseScaleEMA:
 
     @property
     def noise_scale(self) -> float | None:
-        """Noise scale in microbatches, >= 0; None while the signal is not told from the noise."""
+        """Noise scale in microbatches, >= 0; None while noise hides the signal."""
         if not self.signal_sq > 0:
             return None
         scale = max(self.noise_trace, 0.0) / self.signal_sq

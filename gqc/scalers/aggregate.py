@@ -1,8 +1,9 @@
-r"""From the variances of single tensors to one factor: aggregation, and the scaling law."""
+r"""Combine the variances of tensors into one, and turn a variance into a factor."""
 
 from __future__ import annotations
 
 import functools
+from ctypes import c_float
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ PERCENTILES = (0.1, 0.5, 0.9)
 def scaling_factor(
     variance: Tensor, alpha: float, smallest: float, variance_cap: float | None
 ) -> Tensor:
-    r"""Factor on the gradient: :math:`\mathrm{clip}(1/(1+\alpha\min(V, V_\max)), f_\min, 1)`.
+    r"""Return the factor: :math:`\mathrm{clip}(1/(1+\alpha\min(V, V_\max)), f_\min, 1)`.
 
     Args:
         variance: :math:`V \ge 0`, any shape.
@@ -30,7 +31,7 @@ def scaling_factor(
 def aggregate(
     variance: Tensor, counted: Tensor | None, numel: Tensor | None, how: str, percentile: float
 ) -> Tensor:
-    """One variance of several tensors.
+    """Return one variance for several tensors.
 
     Args:
         variance: V of each tensor [T].
@@ -51,7 +52,7 @@ def aggregate(
 
 
 def summary(variance: Tensor, unresolved: Tensor, counted: Tensor | None) -> Tensor:
-    """Percentiles 10, 50, 90 and mean of V, and the share of unresolved tensors [5]."""
+    """Return percentiles 10, 50, 90 and mean of V, and the share of unresolved tensors [5]."""
     quantiles = [_quantile(variance, counted, level) for level in PERCENTILES]
     mean = aggregate(variance, counted, None, "mean", 0.0)
     share = aggregate(unresolved.float(), counted, None, "mean", 0.0)
@@ -59,7 +60,7 @@ def summary(variance: Tensor, unresolved: Tensor, counted: Tensor | None) -> Ten
 
 
 def _quantile(variance: Tensor, counted: Tensor | None, level: float) -> Tensor:
-    """Linear between order statistics, as ``torch.nanquantile``, which is slow on few numbers."""
+    """Return what ``torch.nanquantile`` does, which is slow on few numbers."""
     last = len(variance) - 1
     if counted is None:  # the place is known without the device
         low, part = _place(last, level)
@@ -75,5 +76,6 @@ def _quantile(variance: Tensor, counted: Tensor | None, level: float) -> Tensor:
 @functools.lru_cache(maxsize=256)
 def _place(last: int, level: float) -> tuple[int, float]:
     """Index below a quantile of ``last + 1`` numbers and the rest, in float32 as on the device."""
-    place = last - (1 - level) * torch.tensor(last)
-    return int(place), float(place - place.long())
+    share = c_float(c_float(1 - level).value * last).value
+    place = c_float(last - share).value
+    return int(place), place - int(place)

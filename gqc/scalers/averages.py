@@ -28,7 +28,7 @@ class ScalarAverages:
         self.count = torch.zeros(4, device=device)  # of each number: some may not be tracked
 
     def update(self, values: Tensor) -> None:
-        """Average in ``values`` [4], as published: a NaN stays for ever."""
+        """Average in ``values`` [4], as published: a NaN stays forever."""
         raw = self.beta * self.raw + (1 - self.beta) * values
         self.raw = torch.where(self.count == 0, values, raw) if self.first_value else raw
         self.count = self.count + 1
@@ -62,7 +62,7 @@ class ScalarAverages:
 
 
 def whole_gradient_statistics(grads: Sequence[Tensor | None]) -> Tensor | None:
-    """mean|g|, unbiased var|g|, norm and max|g| over all elements together [4], float32.
+    """Return mean|g|, unbiased var|g|, norm and max|g| over all elements together [4], float32.
 
     None without a gradient.  One element has variance 0.
     """
@@ -77,6 +77,6 @@ def whole_gradient_statistics(grads: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def whole(grad: Tensor) -> Tensor:
-    """All elements, also those on other ranks; a complex one as two real ones."""
+    """Return all elements, including those on other ranks; a complex one as two real ones."""
     full = grad.full_tensor() if hasattr(grad, "full_tensor") else grad
     return torch.view_as_real(full) if full.is_complex() else full

@@ -39,7 +39,7 @@ WRONG = {
 
 
 class VGSMigrationWarning(UserWarning):
-    """A checkpoint's configuration was kept, its statistics and warmup start afresh."""
+    """A checkpoint's configuration was kept, its statistics and warmup start again."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Checkpoint:
         """The warning for loading into ``estimator``, which cannot use the statistics."""
         return (
             f"checkpoint of VGS {self.version}: {WRONG[self.version]}. Its configuration is kept; "
-            f"the variance statistics and the warmup start afresh with estimator={estimator!r}. "
+            f"the variance statistics and the warmup start again with estimator={estimator!r}. "
             "Retrain if the result matters: the gradients so far were scaled by the wrong number"
         )
 

@@ -92,6 +92,6 @@ class Elementwise(DebiasedEstimator):
 
 
 def _norm(flat: Tensor) -> Tensor:
-    """In float32 for all but float64 elements."""
+    """Return the norm, summed in float32 unless the elements are float64."""
     dtype = torch.float32 if flat.dtype in (torch.float16, torch.bfloat16) else None
     return torch.linalg.vector_norm(flat, dtype=dtype)

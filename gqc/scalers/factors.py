@@ -1,4 +1,4 @@
-"""From an estimator's variances to the factors on the gradient, and to numbers on the host."""
+"""Turn an estimator's variances into factors on the gradient, and into numbers on the host."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NUMBERS = (
 def readings(
     estimator: VarianceEstimator | None, parameters: ParameterList, settings: Settings
 ) -> dict[str, float]:
-    """:data:`NUMBERS` and ``"of NAME"``, the V of each named parameter; one host sync."""
+    """Return :data:`NUMBERS` and ``"of NAME"``, the V of each named parameter; one host sync."""
     names = [*NUMBERS, *(f"of {name}" for name in parameters.names)]
     if estimator is None:
         return {**dict.fromkeys(names, 0.0), "factor": 1.0}
@@ -45,7 +45,7 @@ def readings(
 def tensor_factors(
     estimator: VarianceEstimator, parameters: ParameterList, settings: Settings
 ) -> list[Tensor] | None:
-    """The factor of each tensor (0-dim), or of its elements (flat); None when all share one."""
+    """Return the factor of each tensor (0-dim) or of its elements (flat); None if all share one."""
     if settings.granularity == "global":
         return None
     if isinstance(estimator, Elementwise) and settings.granularity == "element":
@@ -71,7 +71,7 @@ def mean_factor(
     settings: Settings,
     factors: list[Tensor] | None,
 ) -> Tensor:
-    """The one factor, 0-dim; or the mean of :func:`tensor_factors`, over tensors or elements."""
+    """Return the one factor, 0-dim, or the mean of :func:`tensor_factors` over what they are of."""
     if factors is None:
         ratios, _, counted = estimator.ratios(settings.variance_cap)
         return _law(_aggregate(ratios, counted, parameters, settings), settings)

@@ -19,7 +19,7 @@ estimator          versions V of a tensor
 
 V is clipped to [0, 1e6]; a non-finite V and a negative variance count as 0.  Versions 1.x and 2.x
 start their averages at the first value and still divide by :math:`1-\beta^t`, so that their V is
-about :math:`1-\beta^t` times too small at first.  A NaN gradient stays in the averages for ever.
+about :math:`1-\beta^t` times too small at first.  A NaN gradient stays in the averages forever.
 """
 
 from __future__ import annotations
@@ -75,15 +75,15 @@ class PublishedEstimator(VarianceEstimator):
         self.num_updates += 1
 
     def statistic(self, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """The two numbers of one tensor that are averaged over time, each 0-dim."""
+        """Return the two numbers of one tensor that are averaged over time, each 0-dim."""
         raise NotImplementedError
 
     def variance(self, first: Tensor, second: Tensor) -> Tensor:
-        """Variance from the bias-corrected averages of :meth:`statistic`."""
+        """Return the variance from the bias-corrected averages of :meth:`statistic`."""
         raise NotImplementedError
 
     def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, None]:
-        """As :class:`VarianceEstimator`; ``variance_cap`` acts on the aggregate only, later."""
+        """Return what :class:`VarianceEstimator` says, without the cap, which acts later."""
         if self.num_updates == 0:
             value = torch.zeros_like(self.param_grad_mean_ema)
         else:

@@ -7,7 +7,7 @@ For a tensor with gradient elements :math:`g_j = \mu_j + \epsilon_j` the noise-t
 Two estimators of it, both with debiased exponentially weighted moments (:mod:`gqc.noise`):
 :class:`~gqc.scalers.elementwise.Elementwise` keeps the moments of every element, :class:`Sketch`
 those of a few random sign projections.  Both assume independent draws around a mean that stays.  A
-mean that moves counts as noise; noise that is correlated counts as signal.
+mean that moves counts as noise; correlated noise counts as signal.
 :class:`~gqc.scalers.differences.Differences` overlooks most of a moving mean, and most of
 correlated noise too, so it is no default:
 
@@ -51,7 +51,7 @@ Grads = Sequence[Tensor | None]
 
 
 class PresenceMask:
-    """1 for tensors that have a gradient with elements; made anew only when the pattern changes.
+    """1 for tensors that have a gradient with elements; copied only when the pattern changes.
 
     Args:
         device: of the mask.
@@ -119,7 +119,7 @@ class VarianceEstimator:
         raise NotImplementedError
 
     def carry(self, other: VarianceEstimator, kept: Sequence[int | None]) -> None:
-        """Take tensor i's statistics from tensor ``kept[i]`` of ``other``; None starts afresh."""
+        """Take tensor i's statistics from tensor ``kept[i]`` of ``other``; None starts empty."""
         raise NotImplementedError
 
 
@@ -224,11 +224,11 @@ class DebiasedEstimator(VarianceEstimator):
         raise NotImplementedError
 
     def _average(self, squares: Tensor, weight: Tensor, num_before: Tensor) -> Tensor:
-        """The spread with the newest squares; a weight of 0 leaves a tensor exactly as it was."""
+        """Return the spread with the newest squares; a weight of 0 leaves a tensor as it was."""
         return (1 - weight) * (self.spread + weight * squares)
 
     def _moments(self, kappa: Tensor) -> tuple[Tensor, Tensor]:
-        """Variance and squared signal, the shape of ``spread``."""
+        """Return variance and squared signal, in the shape of ``spread``."""
         return debiased_moments(self.spread, self.mean_sq, kappa)
 
     def _vectors(self) -> list[str]:
@@ -300,22 +300,22 @@ class Sketch(DebiasedEstimator):
         return {"means": [self._mean[place] for place in self._sketch.places]}
 
     def _sums(self) -> Tensor:
-        """Of both rows of the pair over each hash of each tensor [2, 3, T].
+        """Sum both rows of the pair over each hash of each tensor [2, 3, T].
 
-        Unlike index_add the same bits every time on a GPU.
+        Unlike index_add, it gives the same bits every time on a GPU.
         """
         sums = torch.segment_reduce(self._pair, "sum", lengths=self._lengths, axis=1, unsafe=True)
         return sums.index_select(1, self._runs).view(2, HASHES, -1)
 
 
 def shards_of(grads: Grads) -> list[Tensor | None]:
-    """What this rank holds of each gradient."""
+    """Return what this rank holds of each gradient."""
     present = iter(local([g for g in grads if g is not None]))
     return [None if g is None else next(present) for g in grads]
 
 
 def _median_of_three(values: Tensor) -> Tensor:
-    """Over the first dimension; ``torch.median`` takes 20 times as long for few numbers."""
+    """Return the median over the first dimension; ``torch.median`` is 20 times slower here."""
     a, b, c = values.unbind()
     return torch.maximum(torch.minimum(a, b), torch.minimum(torch.maximum(a, b), c))
 

@@ -32,7 +32,7 @@ __all__ = ["VGSMigrationWarning", "VarianceGradientScaler"]
 
 
 def _setting(name: str, is_fixed: bool = False) -> Any:
-    """A hyperparameter as an attribute; assigning to it checks the value."""
+    """Make an attribute of a hyperparameter; assigning to it checks the value."""
 
     def assign(self: VarianceGradientScaler, value: Any) -> None:
         self._settings = self._settings.changed({name: value})
@@ -113,7 +113,7 @@ class VarianceGradientScaler:
     def from_config(
         cls, mapping: Mapping[str, Any], parameters: Iterable[Any], **options: Any
     ) -> VarianceGradientScaler:
-        """From a training configuration with the published keys.
+        """Make a scaler from a training configuration with the published keys.
 
         Args:
             mapping: may hold ``variance_gradient_scaling`` (enabled), ``vgs_beta``, ``vgs_alpha``,
@@ -163,7 +163,7 @@ class VarianceGradientScaler:
 
     @torch.no_grad()
     def compute_gradient_statistics(self) -> dict[str, float]:
-        """Of the present gradients: grad_norm, grad_mean, grad_var, grad_max, num_params.
+        """Return grad_norm, grad_mean, grad_var, grad_max, num_params of the present gradients.
 
         Mean, unbiased variance and maximum are of absolute elements; num_params counts those with
         a gradient.  All 0 without any.
@@ -176,11 +176,11 @@ class VarianceGradientScaler:
         return {**found, "num_params": count}
 
     def get_normalized_variance(self) -> float:
-        """V, aggregated over tensors; 0 before there are statistics."""
+        """Return V, aggregated over tensors; 0 before there are statistics."""
         return self._read()["variance"]
 
     def get_scaling_factor(self) -> float:
-        """The factor that :meth:`scale_gradients` would use now."""
+        """Return the factor that :meth:`scale_gradients` would use now."""
         is_active = self.enabled and self.step_count >= self.warmup_steps
         return self._read()["factor"] if is_active else 1.0
 
@@ -190,7 +190,7 @@ class VarianceGradientScaler:
         return int(self._read()["skipped"])
 
     def metrics(self) -> dict[str, float]:
-        """The present numbers under their published names.
+        """Return the present numbers under their published names.
 
         ``vgs/`` + ``stochastic_var_p10``, ``_p50``, ``_p90``, ``_mean`` (of V over tensors),
         ``normalized_variance``, ``scaling_factor``, ``step_count``, ``warmup_active``,
@@ -232,7 +232,7 @@ class VarianceGradientScaler:
             self.update_parameters(param_groups)
 
     def reset_statistics(self) -> None:
-        """Forget all statistics; the warmup starts afresh."""
+        """Forget all statistics; the warmup starts again."""
         self.step_count = 0
         self._estimator = self._host = self._next = None
         self._has_spatial = self._settings.track_spatial or not self._reads_raw()
@@ -258,7 +258,7 @@ class VarianceGradientScaler:
         """Restore :meth:`state_dict`, or the file of a published version.
 
         Configuration comes from the file too.  Statistics of a published version go to the
-        estimator of that version; any other starts afresh, warmup included, with a warning.
+        estimator of that version; any other starts again, warmup included, with a warning.
 
         Warns: VGSMigrationWarning: the statistics could not be used.
         Raises: ValueError: a newer or damaged file, another estimator's or another model's; the

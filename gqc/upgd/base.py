@@ -77,7 +77,7 @@ class UtilityOptimizer(CheckpointedOptimizer):
         return loss
 
     def _is_finite(self, batches: list[Batch]) -> bool:
-        """May the step go on?  Waits for the host once, unless told not to look."""
+        """May the step proceed?  Waits for the host once, unless told not to look."""
         if self.nonfinite == "ignore":
             return True
         grads = [grad for batch in batches for grad in batch.grads]

@@ -1,4 +1,4 @@
-"""The part of the UPGD optimizers that is not arithmetic: groups, checkpoints, copies."""
+"""Groups, checkpoints and copies of the UPGD optimizers: all but the arithmetic."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class CheckpointedOptimizer(Optimizer):
         return {**saved, "state": entries, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken; files of the published classes load too.
+        """Continue where :meth:`state_dict` was taken; files of the published classes load too.
 
         The state is copied, and that of 16-bit parameters stays float32, which torch would round.
         Hyperparameters that the file lacks get the constructor's values.

@@ -45,7 +45,7 @@ class Generators:
         return {"seed": self._seed, "states": states}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken; generators that were passed in included.
+        """Continue where :meth:`state_dict` was taken; generators that were passed in included.
 
         A device that is not here is passed over, with a warning.
         """

@@ -159,7 +159,7 @@ def gates(
 
     Args:
         utilities: u.
-        correction: what gives :math:`\hat u` when u is divided by it, but for a factor that the
+        correction: what gives :math:`\hat u` when u is divided by it, up to a factor that the
             extrema have too.
         limits: of all, or of each of ``utilities``, see :func:`bounds`.  None: s is
             :math:`\sigma` of :math:`\hat u` over its L2 norm along the last dimension, at least

@@ -4,7 +4,7 @@ A part **holds** where its 95 % interval lies on the claim's side of the bound, 
 lies on the other, and is **open** where the bound is inside.  Its p value is two-sided, of
 Student's t over seeds against the bound; equal values of all seeds (a count, a size in bytes) have
 p = 0.  Where a part has a margin, a second p is that of two one-sided tests for an effect that is
-smaller than it.
+smaller than it.  These tests also decide a part whose effect has to be *within* its bound.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pandas as pd
 from scipy import stats
 
 from gqc_lab.claims.frozen import Frozen
-from gqc_lab.claims.rules import SIDES, Claim, Part
+from gqc_lab.claims.rules import SIDES, WITHIN, Claim, Part
 from gqc_lab.errors import BadInput
 from gqc_lab.stats.analysis import seeds_needed, summarize
 
@@ -136,10 +136,15 @@ def measure(part: Part, values: np.ndarray, level: float) -> Effect:
     if len(values):
         row = summarize(pd.DataFrame({"all": 0, "value": values}), "all", "value").iloc[0]
         mean, low, high = float(row["mean"]), float(row["low"]), float(row["high"])
-    bound = _bound(part)
-    p, status, needs = _p_value(values, bound), "open", None
+    bound, status, needs = _bound(part), "open", None
+    if part.side == WITHIN:
+        limit, bound = bound, math.copysign(bound, mean)  # the one that is nearer
+        holds = abs(mean) < limit
+        p = _p_none(values, limit) if holds else _p_value(values, bound)
+    else:
+        holds, p = SIDES[part.side](mean, bound), _p_value(values, bound)
     if p < LEVEL:
-        status = "holds" if SIDES[part.side](mean, bound) else "fails"
+        status = "holds" if holds else "fails"
     elif len(values) > 1 and np.isfinite(values).all() and np.ptp(values) > 0:
         needs = seeds_needed(abs(mean - bound) / values.std(ddof=1), level)
     if part.compare and part.compare.ratio:

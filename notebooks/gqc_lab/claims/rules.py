@@ -25,7 +25,8 @@
 ``value`` is evaluated by DuckDB once for each seed (and each value of ``by``).  With ``compare``
 the effect is the mean over seeds of the difference ``of`` - ``against`` (with ``ratio``: of
 logarithms, shown as a factor); without, the mean over seeds of the value itself.  ``holds`` is what
-the claim says of the effect.  ``margin`` is the smallest effect of interest: a difference of at
+the claim says of the effect, such as "< 1", "> 0.5" or "within 0.01" (of 0; a factor lies between
+1 / 1.01 and 1.01 "within 1.01").  ``margin`` is the smallest effect of interest: a difference of at
 most so much, or a factor between 1 / margin and margin, counts as none.
 
 ``kind`` says what a failed test means: a ``statement`` about algebra, code or definitions is
@@ -50,7 +51,8 @@ TABLES = ("history", "results")
 PROSE = ("name", "unit")  #: of a part; they decide nothing
 KINDS = ("effect", "statement", "question")
 SIDES: dict[str, Callable[[float, float], bool]] = {"<": operator.lt, ">": operator.gt}
-_HOLDS = re.compile(r"\s*([<>])\s*(-?[0-9.]+(?:e[+-]?[0-9]+)?)\s*")
+WITHIN = "within"  #: the third side: no further than the bound from 0, or a factor from 1
+_HOLDS = re.compile(r"\s*([<>]|within)\s*(-?[0-9.]+(?:e[+-]?[0-9]+)?)\s*")
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,9 @@ def _part(row: Any) -> Part:
     bound, is_ratio = float(rule[2]), bool(compare) and values["compare"].ratio
     if is_ratio and not bound > 0:
         raise BadInput(f"part {values['name']!r}: holds={row['holds']!r}: a ratio is above 0")
+    if rule[1] == WITHIN and not bound > (1 if is_ratio else 0):
+        floor = "1 of a factor" if is_ratio else "0"
+        raise BadInput(f"part {values['name']!r}: holds={row['holds']!r}: expected above {floor}")
     if (margin := values.get("margin")) is not None:
         least = 1 if is_ratio else 0
         if not compare or type(margin) not in (int, float) or not margin > least:

@@ -184,6 +184,20 @@ def test_a_claim_without_effect_is_told_from_one_that_is_worse(paper, loss, verd
     assert verdicts(paper)[0].verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("mean", "spread", "status"),
+    [(0.001, 0.001, "holds"), (-0.03, 0.001, "fails"), (0.03, 0.001, "fails"), (0, 0.1, "open")],
+)
+def test_a_part_may_ask_for_an_effect_within_its_bound(mean, spread, status):
+    part = Part("p", "demo", "max(loss)", "within", 0.01, compare=Comparison("method", "b", "a"))
+    values = mean + spread * np.array([-1.0, 0.5, 0.5, 1.0, -1.0])
+    effect = measure(part, values, LEVEL)
+    assert effect.status == status
+    error, nearest = stats.sem(values), math.copysign(0.01, values.mean())
+    t = abs(values.mean() - nearest) / error
+    assert effect.p == pytest.approx(stats.t.sf(t, 4) * (1 if abs(values.mean()) < 0.01 else 2))
+
+
 @pytest.mark.parametrize("truth", [-0.01, 0.01])
 def test_an_effect_as_large_as_the_margin_is_rarely_called_none(truth):
     generator, trials = np.random.default_rng(0), 2000
@@ -336,6 +350,8 @@ def test_a_changed_result_file_is_refused(paper):
     [
         ("holds: \"> 5\"", "holds: about 5", "expected such as '< 1.5'"),
         ("holds: \"< 1\"", "holds: \"< -1\"", "a ratio is above 0"),
+        ("holds: \"< 1\"", "holds: within 0.9", "expected above 1 of a factor"),
+        ("holds: \"> 5\"", "holds: within 0", "expected above 0"),
         ("table: results", "table: result", "expected one of history, results"),
         ("unit: B", "units: B", "unknown key 'units'; did you mean 'unit'"),
         ("by: method, of: b, ", "by: method, ", "compare lacks of"),

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from gqc import wrappers
 from gqc.scalers import VarianceGradientScaler
-from gqc.schedules import THRESHOLD, cosine_with_warmup, power_growth
+from gqc.schedules import THRESHOLD, cosine_with_warmup, interpolate, power_growth
 from gqc_lab.loop.controls import Controls
 from gqc_lab.loop.norm_schedule import NormSchedule, norm_controls, norm_schedule
 from gqc_lab.loop.scaler_controls import scaler_controls
@@ -19,6 +19,8 @@ from gqc_lab.studies.pretraining.methods import METHODS
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
 
 __all__ = ["group_values", "make_controls", "wrap"]
+
+DECAY = 0.2  #: share of a run in which "constant, then decay" decays, in a straight line
 
 
 def wrap(optimizer: Optimizer, c: PretrainingConfig) -> wrappers.OptimizerWrapper:
@@ -40,7 +42,7 @@ def make_controls(c: PretrainingConfig, scaler: VarianceGradientScaler | None) -
         controls[tunable] = control(c, tunable, low=0, above=-math.inf)  # 0: draw up to max_draws
     if scaler is not None:
         controls |= scaler_controls(scaler)
-    if c.method == "gnts":
+    if c.method.startswith("gnts"):
         total = c.num_microbatches
         names = ("start_norm", "end_norm", "norm_warmup_multiplier", "norm_curve")
         values = {name: getattr(c, name) for name in (*names, "norm_exponent", "norm_points")}
@@ -51,18 +53,35 @@ def make_controls(c: PretrainingConfig, scaler: VarianceGradientScaler | None) -
 
 
 def group_values(
-    c: PretrainingConfig, controls: Mapping[str, Any], microbatch: int
+    c: PretrainingConfig, controls: Mapping[str, Any], microbatch: int, typical: float = 1.0
 ) -> dict[str, float]:
-    """Return what stands in the wrapper's param groups at a microbatch, counted from 0."""
+    """Return what stands in the wrapper's param groups at a microbatch, counted from 0.
+
+    Args:
+        typical: norm of a single microbatch, for a relative threshold.
+    """
     total, lr = c.num_microbatches, c.lr * controls["lr_scale"]
-    warmup = round(c.lr_warmup * total)
-    # One on: a warmup of the lr from 0 would make the first microbatch a step of size 0.
-    values = {"lr": cosine_with_warmup(warmup, total, 0.0, lr, lr * c.min_lr, microbatch + 1)}
-    if c.method == "gnts":
-        values[THRESHOLD] = norm_schedule(controls).threshold(microbatch, total)
+    values = {"lr": _learning_rate(c, lr, microbatch)}
+    if c.method.startswith("gnts"):
+        factor = typical if c.method == "gnts relative" else 1.0
+        values[THRESHOLD] = norm_schedule(controls).threshold(microbatch, total) * factor
     if c.method == "sbc":
-        least, most = c.microbatch_size, c.final_accumulation * c.microbatch_size
-        values["logical_batch_size"] = power_growth(total, least, most, 2.0, microbatch)
+        most, exponent = c.final_accumulation, c.growth_exponent
+        # Rounded, or a batch of hardly more than one microbatch would be two of them.
+        draws = round(power_growth(total, 1, most, exponent, microbatch))
+        values["logical_batch_size"] = draws * c.microbatch_size
     if tunable := METHODS[c.method].tunable:
         values[tunable] = controls[tunable]
     return values
+
+
+def _learning_rate(c: PretrainingConfig, peak: float, microbatch: int) -> float:
+    """Return the learning rate at a microbatch: a warmup, and what ``lr_curve`` says."""
+    total = c.num_microbatches
+    warmup, last = round(c.lr_warmup * total), peak * c.min_lr
+    step = microbatch + 1  # a warmup from 0 would make the first microbatch a step of size 0
+    if c.lr_curve == "cosine":
+        return cosine_with_warmup(warmup, total, 0.0, peak, last, step)
+    decay = (round((1 - DECAY) * total), peak), (total, last)
+    is_level = c.lr_curve == "constant"
+    return interpolate([(0, 0.0), (warmup, peak), *(() if is_level else decay)], step)

@@ -48,6 +48,8 @@ METHODS = {
     "adamw": Method("OptimizerWrapperSBC", _constant_batch, has_draws=False),
     # when the norm of the mean gradient is under a threshold, which comes down over the run
     "gnts": Method("OptimizerWrapperGNTS"),
+    # the same, with a threshold relative to the running mean of the norms of single microbatches
+    "gnts relative": Method("OptimizerWrapperGNTS"),
     # when the batch is as large as the gradient noise scale of past windows asks for
     "gns": Method(
         "OptimizerWrapperGNS",
@@ -81,5 +83,5 @@ METHODS = {
     "vgs": Method("OptimizerWrapperSBC", _constant_batch, has_draws=False),
 }
 
-#: those that decide when to step; vgs steps every time
-CONTROLLERS = [name for name in METHODS if name != "vgs"]
+#: those that are compared with each other; vgs steps every time
+CONTROLLERS = [name for name in METHODS if name not in ("vgs", "gnts relative")]

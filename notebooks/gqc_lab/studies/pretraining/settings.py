@@ -12,6 +12,7 @@ from gqc_lab.loop.settings import Config, Pairs, Setting, make_config, read_tune
 from gqc_lab.studies.pretraining.methods import METHODS
 
 ESTIMATORS = "gqc.scalers.settings:ESTIMATORS"
+LR_CURVES = ("cosine", "constant", "constant, then decay")
 VGS_ALPHA = 0.1  #: of method vgs where none is given
 _COUNT = Setting(low=1)
 _SHARE = Setting(low=0, high=1)
@@ -116,8 +117,14 @@ class PretrainingConfig(Config):
     lr: float = setting(3e-3, "peak learning rate", label="learning rate", above=0)
     min_lr: float = setting(0.1, "final learning rate, as a fraction of ``lr``", like=_SHARE)
     lr_warmup: float = setting(0.05, "lr warmup, as a fraction of the tokens", like=_SHARE)
+    lr_curve: str = setting(
+        "cosine", "shape of the learning rate after its warmup", choices=LR_CURVES
+    )
     beta1: float = setting(0.9, "AdamW's decay of the first moment", low=0, below=1)
     beta2: float = setting(0.99, "AdamW's decay of the second moment", low=0, below=1)
+    beta2_tokens: int | None = setting(
+        None, "half-life of AdamW's second moment, instead of ``beta2`` [tokens]", low=1
+    )
     weight_decay: float = setting(0.1, "of AdamW; gains of layer norms are not decayed", low=0)
     accumulation: int = setting(1, "adamw, vgs: microbatches per step", like=_COUNT)
     start_norm: float = setting(0.5, like=NORM["start_norm"], above=0)
@@ -149,6 +156,9 @@ class PretrainingConfig(Config):
     )
     gnr_mode: str = setting("global", "gnr: what has that norm", choices="gqc.wrappers.gnr:MODES")
     final_accumulation: int = setting(8, "sbc: microbatches per step at the end", like=_COUNT)
+    growth_exponent: float = setting(
+        2.0, "sbc: of the share of the run, in the growth of the batch", like=_POSITIVE
+    )
     draws: tuple[int, ...] = setting((), "replay: microbatches of each step", read=_read_draws)
     vgs_alpha: float | None = setting(
         None,

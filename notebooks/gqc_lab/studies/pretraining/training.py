@@ -13,6 +13,7 @@ gradient was not judged good enough.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +30,11 @@ from gqc_lab.loop.experiment import Experiment
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
 from gqc_lab.loop.scaler_controls import COUNT, VARIANCE, apply_scaler
 from gqc_lab.models.gpt import GPT, GPTConfig, make_gpt
-from gqc_lab.studies.pretraining.hyperparameters import group_values, make_controls, wrap
+from gqc_lab.studies.pretraining.hyperparameters import (
+    group_values,
+    make_controls,
+    wrap,
+)
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
 
 __all__ = ["Pretraining", "build", "recorded_draws", "replay_config"]
@@ -72,6 +77,37 @@ def replay_config(run: Pretraining, data_seed: int) -> PretrainingConfig:
     return replace(run.config, method="replay", draws=draws, data_seed=data_seed)
 
 
+class TypicalNorm:
+    r"""Running mean of the norms of single microbatches: what a relative threshold multiplies.
+
+    :math:`\bar r = \sum_k \beta^{k} r_{t-k} / \sum_k \beta^{k}` over the first draws of windows,
+    whose norm GNTS reads anyway.
+    """
+
+    BETA = 0.99
+
+    def __init__(self) -> None:
+        self.total = self.weight = 0.0
+
+    def update(self, wrapper: wrappers.OptimizerWrapper, stepped: bool) -> None:
+        """Take in the norm of the last draw, if it was the first of its window."""
+        window: Any = wrapper.last_window if stepped else wrapper
+        if window.num_draws == 1 and window.grad_norm is not None:
+            self.total = self.BETA * self.total + window.grad_norm
+            self.weight = self.BETA * self.weight + 1
+
+    @property
+    def mean(self) -> float:
+        """The mean; infinite before the first draw, so that it steps at once."""
+        return self.total / self.weight if self.weight else math.inf
+
+    def state_dict(self) -> dict[str, float]:
+        return {"total": self.total, "weight": self.weight}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.total, self.weight = state["total"], state["weight"]
+
+
 class Pretraining(Experiment):
     """Experiment of this module; `build` makes it.
 
@@ -108,6 +144,7 @@ class Pretraining(Experiment):
         self.wrapper = wrap(optimizer, config)
         self.measured = MEASURED + (() if self.scaler is None else ("factor", VARIANCE, COUNT))
         self._factor: float | None = None
+        self.typical = TypicalNorm()
         self.data = data
         if len(data.train) <= config.context:
             raise ValueError(
@@ -124,7 +161,7 @@ class Pretraining(Experiment):
             config,
             label=config.name,
             total=config.num_microbatches * config.microbatch_tokens,
-            parts={"model": self.model, "optimizer": self.wrapper},
+            parts={"model": self.model, "optimizer": self.wrapper, "typical": self.typical},
             generators={name: make_generator(data_seed, name) for name in streams},
             controls=make_controls(config, self.scaler),
             constants={"method": config.name, "seed": config.seed},
@@ -133,7 +170,7 @@ class Pretraining(Experiment):
 
     def set_hyperparameters(self) -> None:
         applied = self.controls.applied
-        values = group_values(self.config, applied, self.microbatch)
+        values = group_values(self.config, applied, self.microbatch, self.typical.mean)
         for group in self.wrapper.param_groups:
             group |= values
         if self.scaler is not None:
@@ -163,6 +200,7 @@ class Pretraining(Experiment):
         factor = None if self.scaler is None else self.scaler.get_scaling_factor()
         stepped = self.wrapper.step(metric=loss.detach())
         self._factor = factor if stepped else None
+        self.typical.update(self.wrapper, stepped)
         return stepped
 
     def amount(self, batch: tuple[Tensor, Tensor]) -> int:
@@ -254,7 +292,10 @@ def _make_adamw(model: GPT, c: PretrainingConfig) -> AdamW:
         {"params": matrices, "weight_decay": c.weight_decay},
         {"params": gains, "weight_decay": 0.0},
     ]
-    return AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), fused=True)
+    beta2 = c.beta2
+    if c.beta2_tokens is not None:
+        beta2 = 0.5 ** (c.microbatch_tokens * c.accumulation / c.beta2_tokens)
+    return AdamW(groups, lr=c.lr, betas=(c.beta1, beta2), fused=True)
 
 
 def _token_loss(model: GPT, inputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:

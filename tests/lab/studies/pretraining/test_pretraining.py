@@ -22,6 +22,7 @@ TEXT = "the quick brown fox jumps over the lazy dog; " * 60
 METHODS = {
     "adamw": {"accumulation": 3},
     "gnts": {"start_norm": 0.9, "end_norm": 0.7, "norm_warmup": 0.05, "max_draws": 6},
+    "gnts relative": {"start_norm": 1.5, "end_norm": 0.6, "norm_warmup": 0.0, "max_draws": 6},
     "gns": {"noise_tolerance": 3.0, "max_draws": 6},
     "normtest": {"theta": 2.0, "max_draws": 6},
     "mht": {"error_tolerance": 0.2, "max_draws": 6},
@@ -183,9 +184,48 @@ def test_gnts_steps_under_its_threshold_or_at_the_maximum(tiny):
 
 def test_sbc_grows_as_scheduled(tiny):
     history = run(pretraining.build(tiny("sbc"))).history
-    asked = 1 + 4 * ((history["microbatch"] - 1) / 48) ** 2  # microbatches
+    asked = (1 + 4 * ((history["microbatch"] - 1) / 48) ** 2).round()  # microbatches
     assert (history["stepped"] == (history["num_draws"] >= asked)).all()
+    assert history["stepped"][:16].all()  # it begins with one microbatch, not with two
     assert history.loc[history["stepped"], "num_draws"].max() > 3
+
+
+def test_a_relative_threshold_follows_the_norms_of_single_microbatches(tiny):
+    history = run(pretraining.build(tiny("gnts relative"))).history
+    total = weight = 0.0
+    typical = []
+    for row in history.itertuples():
+        typical.append(total / weight if weight else math.inf)
+        if row.num_draws == 1:
+            total, weight = 0.99 * total + row.grad_norm, 0.99 * weight + 1
+    cosine = (1 + (math.pi * (history["microbatch"] - 1) / 48).map(math.cos)) / 2
+    expected = (0.6 + 0.9 * cosine) * typical
+    assert history["gradient_norm_threshold"].tolist() == pytest.approx(expected.tolist())
+    under = history["grad_norm"] <= history["gradient_norm_threshold"]
+    assert (history["stepped"] == (under | (history["num_draws"] == 6))).all()
+    assert history["stepped"].iloc[0]
+    assert history["num_draws"].max() > 1
+
+
+@pytest.mark.parametrize(
+    ("curve", "at"),
+    [
+        ("constant", {1: 0.5, 2: 1.0, 30: 1.0, 48: 1.0}),
+        ("constant, then decay", {1: 0.5, 2: 1.0, 38: 1.0, 43: 0.55, 48: 0.1}),
+    ],
+)
+def test_the_learning_rate_may_stay_or_decay_at_the_end(tiny, curve, at):
+    history = run(pretraining.build(tiny("adamw", lr_curve=curve))).history
+    lrs = history.set_index("microbatch")["lr"]
+    assert lrs[list(at)].tolist() == pytest.approx([0.01 * factor for factor in at.values()])
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_the_second_moment_keeps_its_half_life_in_tokens(tiny, accumulation):
+    config = tiny("adamw", accumulation=accumulation, beta2_tokens=1600)
+    beta2 = pretraining.build(config).wrapper.param_groups[0]["betas"][1]
+    steps = 1600 / (16 * accumulation)
+    assert beta2**steps == pytest.approx(0.5)
 
 
 def test_gns_steps_when_past_windows_ask_for_no_more(tiny):
@@ -504,7 +544,9 @@ def test_wrong_controls_keep_the_last_value(tiny, name, value):
 
 
 def test_a_tunable_is_a_control_of_its_own_method_only(tiny):
-    controls = {m: list(pretraining.build(tiny(m)).controls)[1:] for m in METHODS if m != "gnts"}
+    controls = {
+        m: list(pretraining.build(tiny(m)).controls)[1:] for m in METHODS if "gnts" not in m
+    }
     assert controls == {
         "adamw": [],
         "gns": ["noise_tolerance"],
@@ -560,7 +602,8 @@ def test_every_scale_has_a_config_for_every_method(scale, method):
         ({"method": "normtst"}, "method='normtst': did you mean 'normtest'"),
         (
             {"method": None},
-            "method=None: expected one of adamw, gnts, gns, normtest, mht, gnr, sbc, replay, vgs",
+            "method=None: expected one of adamw, gnts, gnts relative, gns, normtest, mht, gnr, "
+            "sbc, replay, vgs",
         ),
         ({"scale": "labtop"}, "scale='labtop': did you mean 'laptop'"),
         ({"learning_rate": 1.0}, "field='learning_rate'"),

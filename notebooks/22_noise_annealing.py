@@ -1,0 +1,82 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags
+#     notebook_metadata_filter: kernelspec,jupytext
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Does a norm schedule do more than a learning rate schedule?
+#
+# GNTS is published with a constant learning rate and a norm threshold that falls. Its batches then
+# grow, so the noise of its steps falls, as it does where the learning rate decays or where a batch
+# grows on a schedule that looks at no gradient.
+#
+# **Question.** At equal tokens, each tuned in the same way: is GNTS better than AdamW with a
+# learning rate that decays, than a scheduled batch, or than a replay of another run's batches?
+
+# %% tags=["show"]
+from gqc_lab import claims
+
+claims.show_verdicts("22_noise_annealing")
+
+# %% [markdown]
+# ## Run
+#
+# One arm is a method and the curve of its learning rate. `smoke` takes seconds; the other rungs are
+# sizes of the model, with 5.6 tokens for each parameter.
+
+# %% tags=["install"]
+from importlib.util import find_spec
+if find_spec("gqc") is None:
+    # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
+    raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
+
+# %% tags=["parameters"]
+rung = "smoke"  # one of smoke, 0.16M, 0.4M, 1M
+arms = ["adamw, cosine", "adamw, constant", "gnts, constant", "sbc, constant", "replay, constant"]
+seed = 0  # of the weights and of the order of the text
+tokens: int | None = None  # training budget, None: the rung's
+device = "auto"
+
+# %%
+from gqc_lab import figures, runs
+from gqc_lab.studies.pretraining import annealing, equal_tokens
+
+# %% tags=["nbval-ignore-output"]
+budget = {} if tokens is None else {"tokens": tokens}
+compared = {rung: annealing.comparison(arms, rung, seed=seed, device=device, **budget)}
+history, results, data_hash = equal_tokens.run_all(compared)
+
+# %% tags=["nbval-ignore-output"]
+figures.claims.comparison_losses(history)
+
+# %%
+parallel = {f"turns_{n}": n for n in (1, 4, 16)}
+for column, n in parallel.items():
+    taken = [annealing.turns(history[history["method"] == arm], n) for arm in results["method"]]
+    results[column] = taken
+shown = {"val_loss": 2, "steps": 0, "mean_logical_batch_examples": 1, "num_forced": 0}
+results.set_index("method")[[*shown, *parallel]].round(shown)
+
+# %% [markdown]
+# `turns_16` is the time of a run, in microbatches, where 16 of them are computed at once: windows
+# that are longer than one draw waste less of it.
+#
+# **Limits.** The saved numbers are of the `smoke` scale: a regression test, not evidence.
+#
+# ```
+# gqc batch run notebooks/batches/22_noise_annealing.yaml --jobs 2
+# ```
+
+# %%
+saved = runs.save(history, results, data_hash=data_hash)

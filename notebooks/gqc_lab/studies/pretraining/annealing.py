@@ -1,0 +1,169 @@
+r"""Does a norm schedule do what a learning-rate schedule does?  Arms that anneal steps' noise.
+
+The noise of AdamW's steps falls if the learning rate decays, if the batch grows on a schedule, or
+if a falling norm threshold makes it grow; the hypothesis is that nothing else about GNTS matters.
+Each arm is a method with a learning rate that is constant or decays:
+
+- ``"adamw, ..."``: a constant batch, with a cosine, a constant, or a constant and then decaying
+  learning rate;
+- ``"gnts, ..."``: a falling norm threshold;
+- ``"gnts relative, ..."``: the same, relative to the norm of single microbatches;
+- ``"sbc, ..."``: a batch that grows on a schedule and looks at no gradient;
+- ``"replay, constant"``: the batches of ``"gnts, constant"`` with the next seed, in order, whatever
+  the gradient.
+
+Microbatches have two sequences, and AdamW's second moment keeps its half-life in tokens.  `RUNGS`
+are sizes of the model with `TOKENS_PER_PARAMETER` tokens per parameter, as the source's run had.
+
+Every arm is tuned in the same way (:func:`main`): `BUDGET` settings on `TUNING_SEEDS`; its best
+setting must not lie at the edge of what was tried.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gqc_lab.errors import check_name
+from gqc_lab.loop.settings import read_tuned
+from gqc_lab.loop.track import track
+from gqc_lab.loop.tune import Range, Space, tune
+from gqc_lab.studies.pretraining.settings import PretrainingConfig
+from gqc_lab.studies.pretraining.settings import config as pretraining_config
+from gqc_lab.studies.pretraining.training import build, recorded_draws
+
+__all__ = ["ARMS", "RUNGS", "comparison", "config", "turns"]
+
+TOKENS_PER_PARAMETER = 5.6  #: 282M tokens for 50M parameters
+BUDGET = 12
+TUNING_SEEDS = (100,)
+REPORT_SEEDS = (*range(100), *range(1000, 2000))
+
+_CURVES = {"cosine": "cosine", "constant": "constant", "decay": "constant, then decay"}
+_NORMS: Space = {"start_norm": Range(1.5, 8.0), "end_norm": Range(0.2, 1.0)}
+_RATIOS: Space = {"start_norm": Range(1.5, 5.0), "end_norm": Range(0.2, 0.8)}
+_GROWTH: Space = {"final_accumulation": Range(2, 32), "growth_exponent": Range(1.5, 8.0)}
+#: method -> what is tried, with its learning rate
+SPACES: dict[str, Space] = {
+    "adamw": {"accumulation": Range(0.6, 4.4)},
+    "gnts": _NORMS,
+    "gnts relative": _RATIOS,
+    "sbc": _GROWTH,
+}
+#: arm -> method and curve of the learning rate
+ARMS = {
+    f"{method}, {curve}": (method, _CURVES[curve])
+    for method in SPACES
+    for curve in (_CURVES if method == "adamw" else ("constant", "cosine"))
+}
+ARMS["replay, constant"] = ("replay", "constant")
+
+_WHOLE = ("accumulation", "final_accumulation")  # rounded
+_ALL: dict[str, Any] = {"beta2_tokens": 2**14, "context": 64, "microbatch_size": 2}
+_GNTS = {"norm_warmup_multiplier": 30.0}  # with 10, first norms above it held some seeds up
+#: rung -> fields of its configs
+RUNGS: dict[str, dict[str, Any]] = {
+    "smoke": {"tokens": 2**14, "max_draws": 16},
+    "0.16M": {"width": 64, "depth": 3, "heads": 4, "tokens": round(5.6 * 156_352)},
+    "0.4M": {"width": 104, "depth": 3, "heads": 4, "tokens": round(5.6 * 403_832)},
+    "1M": {"width": 144, "depth": 4, "heads": 4, "tokens": round(5.6 * 1_015_632)},
+}
+TRIALS = Path(__file__).with_name("annealing.csv")
+#: (rung, arm) -> values; the trials that they were chosen from are in the file
+TUNED = read_tuned(TRIALS, ("rung", "arm"), "val_loss")
+
+
+def config(arm: str, rung: str = "smoke", **overrides: Any) -> PretrainingConfig:
+    """Return the config of an arm at a rung, with the values tuned there.
+
+    Args:
+        arm: of `ARMS`, but not the replay, which needs a recorded run.
+        rung: of `RUNGS`.
+        overrides: fields of `PretrainingConfig`; they win over all others.
+    Raises: ValueError: unknown arm, rung or field, or a value out of its range.
+    """
+    check_name("arm", arm, ARMS)
+    check_name("rung", rung, RUNGS)
+    method, curve = ARMS[arm]
+    sizes = _ALL | RUNGS[rung] | (_GNTS if method == "gnts" else {})
+    sizes["evaluation_tokens"] = sizes["tokens"] // 8
+    values = {**sizes, "lr_curve": curve, **TUNED.get((rung, arm), {}), **overrides}
+    scale = "smoke" if rung == "smoke" else "laptop"
+    return pretraining_config(scale, **{**values, "method": method})
+
+
+def comparison(
+    arms: Sequence[str], rung: str, *, seed: int = 0, **overrides: Any
+) -> dict[str, PretrainingConfig]:
+    """Return the configs of some arms by name.
+
+    A replay trains its source first: ``"gnts, constant"`` with weights and data of the next seed.
+    """
+    configs = {}
+    for arm in arms:
+        if arm != "replay, constant":
+            configs[arm] = config(arm, rung, seed=seed, **overrides)
+            continue
+        source = build(config("gnts, constant", rung, seed=seed + 1, **overrides))
+        for _ in track(source, has_bar=False):
+            pass
+        tuned = TUNED.get((rung, "gnts, constant"), {})
+        shared = {"lr": tuned["lr"]} if "lr" in tuned else {}
+        draws = {"draws": recorded_draws(source.history)}
+        configs[arm] = config(arm, rung, seed=seed, **{**shared, **draws, **overrides})
+    return configs
+
+
+def turns(history: pd.DataFrame, parallel: int) -> int:
+    """Return how long a run takes where ``parallel`` microbatches are computed at once.
+
+    In turns of one microbatch each: a window of n draws takes n / ``parallel``, rounded up.
+    """
+    draws = history.loc[history["stepped"], "num_draws"].astype(int)
+    return int((-(-draws // parallel)).sum())
+
+
+def measure(rung: str, arm: str, values: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Train once and return the held-out loss, and the steps that were forced."""
+    values = {name: round(v) if name in _WHOLE else v for name, v in values.items()}
+    run = build(config(arm, rung, seed=seed, device="cpu", **values))
+    for _ in run:
+        pass
+    summary = run.summary()
+    kept = {name: summary[name] for name in ("val_loss", "num_forced", "steps", "seconds")}
+    return {"minus_val_loss": -kept["val_loss"], **kept}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Tune all arms at a rung and print the trials; arguments: rung, file to keep them in."""
+    if len(arguments) != 2 or arguments[0] not in RUNGS:
+        print(f"expected a rung, {', '.join(RUNGS)}, and a file for the trials", file=sys.stderr)
+        return 2
+    rung, path = arguments
+    tuning = tune(
+        partial(measure, rung),
+        {
+            arm: {"lr": Range(8e-4, 1e-2), **SPACES[method]}
+            for arm, (method, _) in ARMS.items()
+            if method in SPACES
+        },
+        budget=BUDGET,
+        seeds=TUNING_SEEDS,
+        report_seeds=REPORT_SEEDS,
+        metric="minus_val_loss",
+        path=path,
+    )
+    table = tuning.table.rename(columns={"method": "arm"})
+    table = table.assign(rung=rung, val_loss=-table.pop("minus_val_loss"))
+    print(table.drop(columns="trial").to_csv(index=False))
+    print(f"at the edge of what was tried: {tuning.at_edge}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,77 @@
+"""The arms that anneal the noise of steps: what they share, where they differ, how they replay."""
+
+import pandas as pd
+import pytest
+
+from gqc_lab.loop.tune import Range
+from gqc_lab.models.gpt import count_parameters
+from gqc_lab.studies.pretraining import annealing, build
+from gqc_lab.studies.pretraining.annealing import ARMS, RUNGS, SPACES, TUNED, comparison, config
+
+PLACE = {"device": "cpu", "tokens": 2**12}
+DIFFERING = {
+    "method", "lr", "lr_curve", "accumulation", "start_norm", "end_norm", "final_accumulation",
+    "growth_exponent", "norm_warmup_multiplier", "max_draws", "norm_warmup",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rung", ["smoke", "0.16M"])
+def test_arms_differ_only_in_how_they_anneal(rung):
+    configs = [vars(config(arm, rung)) for arm in ARMS if not arm.startswith("replay")]
+    for name in configs[0].keys() - DIFFERING:
+        assert len({str(c[name]) for c in configs}) == 1, name
+    for arm, c in zip(ARMS, configs, strict=False):
+        assert (c["method"], c["lr_curve"]) == ARMS[arm]
+
+
+@pytest.mark.parametrize("rung", [name for name in RUNGS if name != "smoke"])
+def test_a_rung_has_the_size_of_its_name_and_the_tokens_of_the_source(rung):
+    c = config("adamw, cosine", rung, device="cpu")
+    size = count_parameters(build(c).model)
+    assert size == pytest.approx(float(rung.rstrip("M")) * 1e6, rel=0.03)
+    assert c.tokens == pytest.approx(annealing.TOKENS_PER_PARAMETER * size, rel=1e-6)
+
+
+def test_a_replay_has_the_batches_of_another_seed():
+    configs = comparison(["gnts, constant", "replay, constant"], "smoke", seed=3, **PLACE)
+    source = build(config("gnts, constant", "smoke", seed=4, **PLACE))
+    for _ in source:
+        pass
+    gnts, replay = (build(c) for c in configs.values())
+    for _ in replay:
+        pass
+    assert replay.config.seed == gnts.config.seed == 3
+    assert replay.config.lr == gnts.config.lr
+    draws = [e.history.loc[e.history["stepped"], "num_draws"].tolist() for e in (source, replay)]
+    assert draws[0] == draws[1]
+    assert max(draws[0]) > 1
+
+
+def test_turns_round_each_window_up():
+    history = pd.DataFrame({"stepped": [True, False, True, True], "num_draws": [1, 1, 5, 16]})
+    assert [annealing.turns(history, n) for n in (1, 4, 16)] == [22, 1 + 2 + 4, 3]
+
+
+def test_unknown_names_are_named():
+    with pytest.raises(ValueError, match=r"arm='gnts, constnat'.*did you mean 'gnts, constant'"):
+        config("gnts, constnat")
+    with pytest.raises(ValueError, match="rung='laptop'"):
+        config("gnts, constant", "laptop")
+
+
+def test_what_is_tuned_is_of_an_arm_and_its_space():
+    for rung, arm in TUNED:
+        assert rung in RUNGS
+        space = SPACES[ARMS[arm][0]]
+        assert set(TUNED[rung, arm]) <= {"lr", *space}
+
+
+def test_tuning_measures_every_arm_alike(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(annealing.RUNGS, "smoke", {"tokens": 2**11, "max_draws": 4})
+    monkeypatch.setattr(annealing, "BUDGET", 2)
+    assert annealing.main(["smoke", str(tmp_path / "trials.jsonl")]) == 0
+    shown = capsys.readouterr().out
+    assert all(shown.count(f'"{arm}"') == 2 for arm in ARMS if not arm.startswith("replay"))
+    assert "at the edge of what was tried: {" in shown
+    assert annealing.main(["huge"]) == 2
+    assert isinstance(SPACES["gnts"]["start_norm"], Range)
