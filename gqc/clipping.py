@@ -156,8 +156,9 @@ def _clip(lists: list[list[Tensor]], max_norm: float, error_if_nonfinite: bool) 
             "were. Pass error_if_nonfinite=False to clip them all the same"
         )
     factors = (max_norm / (norms + EPS)).clamp(max=1.0).unbind()
-    if _are_single(lists) and len({grads[0].device for grads in lists}) == 1:
-        torch._foreach_mul_(local([grads[0] for grads in lists]), list(factors))
+    firsts = [grads[0] for grads in lists if len(grads) == 1]
+    if len(firsts) == len(lists) and len({grad.device for grad in firsts}) == 1:
+        torch._foreach_mul_(local(firsts), list(factors))
         return norms
     for grads, factor in zip(lists, factors, strict=True):
         multiply_(grads, factor)
@@ -169,15 +170,10 @@ def _norms(lists: list[list[Tensor]]) -> Tensor:
     flat = [grad for grads in lists for grad in grads]
     if not flat:
         return torch.zeros(len(lists))
-    each = tensor_norms(flat)
-    if _are_single(lists):
+    each, sizes = tensor_norms(flat), [len(grads) for grads in lists]
+    if set(sizes) == {1}:
         return each
-    parts = each.split([len(grads) for grads in lists])
-    return torch.stack([torch.linalg.vector_norm(part) for part in parts])
-
-
-def _are_single(lists: list[list[Tensor]]) -> bool:
-    return all(len(grads) == 1 for grads in lists)
+    return torch.stack([torch.linalg.vector_norm(part) for part in each.split(sizes)])
 
 
 def _groups(groups: Optimizer | Iterable[Any]) -> list[list[Tensor]]:

@@ -173,10 +173,10 @@ class DelegatingOptimizer(Optimizer):
 
     def _mark_called(self) -> None:
         """Schedulers of the wrapped optimizers warn when stepped before them: a draw counts."""
-        inner: Any = self.optimizer
-        while inner is not None:
+        inner: Any = self
+        while isinstance(inner, DelegatingOptimizer):
+            inner = inner.optimizer
             inner._opt_called = True
-            inner = getattr(inner, "optimizer", None)
 
     def _warn_once(self, message: str) -> None:
         kind = message[:12]

@@ -38,7 +38,7 @@ UNEQUAL = (
 class GradWindow(Window):
     """:math:`A_n / u` is ``.grad`` itself; it has a watch."""
 
-    watch: GradientWatch
+    watch: GradientWatch  # it has one
     is_unchecked = True  # a draw that no decision read may be NaN until the step looks
     _zeros = staticmethod(torch.zeros_like)  # the sum of a parameter that never had a gradient
 
@@ -77,7 +77,7 @@ class GradWindow(Window):
 
     def has_new(self) -> bool:
         """Has a gradient come since the last draw, or has another hand changed the sum?"""
-        now, known = self.watch.versions_of(p.grad for p in self.params), self._versions
+        now, known = self.watch.versions_of([p.grad for p in self.params]), self._versions
         return now[: len(known)] != known or any(v is not None for v in now[len(known) :])
 
     def check(self) -> None:

@@ -6,14 +6,16 @@ With the sum of a window in ``.grad`` such a change would act on its earlier dra
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
-from operator import is_
+from collections.abc import Sequence
+from operator import attrgetter, is_
 from typing import Any
 
 from torch import Tensor
 from torch.autograd import Variable
 
 from gqc.gradients import is_sharded, shard
+
+_version = attrgetter("_version")
 
 
 class GradientWatch:
@@ -53,7 +55,7 @@ class GradientWatch:
         hook.is_watch = True  # type: ignore[attr-defined]
         new, self._is_plain = params[len(self.params) :], not is_sharded(params)
         self._handles += [_add(param, hook) for param in new if _can_have_grad(param)]
-        self.versions = [*self.versions, *self.versions_of(p.grad for p in new)]
+        self.versions = [*self.versions, *self.versions_of([p.grad for p in new])]
         self.params = params
 
     def is_of(self, params: Sequence[Tensor]) -> bool:
@@ -75,19 +77,22 @@ class GradientWatch:
         for handle in self.__dict__.get("_handles", ()):
             handle.remove()
 
-    def was_changed(self, grads: Iterable[Tensor | None]) -> bool:
+    def was_changed(self, grads: Sequence[Tensor | None]) -> bool:
         """Is any of ``grads``, those of the parameters, not as the last backward left it?"""
         return self.has_arrived and self.versions_of(grads)[: len(self.versions)] != self.versions
 
-    def versions_of(self, grads: Iterable[Tensor | None]) -> list[Any]:
+    def versions_of(self, grads: Sequence[Tensor | None]) -> list[Any]:
         """How often each was changed in place, and its shard if it has one; None for None."""
-        if self._is_plain:
+        if not self._is_plain:
+            return [None if g is None else (g._version, shard(g)._version) for g in grads]
+        try:
+            return [*map(_version, grads)]
+        except AttributeError:
             return [None if g is None else g._version for g in grads]
-        return [None if g is None else (g._version, shard(g)._version) for g in grads]
 
     def note(self) -> None:
         """Take the gradients as they are."""
-        self.versions = self.versions_of(p.grad for p in self.params)
+        self.versions = self.versions_of([p.grad for p in self.params])
 
     def forget(self) -> None:
         """The gradients are drawn, or cleared."""

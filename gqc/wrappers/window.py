@@ -17,7 +17,7 @@ then ``commit`` or ``refuse``; ``totals`` is :math:`A_n / u` at any time.
 from __future__ import annotations
 
 from collections.abc import Callable
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ NO_GRADIENT = (
     "no parameter has a gradient: call loss.backward() before step(), and no zero_grad() between "
     "the two (FSDP2 keeps gradients back under set_requires_gradient_sync(False))"
 )
+_grad = attrgetter("grad")
 SAVED = ("num_draws", "weight", "unit", "is_weighted")
 
 
@@ -50,11 +51,12 @@ class Window:
 
     Args:
         params: the parameters, in the order of the groups.
-        watch: notices changes of their gradients by others; None: nobody looks.
+        is_watched: do changes of their gradients by others count?
     """
 
-    def __init__(self, params: list[Tensor], watch: GradientWatch | None) -> None:
-        self.params, self.watch = [*params], watch
+    def __init__(self, params: list[Tensor], is_watched: bool) -> None:
+        self.params = [*params]
+        self.watch = GradientWatch(self.params) if is_watched else None
         self.was_changed = False  #: was the draw in progress changed after its backward?
         self.open()
 
@@ -99,7 +101,7 @@ class Window:
         Raises: RuntimeError: there is no gradient, or a sum that others have touched.
             TypeError: one is sparse.
         """
-        grads, watch = [p.grad for p in self.params], self.watch
+        grads, watch = [*map(_grad, self.params)], self.watch
         if not self._are_kept(grads) and not dense(grads):
             raise RuntimeError(NO_GRADIENT)
         self.was_changed = watch is not None and watch.was_changed(grads)
@@ -207,12 +209,11 @@ class Window:
     def load_state(self, own: dict[str, Any], default_weight: float) -> None:
         """Take back :meth:`state`, or what format 1, without weights, had of it."""
         n = own["num_draws"]
-        if "weight" not in own:
-            own = {"weight": n * default_weight, "unit": default_weight, "is_weighted": False} | own
-            own["metric_sum"] = own.get("metric_sum", None if n else 0.0)
-            if own["metric_sum"] is not None:
-                own["metric_sum"] *= default_weight
-        vars(self).update({key: own[key] for key in (*SAVED, "metric_sum")})
+        first = {"weight": n * default_weight, "unit": default_weight, "is_weighted": False}
+        metric = own.get("metric_sum", None if n else 0.0)
+        if "weight" not in own and metric is not None:
+            metric *= default_weight
+        vars(self).update({key: (first | own)[key] for key in SAVED}, metric_sum=metric)
         self.draw_norms = list(own.get("draw_norms", []))
         if own["pending"]:
             self._load(own["pending"])
@@ -263,8 +264,7 @@ class BufferWindow(Window):
 
     @staticmethod
     def _zeros(param: Tensor) -> Tensor:
-        """The sum of a parameter that never had a gradient."""
-        return torch.zeros_like(param, dtype=_wide(param.dtype))
+        return torch.zeros_like(param, dtype=_wide(param.dtype))  # it never had a gradient
 
     def totals(self) -> list[Tensor]:
         """The tensors of :math:`A_n / u`, with the draw in progress."""

@@ -17,7 +17,6 @@ from gqc.ranks import LOOKS, Ranks, is_on, ranks_of
 from gqc.wrappers import reading, report, saved
 from gqc.wrappers.delegate import DelegatingOptimizer
 from gqc.wrappers.grad_window import GradWindow
-from gqc.wrappers.watch import GradientWatch
 from gqc.wrappers.window import BufferWindow
 
 CLEARED = (
@@ -202,11 +201,9 @@ class WindowedOptimizer(DelegatingOptimizer):
 
     def _make_window(self) -> None:
         """Watch the parameters where somebody else's changes would count."""
-        params = self._params()
         is_watched = not self._is_wrapped and (self.sums_in_grad or self.needs_gradient)
-        watch = GradientWatch([*params]) if is_watched else None
         kind = GradWindow if self.sums_in_grad else BufferWindow
-        self._window: Any = kind(params, watch)
+        self._window: Any = kind(self._params(), is_watched)
 
     def _is_local(self) -> bool:
         """Are there pending draws that are this rank's alone?"""

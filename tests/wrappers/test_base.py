@@ -339,9 +339,11 @@ def test_a_constructor_that_fails_leaves_its_argument_as_it_was():
     gqc.OptimizerWrapperGNTS(inner)
 
 
-def test_forced_steps_are_counted_and_an_unreachable_threshold_is_told():
+@pytest.mark.parametrize("accumulate", ["grad", "buffer"])
+def test_forced_steps_are_counted_and_an_unreachable_threshold_is_told(accumulate):
     params = parameters()
-    wrapper = gqc.OptimizerWrapperGNTS(torch.optim.SGD(params, lr=0.0), 0.5, max_draws=5)
+    optimizer = torch.optim.SGD(params, lr=0.0)
+    wrapper = gqc.OptimizerWrapperGNTS(optimizer, 0.5, max_draws=5, accumulate=accumulate)
     generator = torch.Generator().manual_seed(0)
 
     def draw(num: int) -> None:

@@ -472,9 +472,10 @@ def test_published_calls_are_clear_errors():
     assert wrapper.num_draws == 0
 
 
-def test_a_metric_may_be_the_loss_itself():
+@both_windows
+def test_a_metric_may_be_the_loss_itself(accumulate):
     x = scalar(1.0)
-    wrapper = gqc.OptimizerWrapperMHT(SGD([x], lr=0.1))
+    wrapper = gqc.OptimizerWrapperMHT(SGD([x], lr=0.1), accumulate=accumulate)
     for _ in range(2):
         loss = (x * x).sum()
         loss.backward()
@@ -599,9 +600,10 @@ def test_parameters_that_change_in_mid_window_are_refused(change, accumulate):
     assert (x.item(), y.item()) == (0.0, 0.0)
 
 
-def test_hooks_get_the_arguments_that_torch_gives_them():
+@both_windows
+def test_hooks_get_the_arguments_that_torch_gives_them(accumulate):
     x, seen = scalar(), []
-    wrapper = sbc([x], 1)
+    wrapper = sbc([x], 1, accumulate=accumulate)
 
     def pre(optimizer, args, kwargs):
         seen.append((args, sorted(kwargs)))
@@ -627,9 +629,11 @@ def test_groups_may_bring_thresholds_of_their_own():
         gqc.OptimizerWrapperGNTS(wrapper.optimizer, 1.0)
 
 
-def test_a_nan_threshold_in_a_group_is_an_error_not_a_decision():
+@both_windows
+def test_a_nan_threshold_in_a_group_is_an_error_not_a_decision(accumulate):
     x, y = scalar(), scalar()
-    wrapper = gqc.OptimizerWrapperGNTS(SGD([{"params": [x]}, {"params": [y]}], lr=1.0), 5.0)
+    groups = [{"params": [x]}, {"params": [y]}]
+    wrapper = gqc.OptimizerWrapperGNTS(SGD(groups, lr=1.0), 5.0, accumulate=accumulate)
     wrapper.param_groups[1]["gradient_norm_threshold"] = float("nan")
     (x + y).sum().backward()
     with pytest.raises(ValueError, match="gradient_norm_threshold is NaN in one of the groups"):
@@ -689,20 +693,22 @@ def test_closes_next_of_gns_knows_it_from_past_windows():
         assert wrapper.step() is answer
 
 
-def test_decide_every_decides_at_every_kth_draw():
+@both_windows
+def test_decide_every_decides_at_every_kth_draw(accumulate):
     x = scalar()
-    wrapper = gqc.OptimizerWrapperGNTS(
-        SGD([x], lr=1.0), 1.0, min_draws=2, decide_every=3, max_draws=9
-    )
+    options = {"min_draws": 2, "decide_every": 3, "max_draws": 9, "accumulate": accumulate}
+    wrapper = gqc.OptimizerWrapperGNTS(SGD([x], lr=1.0), 1.0, **options)
     got = [draw(wrapper, x, g) for g in (1, 1, 9, 0, 0, 9, 9, 9, 9, 9, 9)]
     assert got == [False, True, False, False, False, False, False, False, False, False, True]
 
 
 @every_case
-def test_on_step_gets_plain_numbers_of_the_window_that_closed(case):
+@both_windows
+def test_on_step_gets_plain_numbers_of_the_window_that_closed(case, accumulate):
     calls, lengths, window = [], [], 0
     params = parameters()
-    wrapper = case.make(SGD(params, lr=0.1), on_step=calls.append)
+    options = {} if case.make(SGD(parameters())).needs_draw_norm else {"accumulate": accumulate}
+    wrapper = case.make(SGD(params, lr=0.1), on_step=calls.append, **options)
     for i, grads in enumerate(stream(30)):
         backward(params, grads)
         window += 1
