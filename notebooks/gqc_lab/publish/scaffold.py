@@ -47,10 +47,7 @@ def write_experiment(name: str, question: str = "", folder: Path | str = ".") ->
         folder: a checkout of the kit, or any folder (it is made).
     Raises: BadInput: no such name is possible, or a file is there already; nothing is written.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
-        raise BadInput(f"{name!r}: expected a name of lower case letters, digits and underscores")
-    if name in sys.stdlib_module_names or importlib.util.find_spec(name) is not None:
-        raise BadInput(f"{name!r}: a file of that name would hide the module; choose another name")
+    _check_name(name)
     title = " ".join(question.split()) or f"What about {name.replace('_', ' ')}?"
     root = Path(folder)
     experiments, notebooks = root / "notebooks/gqc_lab/studies", root / "notebooks"
@@ -90,6 +87,13 @@ def write_experiment(name: str, question: str = "", folder: Path | str = ".") ->
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     return Scaffold(notebook, batch, tuple(texts), fill_template("claim.yaml", words))
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
+        raise BadInput(f"{name!r}: expected a name of lower case letters, digits and underscores")
+    if name in sys.stdlib_module_names or importlib.util.find_spec(name) is not None:
+        raise BadInput(f"{name!r}: a file of that name would hide the module; choose another name")
 
 
 def _next_number(notebooks: Path) -> int:
