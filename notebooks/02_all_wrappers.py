@@ -119,8 +119,8 @@ table[list(shown)].round(shown).sort_values("val_loss", kind="stable")
 # %%
 if "adamw" in table.index and len(table) > 1:
     best = table["val_loss"].drop(index="adamw").idxmin()
-    print(f"Lowest but for the control: {best}, after {int(table['tokens'].min()):,} tokens each;")
-    print("one seed, so no interval.")
+    print(f"Lowest except for the baseline: {best}, after {int(table['tokens'].min()):,} tokens")
+    print("each; one seed, so no interval.")
 
 # %% [markdown]
 # ## Answer at laptop scale

@@ -89,16 +89,16 @@ figures.vgs_training.loss_panels(history)
 # loss in the second half (more stable?).
 
 # %%
-def paired(value, control):
+def paired(value, baseline):
     groups = results.groupby(["task", "optimizer"], sort=False)
-    parts = {k: analysis.paired_difference(g, value, "method", control) for k, g in groups}
+    parts = {k: analysis.paired_difference(g, value, "method", baseline) for k, g in groups}
     return pd.concat(parts, names=["task", "optimizer"]).reset_index().assign(measure=value)
 
 
 measures = ["tail_val_loss", "val_loss_sd", "loss_sd"]
 differences = pd.concat([paired(m, c) for c in ("no scaling", "constant factor") for m in measures])
 is_vgs = differences["method"].str.startswith("VGS")
-shown = differences[is_vgs].set_index(["control", "measure", "task", "optimizer", "method"])
+shown = differences[is_vgs].set_index(["baseline", "measure", "task", "optimizer", "method"])
 shown[["mean", "low", "high", "n"]].round(2)
 
 # %% [markdown]
@@ -164,12 +164,12 @@ figures.vgs_training.update_ratio(frame.reset_index())
 
 # %%
 def one_line(row):
-    sign = "below" if row["high"] < 0 else "above" if row["low"] > 0 else "not told from"
+    sign = "below" if row["high"] < 0 else "above" if row["low"] > 0 else "indistinguishable from"
     return f"{row['task']:7} {row['optimizer']:9} {row['method']:15} {row['measure']:14} {sign}"
 
 
-for control, rows in differences[is_vgs].groupby("control", sort=False):
-    print(f"against {control}, 95 % interval over {num_seeds} seeds:")
+for baseline, rows in differences[is_vgs].groupby("baseline", sort=False):
+    print(f"against {baseline}, 95 % interval over {num_seeds} seeds:")
     print("\n".join("  " + one_line(row) for _, row in rows.iterrows()))
 
 # %% [markdown]

@@ -81,7 +81,7 @@ experiment = pretraining.build(pretraining.config(method="gnts", **config))
 if interactive:
     from gqc_widgets import LiveRun, NormScheduleEditor
 
-    live = LiveRun(experiment, parameters=config)
+    live = LiveRun(experiment, parameters=config | {"interactive": False})
     display(live)
 else:
     experiment.replay(changes)
@@ -144,10 +144,10 @@ if summary["val_loss"] is not None:
 #
 # **Limits.** One seed of a small model, steered by eye: such a run shows how the threshold works,
 # not whether it helps. A saved run that was steered says so (`is_steered`), and its
-# `parameters.yaml` repeats it without a person:
+# `parameters.yaml` repeats it without a person; *Save* says where it is:
 #
 # ```
-# gqc run notebooks/07_norm_schedule_live.ipynb -f runs/live/.../parameters.yaml
+# gqc run notebooks/07_norm_schedule_live.ipynb -f .../parameters.yaml
 # ```
 #
 # *Export* in the editor gives the schedule alone, ready to be run as a batch over seeds. For

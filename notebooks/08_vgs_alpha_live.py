@@ -85,7 +85,7 @@ experiment = vgs_training.build(vgs_training.config(**config))
 if interactive:
     from gqc_widgets import LiveRun, VGSAlphaTuner
 
-    live = LiveRun(experiment, parameters=config)
+    live = LiveRun(experiment, parameters=config | {"interactive": False})
     display(live)
 else:
     experiment.replay(changes)
@@ -166,10 +166,10 @@ if rows:
 # **Limits.** One seed of a small network. A run steered by eye shows how alpha works, not whether
 # it helps, and a smaller factor is also a smaller step: for evidence, with a constant factor as the
 # baseline, see notebook 06. A saved run that was steered says so (`is_steered`), and its
-# `parameters.yaml` repeats it without a person:
+# `parameters.yaml` repeats it without a person; *Save* says where it is:
 #
 # ```
-# gqc run notebooks/08_vgs_alpha_live.ipynb -f runs/live/.../parameters.yaml
+# gqc run notebooks/08_vgs_alpha_live.ipynb -f .../parameters.yaml
 # ```
 
 # %%

@@ -139,7 +139,7 @@ def against_minmax(group):
     best = rates.loc[rates.groupby("normalization")["online_accuracy"].idxmax()]
     runs_of_best = group.merge(best[["normalization", "lr"]])
     return analysis.paired_difference(
-        runs_of_best, "online_accuracy", by="normalization", control="minmax"
+        runs_of_best, "online_accuracy", by="normalization", baseline="minmax"
     )
 
 

@@ -114,24 +114,24 @@ columns = ["online_accuracy", "accuracy_change", "plasticity", "weight_norm", "l
 results.groupby(["stream", "method"], sort=False)[columns].mean().round(3)
 
 # %%
-CONTROLS = [m for m in ("sgd", "shrink_perturb", "adamw") if m in methods]
+BASELINES = [m for m in ("sgd", "shrink_perturb", "adamw") if m in methods]
 differences = pd.concat(
     [
-        analysis.paired_difference(group, "online_accuracy", control=control).assign(stream=stream)
-        for stream, group in results.groupby("stream", sort=False)
-        for control in CONTROLS
+        analysis.paired_difference(rows, "online_accuracy", baseline=baseline).assign(stream=stream)
+        for stream, rows in results.groupby("stream", sort=False)
+        for baseline in BASELINES
     ]
 )
 differences = differences[differences["method"].str.contains("upgd")]
 differences["p_holm"] = analysis.holm(differences["p_value"])
 shown = ["mean", "low", "high", "n", "p_holm"]
-differences.set_index(["stream", "control", "method"])[shown].round(3)
+differences.set_index(["stream", "baseline", "method"])[shown].round(3)
 
 # %%
-for (stream, control), rows in differences.groupby(["stream", "control"], sort=False):
+for (stream, baseline), rows in differences.groupby(["stream", "baseline"], sort=False):
     above = rows.loc[(rows["p_holm"] < 0.05) & (rows["mean"] > 0), "method"].tolist()
     below = rows.loc[(rows["p_holm"] < 0.05) & (rows["mean"] < 0), "method"].tolist()
-    print(f"{stream}, against {control}: above {above}, below {below}")
+    print(f"{stream}, against {baseline}: above {above}, below {below}")
 
 # %% [markdown]
 # **What to make of it.** Intervals are paired over seeds and not corrected; `p_holm` is corrected

@@ -140,8 +140,8 @@ summary.set_index(["stream", "effect"])[["mean", "low", "high", "n"]].round(3)
 
 # %%
 def one_line(row):
-    sign = "below 0" if row["high"] < 0 else "above 0" if row["low"] > 0 else "not told from 0"
-    return f"{row['stream']:15} {row['effect']:23} {row['mean']:+.3f}, {sign}"
+    sign = "below" if row["high"] < 0 else "above" if row["low"] > 0 else "indistinguishable from"
+    return f"{row['stream']:15} {row['effect']:23} {row['mean']:+.3f}, {sign} 0"
 
 
 print("\n".join(one_line(row) for _, row in summary.iterrows()))

@@ -125,13 +125,13 @@ numbers.groupby("method", sort=False).mean().map("{:.2g}".format).T
 # Differences over seeds, paired, in per cent of the first method's value; below 0 is better.
 
 # %%
-control, relative = methods[0], pd.DataFrame()
+baseline, relative = methods[0], pd.DataFrame()
 if len(methods) > 1:  # a batch runs one at a time
     measures = ["nrmse", "rollout_nrmse", "conservation_gap"]
-    compared = {m: analysis.paired_difference(results, m, control=control) for m in measures}
+    compared = {m: analysis.paired_difference(results, m, baseline=baseline) for m in measures}
     differences = pd.concat(compared, names=["measure"]).reset_index("measure")
     relative = differences.set_index(["measure", "method"])[["mean", "low", "high"]]
-    base = results[results["method"] == control][measures].mean()
+    base = results[results["method"] == baseline][measures].mean()
     own = relative.index.get_level_values("measure").map(base)
     display((100 * relative.div(own, axis=0)).round(0))
 
@@ -140,8 +140,8 @@ if len(methods) > 1:  # a batch runs one at a time
 
 # %%
 for (measure, method), row in relative.iterrows():
-    sign = "lower" if row["high"] < 0 else "higher" if row["low"] > 0 else "not told from equal"
-    print(f"{measure:17} {method:16} against {control}: {sign} ({num_seeds} seeds)")
+    sign = "lower" if row["high"] < 0 else "higher" if row["low"] > 0 else "no clear difference"
+    print(f"{measure:17} {method:16} against {baseline}: {sign} ({num_seeds} seeds)")
 steady = results.groupby("method", sort=False)["max_grad_norm"].max()
 print("largest gradient norm: " + ", ".join(f"{m} {v:.1g}" for m, v in steady.items()))
 

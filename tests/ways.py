@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from inspect import CO_OPTIMIZED
@@ -115,9 +114,14 @@ def gradient_to_figure() -> Way:
 
     way = Way()
     experiment = pretraining.build(pretraining.config("smoke", method="gnts", tokens=60 * 512))
-    with before(torch.Tensor, "backward", way.start), before(experiment, "evaluate", way.stop):
+    # From each backward pass to its record in the history, without what an evaluation computes.
+    with (
+        before(torch.Tensor, "backward", way.start),
+        before(experiment, "evaluate", way.stop),
+        after(experiment, "_append", way.stop),
+    ):
         for _ in track(experiment):
-            way.stop()
+            pass
     with way.open():
         figures.norm_against_threshold(experiment.history)
     return way
@@ -149,30 +153,37 @@ def claim_to_macro() -> Way:
 
 
 def slider_to_training() -> Way:
-    """From a slider of the live notebook to the microbatch that is trained under its value."""
-    from gqc_lab.studies import pretraining
-    from gqc_widgets import LiveRun, VGSAlphaTuner
+    """From a slider of the view of a loop to the step that is made under its value."""
+    import torch
 
-    way = Way(alpha := 0.54321)
-    live = LiveRun(pretraining.build(pretraining.config("smoke", method="vgs", tokens=60 * 512)))
-    tuner, experiment = VGSAlphaTuner(live), live.experiment
-    live.runner.step(2)
-    live.runner.wait()
-    with way.open(), after(experiment.controls, "update", way.stop):  # the view draws what is set
-        tuner.fields.slider.value = alpha
-    with before(threading.Thread, "run", way.start), before(experiment, "draw_batch", way.stop):
-        live.runner.step(1)
-        live.runner.wait()
-    assert experiment.scaler.alpha == alpha
+    from gqc_widgets import Live
+
+    way = Way(rate := 0.01995)  # a notch of the slider
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    live, seen = Live(optimizer), []
+    fields, controls = live.view.fields, live.experiment.controls
+    for number in live(range(3)):
+        if number == 1:
+            with way.open(), after(controls, "update", way.stop):  # the view draws what is set
+                fields._hear({"slide": ["lr", 65]})
+            way.start()
+        if number == 2:
+            hook = optimizer.register_step_pre_hook(
+                lambda *_: seen.append(optimizer.param_groups[0]["lr"])
+            )
+            optimizer.step()
+            way.stop()
+            hook.remove()
+    assert seen == [rate]
     return way
 
 
 #: way -> most files on it; 10, 7, 8 and 6 are aimed at
 WAYS = {
-    gradient_to_figure: 18,
-    parameter_to_optimizer: 13,
+    gradient_to_figure: 16,
+    parameter_to_optimizer: 12,
     claim_to_macro: 8,
-    slider_to_training: 10,
+    slider_to_training: 5,
 }
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ folder that the compute nodes see too::
     python notebooks/batches/slurm.py notebooks/batches/01_gnts_pretraining.paper.yaml \
         --workers 5 --queue gpu --account PROJECT
 
-Interrupted, or out of walltime: the same command goes on from the checkpoints.  For PBS, LSF, SGE
-or HTCondor, dask-jobqueue has a cluster of that name with the same arguments.
+Interrupted, or out of walltime: repeat the command to continue from the checkpoints.  For PBS, LSF,
+SGE or HTCondor, dask-jobqueue has a cluster of that name with the same arguments.
 """
 
 import argparse

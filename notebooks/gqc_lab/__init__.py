@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gqc_lab.loop.controls import Controls
     from gqc_lab.loop.experiment import Experiment
+    from gqc_lab.loop.live import Live
     from gqc_lab.loop.settings import Config, Setting, setting
     from gqc_lab.loop.track import track
 
-__all__ = ["Config", "Controls", "Experiment", "Setting", "setting", "track"]
+__all__ = ["Config", "Controls", "Experiment", "Live", "Setting", "setting", "track"]
 
 
 def lazy(package: str, *modules: str) -> Callable[[str], Any]:
@@ -42,7 +43,9 @@ def lazy(package: str, *modules: str) -> Callable[[str], Any]:
     return find
 
 
-__getattr__ = lazy(__name__, "loop.settings", "loop.controls", "loop.experiment", "loop.track")
+__getattr__ = lazy(
+    __name__, "loop.settings", "loop.controls", "loop.experiment", "loop.live", "loop.track"
+)
 
 
 def __dir__() -> list[str]:

@@ -133,7 +133,8 @@ class Lab:
         )
 
     def run_all(self) -> None:
-        self.page.evaluate("() => jupyterapp.commands.execute('notebook:run-all-cells')")
+        """Start all cells; whoever needs their end waits for what they make."""
+        self.page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells'); }")
 
     def close(self) -> None:
         """Shut the notebook's kernel down, unsaved changes with it."""
@@ -194,7 +195,7 @@ ASK = """async ({code, expression}) => {
 }"""
 
 CURVE = """({view, key}) => {
-  const plot = document.querySelector('.' + view + ' .js-plotly-plot');
-  const trace = plot && plot.data.find(t => t.meta === key);
+  const plots = document.querySelectorAll('.' + view + ' .js-plotly-plot');
+  const trace = [...plots].flatMap(plot => plot.data ?? []).find(t => t.meta === key);
   return trace && trace.y ? Array.from(trace.y._inputArray ?? trace.y) : [];
 }"""

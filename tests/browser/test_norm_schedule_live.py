@@ -28,8 +28,8 @@ def opened(lab, server):
 def live(opened):
     """The notebook with a run that waits for a person."""
     opened.page.set_viewport_size({"width": 1280, "height": 900})
-    opened.tell("live.runner.stop(), experiment.controls.update(at_first)")
-    opened.tell("live.runner.reset()")
+    opened.tell("live.stop(), experiment.controls.update(at_first)")
+    opened.tell("live.reset()")
     until(lambda: opened.curve("gqc-live-run", "loss") == [])
     assert microbatch(opened) == threads(opened) == 0
     return opened
@@ -101,7 +101,7 @@ def test_points_are_drawn_by_clicks_and_the_saved_file_is_small(live, server, tm
     lab.page.locator(".gqc-norm-schedule select").select_option("points")
     until(lambda: lab.curve("gqc-norm-schedule", "points"))
     before = lab.ask("len(experiment.controls['norm_points'])")
-    plot = lab.page.locator(".gqc-norm-schedule .js-plotly-plot")
+    plot = lab.page.locator(".gqc-norm-schedule .js-plotly-plot").first
     plot.scroll_into_view_if_needed()
     panel = plot.locator(".draglayer .xy .nsewdrag").bounding_box()
     lab.page.mouse.move(panel["x"] + 0.5 * panel["width"], panel["y"] + 0.2 * panel["height"])
@@ -163,7 +163,7 @@ def test_an_exception_shows_and_a_cell_that_runs_again_leaves_no_thread(live):
     text = error.inner_text()
     assert "ValueError: no such text" in text
     assert "in broken" in text
-    assert threads(lab) == 0
+    until(lambda: threads(lab) == 0)
     lab.tell("del experiment.draw_batch")
     lab.button("Reset").click()
     lab.button("Start").click()

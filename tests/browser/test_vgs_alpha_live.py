@@ -44,8 +44,8 @@ def opened(lab, server):
 def live(opened):
     """The notebook with a run that waits for a person."""
     opened.page.set_viewport_size({"width": 1280, "height": 900})
-    opened.tell("tuner.side.stop(), live.runner.stop(), experiment.controls.update(at_first)")
-    opened.tell("live.runner.reset()")
+    opened.tell("tuner.side.stop(), live.stop(), experiment.controls.update(at_first)")
+    opened.tell("live.reset()")
     until(lambda: opened.curve("gqc-live-run", "loss") == [])
     assert microbatch(opened) == threads(opened) == 0
     opened.scroll_to("gqc-live-run")
@@ -53,7 +53,7 @@ def live(opened):
 
 
 def handle(lab, section, tuner="gqc-alpha-tuner"):
-    return lab.page.locator(f".{tuner} .{section} .noUi-handle").first
+    return lab.page.locator(f".{tuner} .{section} input[type=range]").first
 
 
 def field(lab, section, label):

@@ -4,12 +4,11 @@ import threading
 
 import pytest
 
+from gqc_lab.loop.gate import stop_all
 from gqc_lab.studies import pretraining
 from gqc_lab.studies.vgs import training as vgs_training
 from gqc_widgets import LiveRun, VGSAlphaTuner
 from gqc_widgets import alpha_tuner as module
-from gqc_widgets.jupyter import Cell
-from gqc_widgets.runner import stop_all
 
 
 def make(**overrides):
@@ -25,35 +24,39 @@ def no_thread_is_left():
     assert set(threading.enumerate()) == before
 
 
-def trace(figure, key):
-    return next(t for t in figure.plot.data if t.meta == key)
+def y(panels, key):
+    return list(panels.curves[key][1])
 
 
 def train(live, count=None):
-    live.runner.start() if count is None else live.runner.step(count)
-    assert live.runner.wait(600)
+    live.start() if count is None else live.step(count)
+    assert live.wait(600)
 
 
 def wait(tuner):
     assert all(runner.wait(600) for runner in tuner.side.runners.values())
 
 
-def test_slider_and_field_are_one_alpha():
+def test_slider_and_field_are_one_alpha_and_what_was_typed_stays():
     experiment = make()
-    tuner = VGSAlphaTuner(experiment)
-    tuner.fields.slider.value = 0.5
-    assert experiment.controls["alpha"] == 0.5
-    assert tuner.fields.inputs["alpha"].value == "0.5"
-    tuner.fields.inputs["alpha"].value = "2"
-    assert tuner.fields.slider.value == 2
-    tuner.fields.inputs["alpha"].value = "0"  # which a logarithm has not
+    fields = VGSAlphaTuner(experiment).fields
+    fields._hear({"slide": ["alpha", 150]})
+    assert experiment.controls["alpha"] == 1.0
+    assert fields.values["alpha"]["text"] == "1"
+    fields._hear({"edit": ["alpha", "0.3"]})  # which is no notch of the slider
+    assert experiment.controls["alpha"] == 0.3
+    assert fields.values["alpha"]["text"] == "0.3"
+    assert fields.values["alpha"]["at"] == 124
+    fields._hear({"edit": ["alpha", "0"]})  # which a logarithm has not
     assert experiment.controls["alpha"] == 0
-    assert tuner.fields.slider.value == pytest.approx(1e-3)
-    tuner.fields.inputs["alpha"].value = "-1"
-    assert "alpha=-1.0" in tuner.fields.errors["alpha"].value
+    assert fields.values["alpha"]["at"] == 0
+    fields._hear({"edit": ["alpha", "-1"]})
+    assert "alpha=-1.0" in fields.values["alpha"]["error"]
     assert experiment.controls["alpha"] == 0
-    tuner.fields.slider.value = 1.0
-    assert tuner.fields.errors["alpha"].value == ""
+    fields._hear({"slide": ["alpha", 100]})
+    assert fields.values["alpha"]["error"] == ""
+    fields._hear({"slide": ["percentile", 50]})  # even between its bounds
+    assert experiment.controls["percentile"] == 0.25
 
 
 def test_it_follows_a_run_and_draws_variance_and_factor():
@@ -64,13 +67,13 @@ def test_it_follows_a_run_and_draws_variance_and_factor():
     history = experiment.history
     for level in ("p10", "p50", "p90"):
         key = f"vgs/stochastic_var_{level}"
-        assert list(trace(tuner.figure, key).y) == history[key].tolist()
-        assert len(trace(tuner.figure, f"at {level}").y) == len(history)
-    assert list(trace(tuner.figure, "factor").y) == history["factor"].tolist()
-    assert list(trace(tuner.what_if_figure, "recorded").y) == history["factor"].tolist()
+        assert y(tuner.panels, key) == history[key].tolist()
+        assert len(y(tuner.panels, f"at {level}")) == len(history)
+    assert y(tuner.panels, "factor") == history["factor"].tolist()
+    assert y(tuner.what_if_panels, "recorded") == history["factor"].tolist()
     assert "mean factor" in tuner.note.value
     tuner.close()
-    assert tuner._follow not in live.runner.listeners
+    assert tuner._hear not in live.listeners
 
 
 def test_a_guess_redraws_its_curve_and_steers_nothing():
@@ -78,12 +81,12 @@ def test_a_guess_redraws_its_curve_and_steers_nothing():
     live = LiveRun(experiment)
     tuner = VGSAlphaTuner(live)
     train(live)
-    before = list(trace(tuner.what_if_figure, "what_if").y)
-    tuner.guesses.slider.value = 5.0
-    assert min(trace(tuner.what_if_figure, "what_if").y) < min(before)
+    before = y(tuner.what_if_panels, "what_if")
+    tuner.guesses.edit("alpha", 5.0)
+    assert min(y(tuner.what_if_panels, "what_if")) < min(before)
     assert experiment.controls["alpha"] == 0.1
-    tuner.guesses.inputs["warmup_steps"].value = "x"
-    assert "expected a number" in tuner.guesses.errors["warmup_steps"].value
+    tuner.guesses.edit("warmup_steps", "x")
+    assert "expected a whole number such as 5" in tuner.guesses.messages["warmup_steps"]
 
 
 def test_fields_follow_a_control_that_a_cell_has_set():
@@ -92,8 +95,8 @@ def test_fields_follow_a_control_that_a_cell_has_set():
     tuner = VGSAlphaTuner(live)
     experiment.controls.update(alpha=0.7, percentile=0.5)
     train(live, 1)
-    assert tuner.fields.slider.value == 0.7
-    assert tuner.fields.inputs["percentile"].value == "0.5"
+    assert tuner.fields.values["alpha"]["text"] == "0.7"
+    assert tuner.fields.values["percentile"]["text"] == "0.5"
 
 
 def test_side_by_side_runs_shows_progress_and_can_be_stopped():
@@ -110,8 +113,9 @@ def test_side_by_side_runs_shows_progress_and_can_be_stopped():
     assert tuner.stop.disabled
     assert "alpha <b>0</b>: stopped" in tuner.progress.value
     assert "alpha <b>0.5</b>: stopped" in tuner.progress.value
-    assert [t.name for t in tuner.side_figure.plot.data if t.showlegend] == ["alpha 0", "alpha 0.5"]
-    factors = [list(trace(tuner.side_figure, f"factor {i}").y)[:20] for i in (0, 1)]
+    named = [t["name"] for t in tuner.side_panels.panels[0]["traces"] if t["name"]]
+    assert named == ["alpha 0", "alpha 0.5"]
+    factors = [y(tuner.side_panels, f"factor {i}")[:20] for i in (0, 1)]
     assert factors[0] == factors[1] == experiment.history["factor"][:20].tolist()
 
 
@@ -126,7 +130,7 @@ def test_side_by_side_to_the_end_and_what_is_wrong_with_the_alphas():
     tuner.start.click()
     wait(tuner)
     assert "finished" in tuner.progress.value
-    assert len(trace(tuner.side_figure, "val_loss 1").y) > 3
+    assert len(y(tuner.side_panels, "val_loss 1")) > 3
     tuner.estimator.value, tuner.place.value = "elementwise", module.HERE
     tuner.start.click()
     assert "start at the beginning" in tuner.progress.value
@@ -136,24 +140,21 @@ def test_side_by_side_to_the_end_and_what_is_wrong_with_the_alphas():
     assert "finished" in tuner.progress.value
 
 
-def test_a_cell_that_runs_again_ends_what_ran_side_by_side(monkeypatch):
-    turn = {"n": 0}
-    monkeypatch.setattr(
-        module, "current_cell", lambda: Cell("cell-9", str(turn["n"]), lambda: None)
-    )
-    first = VGSAlphaTuner(make(steps=10**6))
-    first.start.click()
-    assert first.side.is_running
-    turn["n"] = 1
-    VGSAlphaTuner(make())
-    assert not first.side.is_running
+def test_an_editor_says_that_its_run_was_replaced():
+    experiment = make()
+    tuner = VGSAlphaTuner(LiveRun(experiment))
+    assert tuner.banner.value == ""
+    LiveRun(experiment)
+    assert "replaced; run this cell again" in tuner.banner.value
 
 
 def test_export_shows_the_parameters():
     tuner = VGSAlphaTuner(make())
     tuner.button.click()
     assert "alpha: 0.1" in tuner.text.value
-    assert tuner.export()["alpha"] == 0.1
+    tuner.fields.edit("alpha", "0.7")
+    assert "alpha: 0.7" in tuner.text.value
+    assert tuner.export()["alpha"] == 0.7
 
 
 def test_an_experiment_without_a_scaler_is_refused():

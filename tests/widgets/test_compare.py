@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from gqc_lab import Live
 from gqc_lab.runs import Runs
 from gqc_lab.runs.store import Store
 from gqc_widgets import Compare
@@ -111,6 +112,27 @@ def test_the_view_draws_what_is_chosen_and_says_what_cannot_be(tmp_path):
     view.group.value = "lr"
     assert view.message.value == ""
     assert view.metric.value == "val_loss"
-    assert len(view.figure.plot.data) == 2
+    assert len(view.panels.panels[0]["traces"]) == 2
     view.metric.value, view.axis.value = "loss", "steps"
-    assert view.figure.plot.data[0].x[-1] == 200
+    assert view.panels.panels[0]["traces"][0]["x"][-1] == 200
+
+
+def test_runs_that_a_live_view_saved_are_drawn_next_to_those_of_the_store(tmp_path):
+    import torch
+
+    live = Live(
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1), folder=tmp_path / "live"
+    )
+    for i in live(range(5)):
+        live.log(loss=5.0 - i)
+    place = live.save()
+    view = Compare(tmp_path)
+    (trace,) = view.panels.panels[0]["traces"]
+    assert (trace["name"], list(trace["y"])) == (f"loop: {place.name}", [5, 4, 3, 2, 1])
+
+
+def test_ten_methods_have_ten_colours(tmp_path):
+    parts = [history(f"r{i}", f"m{i}", 0) for i in range(10)]
+    results = [{"run": f"r{i}", "method": f"m{i}", "seed": 0} for i in range(10)]
+    traces = Compare(Loaded(parts, results, tmp_path)).panels.panels[0]["traces"]
+    assert len({trace["line"]["color"] for trace in traces}) == 10

@@ -7,11 +7,11 @@ from gqc_widgets.fields import Fields
 def test_any_control_of_an_experiment_gets_a_field():
     experiment = pretraining.build(pretraining.config("smoke", method="mht", tokens=8 * 512))
     fields = Fields(experiment.controls, {"error_tolerance": "tolerance", "lr_scale": "rate"})
-    fields.inputs["error_tolerance"].value = "0.3"
+    fields.edit("error_tolerance", "0.3")
     next(experiment)
     assert experiment.changes == [{"microbatch": 1, "name": "error_tolerance", "value": 0.3}]
-    fields.inputs["lr_scale"].value = "fast"
+    fields.edit("lr_scale", "fast")
     assert "expected a number" in fields.messages["lr_scale"]
-    assert "expected a number" in fields.errors["lr_scale"].value
+    assert "expected a number" in fields.values["lr_scale"]["error"]
     fields.show(["lr_scale"])
-    assert fields.inputs["error_tolerance"] not in fields.children
+    assert fields.shown == ["lr_scale"]

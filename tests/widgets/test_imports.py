@@ -34,21 +34,11 @@ def test_in_colab_importing_it_turns_custom_widgets_on():
     assert run(code) == "1"
 
 
-def test_elsewhere_nothing_of_colab_is_touched():
+def test_the_seam_needs_no_widgets():
     code = """
         import sys
-        from gqc_widgets.jupyter import enable_custom_widgets
-        print(enable_custom_widgets(), "google.colab" in sys.modules)
-    """
-    assert run(code) == "False False"
-
-
-def test_the_models_need_no_ipywidgets():
-    code = """
-        import sys
-        import gqc_widgets.runner, gqc_widgets.curves, gqc_widgets.schedule, gqc_widgets.saving
-        import gqc_widgets.status, gqc_widgets.scaler, gqc_widgets.side_by_side
-        print(sorted({"ipywidgets", "IPython", "anywidget"} & set(sys.modules)))
+        import gqc_lab.loop.live
+        print(sorted({"ipywidgets", "IPython", "anywidget", "gqc_widgets"} & set(sys.modules)))
     """
     assert run(code) == "[]"
 

@@ -4,12 +4,10 @@ import threading
 
 import pytest
 
+from gqc_lab.loop.gate import stop_all
+from gqc_lab.loop.jupyter import current_cell
 from gqc_lab.studies import pretraining
 from gqc_widgets import LiveRun
-from gqc_widgets import live_run as module
-from gqc_widgets.curves import Curves
-from gqc_widgets.jupyter import Cell, current_cell
-from gqc_widgets.runner import stop_all
 from gqc_widgets.status import clock
 
 
@@ -29,48 +27,49 @@ def disabled(view):
     return {name for name, button in view.buttons.items() if button.disabled}
 
 
-def trace(view, key):
-    return next(t for t in view.figure.plot.data if t.meta == key)
+def y(view, key):
+    return list(view.panels.curves[key][1])
 
 
 def test_buttons_can_be_pressed_when_they_mean_something():
-    view = LiveRun(make())
-    assert disabled(view) == {"pause", "reset", "save"}
+    live = LiveRun(make())
+    view = live.view
+    assert disabled(view) == {"pause", "stop", "reset", "save"}
     view.buttons["step"].click()
-    view.runner.wait(600)
+    live.wait(600)
     assert disabled(view) == {"pause"}
     assert view.buttons["start"].description == "Resume"
     view.buttons["stop"].click()
     assert disabled(view) == {"start", "pause", "step", "stop"}
     view.buttons["reset"].click()
-    assert disabled(view) == {"pause", "reset", "save"}
+    assert disabled(view) == {"pause", "stop", "reset", "save"}
     assert view.buttons["start"].description == "Start"
 
 
 def test_at_the_end_it_shows_the_whole_run():
     experiment = make()
-    view = LiveRun(experiment)
+    live = LiveRun(experiment)
+    view = live.view
     view.buttons["start"].click()
-    assert view.runner.wait(600)
+    assert live.wait(600)
     history = experiment.history
-    assert list(trace(view, "loss").y) == history["loss"].tolist()
-    assert list(trace(view, "loss").x) == history["tokens"].tolist()
+    assert y(view, "loss") == history["loss"].tolist()
+    assert list(view.panels.curves["loss"][0]) == history["tokens"].tolist()
     steps = history[history["stepped"]]
-    assert list(trace(view, "grad_norm").y) == steps["grad_norm"].tolist()
-    assert view.bar.value == view.bar.max == experiment.total
+    assert y(view, "grad_norm") == steps["grad_norm"].tolist()
+    assert view.bar.value == 1
     assert "finished" in view.state.value
     assert "10,240 of 10,240 tokens" in view.progress.value
     assert f"{history['loss'].iloc[-1]:.4g}" in view.table.value
-    drawn = {t.meta for t in view.figure.plot.data}
-    assert drawn == {name for name in Curves.NAMES if "vgs/" not in name} - {"factor"}
 
 
 def test_a_method_that_reads_no_norm_is_shown_without_one():
-    view = LiveRun(make(method="adamw"))
+    live = LiveRun(make(method="adamw"))
+    view = live.view
     view.buttons["start"].click()
-    assert view.runner.wait(600)
-    assert view.runner.state == "finished"
-    assert len(trace(view, "gradient_norm_threshold").y) == 0
+    assert live.wait(600)
+    assert live.state == "finished"
+    assert y(view, "gradient_norm_threshold") == []
     assert "norm threshold</span><br><b>–</b>" in view.table.value
 
 
@@ -81,50 +80,39 @@ def test_an_exception_is_shown_with_its_traceback_escaped():
         raise ValueError("<b> is not a batch")
 
     experiment.draw_batch = fail
-    view = LiveRun(experiment)
+    live = LiveRun(experiment)
+    view = live.view
     view.buttons["start"].click()
-    assert view.runner.wait(600)
+    assert live.wait(600)
     assert "failed" in view.state.value
-    assert "ValueError: &lt;b&gt; is not a batch" in view.message.value
-    assert "in fail" in view.message.value
+    assert "ValueError: &lt;b&gt; is not a batch" in view.trouble.value
+    assert "in fail" in view.trouble.value
     assert view.bar.bar_style == "danger"
     del experiment.draw_batch
     view.buttons["reset"].click()
-    assert view.message.value == ""
+    assert view.trouble.value == ""
     view.buttons["start"].click()
-    assert view.runner.wait(600)
-    assert view.runner.state == "finished"
+    assert live.wait(600)
+    assert live.state == "finished"
 
 
 def test_a_button_that_fails_says_so(tmp_path):
     (tmp_path / "file").write_text("")
-    view = LiveRun(make(), folder=tmp_path / "file")
+    live = LiveRun(make(), folder=tmp_path / "file")
+    view = live.view
     view.buttons["step"].click()
-    view.runner.wait(600)
+    live.wait(600)
     view.buttons["save"].click()
-    assert "<b>save:</b>" in view.message.value
+    assert "save: " in view.message.value
 
 
 def test_close_stops_the_run():
-    view = LiveRun(make(tokens=2**20))
+    live = LiveRun(make(tokens=2**20))
+    view = live.view
     view.buttons["start"].click()
-    assert not view.runner.wait(0)
+    assert not live.wait(0)
     view.close()
-    assert view.runner.wait(0)
-
-
-def test_a_cell_that_runs_again_stops_the_run_of_its_former_view(monkeypatch):
-    turn = {"n": 0}
-
-    def cell():
-        return Cell("cell-7", str(turn["n"]), lambda: None)
-
-    monkeypatch.setattr(module, "current_cell", cell)
-    first = LiveRun(make(tokens=2**20))
-    first.runner.start()
-    turn["n"] = 1
-    LiveRun(make())
-    assert first.runner.wait(0)
+    assert live.wait(0)
 
 
 def test_in_a_batch_it_says_that_nobody_is_there(monkeypatch, tmp_path):

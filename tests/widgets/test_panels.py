@@ -1,16 +1,14 @@
-"""The figure of a run has a panel for what the run records, in its units, and no other."""
+"""A run has a panel for what it records, in its units; a loop of one's own for whatever it logs."""
 
-from dataclasses import dataclass
-
+import numpy as np
 import pytest
 import torch
 
-from gqc_lab import Experiment
 from gqc_lab.studies import pretraining
 from gqc_lab.studies.vgs import training as vgs_training
-from gqc_widgets import LiveRun
-from gqc_widgets.curves import Curves
-from gqc_widgets.panels import PANELS, run_figure, run_panels
+from gqc_widgets import Live, LiveRun
+from gqc_widgets.panels import Panels, line, panel
+from gqc_widgets.picture import draw
 
 LOSS = "loss [nat/token]"
 TEXT = [LOSS, "norm of mean gradient", "draws per step", "noise / signal"]
@@ -18,38 +16,7 @@ SCALER = ["variance / signal", "factor on the gradient"]
 
 
 def titles(view):
-    layout = view.figure.plot.to_dict()["layout"]
-    axes = sorted((k for k in layout if k.startswith("yaxis")), key=lambda k: int(k[5:] or 1))
-    return [layout[axis]["title"]["text"] for axis in axes if "title" in layout[axis]]
-
-
-@pytest.mark.parametrize(
-    ("build", "expected", "unit"),
-    [
-        (lambda: text(method="gnts"), TEXT, "training tokens"),
-        (lambda: text(method="adamw"), TEXT, "training tokens"),
-        (lambda: text(method="vgs"), TEXT + SCALER, "training tokens"),
-        (lambda: small("digits"), ["loss [nat]", TEXT[1], *SCALER], "examples"),
-        (lambda: small("values"), ["loss [reward²]", TEXT[1], *SCALER], "examples"),
-    ],
-    ids=["gnts", "adamw", "vgs", "digits", "values"],
-)
-def test_panels_are_those_of_the_experiment_before_and_after_its_first_record(
-    build, expected, unit
-):
-    view = LiveRun(build())
-    figure = view.figure
-    assert titles(view) == expected
-    view.runner.step(2)
-    assert view.runner.wait(600)
-    assert titles(view) == expected
-    assert view.figure is figure  # nothing new was learnt
-    drawn = {t.meta for t in view.figure.plot.data}
-    for name in drawn - {"forced", "val_loss", "noise_scale", "gradient_norm_threshold"}:
-        curve = next(t for t in view.figure.plot.data if t.meta == name)
-        has_none = view.runner.record.get(name, 0) is None
-        assert len(curve.y) > 0 or has_none, name
-    assert unit in str(view.figure.plot.layout)
+    return [each["title"] for each in view.panels.panels]
 
 
 def text(**fields):
@@ -60,52 +27,71 @@ def small(task):
     return vgs_training.build(vgs_training.config("smoke", task=task, steps=4))
 
 
-@dataclass(frozen=True)
-class Config:
-    length: int = 3
+@pytest.mark.parametrize(
+    ("build", "expected", "unit"),
+    [
+        (lambda: text(method="gnts"), TEXT, "training tokens"),
+        (lambda: text(method="vgs"), TEXT + SCALER, "training tokens"),
+        (lambda: small("digits"), ["loss [nat]", TEXT[1], *SCALER], "examples"),
+    ],
+    ids=["gnts", "vgs", "digits"],
+)
+def test_panels_are_those_of_the_experiment_before_and_after_its_first_record(
+    build, expected, unit
+):
+    live = LiveRun(build())
+    assert titles(live.view) == expected
+    live.step(2)
+    assert live.wait(600)
+    assert titles(live.view) == expected
+    assert {each["x"] for each in live.view.panels.panels} == {unit}
+    assert len(live.view.panels.curves["loss"][0]) == 2
 
 
-class Plain(Experiment):
-    """Tells of nothing that it will measure."""
-
-    unit = "examples"
-
-    def __init__(self):
-        self.model = torch.nn.Linear(1, 1)
-        optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
-        parts = {"model": self.model, "optimizer": optimizer}
-        super().__init__(Config(), label="plain", total=3, parts=parts, generators={})
-
-    def draw_batch(self):
-        return torch.ones(1, 1)
-
-    def compute_loss(self, batch):
-        return self.model(batch).square().sum()
-
-    def amount(self, batch):
-        return 1
-
-    def measure(self, batch, stepped):
-        return {"grad_norm": 2.0}
+def test_whatever_a_loop_logs_has_a_panel_and_its_validation_is_in_it():
+    live = Live(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1))
+    assert titles(live.view) == []
+    for i in live(range(5)):
+        live.log(loss=i, reward=2 * i)
+        if i == 3:
+            live.log(accuracy=0.5, val_reward=7)
+    live.finish()
+    assert titles(live.view) == ["loss", "reward", "accuracy"]
+    curves = live.view.panels.curves
+    assert curves["reward"][1].tolist() == [0, 2, 4, 6, 8]
+    assert curves["val_reward"][1].tolist() == [7]
+    assert [t["meta"] for t in live.view.panels.panels[1]["traces"]] == [
+        "reward", "smooth reward", "val_reward",
+    ]  # fmt: skip
 
 
-def test_a_panel_comes_with_the_first_record_that_tells_of_it():
-    view = LiveRun(Plain())
-    assert titles(view) == ["loss"]
-    view.runner.start()
-    assert view.runner.wait(600)
-    assert view.runner.state == "finished"
-    assert titles(view) == ["loss", "norm of mean gradient"]
-    assert view.figure in view.children
-    norms = next(t for t in view.figure.plot.data if t.meta == "grad_norm")
-    assert list(norms.y) == [2.0, 2.0, 2.0]
-    assert {t.meta for t in view.figure.plot.data} == {"loss", "smooth_loss", "grad_norm"}
+def sent(view, name, axis):
+    return np.frombuffer(view.points[name][axis])
 
 
-def test_every_curve_that_is_kept_has_a_panel():
-    kept = [curve.key for panel in PANELS for curve in panel.curves]
-    assert sorted(kept) == sorted(Curves.NAMES)
-    everything = {*Curves.NAMES, "microbatch"}
-    assert run_panels(everything) == list(PANELS)
-    figure = run_figure("tokens", everything, "nat", 16)
-    assert {t.meta for t in figure.data} == set(Curves.NAMES)
+def test_a_curve_that_is_filled_leaves_the_others_and_is_one_message():
+    view, changes = Panels([panel("p", line("a", "a", "red"), line("b", "b", "red"))]), []
+    view.fill({"a": ([1], [2])})
+    view.observe(lambda change: changes.append(change["name"]))
+    view.fill({"b": ([5, 6], [7, 8]), "unknown": ([1], [1])})
+    assert changes == ["points"]
+    assert sent(view, "a", "y").tolist() == [2]
+    assert sent(view, "b", "y").tolist() == [7, 8]
+    view.fill({"a": ([], [])})
+    assert sent(view, "a", "y").tolist() == []
+
+
+def test_plotly_comes_once_a_kernel():
+    one, other = Panels([]), Panels([])
+    assert one._lib is other._lib
+    assert len(one._lib.code) > 1_000_000
+    assert len(str(one.get_state()["_esm"])) < 20_000
+
+
+def test_the_picture_is_a_png_of_what_there_is():
+    panels = [panel("p", line("a", "a", "text")), panel("q", line("b", "b", "#0072B2"), log=True)]
+    assert draw(panels, {}, "nothing") is None
+    png = draw(panels, {"a": ([1, 2], [3, 4])}, "run")
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    assert len(png) < 60_000
+    assert draw(panels, {"a": ([1, 2], [3, 4])}, "run") == png  # no date in it

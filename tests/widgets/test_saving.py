@@ -28,17 +28,17 @@ def saved(tmp_path):
     experiment = build(PARAMETERS)
     live = LiveRun(experiment, parameters=PARAMETERS, folder=tmp_path / "live")
     editor = NormScheduleEditor(live)
-    live.runner.step(6)
-    assert live.runner.wait(600)
-    editor.fields.inputs["start_norm"].value = "1.1"
-    editor.fields.inputs["norm_curve"].value = "points"
-    live.runner.step(6)
-    assert live.runner.wait(600)
-    live.buttons["save"].click()
-    editor.fields.inputs["norm_points"].value = "0 2, 0.7 0.9, 1 0.4"
-    live.buttons["start"].click()
-    assert live.runner.wait(600)
-    live.buttons["save"].click()
+    live.step(6)
+    assert live.wait(600)
+    editor.fields.edit("start_norm", "1.1")
+    editor.fields.edit("norm_curve", "points")
+    live.step(6)
+    assert live.wait(600)
+    live.view.buttons["save"].click()
+    editor.fields.edit("norm_points", "0 2, 0.7 0.9, 1 0.4")
+    live.view.buttons["start"].click()
+    assert live.wait(600)
+    live.view.buttons["save"].click()
     return experiment, sorted((tmp_path / "live").iterdir())
 
 
@@ -89,11 +89,11 @@ def test_it_can_be_resumed(saved):
 def test_a_save_while_it_trains_lets_it_train_on(tmp_path):
     experiment = build(PARAMETERS | {"tokens": 80 * 512})
     live = LiveRun(experiment, parameters=PARAMETERS, folder=tmp_path)
-    live.runner.start()
-    live.buttons["save"].click()
-    assert "saved to" in live.message.value
-    assert live.runner.wait(600)
-    assert live.runner.state == "finished"
+    live.start()
+    live.view.buttons["save"].click()
+    assert "saved to" in live.view.message.value
+    assert live.wait(600)
+    assert live.state == "finished"
 
 
 def test_a_steered_scaler_is_saved_as_parameters_of_its_notebook_that_repeat_it(tmp_path):
@@ -102,13 +102,13 @@ def test_a_steered_scaler_is_saved_as_parameters_of_its_notebook_that_repeat_it(
     experiment = vgs_training.build(vgs_training.config(**parameters))
     live = LiveRun(experiment, parameters=parameters, folder=tmp_path)
     tuner = VGSAlphaTuner(live)
-    live.runner.step(12)
-    assert live.runner.wait(600)
-    tuner.fields.slider.value = 0.8
-    tuner.fields.inputs["percentile"].value = "0.5"
-    live.buttons["start"].click()
-    assert live.runner.wait(600)
-    live.buttons["save"].click()
+    live.step(12)
+    assert live.wait(600)
+    tuner.fields.edit("alpha", 0.8)
+    tuner.fields.edit("percentile", "0.5")
+    live.view.buttons["start"].click()
+    assert live.wait(600)
+    live.view.buttons["save"].click()
     (place,) = tmp_path.iterdir()
     given = read_mapping(place / "parameters.yaml")
     values = resolve(read_notebook(NOTEBOOK.with_name("08_vgs_alpha_live.ipynb")).declared, given)

@@ -38,12 +38,12 @@ def test_a_bad_field_says_so_and_training_keeps_the_last_good_plan(name, content
     experiment = make()
     fields = NormScheduleEditor(experiment).fields
     before = dict(experiment.controls)
-    fields.inputs[name].value = content
+    fields.edit(name, content)
     assert list(fields.messages) == [name]
     with pytest.raises(ValueError, match=message):
         raise ValueError(fields.messages[name])
     assert dict(experiment.controls) == before
-    assert fields.inputs[name].value == content  # what was typed stays, to be corrected
+    assert fields.values[name]["text"] == content  # what was typed stays, to be corrected
     fields.edit(name, before[name])
     assert fields.messages == {}
 
@@ -65,7 +65,7 @@ def test_a_control_set_elsewhere_is_not_set_back():
     experiment.controls["start_norm"] = 0.9
     fields.edit("end_norm", "0.5")
     assert experiment.controls["start_norm"] == 0.9
-    assert fields.inputs["start_norm"].value == "0.9"
+    assert fields.values["start_norm"]["text"] == "0.9"
 
 
 def test_an_edit_counts_from_the_next_microbatch_and_leaves_the_past():
@@ -113,7 +113,7 @@ def test_points_drawn_by_hand_begin_as_the_curve_and_can_be_put_and_removed():
     for share, _ in experiment.controls["norm_points"]:
         fields.edit("norm_points", model.without_point(share))
     assert len(experiment.controls["norm_points"]) == 1
-    fields.edit("norm_points", fields.inputs["norm_points"].value)
+    fields.edit("norm_points", fields.values["norm_points"]["text"])
     assert fields.messages == {}
 
 

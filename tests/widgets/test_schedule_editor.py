@@ -12,42 +12,41 @@ def make(**fields):
     return pretraining.build(pretraining.config("smoke", **fields))
 
 
-def trace(view, key):
-    return next(t for t in view.figure.plot.data if t.meta == key)
+def points(view, key):
+    return [list(values) for values in view.panels.curves[key]]
 
 
 def shown(view):
-    inputs = view.fields.inputs
-    return {name for name in inputs if inputs[name] in view.fields.children} - {"norm_curve"}
+    return set(view.fields.shown) - {"norm_curve"}
 
 
 def test_fields_are_those_of_the_curve():
     view = NormScheduleEditor(make())
     norms = {"start_norm", "end_norm", "norm_warmup_microbatches", "norm_warmup_multiplier"}
     assert shown(view) == norms
-    view.fields.inputs["norm_curve"].value = "polynomial"
+    view.fields.edit("norm_curve", "polynomial")
     assert shown(view) == norms | {"norm_exponent"}
-    view.fields.inputs["norm_curve"].value = "constant"
+    view.fields.edit("norm_curve", "constant")
     assert shown(view) == norms - {"end_norm"}
-    view.fields.inputs["norm_curve"].value = "points"
+    view.fields.edit("norm_curve", "points")
     assert shown(view) == {"norm_points"}
 
 
 def test_an_edit_moves_the_schedule_and_a_bad_one_says_what_is_wrong():
     experiment = make()
     view = NormScheduleEditor(experiment)
-    before = list(trace(view, "schedule").y)
-    view.fields.inputs["start_norm"].value = ""
-    assert "the field is empty" in view.fields.errors["start_norm"].value
-    assert list(trace(view, "schedule").y) == before
-    view.fields.inputs["start_norm"].value = "0.9"
-    assert view.fields.errors["start_norm"].value == ""
+    before = points(view, "schedule")[1]
+    view.fields.edit("start_norm", "")
+    assert "the field is empty" in view.fields.values["start_norm"]["error"]
+    assert points(view, "schedule")[1] == before
+    view.fields.edit("start_norm", "0.9")
+    assert view.fields.values["start_norm"]["error"] == ""
     schedule = norm_schedule(experiment.controls)
-    assert list(trace(view, "schedule").y) == [
-        schedule.threshold(t, 40) for t in trace(view, "schedule").x
+    assert points(view, "schedule")[1] == [
+        schedule.threshold(t, 40) for t in points(view, "schedule")[0]
     ]
-    view.fields.inputs["end_norm"].value = "<1>"
-    assert "&lt;1&gt;" in view.fields.errors["end_norm"].value
+    view.fields.edit("end_norm", "<1>")
+    assert "<1>" in view.fields.values["end_norm"]["error"]
 
 
 @pytest.mark.filterwarnings("ignore:10 windows in a row")  # out of reach on purpose
@@ -55,37 +54,36 @@ def test_it_follows_a_run_and_draws_what_was_applied_over_the_schedule():
     experiment = make(max_draws=4, start_norm=0.45, end_norm=0.05, norm_warmup=0.0)
     live = LiveRun(experiment)
     view = NormScheduleEditor(live)
-    live.runner.start()
-    assert live.runner.wait(600)
+    live.start()
+    assert live.wait(600)
     history = experiment.history
-    applied = trace(view, "gradient_norm_threshold")
-    assert list(applied.y) == history["gradient_norm_threshold"].tolist()
-    assert list(applied.x) == pytest.approx(history["microbatch"].tolist())
-    assert set(trace(view, "max_draws").y) == {4}
-    assert len(trace(view, "expected").y) == len(trace(view, "schedule").y)
+    x, y = points(view, "gradient_norm_threshold")
+    assert y == history["gradient_norm_threshold"].tolist()
+    assert x == pytest.approx(history["microbatch"].tolist())
+    assert set(points(view, "max_draws")[1]) == {4}
+    assert len(points(view, "expected")[1]) == len(points(view, "schedule")[1])
     forced = experiment.summary()["num_forced"] / experiment.summary()["steps"]
     assert f"<b>{forced:.1%}</b>" in view.notes.value
     view.close()
-    assert view._follow not in live.runner.listeners
-    assert live.runner.state == "finished"
+    assert view._hear not in live.listeners
+    assert live.state == "finished"
 
 
-def test_a_click_draws_a_point_and_a_click_on_it_removes_it():
+def test_points_are_put_moved_and_taken_away():
     experiment = make()
     view = NormScheduleEditor(experiment)
-    assert len(trace(view, "clicks").x) == 0
-    view.fields.inputs["norm_curve"].value = "points"
+    view._hear_click({"put": [4, 1.7]})  # which no other curve takes
+    assert experiment.controls["norm_curve"] == "cosine"
+    assert experiment.controls["norm_points"] == ()
+    view.fields.edit("norm_curve", "points")
     before = experiment.controls["norm_points"]
-    grid = trace(view, "clicks")
-    assert len(grid.x) > 1000
-    click = {"clicks": [["clicks", 0.1 * 40, 1.7]]}
-    view.figure._clicked(view.figure, click, [])
+    view._hear_click({"put": [4, 1.7]})
     assert (0.1, 1.7) in experiment.controls["norm_points"]
-    assert 1.7 in list(trace(view, "points").y)
-    view.figure._clicked(view.figure, {"clicks": [["points", 0.1 * 40, 1.7]]}, [])
-    assert experiment.controls["norm_points"] == before
-    for other in ({"clicks": [["schedule", 0.1 * 40, 1.7]]}, {"clicks": []}, {}):
-        view.figure._clicked(view.figure, other, [])
+    assert 1.7 in points(view, "points")[1]
+    view._hear_click({"move": [4, 6, 1.23456]})
+    assert (0.15, 1.235) in experiment.controls["norm_points"]
+    assert len(experiment.controls["norm_points"]) == len(before) + 1
+    view._hear_click({"remove": [6]})
     assert experiment.controls["norm_points"] == before
 
 
@@ -107,10 +105,8 @@ def test_fields_follow_a_control_that_a_cell_has_set():
     live = LiveRun(experiment)
     view = NormScheduleEditor(live)
     experiment.controls.update(start_norm=1.5, norm_curve="linear")
-    live.runner.step()
-    assert live.runner.wait(600)
-    assert (view.fields.inputs["start_norm"].value, view.fields.inputs["norm_curve"].value) == (
-        "1.5",
-        "linear",
-    )
-    assert list(trace(view, "schedule").y)[-1] == pytest.approx(0.4)
+    live.step()
+    assert live.wait(600)
+    shown = [view.fields.values[name]["text"] for name in ("start_norm", "norm_curve")]
+    assert shown == ["1.5", "linear"]
+    assert points(view, "schedule")[1][-1] == pytest.approx(0.4)

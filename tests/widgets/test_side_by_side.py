@@ -5,9 +5,10 @@ import threading
 import pandas as pd
 import pytest
 
+from gqc_lab.loop.gate import stop_all
+from gqc_lab.loop.live import Live
 from gqc_lab.studies import pretraining
 from gqc_lab.studies.vgs import training as vgs_training
-from gqc_widgets.runner import Runner, stop_all
 from gqc_widgets.side_by_side import SideBySide
 
 
@@ -57,7 +58,7 @@ def test_from_the_beginning_each_is_the_run_with_its_alpha():
 
 def test_from_where_the_run_is_they_share_its_past_and_the_same_alpha_goes_on_alike():
     experiment = run(make(), until=30)
-    runner = Runner(experiment)
+    runner = Live(experiment)
     side = SideBySide(experiment)
     side.start([0.1, 1.0], runner.snapshot())
     wait(side)
@@ -108,7 +109,7 @@ def test_what_was_planned_for_the_run_is_not_planned_for_its_twins():
     experiment = make()
     experiment.replay([{"microbatch": 20, "name": "alpha", "value": 3.0}])
     side = SideBySide(experiment)
-    side.start([0.0, 0.1], Runner(experiment).beginning)
+    side.start([0.0, 0.1], Live(experiment).beginning)
     wait(side)
     assert (side.runners[0.0].experiment.history["factor"] == 1).all()
 

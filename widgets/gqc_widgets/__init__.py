@@ -1,26 +1,36 @@
 """Views that steer a training from a notebook while it runs, on top of :mod:`gqc_lab`.
 
-`LiveRun` trains an experiment in a thread.  `NormScheduleEditor` edits its norm threshold and
-`VGSAlphaTuner` its variance scaler, before the run and during it.  `Compare` draws saved runs.
+`Live` watches and steers an ordinary loop, or an experiment (`LiveRun`).  `NormScheduleEditor`
+edits its norm threshold and `VGSAlphaTuner` its variance scaler, before the run and during it.
+`live_callback` gives the same to trainers.  `Compare` draws saved runs.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
-from gqc_widgets.jupyter import enable_custom_widgets
+if TYPE_CHECKING:
+    from gqc_widgets.alpha_tuner import VGSAlphaTuner
+    from gqc_widgets.callbacks import live_callback
+    from gqc_widgets.compare import Compare
+    from gqc_widgets.live import Live, LiveRun
+    from gqc_widgets.schedule_editor import NormScheduleEditor
 
 _MODULES = {
     "Compare": "compare",
-    "LiveRun": "live_run",
+    "Live": "live",
+    "LiveRun": "live",
     "NormScheduleEditor": "schedule_editor",
     "VGSAlphaTuner": "alpha_tuner",
+    "live_callback": "callbacks",
 }
 
-__all__ = ["Compare", "LiveRun", "NormScheduleEditor", "VGSAlphaTuner"]
+__all__ = ["Compare", "Live", "LiveRun", "NormScheduleEditor", "VGSAlphaTuner", "live_callback"]
 
-enable_custom_widgets()
+if "google.colab" in sys.modules:  # its kernel imports it before any cell runs
+    importlib.import_module("google.colab.output").enable_custom_widget_manager()
 
 
 def __getattr__(name: str) -> Any:

@@ -10,15 +10,14 @@ import pandas as pd
 
 from gqc.scalers.settings import ESTIMATORS
 from gqc_lab import Controls, Experiment
+from gqc_lab.figures import LABELS as LABELS_OF_X
+from gqc_lab.loop.jupyter import current_cell
+from gqc_lab.loop.live import Live
 from gqc_lab.loop.scaler_controls import SCALER, scaler_settings
 from gqc_lab.loop.settings import axis_labels
 from gqc_widgets.editor import Editor, columns, note
-from gqc_widgets.fields import STYLE, WIDE, Fields, read_number, say
-from gqc_widgets.jupyter import current_cell
-from gqc_widgets.live_figure import LiveFigure
-from gqc_widgets.live_run import LiveRun
-from gqc_widgets.panels import VARIANCES, scaler_figure, side_figure, what_if_figure
-from gqc_widgets.runner import Runner, claim
+from gqc_widgets.fields import Fields, escape, read_number, say
+from gqc_widgets.panels import VARIANCES, Panels, scaler_panels, side_panels, what_if_panels
 from gqc_widgets.scaler import ScalerModel
 from gqc_widgets.side_by_side import SideBySide
 
@@ -34,7 +33,7 @@ class VGSAlphaTuner(Editor):
     made of the recorded variance.  *Side by side*: the run again at several alphas.
 
     Args:
-        run: a `LiveRun`, which is then followed while it trains, or an experiment.
+        run: a `Live`, which is then followed while it trains, or an experiment.
         recorded: history of a run for *what if*; None: that of ``run``.
     Attributes:
         fields, guesses: the input fields of *steer* and *what if*.
@@ -45,19 +44,17 @@ class VGSAlphaTuner(Editor):
 
     _is_made = False
 
-    def __init__(self, run: LiveRun | Experiment, recorded: pd.DataFrame | None = None) -> None:
+    def __init__(self, run: Live | Experiment, recorded: pd.DataFrame | None = None) -> None:
         super().__init__(run)
         self.model = ScalerModel(self.experiment, recorded)
         self._is_following = recorded is None
         self._has_estimator = _estimator(self.experiment)
-        cell = current_cell()
-        self.side = SideBySide(self.experiment, enter=cell.enter if cell else None)
-        if cell:
-            claim(self.side, cell.owner, cell.turn)
-        self.children = [self._make_steering(), self._make_what_if(), self._make_side()]
+        self.side = SideBySide(self.experiment, current_cell())
+        self.side_panels = Panels([])
+        sections = [self._make_steering(), self._make_what_if(), self._make_side()]
+        self.children = [self.banner, *sections]
         self.add_class("gqc-alpha-tuner")
-        if self._runner is not None:
-            self._runner.listeners.append(self._follow)
+        self.follow()
         self.side.listeners.append(lambda _: self._show_side())
         self._is_made = True
         self._draw()
@@ -65,27 +62,28 @@ class VGSAlphaTuner(Editor):
 
     def _make_steering(self) -> widgets.VBox:
         controls = self.experiment.controls
-        self.fields = Fields(controls, LABELS, self._draw, slider="alpha")
+        self.fields = Fields(controls, LABELS, self._draw, sliders=LABELS)
         kept = widgets.HTML(
             "<div style='line-height:1.3;padding-left:8px'>estimator: "
             f"<b>{self._has_estimator}</b>; to use another one, or to compare alphas, start new "
             "runs below</div>"
         )
-        self.figure = LiveFigure(scaler_figure(self.experiment.unit))
+        self.panels = Panels(scaler_panels(_along(self.experiment.unit)))
         left = [self.fields, kept, self.button, self.text]
-        return _section("Steer", left, [self.figure], "gqc-steer")
+        return _section("Steer", left, [self.panels], "gqc-steer")
 
     def _make_what_if(self) -> widgets.VBox:
         guess = self.model.guess
         labels = {name: LABELS[name] for name in guess}
-        self.guesses = Fields(guess, labels, self._guess, slider="alpha")
+        self.guesses = Fields(guess, labels, self._guess, sliders=labels)
         self.note = widgets.HTML()
-        self.what_if_figure = LiveFigure(what_if_figure(self.model.x))
-        right = [self.what_if_figure, self.note]
+        self.what_if_panels = Panels(what_if_panels(_along(self.model.x)))
+        right = [self.what_if_panels, self.note]
         return _section("What if", [self.guesses], right, "gqc-what-if")
 
     def _make_side(self) -> widgets.VBox:
-        look = {"style": STYLE, "layout": WIDE}
+        wide = widgets.Layout(width="100%", max_width="400px")
+        look: dict[str, Any] = {"style": {"description_width": "80px"}, "layout": wide}
         self.alphas = widgets.Text("0, 0.1", description="alphas", **look)
         self.place = widgets.Dropdown(options=[BEGINNING, HERE], description="start at", **look)
         self.estimator = widgets.Dropdown(
@@ -100,9 +98,8 @@ class VGSAlphaTuner(Editor):
         self.start.on_click(lambda _: self._start_side())
         self.stop.on_click(lambda _: self.side.stop())
         self.progress = widgets.HTML()
-        self._side_place = widgets.VBox()
         left = [self.alphas, self.place, self.estimator, widgets.HBox([self.start, self.stop])]
-        right = [self._side_place, self.progress]
+        right = [self.side_panels, self.progress]
         section = _section("Side by side", left, right, "gqc-side-by-side")
         if not hasattr(self.experiment, "twin"):
             section.layout.display = "none"
@@ -117,50 +114,49 @@ class VGSAlphaTuner(Editor):
             is_new = self.estimator.value != self._has_estimator
             state = None
             if self.place.value == HERE:
-                state = (self._runner.snapshot if self._runner else self.experiment.state_dict)()
-            elif self._runner is not None and not is_new:
-                state = self._runner.beginning
+                state = (self.live.snapshot if self.live else self.experiment.state_dict)()
+            elif self.live is not None and not is_new:
+                state = self.live.beginning
+            x, unit = _along(self.experiment.unit), self.experiment.loss_unit
             with self._drawing:
-                figure = side_figure(self.experiment.unit, self.experiment.loss_unit, alphas)
-                self.side_figure = LiveFigure(figure)
-                self._side_place.children = [self.side_figure]
+                self.side_panels.panels = side_panels(x, unit, alphas)
             self.side.start(alphas, state, self.estimator.value if is_new else None)
         except Exception as error:  # Jupyter hides what a callback raises
             self.progress.value = say(html.escape(str(error)))
 
-    def _follow(self, runner: Runner) -> None:
-        with self._drawing:
-            self.fields.follow()
-            self._draw()
-            if self._is_following and self.model.is_behind:
-                self._guess()
+    def _follow(self, live: Live) -> None:
+        self.fields.follow()
+        self._draw()
+        if self._is_following and self.model.is_behind:
+            self._guess()
 
     def _draw(self) -> None:
         """Show the run as it is."""
-        if self._runner is None:
+        self._refresh_export()
+        if self.live is None:
             return
         with self._drawing:
-            curves = self._runner.curves
-            keys = [*(curve.key for curve in VARIANCES), "factor"]
+            curves = self.live.curves
+            keys = [*(trace["meta"] for trace in VARIANCES), "factor"]
             points = {key: curves.points(key) for key in keys}
             points["cap"] = self.model.cap(curves)
-            self.figure.fill(points | self.model.factors_at(curves))
+            self.panels.fill(points | self.model.factors_at(curves))
 
     def _guess(self) -> None:
         """Show the recorded factor and that of the guessed settings."""
         with self._drawing:
-            self.what_if_figure.fill(self.model.what_if())
+            self.what_if_panels.fill(self.model.what_if())
             self.note.value = note(html.escape(self.model.what_if_note()))
 
     def _show_side(self) -> None:
         with self._drawing:
             self.stop.disabled = not self.side.is_running
-            names = ("smooth_loss", "val_loss", "factor")
+            names = ("smooth loss", "val_loss", "factor")
             curves = {f"{n} {i}": xy for n in names for i, xy in enumerate(self.side.points(n))}
-            self.side_figure.fill(curves)
+            self.side_panels.fill(curves)
             lines = [f"alpha <b>{a:g}</b>: {text}" for a, text in self.side.progress().items()]
-            errors = "".join(f"<pre>{html.escape(error)}</pre>" for error in self.side.errors)
-            self.progress.value = note("<br>".join(lines)) + (say(errors) if errors else "")
+            errors = say("<br>".join(escape(error) for error in self.side.errors))
+            self.progress.value = note("<br>".join(lines)) + errors
 
     def close(self) -> None:
         """Take the view off the page and end what runs side by side; the run itself goes on."""
@@ -187,6 +183,10 @@ def parse_alphas(text: str, controls: Controls) -> list[float]:
 
 def _estimator(experiment: Experiment) -> str:
     return str(experiment.scaler.estimator)  # type: ignore[attr-defined]
+
+
+def _along(unit: str) -> str:
+    return LABELS_OF_X.get(unit, unit)
 
 
 def _section(

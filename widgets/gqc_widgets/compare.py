@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 
 from gqc_lab import figures, runs
 from gqc_widgets.fields import say
-from gqc_widgets.live_figure import LiveFigure
+from gqc_widgets.panels import Panels, figure_panel
 
 #: choice of x -> the column of the histories
 AXES = {"tokens": "tokens", "steps": "steps", "draws": "microbatch", "seconds": "seconds"}
@@ -36,8 +36,19 @@ class SavedRuns:
     ) -> None:
         loaded = store if isinstance(store, runs.Runs) else runs.load(store, where)
         self.results, self.history = loaded.results, loaded.history
+        if not isinstance(store, runs.Runs) and where is None:
+            for place in sorted(Path(store).glob("live/*/history.parquet")):
+                self._add(pd.read_parquet(place), place.parent.name)
         if self.history.empty or not {"method", "seed"} <= set(self.history):
             raise ValueError(f"{loaded!r}: expected runs with histories of methods and seeds")
+
+    def _add(self, history: pd.DataFrame, name: str) -> None:
+        """Take in a run that a `gqc_widgets.Live` saved, as a method of its own."""
+        who = str(history["method"].iloc[0]) if "method" in history else "loop"
+        seed = history["seed"].iloc[0] if "seed" in history else 0
+        identity = {"run": name, "method": f"{who}: {name}", "seed": seed}
+        self.history = pd.concat([self.history, history.assign(**identity)], ignore_index=True)
+        self.results = pd.concat([self.results, pd.DataFrame([identity])], ignore_index=True)
 
     @property
     def metrics(self) -> list[str]:
@@ -136,7 +147,7 @@ class Compare(widgets.VBox):
         self.smoothing = widgets.IntSlider(
             1, min=1, max=200, description="smoothing", tooltip="records averaged, roughly"
         )
-        self.message = widgets.HTML()
+        self.message, self.panels = widgets.HTML(), Panels([])
         choices = [self.metric, self.axis, self.group, self.smoothing]
         for choice in choices:
             choice.layout.width, choice.style.description_width = "240px", "initial"
@@ -155,5 +166,7 @@ class Compare(widgets.VBox):
             self.children = [self._top, self.message]
             return
         self.message.value = ""
-        self.figure = LiveFigure(figure)
-        self.children = [self._top, self.message, self.figure]
+        x = figures.LABELS.get(AXES[self.axis.value], self.axis.value)
+        title = figures.LABELS.get(self.metric.value, self.metric.value)
+        self.panels.panels = [figure_panel(figure, title, x)]
+        self.children = [self._top, self.message, self.panels]

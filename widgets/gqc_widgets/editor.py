@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import threading
 from typing import Any
 
@@ -10,61 +9,77 @@ import ipywidgets as widgets
 import yaml
 
 from gqc_lab import Experiment
-from gqc_widgets.live_run import LiveRun
-from gqc_widgets.runner import Runner
+from gqc_lab.loop.gate import REPLACED
+from gqc_lab.loop.live import Live
+from gqc_widgets.fields import say
 
 
 class Editor(widgets.VBox):
     """Edit controls of ``run`` while it trains.
 
     Args:
-        run: a `LiveRun`, which is then followed while it trains, or an experiment.
+        run: a `Live`, which is then followed while it trains, or an experiment.
     """
 
-    _runner: Runner | None = None
-
-    def __init__(self, run: LiveRun | Experiment) -> None:
+    def __init__(self, run: Live | Experiment) -> None:
         super().__init__(layout=widgets.Layout(width="100%"))
-        self.experiment = run.experiment if isinstance(run, LiveRun) else run
-        self._runner = run.runner if isinstance(run, LiveRun) else None
+        self.live = run if isinstance(run, Live) else None
+        self.experiment = run.experiment if isinstance(run, Live) else run
         self._drawing = threading.RLock()  # edits and training threads
         self.button = widgets.Button(
             description="Export", icon="code", tooltip="Show the settings as papermill parameters"
         )
+        self.text = widgets.Textarea(layout=widgets.Layout(display="none", width="100%"))
         self.button.on_click(lambda _: self._show_export())
-        self.text = widgets.HTML()
+        self.banner = widgets.HTML()
+        self.add_class("gqc-editor")
 
     def export(self) -> dict[str, Any]:
         """Return the settings as parameters for papermill, for example to run them as a batch."""
         raise NotImplementedError
 
     def _show_export(self) -> None:
-        text = yaml.safe_dump(self.export(), sort_keys=False, default_flow_style=None)
-        style = "white-space:pre-wrap;line-height:1.3"
-        self.text.value = f"<pre style='{style}'>{html.escape(text)}</pre>"
+        self.text.layout.display = ""
+        self._refresh_export()
 
-    def _follow(self, runner: Runner) -> None:
+    def _refresh_export(self) -> None:
+        if self.text.layout.display == "":
+            text = yaml.safe_dump(self.export(), sort_keys=False, default_flow_style=None)
+            self.text.value, self.text.rows = text, 1 + text.count("\n")
+
+    def follow(self) -> None:
+        """Show news of the run from now on."""
+        if self.live is not None:
+            self.live.listeners.append(self._hear)
+
+    def _hear(self, live: Live) -> None:
+        with self._drawing:
+            if live.state == REPLACED:
+                self.banner.value = say(
+                    "its run was replaced; run this cell again to edit the new one"
+                )
+            self._follow(live)
+            self._refresh_export()
+
+    def _follow(self, live: Live) -> None:
         """Show news of the run; called from its thread."""
         raise NotImplementedError
 
     def close(self) -> None:
         """Take the view off the page; the run goes on."""
-        if self._runner is not None and self._follow in self._runner.listeners:
-            self._runner.listeners.remove(self._follow)
+        live = getattr(self, "live", None)  # ipywidgets also closes what was not made
+        if live is not None and self._hear in live.listeners:
+            live.listeners.remove(self._hear)
         super().close()
 
 
-def columns(left: list[widgets.Widget], right: list[widgets.Widget]) -> widgets.HBox:
-    """Return a row of fields on the left and what they act on, as wide as the page allows."""
-    return widgets.HBox(
-        [
-            widgets.VBox(left, layout=widgets.Layout(width="300px", flex="0 0 300px")),
-            widgets.VBox(right, layout=widgets.Layout(flex="1 1 0", min_width="0")),
-        ],
-        layout=widgets.Layout(width="100%"),
-    )
+def columns(left: list[widgets.Widget], right: list[widgets.Widget]) -> widgets.Box:
+    """Return a row of fields and what they act on; below each other where the page is narrow."""
+    box = widgets.Box([widgets.VBox(left), widgets.VBox(right)])
+    box.add_class("gqc-columns")
+    return box
 
 
 def note(text: str) -> str:
     """Return ``text``, which is HTML, as a note below a figure."""
-    return f"<div style='line-height:1.4;padding-left:70px'>{text}</div>"
+    return f"<div style='line-height:1.4;padding-left:8px'>{text}</div>"

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import html
+import math
 import threading
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
-import ipywidgets as widgets
+import anywidget
+import traitlets
 
 from gqc_lab.loop.controls import Controls
 from gqc_lab.loop.settings import Setting, read_pairs
 
-STYLE = {"description_width": "150px"}
-WIDE = widgets.Layout(width="290px")
-LEAST, MOST = -3, 1  #: decimal exponents of a slider's ends
+NOTCHES = 200  #: of a slider
+DECADES = 4  #: of a logarithmic one
+_HERE = Path(__file__).parent
 
 
-class Fields(widgets.VBox):
+class Fields(anywidget.AnyWidget):
     """Edit some of ``controls``.
 
     As soon as everything that was edited is valid it is set on the controls, which an experiment
@@ -28,68 +31,62 @@ class Fields(widgets.VBox):
         controls: those of an experiment, or others that no run follows.
         labels: control -> label of its field.
         changed: called after each edit.
-        slider: a control > 0 that also gets a slider, logarithmic from 0.001 to 10.
+        sliders: controls that also get a slider: even between two bounds, else over four decades.
         implied: (control, content) -> other edits that come with that one.
     Attributes:
-        inputs, errors: control -> its widgets.
-        slider: the slider, or None.
         messages: control -> what is wrong with it; empty if the fields show the controls.
     """
+
+    _esm = _HERE / "fields.js"
+    _css = _HERE / "style.css"
+    specs: Any = traitlets.List().tag(sync=True)
+    shown: Any = traitlets.List().tag(sync=True)
+    values = traitlets.Dict().tag(sync=True)
 
     def __init__(
         self,
         controls: Controls,
         labels: Mapping[str, str],
         changed: Callable[[], None] = lambda: None,
-        slider: str = "",
+        sliders: Collection[str] = (),
         implied: Callable[[str, Any], Mapping[str, Any]] = lambda name, content: {},
     ) -> None:
-        super().__init__()
         self._controls, self._changed, self._implied = controls, changed, implied
         self._lock = threading.RLock()  # a person and the thread of a run
-        self._is_refreshing = False
         self._edits: dict[str, Any] = {}
         self.messages: dict[str, str] = {}
-        self.slid = slider
-        self.slider = self._make_slider() if slider else None
-        self.inputs = {name: self._make_input(name, label) for name, label in labels.items()}
-        self.errors = {name: widgets.HTML() for name in labels}
-        self._pairs = {name: [self.inputs[name], self.errors[name]] for name in labels}
-        self.show(labels)
-        self.refresh()
+        self._labels = dict(labels)
+        self._scales = {
+            name: _Scale(controls.specs[name], controls[name]) for name in labels if name in sliders
+        }
+        specs = [self._spec(name, label) for name, label in labels.items()]
+        super().__init__(specs=specs, shown=list(labels), values=self._look())
+        self.on_msg(lambda _, content, buffers: self._hear(content))
 
-    def _make_slider(self) -> widgets.FloatLogSlider:
-        slider = widgets.FloatLogSlider(
-            min=LEAST, max=MOST, step=0.02, description=f"{self.slid} (log)", readout=False,
-            style=STYLE, layout=WIDE,
-        )  # fmt: skip
-        slider.observe(lambda change: self.edit(self.slid, change["new"]), "value")
-        return slider
-
-    def _make_input(self, name: str, label: str) -> widgets.Widget:
+    def _spec(self, name: str, label: str) -> dict[str, Any]:
         spec = self._controls.specs[name]
-        common = {"description": label, "tooltip": spec.meaning, "style": STYLE, "layout": WIDE}
-        if spec.choices:
-            field = widgets.Dropdown(options=spec.choices, **common)
-        else:
-            kind = widgets.Textarea if spec.read is read_pairs else widgets.Text
-            field = kind(continuous_update=False, **common)
-        field.observe(lambda change: self.edit(name, change["new"]), "value")
-        return field
+        found: dict[str, Any] = {"name": name, "label": label, "title": spec.meaning}
+        found["is_long"] = spec.read is read_pairs
+        found["slider"] = NOTCHES if name in self._scales else 0
+        return found | ({"choices": list(spec.choices)} if spec.choices else {})
+
+    def _hear(self, content: Mapping[str, Any]) -> None:
+        if "edit" in content:
+            self.edit(*content["edit"])
+        elif "slide" in content:
+            name, notch = content["slide"]
+            self.edit(name, self._scales[name].value(notch))
 
     def show(self, names: Collection[str]) -> None:
-        """Show only the fields ``names``, and the slider."""
-        fields = [w for name, pair in self._pairs.items() if name in names for w in pair]
-        self.children = [*([self.slider] if self.slider else []), *fields]
+        """Show only the fields ``names``."""
+        self.shown = [name for name in self._labels if name in names]
 
     def edit(self, name: str, content: Any) -> None:
         """Put ``content``, a text or a value, into the field ``name``."""
         with self._lock:
-            if self._is_refreshing:
-                return
             self._edits |= {name: content, **self._implied(name, content)}
             self._set(name)
-            self.refresh()
+            self.follow()
         self._changed()
 
     def _set(self, latest: str) -> None:
@@ -109,34 +106,59 @@ class Fields(widgets.VBox):
         except ValueError as error:  # the values do not fit together
             self.messages[latest] = str(error)
 
-    def refresh(self) -> None:
-        """Show the edits that are pending and the controls as they are now."""
+    def follow(self) -> None:
+        """Show the edits that are pending and the controls as they are."""
         with self._lock:
-            self._is_refreshing, self._shown = True, dict(self._controls)
-            for name, field in self.inputs.items():
-                value = self._edits.get(name, self._controls[name])
-                field.value = _text(value, self._controls.specs[name])
-                error = html.escape(self.messages.get(name, ""))
-                self.errors[name].value = say(error) if error else ""
-            if self.slider is not None:
-                value = self._controls[self.slid]
-                self.slider.value = min(max(value, 10.0**LEAST), 10.0**MOST)
-            self._is_refreshing = False
+            self.values = self._look()
 
-    def follow(self) -> bool:
-        """Show controls that a cell has set since; returns whether there were any."""
-        is_behind = self._shown != dict(self._controls)
-        if is_behind:
-            self.refresh()
-        return is_behind
+    def _look(self) -> dict[str, Any]:
+        found = {}
+        for name in self._labels:
+            value, edited = self._controls[name], self._edits.get(name)
+            shown = self._controls[name] if edited is None else edited
+            found[name] = {
+                "text": _text(shown, self._controls.specs[name]),
+                "error": self.messages.get(name, ""),
+                "at": self._scales[name].notch(value) if name in self._scales else 0,
+            }
+        return found
+
+
+class _Scale:
+    """The values of a slider's notches."""
+
+    def __init__(self, spec: Setting, value: float) -> None:
+        low, high = max(spec.low, spec.above), min(spec.high, spec.below)
+        self._is_even = math.isfinite(low) and math.isfinite(high)
+        self._kind = spec.kind
+        if self._is_even:
+            self._low, self._width = low, high - low
+        else:
+            middle = round(math.log10(value), 2) if value > 0 else -1.0
+            self._low, self._width = middle - DECADES / 2, float(DECADES)
+
+    def value(self, notch: int) -> float:
+        place = self._low + self._width * notch / NOTCHES
+        number = float(f"{place if self._is_even else 10**place:.4g}")
+        return self._kind(round(number)) if self._kind is int else number
+
+    def notch(self, value: float) -> int:
+        place = value if self._is_even else math.log10(value) if value > 0 else -math.inf
+        share = (place - self._low) / self._width
+        return round(NOTCHES * min(max(share, 0.0), 1.0))
 
 
 def say(text: str, kind: str = "error") -> str:
     """Return ``text``, which is HTML, in the colour of warnings and of class ``gqc-KIND``."""
-    return f"<div class='gqc-{kind}' style='color:#d55e00;line-height:1.3'>{text}</div>"
+    return f"<div class='gqc-{kind}'>{text}</div>" if text else ""
 
 
-def read_number(name: str, text: str) -> float:
+def escape(text: str) -> str:
+    """Return ``text`` as HTML with its line ends."""
+    return f"<span style='white-space:pre-wrap'>{html.escape(text)}</span>"
+
+
+def read_number(name: str, text: str, kind: type = float) -> float:
     """Return ``text`` as a number.
 
     Raises: ValueError: it is empty or not a number.
@@ -146,19 +168,20 @@ def read_number(name: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"{name}={text.strip()!r}: expected a number such as 0.5") from None
+        example = "a whole number such as 5" if kind is int else "a number such as 0.5"
+        raise ValueError(f"{name}={text.strip()!r}: expected {example}") from None
 
 
 def _read(name: str, content: Any, spec: Setting) -> Any:
     """Return the text of a field as a value; a value is returned unchanged."""
-    if not isinstance(content, str) or spec.choices:
+    if not isinstance(content, str) or spec.choices or spec.kind is str:
         return content
     if spec.read is read_pairs:
         pairs = [pair.split() for pair in content.replace(";", ",").split(",") if pair.strip()]
         if not pairs:
             raise ValueError(f"{name}: expected pairs such as '0 2, 1 0.5'; the field is empty")
         return [[read_number(name, word) for word in pair] for pair in pairs]
-    return read_number(name, content)
+    return read_number(name, content, spec.kind)
 
 
 def _text(value: Any, spec: Setting) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from gqc_lab import Controls, Experiment
-from gqc_lab.figures import thin
+from gqc_lab.loop.curves import XY, Curves, thin
 from gqc_lab.loop.scaler_controls import (
     COUNT,
     LAW,
@@ -18,7 +18,6 @@ from gqc_lab.loop.scaler_controls import (
     scaled_steps,
     what_if,
 )
-from gqc_widgets.curves import XY, Curves
 
 PERCENTILES = ("p10", "p50", "p90")
 
@@ -74,13 +73,8 @@ class ScalerModel:
     def what_if(self) -> dict[str, XY]:
         """Return the curves ``recorded`` and ``what_if``: the factor as it was, and as guessed."""
         steps = self.steps
-        frame = pd.DataFrame({"x": steps[self.x], "recorded": steps["factor"]})
-        frame["what_if"] = what_if(steps, self.guess)
-        found = {}
-        for name in ("recorded", "what_if"):
-            rows = thin(frame, name)
-            found[name] = rows["x"].tolist(), rows[name].tolist()
-        return found
+        values = {"recorded": steps["factor"], "what_if": what_if(steps, self.guess)}
+        return {name: thin(steps[self.x], y) for name, y in values.items()}
 
     def what_if_note(self) -> str:
         """Return the guess in numbers, after the longer of both warmups; empty before its end."""
@@ -107,13 +101,13 @@ class ScalerModel:
         found = {}
         for level in PERCENTILES:
             x, variance = curves.points(f"vgs/stochastic_var_{level}")
-            values = np.asarray(variance, dtype=float)
-            always = {"variance": values, "count": np.full(len(values), np.inf)}
-            found[f"at {level}"] = x, what_if(always, law).tolist()
+            always = {"variance": variance, "count": np.full(len(variance), np.inf)}
+            found[f"at {level}"] = x, what_if(always, law)
         return found
 
     def cap(self, curves: Curves) -> XY:
         """Return the present cap of V as a horizontal line; empty without a cap."""
         x, _ = curves.points(VARIANCE)
         cap = self.controls["variance_cap"]
-        return ([x[0], x[-1]], [cap, cap]) if x and cap else ([], [])
+        shown = x[[0, -1]] if len(x) and cap else x[:0]
+        return shown, np.full(len(shown), float(cap or 0))

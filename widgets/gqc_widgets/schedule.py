@@ -10,12 +10,11 @@ from typing import Any
 from gqc.noise import predicted_draws
 from gqc_lab import Experiment
 from gqc_lab.loop.norm_schedule import NAMES, NormSchedule, has_norm_schedule, norm_schedule
-from gqc_widgets.curves import XY
 
 NUM_POINTS = 241  #: of a drawn schedule
-NUM_COLUMNS, NUM_ROWS = 50, 30  #: of the grid that takes clicks
 NUM_SAMPLED = 7  #: points that a curve turns into when it is edited by hand
 
+XY = tuple[list[float], list[float]]
 PointPairs = tuple[tuple[float, float], ...]  # (share of the run, norm)
 
 
@@ -57,6 +56,13 @@ class NormScheduleModel:
         """Return the points with one at ``share`` of the run, in place of one that is there."""
         points = dict(self.controls["norm_points"])
         points[_nearest(points, share)] = norm
+        return tuple(sorted(points.items()))
+
+    def moved_point(self, share: float, to: float, norm: float) -> PointPairs:
+        """Return the points with the one at ``share`` moved."""
+        points = dict(self.controls["norm_points"])
+        points.pop(_nearest(points, share), None)
+        points[min(max(to, 0.0), 1.0)] = norm
         return tuple(sorted(points.items()))
 
     def without_point(self, share: float) -> PointPairs:
@@ -108,15 +114,6 @@ class NormScheduleModel:
         now = min(bisect.bisect_left(steps, self.experiment.microbatch), len(steps) - 1)
         draws = expected[now]
         return "out of reach" if draws is None else f"{draws:.1f}"
-
-    def raster(self) -> XY:
-        """Return a grid of points over the figure: a click on one of them adds a point."""
-        norms = [norm for norm in self.curve()[1] if norm > 0] or [1.0]
-        low, high = math.log(min(norms) / 2), math.log(max(norms) * 2)
-        xs = [self.total * i / NUM_COLUMNS for i in range(NUM_COLUMNS + 1)]
-        ys = [math.exp(low + (high - low) * i / NUM_ROWS) for i in range(NUM_ROWS + 1)]
-        ys = [float(f"{y:.3g}") for y in ys]
-        return [x for x in xs for _ in ys], [y for _ in xs for y in ys]
 
     def forced_share(self, statistics: Mapping[str, Any]) -> float | None:
         """Return the share of steps that ``max_draws`` forced; None before the first step."""

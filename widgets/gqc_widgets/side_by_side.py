@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gqc_lab import Experiment
-from gqc_widgets.curves import XY
-from gqc_widgets.runner import FAILED, RUNNING, Runner
+from gqc_lab.loop.curves import XY
+from gqc_lab.loop.gate import FAILED, RUNNING
+from gqc_lab.loop.jupyter import Cell
+from gqc_lab.loop.live import Live
 from gqc_widgets.status import progress_text
 
 Listener = Callable[["SideBySide"], None]
@@ -23,17 +25,17 @@ class SideBySide:
 
     Args:
         experiment: with a method ``twin`` and the control ``alpha``.
-        enter: as in `Runner`.
+        cell: whose runs they are; when it runs again, they are stopped.
     Attributes:
-        runners: alpha -> its runner, from the last `start`.
+        runners: alpha -> its `Live`, from the last `start`.
         listeners: called with this object when there is news of a run, from its thread.
     """
 
-    def __init__(self, experiment: Experiment, enter: Callable[[], None] | None = None) -> None:
+    def __init__(self, experiment: Experiment, cell: Cell | None = None) -> None:
         self.experiment = experiment
-        self.runners: dict[float, Runner] = {}
+        self.runners: dict[float, Live] = {}
         self.listeners: list[Listener] = []
-        self._enter = enter
+        self._cell = cell
 
     def start(
         self,
@@ -50,7 +52,7 @@ class SideBySide:
         """
         self.stop()
         twins = {alpha: self._twin(alpha, state, estimator) for alpha in alphas}
-        self.runners = {alpha: Runner(twin, self._enter) for alpha, twin in twins.items()}
+        self.runners = {alpha: Live(twin, cell=self._cell) for alpha, twin in twins.items()}
         for runner in self.runners.values():
             runner.listeners.append(self._tell)
         for runner in self.runners.values():
@@ -93,7 +95,7 @@ class SideBySide:
         found = {}
         for alpha, runner in self.runners.items():
             validation = runner.curves.points("val_loss")[1]
-            loss = f" · validation loss {validation[-1]:.4g}" if validation else ""
+            loss = f" · validation loss {validation[-1]:.4g}" if len(validation) else ""
             found[alpha] = f"{runner.state}, {progress_text(runner)}{loss}"
         return found
 
@@ -101,6 +103,6 @@ class SideBySide:
         """Return the curve ``name`` of each run, in the order of the alphas."""
         return [runner.curves.points(name) for runner in self.runners.values()]
 
-    def _tell(self, _: Runner) -> None:
+    def _tell(self, _: Live) -> None:
         for listener in list(self.listeners):
             listener(self)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from gqc_widgets.runner import Runner
+from gqc_lab.loop.live import Live
 
 #: key of a record or of the wrapper's statistics -> what it is called
 NUMBERS = {
@@ -26,13 +26,16 @@ NUMBERS = {
 }
 
 
-def progress_text(runner: Runner) -> str:
+def progress_text(live: Live) -> str:
     """Return how far the run is, how fast, and how long it still takes."""
-    experiment = runner.experiment
-    text = f"{experiment.done:,} of {experiment.total:,} {experiment.unit}"
-    speed, left = runner.speed, runner.seconds_left
-    if speed is not None and left is not None:
-        text += f" · {speed:,.0f} {experiment.unit}/s · {clock(left)} left"
+    run = live.experiment
+    unit = "batches" if run.unit == "microbatch" else run.unit
+    text = (
+        f"{run.done:,} of {run.total:,} {unit}" if run.total < math.inf else f"{run.done:,} {unit}"
+    )
+    speed, left = live.speed, live.seconds_left
+    if speed is not None:
+        text += f" · {speed:,.0f} {unit}/s" + (f" · {clock(left)} left" if left is not None else "")
     return text
 
 
@@ -43,11 +46,13 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def rows(runner: Runner) -> list[tuple[str, str]]:
+def rows(live: Live) -> list[tuple[str, str]]:
     """Return the present numbers of the run as (label, value), in a fixed order."""
-    values = {**runner.statistics, **(runner.record or {})}
-    validation = runner.curves.points("val_loss")[1]
-    values["val_loss"] = validation[-1] if validation else None
+    run = live.experiment
+    last = {name: run.column(name, -1) for name in run.column_names}
+    values = {**live.statistics, **{name: column[0] for name, column in last.items() if column}}
+    validation = live.curves.points("val_loss")[1]
+    values["val_loss"] = float(validation[-1]) if len(validation) else None
     return [(label, _text(key, values[key])) for key, label in NUMBERS.items() if key in values]
 
 
@@ -55,4 +60,4 @@ def _text(key: str, value: Any) -> str:
     is_nan = isinstance(value, float) and math.isnan(value)
     if value is None or (is_nan and key != "loss"):  # what a resumed history has in place of None
         return "–"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else f"{float(value):.4g}"

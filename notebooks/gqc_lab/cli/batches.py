@@ -165,7 +165,7 @@ def _execute(
     console.print(f"{batch.name}: {runs_of_it}: {', '.join(counts)}", highlight=False)
     _report(batch, store, console)
     if outcomes.is_interrupted:
-        console.print("interrupted; the same command goes on from here")
+        console.print("interrupted; repeat the command to continue")
         return 130
     return 1 if outcomes.errors else 0
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gqc_lab.cli.shared import fail, make_console
+from gqc_lab.cli.shared import make_console
 
 
 def add_new_commands(new: "typer.Typer") -> None:
@@ -22,13 +22,9 @@ def add_new_commands(new: "typer.Typer") -> None:
         ] = Path(),
     ) -> None:
         """Write an experiment that runs as it is: module, notebook pair, batch."""
-        from gqc_lab.errors import BadInput
         from gqc_lab.publish.scaffold import write_experiment
 
-        try:
-            made = write_experiment(name, question, to)
-        except BadInput as error:
-            fail(error)
+        made = write_experiment(name, question, to)
         console = make_console()
         for path in made.paths:
             console.print(f"written: {path}", highlight=False)

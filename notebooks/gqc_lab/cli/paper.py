@@ -33,102 +33,93 @@ def _overview(frame: "pd.DataFrame") -> "Table":
     return table
 
 
+Folder = Annotated[Path, typer.Option(help="Folder of claims.yaml, results.yaml and results/.")]
+
+
+def decide_claims(
+    action: Annotated[
+        str, typer.Argument(help="register: fix rules and runs before they are made.")
+    ] = "",
+    paper: Folder = Path("paper"),
+    is_check: Annotated[
+        bool, typer.Option("--check", help="Only compare with the committed verdicts.")
+    ] = False,
+) -> None:
+    """Decide every claim from the committed results; write verdicts and tables."""
+    from gqc_lab.claims import commands
+    from gqc_lab.claims.render import count, verdict_frame
+    from gqc_lab.errors import BadInput
+
+    console = make_console()
+    if action not in {"", "register"}:
+        raise BadInput(f"{action!r}: expected register, or nothing to decide the claims")
+    if action:
+        console.print("\n".join(commands.register_all(paper)), highlight=False)
+        return
+    if is_check:
+        lines = commands.check(paper)
+        for line in lines:
+            print(f"gqc: {line}", file=sys.stderr)
+        console.print(f"{len(lines)} differences from {paper / commands.VERDICTS}")
+        raise typer.Exit(1 if lines else 0)
+    verdicts = commands.decide(paper)
+    paths = commands.write(verdicts, paper)
+    frame = verdict_frame(verdicts)
+    console.print(_overview(frame))
+    counted = ", ".join(f"{n} {name}" for name, n in count(frame).items())
+    console.print(f"\n{len(verdicts)} claims: {counted}", highlight=False)
+    console.print("written: " + ", ".join(map(str, paths)), highlight=False)
+
+
+def freeze_results(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Batches of results.yaml; default: all.")
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Folder of the run store.")] = Path("runs"),
+    paper: Folder = Path("paper"),
+    is_partial: Annotated[
+        bool, typer.Option("--partial", help="Take what there is of unfinished batches.")
+    ] = False,
+    is_list: Annotated[
+        bool, typer.Option("--list", help="Only print the paths of the batch files.")
+    ] = False,
+) -> None:
+    """Copy the runs that the paper rests on from a run store to its committed results."""
+    from gqc_lab.claims import commands
+
+    if is_list:
+        for name in names or commands.read_plan(paper):
+            print(os.path.relpath(commands.batch_path(paper, name)))
+        return
+    console = make_console()
+    for batch in commands.freeze_all(paper, runs, names or [], is_partial=is_partial):
+        stale = sum(not run["is_current"] for run in batch.runs)
+        note = f", {stale} of an older code" if stale else ""
+        note += f", {batch.record['missing']} missing" if batch.record["missing"] else ""
+        console.print(f"{batch.name}: {len(batch.runs)} runs{note}", highlight=False)
+    console.print("next: gqc claims")
+
+
+def draw_figures(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Of figures.yaml; default: all.")
+    ] = None,
+    paper: Folder = Path("paper"),
+    to: Annotated[
+        Path | None, typer.Option(help="Folder; default: build/figures of the paper.")
+    ] = None,
+) -> None:
+    """Draw the paper's figures from the committed results, as PDF, SVG and PNG."""
+    from gqc_lab.publish.paper_figures import print_figures
+
+    try:
+        for name, files in print_figures(paper, names or [], to):
+            print(f"{name}: {', '.join(os.path.relpath(path) for path in files)}")
+    except ModuleNotFoundError as error:
+        fail(f"figures need the paper extra: pip install 'gqc-kit[paper]' ({error})")
+
+
 def add_paper_commands(app: "typer.Typer") -> None:
-    folder = typer.Option(help="Folder of claims.yaml, results.yaml and results/.")
-
-    @app.command("claims")
-    def decide_claims(
-        action: Annotated[
-            str, typer.Argument(help="register: fix rules and runs before they are made.")
-        ] = "",
-        paper: Annotated[Path, folder] = Path("paper"),
-        is_check: Annotated[
-            bool, typer.Option("--check", help="Only compare with the committed verdicts.")
-        ] = False,
-    ) -> None:
-        """Decide every claim from the committed results; write verdicts and tables."""
-        from gqc_lab.claims import commands
-        from gqc_lab.claims.render import count, verdict_frame
-        from gqc_lab.errors import BadInput
-        from gqc_lab.runs.store import CorruptRun
-
-        console = make_console()
-        try:
-            if action not in {"", "register"}:
-                raise BadInput(f"{action!r}: expected register, or nothing to decide the claims")
-            if action:
-                console.print("\n".join(commands.register_all(paper)), highlight=False)
-                return
-            if is_check:
-                lines = commands.check(paper)
-                for line in lines:
-                    print(f"gqc: {line}", file=sys.stderr)
-                console.print(f"{len(lines)} differences from {paper / commands.VERDICTS}")
-                raise typer.Exit(1 if lines else 0)
-            verdicts = commands.decide(paper)
-            paths = commands.write(verdicts, paper)
-        except (BadInput, CorruptRun) as error:
-            fail(error)
-        frame = verdict_frame(verdicts)
-        console.print(_overview(frame))
-        counted = ", ".join(f"{n} {name}" for name, n in count(frame).items())
-        console.print(f"\n{len(verdicts)} claims: {counted}", highlight=False)
-        console.print("written: " + ", ".join(map(str, paths)), highlight=False)
-
-    @app.command("freeze")
-    def freeze_results(
-        names: Annotated[
-            list[str] | None, typer.Argument(help="Batches of results.yaml; default: all.")
-        ] = None,
-        runs: Annotated[Path, typer.Option(help="Folder of the run store.")] = Path("runs"),
-        paper: Annotated[Path, folder] = Path("paper"),
-        is_partial: Annotated[
-            bool, typer.Option("--partial", help="Take what there is of unfinished batches.")
-        ] = False,
-        is_list: Annotated[
-            bool, typer.Option("--list", help="Only print the paths of the batch files.")
-        ] = False,
-    ) -> None:
-        """Copy the runs that the paper rests on from a run store to its committed results."""
-        from gqc_lab.claims import commands
-        from gqc_lab.errors import BadInput
-        from gqc_lab.runs.store import CorruptRun
-
-        try:
-            if is_list:
-                for name in names or commands.read_plan(paper):
-                    print(os.path.relpath(commands.batch_path(paper, name)))
-                return
-            frozen = commands.freeze_all(paper, runs, names or [], is_partial=is_partial)
-        except (BadInput, CorruptRun, FileNotFoundError) as error:
-            fail(error)
-        console = make_console()
-        for batch in frozen:
-            stale = sum(not run["is_current"] for run in batch.runs)
-            note = f", {stale} of an older code" if stale else ""
-            note += f", {batch.record['missing']} missing" if batch.record["missing"] else ""
-            console.print(f"{batch.name}: {len(batch.runs)} runs{note}", highlight=False)
-        console.print("next: gqc claims")
-
-    @app.command("figures")
-    def draw_figures(
-        names: Annotated[
-            list[str] | None, typer.Argument(help="Of figures.yaml; default: all.")
-        ] = None,
-        paper: Annotated[Path, folder] = Path("paper"),
-        to: Annotated[
-            Path | None, typer.Option(help="Folder; default: build/figures of the paper.")
-        ] = None,
-    ) -> None:
-        """Draw the paper's figures from the committed results, as PDF, SVG and PNG."""
-        from gqc_lab.errors import BadInput
-        from gqc_lab.publish.paper_figures import print_figures
-        from gqc_lab.runs.store import CorruptRun
-
-        try:
-            for name, files in print_figures(paper, names or [], to):
-                print(f"{name}: {', '.join(os.path.relpath(path) for path in files)}")
-        except ModuleNotFoundError as error:
-            fail(f"figures need the paper extra: pip install 'gqc-kit[paper]' ({error})")
-        except (BadInput, CorruptRun) as error:
-            fail(error)
+    app.command("claims")(decide_claims)
+    app.command("freeze")(freeze_results)
+    app.command("figures")(draw_figures)

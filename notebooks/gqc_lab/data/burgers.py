@@ -23,7 +23,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gqc.checks import check_count
 from gqc_lab.data import burgers_solver
 from gqc_lab.data.burgers_solver import internal_grid, solve
 from gqc_lab.data.images import hash_tensors
@@ -75,11 +74,6 @@ def load_burgers_data(
         ValueError: an argument out of its range, no such file, or one that does not fit.
         ImportError: a file needs h5py.
     """
-    for name, count in (("num_train", num_train), ("num_test", num_test), ("points", points)):
-        check_count(name, count, 1)
-    check_count("num_times", num_times, 2)
-    if not 0.001 <= nu <= 1:
-        raise ValueError(f"nu={nu!r}: expected a number in [0.001, 1]")
     if source != "simulated":
         return _read_pdebench(source, num_train, num_test, nu, points, num_times)
     times = torch.linspace(0, END_TIME, num_times, dtype=torch.float64)

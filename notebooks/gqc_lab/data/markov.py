@@ -80,16 +80,7 @@ def make_chain(
     """Make a random chain with standard normal rewards and features, uniform successors and odds.
 
     State i + 1 is always among the successors of state i, so that every state is reached.
-
-    Raises:
-        ValueError: a value out of its range.
     """
-    if not 1 <= branching <= num_states:
-        raise ValueError(f"branching={branching!r}: expected 1 to num_states={num_states}")
-    if not 0 <= discount < 1:
-        raise ValueError(f"discount={discount!r}: expected within [0, 1)")
-    if not reward_noise >= 0:
-        raise ValueError(f"reward_noise={reward_noise!r}: expected >= 0")
     generator = make_generator(seed, "markov chain")
     transitions = torch.zeros(num_states, num_states, dtype=torch.float64)
     for state in range(num_states):

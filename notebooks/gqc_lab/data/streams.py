@@ -13,15 +13,12 @@ Source: Elsayed and Mahmood, ICLR 2024, arXiv:2404.00781, sections 4.2 and 4.3.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from gqc.checks import check_count
 from gqc_lab.data.images import Scans, hash_tensors, read_scans
-from gqc_lab.errors import check_name
 from gqc_lab.loop.placement import make_generator
 
 KINDS = ("input_permuted", "label_permuted")
@@ -35,20 +32,11 @@ class TaskStream:
         kind: one of `KINDS`.
         num_tasks, task_examples: both at least 1.
         seed: of permutations and order.
-    Raises:
-        ValueError: an argument out of its range.
     """
 
     def __init__(
         self, scans: Scans, kind: str, num_tasks: int, task_examples: int, seed: int
     ) -> None:
-        check_name("kind", kind, KINDS)
-        for name, value, least in (
-            ("num_tasks", num_tasks, 1),
-            ("task_examples", task_examples, 1),
-            ("seed", seed, 0),
-        ):
-            check_count(name, value, least)
         self.scans, self.kind, self.seed = scans, kind, seed
         self.num_tasks, self.task_examples = num_tasks, task_examples
 
@@ -61,12 +49,6 @@ class TaskStream:
     def num_classes(self) -> int:
         """Number of classes; labels run from 0 to this number, exclusive."""
         return self.scans.num_classes
-
-    def __len__(self) -> int:
-        return self.num_tasks
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return (self.task(number) for number in range(self.num_tasks))
 
     def task(self, number: int) -> tuple[Tensor, Tensor]:
         """Return the examples of a task, in the order in which they come.
@@ -120,7 +102,6 @@ def make_stream(
         task_examples: examples per task; the source has 5000 and 2500.
         seed: of permutations and order.
     Raises:
-        ValueError: an argument out of its range.
         ImportError: the data set needs torchvision, which is not installed.
     """
     return TaskStream(read_scans(name), kind, num_tasks, task_examples, seed)

@@ -235,7 +235,7 @@ def norms_against_draws(history: pd.DataFrame) -> go.Figure:
 def by_method(
     results: pd.DataFrame,
     measures: Mapping[str, str],
-    control: str | None = None,
+    baseline: str | None = None,
     series: Sequence[str] = (),
     names: Mapping[str, str] | None = None,
 ) -> go.Figure:
@@ -244,18 +244,18 @@ def by_method(
     Args:
         results: rows with ``method``, ``seed``, the ``measures`` and ``series``.
         measures: column -> title of its panel's axis.
-        control: method over which the measures are taken, seed by seed, in geometric means; None:
+        baseline: method over which the measures are taken, seed by seed, in geometric means; None:
             the measures themselves.
         series: columns whose values are told apart by colour and symbol.
-        names: methods to show, in order, and what to call them; None: all except the control.
+        names: methods to show, in order, and what to call them; None: all except the baseline.
     """
     check_columns("by_method", results, ["method", "seed", *measures, *series])
-    names = names or {m: m for m in results["method"].unique() if m != control}
+    names = names or {m: m for m in results["method"].unique() if m != baseline}
     groups = list(results.groupby(list(series), sort=False)) if series else [((), results)]
     figure = make_subplots(1, len(measures), shared_yaxes=True, horizontal_spacing=0.06)
     for column, (measure, label) in enumerate(measures.items(), 1):
         for i, (group, rows) in enumerate(groups):
-            means = _means_of(rows, measure, control).reindex(list(names))
+            means = _means_of(rows, measure, baseline).reindex(list(names))
             heights = [0.15 * ((len(groups) - 1) / 2 - i) - k for k in range(len(names))]
             figure.add_scatter(
                 x=plain_numbers(means["mean"]),
@@ -269,25 +269,25 @@ def by_method(
                 col=column,
             )
         values = [v for trace in figure.data[-len(groups) :] for v in trace.x if v is not None]
-        is_wide = control is not None and max(values) > 1.6 * min(values)
+        is_wide = baseline is not None and max(values) > 1.6 * min(values)
         axis = {"type": "log", "tickvals": RATIOS, "tickformat": "~g"} if is_wide else {}
         figure.update_xaxes(title_text=label, rangemode="normal", col=column, **axis)
-    if control is not None:
+    if baseline is not None:
         figure.add_vline(1, line={"color": "#444444", "width": 1, "dash": "dot"})
     ticks = {"tickvals": [-k for k in range(len(names))], "ticktext": list(names.values())}
     figure.update_yaxes(**ticks, showgrid=False)
-    figure.update_layout(template=HOUSE, title_text=f"Over {control}" if control else "By method")
+    figure.update_layout(template=HOUSE, title_text=f"Over {baseline}" if baseline else "By method")
     figure.update_layout(height=170 + 40 * len(names), hovermode="closest", legend=BELOW)
     return figure
 
 
-def _means_of(rows: pd.DataFrame, measure: str, control: str | None) -> pd.DataFrame:
-    """``mean``, ``low`` and ``high`` by method, of the measure or its ratio to the control's."""
+def _means_of(rows: pd.DataFrame, measure: str, baseline: str | None) -> pd.DataFrame:
+    """``mean``, ``low`` and ``high`` by method, of the measure or its ratio to the baseline's."""
     rows = rows.dropna(subset=[measure])
-    if control is None:
+    if baseline is None:
         return summarize(rows, "method", measure).set_index("method")
     logs = rows.assign(log=np.log(rows[measure].astype(float)))
-    means = paired_difference(logs, "log", control=control).set_index("method")
+    means = paired_difference(logs, "log", baseline=baseline).set_index("method")
     return means[["mean", "low", "high"]].map(np.exp)
 
 

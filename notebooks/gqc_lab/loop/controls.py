@@ -7,11 +7,13 @@ is never made under two values.  What was applied is what the experiment writes 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from gqc_lab.errors import check_name
 from gqc_lab.loop.settings import Setting
+
+Change = dict[str, Any]
 
 
 class Controls(Mapping[str, Any]):
@@ -24,6 +26,10 @@ class Controls(Mapping[str, Any]):
     Args:
         specs: name -> what it may be, and where it starts.
         check_together: called with all values; raises ValueError where they do not fit each other.
+    Attributes:
+        applied: the values that the experiment works with.
+        changes: what `advance` applied: microbatch, name, value.
+        planned: what `replay` asks for, by microbatch.
     """
 
     def __init__(
@@ -38,6 +44,18 @@ class Controls(Mapping[str, Any]):
         if check_together is not None:
             check_together(self._values)
         self.applied: dict[str, Any] = dict(self._values)
+        self.changes: list[Change] = []
+        self.planned: dict[int, dict[str, Any]] = {}
+
+    def add(self, name: str, spec: Setting) -> None:
+        """Add a control.  Raises: ValueError: its name is taken, or its default not allowed."""
+        if name in self.specs:
+            raise ValueError(f"control={name!r}: expected a new name; that one is taken")
+        value = spec.check(name, spec.default)
+        with self._lock:
+            self.specs[name] = spec
+            self._values = {**self._values, name: value}
+            self.applied = {**self.applied, name: value}
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
@@ -82,6 +100,42 @@ class Controls(Mapping[str, Any]):
             self.applied = dict(self._values)
         return changes
 
+    def follow(self, values: Mapping[str, Any]) -> None:
+        """Show values that somebody else wrote, such as a schedule; no change is recorded."""
+        with self._lock:
+            known = self.applied
+            kept = {k: v for k, v in values.items() if self._values.get(k) == known.get(k)}
+            self._values, self.applied = {**self._values, **kept}, {**known, **kept}
+
+    def replay(self, changes: Iterable[Change], done: int = 0) -> None:
+        """Repeat the `changes` of another run, at the microbatches where they were applied.
+
+        Args:
+            changes: dicts of ``microbatch`` (the first record under the new value), ``name`` and
+                ``value``.
+            done: microbatches that are past.
+        Raises: ValueError: a change is refused, or its microbatch is past.
+        """
+        planned = by_microbatch(changes)
+        values: dict[str, Any] = dict(self)
+        for number in sorted(planned):
+            if not number > done:
+                raise ValueError(
+                    f"change of microbatch {number}: expected one after {done}, which is done"
+                )
+            values = self.check(values, planned[number])
+        self.planned = planned
+
+    def advance(self, number: int) -> dict[str, Any]:
+        """Apply what was set or planned for microbatch ``number``, record it, and return it."""
+        planned = self.planned.pop(number, {})
+        if not planned and self._values == self.applied:
+            return {}
+        self.update(planned)
+        changes = {**self.apply(), **{name: self[name] for name in planned}}
+        self.changes += listed({number: changes})
+        return changes
+
     def state_dict(self) -> dict[str, dict[str, Any]]:
         with self._lock:
             return {"values": dict(self._values), "applied": dict(self.applied)}
@@ -91,3 +145,20 @@ class Controls(Mapping[str, Any]):
         applied = self.check(self.applied, state["applied"])
         with self._lock:
             self._values, self.applied = values, applied
+
+
+def by_microbatch(changes: Iterable[Change]) -> dict[int, dict[str, Any]]:
+    """Return `Controls.changes` as name -> value by microbatch."""
+    together: dict[int, dict[str, Any]] = {}
+    for change in changes:
+        together.setdefault(change["microbatch"], {})[change["name"]] = change["value"]
+    return together
+
+
+def listed(changes: Mapping[int, Mapping[str, Any]]) -> list[Change]:
+    """Return the inverse of `by_microbatch`."""
+    return [
+        {"microbatch": number, "name": name, "value": value}
+        for number, together in changes.items()
+        for name, value in together.items()
+    ]

@@ -27,10 +27,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from gqc_lab.loop.controls import Controls
+from gqc_lab.loop.controls import Change, Controls, by_microbatch, listed
 
 FORMAT = 1
-Change = dict[str, Any]
 
 
 class Experiment(Iterator[dict[str, Any]]):
@@ -78,8 +77,6 @@ class Experiment(Iterator[dict[str, Any]]):
         self.microbatch = 0
         self.done = 0
         self.seconds = 0.0  #: training time, without evaluations and pauses
-        self.changes: list[Change] = []  #: controls that changed: microbatch, name, value
-        self._planned: dict[int, dict[str, Any]] = {}  # what `replay` asks for
         self._columns: dict[str, list[Any]] = {}
         self.saved: dict[Any, Any] = {}  # what of the history is on disk, by file
         # A save or a plot from another thread waits for the microbatch in progress.
@@ -143,7 +140,7 @@ class Experiment(Iterator[dict[str, Any]]):
 
     def _advance(self) -> dict[str, Any]:
         started = time.perf_counter()
-        changes = self._apply_changes()
+        changes = self.controls.advance(self.microbatch + 1)
         self.set_hyperparameters()
         batch = self.draw_batch()
         loss = self.compute_loss(batch)
@@ -170,7 +167,8 @@ class Experiment(Iterator[dict[str, Any]]):
     def _append(self, record: dict[str, Any]) -> None:
         rows = self.microbatch - 1
         for name in record:
-            self._columns.setdefault(name, [None] * rows)
+            if name not in self._columns:
+                self._columns[name] = [None] * rows
         for name, column in self._columns.items():
             column.append(record.get(name))
 
@@ -187,45 +185,32 @@ class Experiment(Iterator[dict[str, Any]]):
         return not self._is_inside
 
     @property
+    def changes(self) -> list[Change]:
+        """Controls that were changed during the run: microbatch, name, value."""
+        return self.controls.changes
+
+    @property
     def is_steered(self) -> bool:
         """Whether a control was changed during the run, by hand or by `replay`."""
         return bool(self.changes)
 
     def replay(self, changes: Iterable[Change]) -> None:
-        """Repeat the `changes` of another run, at the microbatches where they were applied.
-
-        Args:
-            changes: dicts of ``microbatch`` (the first record under the new value), ``name`` and
-                ``value``.
-        Raises:
-            ValueError: the controls refuse a change, or its microbatch is past.
-        """
+        """Repeat the changes of another run; see `Controls.replay`."""
         with self._lock:
-            planned = _by_microbatch(changes)
-            values: dict[str, Any] = dict(self.controls)
-            for number in sorted(planned):
-                if not number > self.microbatch:
-                    raise ValueError(
-                        f"change of microbatch {number}: expected one after {self.microbatch}, "
-                        "which is done"
-                    )
-                values = self.controls.check(values, planned[number])
-            self._planned = planned
+            self.controls.replay(changes, self.microbatch)
 
-    def _apply_changes(self) -> dict[str, Any]:
-        number = self.microbatch + 1
-        self.controls.update(self._planned.pop(number, {}))
-        changes = self.controls.apply()
-        self.changes += _listed({number: changes})
-        return changes
+    @property
+    def column_names(self) -> list[str]:
+        """The names of the history's columns, without the constants."""
+        return list(self._columns)
 
-    def column(self, name: str) -> list[Any]:
-        """Return a copy of one column of the history; empty if there is no such column.
+    def column(self, name: str, start: int = 0) -> list[Any]:
+        """Return a copy of one column from record ``start``; empty if there is no such column.
 
         Unlike `history` this does not wait for the microbatch in progress, so two columns may
         differ in length while another thread trains.
         """
-        return list(self._columns.get(name, ()))
+        return self._columns.get(name, [])[start:]
 
     @property
     def history(self) -> pd.DataFrame:
@@ -264,7 +249,7 @@ class Experiment(Iterator[dict[str, Any]]):
                 "generators": {name: g.get_state() for name, g in self.generators.items()},
                 "controls": self.controls.state_dict(),
                 "changes": [dict(c) for c in self.changes],
-                "plan": _listed(self._planned),
+                "plan": listed(self.controls.planned),
                 "columns": {name: column[start:] for name, column in self._columns.items()},
             }
 
@@ -303,8 +288,8 @@ class Experiment(Iterator[dict[str, Any]]):
         self.controls.load_state_dict(state["controls"])
         self.microbatch, self.done = state["microbatch"], state["done"]
         self.seconds = state["seconds"]
-        self.changes = [dict(c) for c in state["changes"]]
-        self._planned = _by_microbatch(state["plan"])
+        self.controls.changes = [dict(c) for c in state["changes"]]
+        self.controls.planned = by_microbatch(state["plan"])
         self._columns, self.saved = columns, {}
 
     def identity(self) -> dict[str, Any]:
@@ -328,18 +313,3 @@ class Experiment(Iterator[dict[str, Any]]):
                     f"checkpoint is not of this experiment: its {name} is {found.get(name)!r}, "
                     f"here it is {expected.get(name)!r}; use another checkpoint or run folder"
                 )
-
-
-def _by_microbatch(changes: Iterable[Change]) -> dict[int, dict[str, Any]]:
-    together: dict[int, dict[str, Any]] = {}
-    for change in changes:
-        together.setdefault(change["microbatch"], {})[change["name"]] = change["value"]
-    return together
-
-
-def _listed(changes: Mapping[int, Mapping[str, Any]]) -> list[Change]:
-    return [
-        {"microbatch": number, "name": name, "value": value}
-        for number, together in changes.items()
-        for name, value in together.items()
-    ]

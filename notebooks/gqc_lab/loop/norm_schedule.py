@@ -102,9 +102,9 @@ def has_norm_schedule(controls: Mapping[str, Any]) -> bool:
     return all(name in controls for name in NAMES)
 
 
-def norm_controls(plan: NormSchedule, total: int) -> dict[str, Setting]:
-    """Return the controls that change ``plan`` during a run of ``total`` microbatches."""
-    controls = {name: control(plan, name) for name in NAMES}
+def norm_controls(schedule: NormSchedule, total: int) -> dict[str, Setting]:
+    """Return the controls that change ``schedule`` during a run of ``total`` microbatches."""
+    controls = {name: control(schedule, name) for name in NAMES}
     return controls | {
-        "norm_warmup_microbatches": control(plan, "norm_warmup_microbatches", high=total)
+        "norm_warmup_microbatches": control(schedule, "norm_warmup_microbatches", high=total)
     }

@@ -80,37 +80,37 @@ def paired_difference(
     frame: pd.DataFrame,
     value: str,
     by: str = "method",
-    control: str = "adamw",
+    baseline: str = "adamw",
     pair: str = "seed",
     confidence: float = 0.95,
 ) -> pd.DataFrame:
-    r"""Average the paired differences of ``value`` to the control, with a t interval.
+    r"""Average the paired differences of ``value`` to the baseline, with a t interval.
 
-    :math:`d_s = y_s - y_s^{control}`, :math:`\bar d \pm t_{n-1}\,s_d/\sqrt n`: what a seed does to
-    both (initial weights, order of the data) cancels.  Negative: lower than the control.
+    :math:`d_s = y_s - y_s^{base}`, :math:`\bar d \pm t_{n-1}\,s_d/\sqrt n`: what a seed does to
+    both (initial weights, order of the data) cancels.  Negative: lower than the baseline.
 
-    Returns: a row per other method: ``by``, ``control``, ``mean``, ``low``, ``high``, ``n``
+    Returns: a row per other method: ``by``, ``baseline``, ``mean``, ``low``, ``high``, ``n``
         (pairs), ``p_value`` (two-sided), ``unpaired`` (runs left out without a partner),
         ``interval``.
-    Raises: ValueError: the control is absent, or a method has two rows for one pair.
+    Raises: ValueError: the baseline is absent, or a method has two rows for one pair.
     """
     check_columns("paired_difference", frame, [value, by, pair])
     _check_confidence(confidence)
     if frame.duplicated([by, pair]).any():
         raise ValueError(f"paired_difference: several rows for one ({by}, {pair}); keep one a run")
     methods = list(frame[by].unique())
-    if control not in methods:
-        raise ValueError(f"control={control!r}: expected one of {', '.join(map(str, methods))}")
+    if baseline not in methods:
+        raise ValueError(f"baseline={baseline!r}: expected one of {', '.join(map(str, methods))}")
     runs = {m: frame[frame[by] == m].set_index(pair)[value].astype(float) for m in methods}
-    base = runs.pop(control)
+    base = runs.pop(baseline)
     rows = []
     for method, run in runs.items():
         d = (run - base).loc[run.index.intersection(base.index)].to_numpy()
         low, high, kind = _t_interval(d, confidence)
         p = float(stats.ttest_1samp(d, 0.0).pvalue) if kind == "t" else nan
         mean, unpaired = float(d.mean()) if len(d) else nan, len(run) + len(base) - 2 * len(d)
-        rows.append((method, control, mean, low, high, len(d), p, unpaired, kind))
-    columns = [by, "control", "mean", "low", "high", "n", "p_value", "unpaired", "interval"]
+        rows.append((method, baseline, mean, low, high, len(d), p, unpaired, kind))
+    columns = [by, "baseline", "mean", "low", "high", "n", "p_value", "unpaired", "interval"]
     return pd.DataFrame(rows, columns=columns)
 
 

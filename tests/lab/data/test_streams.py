@@ -16,7 +16,7 @@ SIZES = {"num_tasks": 4, "task_examples": 50}
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_task_is_the_data_with_one_permutation(kind):
     scans, stream = read_scans("digits"), make_stream(kind, **SIZES)
-    assert (len(stream), stream.num_pixels, stream.num_classes) == (4, 64, 10)
+    assert (stream.num_pixels, stream.num_classes) == (64, 10)
     for number in range(4):
         images, labels = stream.task(number)
         permutation, rows = stream.drawn(number)
@@ -51,11 +51,10 @@ def test_no_example_comes_twice_before_all_came_once():
 
 def test_a_stream_can_be_entered_anywhere():
     stream, other = (make_stream("label_permuted", **SIZES, seed=3) for _ in range(2))
-    in_order = list(stream)
+    in_order = [stream.task(number) for number in range(4)]
     for number in (2, 0, 3, 1):
         for ours, theirs in zip(other.task(number), in_order[number], strict=True):
             assert torch.equal(ours, theirs)
-    assert len(in_order) == 4
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -69,21 +68,6 @@ def test_the_hash_is_of_all_that_comes(kind):
         make_stream(KINDS[1 - KINDS.index(kind)], **SIZES),
     ]
     assert len({base.hash, *(o.hash for o in others)}) == 5
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"kind": "permuted"}, "kind='permuted'"),
-        ({"kind": KINDS[0], "name": "minst"}, "name='minst': did you mean 'mnist'"),
-        ({"kind": KINDS[0], "num_tasks": 0}, "num_tasks=0"),
-        ({"kind": KINDS[0], "task_examples": 2.5}, "task_examples=2.5"),
-        ({"kind": KINDS[0], "seed": -1}, "seed=-1"),
-    ],
-)
-def test_bad_values_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        make_stream(**options)
 
 
 def test_a_task_that_is_not_there_is_an_error():

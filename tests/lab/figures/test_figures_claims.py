@@ -204,8 +204,8 @@ def compared():
     return pd.DataFrame(rows)
 
 
-def test_methods_are_compared_with_the_control_seed_by_seed():
-    measures, series = {"loss": "loss, over the control's"}, ["task"]
+def test_methods_are_compared_with_the_baseline_seed_by_seed():
+    measures, series = {"loss": "loss, over the baseline's"}, ["task"]
     figure = figures.by_method(
         compared(), measures, "adamw", series, {"sbc": "SBC", "gnts": "GNTS"}
     )

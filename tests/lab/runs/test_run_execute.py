@@ -324,7 +324,7 @@ def test_an_interrupted_batch_goes_on_where_it_was(make_batch, tmp_path):
     output, _ = process.communicate(timeout=HANG)
     assert process.returncode == 130
     assert "1 finished, 2 interrupted" in output
-    assert "goes on from here" in output
+    assert "repeat the command to continue" in output
     assert store.finished() == {quick.id}
     reached = [counted(store, run.id)["count"] for run in slow]
     assert all(1 <= count < 200 for count in reached)

@@ -109,7 +109,7 @@ def test_paired_difference_equals_scipys_paired_t_test():
     assert row["mean"] == pytest.approx((b - a).mean(), rel=1e-12)
     assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high), rel=1e-9)
     assert row["p_value"] == pytest.approx(test.pvalue, rel=1e-9)
-    assert (row["method"], row["control"], row["n"], row["unpaired"]) == ("gnts", "adamw", 6, 0)
+    assert (row["method"], row["baseline"], row["n"], row["unpaired"]) == ("gnts", "adamw", 6, 0)
 
 
 def test_runs_without_a_partner_are_counted():
@@ -143,8 +143,8 @@ def test_paired_interval_covers_what_it_promises():
 
 
 def test_paired_difference_names_what_is_wrong():
-    with pytest.raises(ValueError, match="control='sgd': expected one of adamw, gnts"):
-        paired_difference(runs(adamw=[1.0], gnts=[1.0]), "y", control="sgd")
+    with pytest.raises(ValueError, match="baseline='sgd': expected one of adamw, gnts"):
+        paired_difference(runs(adamw=[1.0], gnts=[1.0]), "y", baseline="sgd")
     with pytest.raises(ValueError, match=r"several rows for one \(method, seed\)"):
         paired_difference(pd.concat([runs(adamw=[1.0]), runs(adamw=[2.0])]), "y")
 

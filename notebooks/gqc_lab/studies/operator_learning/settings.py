@@ -15,7 +15,7 @@ _COUNT = Setting(low=1)
 
 _SOURCE = {"epochs": 35, "inverse_loss_warmup_epochs": 15}
 
-#: scale -> sizes; those of paper are the source's, but for the pretraining
+#: scale -> sizes; those of paper are the source's, except for the pretraining
 SCALES: dict[str, dict[str, Any]] = {
     "smoke": {
         "num_train": 4,
@@ -132,9 +132,9 @@ class OperatorLearningConfig(OperatorConfig, LossWeights, Config):
     source: str = setting("simulated", "simulated, or the path of a PDEBench HDF5 file")
     num_train: int = setting(meaning="training trajectories", like=_COUNT)
     num_test: int = setting(meaning="test trajectories", like=_COUNT)
-    nu: float = setting(0.01, "viscosity, pi times the diffusivity", above=0)
+    nu: float = setting(0.01, "viscosity, pi times the diffusivity", low=0.001, high=1)
     data_seed: int = setting(0, "seed of the data", low=0)
-    step: int = setting(5, "stored frames that A goes on by; 5 is a time of 0.1", like=_COUNT)
+    step: int = setting(5, "stored frames per step of A; 5 is a time of 0.1", like=_COUNT)
     stride: int = setting(2, "frames between the starts of training examples", like=_COUNT)
     batch_size: int = setting(12, "examples in a batch", like=_COUNT)
     pretraining_epochs: int = setting(meaning="epochs of E and D alone, before A begins", low=0)
@@ -154,7 +154,7 @@ class OperatorLearningConfig(OperatorConfig, LossWeights, Config):
         low=0,
         below=1,
     )
-    has_curriculum: bool = setting(False, "are warmup and cap of the weight in force?")
+    has_curriculum: bool = setting(False, "whether the weight has its warmup and cap")
     rollout_steps: int = setting(2, "steps of the rollout loss", like=_COUNT)
     clip: str = setting(
         "total",

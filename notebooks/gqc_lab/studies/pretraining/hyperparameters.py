@@ -46,8 +46,8 @@ def make_controls(c: PretrainingConfig, scaler: VarianceGradientScaler | None) -
         total = c.num_microbatches
         names = ("start_norm", "end_norm", "norm_warmup_multiplier", "norm_curve")
         values = {name: getattr(c, name) for name in (*names, "norm_exponent", "norm_points")}
-        plan = NormSchedule(norm_warmup_microbatches=round(c.norm_warmup * total), **values)
-        controls |= norm_controls(plan, total)
+        schedule = NormSchedule(norm_warmup_microbatches=round(c.norm_warmup * total), **values)
+        controls |= norm_controls(schedule, total)
         check = norm_schedule
     return Controls(controls, check)
 

@@ -29,7 +29,7 @@ class Method:
     """
 
     wrapper: str
-    arguments: Callable[[Config], dict[str, Any]] = lambda c: {}
+    arguments: Callable[[Config], dict[str, Any]]
     has_draws: bool = True
     tunable: str | None = None
 
@@ -47,9 +47,9 @@ METHODS = {
     # every ``accumulation`` microbatches, a constant batch: the baseline
     "adamw": Method("OptimizerWrapperSBC", _constant_batch, has_draws=False),
     # when the norm of the mean gradient is under a threshold, which comes down over the run
-    "gnts": Method("OptimizerWrapperGNTS"),
+    "gnts": Method("OptimizerWrapperGNTS", lambda c: {}),
     # the same, with a threshold relative to the running mean of the norms of single microbatches
-    "gnts relative": Method("OptimizerWrapperGNTS"),
+    "gnts relative": Method("OptimizerWrapperGNTS", lambda c: {}),
     # when the batch is as large as the gradient noise scale of past windows asks for
     "gns": Method(
         "OptimizerWrapperGNS",

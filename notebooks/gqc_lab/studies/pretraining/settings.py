@@ -59,7 +59,7 @@ SCALES: dict[str, dict[str, Any]] = {
         "lr": 6e-4,
     },
 }
-# the source's larger control: 16 times the parameters (0.79G), the same tokens
+# the source's larger baseline: 16 times the parameters (0.79G), the same tokens
 SCALES["paper-16x"] = {
     **SCALES["paper"],
     "width": 1536,

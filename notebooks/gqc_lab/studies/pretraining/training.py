@@ -68,7 +68,7 @@ def recorded_draws(history: pd.DataFrame) -> tuple[int, ...]:
 
 
 def replay_config(run: Pretraining, data_seed: int) -> PretrainingConfig:
-    """Return the control of a finished run: its batch sizes in order, on other data.
+    """Return the replay of a finished run: its batch sizes in order, on other data.
 
     Weights, learning rate and all else are those of ``run``; so is the order of the text where
     ``data_seed`` is the run's own, and the replay is then the run over again.
@@ -155,6 +155,7 @@ class Pretraining(Experiment):
         self._held_out = [t.to(self.device) for t in held_out]
         self._train = data.train[: config.train_tokens]
         self._is_noisy = False
+        self._microbatch_tokens = config.microbatch_tokens
         data_seed = config.seed if config.data_seed is None else config.data_seed
         streams = ("data", "noise") if config.noisy_share else ("data",)
         super().__init__(
@@ -224,8 +225,7 @@ class Pretraining(Experiment):
         }
 
     def is_evaluation_due(self) -> bool:
-        every = self.config.evaluation_tokens
-        before = self.done - self.config.microbatch_tokens
+        every, before = self.config.evaluation_tokens, self.done - self._microbatch_tokens
         return self.done >= self.total or self.done // every > before // every
 
     @torch.inference_mode()

@@ -5,7 +5,7 @@ of a small Markov chain on TD targets :math:`r + \gamma \hat v(s')` (semi-gradie
 not differentiated).  SGD, SGD with momentum, or AdamW, wrapped so that each step's gradient is
 scaled; with ``alpha`` 0 the scaler only measures and training is that of the plain optimizer.
 
-Methods share data, order and initial weights per seed.  ``constant_factor`` is the control that
+Methods share data, order and initial weights per seed.  ``constant_factor`` is the baseline that
 separates "reacts to noise" from "smaller steps".
 """
 

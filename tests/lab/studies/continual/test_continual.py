@@ -51,7 +51,7 @@ def test_sgd_is_plain_torch_and_accuracy_is_counted_before_the_step(stream):
     model = make_mlp(64, 8, 2, 10, make_generator(0, "weights"))
     plain = torch.optim.SGD(model.parameters(), 0.1)
     losses, correct = [], []
-    for images, labels in source:
+    for images, labels in map(source.task, range(3)):
         for x, y in zip(images.split(4), labels.split(4), strict=True):
             logits = model(x)
             loss = F.cross_entropy(logits, y)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gqc_widgets.openmp import _find_pause, release_threads
+from gqc_lab.loop.openmp import _find_pause, release_threads
 
 is_linux = pytest.mark.skipif(sys.platform != "linux", reason="counts threads under /proc")
 

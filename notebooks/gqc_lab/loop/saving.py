@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from gqc_lab import Experiment
+from gqc_lab.loop.experiment import Experiment
 from gqc_lab.loop.track import run_name, save_checkpoint
 
 

@@ -1,0 +1,235 @@
+"""Let a loop through between two batches, hold it or end it, at the wish of any thread."""
+
+from __future__ import annotations
+
+import atexit
+import math
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from gqc_lab.loop.jupyter import Cell, current_cell
+from gqc_lab.loop.openmp import release_threads
+
+READY, RUNNING, PAUSED = "ready", "running", "paused"
+STOPPED, FINISHED, FAILED, REPLACED = "stopped", "finished", "failed", "replaced"
+
+T = TypeVar("T")
+_running: set[Gate] = set()
+
+
+class Gate:
+    """The part of `Live` that knows of threads, and nothing of what is trained.
+
+    A loop runs in the thread of its cell, or in one of its own.  There it calls `_may_go_on`
+    between two batches, which is where wishes of other threads are met.
+    """
+
+    label = "loop"
+    _is_iterator = False  # does a pause end the thread, for `start` to make another?
+
+    def __init__(self, cell: Cell | None) -> None:
+        self.state = READY
+        self.error: str | None = None
+        self._cell = cell or current_cell()
+        self._news = threading.Condition(threading.RLock())
+        self._thread: threading.Thread | None = None
+        self._loop_thread: threading.Thread | None = None
+        self._function: Callable[[], object] | None = None
+        self._calls: list[Callable[[], None]] = []
+        self._left, self._is_stopping, self._is_inside = math.inf, False, False
+
+    def _is_over(self) -> bool:
+        """Has the last batch been trained?"""
+        raise NotImplementedError
+
+    def _update(self, is_whole: bool) -> None:
+        """Tell the views and save, if it is time to."""
+        raise NotImplementedError
+
+    def _tell(self) -> None:
+        """Tell the views."""
+        raise NotImplementedError
+
+    def _leave(self) -> None:
+        """Clean up after the last batch."""
+        raise NotImplementedError
+
+    def _may_go_on(self, is_whole: bool = True) -> bool:
+        """Meet the wishes; wait while paused.  False: the loop has to end."""
+        while True:
+            if self._cell is not None:
+                self._cell.pump()
+            with self._news:
+                calls, self._calls = self._calls, []
+            for call in calls:
+                call()
+            self._update(is_whole)
+            with self._news:
+                before = self.state
+                if self._is_stopping or self._is_over():
+                    self.state = STOPPED if self._is_stopping else FINISHED
+                elif self._left > 0:
+                    self._left -= 1 if is_whole else 0
+                    self.state = RUNNING
+                else:
+                    self.state = PAUSED
+                is_held = self.state == PAUSED and not self._is_iterator
+                if is_over := self.state != RUNNING and not is_held:
+                    self._is_inside = False
+            if self.state != before and not (is_over and self._is_iterator):
+                self._tell()  # the thread of an iterator tells at its own end
+            if is_over or self.state == RUNNING:
+                return not is_over
+            self._hold()
+
+    def _hold(self) -> None:
+        """Wait for news; the thread of a cell looks after widget messages in between."""
+        release_threads()
+        is_main = threading.current_thread() is threading.main_thread()
+        with self._news:
+            if self._left <= 0 and not self._is_stopping and not self._calls:
+                self._news.wait(0.02 if is_main and self._cell is not None else None)
+
+    def start(self) -> None:
+        """Train to the end."""
+        self._go(math.inf)
+
+    def step(self, count: int = 1) -> None:
+        """Train for ``count`` batches, then pause."""
+        self._go(count)
+
+    def _go(self, count: float) -> None:
+        if self.state == PAUSED and not self._is_inside:
+            self.wait()  # for a thread that has paused and is still telling
+        release_threads()
+        with self._news:
+            if self.state in (READY, PAUSED, RUNNING):
+                self._left = count  # takes back a pause that was not yet noticed
+                self._news.notify_all()
+            if self._is_inside or self._function is None or self.state not in (READY, PAUSED):
+                return
+            self.state, self._is_inside = RUNNING, True
+            name = f"gqc {self.label}"
+            self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+            self._loop_thread = self._thread
+            _running.add(self)
+            self._thread.start()
+        self._tell()
+
+    def _work(self) -> None:
+        try:
+            if self._cell is not None:
+                self._cell.enter()
+            assert self._function is not None
+            self._function()
+            with self._news:
+                if self.state == RUNNING:
+                    self.state = FINISHED
+        except Exception:
+            self._fail(traceback.format_exc())
+        finally:
+            self._is_inside = False
+            _running.discard(self)
+        self._leave()
+        self._tell()
+
+    def _fail(self, error: str) -> None:
+        with self._news:
+            self.state, self.error, self._is_inside = FAILED, error, False
+
+    def pause(self) -> None:
+        """Pause after the current batch."""
+        with self._news:
+            self._left = 0
+
+    def stop(self) -> None:
+        """End the run for good; only `reset` starts another."""
+        with self._news:
+            self._is_stopping = True
+            self._news.notify_all()
+        self.wait()
+        with self._news:
+            if not self._is_inside and self.state in (READY, PAUSED, RUNNING):
+                self.state = STOPPED
+        self._tell()
+
+    def finish(self) -> None:
+        """Say that training is over, for loops whose end cannot be seen."""
+        self._is_inside = False
+        if self.state in (READY, RUNNING, PAUSED):
+            self.state = FINISHED
+        self._leave()
+        if self._thread is not threading.current_thread():  # a thread tells at its own end
+            self._tell()
+
+    def _end_of_cell(self, error: BaseException | None) -> None:
+        """See the end of a loop in a cell: by itself, by an exception or an interrupt."""
+        if self._is_inside and self._loop_thread is threading.main_thread():
+            if error is not None:
+                self._fail("".join(traceback.format_exception(error)))
+            self.finish()
+
+    def between(self, call: Callable[[], T]) -> T:
+        """Call between two batches, in the thread of the loop, and return what it returns."""
+        with self._news:
+            if not self._is_inside or self._loop_thread is threading.current_thread():
+                return call()
+            done = threading.Event()
+            found: list[Any] = []
+
+            def work() -> None:
+                try:
+                    found.append(call())
+                except Exception as error:
+                    found.append(error)
+                done.set()
+
+            self._calls.append(work)
+            self._news.notify_all()
+        while not done.wait(0.05):
+            if not self._is_inside:
+                return self.between(call)
+        result = found[0]
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait up to ``timeout`` seconds for the thread to end; returns whether it has."""
+        thread = self._thread
+        if thread is None or thread is threading.current_thread():
+            return True
+        thread.join(timeout)
+        return not thread.is_alive()
+
+    def replace(self) -> None:
+        """Stop, since another one has taken over; the views say so."""
+        self.stop()
+        self.state = REPLACED
+        self._leave()
+        self._tell()
+
+
+_owners: dict[str, tuple[str, list[Gate]]] = {}
+
+
+def claim(gate: Gate, cell: Cell | None) -> None:
+    """Replace what the cell made when it ran before; several of one run stand side by side."""
+    if cell is None:
+        return
+    turn, gates = _owners.get(cell.owner, (cell.turn, []))
+    if turn != cell.turn:
+        for former in gates:
+            former.replace()
+        gates = []
+    _owners[cell.owner] = (cell.turn, [*gates, gate])
+
+
+@atexit.register
+def stop_all() -> None:
+    """Stop every thread: Python would otherwise end one in the middle of a torch call."""
+    for gate in list(_running):
+        gate._tell = lambda: None  # type: ignore[method-assign]
+        gate.stop()

@@ -1,0 +1,326 @@
+"""Anybody's training loop as an experiment: its body trains, `Live` begins and ends each batch.
+
+What an `Experiment` knows of itself is found here: controls in the optimizer's param groups and in
+a gqc wrapper, records from ``log`` and from the wrapper, and the whole state, with the global
+random generators and the place in the loader, where the loop gives what has a ``state_dict``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gqc.scalers import VarianceGradientScaler
+from gqc.wrappers import OptimizerWrapper
+from gqc_lab.loop.controls import Controls
+from gqc_lab.loop.experiment import Experiment
+from gqc_lab.loop.norm_schedule import NAMES, NormSchedule, norm_controls, norm_schedule
+from gqc_lab.loop.scaler_controls import SCALER, apply_scaler, scaler_controls, scaler_settings
+from gqc_lab.loop.settings import Setting
+from gqc_lab.loop.tunables import Tunables
+
+THRESHOLD = "gradient_norm_threshold"
+Optimizers = Optimizer | Sequence[Optimizer] | Mapping[str, Optimizer]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a checkpoint must have in common with the loop that loads it."""
+
+    names: tuple[str, ...]
+
+
+class Loop(Experiment):
+    """The batches of a loop that somebody else wrote.
+
+    Args:
+        optimizers: one or several; several have their number or name before their controls.
+        total: microbatches of the whole run; None: not known.
+        state: what a checkpoint holds beside the optimizers, by name: whatever has ``state_dict``
+            and ``load_state_dict``, and torch generators.  None: there are no checkpoints.
+        label: a short name for legends and files.
+    Attributes:
+        epoch: how many times a loader has been gone through.
+        position: batches of the present loader that have begun.
+    Raises: TypeError: what is no optimizer, or has no state.
+    """
+
+    unit = "microbatch"
+
+    def __init__(
+        self,
+        optimizers: Optimizers,
+        total: int | None = None,
+        state: Mapping[str, Any] | None = None,
+        label: str = "loop",
+    ) -> None:
+        named = _named(optimizers)
+        self.tunables = Tunables(named)
+        inner = [o for each in named.values() for o in _unwrapped(each)]
+        given = list((state or {}).values())
+        scalers = [getattr(o, "scaler", None) for o in inner] + given
+        self.scaler = next((s for s in scalers if isinstance(s, VarianceGradientScaler)), None)
+        self.wrapper = next((o for o in inner if isinstance(o, OptimizerWrapper)), None)
+        parts, generators = _sort_state(named, state)
+        self._applies: dict[str, Callable[[Any], object]] = {}
+        self._is_drawn = False  # does the norm schedule of the controls decide the threshold?
+        super().__init__(
+            Parts(tuple(sorted([*parts, *generators]))),
+            label=label,
+            total=total if total is not None else math.inf,  # type: ignore[arg-type]
+            parts=parts,
+            generators=generators,
+            controls=self._make_controls(total),
+        )
+        self.epoch = self.position = 0
+        self._loader: Any = None
+        self._start: dict[str, Any] | None = None  # of the random generators, in this epoch
+        self._resumed: dict[str, Any] | None = None
+        self._logged: dict[str, Any] = {}
+        self._unread: list[tuple[str, int]] = []  # tensors in the history
+        self._moving = {THRESHOLD} & set(self.tunables.specs)  # tunables that are recorded
+        self._values = self.tunables.values()
+
+    def _make_controls(self, total: int | None) -> Controls:
+        specs: dict[str, Setting] = {}
+        if self.scaler is not None:
+            specs |= scaler_controls(self.scaler)
+        if THRESHOLD in self.tunables.specs and total is not None:
+            now = max(self.tunables.specs[THRESHOLD].default, 0.0)
+            specs |= norm_controls(NormSchedule(now, now, norm_curve="constant"), total)
+        free = {n: each for n, each in self.tunables.specs.items() if n not in specs}
+
+        def check(values: Mapping[str, Any]) -> None:
+            if self.scaler is not None:
+                scaler_settings(values)
+            if NAMES[0] in values:
+                norm_schedule(values)
+
+        return Controls({**free, **specs}, check_together=check)
+
+    def control(
+        self, name: str, value: Any, apply: Callable[[Any], object] | None = None, **limits: Any
+    ) -> None:
+        """Add a control; ``apply`` is called with each new value, between two batches.
+
+        Args:
+            limits: of `Setting`, such as ``low=0, high=1`` or ``choices=("a", "b")``.
+        """
+        kind = int if isinstance(value, int) and not isinstance(value, bool) else type(value)
+        self.controls.add(name, Setting(value, **{"kind": kind, "label": name, **limits}))
+        if apply is not None:
+            self._applies[name] = apply
+
+    def items(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """Return an iterator over ``loader``, at the place of the checkpoint that was loaded.
+
+        Raises: ValueError: the loader has workers, and the loop gives its state.
+        """
+        if self.parts and (workers := getattr(loader, "num_workers", 0)):
+            raise ValueError(
+                f"num_workers={workers}: a loop that gives its state is resumed bit "
+                "for bit, which workers that read ahead prevent; use num_workers=0, or state=None"
+            )
+        self._loader, place, self._resumed = loader, self._resumed, None
+        if place is None:
+            self.position = 0
+            self._start = self._randomness() if self.parts else None
+            return iter(loader)
+        self._start = place["start"]
+        self._set_randomness(place["start"])
+        items = iter(loader)
+        for _ in range(self.position):
+            next(items)
+        self._set_randomness(place["now"])
+        return items
+
+    def begin(self) -> None:
+        """Begin the next batch: apply what was set."""
+        self._is_inside = True
+        changes = self.controls.advance(self.microbatch + 1)
+        self._changes = changes
+        if changes:
+            self._apply(changes)
+        if self._is_drawn:
+            value = norm_schedule(self.controls.applied).threshold(self.microbatch, self.total)
+            self.tunables.edited[THRESHOLD] = value, [0.0]
+        self._window = self.wrapper.last_window if self.wrapper is not None else None
+        self._factor = self.scaler.get_scaling_factor() if self.scaler is not None else None
+        self._began = time.perf_counter()
+
+    def _apply(self, changes: Mapping[str, Any]) -> None:
+        self._is_drawn = THRESHOLD not in changes and (
+            self._is_drawn or not set(changes).isdisjoint(NAMES)
+        )
+        self.tunables.edit(changes)
+        if self.scaler is not None and not set(changes).isdisjoint(SCALER):
+            apply_scaler(self.scaler, self.controls.applied)
+        for name in changes:
+            if name in self._applies:
+                self._applies[name](changes[name])
+
+    def end(self) -> None:
+        """End the batch: keep its record."""
+        if not self._is_inside:
+            return
+        self.microbatch += 1
+        self.position += 1
+        self.done = self.microbatch
+        self.seconds += time.perf_counter() - self._began
+        record = {"microbatch": self.microbatch, "seconds": self.seconds, **self._logged}
+        record |= self._measure()
+        if self._changes:
+            record["changes"] = json.dumps(self._changes)
+        self._logged = {}
+        self._append(record)
+        row = self.microbatch - 1
+        self._unread += [(n, row) for n, v in record.items() if isinstance(v, Tensor)]
+        self._is_inside = False
+
+    def _measure(self) -> dict[str, Any]:
+        values = self.tunables.values()
+        if values != self._values:
+            self._moving |= {n for n, v in values.items() if v != self._values[n]}
+            self._values = values
+        found: dict[str, Any] = {name: values[name] for name in self._moving}
+        if self.wrapper is not None:
+            last = self.wrapper.last_window
+            stepped = last is not self._window
+            window: Any = last if stepped else self.wrapper
+            found |= {"stepped": stepped, "num_draws": window.num_draws}
+            found["grad_norm"] = window.grad_norm
+            if stepped:
+                found["noise_scale"] = self.wrapper.statistics().get("noise_scale")
+        if self.scaler is not None:
+            found |= {"stepped": True, "factor": self._factor, **found, **self.scaler.metrics()}
+        return found
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Keep numbers of the batch in progress, or of the last one; tensors are read later.
+
+        Raises: TypeError: neither a number, a text nor a tensor of one element.
+        """
+        kept = {name: _kept(name, value) for name, value in metrics.items()}
+        if self._is_inside or not self.microbatch:
+            self._logged |= kept
+            return
+        with self._lock:
+            for name, value in kept.items():
+                column = self._columns.setdefault(name, [None] * self.microbatch)
+                column[-1] = value.item() if isinstance(value, Tensor) else value
+
+    def read(self) -> None:
+        """Read the tensors that were logged from their device."""
+        unread, self._unread = self._unread, []
+        for name, row in unread:
+            value = self._columns[name][row]
+            if isinstance(value, Tensor):
+                self._columns[name][row] = value.item()
+
+    def state_dict(self) -> dict[str, Any]:
+        self.read()
+        place = {"epoch": self.epoch, "position": self.position, "start": self._start}
+        place |= {"now": self._randomness(), "is_drawn": self._is_drawn}
+        return {**super().state_dict(), "loop": {**place, "edited": dict(self.tunables.edited)}}
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        place = state["loop"]
+        super()._restore(state)
+        self.epoch, self.position = place["epoch"], place["position"]
+        self._resumed = dict(place) if place["start"] is not None else None
+        self._is_drawn, self.tunables.edited = place["is_drawn"], dict(place["edited"])
+        self._values, self._unread, self._logged = self.tunables.values(), [], {}
+        self._moving |= {name for name in self._columns if name in self._values}
+        for name, apply in self._applies.items():
+            apply(self.controls.applied[name])
+
+    def _streams(self) -> dict[str, torch.Generator]:
+        """Return the loop's generators and those of its loader, by name."""
+        sampler = getattr(self._loader, "sampler", None)
+        found = {f"loader {i}": getattr(x, "generator", None) for i, x in
+                 enumerate((self._loader, sampler))}  # fmt: skip
+        loaders = {n: g for n, g in found.items() if isinstance(g, torch.Generator)}
+        return {**self.generators, **loaders}
+
+    def _randomness(self) -> dict[str, Any]:
+        kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+        on_cards = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        return {
+            "streams": {name: g.get_state() for name, g in self._streams().items()},
+            "torch": torch.get_rng_state(),
+            "cuda": on_cards,
+            "numpy": [kind, torch.from_numpy(np.array(keys, dtype=np.int64)), *rest],
+            "python": random.getstate(),
+        }
+
+    def _set_randomness(self, state: Mapping[str, Any]) -> None:
+        for name, generator in self._streams().items():
+            generator.set_state(state["streams"][name])
+        torch.set_rng_state(state["torch"])
+        if state["cuda"]:
+            torch.cuda.set_rng_state_all(state["cuda"])
+        kind, keys, *rest = state["numpy"]
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+        version, words, gauss = state["python"]
+        random.setstate((version, tuple(words), gauss))
+
+
+def _named(optimizers: Optimizers) -> dict[str, Optimizer]:
+    if isinstance(optimizers, Optimizer):
+        return {"": optimizers}
+    by_name: Any = optimizers if isinstance(optimizers, Mapping) else dict(enumerate(optimizers))
+    named = {f"{name}.": each for name, each in by_name.items()}
+    for name, each in named.items():
+        if not isinstance(each, Optimizer):
+            kind = type(each).__name__
+            raise TypeError(f"{name[:-1]} is a {kind}: expected torch optimizers or an Experiment")
+    return named
+
+
+def _unwrapped(optimizer: Any) -> Iterator[Any]:
+    while optimizer is not None:
+        yield optimizer
+        optimizer = getattr(optimizer, "optimizer", None)
+
+
+def _sort_state(
+    named: Mapping[str, Optimizer], state: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, torch.Generator]]:
+    if state is None:
+        return {}, {}
+    own = {
+        f"{name}optimizer": o
+        for name, o in named.items()
+        if all(o is not v for v in state.values())
+    }
+    generators = {n: v for n, v in state.items() if isinstance(v, torch.Generator)}
+    parts = {**own, **{n: v for n, v in state.items() if n not in generators}}
+    for name, part in parts.items():
+        if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
+            raise TypeError(
+                f"state[{name!r}] is a {type(part).__name__}: expected what has state_dict and "
+                "load_state_dict, or a torch.Generator"
+            )
+    return parts, generators
+
+
+def _kept(name: str, value: Any) -> Any:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.detach().clone()  # the loop may change it in place
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if getattr(value, "size", 0) == 1 and hasattr(value, "item"):
+        return value.item()
+    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
+    kind = f"{type(value).__name__}{shape}"
+    raise TypeError(f"log({name}=...): expected a number or a tensor of one element, got {kind}")

@@ -1,0 +1,146 @@
+r"""Numbers in the param groups of anybody's optimizer, as controls that act around each step.
+
+An edit keeps its ratio to what a schedule writes: with the group's value :math:`b_0` when the value
+v was set and b now, the optimizer steps with :math:`v\,b/b_0`, which is exactly v where nobody
+writes the group.  The group is changed before ``step`` and restored after it, so a schedule that
+multiplies what it finds does not compound the edit.  Where :math:`b_0 = 0` it is v.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch.optim import Optimizer
+
+from gqc_lab.loop.settings import Setting
+
+_RANGES = {
+    "lr": Setting(meaning="learning rate of the first group", low=0),
+    "momentum": Setting(meaning="momentum", low=0, below=1),
+    "weight_decay": Setting(meaning="weight decay of the first group", low=0),
+    "betas": Setting(meaning="decay of a moment", low=0, below=1),
+}
+_WRITTEN = ("initial_lr", "swa_lr")  # by schedules, for themselves
+
+
+class _Place(NamedTuple):
+    optimizer: Optimizer
+    key: str
+    at: int | None = None  # in a tuple such as betas
+
+    def read(self, group: Mapping[str, Any]) -> float:
+        value = group[self.key]
+        return float(value if self.at is None else value[self.at])
+
+    def write(self, group: dict[str, Any], value: float) -> None:
+        old = group[self.key]
+        if self.at is not None:
+            group[self.key] = (*old[: self.at], value, *old[self.at + 1 :])
+        elif isinstance(old, torch.Tensor):
+            old.fill_(value)
+        else:
+            group[self.key] = type(old)(value)
+
+    def groups(self) -> list[dict[str, Any]]:
+        return [group for group in self.optimizer.param_groups if self.key in group]
+
+
+class Tunables:
+    """Controls of the numbers in param groups.
+
+    Args:
+        optimizers: by the prefix of their controls; "" for none.
+    Attributes:
+        specs: control -> its setting, with the present value of the first group that has it.
+        edited: control -> its value and, by group, what was there when it was set.
+    """
+
+    def __init__(self, optimizers: Mapping[str, Optimizer]) -> None:
+        self._places: dict[str, _Place] = {}
+        self.specs: dict[str, Setting] = {}
+        self.edited: dict[str, tuple[float, list[float]]] = {}
+        self._before: list[tuple[dict[str, Any], str, Any]] = []
+        self._hooks: list[Any] = []
+        self.optimizers = list(optimizers.values())
+        for prefix, optimizer in optimizers.items():
+            for group in optimizer.param_groups:
+                for key, value in group.items():
+                    self._find(prefix, optimizer, key, value)
+            self._hooks += [
+                optimizer.register_step_pre_hook(lambda o, *_: self._scale(o)),
+                optimizer.register_step_post_hook(lambda *_: self.restore()),
+            ]
+
+    def _find(self, prefix: str, optimizer: Optimizer, key: str, value: Any) -> None:
+        places: list[tuple[str, int | None]] = [(key, None)]
+        if isinstance(value, tuple):
+            places = [(f"{key}[{i}]", i) for i in range(len(value))]
+        for name, index in places:
+            number = value if index is None else value[index]
+            if isinstance(number, torch.Tensor) and number.numel() == 1 and key != "params":
+                number = number.item()
+            is_number = isinstance(number, int | float) and not isinstance(number, bool)
+            if not is_number or key in _WRITTEN or prefix + name in self.specs:
+                continue
+            known = _RANGES.get(key, Setting(meaning=f"{key} of the first group", low=0))
+            low = known.low if number >= 0 else float("-inf")
+            kind = int if isinstance(number, int) and key not in _RANGES else float
+            self.specs[prefix + name] = replace(
+                known, default=number, low=low, kind=kind, label=prefix + name
+            )
+            self._places[prefix + name] = _Place(optimizer, key, index)
+
+    def edit(self, changes: Mapping[str, Any]) -> None:
+        """Take over changes of the controls, between two steps; other names are left out."""
+        for name, value in changes.items():
+            if name in self._places:
+                place = self._places[name]
+                self.edited[name] = value, [place.read(group) for group in place.groups()]
+
+    def values(self) -> dict[str, float]:
+        """Return what the optimizer would step with now, in the first group that has it."""
+        found = {}
+        for name, place in self._places.items():
+            group = next(g for g in place.optimizer.param_groups if place.key in g)
+            is_edited = name in self.edited
+            found[name] = self._value(name, 0, group) if is_edited else place.read(group)
+        return found
+
+    def _value(self, name: str, number: int, group: Mapping[str, Any]) -> float:
+        now = self._places[name].read(group)
+        if name not in self.edited:
+            return now
+        value, bases = self.edited[name]
+        base = bases[min(number, len(bases) - 1)]  # of a group that was added since: the last
+        if base != bases[0]:
+            value = value * base / bases[0] if bases[0] else base
+        return value * (now / base) if base else value
+
+    def _scale(self, optimizer: Optimizer) -> None:
+        self.restore()  # a step that raised has left its values
+        for name in self.edited:
+            place = self._places[name]
+            if place.optimizer is optimizer:
+                for number, group in enumerate(place.groups()):
+                    old = group[place.key]
+                    kept = old.clone() if isinstance(old, torch.Tensor) else old
+                    self._before.append((group, place.key, kept))
+                    place.write(group, self._value(name, number, group))
+
+    def restore(self) -> None:
+        """Put back what was in the groups before the step."""
+        while self._before:
+            group, key, old = self._before.pop()
+            if isinstance(old, torch.Tensor):
+                group[key].copy_(old)
+            else:
+                group[key] = old
+
+    def detach(self) -> None:
+        """Leave the optimizers alone from now on."""
+        self.restore()
+        for hook in self._hooks:
+            hook.remove()

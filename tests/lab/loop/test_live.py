@@ -1,0 +1,325 @@
+"""`Live` in a loop of one's own: what it finds, applies, records, and resumes bit for bit."""
+
+import copy
+import random
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from gqc import OptimizerWrapperGNTS, OptimizerWrapperVGS
+from gqc_lab import Live
+from gqc_lab.loop.gate import stop_all
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    before = set(threading.enumerate())
+    yield
+    stop_all()
+    assert set(threading.enumerate()) == before
+
+
+def make(lr=0.1, make_optimizer=torch.optim.SGD, **fields):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Dropout(0.3), torch.nn.Linear(4, 1))
+    return model, make_optimizer(model.parameters(), lr=lr, **fields)
+
+
+def data():
+    generator = torch.Generator().manual_seed(1)
+    return TensorDataset(torch.randn(20, 3, generator=generator), torch.ones(20, 1))
+
+
+def train(live, model, optimizer, epochs=3, schedule=None, loader=None, each=lambda: None):
+    loader = loader or DataLoader(data(), batch_size=4, shuffle=True)
+    for _ in range(live.epoch, epochs):
+        for x, y in live(loader):
+            noise = 0.01 * float(np.random.normal())  # noqa: NPY002
+            noise += 0.01 * random.random()
+            loss = (model(x) - y).square().mean() + noise * model[0].weight.sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            live.log(loss=loss)
+            each()
+        if schedule is not None:
+            schedule.step()
+
+
+def weights(model):
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def seed():
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    random.seed(5)
+
+
+def test_every_number_of_the_groups_is_a_control():
+    _, optimizer = make(make_optimizer=torch.optim.AdamW)
+    wrapped = OptimizerWrapperGNTS(optimizer, gradient_norm_threshold=0.5)
+    controls = Live(wrapped, total=30).experiment.controls
+    expected = {"lr": 0.1, "betas[0]": 0.9, "betas[1]": 0.999, "weight_decay": 0.01, "eps": 1e-8}
+    assert expected.items() <= dict(controls).items()
+    assert controls["gradient_norm_threshold"] == controls["start_norm"] == 0.5
+    _, optimizer = make(momentum=0.9)
+    assert {"momentum": 0.9, "alpha": 0.3}.items() <= dict(
+        Live(OptimizerWrapperVGS(optimizer, alpha=0.3)).experiment.controls
+    ).items()
+    two = Live({"first": make()[1], "second": make(lr=0.2)[1]}).experiment.controls
+    assert (two["first.lr"], two["second.lr"]) == (0.1, 0.2)
+    with pytest.raises(TypeError, match="expected torch optimizers or an Experiment"):
+        Live([make()[0]])
+
+
+def test_an_edit_is_exact_recorded_and_restored():
+    model, optimizer = make()
+    live, seen = Live(optimizer, total=15), []
+    optimizer.register_step_pre_hook(lambda *_: seen.append(optimizer.param_groups[0]["lr"]))
+
+    def edit():
+        if live.experiment.microbatch == 4:
+            live.experiment.controls["lr"] = 0.3
+
+    train(live, model, optimizer, each=edit)
+    assert seen == [0.1] * 5 + [0.3] * 10
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    assert live.changes == [{"microbatch": 6, "name": "lr", "value": 0.3}]
+    history = live.history
+    assert history["lr"].tolist()[5:] == [0.3] * 10
+    assert history.loc[history["changes"].notna(), "microbatch"].tolist() == [6]
+    assert len(history) == 15
+    assert history["loss"].dtype == float
+    assert live.state == "finished"
+
+
+def test_an_edit_of_a_scheduled_value_keeps_its_ratio_and_does_not_compound():
+    model, optimizer = make()
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    live, seen = Live(optimizer), []
+    optimizer.register_step_pre_hook(lambda *_: seen.append(optimizer.param_groups[0]["lr"]))
+    live.replay([{"microbatch": 3, "name": "lr", "value": 0.2}])
+    train(live, model, optimizer, schedule=schedule)
+    assert seen == [0.1] * 2 + [0.2] * 3 + [0.1] * 5 + [0.05] * 5
+    assert optimizer.param_groups[0]["lr"] == 0.1 * 0.5**3
+
+
+def test_groups_keep_their_ratio_and_what_was_zero_is_set():
+    model, _ = make()
+    groups = [
+        {"params": model[0].parameters(), "lr": 0.1, "weight_decay": 0.0},
+        {"params": model[2].parameters(), "lr": 0.4, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.SGD(groups)
+    live, seen = Live(optimizer), []
+    optimizer.register_step_pre_hook(
+        lambda *_: seen.append([(g["lr"], g["weight_decay"]) for g in optimizer.param_groups])
+    )
+    live.replay([{"microbatch": 2, "name": n, "value": 0.3} for n in ("lr", "weight_decay")])
+    train(live, model, optimizer, epochs=1)
+    assert seen[0] == [(0.1, 0.0), (0.4, 0.0)]
+    (lr, decay), (other_lr, _) = seen[1]
+    assert (lr, decay) == (0.3, 0.3)
+    assert other_lr == pytest.approx(1.2)
+
+
+def test_a_replay_without_a_person_is_the_steered_run():
+    runs = []
+    for changes in (None, []):
+        seed()
+        model, optimizer = make()
+        live = Live(optimizer, total=15)
+        if changes is not None:
+            live.replay(runs[0][0].changes)
+
+        def edit(live=live, changes=changes):
+            if changes is None and live.experiment.microbatch == 7:
+                live.experiment.controls.update(lr=0.3, weight_decay=0.1)
+
+        train(live, model, optimizer, each=edit)
+        runs.append((live, weights(model)))
+    assert runs[0][0].changes == runs[1][0].changes
+    assert len(runs[0][0].changes) == 2
+    assert all(map(torch.equal, runs[0][1], runs[1][1]))
+
+
+def test_a_control_of_ones_own_is_a_line_and_is_checked():
+    model, optimizer = make()
+    live, seen = Live(optimizer, total=5), []
+    live.control("dropout", 0.3, lambda value: setattr(model[1], "p", value), low=0, high=1)
+    live.control("mode", "a", choices=("a", "b"))
+    with pytest.raises(ValueError, match="dropout=2"):
+        live.experiment.controls["dropout"] = 2
+    live.replay([{"microbatch": 3, "name": "dropout", "value": 0.7}])
+    train(live, model, optimizer, each=lambda: seen.append((live["dropout"], model[1].p)))
+    assert seen == [(0.3, 0.3)] * 2 + [(0.7, 0.7)] * 3
+    assert live["mode"] == "a"
+    with pytest.raises(ValueError, match="that one is taken"):
+        live.control("lr", 1.0)
+
+
+def test_log_copies_what_the_loop_reuses_and_refuses_what_is_no_number():
+    _, optimizer = make()
+    live, value = Live(optimizer), torch.zeros(())
+    for _ in live(range(3)):
+        value += 1
+        live.log(loss=value, name="x", count=np.int64(2), nothing=None)
+        with pytest.raises(TypeError, match=r"log\(loss=.*shape \(2,\)"):
+            live.log(loss=torch.zeros(2))
+    live.log(val_loss=torch.tensor(7.0))
+    assert live.history["loss"].tolist() == [1.0, 2.0, 3.0]
+    assert live.history["val_loss"].tolist()[-1] == 7.0
+    assert live.history["count"].tolist() == [2, 2, 2]
+
+
+def test_break_keeps_the_batch_and_stop_ends_every_epoch():
+    model, optimizer = make()
+    live = Live(optimizer)
+    for i in live(range(10)):
+        live.log(loss=i)
+        if i == 2:
+            break
+    assert live.history["loss"].tolist() == [0, 1, 2]
+    heard = []
+    live.listeners.append(lambda live: heard.append(live.state))
+    train(live, model, optimizer, epochs=9, each=live.stop)
+    assert heard[-1] == "stopped"
+    assert (live.experiment.microbatch, live.state) == (4, "stopped")
+
+
+KINDS = ("whole", "cut")
+
+
+@pytest.mark.parametrize("cut", [1, 5, 7, 12])
+@pytest.mark.parametrize("has_generator", [False, True], ids=["global", "generator"])
+def test_a_killed_run_resumes_bit_for_bit(cut, has_generator, tmp_path):
+    """Weights, dropout, numpy, python, shuffling, schedule and an edited rate, in mid-epoch."""
+    ends = {}
+    for kind in KINDS:
+        for attempt in range(1 if kind == "whole" else 2):
+            seed() if attempt == 0 else torch.manual_seed(99)
+            model, optimizer = make(momentum=0.9)
+            seed() if attempt == 0 else random.seed(99)
+            schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+            generator = torch.Generator().manual_seed(3) if has_generator else None
+            loader = DataLoader(data(), 4, shuffle=True, generator=generator)
+            state = {"model": model, "schedule": schedule}
+            folder = tmp_path / kind
+            live = Live(optimizer, total=15, state=state, folder=folder, every_seconds=0)
+            assert live.resume() is (attempt == 1)
+            if attempt == 0:
+                live.replay([{"microbatch": 4, "name": "lr", "value": 0.03}])
+
+            def die(live=live, limit=cut if kind == "cut" and attempt == 0 else None):
+                if live.experiment.microbatch + 1 == limit:
+                    raise KeyboardInterrupt
+
+            try:
+                train(live, model, optimizer, schedule=schedule, loader=loader, each=die)
+            except KeyboardInterrupt:
+                live._end_of_cell(KeyboardInterrupt())
+            ends[kind] = weights(model), live.history.drop(columns="seconds"), torch.rand(2)
+    (w, h, r), (w2, h2, r2) = (ends[kind] for kind in KINDS)
+    assert all(map(torch.equal, w, w2))
+    assert h.equals(h2)
+    assert torch.equal(r, r2)
+
+
+def test_workers_and_stateless_things_are_refused():
+    model, optimizer = make()
+    live = Live(optimizer, state={"model": model})
+    with pytest.raises(ValueError, match="num_workers=2"):
+        next(live(DataLoader(data(), num_workers=2)))
+    with pytest.raises(TypeError, match=r"state\['x'\] is a int"):
+        Live(optimizer, state={"x": 3})
+    with pytest.raises(RuntimeError, match="resume: expected"):
+        Live(optimizer).resume()
+
+
+def test_in_the_background_it_is_the_same_loop_and_can_be_held():
+    seed()
+    model, optimizer = make()
+    train(Live(optimizer), model, optimizer)
+    expected = weights(model)
+    seed()
+    model, optimizer = make()
+    live = Live(optimizer, state={"model": model})
+    beginning = copy.deepcopy(live.beginning["parts"])
+    live.pause()
+
+    @live.background
+    def loop():
+        train(live, model, optimizer)
+
+    live.step(3)
+    while live.state != "paused":
+        pass
+    assert live.experiment.microbatch == 3
+    snapshot = live.snapshot()
+    assert snapshot["microbatch"] == 3
+    assert not torch.equal(snapshot["parts"]["model"]["0.weight"], beginning["model"]["0.weight"])
+    live.start()
+    assert live.wait(600)
+    assert live.state == "finished"
+    assert all(map(torch.equal, weights(model), expected))
+    live.reset()
+    assert torch.equal(model.state_dict()["0.weight"], beginning["model"]["0.weight"])
+
+
+def test_an_exception_in_the_background_is_kept():
+    _, optimizer = make()
+    live = Live(optimizer)
+
+    @live.background
+    def loop():
+        for _ in live(range(3)):
+            raise LookupError("no such word")
+
+    assert live.wait(600)
+    assert live.state == "failed"
+    assert "LookupError: no such word" in live.error
+
+
+def test_another_live_of_the_same_optimizer_takes_over():
+    model, optimizer = make()
+    first = Live(optimizer)
+    first.experiment.tunables.edit({"lr": 5.0})
+    second, seen = Live(optimizer), []
+    optimizer.register_step_pre_hook(lambda *_: seen.append(optimizer.param_groups[0]["lr"]))
+    train(second, model, optimizer, epochs=1)
+    assert first.state == "replaced"
+    assert set(seen) == {0.1}
+
+
+def test_a_drawn_norm_schedule_decides_the_threshold():
+    _, optimizer = make()
+    wrapped = OptimizerWrapperGNTS(optimizer, gradient_norm_threshold=9.0, max_draws=2)
+    live = Live(wrapped, total=8)
+    edit = {"norm_curve": "points", "norm_points": [[0, 4.0], [1, 2.0]]}
+    live.replay([{"microbatch": 5, "name": n, "value": v} for n, v in edit.items()])
+    model = optimizer.param_groups[0]["params"][0]
+    for _ in live(range(8)):
+        model.sum().backward()
+        wrapped.step()
+    expected = [9.0] * 4 + [4 - 2 * n / 8 for n in range(4, 8)]
+    assert live.history["gradient_norm_threshold"].tolist() == pytest.approx(expected)
+    assert {"stepped", "num_draws", "grad_norm"} <= set(live.history)
+
+
+def test_vgs_settings_act_on_the_wrapper():
+    _, optimizer = make()
+    wrapped = OptimizerWrapperVGS(optimizer, alpha=0.0, warmup_steps=0)
+    live = Live(wrapped)
+    live.replay([{"microbatch": 3, "name": "alpha", "value": 2.0}])
+    for _ in live(range(6)):
+        for p in wrapped.param_groups[0]["params"]:
+            p.grad = torch.randn_like(p)
+        wrapped.step()
+    assert wrapped.scaler.alpha == 2.0
+    factors = live.history["factor"].tolist()
+    assert factors[:2] == [1.0, 1.0]
+    assert factors[-1] < 1.0

@@ -1,0 +1,264 @@
+"""`Live` with its view: buttons, controls, panels, and a picture that stays in the file."""
+
+from __future__ import annotations
+
+import html
+import math
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+from IPython.display import Image, display
+
+from gqc_lab import Experiment
+from gqc_lab.loop import live as lab
+from gqc_lab.loop.gate import FAILED, FINISHED, PAUSED, READY, REPLACED, RUNNING, STOPPED
+from gqc_lab.loop.norm_schedule import NAMES
+from gqc_lab.loop.own_loop import Loop
+from gqc_lab.loop.scaler_controls import SCALER
+from gqc_lab.runs import current_run_dir
+from gqc_widgets.fields import Fields, escape, say
+from gqc_widgets.panels import Panels, run_panels
+from gqc_widgets.picture import draw
+from gqc_widgets.status import progress_text, rows
+
+#: button -> (icon, tooltip, states in which it can be pressed)
+BUTTONS = {
+    "start": ("play", "Train", (READY, PAUSED)),
+    "pause": ("pause", "Pause after this batch", (RUNNING,)),
+    "step": ("step-forward", "Train for one batch", (READY, PAUSED)),
+    "stop": ("stop", "End the run for good", (PAUSED, RUNNING)),
+    "reset": ("undo", "Return to the beginning, with the controls as they are set now",
+              (PAUSED, RUNNING, STOPPED, FINISHED, FAILED)),
+    "save": ("save", "Save the run so far, and the parameters that repeat it",
+             (PAUSED, RUNNING, STOPPED, FINISHED)),
+}  # fmt: skip
+PICTURE_SECONDS = 60.0  #: between two pictures of a run that trains
+
+
+class Live(lab.Live):
+    """A training that can be watched and steered from a notebook; see `gqc_lab.Live`.
+
+    ``for batch in live(loader)`` shows the view below the cell, as does ``live`` in its last line.
+    Beside the view the cell keeps a picture of its last state.  Where nobody is there, as under
+    papermill, there is the picture alone.
+    """
+
+    _handle: Any = None
+    _drawn: tuple[str, int] | None = None
+    _drawn_at = -math.inf
+
+    @cached_property
+    def view(self) -> LiveView:
+        """The view, made when it is first asked for."""
+        return LiveView(self)
+
+    def show(self) -> None:
+        """Show the view, and the picture in its place where no view is."""
+        cell = lab.current_cell()
+        if cell is None or threading.current_thread() is not threading.main_thread():
+            return
+        if cell.is_watched:
+            display(self.view)
+        self._handle = display({"text/plain": ""}, raw=True, display_id=True)
+
+    _ipython_display_ = show
+
+    def __call__(self, loader: Iterable[Any]) -> Iterator[Any]:
+        if self._handle is None:
+            self.show()
+        return super().__call__(loader)
+
+    def turn(self) -> bool:
+        if self._handle is None:
+            self.show()
+        return super().turn()
+
+    def background(self, function: Any) -> Any:
+        if self._handle is None:
+            self.show()
+        return super().background(function)
+
+    def _tell(self) -> None:
+        super()._tell()
+        if self.state != RUNNING:
+            self._draw()
+
+    def _update(self, is_whole: bool) -> None:
+        super()._update(is_whole)
+        if time.monotonic() - self._drawn_at > PICTURE_SECONDS:
+            self._draw()
+
+    def _draw(self) -> None:
+        now = self.state, self.experiment.microbatch
+        if self._handle is None or not now[1] or now == self._drawn:
+            return
+        self._drawn, self._drawn_at = now, time.monotonic()
+        if (png := self.picture()) is not None:
+            self._handle.update(Image(png))
+
+    def picture(self) -> bytes | None:
+        """Return the panels as a PNG; None before there is anything to show."""
+        panels = _panels(self)
+        names = {trace["meta"] for each in panels for trace in each["traces"]}
+        curves = {name: self.curves.points(name) for name in names}
+        return draw(panels, curves, f"{self.label}: {self.state}, {progress_text(self)}")
+
+
+def LiveRun(
+    experiment: Experiment, parameters: Any = None, folder: str | Path = "runs/live"
+) -> Live:
+    """Return a `Live` of an experiment that waits for *Start*, and then trains in a thread.
+
+    Raises: RuntimeError: in a batch.
+    """
+    if current_run_dir() is not None:
+        raise RuntimeError("LiveRun in a batch: nobody can press Start; set interactive=False")
+    return Live(experiment, parameters=parameters, folder=folder)
+
+
+def _panels(live: lab.Live) -> list[dict[str, Any]]:
+    run = live.experiment
+    known = dict.fromkeys(
+        ("loss", *run.evaluated, *run.measured) if not isinstance(run, Loop) else ()
+    )
+    fields = [*known, *(name for name in live.curves.names if name not in known)]
+    optimizer = run.wrapper if isinstance(run, Loop) else run.parts.get("optimizer")
+    most = getattr(optimizer, "max_draws", None)
+    return run_panels(fields, run.unit, run.loss_unit, most, has_others=isinstance(run, Loop))
+
+
+class LiveView(widgets.VBox):
+    """What is seen of a `Live`; any number of them may show the same one."""
+
+    def __init__(self, live: lab.Live) -> None:
+        super().__init__(layout=widgets.Layout(width="100%"))
+        self.live = live
+        self._drawing = threading.RLock()  # a button's thread and the training thread
+        self.buttons = {name: self._button(name) for name in BUTTONS}
+        self.state, self.progress, self.message, self.trouble, self.table = (
+            widgets.HTML() for _ in range(5)
+        )
+        self.bar = widgets.FloatProgress(max=1.0, layout=widgets.Layout(width="160px"))
+        self.smoothing = widgets.IntSlider(
+            int(live.curves.span), min=1, max=500, description="smoothing",
+            tooltip="batches averaged, roughly", layout=widgets.Layout(width="300px"),
+        )  # fmt: skip
+        self.smoothing.observe(lambda _: self._smooth(), "value")
+        self.state.add_class("gqc-state")
+        self.progress.add_class("gqc-progress")
+        top = widgets.HBox([*self.buttons.values(), self.bar, self.state, self.progress])
+        top.add_class("gqc-bar")
+        self.fields = self._fields()
+        self.panels = Panels(_panels(live))
+        fields = [self.fields] if self.fields.specs else []
+        self.children = [
+            top,
+            self.message,
+            self.trouble,
+            *fields,
+            self.panels,
+            self.smoothing,
+            self.table,
+        ]
+        self.add_class("gqc-live")
+        self.add_class("gqc-live-run")
+        live.listeners.append(self._show)
+        self._show(live)
+
+    def _fields(self) -> Fields:
+        """Return fields for the controls, except those that have an editor."""
+        run = self.live.experiment
+        edited = {*NAMES} if isinstance(run, Loop) else {*NAMES, *SCALER}
+        specs = {n: s for n, s in run.controls.specs.items() if n not in edited}
+        numbers = [
+            n for n, s in specs.items() if s.kind in (int, float) and not s.choices and not s.read
+        ]
+        return Fields(run.controls, {n: s.label or n for n, s in specs.items()}, sliders=numbers)
+
+    def _button(self, name: str) -> widgets.Button:
+        icon, tooltip, _ = BUTTONS[name]
+        width = widgets.Layout(width="88px")
+        button = widgets.Button(
+            description=name.capitalize(), icon=icon, tooltip=tooltip, layout=width
+        )
+        button.on_click(lambda _: self._press(name))
+        return button
+
+    def _press(self, name: str) -> None:
+        self.message.value = ""
+        try:
+            if name == "save":
+                place = html.escape(str(self.live.save()))
+                self.message.value = (
+                    f"saved to <code>{place}</code>; in the folder of the checkout "
+                    f"<code>gqc run notebooks/NOTEBOOK.ipynb -f {place}/parameters.yaml</code> "
+                    "repeats it (after <code>jupytext --sync</code>, if you saved the notebook)"
+                )
+            else:
+                getattr(self.live, name)()
+        except Exception as error:  # Jupyter hides what a callback raises
+            self.message.value = say(f"{name}: {html.escape(repr(error))}")
+
+    def _smooth(self) -> None:
+        self.live.curves.span = float(self.smoothing.value)
+        self._fill()
+
+    def _fill(self) -> None:
+        with self._drawing:
+            panels = _panels(self.live)
+            if panels != self.panels.panels:
+                self.panels.panels = panels  # a record has shown more
+            points = self.live.curves.points
+            self.panels.fill({name: points(name) for name in self.panels.names})
+
+    def _show(self, live: lab.Live) -> None:
+        run = live.experiment
+        with self._drawing:
+            for name, (_, _, states) in BUTTONS.items():
+                self.buttons[name].disabled = live.state not in states
+            if isinstance(run, Loop) and live.state == READY:  # its cell starts it
+                self.buttons["start"].disabled = self.buttons["step"].disabled = True
+            self.buttons["reset"].layout.display = "" if live.can_reset else "none"
+            self.buttons["start"].description = "Resume" if live.state == PAUSED else "Start"
+            steered = ", steered" if run.is_steered else ""
+            self.state.value = f"<b>{html.escape(live.label)}</b>: {live.state}{steered}"
+            is_long = run.total < math.inf
+            self.bar.layout.display = "" if is_long else "none"
+            self.bar.value = run.done / run.total if is_long else 0
+            self.bar.bar_style = {FAILED: "danger", FINISHED: "success"}.get(live.state, "info")
+            self.progress.value = progress_text(live)
+            self.table.value = _table(rows(live))
+            self.trouble.value = _trouble(live)
+            self.fields.follow()
+            self._fill()
+
+    def close(self) -> None:
+        """Stop the run and take the view off the page."""
+        if self._show in self.live.listeners:
+            self.live.listeners.remove(self._show)
+            self.live.stop()
+        super().close()
+
+
+def _table(entries: list[tuple[str, str]]) -> str:
+    cells = "".join(
+        f"<div><span style='opacity:.8'>{html.escape(name)}</span><br>"
+        f"<b>{html.escape(value)}</b></div>"
+        for name, value in entries
+    )
+    style = "display:flex;flex-wrap:wrap;gap:6px 28px;white-space:nowrap;line-height:1.35"
+    return f"<div style='{style}'>{cells}</div>"
+
+
+def _trouble(live: lab.Live) -> str:
+    if live.error is not None:
+        last = html.escape(live.error.strip().splitlines()[-1])
+        return say(f"<b>{last}</b><br>{escape(live.error)}")
+    if live.state == REPLACED:
+        return say("replaced: a cell has run again and made another one")
+    return say(live.hint, "warning")
