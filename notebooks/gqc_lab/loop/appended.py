@@ -46,8 +46,8 @@ class AppendedHistory:
         self.rows, self.size = rows, self.size + len(line)
         return {"bytes": self.size, "sha256": self._hash.hexdigest()}
 
-    def read(self, mark: Mapping[str, Any]) -> Columns:
-        """Return the columns that were written up to ``mark``; what follows is appended there.
+    def read(self, mark: Mapping[str, Any], last: Columns) -> Columns:
+        """Return the columns that were written up to ``mark``, and the ``last`` record after them.
 
         Raises: ValueError: the file does not hold them.
         """
@@ -60,6 +60,7 @@ class AppendedHistory:
         for line in content.splitlines():
             self.rows += _join(columns, json.loads(line), self.rows)
         self.size = len(content)
+        _join(columns, last, self.rows)
         return columns
 
 

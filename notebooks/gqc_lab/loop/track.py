@@ -81,7 +81,10 @@ def save_checkpoint(experiment: Experiment, path: str | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     history = experiment.saved.setdefault(path, AppendedHistory(path))
     state = experiment.state_dict(history.rows)
-    state["history"] = history.append(state.pop("columns"), state["microbatch"])
+    # The last record may still change: numbers can be logged after it.
+    done = {name: column[:-1] for name, column in state["columns"].items()}
+    state["columns"] = {name: column[-1:] for name, column in state["columns"].items()}
+    state["history"] = history.append(done, max(0, state["microbatch"] - 1))
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
@@ -146,8 +149,8 @@ def _read_state(file: IO[bytes], history: AppendedHistory) -> dict[str, Any]:
         state = torch.load(file, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise ValueError(f"expected a dict, found {type(state).__name__}")
-        if "columns" not in state:  # else it is of a version that kept the history inside
-            state["columns"] = history.read(state.pop("history"))
+        if "history" in state:  # else it is of a version that kept all of it inside
+            state["columns"] = history.read(state.pop("history"), state["columns"])
     except Exception as error:  # the readers raise whatever they trip over
         # Of a damaged file they ask the system for what is not there.
         damage = {errno.EINVAL, errno.ENOENT, None}
