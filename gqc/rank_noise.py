@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gqc.gradients import total_norm
-from gqc.noise import NoiseScaleEMA, two_batch
+from gqc.noise.estimates import NoiseScaleEMA, two_batch
 
 
 class RankNoise:

@@ -15,6 +15,37 @@ from gqc.gradients import local
 from gqc.scalers.sketch import HASHES, SignSketch, real_numel
 
 
+class ProductSketch:
+    """Short vectors whose dot products estimate those of gradients, without bias.
+
+    Args:
+        size, seed: of the sketch (:mod:`gqc.scalers.sketch`).
+    """
+
+    def __init__(self, size: int = 64, seed: int = 0) -> None:
+        self._options = (size, seed)
+        self._sketch: SignSketch | None = None
+        self._weight = torch.ones(0)
+
+    def __call__(self, grads: Sequence[Tensor]) -> Tensor:
+        """Return the vector of one draw; of ``DTensor`` that of this rank's shards.
+
+        Raises: ValueError: tensors of other sizes than before.
+        """
+        shards = local(grads)
+        numels = [real_numel(t) for t in shards]
+        if self._sketch is None:
+            self._numels = numels
+            self._sketch = SignSketch(numels, [t.device for t in shards], *self._options)
+            share = torch.full((len(self._sketch.lengths),), 1 / HASHES)
+            share[[a for a, b, _ in zip(*self._sketch.runs, strict=True) if a == b]] = 1.0
+            lengths = torch.tensor(self._sketch.lengths)
+            self._weight = share.sqrt().repeat_interleave(lengths).to(shards[0].device)
+        if numels != self._numels:
+            raise ValueError(f"tensors of {numels} elements: expected {self._numels}")
+        return self._sketch(shards) * self._weight
+
+
 class DrawCorrelation:
     r"""Autocorrelation of the noise of successive draws, from products at two distances.
 
@@ -43,9 +74,7 @@ class DrawCorrelation:
     def __init__(self, far: int = 16, size: int = 64, seed: int = 0) -> None:
         check_count("far", far, 2)
         self.far, self.num_draws = far, 0
-        self._options = (size, seed)
-        self._sketch: SignSketch | None = None
-        self._share = torch.ones(0)
+        self._sketch = ProductSketch(size, seed)
         self._past: deque[Tensor] = deque(maxlen=far)
         self._sums = [0.0] * 4  # of draws with a partner L before: P_0, P_1, P_L, (P_1 - P_L)^2
         self._num_pairs = 0
@@ -57,13 +86,11 @@ class DrawCorrelation:
 
         Raises: ValueError: tensors of other sizes than before.
         """
-        shards = local(grads)
-        values = self._sketched(shards)
-        weighted = values * self._share
+        values = self._sketch(grads)
         pair = [values]
         if len(self._past) == self.far:
             pair += [self._past[-1], self._past[0]]
-        products = [float(x) for x in torch.stack([torch.dot(weighted, v) for v in pair]).tolist()]
+        products = [float(x) for x in torch.stack([torch.dot(values, v) for v in pair]).tolist()]
         if not all(map(math.isfinite, products)):
             return
         self._past.append(values)
@@ -79,19 +106,6 @@ class DrawCorrelation:
         r""":math:`\hat\rho`; None for fewer than L + 1 draws, or draws without noise."""
         own, near, far = self._sums[:3]
         return (near - far) / (own - far) if self._num_pairs and own > far else None
-
-    def _sketched(self, shards: list[Tensor]) -> Tensor:
-        numels = [real_numel(t) for t in shards]
-        if self._sketch is None:
-            self._numels = numels
-            self._sketch = SignSketch(numels, [t.device for t in shards], *self._options)
-            share = torch.full((len(self._sketch.lengths),), 1 / HASHES)
-            share[[a for a, b, _ in zip(*self._sketch.runs, strict=True) if a == b]] = 1.0
-            lengths = torch.tensor(self._sketch.lengths)
-            self._share = share.repeat_interleave(lengths).to(shards[0].device)
-        if numels != self._numels:
-            raise ValueError(f"tensors of {numels} elements: expected {self._numels}")
-        return self._sketch(shards).clone()
 
     def _warn(self) -> None:
         correlation, count = self.correlation(), self._num_pairs

@@ -28,6 +28,13 @@ VERSION = "4.1"
 SCALARS = ("grad_mean_ema", "grad_var_ema", "grad_norm_ema", "grad_max_ema")
 VECTORS = ("param_grad_mean_ema", "param_grad_sq_ema")
 CONFIG = ("enabled", "beta", "alpha", "eps", "warmup_steps")
+ESTIMATORS = {
+    "1.x": "spatial",
+    "2.0": "tensor_spatial",
+    "3.0": "tensor_mean",
+    "3.1": "mean_square",
+    "3.2": "mean_square",
+}
 WRONG = {
     "1.x": "it measured how different the layers are, not noise",
     "2.0": "it measured how different the elements of a tensor are, and zero for uniform noise",
@@ -80,11 +87,18 @@ class Checkpoint:
 
     def migration_message(self, estimator: str) -> str:
         """The warning for loading into ``estimator``, which cannot use the statistics."""
-        return (
+        message = (
             f"checkpoint of VGS {self.version}: {WRONG[self.version]}. Its configuration is kept; "
             f"the variance statistics and the warmup start again with estimator={estimator!r}. "
             "Retrain if the result matters: the gradients so far were scaled by the wrong number"
         )
+        if self.version in ESTIMATORS:
+            message += (
+                ". Steps may change much: another estimator gives another factor (0.17 for 0.75 in "
+                "one measurement, steps 4.5 times smaller). To keep the old behaviour construct "
+                f"the scaler with estimator={ESTIMATORS[self.version]!r}"
+            )
+        return message
 
 
 def read_checkpoint(state: Mapping[str, Any]) -> Checkpoint:
@@ -127,11 +141,13 @@ def _read_published(state: Mapping[str, Any], version: str) -> Checkpoint:
     if version != "1.x":
         _require(state, (*VECTORS, "param_numel"), version)
     steps = _count(state["step_count"], version)
+    updates = _count(state.get("num_updates", steps), version)
+    counts = [0 if state[key] is None else updates for key in SCALARS]  # None before the first step
     statistics: dict[str, Any] = {
-        "num_updates": steps,
+        "num_updates": updates,
         "averages": {
-            "raw": torch.tensor([_number(state[key], key, version) for key in SCALARS]),
-            "count": torch.full((4,), float(steps)),
+            "raw": torch.tensor([_number(state[key] or 0.0, key, version) for key in SCALARS]),
+            "count": torch.tensor(counts, dtype=torch.float32),
         },
     }
     for key in VECTORS:
@@ -155,8 +171,6 @@ def _count(value: Any, version: str) -> int:
 
 
 def _number(value: Any, key: str, version: str) -> float:
-    if value is None:  # as before the first step
-        return 0.0
     if (isinstance(value, Tensor) and value.numel() == 1) or isinstance(value, (int, float)):
         return float(value)
     raise ValueError(f"VGS checkpoint {version}: {key}={value!r} is not a number")

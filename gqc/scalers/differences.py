@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gqc.noise import ema_weight
+from gqc.noise.estimates import ema_weight
 from gqc.scalers.variance import Sketch
 
 

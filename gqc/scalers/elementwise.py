@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gqc.gradients import local
-from gqc.noise import debiased_moments, ema_kappa, noise_to_signal
+from gqc.noise.estimates import debiased_moments, ema_kappa, noise_to_signal
 from gqc.scalers.sketch import real_flat, real_numel
 from gqc.scalers.variance import DebiasedEstimator, Grads, shards_of
 

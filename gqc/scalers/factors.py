@@ -1,12 +1,14 @@
-"""Turn an estimator's variances into factors on the gradient, and into numbers on the host."""
+"""Aggregate an estimator's variances into factors on the gradient, and numbers on the host."""
 
 from __future__ import annotations
+
+import functools
+from ctypes import c_float
 
 import torch
 from torch import Tensor
 
 from gqc.gradients import local
-from gqc.scalers.aggregate import aggregate, scaling_factor, summary
 from gqc.scalers.elementwise import Elementwise
 from gqc.scalers.parameters import ParameterList
 from gqc.scalers.settings import Settings
@@ -18,6 +20,23 @@ NUMBERS = (
     *("unresolved", "grad_mean_ema_spatial", "grad_var_ema_spatial"),
     *("grad_norm_ema", "grad_max_ema"),
 )
+PERCENTILES = (0.1, 0.5, 0.9)
+
+
+def scaling_factor(
+    variance: Tensor, alpha: float, smallest: float, variance_cap: float | None
+) -> Tensor:
+    r"""Return the factor: :math:`\mathrm{clip}(1/(1+\alpha\min(V, V_\max)), f_\min, 1)`.
+
+    Args:
+        variance: :math:`V \ge 0`, any shape.
+        alpha: strength, >= 0.
+        smallest: :math:`f_\min` in [0, 1].
+        variance_cap: :math:`V_\max`; None for no cap.
+    Returns: the shape of ``variance``.
+    """
+    bounded = variance if variance_cap is None else variance.clamp(max=variance_cap)
+    return (1 / (1 + alpha * bounded)).clamp(smallest, 1)
 
 
 def readings(
@@ -34,7 +53,8 @@ def readings(
     packed = torch.cat(
         [
             torch.stack([variance, factor, estimator.skipped()]),
-            summary(ratios, unresolved, counted),
+            *(_quantile(ratios, counted, level).view(1) for level in PERCENTILES),
+            torch.stack([_mean(ratios, counted), _mean(unresolved, counted)]),
             estimator.averages.corrected(),
             ratios if parameters.names else ratios[:0],
         ]
@@ -102,7 +122,38 @@ def _law(variance: Tensor, settings: Settings) -> Tensor:
 def _aggregate(
     ratios: Tensor, counted: Tensor | None, parameters: ParameterList, settings: Settings
 ) -> Tensor:
-    numel = None
-    if settings.aggregate == "numel_weighted":
-        numel = parameters.numels(ratios.device)
-    return aggregate(ratios, counted, numel, settings.aggregate, settings.percentile)
+    """Return one variance for the tensors that count (None: all), 0-dim; 0 when none does."""
+    if settings.aggregate == "percentile":
+        return _quantile(ratios, counted, settings.percentile)
+    if settings.aggregate == "max":
+        return (ratios if counted is None else torch.where(counted, ratios, 0.0)).max()
+    is_weighted = settings.aggregate == "numel_weighted"
+    return _mean(ratios, counted, parameters.numels(ratios.device) if is_weighted else None)
+
+
+def _mean(values: Tensor, counted: Tensor | None, numel: Tensor | None = None) -> Tensor:
+    weight = torch.ones_like(values) if counted is None else counted.float()
+    weight = weight if numel is None else weight * numel
+    return (weight * values).sum() / weight.sum().clamp(min=1)
+
+
+def _quantile(variance: Tensor, counted: Tensor | None, level: float) -> Tensor:
+    """Return what ``torch.nanquantile`` does, which is slow on few numbers."""
+    last = len(variance) - 1
+    if counted is None:  # the place is known without the device
+        low, part = _place(last, level)
+        ordered = variance.sort().values
+        return torch.lerp(ordered[low], ordered[min(low + 1, last)], part)
+    ordered = torch.where(counted, variance, -1.0).sort().values  # what does not count comes first
+    place = (last - (1 - level) * (counted.sum() - 1)).clamp(0, last)
+    low_place = place.long()
+    pair = ordered[torch.stack([low_place, (low_place + 1).clamp(max=last)])]
+    return torch.lerp(pair[0], pair[1], place - low_place).clamp(min=0)
+
+
+@functools.lru_cache(maxsize=256)
+def _place(last: int, level: float) -> tuple[int, float]:
+    """Index below a quantile of ``last + 1`` numbers and the rest, in float32 as on the device."""
+    share = c_float(c_float(1 - level).value * last).value
+    place = c_float(last - share).value
+    return int(place), place - int(place)

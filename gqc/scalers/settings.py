@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from gqc.checks import is_count, is_number, plain
-from gqc.scalers.aggregate import AGGREGATES
 from gqc.scalers.differences import Differences
 from gqc.scalers.elementwise import Elementwise
 from gqc.scalers.published import MeanSquare, Spatial, TensorMean, TensorSpatial
@@ -20,6 +19,7 @@ ESTIMATORS: dict[str, type[VarianceEstimator]] = {
     cls.name: cls
     for cls in (Sketch, Differences, Elementwise, MeanSquare, TensorMean, TensorSpatial, Spatial)
 }
+AGGREGATES = ("percentile", "mean", "numel_weighted", "max")
 GRANULARITIES = ("global", "group", "tensor", "element")
 PUBLISHED_KEYS = {
     "variance_gradient_scaling": "enabled",
@@ -96,16 +96,23 @@ def one_of(name: str, value: Any, allowed: Collection[str]) -> None:
 
 
 def from_published_keys(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """Constructor arguments from a training configuration with the published keys.
+    """Constructor arguments from a configuration that holds the published keys, at any depth.
 
-    Raises: ValueError: an unknown key that starts with ``vgs_``.
+    Raises: ValueError: an unknown key that starts with ``vgs_``, or one key with two values.
     """
-    arguments = {}
+    arguments: dict[str, Any] = {}
     for key, value in mapping.items():
-        if key in PUBLISHED_KEYS:
-            arguments[PUBLISHED_KEYS[key]] = value
-        elif str(key).startswith("vgs_"):
-            one_of("key", key, PUBLISHED_KEYS)
+        if isinstance(value, Mapping):
+            found = from_published_keys(value)
+        elif key in PUBLISHED_KEYS:
+            found = {PUBLISHED_KEYS[key]: value}
+        else:
+            found = {}
+            if str(key).startswith("vgs_"):
+                one_of("key", key, PUBLISHED_KEYS)
+        for name, own in found.items():
+            if arguments.setdefault(name, own) != own:
+                raise ValueError(f"{name} is both {arguments[name]!r} and {own!r} in the mapping")
     return arguments
 
 

@@ -42,7 +42,7 @@ import torch
 from torch import Tensor
 
 from gqc.gradients import local
-from gqc.noise import debiased_moments, ema_kappa, ema_weight, noise_to_signal
+from gqc.noise.estimates import debiased_moments, ema_kappa, ema_weight, noise_to_signal
 from gqc.scalers.averages import ScalarAverages
 from gqc.scalers.shards import ShardSums, gather, spread
 from gqc.scalers.sketch import HASHES, SignSketch, real_numel

@@ -62,8 +62,9 @@ class VarianceGradientScaler:
         min_scaling_factor: :math:`f_\min` in [0, 1].
         variance_cap: :math:`V_\max`, also the V of a tensor whose signal is not resolved; None:
             the most that ``beta`` resolves.
-        estimator: ``"sketch"``, ``"elementwise"``, ``"differences"`` (for a mean that moves, see
-            :mod:`gqc.scalers.variance`), or a published one: ``"mean_square"`` (3.1, 3.2),
+        estimator: ``"sketch"`` or ``"elementwise"``, which take a moving mean for noise;
+            ``"differences"``, which takes correlated noise for signal (both in figures:
+            :mod:`gqc.scalers.variance`); or a published one: ``"mean_square"`` (3.1, 3.2),
             ``"tensor_mean"`` (3.0), ``"tensor_spatial"`` (2.0), ``"spatial"`` (1.x).
         percentile: of V over tensors, in [0, 1].
         aggregate: ``"percentile"``, ``"mean"``, ``"numel_weighted"`` or ``"max"`` over tensors.
@@ -117,9 +118,10 @@ class VarianceGradientScaler:
 
         Args:
             mapping: may hold ``variance_gradient_scaling`` (enabled), ``vgs_beta``, ``vgs_alpha``,
-                ``vgs_warmup_steps``; keys that do not start with ``vgs_`` are other people's.
+                ``vgs_warmup_steps``, also in mappings in it, as in the published files' ``model:``;
+                keys that do not start with ``vgs_`` are other people's.
             parameters: see the class, as are ``options``.
-        Raises: ValueError: an unknown key that starts with ``vgs_``.
+        Raises: ValueError: an unknown key that starts with ``vgs_``, or one with two values.
         """
         return cls(parameters, **{**from_published_keys(mapping), **options})
 
@@ -201,7 +203,7 @@ class VarianceGradientScaler:
         values = self._read()
         names = ["stochastic_var_p10", "stochastic_var_p50", "stochastic_var_p90"]
         names += ["stochastic_var_mean", "unresolved", "grad_norm_ema"]
-        if self._has_spatial:
+        if self._settings.track_spatial or not self._reads_raw():
             names += ["grad_mean_ema_spatial", "grad_var_ema_spatial", "grad_max_ema"]
         return {
             **{f"vgs/{name}": values[name] for name in names},
@@ -235,7 +237,6 @@ class VarianceGradientScaler:
         """Forget all statistics; the warmup starts again."""
         self.step_count = 0
         self._estimator = self._host = self._next = None
-        self._has_spatial = self._settings.track_spatial or not self._reads_raw()
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything, as tensors, plain numbers and lists of them; exact on a resume.
@@ -282,7 +283,6 @@ class VarianceGradientScaler:
         self.reset_statistics()
         self.step_count = checkpoint.step_count if is_exact else 0
         self._estimator = estimator
-        self._has_spatial |= bool(estimator.averages.count[0] > 0)
         if not is_exact:
             warnings.warn(
                 checkpoint.migration_message(self.estimator), VGSMigrationWarning, stacklevel=2

@@ -20,6 +20,7 @@ from gqc.schedules.builders import (
     get_norm_threshold_cosine_annealing_with_warmup,
     get_quadratic_batch_schedule,
 )
+from gqc.schedules.draws import DrawsSchedule
 from gqc.schedules.shapes import cosine_with_warmup, interpolate, power_growth
 from gqc.schedules.writers import (
     THRESHOLD,
@@ -30,6 +31,7 @@ from gqc.schedules.writers import (
 
 __all__ = [
     "THRESHOLD",
+    "DrawsSchedule",
     "NormWarmupScheduler",
     "ParamGroupSchedule",
     "PiecewiseSchedule",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from torch.optim import Optimizer
 
-from gqc.noise import NoiseScaleEMA
+from gqc.noise.estimates import NoiseScaleEMA
 from gqc.wrappers.two_batch import NoiseOptions, TwoBatchWrapper
 
 if TYPE_CHECKING:

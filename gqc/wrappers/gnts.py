@@ -14,7 +14,7 @@ from typing import Any, Unpack
 
 from torch.optim import Optimizer
 
-from gqc.noise import NoiseScaleEMA, predicted_draws, two_batch
+from gqc.noise.estimates import NoiseScaleEMA, predicted_draws, two_batch
 from gqc.wrappers.base import OptimizerWrapper
 from gqc.wrappers.options import WindowOptions
 

@@ -10,7 +10,7 @@ from typing import Unpack
 
 from torch.optim import Optimizer
 
-from gqc.noise import NoiseScaleEMA
+from gqc.noise.estimates import NoiseScaleEMA
 from gqc.wrappers.options import one_of
 from gqc.wrappers.two_batch import NoiseOptions, TwoBatchWrapper
 

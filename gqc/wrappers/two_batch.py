@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gqc.noise import NoiseScaleEMA, RobustNoiseScaleEMA, unequal_two_batch
+from gqc.noise.estimates import NoiseScaleEMA, RobustNoiseScaleEMA, unequal_two_batch
 from gqc.wrappers.base import OptimizerWrapper
 from gqc.wrappers.options import WindowOptions
 

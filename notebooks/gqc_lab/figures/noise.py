@@ -189,3 +189,24 @@ __all__ = [
     "estimates_against_truth",
     "noise_scale_against",
 ]
+
+
+def norm_by_draws(table: pd.DataFrame, signal: float) -> go.Figure:
+    """Plot the threshold that means so many draws, and the norm expected of their mean.
+
+    Args:
+        table: rows with ``draws``, ``norm`` and ``expected``, as a probe gives them.
+        signal: |G|, below which no threshold can be reached.
+    Raises: ValueError: a column is missing.
+    """
+    check_columns("norm_by_draws", table, ["draws", "norm", "expected"])
+    figure = go.Figure(
+        layout={"template": HOUSE, "title_text": "Which threshold means how many draws?"}
+    )
+    for name, column, color in (("threshold", "norm", 0), ("expected norm", "expected", 1)):
+        line = {"color": OKABE_ITO[color]}
+        figure.add_scatter(x=table["draws"], y=table[column], name=name, line=line)
+    figure.add_hline(y=signal, line_dash="dash", annotation_text="|G|: out of reach below")
+    figure.update_xaxes(title_text="draws", type="log", dtick="D1")
+    figure.update_yaxes(title_text="gradient norm", rangemode="tozero")
+    return figure

@@ -130,7 +130,7 @@ def what_if(
     """
     import torch
 
-    from gqc.scalers.aggregate import scaling_factor
+    from gqc.scalers.factors import scaling_factor
 
     law = scaling_factor(
         torch.from_numpy(steps["variance"]),

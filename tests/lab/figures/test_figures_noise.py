@@ -15,6 +15,7 @@ from gqc_lab.figures.noise import (
     draws_against_threshold,
     estimates_against_truth,
     noise_scale_against,
+    norm_by_draws,
 )
 from gqc_lab.studies.noise.streams import COLUMNS
 
@@ -159,3 +160,13 @@ def test_every_public_name_is_drawn_here():
         "batch_estimates",
         "noise_scale_against",
     }
+
+
+def test_thresholds_are_drawn_over_draws_with_what_is_out_of_reach():
+    table = pd.DataFrame({"draws": [1, 8], "norm": [3.0, 1.2], "expected": [3.2, 1.3]})
+    figure = norm_by_draws(table, 0.9)
+    assert [trace.name for trace in figure.data] == ["threshold", "expected norm"]
+    assert list(figure.data[0].y) == [3.0, 1.2]
+    assert figure.layout.shapes[0].y0 == 0.9
+    with pytest.raises(ValueError, match="expected"):
+        norm_by_draws(table.drop(columns="expected"), 0.9)

@@ -6,6 +6,7 @@ from gqc_lab import lazy
 
 if TYPE_CHECKING:
     from gqc_lab.studies.operator_learning.measures import by_epoch
+    from gqc_lab.studies.operator_learning.published import read_training
     from gqc_lab.studies.operator_learning.settings import (
         VARIANTS,
         OperatorLearningConfig,
@@ -23,6 +24,7 @@ __all__ = [
     "by_epoch",
     "config",
     "is_lost",
+    "read_training",
     "variant_config",
 ]
-__getattr__ = lazy(__name__, "settings", "measures", "training")
+__getattr__ = lazy(__name__, "settings", "measures", "training", "published")

@@ -170,6 +170,8 @@ class OperatorLearningConfig(OperatorConfig, LossWeights, Config):
     decoder_learns: str = setting(
         "inverse", "from the inverse losses alone, or from all", choices=DECODER_LEARNS
     )
+    has_amp: bool = setting(False, "are losses computed in bfloat16, by autocast?")
+    is_compiled: bool = setting(False, "are E, A and D compiled? takes a minute at first")
     test_steps: int = setting(19, "steps of rollouts in evaluations", like=_COUNT)
     evaluation_epochs: int = setting(
         1, "epochs between evaluations; there is always one at the end", like=_COUNT

@@ -65,8 +65,7 @@ class OperatorLearning(Experiment):
         self.config: OperatorLearningConfig = config
         self.data = data
         self.device, self.dtype = find_device(config.device), find_dtype(config.dtype)
-        model = make_operator(config.sizes, make_generator(config.seed, "weights"))
-        self.model: Operator = model.to(self.device, self.dtype)
+        self.model: Operator = _make_model(config).to(self.device, self.dtype)
         average = get_ema_multi_avg_fn(config.ema_decay)
         self.average = AveragedModel(self.model, multi_avg_fn=average)
         self.optimizer = torch.optim.AdamW(
@@ -150,10 +149,11 @@ class OperatorLearning(Experiment):
         return fields[:, 0], fields[:, 1:]
 
     def compute_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        if self.is_pretraining:
-            self._bundle = self._codec_losses(batch[0])
-        else:
-            self._bundle = self._operator_losses(*batch)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.has_amp):
+            if self.is_pretraining:
+                self._bundle = self._codec_losses(batch[0])
+            else:
+                self._bundle = self._operator_losses(*batch)
         return self._bundle.total
 
     def _codec_losses(self, fields: Tensor) -> LossBundle:
@@ -277,3 +277,10 @@ class OperatorLearning(Experiment):
             )
         rows = torch.arange(0, last + 1, c.stride)
         return torch.cartesian_prod(torch.arange(trajectories), rows)
+
+
+def _make_model(c: OperatorLearningConfig) -> Operator:
+    model = make_operator(c.sizes, make_generator(c.seed, "weights"))
+    for part in PARTS if c.is_compiled else ():
+        getattr(model, part).compile()
+    return model

@@ -1,0 +1,83 @@
+r"""A norm threshold that is given in draws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch.optim import Optimizer
+
+from gqc.schedules.writers import THRESHOLD, ParamGroupSchedule
+
+SHARE = 0.2  # of the newest first norm in their average
+SLACK = 1.05  # of |G|^2, which may grow while its average follows
+PATIENCE = 4  # times the wanted draws, after which a window steps in any case
+
+
+class DrawsSchedule(ParamGroupSchedule):
+    r"""Set GNTS's threshold to what means so many draws at the present noise.
+
+    :math:`\tau^2 = s\,\frac{1.05+R/n}{1+R}` with s an average of :math:`|g_1|^2` over windows, of
+    expectation :math:`|G|^2+T`, and R the wrapper's own noise scale; both move with the model.
+    The norm of a window's first draw is read whatever the threshold is, so s also follows where
+    every window is one draw.  R is known from windows of two draws and more; until then it is the
+    probe's.  Where a gradient has grown so fast that no draws bring it down to the average, the
+    threshold is lifted at four times the wanted draws, so that no window is a trap; and where R is
+    far below 1, draws change nothing, and fewer are made.
+
+    Args:
+        optimizer: an :class:`gqc.OptimizerWrapperGNTS`.
+        draws: n, wanted per step, >= 1: a number, or a function of the microbatch, from 0.
+        signal_sq, noise_trace: :math:`|G|^2` and T at the start, as of :func:`gqc.noise.probe`.
+    Raises:
+        TypeError: the wrapper reads no norms.
+        ValueError: fewer than one draw.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        draws: Callable[[int], float] | float,
+        signal_sq: float,
+        noise_trace: float,
+    ) -> None:
+        if not hasattr(optimizer, "last_window") or THRESHOLD not in optimizer.param_groups[0]:
+            raise TypeError(f"optimizer is a {type(optimizer).__name__}: expected GNTS")
+        self.draws = draws
+        self._square = max(signal_sq, 0.0) + noise_trace
+        self._scale = noise_trace / signal_sq if signal_sq > 0 else math.inf
+        super().__init__(optimizer, THRESHOLD, self._threshold)
+
+    def go_to(self, step: int) -> None:
+        """Write the value of a step; at the next one also read what the microbatch has shown."""
+        if step == self.last_step + 1:
+            self._observe(self.optimizer)
+        super().go_to(step)
+
+    def _observe(self, wrapper: Any) -> None:
+        last = wrapper.last_window
+        norm = None
+        if wrapper.num_draws == 1:
+            norm = wrapper.grad_norm
+        elif wrapper.num_draws == 0 and last is not None and last.num_draws == 1:
+            norm = last.grad_norm
+        if norm is not None and math.isfinite(norm * norm):
+            self._square += SHARE * (norm * norm - self._square)
+        self._scale = wrapper.statistics()["noise_scale"] or self._scale
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "square": self._square, "scale": self._scale}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        super()._restore(state)
+        self._square, self._scale = state["square"], state["scale"]
+
+    def _threshold(self, step: int) -> float:
+        n = self.draws(step) if callable(self.draws) else self.draws
+        if not n >= 1:
+            raise ValueError(f"draws={n!r} at step {step}: expected a number >= 1")
+        if getattr(self.optimizer, "num_draws", 0) >= PATIENCE * n - 1:
+            return 1e6 * math.sqrt(self._square)
+        share = 1 / n if self._scale == math.inf else (SLACK + self._scale / n) / (1 + self._scale)
+        return math.sqrt(self._square * share)

@@ -1,0 +1,229 @@
+"""The probe: right numbers on streams that are known, and a model that is as before."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD
+
+import gqc
+from gqc.noise import predicted_draws, probe
+from gqc.schedules import DrawsSchedule
+
+
+class Known(nn.Module):
+    """Gradient = signal + noise of the batch: |G|^2 = 1 and tr Sigma = R, in d dimensions."""
+
+    def __init__(self, d: int = 400) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(d))
+
+
+def stream(scale: float, d: int = 400, seed: int = 0, memory: float = 0.0):
+    generator, noise = torch.Generator().manual_seed(seed), torch.zeros(d)
+    while True:
+        new = torch.randn(d, generator=generator)
+        noise = memory * noise + (1 - memory**2) ** 0.5 * new
+        yield (torch.full((d,), d**-0.5) + (scale / d) ** 0.5 * noise).unsqueeze(0)
+
+
+def dot(model, batch):
+    return (model.weight * batch[0]).sum()
+
+
+def frozen_draws(loss_fn, model, loader, norm, num_windows=60):
+    params = [p for p in model.parameters() if p.requires_grad]
+    wrapper, windows = gqc.OptimizerWrapperGNTS(SGD(params, lr=0.0), norm), []
+    while len(windows) < num_windows:
+        loss_fn(model, next(loader)).backward()
+        if wrapper.step():
+            windows.append(wrapper.last_num_draws)
+    return sum(windows) / num_windows
+
+
+@pytest.mark.parametrize("scale", [2.0, 10.0, 30.0])
+def test_known_noise_is_found_and_its_error_is_its_error(scale):
+    found = [probe(Known(), dot, stream(scale, seed=seed)) for seed in range(30)]
+    scales = torch.tensor([p.noise_scale for p in found])
+    assert float(scales.median()) == pytest.approx(scale, rel=0.1)
+    claimed = float(torch.tensor([p.noise_scale_error for p in found]).median())
+    assert 0.6 < claimed / float(scales.std()) < 1.6
+    assert float(torch.tensor([p.noise_trace for p in found]).mean()) == pytest.approx(
+        scale, rel=0.03
+    )
+    assert all(p.examples == 1 for p in found)
+    assert found[0].critical_batch == found[0].noise_scale
+
+
+@pytest.mark.parametrize("draws", [1.5, 4, 8, 16])
+def test_a_norm_for_so_many_draws_gives_them(draws):
+    p = probe(Known(), dot, stream(10.0), draws=128)
+    assert frozen_draws(dot, Known(), stream(10.0, seed=1), p.norm(draws)) == pytest.approx(
+        draws, rel=0.25
+    )
+    assert predicted_draws(p.signal_sq, p.noise_trace, p.norm(draws)) == pytest.approx(
+        draws, rel=0.6
+    )
+
+
+def test_beyond_what_it_can_simulate_it_uses_the_expectation():
+    p = probe(Known(), dot, stream(10.0))
+    assert p.norm(40.0) ** 2 == pytest.approx(p.signal_sq + p.noise_trace / 40)
+    with pytest.raises(ValueError, match=r"draws=0\.5: expected a number >= 1"):
+        p.norm(0.5)
+
+
+def test_correlated_draws_are_found_and_said():
+    independent = [probe(Known(), dot, stream(10.0, seed=s)).is_independent for s in range(20)]
+    assert sum(independent) >= 19
+    p = probe(Known(), dot, stream(10.0, memory=0.7))
+    assert p.correlation == pytest.approx(0.7, abs=0.1)
+    assert not p.is_independent
+    assert "NOT independent" in repr(p)
+
+
+def test_a_signal_that_is_not_resolved_is_said():
+    p = next(q for s in range(9) if (q := probe(Known(), dot, stream(1e6, seed=s))).signal_sq <= 0)
+    assert (p.noise_scale, p.critical_batch, p.physical_batch) == (None, None, None)
+    assert "not resolved" in repr(p)
+    assert p.norm(40) > 0
+
+
+def test_the_table_and_the_options():
+    p = probe(Known(), dot, stream(10.0))
+    for part in ("64 microbatches of 1 examples", "noise scale", "critical batch", "max_draws 32"):
+        assert part in repr(p)
+    options = p.gnts_options(8)
+    first = options["start_norm"] * options["warmup_multiplier"]
+    assert first >= float(p.products.diagonal().max()) ** 0.5
+    max_draws = options.pop("max_draws")
+    wrapper = gqc.OptimizerWrapperGNTS(SGD([nn.Parameter(torch.zeros(2))]), max_draws=max_draws)
+    gqc.get_norm_threshold_cosine_annealing_with_warmup(wrapper, 10, 100, **options)
+
+
+# Nothing is changed
+
+
+def state_of(model, loader):
+    states = [torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()]  # noqa: NPY002
+    modes = [module.training for module in model.modules()]
+    grads = [None if p.grad is None else (id(p.grad), p.grad.tolist()) for p in model.parameters()]
+    buffers = [b.tolist() for b in model.buffers()]
+    values = [p.tolist() for p in model.parameters()]
+    return [
+        states[0].tolist(),
+        *states[1:],
+        modes,
+        grads,
+        buffers,
+        values,
+        loader.generator.get_state().tolist(),
+    ]
+
+
+def test_everything_is_afterwards_as_before():
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
+    data = torch.utils.data.TensorDataset(torch.randn(200, 6), torch.randn(200, 1))
+    loader = torch.utils.data.DataLoader(
+        data, batch_size=6, shuffle=True, generator=torch.Generator().manual_seed(3)
+    )
+    wrapper = gqc.OptimizerWrapperSBC(SGD(model.parameters(), lr=0.1), 1, 2, accumulate="grad")
+
+    def loss_fn(model, batch):
+        model.train()
+        np.random.rand(), random.random()  # noqa: NPY002 (as augmentations do)
+        return (model(batch[0]) - batch[1]).square().mean()
+
+    loss_fn(model, next(iter(loader))).backward()
+    wrapper.step()
+    model[2].eval()
+    before = state_of(model, loader)
+    p = probe(model, loss_fn, loader, wrapper, draws=20)
+    assert state_of(model, loader) == before
+    assert (p.examples, len(p.products)) == (6, 20)
+    # the last batch of 200 has two examples
+    assert len(probe(model, loss_fn, loader, draws=64).products) == 33
+    loss_fn(model, next(iter(loader))).backward()  # in mid-window
+    assert wrapper.step() is True
+
+
+def test_it_also_restores_what_an_error_interrupts():
+    model = nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, 1))
+    before = copy.deepcopy(model.state_dict())
+    batches = [torch.randn(4, 1) for _ in range(20)]
+    batches[5][0] = float("nan")
+    with pytest.raises(FloatingPointError, match="gradient 6 has the norm nan"):
+        probe(model, lambda m, x: m(x).square().mean(), batches)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_what_cannot_be_probed_is_refused():
+    model = nn.Linear(1, 1)
+    with pytest.raises(ValueError, match="the loader has 3 microbatches: expected >= 16"):
+        probe(model, lambda m, x: m(x).sum(), [torch.ones(1, 1)] * 3)
+    with pytest.raises(ValueError, match="draws=4"):
+        probe(model, lambda m, x: m(x).sum(), [], draws=4)
+    with pytest.raises(ValueError, match="no parameter needs a gradient"):
+        probe(model.requires_grad_(False), lambda m, x: m(x).sum(), [])
+
+
+# Schedules in draws
+
+
+def test_a_schedule_in_draws_keeps_them_while_gradients_shrink_tenfold():
+    model, loader = Known(), stream(10.0, seed=5)
+    p = probe(model, dot, loader)
+    wrapper, schedule = p.make_gnts(SGD(model.parameters(), lr=0.0), 8)
+    assert wrapper.max_draws == 32
+    windows = []
+    for step in range(4000):
+        (dot(model, next(loader)) * 0.1 ** (step / 4000)).backward()
+        if wrapper.step():
+            windows.append(wrapper.last_num_draws)
+        schedule.step()
+    assert sum(windows[-100:]) / 100 == pytest.approx(8, abs=2)
+    assert schedule.get_last_value()[0] == pytest.approx(0.1 * p.norm(8), rel=0.2)
+
+
+def test_a_schedule_in_draws_that_starts_at_one_leaves_it_again():
+    model, loader = Known(), stream(10.0, seed=6)
+    p = probe(model, dot, loader)
+    wrapper, schedule = p.make_gnts(
+        SGD(model.parameters(), lr=0.0), lambda step: 1 if step < 500 else 6
+    )
+    windows = []
+    for step in range(1500):
+        (dot(model, next(loader)) * (0.1 if step < 400 else 0.01)).backward()
+        if wrapper.step():
+            windows.append((step, wrapper.last_num_draws))
+        schedule.step()
+    assert sum(n for _, n in windows[-50:]) / 50 == pytest.approx(6, abs=2)
+    twin = DrawsSchedule(copy.deepcopy(wrapper), schedule.draws, 1.0, 1.0)
+    twin.load_state_dict(schedule.state_dict())
+    assert twin.get_last_value() == schedule.get_last_value()
+
+
+def test_a_schedule_in_draws_refuses_what_it_cannot_schedule():
+    with pytest.raises(TypeError, match="is a SGD: expected GNTS"):
+        DrawsSchedule(SGD([nn.Parameter(torch.zeros(1))]), 8, 1.0, 1.0)
+    wrapper = gqc.OptimizerWrapperGNTS(SGD([nn.Parameter(torch.zeros(1))]))
+    with pytest.raises(ValueError, match=r"draws=0\.5 at step 0"):
+        DrawsSchedule(wrapper, 0.5, 1.0, 1.0)
+
+
+def test_a_gradient_that_jumps_is_no_trap():
+    x = nn.Parameter(torch.zeros(1))
+    wrapper = gqc.OptimizerWrapperGNTS(SGD([x], lr=0.0))
+    schedule, lengths = DrawsSchedule(wrapper, 2, 1.0, 1e-6), []
+    for step in range(300):
+        (x * (1.0 if step < 20 else 9.0)).sum().backward()
+        if wrapper.step():
+            lengths.append(wrapper.last_num_draws)
+        schedule.step()
+    assert max(lengths) <= 8
+    assert max(lengths[-5:]) <= 2  # the average has followed
