@@ -380,6 +380,8 @@ def test_only_what_is_new_is_written(tmp_path):
     save_checkpoint(resumed, file)
     assert load_checkpoint(again, file)
     assert again.column("loss") == experiment.column("loss")[:1]
+    next(resumed)
+    save_checkpoint(resumed, file)
     beside.write_bytes(beside.read_bytes()[:-3])
     assert load_checkpoint(again, file) is False
     assert (tmp_path / "x.ckpt.corrupt").exists()
