@@ -195,8 +195,8 @@ def _is_partial(tensor: Any) -> bool:
 
 def _local_norm(tensors: Sequence[Tensor]) -> Tensor:
     """One kernel call where dtype and device agree, as in all but mixed models."""
-    devices = set(map(Tensor.get_device, tensors))
-    if devices == {-1} and sum(map(Tensor.numel, tensors)) <= SMALL:
+    devices, numels = set(map(Tensor.get_device, tensors)), [*map(Tensor.numel, tensors)]
+    if devices == {-1} and sum(numels) <= SMALL:
         flat = _flatten_dense_tensors(list(tensors))
         return torch.linalg.vector_norm(flat, dtype=_sum_dtype(flat))
     if len(devices) == len({t.dtype for t in tensors}) == 1:

@@ -22,9 +22,9 @@ from gqc.noise.estimates import NoiseScaleEMA, two_batch
 class RankNoise:
     """Feed an average of noise estimates with the gradients of ranks, under DDP or FSDP2.
 
-    It looks at gradients where they are reduced: as a communication hook of
-    ``DistributedDataParallel`` (which can have one only), as the ``reduce_scatter`` of FSDP2
-    modules.  What is reduced does not change.
+    ``OptimizerWrapperGNS(rank_noise=...)`` decides by it.  It looks at gradients where they are
+    reduced: as a communication hook of ``DistributedDataParallel`` (which can have one only), as
+    the ``reduce_scatter`` of FSDP2 modules.  What is reduced does not change.
 
     Args:
         model: a ``DistributedDataParallel``, or a model that ``fully_shard`` was applied to, all of

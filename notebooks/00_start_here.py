@@ -22,7 +22,7 @@
 #
 # | to find out | open |
 # |---|---|
-# | whether waiting for a better gradient pays off | [01](01_gnts_pretraining.ipynb), [02](02_all_wrappers.ipynb), [15](15_equal_tokens.ipynb), [21](21_inner_optimizers.ipynb), [22](22_noise_annealing.ipynb) |
+# | whether waiting for a better gradient pays off | [01](01_gnts_pretraining.ipynb), [02](02_all_wrappers.ipynb), [15](15_equal_tokens.ipynb), [21](21_inner_optimizers.ipynb), [22](22_noise_annealing.ipynb), [23](23_open_questions.ipynb) |
 # | what the noise scale of a gradient is, and which estimators get it right | [03](03_noise_scale.ipynb) |
 # | which variance VGS scales by, and whether that stabilizes training | [04](04_vgs_smoking_gun.ipynb), [05](05_vgs_estimators.ipynb), [06](06_vgs_alpha.ipynb) |
 # | how to steer a norm threshold, or the alpha of VGS, during a run | [07](07_norm_schedule_live.ipynb), [08](08_vgs_alpha_live.ipynb) |

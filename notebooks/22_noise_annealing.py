@@ -24,7 +24,13 @@
 # **Question.** At equal tokens, each tuned in the same way: is GNTS better than AdamW with a
 # learning rate that decays, than a scheduled batch, or than a replay of another run's batches?
 
-# %% tags=["show"]
+# %% tags=["install"]
+from importlib.util import find_spec
+if find_spec("gqc") is None:
+    # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
+    raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
+
+# %% tags=["nbval-ignore-output"]
 from gqc_lab import claims
 
 claims.show_verdicts("22_noise_annealing")
@@ -32,29 +38,28 @@ claims.show_verdicts("22_noise_annealing")
 # %% [markdown]
 # ## Run
 #
-# One arm is a method and the curve of its learning rate. `smoke` takes seconds; the other rungs are
-# sizes of the model, with 5.6 tokens for each parameter.
-
-# %% tags=["install"]
-from importlib.util import find_spec
-if find_spec("gqc") is None:
-    # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
-    raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
+# An arm is a method and the curve of its learning rate; a rung is a size of the model with 5.6
+# tokens for each parameter.
 
 # %% tags=["parameters"]
-rung = "smoke"  # one of smoke, 0.16M, 0.4M, 1M
+# settings: gqc_lab.studies.pretraining.PretrainingConfig
+scale = "smoke"  # seconds, minutes, a GPU
+rung: str | None = None  # size of the model: 0.16M, 0.4M or 1M; None: the scale's
 arms = ["adamw, cosine", "adamw, constant", "gnts, constant", "sbc, constant", "replay, constant"]
 seed = 0  # of the weights and of the order of the text
 tokens: int | None = None  # training budget, None: the rung's
 device = "auto"
+dtype = "float32"
 
 # %%
 from gqc_lab import figures, runs
 from gqc_lab.studies.pretraining import annealing, equal_tokens
 
 # %% tags=["nbval-ignore-output"]
-budget = {} if tokens is None else {"tokens": tokens}
-compared = {rung: annealing.comparison(arms, rung, seed=seed, device=device, **budget)}
+place = {"seed": seed, "device": device, "dtype": dtype}
+place |= {} if tokens is None else {"tokens": tokens}
+rung = rung or annealing.OF_SCALE[scale]
+compared = {rung: annealing.comparison(arms, rung, **place)}
 history, results, data_hash = equal_tokens.run_all(compared)
 
 # %% tags=["nbval-ignore-output"]

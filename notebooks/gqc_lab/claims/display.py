@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 PAPER = "../paper"  #: of a notebook in a checkout
 
 
-def show_verdicts(notebook: str, paper: Path | str = PAPER) -> Markdown:
+def show_verdicts(name: str, paper: Path | str = PAPER) -> Markdown:
     """Show the claims that a notebook decides: verdict, effects with 95 % intervals, runs.
 
     Args:
-        notebook: its name, without ending.
+        name: of the notebook, without ending, or the id of one claim.
         paper: folder of the claims and committed verdicts; where it has none, a line says so.
-    Raises: ValueError: no claim is of that notebook.
+    Raises: ValueError: there is no such claim, or none of that notebook.
     """
     paper = Path(paper)
     if not (paper / VERDICTS).is_file():
         return _without(paper)
     claims, verdicts = read_verdicts(paper)
-    mine = [claim for claim in claims if claim.notebook == notebook]
+    mine = [claim for claim in claims if name in (claim.notebook, claim.id)]
     if not mine:
-        where = f"no claim in {paper / CLAIMS} is decided by that notebook"
-        raise ValueError(f"notebook={notebook!r}: {where}")
+        where = f"no claim in {paper / CLAIMS} has that id or is decided by that notebook"
+        raise ValueError(f"name={name!r}: {where}")
     frame = verdict_frame([verdict for verdict in verdicts if verdict.claim in mine])
     scales = " and ".join(dict.fromkeys(claim.scale for claim in mine))
     return _markdown(render("notebook.md", frame=frame, scales=scales).rstrip())

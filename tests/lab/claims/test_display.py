@@ -51,13 +51,20 @@ def test_a_notebook_shows_the_claims_that_it_decides(paper):
     ]
 
 
+def test_one_claim_is_shown_by_its_id(paper):
+    text = show_verdicts("x-untold", paper).data
+    assert [line for line in text.splitlines() if line.startswith("| **")] == [
+        "| **x-untold** c | not tested | too large | 0 |"
+    ]
+
+
 def test_a_claim_whose_verdict_is_not_committed_yet_is_left_out(paper):
     (paper / "verdicts.json").write_text("[]")
     assert "x-faster" not in show_verdicts("01_x", paper).data
 
 
 def test_a_notebook_without_claims_is_named(paper):
-    with pytest.raises(ValueError, match="notebook='03_z': no claim"):
+    with pytest.raises(ValueError, match="name='03_z': no claim"):
         show_verdicts("03_z", paper)
 
 

@@ -72,7 +72,9 @@ RUNGS: dict[str, dict[str, Any]] = {
     "0.16M": {"width": 64, "depth": 3, "heads": 4, "tokens": round(5.6 * 156_352)},
     "0.4M": {"width": 104, "depth": 3, "heads": 4, "tokens": round(5.6 * 403_832)},
     "1M": {"width": 144, "depth": 4, "heads": 4, "tokens": round(5.6 * 1_015_632)},
+    "50M": {"tokens": 282_000_000, "context": 512},  # the source's; for a GPU
 }
+OF_SCALE = {"smoke": "smoke", "laptop": "0.16M", "paper": "50M"}  #: scale -> rung
 TRIALS = Path(__file__).with_name("annealing.csv")
 #: (rung, arm) -> values; the trials that they were chosen from are in the file
 TUNED = read_tuned(TRIALS, ("rung", "arm"), "val_loss")
@@ -90,11 +92,11 @@ def config(arm: str, rung: str = "smoke", **overrides: Any) -> PretrainingConfig
     check_name("arm", arm, ARMS)
     check_name("rung", rung, RUNGS)
     method, curve = ARMS[arm]
-    sizes = _ALL | RUNGS[rung] | (_GNTS if method == "gnts" else {})
+    sizes = {**_ALL, **RUNGS[rung]} | (_GNTS if method == "gnts" else {})
     sizes["evaluation_tokens"] = sizes["tokens"] // 8
     values = {**sizes, "lr_curve": curve, **TUNED.get((rung, arm), {}), **overrides}
-    scale = "smoke" if rung == "smoke" else "laptop"
-    return pretraining_config(scale, **{**values, "method": method})
+    scales = {own: scale for scale, own in OF_SCALE.items()}
+    return pretraining_config(scales.get(rung, "laptop"), **{**values, "method": method})
 
 
 def comparison(
