@@ -6,7 +6,7 @@ LAB_READY := $(VENV)/.lab-ready
 NOTEBOOKS := $(wildcard notebooks/[0-9]*.ipynb notebooks/guides/*.ipynb)
 TESTS := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: help reproduce test test-all lab lint bench gpu-check notebooks results paper site clean setup
+.PHONY: help reproduce test test-all test-latest lab lint bench gpu-check notebooks results paper site clean setup
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -35,6 +35,11 @@ test: $(READY) lint  ## lint, types, unit tests, every notebook; minutes
 
 test-all: test  ## `make test`, then what takes longer: killed runs, ranks, browser, site, paper
 	$(TESTS) -m slow
+
+test-latest:  ## tests of trainers, loggers and optimizers with their newest versions, in build/latest
+	test -x build/latest/bin/python || $(PYTHON) -m venv build/latest
+	build/latest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e '.[dev]'
+	build/latest/bin/python -m pytest tests/interop
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

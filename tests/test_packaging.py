@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import textwrap
 import tomllib
 from pathlib import Path
@@ -114,6 +115,41 @@ def test_the_version_is_one():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == PROJECT["version"]
     assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_package_page_has_the_quickstart_and_no_link_into_a_checkout():
+    page, readme = ((ROOT / name).read_text() for name in (PROJECT["readme"], "README.md"))
+    example = re.compile(r"```python\n(.*?)```", re.S)
+    assert example.search(page)[1] == example.search(readme)[1]
+    assert re.findall(r"\]\((?!https://)([^)]*)\)", page) == []
+    assert "`pip install gqc`" in page
+
+
+def test_the_classifiers_are_the_supported_versions_of_python():
+    stated = [c.rsplit(" ", 1)[1] for c in PROJECT["classifiers"] if ":: 3." in c]
+    assert stated == ["3.11", "3.12", "3.13"]
+    assert PROJECT["requires-python"] == ">=" + stated[0]
+    assert PROJECT["authors"] == [{"name": "The gqc developers"}]
+
+
+@pytest.mark.slow
+def test_the_source_distribution_holds_every_file_and_its_tests_run(tmp_path):
+    build = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", tmp_path, ROOT]
+    done = subprocess.run(build, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.glob("gqc_kit-*.tar.gz")
+    with tarfile.open(archive) as opened:
+        opened.extractall(tmp_path, filter="data")
+    folder = tmp_path / archive.name.removesuffix(".tar.gz")
+    listed = ["git", "-C", ROOT, "ls-files", "-z"]
+    files = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split("\0")
+    assert [name for name in files if name and not (folder / name).is_file()] == []
+    some = ["tests/test_packaging.py", "tests/test_schedules.py", "tests/interop/test_attached.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", *some]
+    paths = os.pathsep.join(str(folder / name) for name in ("", "notebooks", "widgets"))
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.slow

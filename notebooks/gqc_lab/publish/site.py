@@ -56,9 +56,13 @@ def build(root: Path, target: Path) -> Path:
 
 def collect(root: Path, pages: Path) -> None:
     """Write the sources of all pages of the checkout ``root`` into ``pages``."""
-    notebooks = sorted(path.stem for path in (root / "notebooks").glob("*.ipynb"))
-    for name in notebooks:
-        _put(pages / "notebooks" / f"{name}.ipynb", interactive(root / f"notebooks/{name}.ipynb"))
+    guides, notebooks = (
+        sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.glob(pattern))
+        for pattern in ("notebooks/guides/*.ipynb", "notebooks/*.ipynb")
+    )
+    for name in [*guides, *notebooks]:
+        text = interactive(root / f"{name}.ipynb", depth=name.count("/"))
+        _put(pages / f"{name}.ipynb", text)
     references = [_references(Path(p.__path__[0]), p.__name__) for p in (gqc, gqc_lab)]
     for name, text in (page for pair in references for page in pair.items()):
         _put(pages / "api" / f"{name}.rst", text)
@@ -70,7 +74,8 @@ def collect(root: Path, pages: Path) -> None:
         if (root / name).is_file()
     }
     listed = {
-        "Notebooks": [f"notebooks/{name}" for name in notebooks],
+        "Guides": guides,
+        "Notebooks": notebooks,
         "Documents": [name.removesuffix(".md") for name in texts],
         "API reference": ["api/gqc", "api/gqc_lab"],
     }
@@ -85,10 +90,14 @@ def collect(root: Path, pages: Path) -> None:
                 shutil.copy(linked, place)
 
 
-def interactive(notebook: Path) -> str:
-    """Return ``notebook`` with plotly figures as HTML, and links between notebooks as pages."""
+def interactive(notebook: Path, depth: int = 1) -> str:
+    """Return ``notebook`` with plotly figures as HTML, and links between notebooks as pages.
+
+    Args:
+        depth: folders between the page and the site's first page.
+    """
     content: dict[str, Any] = json.loads(notebook.read_text(encoding="utf-8"))
-    figures_as_html(content, f"../_static/{SCRIPT}")
+    figures_as_html(content, f"{'../' * depth}_static/{SCRIPT}")
     for output in (o for cell in content["cells"] for o in cell.get("outputs", [])):
         if "text/markdown" in output.get("data", {}):
             text = "".join(output["data"]["text/markdown"])
