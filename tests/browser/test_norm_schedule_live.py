@@ -96,6 +96,17 @@ def test_a_run_is_started_held_steered_and_stopped(live):
     assert (lab.elsewhere, lab.errors) == ([], [])
 
 
+#: where on the page the hand-drawn point nearest to x is
+PLACE_OF_POINT = """at => {
+  const plot = document.querySelector('.gqc-norm-schedule .js-plotly-plot');
+  const {x, y} = plot.data.find(t => t.meta === 'points');
+  const far = Array.from(x, v => Math.abs(v - at));
+  const i = far.indexOf(Math.min(...far)), box = plot.getBoundingClientRect();
+  const {xaxis, yaxis} = plot._fullLayout;
+  return [box.left + xaxis._offset + xaxis.d2p(x[i]), box.top + yaxis._offset + yaxis.d2p(y[i])];
+}"""
+
+
 def test_points_are_drawn_by_clicks_and_the_saved_file_is_small(live, server, tmp_path):
     lab = live
     lab.page.locator(".gqc-norm-schedule select").select_option("points")
@@ -110,6 +121,15 @@ def test_points_are_drawn_by_clicks_and_the_saved_file_is_small(live, server, tm
     until(lambda: lab.ask("len(experiment.controls['norm_points'])") == before + 1)
     drawn = [x for x, _ in lab.ask("experiment.controls['norm_points']")]
     assert min(abs(x - 0.5) for x in drawn) < 0.02
+    until(lambda: len(lab.curve("gqc-norm-schedule", "points")) == before + 1)
+    x, y = lab.page.evaluate(PLACE_OF_POINT, 0.5 * lab.ask("experiment.config.num_microbatches"))
+    lab.page.mouse.move(x, y)
+    lab.page.mouse.down()
+    lab.page.mouse.move(x + 40, y + 60, steps=6)
+    lab.page.mouse.up()  # a drag moves the point, and zooms nothing
+    points = "[x for x, _ in experiment.controls['norm_points']]"
+    until(lambda: min(abs(x - 0.5) for x in lab.ask(points)) > 0.02)
+    assert len(lab.ask(points)) == before + 1
 
     lab.button("Start").click()
     until(lambda: microbatch(lab) > 20)

@@ -159,3 +159,18 @@ def test_the_file_keeps_a_picture_and_all_is_legible(lab, server, tmp_path_facto
     until(lambda: "image/png" in file.read_text())
     assert file.stat().st_size < 500_000
     nothing_is_wrong(lab)
+
+
+def test_the_bar_stays_in_sight_arrows_step_and_a_kernel_that_is_gone_is_said(lab, server):
+    open_loop(lab, server, MLP)
+    field(lab, "weight_decay").press("ArrowUp")
+    until(lambda: field(lab, "weight_decay").input_value() == "0.011")
+    lab.page.set_viewport_size({"width": 1280, "height": 500})
+    lab.page.locator(".gqc-live .js-plotly-plot").last.scroll_into_view_if_needed()
+    bar = lab.page.locator(".gqc-bar").bounding_box()
+    assert 0 < bar["y"] < 200
+    lab.page.set_viewport_size({"width": 1280, "height": 900})
+    restart = "() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()"
+    lab.page.evaluate(restart)
+    lab.page.locator(".gqc-gone").wait_for()
+    assert lab.page.locator(".gqc-state").is_hidden()

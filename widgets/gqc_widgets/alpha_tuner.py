@@ -151,6 +151,7 @@ class VGSAlphaTuner(Editor):
     def _show_side(self) -> None:
         with self._drawing:
             self.stop.disabled = not self.side.is_running
+            self.start.disabled = self.side.is_running  # it would discard what has been trained
             names = ("smooth loss", "val_loss", "factor")
             curves = {f"{n} {i}": xy for n in names for i, xy in enumerate(self.side.points(n))}
             self.side_panels.fill(curves)

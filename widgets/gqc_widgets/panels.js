@@ -106,6 +106,7 @@ class Cell {
       const now = plot._fullLayout?.yaxis, shown = data.filter(t => t.visible).flatMap(t => [...t.y]);
       const values = shown.filter(v => v > 0 && Number.isFinite(v));
       let [low, high] = values.length ? [Math.min(...values), Math.max(...values)] : [0.1, 10];
+      if (!values.length) layout.yaxis.range = [-1, 1];
       if (spec.logs.range) [low, high] = spec.logs.range.map(v => 10 ** v);
       if (now?.type === "log" && now.autorange === false) [low, high] = now.range.map(v => 10 ** v);
       layout.yaxis.tickvals = logTicks(low / 1.05, high * 1.05);

@@ -154,6 +154,7 @@ class Loop(Experiment):
         if self._is_drawn:
             value = norm_schedule(self.controls.applied).threshold(self.microbatch, self.total)
             self.tunables.edited[THRESHOLD] = value, [0.0]
+        self._now = self.tunables.values()  # before the body steps a schedule
         self._window = self.wrapper.last_window if self.wrapper is not None else None
         self._factor = self.scaler.get_scaling_factor() if self.scaler is not None else None
         self._began = time.perf_counter()
@@ -188,10 +189,12 @@ class Loop(Experiment):
         self._is_inside = False
 
     def _measure(self) -> dict[str, Any]:
-        values = self.tunables.values()
-        if values != self._values:
-            self._moving |= {n for n, v in values.items() if v != self._values[n]}
-            self._values = values
+        values = self._now
+        for name in [n for n, v in values.items() if v != self._values[n]]:
+            if name not in self._moving:  # it was constant so far
+                self._moving.add(name)
+                self._columns[name] = [self._values[name]] * (self.microbatch - 1)
+        self._values = values
         found: dict[str, Any] = {name: values[name] for name in self._moving}
         if self.wrapper is not None:
             last = self.wrapper.last_window

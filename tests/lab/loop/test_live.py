@@ -2,7 +2,10 @@
 
 import copy
 import random
+import subprocess
+import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -106,6 +109,7 @@ def test_an_edit_of_a_scheduled_value_keeps_its_ratio_and_does_not_compound():
     train(live, model, optimizer, schedule=schedule)
     assert seen == [0.1] * 2 + [0.2] * 3 + [0.1] * 5 + [0.05] * 5
     assert optimizer.param_groups[0]["lr"] == 0.1 * 0.5**3
+    assert live.history["lr"].tolist() == seen  # what the step was made with
 
 
 def test_groups_keep_their_ratio_and_what_was_zero_is_set():
@@ -323,3 +327,47 @@ def test_vgs_settings_act_on_the_wrapper():
     factors = live.history["factor"].tolist()
     assert factors[:2] == [1.0, 1.0]
     assert factors[-1] < 1.0
+
+
+LOOP = """
+import sys, time, torch
+from torch.utils.data import DataLoader, TensorDataset
+from gqc_lab import Live
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Dropout(0.3), torch.nn.Linear(4, 1))
+optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+loader = DataLoader(TensorDataset(torch.randn(80, 3), torch.ones(80, 1)), 4, shuffle=True)
+folder, seconds = sys.argv[1], float(sys.argv[2])
+live = Live(optimizer, total=60, state={"model": model}, folder=folder, every_seconds=0)
+live.resume()
+print("ready", flush=True)
+for epoch in range(live.epoch, 3):
+    for x, y in live(loader):
+        loss = (model(x) - y).square().mean()
+        optimizer.zero_grad(); loss.backward(); optimizer.step()
+        live.log(loss=loss)
+        time.sleep(seconds)
+print(live.history["loss"].tolist(), [p.tolist() for p in model.parameters()])
+"""
+
+
+def run_loop(folder, seconds):
+    command = [sys.executable, "-c", LOOP, str(folder), str(seconds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_a_process_that_was_killed_at_any_moment_is_resumed_bit_for_bit(tmp_path):
+    whole, _ = run_loop(tmp_path / "whole", 0).communicate()
+    for moment in range(2):
+        killed = run_loop(tmp_path / "cut", 0.02)
+        assert killed.stdout.readline() == "ready\n"
+        known = {p.stat().st_mtime_ns for p in (tmp_path / "cut").glob("*.ckpt")}
+        while not {p.stat().st_mtime_ns for p in (tmp_path / "cut").glob("*.ckpt")} - known:
+            time.sleep(0.01)
+        time.sleep(0.05 * moment)
+        killed.kill()
+        killed.communicate()
+    resumed, _ = run_loop(tmp_path / "cut", 0).communicate()
+    assert resumed == whole
+    assert len(whole) > 1000
