@@ -1,7 +1,8 @@
 """A history on disk that grows by its new records: a save costs the same however long the run is.
 
-Each line is JSON, the columns of the records of one save.  The checkpoint holds how many bytes of
-the file are its own, and their hash; what a killed save left behind them is overwritten.
+Each line is JSON: how many records there are, and the columns of those of one save.  The checkpoint
+holds how many bytes of the file are its own, and their hash; what a killed save left behind them is
+overwritten.
 """
 
 from __future__ import annotations
@@ -26,16 +27,17 @@ class AppendedHistory:
     def __init__(self, path: Path) -> None:
         self.path = path.with_name(f"{path.name}.history")
         self.rows = self.size = 0
+        self.names: set[str] = set()
         self._hash = hashlib.sha256()
 
-    def append(self, columns: Mapping[str, list[Any]], rows: int) -> dict[str, Any]:
+    def append(self, columns: Columns, rows: int) -> dict[str, Any]:
         """Write the records from `rows` on, and return what :meth:`read` needs.
 
         Args:
-            columns: of the new records only.
+            columns: of the new records, but all of a column that is not among `names`.
             rows: how many records there are in all.
         """
-        line = json.dumps(columns).encode() + b"\n" if rows > self.rows else b""
+        line = json.dumps([rows, columns]).encode() + b"\n" if rows > self.rows else b""
         with open(self.path, "r+b" if self.size else "wb") as file:
             file.truncate(self.size)
             file.seek(self.size)
@@ -43,7 +45,8 @@ class AppendedHistory:
             file.flush()
             os.fsync(file.fileno())
         self._hash.update(line)
-        self.rows, self.size = rows, self.size + len(line)
+        self.names |= set(columns) if line else set()
+        self.rows, self.size = max(rows, self.rows), self.size + len(line)
         return {"bytes": self.size, "sha256": self._hash.hexdigest()}
 
     def read(self, mark: Mapping[str, Any], last: Columns) -> Columns:
@@ -58,17 +61,18 @@ class AppendedHistory:
             raise ValueError(f"{self.path.name} does not match the checkpoint")
         columns: Columns = {}
         for line in content.splitlines():
-            self.rows += _join(columns, json.loads(line), self.rows)
-        self.size = len(content)
-        _join(columns, last, self.rows)
+            rows, new = json.loads(line)
+            _join(columns, new, rows)
+            self.rows = rows
+        self.names, self.size = set(columns), len(content)
+        _join(columns, last, self.rows + 1)
         return columns
 
 
-def _join(columns: Columns, new: Columns, rows: int) -> int:
-    """Append ``new`` records to ``rows`` others, which may lack columns; return how many."""
-    count = max(map(len, new.values()), default=0)
-    for name in new:
-        columns.setdefault(name, [None] * rows)
-    for name, column in columns.items():
-        column += new.get(name) or [None] * count
-    return count
+def _join(columns: Columns, new: Columns, rows: int) -> None:
+    """Append ``new`` records, up to ``rows`` in all; a column that is new may be there whole."""
+    for name in {**columns, **new}:
+        values = new.get(name, [])
+        column = columns.setdefault(name, [None] * (rows - len(values)))
+        column += values
+        column += [None] * (rows - len(column))

@@ -82,9 +82,11 @@ def save_checkpoint(experiment: Experiment, path: str | Path) -> None:
     history = experiment.saved.setdefault(path, AppendedHistory(path))
     state = experiment.state_dict(history.rows)
     # The last record may still change: numbers can be logged after it.
+    rows = max(0, state["microbatch"] - 1)
     done = {name: column[:-1] for name, column in state["columns"].items()}
+    done |= {name: experiment.column(name)[:rows] for name in done.keys() - history.names}
     state["columns"] = {name: column[-1:] for name, column in state["columns"].items()}
-    state["history"] = history.append(done, max(0, state["microbatch"] - 1))
+    state["history"] = history.append(done, rows)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
