@@ -30,7 +30,7 @@
 # | what makes operator learning explode, and what fixes it | [12](12_upt_explosion.ipynb), [13](13_upt_fix.ipynb), [14](14_curricula.ipynb) |
 # | many epochs, anomalous microbatches, angles, scaling | [16](16_multi_epoch_floor.ipynb), [17](17_anomaly_smoothing.ipynb), [18](18_angle_paradox.ipynb), [19](19_scaling_fit.ipynb) |
 # | memory, old checkpoints, utilities of any sign | [20](20_without_training.ipynb) |
-# | how to use it in your own script | guides: [your own loop](guides/own_loop.ipynb), [clipping and schedules](guides/clipping_and_schedules.ipynb), [does it help](guides/does_it_help.ipynb), [several GPUs](guides/data_parallel.ipynb), [Hugging Face](guides/with_huggingface.ipynb), [Lightning](guides/with_lightning.ipynb), [Accelerate](guides/with_accelerate.ipynb), [VGS](guides/variance_scaling.ipynb), [PPO](guides/reinforcement_learning.ipynb), [UPGD](guides/continual_learning.ipynb) |
+# | how to use it in your own script | guides: [your own loop](guides/own_loop.ipynb), [clipping and schedules](guides/clipping_and_schedules.ipynb), [does it help](guides/does_it_help.ipynb), [choose settings](guides/choose_settings.ipynb), [from torch-gqc](guides/moving_from_torch_gqc.ipynb), [VGS checkpoints](guides/moving_vgs_checkpoints.ipynb), [several GPUs](guides/data_parallel.ipynb), [Hugging Face](guides/with_huggingface.ipynb), [Lightning](guides/with_lightning.ipynb), [Accelerate](guides/with_accelerate.ipynb), [VGS](guides/variance_scaling.ipynb), [PPO](guides/reinforcement_learning.ipynb), [UPGD](guides/continual_learning.ipynb), [steering](guides/steer_your_own_loop.ipynb) |
 # | how to make an experiment of your own | [guide](guides/own_experiment.ipynb) |
 #
 # **Question.** Which of the published claims hold?

@@ -27,7 +27,7 @@ __all__ = ["VGSMigrationWarning", "VarianceGradientScaler"]
 
 LOG = logging.getLogger(__name__)
 MIGRATION = (
-    "VGS Checkpoint Migration: OLD FORMAT DETECTED. CRITICAL BUG FIXED since that version. {}. "
+    "VGS Checkpoint Migration: OLD FORMAT DETECTED, CRITICAL BUG FIXED since: {}. "
     "ACTION REQUIRED: look at vgs/scaling_factor after the warmup, and lower alpha or name the old "
     "estimator if steps get too small"
 )

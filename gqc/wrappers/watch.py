@@ -37,6 +37,7 @@ class GradientWatch:
         self._is_running = False
         self._handles: list[Any] = []
         self.follow(params)
+        self.forget()
 
     def follow(self, params: Sequence[Tensor]) -> None:
         """Watch these from now on; those that were watched before them are not begun again."""
@@ -56,6 +57,7 @@ class GradientWatch:
         new, self._is_plain = params[len(self.params) :], not is_sharded(params)
         self._handles += [_add(param, hook) for param in new if _can_have_grad(param)]
         self.versions = [*self.versions, *self.versions_of([p.grad for p in new])]
+        self.has_arrived |= any(p.grad is not None for p in new)  # unseen, where it was added late
         self.params = params
 
     def is_of(self, params: Sequence[Tensor]) -> bool:
@@ -65,11 +67,8 @@ class GradientWatch:
 
     def take(self, params: Sequence[Tensor]) -> bool:
         """Draw the gradients of ``params``.  Returns: did a backward make any of them?"""
+        self.follow(params)
         has_arrived = self.has_arrived
-        if not self.is_of(params):  # a group was added to the wrapped optimizer
-            known = {*map(id, self.params)}
-            has_arrived |= any(p.grad is not None for p in params if id(p) not in known)
-            self.follow(params)
         self.forget()
         return has_arrived
 

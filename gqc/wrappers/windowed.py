@@ -150,6 +150,8 @@ class WindowedOptimizer(DelegatingOptimizer):
         """Throw the open window away, and a gradient that is no draw yet."""
         self._window.follow(self._params())
         self._window.clear()
+        if self._window.watch is not None:
+            self._window.watch.forget()
         self._end_window(stepped=False)
 
     @torch._disable_dynamo
@@ -162,6 +164,7 @@ class WindowedOptimizer(DelegatingOptimizer):
             self.optimizer.zero_grad(set_to_none=set_to_none or not self.sums_in_grad)
             if (watch := self._window.watch) is not None:
                 watch.follow([*self._params()])
+                watch.note()
                 watch.forget()
         elif self._window.has_new():
             raise RuntimeError(CLEARED.format(self.num_draws))

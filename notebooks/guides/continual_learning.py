@@ -44,7 +44,7 @@ pixels = (pixels / 16).float()
 # it is trained on.
 
 # %%
-def run(make_optimizer, tasks=6, batches=120):
+def run(make_optimizer, tasks=4, batches=120):
     stream = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))

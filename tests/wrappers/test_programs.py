@@ -215,3 +215,30 @@ class Programs(RuleBasedStateMachine):
 
 TestPrograms = Programs.TestCase
 TestPrograms.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+
+def run(*steps) -> None:
+    """One program that was found once: the names of rules, with their arguments."""
+    state = Programs()
+    state.start(size=2, accumulate="grad", loss="mean", clip=None, reads_norms=False)
+    for name, *arguments in steps:
+        getattr(state, name)(*arguments)
+        state.parameters_are_where_the_model_says()
+    state.teardown()
+
+
+FROZEN = (("freeze_or_thaw", 0), ("freeze_or_thaw", 1))
+BACKWARD = ("backward", [1, 2, 3, 4])
+
+
+def test_a_discarded_backward_is_not_that_of_a_group_added_behind_the_wrapper():
+    run(BACKWARD, ("discard",), ("add_group", False), *FROZEN, BACKWARD, ("step", None))
+
+
+def test_zeros_left_by_zero_grad_are_no_change_of_the_draw_after_them():
+    before = (BACKWARD, *FROZEN, ("zero_grad", False), ("add_group", False))
+    run(*before, BACKWARD, ("step", None), ("copy_deeply",))
+
+
+def test_a_gradient_that_came_before_its_group_was_watched_is_a_draw():
+    run(*FROZEN, ("add_group", False), ("step", None), BACKWARD, ("add_group", True), ("step", 2))
