@@ -15,13 +15,18 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from gqc_lab.figures.style import (
+    BLACK,
     DASHES,
     HOUSE,
     LABELS,
+    LEVEL,
     OKABE_ITO,
+    SYMBOLS,
     add_line,
+    add_points,
     dashes_on_top,
     method_styles,
+    new_figure,
     over_seeds,
     plain_numbers,
     thin,
@@ -32,7 +37,6 @@ from gqc_lab.stats.analysis import check_columns, paired_difference, power_law, 
 __all__ = ["angles", "batch_invariance", "by_method", "comparison_losses", "norms_against_draws"]
 __all__ += ["power_laws", "reactions", "warmup_panels"]
 
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
 RATIOS = [0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10]
 TWOS = {"type": "log", "dtick": 0.30103, "tickformat": ".4~s", "rangemode": "normal"}
 BELOW = {"orientation": "h", "x": 0, "y": -0.25, "yanchor": "top"}
@@ -83,9 +87,9 @@ def batch_invariance(results: pd.DataFrame) -> go.Figure:
         points = summarize(results.dropna(subset=[name]), "microbatch_size", name)
         _points(figure, points, "microbatch_size", "gnts", styles, row=1, col=column)
         figure.update_yaxes(title_text=label, row=1, col=column)
-    sizes = plain_numbers(sorted(results["microbatch_size"].unique()))
-    line = {"color": "#000000", "dash": "dash", "width": 1.5}
-    figure.add_scatter(x=sizes, y=sizes, name="one microbatch", mode="lines", line=line)
+    sizes = sorted(results["microbatch_size"].unique())
+    line = {"color": BLACK, "dash": "dash", "width": 1.5}
+    add_line(figure, sizes, sizes, "one microbatch", line)
     figure.update_xaxes(title_text="sequences per microbatch", **TWOS)
     figure.update_yaxes(**TWOS, row=1, col=1)
     title = {"title_text": "Is the logical batch that of the physical one?", "template": HOUSE}
@@ -121,7 +125,7 @@ def warmup_panels(history: pd.DataFrame, over: int = 11) -> go.Figure:
     for column, label in enumerate(shown.values(), 1):
         figure.update_yaxes(title_text=label, row=1, col=column)
     figure.update_yaxes(type="log", dtick=1, row=1, col=1)
-    figure.add_vline(end, line={"color": "#444444", "width": 1, "dash": "dot"})
+    figure.add_vline(end, line=LEVEL)
     figure.update_xaxes(title_text=LABELS["microbatch"])
     title = f"During the warmup of the threshold, {over_seeds(near)}"
     figure.update_layout(title_text=title, template=HOUSE, height=440, legend=BELOW)
@@ -151,7 +155,7 @@ def reactions(results: pd.DataFrame) -> go.Figure:
         point = {"mode": "markers", "marker": marker, "showlegend": False, **bars}
         figure.add_scatter(x=x, y=y, **point, row=1, col=column)
         figure.update_xaxes(title_text=label, row=1, col=column)
-    figure.add_vline(0, line={"color": "#444444", "width": 1, "dash": "dot"})
+    figure.add_vline(0, line=LEVEL)
     figure.update_yaxes(autorange="reversed")
     figure.update_layout(template=HOUSE, title_text="What a difficult first microbatch does")
     figure.update_layout(height=440, hovermode="closest")
@@ -173,7 +177,7 @@ def angles(
     names = {"angle": "momentum with<br>this gradient", "angle_before": "momentum before it"}
     check_columns("angles", history, ["kind", x, *names])
     steps = history[history["kind"] == "step"].astype(dict.fromkeys(names, float))
-    figure = go.Figure(layout={"template": HOUSE, "title_text": "Gradient and Adam's momentum"})
+    figure = new_figure("Gradient and Adam's momentum")
     styles = _thinner(names.values())
     for column, name in names.items():
         means = steps.groupby(x)[column].mean()
@@ -183,15 +187,14 @@ def angles(
         add_line(figure, curve[x], curve[column], name, styles[name])
     if "predicted_angle" in history:
         moments = history[history["kind"] == "probe"].groupby(x)["predicted_angle"].mean()
-        point = {"mode": "markers", "marker": {"color": "#000000", "size": 9, "symbol": "diamond"}}
-        values = {"x": plain_numbers(moments.index), "y": plain_numbers(moments)}
-        figure.add_scatter(**values, name="predicted,<br>with this gradient", **point)
+        marker = {"color": BLACK, "size": 9, "symbol": "diamond"}
+        name = "predicted,<br>with this gradient"
+        add_points(figure, moments.index, moments, name, marker=marker)
     levels = {64.16: "noise alone, with it", 90.0: "noise alone, before it"}
     if claimed is not None:
         levels[claimed] = f"claimed: below {claimed:g}°"
     for level, text in levels.items():
-        line = {"color": "#444444", "width": 1, "dash": "dot"}
-        figure.add_hline(level, line=line, annotation_text=text)
+        figure.add_hline(level, line=LEVEL, annotation_text=text)
     figure.update_xaxes(title_text=LABELS.get(x, x))
     figure.update_yaxes(title_text="angle [degrees]", rangemode="tozero")
     return figure
@@ -209,23 +212,16 @@ def norms_against_draws(history: pd.DataFrame) -> go.Figure:
     probes = history[(history["kind"] == "probe") & (history["num_draws"] > 0)]
     keys = ["microbatch", "num_draws"]
     probes = probes.groupby(keys)[["norm_ratio", "predicted_ratio"]].mean().reset_index()
-    figure = go.Figure(layout={"template": HOUSE, "title_text": "What averaging does to the norm"})
+    figure = new_figure("What averaging does to the norm")
     for i, (moment, rows) in enumerate(probes.groupby("microbatch")):
         color = {"color": OKABE_ITO[i % len(OKABE_ITO)]}
-        n = plain_numbers(rows["num_draws"])
-        name = f"after {moment:,.0f} steps"
-        marker = {"mode": "markers", "marker": {**color, "symbol": SYMBOLS[i % 7], "size": 8}}
-        figure.add_scatter(x=n, y=plain_numbers(rows["norm_ratio"]), name=name, **marker)
-        line = {"mode": "lines", "line": {**color, "dash": DASHES[i % len(DASHES)], "width": 1.5}}
-        predicted = plain_numbers(rows["predicted_ratio"])
-        figure.add_scatter(x=n, y=predicted, name="predicted", **line, showlegend=False)
+        n, marker = rows["num_draws"], {**color, "symbol": SYMBOLS[i % 7], "size": 8}
+        add_points(figure, n, rows["norm_ratio"], f"after {moment:,.0f} steps", marker=marker)
+        line = {**color, "dash": DASHES[i % len(DASHES)], "width": 1.5}
+        add_line(figure, n, rows["predicted_ratio"], "predicted", line, showlegend=False)
     draws = probes["num_draws"].drop_duplicates().sort_values()
-    black = {"color": "#000000", "width": 2}
-    x, y = plain_numbers(draws), plain_numbers(draws**-0.5)
-    figure.add_scatter(x=x, y=y, name="noise alone, 1/√n", mode="lines", line=black)
-    level = {"color": "#444444", "width": 1, "dash": "dot"}
-    y = plain_numbers(0 * draws + 0.05)
-    figure.add_scatter(x=x, y=y, name="20 times smaller", mode="lines", line=level)
+    add_line(figure, draws, draws**-0.5, "noise alone, 1/√n", {"color": BLACK, "width": 2})
+    add_line(figure, draws, 0 * draws + 0.05, "20 times smaller", LEVEL)
     figure.update_xaxes(title_text="microbatches in the mean n", **TWOS)
     ticks = {"tickvals": [1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01], "tickformat": "~g"}
     figure.update_yaxes(title_text="norm / that of one", type="log", **ticks)
@@ -257,23 +253,16 @@ def by_method(
         for i, (group, rows) in enumerate(groups):
             means = _means_of(rows, measure, baseline).reindex(list(names))
             heights = [0.15 * ((len(groups) - 1) / 2 - i) - k for k in range(len(names))]
-            figure.add_scatter(
-                x=plain_numbers(means["mean"]),
-                y=plain_numbers(heights),
-                error_x=uneven_bars(means),
-                mode="markers",
-                marker={"color": OKABE_ITO[i % 7], "symbol": SYMBOLS[i % 7], "size": 8},
-                name=", ".join(map(str, group)),
-                showlegend=bool(series) and column == 1,
-                row=1,
-                col=column,
-            )
+            marker = {"color": OKABE_ITO[i % 7], "symbol": SYMBOLS[i % 7], "size": 8}
+            style = {"error_x": uneven_bars(means), "marker": marker, "row": 1, "col": column}
+            style["showlegend"] = bool(series) and column == 1
+            add_points(figure, means["mean"], heights, ", ".join(map(str, group)), **style)
         values = [v for trace in figure.data[-len(groups) :] for v in trace.x if v is not None]
         is_wide = baseline is not None and max(values) > 1.6 * min(values)
         axis = {"type": "log", "tickvals": RATIOS, "tickformat": "~g"} if is_wide else {}
         figure.update_xaxes(title_text=label, rangemode="normal", col=column, **axis)
     if baseline is not None:
-        figure.add_vline(1, line={"color": "#444444", "width": 1, "dash": "dot"})
+        figure.add_vline(1, line=LEVEL)
     ticks = {"tickvals": [-k for k in range(len(names))], "ticktext": list(names.values())}
     figure.update_yaxes(**ticks, showgrid=False)
     figure.update_layout(template=HOUSE, title_text=f"Over {baseline}" if baseline else "By method")
@@ -298,7 +287,7 @@ def power_laws(results: pd.DataFrame) -> go.Figure:
         results: rows with ``method``, ``seed``, ``tokens`` and ``val_loss``.
     """
     check_columns("power_laws", results, ["method", "seed", "tokens", "val_loss"])
-    figure = go.Figure(layout={"template": HOUSE, "title_text": "Final loss against token budget"})
+    figure = new_figure("Final loss against token budget")
     styles = _thinner(results["method"])
     for method, runs in results.groupby("method", sort=False):
         points = summarize(runs, "tokens", "val_loss")
@@ -329,9 +318,8 @@ def _points(
     symbol = SYMBOLS[list(styles).index(name) % len(SYMBOLS)]
     marker = {"color": styles[name]["color"], "symbol": symbol, "size": 9}
     is_first = name not in {trace.name for trace in figure.data}
-    style = {"mode": "markers", "marker": marker, "showlegend": is_first, "name": name}
-    values = {"x": plain_numbers(points[x]), "y": plain_numbers(points["mean"])}
-    figure.add_scatter(**values, **style, **_bars(points, "error_y"), **place)
+    style = {"marker": marker, "showlegend": is_first, **_bars(points, "error_y")}
+    add_points(figure, points[x], points["mean"], name, **style, **place)
 
 
 def _bars(points: pd.DataFrame, axis: str) -> dict[str, Any]:

@@ -15,12 +15,28 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from gqc_lab.figures.style import HOUSE, LABELS, OKABE_ITO, each_method, plain_numbers, thin
+from gqc_lab.figures.style import (
+    BLACK,
+    HOUSE,
+    LABELS,
+    LEVEL,
+    OKABE_ITO,
+    add_line,
+    add_points,
+    each_method,
+    new_figure,
+    plain_numbers,
+    thin,
+)
 from gqc_lab.stats.analysis import check_columns, summarize
+
+__all__ = ["batch_estimates", "draws_against_prediction", "draws_against_threshold"]
+__all__ += ["estimates_against_truth", "noise_scale_against"]
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star")
 CROSSES = ("x", "cross", "x-thin-open", "cross-thin-open", "asterisk-open")
 RATIOS = [*(0.05, 0.1, 0.2, 0.5, 0.8, 0.9), *(1, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20)]
+DASHED = {"color": BLACK, "width": 1.5, "dash": "dash"}
 UNBOUNDED = 1e9  # length of a bar that is to leave the figure
 POINT = ["measurement", "dimension", "truth", "measured", "low", "high"]
 
@@ -43,11 +59,9 @@ def estimates_against_truth(measured: pd.DataFrame) -> go.Figure:
     ours = measured[measured["measurement"] == "two-batch"]
     published = measured[measured["measurement"] == "published"]
     estimates = pd.concat([ours, published])
-    truths = plain_numbers(estimates["truth"].sort_values().unique())
-    black = {"mode": "lines", "line": {"color": "#000000", "width": 1.5, "dash": "dash"}}
-    figure.add_scatter(x=truths, y=truths, name="truth", **black, row=1, col=1)
-    ones = [1] * len(truths)
-    figure.add_scatter(x=truths, y=ones, name="truth", showlegend=False, **black, row=1, col=2)
+    truths = estimates["truth"].sort_values().unique()
+    add_line(figure, truths, truths, "truth", DASHED, row=1, col=1)
+    add_line(figure, truths, [1] * len(truths), "truth", DASHED, showlegend=False, row=1, col=2)
     ratio = ours.assign(**{c: ours[c] / ours["truth"] for c in POINT[3:]})
     left: dict[str, Any] = {"row": 1, "col": 1}
     right: dict[str, Any] = {"row": 1, "col": 2, "showlegend": False}
@@ -72,11 +86,9 @@ def draws_against_prediction(measured: pd.DataFrame) -> go.Figure:
     """
     check_columns("draws_against_prediction", measured, POINT)
     rows = measured[measured["measurement"] == "draws"]
-    title = {"title_text": "Draws until the norm is below the threshold", "template": HOUSE}
-    figure = go.Figure(layout=title)
-    truths = plain_numbers(rows["truth"].sort_values().unique())
-    black = {"color": "#000000", "width": 1.5, "dash": "dash"}
-    figure.add_scatter(x=truths, y=truths, name="as predicted", mode="lines", line=black)
+    figure = new_figure("Draws until the norm is below the threshold")
+    truths = rows["truth"].sort_values().unique()
+    add_line(figure, truths, truths, "as predicted", DASHED)
     _add_dimensions(figure, rows, "measured, d = {:,}", OKABE_ITO)
     twos = {"type": "log", "tickvals": [2**k for k in range(12)]}
     figure.update_xaxes(title_text="predicted draws ⌈n*⌉", rangemode="normal", **twos)
@@ -94,19 +106,16 @@ def draws_against_threshold(measured: pd.DataFrame) -> go.Figure:
     needs = [*POINT, "threshold", "is_flagged"]
     check_columns("draws_against_threshold", measured, needs)
     rows = measured[measured["measurement"] == "reach"].sort_values("threshold")
-    figure = go.Figure(layout={"title_text": "A threshold below |G| is out of reach"})
-    figure.update_layout(template=HOUSE)
+    figure = new_figure("A threshold below |G| is out of reach")
     predicted = rows.drop_duplicates("threshold")
-    x, y = plain_numbers(predicted["threshold"]), plain_numbers(predicted["truth"])
-    black = {"color": "#000000", "width": 1.5, "dash": "dash"}
     name = "predicted: ⌈n*⌉,<br>at most max_draws"
-    figure.add_scatter(x=x, y=y, name=name, mode="lines", line=black)
+    add_line(figure, predicted["threshold"], predicted["truth"], name, DASHED)
     rows = rows.assign(truth=rows["threshold"])
     reached, flagged = rows[~rows["is_flagged"].astype(bool)], rows[rows["is_flagged"].astype(bool)]
     _add_dimensions(figure, reached, "d = {:,}: within reach", OKABE_ITO, dodge=1.01)
     name = "d = {:,}: “unreachable”"
     _add_dimensions(figure, flagged, name, OKABE_ITO, dodge=1.01, symbols=CROSSES)
-    figure.add_vline(1, line={"color": "#444444", "width": 1, "dash": "dot"})
+    figure.add_vline(1, line=LEVEL)
     figure.update_xaxes(title_text="threshold / |G|", rangemode="normal")
     figure.update_yaxes(title_text="mean draws per step [microbatches]", rangemode="tozero")
     return figure
@@ -122,8 +131,7 @@ def noise_scale_against(
         seed: None: the first of each method.
     Raises: ValueError: a column is missing.
     """
-    figure = go.Figure(layout={"template": HOUSE, "showlegend": True})
-    figure.update_layout(title_text="Noise scale as the wrappers estimate it")
+    figure = new_figure("Noise scale as the wrappers estimate it", showlegend=True)
     figure.update_xaxes(title_text=LABELS.get(x, x))
     decades = {"type": "log", "dtick": 1, "exponentformat": "power"}
     figure.update_yaxes(title_text="noise scale R [microbatches]", **decades)
@@ -131,8 +139,7 @@ def noise_scale_against(
         records = records[records["seed"] == (records["seed"].iloc[0] if seed is None else seed)]
         rows = thin(records[records["noise_scale"] > 0], "noise_scale")
         if len(rows):
-            line = {"x": plain_numbers(rows[x]), "y": plain_numbers(rows["noise_scale"])}
-            figure.add_scatter(**line, name=method, mode="lines", line=style | {"width": 1.5})
+            add_line(figure, rows[x], rows["noise_scale"], method, style | {"width": 1.5})
     return figure
 
 
@@ -166,9 +173,8 @@ def _add_dimensions(
         }
         marker = {"color": colors[i % len(colors)], "symbol": symbols[i % len(symbols)], "size": 8}
         shift = dodge ** (i - (len(dimensions) - 1) / 2)
-        places, values = plain_numbers(points["truth"] * shift), plain_numbers(points["measured"])
-        style = {"mode": "markers", "marker": marker, "error_y": bars}
-        figure.add_scatter(x=places, y=values, name=name.format(dimension), **style, **where)
+        x, y, style = points["truth"] * shift, points["measured"], {"marker": marker, **where}
+        add_points(figure, x, y, name.format(dimension), error_y=bars, **style)
 
 
 def _log_range(rows: pd.DataFrame) -> list[float]:
@@ -182,15 +188,6 @@ def _log_range(rows: pd.DataFrame) -> list[float]:
     return [round(low - room, 3), round(high + room, 3)]
 
 
-__all__ = [
-    "batch_estimates",
-    "draws_against_prediction",
-    "draws_against_threshold",
-    "estimates_against_truth",
-    "noise_scale_against",
-]
-
-
 def norm_by_draws(table: pd.DataFrame, signal: float) -> go.Figure:
     """Plot the threshold that means so many draws, and the norm expected of their mean.
 
@@ -200,9 +197,7 @@ def norm_by_draws(table: pd.DataFrame, signal: float) -> go.Figure:
     Raises: ValueError: a column is missing.
     """
     check_columns("norm_by_draws", table, ["draws", "norm", "expected"])
-    figure = go.Figure(
-        layout={"template": HOUSE, "title_text": "Which threshold means how many draws?"}
-    )
+    figure = new_figure("Which threshold means how many draws?")
     for name, column, color in (("threshold", "norm", 0), ("expected norm", "expected", 1)):
         line = {"color": OKABE_ITO[color]}
         figure.add_scatter(x=table["draws"], y=table[column], name=name, line=line)

@@ -15,16 +15,19 @@ from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
 from gqc_lab.figures.style import (
+    BLACK,
     DASHES,
     HOUSE,
+    LEGEND_ABOVE,
     OKABE_ITO,
     add_line,
+    add_points,
     band,
     in_legend_once,
+    new_figure,
     plain_numbers,
     thin,
 )
-from gqc_lab.figures.vgs import BLACK, LEGEND_ABOVE
 from gqc_lab.stats.analysis import check_columns
 
 MAX_CELLS = 64  #: positions of a space-time picture
@@ -85,7 +88,7 @@ def spectra(
         truth, predicted: shape (times, points).
         rows: which times; interval: between rows [time].
     """
-    figure = go.Figure(layout={"template": HOUSE, "title_text": "Spectrum of the field"})
+    figure = new_figure("Spectrum of the field")
     modes = np.arange(1, truth.shape[1] // 2)
     for color, row in zip(OKABE_ITO, rows, strict=False):
         for name, field, dash in (("truth", truth, "solid"), ("prediction", predicted, "dash")):
@@ -165,7 +168,7 @@ def against_weight(
         limit: a level to draw.
     """
     check_columns("against_weight", results, ["variant", "inverse_weight", "num_not_finite", y])
-    figure = go.Figure(layout={"template": HOUSE, "title_text": "Where training explodes"})
+    figure = new_figure("Where training explodes")
     finite = results[results[y].notna()]
     top = 3 * float(finite[y].max()) if len(finite) else 1.0
     for i, (variant, rows) in enumerate(results.groupby("variant", sort=False)):
@@ -176,19 +179,17 @@ def against_weight(
         if runs.size().max() > 1:
             ends = runs.agg(low="min", high="max").reset_index()
             figure.add_scatter(**band(ends, "inverse_weight", style["color"]))
-        figure.add_scatter(
-            x=plain_numbers(curve["inverse_weight"]),
-            y=plain_numbers(curve[y]),
-            name=str(variant),
-            mode="lines+markers",
-            line={**style, "dash": DASHES[i % 6]},
-        )
+        line = {**style, "dash": DASHES[i % 6]}
+        x = curve["inverse_weight"]
+        add_line(figure, x, curve[y], str(variant), line, mode="lines+markers")
         bad = rows.loc[rows["num_not_finite"] > 0, "inverse_weight"].tolist()
         cross = {**style, "symbol": "x", "size": 10}
-        _add_markers(figure, bad, [top] * len(bad), f"{variant}: NaN or infinite", cross)
-    star = {"color": BLACK, "symbol": "star", "size": 12}
-    reported = reported or {}
-    _add_markers(figure, list(reported), list(reported.values()), "reported", star)
+        if bad:
+            name = f"{variant}: NaN or infinite"
+            add_points(figure, bad, [top] * len(bad), name, marker=cross)
+    if reported:
+        star = {"color": BLACK, "symbol": "star", "size": 12}
+        add_points(figure, list(reported), list(reported.values()), "reported", marker=star)
     if limit is not None:
         figure.add_hline(limit, line={"color": BLACK, "width": 1.5, "dash": "dot"})
     figure.update_xaxes(type="log", title_text="weight of the inverse losses", rangemode="normal")
@@ -198,20 +199,12 @@ def against_weight(
     return figure
 
 
-def _add_markers(
-    figure: go.Figure, x: list[float], y: list[float], name: str, marker: dict[str, Any]
-) -> None:
-    if x:
-        points = {"x": plain_numbers(x), "y": plain_numbers(y)}
-        figure.add_scatter(**points, name=name, mode="markers", marker=marker)
-
-
 def curves(
     frame: pd.DataFrame, y: str, title: str, y_title: str, limit: float | None = None
 ) -> go.Figure:
     """Plot ``y`` against ``epoch``, a line for each ``name``, and ``limit`` as a level."""
     check_columns("curves", frame, ["name", "epoch", y])
-    figure = go.Figure(layout={"template": HOUSE, "title_text": title, "showlegend": True})
+    figure = new_figure(title, showlegend=True)
     for i, (name, rows) in enumerate(frame.groupby("name", sort=False)):
         style = {"color": OKABE_ITO[i % 7], "dash": DASHES[i % 6], "width": 2.5}
         add_line(figure, rows["epoch"], rows[y], str(name), style)

@@ -12,13 +12,22 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from gqc_lab.figures.style import DASHES, HOUSE, LABELS, OKABE_ITO, add_line, thin
-from gqc_lab.figures.vgs import LEGEND_ABOVE
+from gqc_lab.figures.style import (
+    BLACK,
+    DASHES,
+    HOUSE,
+    LABELS,
+    LEGEND_ABOVE,
+    LOG_TICKS,
+    OKABE_ITO,
+    add_line,
+    new_figure,
+    thin,
+)
 from gqc_lab.loop.scaler_controls import VARIANCE, scaled_steps, what_if
 from gqc_lab.stats.analysis import check_columns
 
-BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = OKABE_ITO
-_TICKS = [float(f"{m}e{k}") for k in range(-8, 9) for m in (1, 2, 5)]  # of a log axis
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, _ = OKABE_ITO
 MAX_POINTS = 200  #: of a line: there are up to ten, and a saved notebook holds them all
 PERCENTILES = {"p90": SKY, "p50": GREEN, "p10": ORANGE}
 
@@ -44,7 +53,7 @@ def variance_and_factor(history: pd.DataFrame, x: str = "microbatch") -> go.Figu
     figure.update_layout(template=HOUSE, title_text=title, height=480, **LEGEND_ABOVE)
     figure.update_layout(margin_t=90)  # one row of legend
     figure.update_yaxes(
-        title_text="variance / signal", type="log", tickvals=_TICKS, tickformat="~g", row=1
+        title_text="variance / signal", type="log", tickvals=LOG_TICKS, tickformat="~g", row=1
     )
     figure.update_yaxes(title_text="factor on the gradient", range=[0, 1.05], row=2)
     figure.update_xaxes(title_text=LABELS.get(x, x), row=2)
@@ -64,8 +73,8 @@ def what_if_against_runs(
     check_columns("what_if_against_runs", history, ["method", "microbatch", "factor", VARIANCE])
     record = history[history["method"] == recorded]
     steps = scaled_steps({str(name): record[name] for name in record}, "microbatch")
-    layout = {"template": HOUSE, "title_text": f"Factors, and what the record of {recorded} says"}
-    figure = go.Figure(layout=layout | {"height": 400} | LEGEND_ABOVE | {"margin_t": 110})
+    layout = {"height": 400} | LEGEND_ABOVE | {"margin_t": 110}
+    figure = new_figure(f"Factors, and what the record of {recorded} says", **layout)
     for i, (method, law) in enumerate(laws.items()):
         line = {"color": OKABE_ITO[i % len(OKABE_ITO)], "width": 2}
         run = history[history["method"] == method].dropna(subset=["factor"])

@@ -20,7 +20,17 @@ from gqc_lab.stats.analysis import check_columns
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+BLACK = OKABE_ITO[-1]
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")  # legible in grey
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
+LEVEL = {"color": "#444444", "width": 1, "dash": "dot"}  #: a value that means something
+LOG_TICKS = [float(f"{m}e{k}") for k in range(-8, 9) for m in (1, 2, 5)]
+#: of a figure with two or three rows of legend between title and axes
+LEGEND_ABOVE = {
+    "legend": {"orientation": "h", "y": 1.0, "yref": "paper", "yanchor": "bottom", "x": 0},
+    "title": {"y": 0.98, "yref": "container", "yanchor": "top"},
+    "margin_t": 140,
+}
 
 
 #: methods that are drawn together, and their places; those of two studies never are
@@ -153,10 +163,20 @@ def each_method(
         yield str(method), styles[str(method)], records.astype(types)
 
 
+def new_figure(title: str, /, **layout: Any) -> go.Figure:
+    """Return an empty figure in the house style."""
+    return go.Figure(layout={"template": HOUSE, "title_text": title, **layout})
+
+
 def add_line(figure: go.Figure, x: Any, y: Any, name: str, style: Any, **more: Any) -> None:
     """Add a line of plain numbers; ``more`` says its panel and its place in the legend."""
-    values = {"x": plain_numbers(x), "y": plain_numbers(y)}
-    figure.add_scatter(**values, name=name, line=style, **{"mode": "lines"} | more)
+    add_points(figure, x, y, name, **{"line": style, "mode": "lines"} | more)
+
+
+def add_points(figure: go.Figure, x: Any, y: Any, name: str, **style: Any) -> None:
+    """Add a trace of plain numbers, with markers unless ``style`` says otherwise."""
+    values = {"x": plain_numbers(x), "y": plain_numbers(y), "name": name}
+    figure.add_scatter(**values, **{"mode": "markers"} | style)
 
 
 def in_legend_once(figure: go.Figure, name: str) -> dict[str, Any]:

@@ -11,18 +11,18 @@ import plotly.graph_objects as go
 from gqc_lab.figures.style import (
     HOUSE,
     LABELS,
+    LOG_TICKS,
+    add_points,
     band,
     dashes_on_top,
     each_method,
-    plain_numbers,
+    new_figure,
     thin,
 )
 from gqc_lab.stats.analysis import at_equal, summarize
 
 THRESHOLD = "gradient_norm_threshold"
 MAX_DOTTED = 4  #: methods whose single steps are drawn
-
-_TICKS = [float(f"{m}e{k}") for k in range(-8, 9) for m in (1, 2, 5)]  # of a log axis
 
 
 def loss_against(
@@ -64,7 +64,7 @@ def norm_against_threshold(
         seed: None: the first of each method.
     """
     figure = _figure("Norm of the mean gradient at each step", x, "grad_norm")
-    figure.update_yaxes(type="log", tickvals=_TICKS, tickformat="~g")
+    figure.update_yaxes(type="log", tickvals=LOG_TICKS, tickformat="~g")
     needs = [x, "stepped", "grad_norm", THRESHOLD]
     for method, style, records in each_method("norm_against_threshold", history, needs):
         records = _run(records, seed)
@@ -121,8 +121,8 @@ def batch_loss(results: pd.DataFrame, history: pd.DataFrame) -> go.Figure:
 
 
 def _figure(title: str, x: str, y: str) -> go.Figure:
-    layout = {"template": HOUSE, "title_text": title, "showlegend": True}
-    return go.Figure(layout=layout | {"xaxis_title_text": _label(x), "yaxis_title_text": _label(y)})
+    axes = {"xaxis_title_text": _label(x), "yaxis_title_text": _label(y)}
+    return new_figure(title, showlegend=True, **axes)
 
 
 def _label(column: str) -> str:
@@ -137,8 +137,7 @@ def _run(records: pd.DataFrame, seed: int | None) -> pd.DataFrame:
 
 def _add(figure: go.Figure, rows: pd.DataFrame, x: str, y: str, name: str, **style: Any) -> None:
     if len(rows):
-        style = {"mode": "lines"} | style
-        figure.add_scatter(x=plain_numbers(rows[x]), y=plain_numbers(rows[y]), name=name, **style)
+        add_points(figure, rows[x], rows[y], name, **{"mode": "lines"} | style)
 
 
 def _with_room(figure: go.Figure) -> go.Figure:

@@ -13,6 +13,7 @@ from plotly.subplots import make_subplots
 
 from gqc_lab.figures.style import (
     HOUSE,
+    LEGEND_ABOVE,
     OKABE_ITO,
     add_line,
     band,
@@ -21,7 +22,6 @@ from gqc_lab.figures.style import (
     plain_numbers,
     uneven_bars,
 )
-from gqc_lab.figures.vgs import LEGEND_ABOVE
 from gqc_lab.stats.analysis import check_columns, summarize
 
 LABELS = {

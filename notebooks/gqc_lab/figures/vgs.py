@@ -13,18 +13,20 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from gqc_lab.figures.style import HOUSE, OKABE_ITO, plain_numbers, uneven_bars
+from gqc_lab.figures.style import (
+    BLACK,
+    HOUSE,
+    LEGEND_ABOVE,
+    OKABE_ITO,
+    add_line,
+    add_points,
+    new_figure,
+    uneven_bars,
+)
 from gqc_lab.stats.analysis import check_columns
 from gqc_lab.studies.vgs.streams import VERSIONS
 
 SYMBOLS = ("circle-open", "square-open", "diamond-open", "triangle-up-open", "circle", "square")
-BLACK = "#000000"
-#: of a figure with two or three rows of legend between title and axes
-LEGEND_ABOVE = {
-    "legend": {"orientation": "h", "y": 1.0, "yref": "paper", "yanchor": "bottom", "x": 0},
-    "title": {"y": 0.98, "yref": "container", "yanchor": "top"},
-    "margin_t": 140,
-}
 
 
 def estimates_and_truths(frame: pd.DataFrame, floor: float = 1e-3, roof: float = 1e5) -> go.Figure:
@@ -43,22 +45,17 @@ def estimates_and_truths(frame: pd.DataFrame, floor: float = 1e-3, roof: float =
     last = frame[frame["step"] == frame["step"].max()] if "step" in frame else frame
     truths = last.drop_duplicates("stream").set_index("stream")["truth"].sort_values(kind="stable")
     rows = {stream: -i for i, stream in enumerate(truths.index)}
-    figure = go.Figure(layout={"template": HOUSE, "title_text": "Six estimators, and the truth"})
+    figure = new_figure("Six estimators, and the truth")
     for i, (estimator, group) in enumerate(last.groupby("estimator", sort=False)):
         values = group["variance"].where(~group["is_unresolved"].astype(bool), math.inf)
         seeds = values.groupby(group["stream"], sort=False)
         ends = seeds.agg(mean="median", low="min", high="max").clip(floor, roof)
         names = [f"{v:.4g}" if math.isfinite(v) else "not resolved" for v in seeds.median()]
-        figure.add_scatter(
-            x=plain_numbers(ends["mean"]),
-            y=plain_numbers(ends.index.map(rows) + 0.3 - 0.12 * i),
-            error_x=uneven_bars(ends) if seeds.size().max() > 1 else None,
-            name=_estimator_name(str(estimator)),
-            mode="markers",
-            marker={"symbol": SYMBOLS[i % 6], "size": 11, **_style(i)},
-            text=names,
-            hovertemplate="%{text}",
-        )
+        place = ends.index.map(rows) + 0.3 - 0.12 * i
+        bars = uneven_bars(ends) if seeds.size().max() > 1 else None
+        style: dict[str, Any] = {"error_x": bars, "marker": _marker(i, 11), "text": names}
+        style["hovertemplate"] = "%{text}"
+        add_points(figure, ends["mean"], place, _estimator_name(str(estimator)), **style)
     _mark_truths(figure, truths, rows, floor, roof)
     powers = [
         10.0**k for k in range(math.ceil(math.log10(floor)) + 1, math.floor(math.log10(roof)))
@@ -96,29 +93,18 @@ def against(frame: pd.DataFrame, x: str, title: str, x_titles: Sequence[str]) ->
             i, is_new = order.index(estimator), estimator not in shown
             shown.add(estimator)
             middle = rows.groupby(x)["variance"].median()
-            marker = {"symbol": SYMBOLS[i % 6], "size": 9, **_style(i)}
-            line = {"color": marker["color"], "width": 1.5}
-            figure.add_scatter(
-                x=plain_numbers(middle.index),
-                y=plain_numbers(middle),
-                name=_estimator_name(str(estimator)),
-                legendgroup=str(estimator),
-                showlegend=is_new,
-                marker=marker,
-                line=line,
-                **place,
-            )
+            style: dict[str, Any] = {
+                "marker": _marker(i, 9),
+                "legendgroup": str(estimator),
+                "showlegend": is_new,
+            }
+            style |= {"line": {"color": style["marker"]["color"], "width": 1.5}, "mode": None}
+            name = _estimator_name(str(estimator))
+            add_points(figure, middle.index, middle, name, **style, **place)
         truth = group.groupby(x)["truth"].first()
         black = {"color": BLACK, "width": 4, "dash": "dot"}
-        style: dict[str, Any] = {"mode": "lines", "line": black, "showlegend": column == 1}
-        figure.add_scatter(
-            x=plain_numbers(truth.index),
-            y=plain_numbers(truth),
-            name="truth",
-            legendgroup="truth",
-            **style,
-            **place,
-        )
+        once = {"legendgroup": "truth", "showlegend": column == 1}
+        add_line(figure, truth.index, truth, "truth", black, **once, **place)
     for column, name in enumerate(x_titles, 1):
         figure.update_xaxes(type="log", dtick=1, title_text=name, tickformat="~s", col=column)
     figure.update_yaxes(type="log", dtick=1, tickformat="~g", exponentformat="none")
@@ -135,16 +121,12 @@ def error_against_memory(frame: pd.DataFrame) -> go.Figure:
     """
     needs = ["estimator", "error", "bytes_per_parameter", "time"]
     check_columns("error_against_memory", frame, needs)
-    layout = {"template": HOUSE, "title_text": "Error and memory (time in steps of AdamW)"}
-    figure = go.Figure(layout=layout | {"height": 460, "hovermode": "closest"})
+    title = "Error and memory (time in steps of AdamW)"
+    figure = new_figure(title, height=460, hovermode="closest")
     for i, row in enumerate(frame.to_dict("records")):
-        figure.add_scatter(
-            x=plain_numbers([row["bytes_per_parameter"]]),
-            y=plain_numbers([row["error"]]),
-            name=f"{_estimator_name(row['estimator'])}: {row['time']:.2g}",
-            mode="markers",
-            marker={"symbol": SYMBOLS[i % 6], "size": 12, **_style(i)},
-        )
+        name = f"{_estimator_name(row['estimator'])}: {row['time']:.2g}"
+        marker = _marker(i, 12)
+        add_points(figure, [row["bytes_per_parameter"]], [row["error"]], name, marker=marker)
     figure.update_xaxes(type="log", dtick=1, title_text="statistics [bytes/parameter]")
     figure.update_yaxes(type="log", dtick=1, title_text="relative error of V, root mean square")
     figure.update_layout(xaxis_exponentformat="power", yaxis_exponentformat="power")
@@ -170,5 +152,6 @@ def _estimator_name(label: str) -> str:
     return f"{label} ({VERSIONS[label]})" if label in VERSIONS else label
 
 
-def _style(i: int) -> dict[str, Any]:
-    return {"color": OKABE_ITO[i % len(OKABE_ITO)], "line": {"width": 2}}
+def _marker(i: int, size: int) -> dict[str, Any]:
+    style = {"color": OKABE_ITO[i % len(OKABE_ITO)], "line": {"width": 2}}
+    return {"symbol": SYMBOLS[i % 6], "size": size, **style}

@@ -10,14 +10,16 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from gqc_lab.figures.style import (
+    BLACK,
     DASHES,
     HOUSE,
+    LEGEND_ABOVE,
     OKABE_ITO,
     add_line,
+    new_figure,
     over_seeds,
     thin,
 )
-from gqc_lab.figures.vgs import BLACK, LEGEND_ABOVE
 from gqc_lab.stats.analysis import check_columns
 
 UNITS = {"digits": "nat", "values": "reward²"}
@@ -91,8 +93,7 @@ def update_ratio(frame: pd.DataFrame, over: int = 11) -> go.Figure:
     """
     check_columns("update_ratio", frame, ["microbatch", "measured", "predicted", "factor"])
     smooth = frame["measured"].rolling(over, center=True, min_periods=1).mean()
-    layout = {"template": HOUSE, "title_text": "What Adam makes of a factor"}
-    figure = go.Figure(layout=layout | {"height": 460} | LEGEND_ABOVE)
+    figure = new_figure("What Adam makes of a factor", **{"height": 460} | LEGEND_ABOVE)
     curves = {
         "factor on the gradient": (frame["factor"], OKABE_ITO[0], "dash"),
         "size of the update, measured": (smooth, OKABE_ITO[1], "solid"),

@@ -6,12 +6,23 @@ As :mod:`gqc_lab.figures`: data in, a figure out, the same for the same data.
 from __future__ import annotations
 
 from textwrap import wrap
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from gqc_lab.figures.style import DASHES, HOUSE, LABELS, OKABE_ITO, plain_numbers
+from gqc_lab.figures.style import (
+    DASHES,
+    HOUSE,
+    LABELS,
+    LEVEL,
+    OKABE_ITO,
+    add_line,
+    add_points,
+    new_figure,
+    plain_numbers,
+)
 from gqc_lab.stats.analysis import check_columns
 
 __all__ = ["falling_factor", "peak_memory", "protection"]
@@ -31,17 +42,10 @@ def peak_memory(memory: pd.DataFrame) -> go.Figure:
     """
     needs = ["method", "accumulate", "num_draws", "peak_bytes", "gradient_bytes"]
     check_columns("peak_memory", memory, needs)
-    figure = go.Figure(layout={"template": HOUSE, "title_text": "Peak memory, weights included"})
+    figure = new_figure("Peak memory, weights included")
     for i, (accumulate, methods, peaks) in enumerate(_curves(memory)):
-        style = {"color": OKABE_ITO[i % 7], "dash": DASHES[i % 6], "width": 2.5}
-        figure.add_scatter(
-            x=plain_numbers(sorted(peaks)),
-            y=plain_numbers([peaks[n] for n in sorted(peaks)]),
-            name="<br>".join(wrap(", ".join(methods), 22)) + SUMS.get(accumulate, ""),
-            mode="lines+markers",
-            line=style,
-            marker={"symbol": SYMBOLS[i % 4], "size": 9},
-        )
+        name = "<br>".join(wrap(", ".join(methods), 22)) + SUMS.get(accumulate, "")
+        _add_curve(figure, sorted(peaks), [peaks[n] for n in sorted(peaks)], name, i)
     draws = plain_numbers(sorted(memory["num_draws"].unique()))
     axis = {"type": "log", "tickvals": draws, "rangemode": "normal"}
     figure.update_xaxes(title_text=LABELS["num_draws"], **axis)
@@ -66,6 +70,12 @@ def _curves(memory: pd.DataFrame) -> list[tuple[str, list[str], dict[int, float]
     return curves
 
 
+def _add_curve(figure: go.Figure, x: Any, y: Any, name: str, i: int) -> None:
+    style = {"color": OKABE_ITO[i % 7], "dash": DASHES[i % 6], "width": 2.5}
+    marker = {"symbol": SYMBOLS[i % 4], "size": 9}
+    add_line(figure, x, y, name, style, mode="lines+markers", marker=marker)
+
+
 def falling_factor(measured: pd.DataFrame) -> go.Figure:
     """Plot the smallest ratio of updates against the steps in which the factor falls.
 
@@ -76,17 +86,9 @@ def falling_factor(measured: pd.DataFrame) -> go.Figure:
     """
     needs = ["optimizer", "duration", "least_ratio", "factor"]
     check_columns("falling_factor", measured, needs)
-    title = "Updates with a factor that falls, over those without"
-    figure = go.Figure(layout={"template": HOUSE, "title_text": title})
+    figure = new_figure("Updates with a factor that falls, over those without")
     for i, (name, rows) in enumerate(measured.groupby("optimizer", sort=False)):
-        figure.add_scatter(
-            x=plain_numbers(rows["duration"]),
-            y=plain_numbers(rows["least_ratio"]),
-            name=str(name),
-            mode="lines+markers",
-            line={"color": OKABE_ITO[i % 7], "dash": DASHES[i % 6], "width": 2.5},
-            marker={"symbol": SYMBOLS[i % 4], "size": 9},
-        )
+        _add_curve(figure, rows["duration"], rows["least_ratio"], str(name), i)
     figure.add_hline(y=float(measured["factor"].iloc[0]), line={"dash": "dot", "width": 1})
     durations = plain_numbers(sorted(measured["duration"].unique()))
     axis = {"type": "log", "tickvals": durations, "rangemode": "normal"}
@@ -111,18 +113,10 @@ def protection(orders: pd.DataFrame) -> go.Figure:
         for column, when in enumerate(times, 1):
             rows = group[group["when"] == when]
             heights = [0.22 * (1 - i) - names.index(name) for name in rows["normalization"]]
-            figure.add_scatter(
-                x=plain_numbers(rows["correlation"]),
-                y=plain_numbers(heights),
-                name=str(case),
-                legendgroup=str(case),
-                showlegend=column == 1,
-                mode="markers",
-                marker=style | {"line": {"width": 2}},
-                row=1,
-                col=column,
-            )
-    figure.add_vline(0, line={"color": "#444444", "width": 1, "dash": "dot"})
+            place = {"row": 1, "col": column, "legendgroup": case, "showlegend": column == 1}
+            marker = style | {"line": {"width": 2}}
+            add_points(figure, rows["correlation"], heights, str(case), marker=marker, **place)
+    figure.add_vline(0, line=LEVEL)
     ticks = {"tickvals": [-1, 0, 1], "ticktext": ["reversed", "none", "kept"]}
     figure.update_xaxes(range=[-1.15, 1.15], title_text="rank correlation", **ticks)
     labels = [name.replace("_", "<br>") for name in names]
