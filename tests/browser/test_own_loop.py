@@ -166,7 +166,7 @@ def test_the_bar_stays_in_sight_arrows_step_and_a_kernel_that_is_gone_is_said(la
     field(lab, "weight_decay").press("ArrowUp")
     until(lambda: field(lab, "weight_decay").input_value() == "0.011")
     lab.page.set_viewport_size({"width": 1280, "height": 500})
-    lab.page.locator(".gqc-live .js-plotly-plot").last.scroll_into_view_if_needed()
+    lab.page.locator(".gqc-live .widget-slider").scroll_into_view_if_needed()
     bar = lab.page.locator(".gqc-bar").bounding_box()
     assert 0 < bar["y"] < 200
     lab.page.set_viewport_size({"width": 1280, "height": 900})

@@ -67,6 +67,8 @@ LOOK = """view => {
   for (let i = 0; i < boxes.length; i++) for (let j = 0; j < i; j++) {
     const [a, b] = [boxes[i], boxes[j]];
     if (texts[i].contains(texts[j]) || texts[j].contains(texts[i])) continue;
+    const inBar = [i, j].map(k => texts[k].closest('.gqc-bar') !== null);
+    if (inBar[0] !== inBar[1]) continue;  // the bar stays in sight over what is scrolled
     if (a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1
         && b.top < a.bottom - 1) pairs.push([names[i], names[j]]);
   }

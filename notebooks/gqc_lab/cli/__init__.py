@@ -3,6 +3,7 @@
 Only Typer is imported at the start; a command imports what it needs.
 """
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,9 @@ def _join_parameters(arguments: list[str]) -> list[str]:
 
 def main() -> None:
     """The entry point."""
+    # With `python -c` or `-m` the current folder comes first: its papermill.py would be executed.
+    if sys.path[0] in {"", os.getcwd()}:
+        del sys.path[0]
     try:
         import rich  # noqa: F401
         import typer  # noqa: F401

@@ -72,9 +72,34 @@ def add_batch_commands(batches: "typer.Typer") -> None:
         ] = 1,
         fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at a failure.")] = False,
         cold: Annotated[bool, typer.Option("--cold", help="Start kernels from scratch.")] = False,
+        share: Annotated[
+            str, typer.Option("--shard", help="Only the i-th of n shares, as in a job array: i/n.")
+        ] = "1/1",
     ) -> None:
         """Execute what is not finished yet, then print the results."""
-        raise typer.Exit(_execute(read(file), runs, jobs, cold, retry, fail_fast, scheduler))
+        from gqc_lab.runs.plan import shard
+
+        batch = shard(read(file), share)
+        raise typer.Exit(_execute(batch, runs, jobs, cold, retry, fail_fast, scheduler))
+
+    @batches.command("submit")
+    def submit_batch(
+        file: File,
+        num_jobs: Annotated[int, typer.Option("--slurm", min=1, help="Jobs of the array.")],
+        jobs: Jobs = 1,
+        runs: Runs = Path("runs"),
+        options: Annotated[
+            list[str] | None,
+            typer.Option("--option", "-o", help="Of sbatch, such as --time=4:00:00."),
+        ] = None,
+    ) -> None:
+        """Write a SLURM job array that executes the batch; `sbatch` submits it."""
+        from gqc_lab.runs.submit import array_script
+
+        text = array_script(file, runs, num_jobs, read(file).threads, jobs, options or [])
+        path = Path(f"{file.stem}.slurm.sh")
+        path.write_text(text, encoding="utf-8")
+        print(f"written; submit it with: sbatch {path}")
 
     @batches.command("plan")
     def plan_batch(
@@ -96,12 +121,19 @@ def add_batch_commands(batches: "typer.Typer") -> None:
             print("\n".join(overview.explain(overview.find_run(batch, explain), batch, store)))
 
     @batches.command("status")
-    def batch_status(file: File, runs: Runs = Path("runs")) -> None:
+    def batch_status(
+        file: File,
+        runs: Runs = Path("runs"),
+        is_watched: Annotated[
+            bool, typer.Option("--watch", help="Follow running ones from any terminal.")
+        ] = False,
+    ) -> None:
         """Count finished, failed, died, interrupted and waiting runs; exit code 1 if one failed."""
         from gqc_lab.runs.overview import print_status
         from gqc_lab.runs.store import Store
 
-        raise typer.Exit(print_status(read(file), Store(runs), make_console()))
+        code = print_status(read(file), Store(runs), make_console(), is_watched=is_watched)
+        raise typer.Exit(code)
 
 
 def _execute(
@@ -155,9 +187,12 @@ def _execute_on(
 
     executor: Executor
     if scheduler is None:
-        if batch.resources:
-            progress.note("resources: only Dask workers have them; here --jobs is the only limit")
-        executor = LocalExecutor(default_threads(batch, options["jobs"]), is_forked=is_forked)
+        wanted = {name.lower(): count for name, count in batch.resources.items()}
+        gpus = wanted.pop("gpu", 0.0)
+        if wanted:
+            progress.note("resources: only Dask workers have others than gpu; they do not count")
+        executor = local = LocalExecutor(1, is_forked=is_forked, gpus=gpus)
+        local.threads = default_threads(batch, local.capacity(options["jobs"]))
     else:
         try:
             from gqc_lab.runs.cluster import connect

@@ -54,6 +54,33 @@ def add_runs_commands(stored: "typer.Typer") -> None:
         loaded = load(runs, where)
         export(loaded.history if history else loaded.results, path)
 
+    @stored.command("merge")
+    def merge_stores(
+        source: Annotated[Path, typer.Argument(help="A run store, such as another machine's.")],
+        target: Annotated[Path, typer.Argument(help="The run store to copy its runs to.")],
+    ) -> None:
+        """Copy finished runs to another store; where both have a run, compare what they measured.
+
+        Exit code 1 if a run differs or is corrupt; the target's own runs stay as they are.
+        """
+        from collections import Counter
+
+        from gqc_lab.runs.store import CorruptRun, Store
+
+        counts: Counter[str] = Counter()
+        Store(target).check_writable()
+        for key in sorted(Store(source).finished()):
+            try:
+                outcome = Store(target).adopt(Store(source), key)
+            except CorruptRun as error:
+                outcome = f"corrupt: {error}"
+            kind, _, rest = outcome.partition(":")
+            counts[kind] += 1
+            if rest:
+                print(f"{key} {outcome}")
+        print(", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "no runs")
+        raise typer.Exit(1 if counts.keys() - {"copied", "there already"} else 0)
+
     @stored.command("gc")
     def collect_garbage(
         files: Annotated[

@@ -78,6 +78,7 @@ class Experiment(Iterator[dict[str, Any]]):
         self.done = 0
         self.seconds = 0.0  #: training time, without evaluations and pauses
         self._columns: dict[str, list[Any]] = {}
+        self.saved: dict[Any, Any] = {}  # what of the history is on disk, by file
         # A save or a plot from another thread waits for the microbatch in progress.
         self._lock = threading.RLock()
         self._is_inside = False
@@ -227,11 +228,13 @@ class Experiment(Iterator[dict[str, Any]]):
             frame.insert(at, name, [value] * rows)
         return frame
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, start: int = 0) -> dict[str, Any]:
         """Return all that a resumed run needs, readable by ``torch.load(weights_only=True)``.
 
         As in torch the tensors are the live ones: save or copy them before training continues.
 
+        Args:
+            start: the history is that of the records from this one on.
         Raises:
             RuntimeError: the run was interrupted inside a microbatch.
         """
@@ -247,7 +250,7 @@ class Experiment(Iterator[dict[str, Any]]):
                 "controls": self.controls.state_dict(),
                 "changes": [dict(c) for c in self.changes],
                 "plan": listed(self.controls.planned),
-                "columns": {name: list(column) for name, column in self._columns.items()},
+                "columns": {name: column[start:] for name, column in self._columns.items()},
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -287,7 +290,7 @@ class Experiment(Iterator[dict[str, Any]]):
         self.seconds = state["seconds"]
         self.controls.changes = [dict(c) for c in state["changes"]]
         self.controls.planned = by_microbatch(state["plan"])
-        self._columns = columns
+        self._columns, self.saved = columns, {}
 
     def identity(self) -> dict[str, Any]:
         """Return what a checkpoint must have in common with the experiment that loads it."""

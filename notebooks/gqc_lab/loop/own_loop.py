@@ -230,11 +230,14 @@ class Loop(Experiment):
             if isinstance(value, Tensor):
                 self._columns[name][row] = value.item()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, start: int = 0) -> dict[str, Any]:
         self.read()
         place = {"epoch": self.epoch, "position": self.position, "start": self._start}
         place |= {"now": self._randomness(), "is_drawn": self._is_drawn}
-        return {**super().state_dict(), "loop": {**place, "edited": dict(self.tunables.edited)}}
+        return {
+            **super().state_dict(start),
+            "loop": {**place, "edited": dict(self.tunables.edited)},
+        }
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         place = state["loop"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from typing import IO, Any
 import torch
 from tqdm import tqdm
 
+from gqc_lab.loop.appended import AppendedHistory
 from gqc_lab.loop.experiment import Experiment
 
 Record = dict[str, Any]
@@ -71,13 +73,24 @@ def checkpoint_path(folder: str | Path, experiment: Experiment) -> Path:
 
 
 def save_checkpoint(experiment: Experiment, path: str | Path) -> None:
-    """Write the state; at any moment ``path`` is either the old file or the new one, complete."""
+    """Write the state; at any moment ``path`` is either the old file or the new one, complete.
+
+    The history is next to it, in ``path.history``, to which each save appends what is new.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    history = experiment.saved.setdefault(path, AppendedHistory(path))
+    state = experiment.state_dict(history.rows)
+    # The last record may still change: numbers can be logged after it.
+    rows = max(0, state["microbatch"] - 1)
+    done = {name: column[:-1] for name, column in state["columns"].items()}
+    done |= {name: experiment.column(name)[:rows] for name in done.keys() - history.names}
+    state["columns"] = {name: column[-1:] for name, column in state["columns"].items()}
+    state["history"] = history.append(done, rows)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
-            torch.save(experiment.state_dict(), file)
+            torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -88,18 +101,18 @@ def save_checkpoint(experiment: Experiment, path: str | Path) -> None:
 def load_checkpoint(experiment: Experiment, path: str | Path) -> bool:
     """Resume ``experiment`` from ``path`` and return True, or False if nothing can be resumed.
 
-    A file that cannot be read is renamed to ``*.corrupt`` and reported on standard error; the run
-    then starts from the beginning.
+    A damaged file is renamed to ``*.corrupt`` and reported on standard error; the run then starts
+    from the beginning.
 
     Raises:
         ValueError: the file is intact but of another experiment; nothing has changed.
+        OSError: it cannot be read, which proves no damage.
     """
     path = Path(path)
     if not path.exists():
         return False
     try:
-        with open(path, "rb") as file:
-            state = _read_state(file)
+        state, history = _read_patiently(path)
     except DamagedFile as error:
         aside = path.with_name(path.name + ".corrupt")
         os.replace(path, aside)
@@ -107,6 +120,7 @@ def load_checkpoint(experiment: Experiment, path: str | Path) -> bool:
         _say(f"{path}: {reason}; renamed to {aside.name}, starting from the beginning")
         return False
     experiment.load_state_dict(state)
+    experiment.saved[path] = history
     return True
 
 
@@ -114,7 +128,21 @@ class DamagedFile(ValueError):
     """A checkpoint file that cannot be read."""
 
 
-def _read_state(file: IO[bytes]) -> dict[str, Any]:
+def _read_patiently(path: Path) -> tuple[dict[str, Any], AppendedHistory]:
+    """Read a checkpoint, again where a network share fails for a moment."""
+    for pause in (0.1, 0.4, None):
+        history = AppendedHistory(path)
+        try:
+            with open(path, "rb") as file:
+                return _read_state(file, history), history
+        except OSError:
+            if pause is None:
+                raise
+            time.sleep(pause)
+    raise AssertionError("not reached")
+
+
+def _read_state(file: IO[bytes], history: AppendedHistory) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(file) as archive:  # torch.load does not look at the checksums
             if (bad := archive.testzip()) is not None:
@@ -123,7 +151,13 @@ def _read_state(file: IO[bytes]) -> dict[str, Any]:
         state = torch.load(file, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise ValueError(f"expected a dict, found {type(state).__name__}")
-    except Exception as error:  # the readers raise whatever they trip over, OSError included
+        if "history" in state:  # else it is of a version that kept all of it inside
+            state["columns"] = history.read(state.pop("history"), state["columns"])
+    except Exception as error:  # the readers raise whatever they trip over
+        # Of a damaged file they ask the system for what is not there.
+        damage = {errno.EINVAL, errno.ENOENT, None}
+        if isinstance(error, OSError) and error.errno not in damage:
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DamagedFile(reason) from error
     return state

@@ -7,8 +7,11 @@ folder; a notebook finds the module next to it.
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import keyword
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +47,7 @@ def write_experiment(name: str, question: str = "", folder: Path | str = ".") ->
         folder: a checkout of the kit, or any folder (it is made).
     Raises: BadInput: no such name is possible, or a file is there already; nothing is written.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
-        raise BadInput(f"{name!r}: expected a name of lower case letters, digits and underscores")
+    _check_name(name)
     title = " ".join(question.split()) or f"What about {name.replace('_', ' ')}?"
     root = Path(folder)
     experiments, notebooks = root / "notebooks/gqc_lab/studies", root / "notebooks"
@@ -61,6 +63,8 @@ def write_experiment(name: str, question: str = "", folder: Path | str = ".") ->
     words = {
         "name": name,
         "title": title,
+        "docstring": title.replace("\\", "\\\\").replace('""', '\\"\\"'),
+        "statement": json.dumps(title, ensure_ascii=False),
         "stem": stem,
         "class_name": class_name,
         "settings": f"{module_name}.{class_name}Config",
@@ -83,6 +87,13 @@ def write_experiment(name: str, question: str = "", folder: Path | str = ".") ->
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     return Scaffold(notebook, batch, tuple(texts), fill_template("claim.yaml", words))
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
+        raise BadInput(f"{name!r}: expected a name of lower case letters, digits and underscores")
+    if name in sys.stdlib_module_names or importlib.util.find_spec(name) is not None:
+        raise BadInput(f"{name!r}: a file of that name would hide the module; choose another name")
 
 
 def _next_number(notebooks: Path) -> int:

@@ -6,6 +6,7 @@ Where they are executed is behind one seam, :class:`Executor`: threads of this p
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -19,6 +20,7 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from gqc_lab.errors import BadInput
 from gqc_lab.runs.plan import Batch, Run
 from gqc_lab.runs.store import CorruptRun, Store
 
@@ -60,8 +62,8 @@ class Executor(ABC):
         self._heard: SimpleQueue[dict[str, Any]] = SimpleQueue()
 
     @abstractmethod
-    def capacity(self) -> int:
-        """Return how many runs are worth submitting at a time where ``--jobs`` does not say."""
+    def capacity(self, jobs: int | None) -> int:
+        """Return how many runs to submit at a time, where the user said ``jobs`` or nothing."""
 
     @abstractmethod
     def submit(self, job: dict[str, Any]) -> None:
@@ -91,16 +93,28 @@ class LocalExecutor(Executor):
     Args:
         threads: BLAS and OpenMP threads of each run.
         is_forked: fork kernels from a process with torch loaded, where the system can.
+        gpus: that each run has for itself, or the share of one; without, it sees what there is.
+    Raises: BadInput: this machine has not as many GPUs.
     """
 
-    def __init__(self, threads: int, *, is_forked: bool = True) -> None:
+    def __init__(self, threads: int, *, is_forked: bool = True, gpus: float = 0) -> None:
         super().__init__()
         self.threads, self.is_forked = threads, is_forked
+        self.gpus_per_run = math.ceil(gpus)
+        self._free: list[str] = []
+        if gpus:
+            from gqc_lab.runs.kernel import find_gpus
+
+            self._free = find_gpus() * max(1, int(1 / gpus))
+        if len(self._free) < self.gpus_per_run:
+            raise BadInput(f"resources: gpu: {gpus:g}: this machine has {len(self._free)}")
+        self.most_jobs = len(self._free) // max(1, self.gpus_per_run)
         self._running: dict[str, tuple[Execution, threading.Thread]] = {}
 
-    def capacity(self) -> int:
-        """Return 1: the user's other work may need the machine."""
-        return 1
+    def capacity(self, jobs: int | None) -> int:
+        """Return ``jobs``, or 1, as the user's other work may need the machine; at most as many as
+        have GPUs, which is also what is meant without ``jobs``."""
+        return min(jobs or self.most_jobs, self.most_jobs) if self.gpus_per_run else jobs or 1
 
     def submit(self, job: dict[str, Any]) -> None:
         from gqc_lab.runs.kernel import preload
@@ -110,6 +124,8 @@ class LocalExecutor(Executor):
         from gqc_lab.runs.execute import Execution
 
         job = {**job, "threads": self.threads, "is_forked": self.is_forked}
+        if self.gpus_per_run:
+            job["gpus"] = [self._free.pop() for _ in range(self.gpus_per_run)]
         execution = Execution(job, self._heard.put)
         thread = threading.Thread(target=self._work, args=(execution,), daemon=True)
         self._running[job["id"]] = execution, thread
@@ -122,6 +138,7 @@ class LocalExecutor(Executor):
             outcome = {"status": "lost", "error": f"{type(error).__name__}: {error}"}
             raise
         finally:
+            self._free += execution.job.get("gpus", [])
             self._heard.put({"event": "ended", "id": execution.job["id"], **outcome})
 
     def stop(self, keys: list[str], *, at_once: bool) -> None:
@@ -185,7 +202,8 @@ def execute_batch(
 ) -> Outcomes:
     """Execute what is not finished; a run that fails does not stop the others.
 
-    Ctrl-C or SIGTERM lets running cells save their checkpoints and stops; a second one kills.
+    Ctrl-C, SIGTERM or SIGUSR1 lets running cells save their checkpoints and stops; a second one
+    kills.
 
     Args:
         jobs: runs at a time; None: what the executor can take.
@@ -260,7 +278,7 @@ class _Loop:
         now = time.monotonic()
         self.waiting.extend(run for when, run in self.later if when <= now)
         self.later = [(when, run) for when, run in self.later if when > now]
-        limit = self.jobs or self.executor.capacity()
+        limit = self.executor.capacity(self.jobs)
         while self.waiting and len(self.running) < limit and not self.is_stopping:
             run = self.waiting.popleft()
             self.running[run.id] = run
@@ -306,13 +324,14 @@ class _Loop:
 
 @contextmanager
 def _interrupts(press: Callable[[], None]) -> Iterator[None]:
-    """Call ``press`` on SIGINT and SIGTERM; in a thread, which gets no signals, do nothing."""
+    """Call ``press`` on SIGINT, SIGTERM and SIGUSR1; in a thread, which gets none, do nothing."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         press()
 
     try:
-        before = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM)}
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        before = {each: signal.signal(each, handle) for each in numbers}
     except ValueError:
         yield
         return

@@ -109,6 +109,8 @@ def _start_local(num_workers: int, resources: dict[str, float]) -> LocalCluster:
         host="127.0.0.1",
         dashboard_address="127.0.0.1:0",
         resources=resources or None,
+        security=Security.temporary(),  # else any user of this machine could run code as this one
+        protocol="tls://",
         # A terminal sends Ctrl-C to all processes of the group; only the batch is to hear it.
         preload=["import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"],
         silence_logs=logging.CRITICAL,  # what becomes of a run is an event; the rest is noise
@@ -169,9 +171,11 @@ class DaskExecutor(Executor):
         self.probe.parent.mkdir(parents=True, exist_ok=True)
         self.probe.write_text("seen by Dask workers that share this store\n", encoding="utf-8")
 
-    def capacity(self) -> int:
-        """Return two runs for each thread, so that no worker waits and a cluster that adapts its
-        size sees more to do."""
+    def capacity(self, jobs: int | None) -> int:
+        """Return ``jobs``, or two runs for each thread, so that no worker waits and a cluster that
+        adapts its size sees more to do."""
+        if jobs is not None:
+            return jobs
         if time.monotonic() - self._looked > _REFRESH_SECONDS:
             self._check()
             self._looked = time.monotonic()

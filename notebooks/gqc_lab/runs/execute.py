@@ -14,7 +14,6 @@ import os
 import re
 import signal
 import socket
-import tempfile
 import threading
 import time
 import traceback
@@ -29,7 +28,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from gqc_lab.runs.fingerprint import environment, registration
-from gqc_lab.runs.kernel import kill_processes_of, manager_class, send_signal
+from gqc_lab.runs.kernel import kill_processes_of, manager_class, send_signal, socket_folder
 from gqc_lab.runs.notebook import is_passing
 from gqc_lab.runs.sources import changed_inputs, unplanned_modules
 from gqc_lab.runs.store import (
@@ -70,6 +69,7 @@ class Execution:
         self.timer: threading.Timer | None = None
         self.last_shown = self.last_noted = self.started = self.begun = 0.0
         self.cell, self.text = 0, ""
+        self.outputs: list[Any] = []  # of the running cell
         self.attempts = 1
         self.registration: dict[str, Any] | None = None  # under which it began
 
@@ -129,17 +129,10 @@ class Execution:
             self._after(self.job["timeout"], lambda: self.stop(reason="timeout"))
         try:
             self._execute()
-        except PapermillExecutionError as error:
-            return self._stopped(error)
-        except DeadKernelError as error:
-            return self._ended_early(error) or self._died(error)
         except OSError:
             raise
         except BaseException as error:
-            if outcome := self._ended_early(error):
-                return outcome
-            (self.folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
-            return {"status": "lost", "error": _one_line(error)}
+            return self._ended(error) or self._lost(error)
         finally:
             if self.timer is not None:
                 self.timer.cancel()
@@ -212,7 +205,7 @@ class Execution:
         path = str(self.folder / NOTEBOOK).replace("{", "{{").replace("}", "}}")
         folder = str(Path(self.job["notebook"]).parent)
         try:
-            with tempfile.TemporaryDirectory(prefix="gqc-") as sockets:
+            with socket_folder() as sockets:
                 papermill.execute_notebook(
                     path,
                     path,
@@ -222,10 +215,11 @@ class Execution:
                     progress_bar=False,
                     kernel_manager_class=manager_class(
                         self.folder,
-                        Path(sockets),
+                        sockets,
                         self.job["threads"],
                         is_forked=self.job["is_forked"],
                         on_start=self._kernel_starts,
+                        gpus=self.job.get("gpus"),
                     ),
                     # Not papermill's cwd: it changes that of this process, which has other runs.
                     resources={"metadata": {"path": folder}},
@@ -243,12 +237,14 @@ class Execution:
     def _cell_starts(self, cell: Any, cell_index: int) -> None:
         if self.stop_reason is not None:
             raise KeyboardInterrupt
-        self.cell = cell_index
+        self.cell, self.outputs = cell_index, cell.get("outputs", [])
         self.last_shown = 0.0
         self._show("")
 
     def write(self, text: str) -> None:
         """Take what the notebook writes to standard error: its own progress bars."""
+        if self.outputs and is_passing(self.outputs[-1]):
+            self.outputs.pop()  # else those of a long run fill the memory
         if time.monotonic() - self.last_shown > 0.5:
             lines = [line for line in text.replace("\r", "\n").splitlines() if line.strip()]
             if lines:
@@ -263,24 +259,21 @@ class Execution:
         if self.last_shown - self.last_noted > _NOTE_SECONDS:
             self._note("running")
 
-    def _timeout_text(self) -> str:
-        return f"timeout: not finished after {self.job['timeout']:g} s"
-
-    def _stopped(self, error: PapermillExecutionError) -> dict[str, Any]:
-        if error.ename == "KeyboardInterrupt" and self.stop_reason == "interrupted":
+    def _ended(self, error: Any) -> dict[str, Any] | None:
+        """Return the outcome of a run that was stopped or whose cell failed; None: it was lost."""
+        is_of_cell = isinstance(error, PapermillExecutionError)
+        name = error.ename if is_of_cell else "KeyboardInterrupt"
+        trace = "\n".join(error.traceback) if is_of_cell else repr(error)
+        if self.stop_reason == "timeout":
+            return self._failed(f"timeout: not finished after {self.job['timeout']:g} s", trace)
+        if self.stop_reason and name == "KeyboardInterrupt":
             return {"status": "interrupted"}
-        text = f"{error.ename}: {error.evalue}"
-        if self.stop_reason == "timeout":
-            text = self._timeout_text()
-        return self._failed(text, "\n".join(error.traceback))
+        return self._failed(f"{name}: {error.evalue}", trace) if is_of_cell else None
 
-    def _ended_early(self, error: BaseException) -> dict[str, Any] | None:
-        """The outcome of a run that was stopped, whatever that stopped it in."""
-        if self.stop_reason == "timeout":
-            return self._failed(self._timeout_text(), repr(error))
-        return {"status": "interrupted"} if self.stop_reason else None
-
-    def _died(self, error: DeadKernelError) -> dict[str, Any]:
+    def _lost(self, error: BaseException) -> dict[str, Any]:
+        if not isinstance(error, DeadKernelError):
+            (self.folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
+            return {"status": "lost", "error": _one_line(error)}
         code = None if self.kernel is None else self.kernel.poll()
         if code == 0:
             text = "a cell ended the kernel (exit() or quit()); leave the notebook's end to it"

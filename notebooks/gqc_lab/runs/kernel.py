@@ -13,13 +13,20 @@ import asyncio
 import atexit
 import contextlib
 import ctypes
+import fcntl
+import multiprocessing.process
 import os
 import pickle
+import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
@@ -36,15 +43,52 @@ _THREAD_COUNTS = (
 )  # fmt: skip
 # Not plotly: what it finds at import decides how it shows figures.
 _PRELOADED = [
-    "gqc_lab.runs.kernel", "ipykernel.kernelapp", "ipykernel_launcher",
+    "gqc_lab.runs.kernel", "gqc_lab.runs.output", "ipykernel.kernelapp", "ipykernel_launcher",
     "IPython.core.completer", "torch", "numpy", "pandas", "pyarrow.parquet",
 ]  # fmt: skip
 _PR_SET_PDEATHSIG = 1
 # A unix socket's path holds 107 bytes; jupyter_client appends "-ipc-1" or so to the stem.
 _LONGEST_IPC_PATH = 90
+_SOCKETS = "gqc-sockets-"
+_STREAM = "--IPKernelApp.outstream_class=gqc_lab.runs.output.BoundedStream"
 _IS_SAFE_PATH = bool(sys.flags.safe_path)
 _servers: dict[int, forkserver.ForkServer] = {}  # by threads: libraries read the count on import
 _lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def socket_folder() -> Iterator[Path]:
+    """Make a folder for a kernel's sockets, in the one that this process keeps for all of them."""
+    with _lock:
+        parent = _sockets()
+    with tempfile.TemporaryDirectory(prefix="", dir=parent) as folder:
+        yield Path(folder)
+
+
+@cache
+def _sockets() -> Path:
+    """Make this process's folder, locked while it lives, and remove those of killed processes."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_SOCKETS}*"):
+        with contextlib.suppress(OSError), _locked(left, fcntl.LOCK_EX):
+            if time.time() - left.stat().st_mtime > 10:  # else it may be about to be locked
+                shutil.rmtree(left)
+    folder = Path(tempfile.mkdtemp(prefix=_SOCKETS))
+    holder = contextlib.ExitStack()
+    holder.enter_context(_locked(folder, fcntl.LOCK_SH))
+    atexit.register(holder.close)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    """Hold a lock on a folder.  Raises: BlockingIOError: another process has it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def preload(threads: int) -> None:
@@ -61,9 +105,13 @@ def _server(threads: int) -> forkserver.ForkServer:
     settings = {"PYTHONSAFEPATH": "1", **dict.fromkeys(_THREAD_COUNTS, str(threads))}
     with _environment(settings):
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        config: Any = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
+        place = config.get("tempdir")
+        config["tempdir"] = str(_sockets())  # its own would outlive a kill
         try:
             server.ensure_running()
         finally:
+            config["tempdir"] = place
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return server
 
@@ -205,6 +253,18 @@ def _add_current_folder() -> None:
     sys.path.insert(names.index("site-packages") if "site-packages" in names else 0, "")
 
 
+def find_gpus() -> list[str]:
+    """Return the CUDA devices that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
+        try:
+            visible = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        except (OSError, subprocess.CalledProcessError):
+            return []
+    return visible.replace(",", " ").split()
+
+
 class _Provisioner(LocalProvisioner):
     """Has the kernel forked if ``threads`` is given, and tells who started it."""
 
@@ -237,6 +297,7 @@ def manager_class(
     *,
     is_forked: bool,
     on_start: Callable[[Any], None],
+    gpus: list[str] | None = None,
 ) -> type[AsyncKernelManager]:
     """Return the kernel manager for nbclient that starts a run's kernel.
 
@@ -247,11 +308,14 @@ def manager_class(
         threads: BLAS and OpenMP threads of the kernel.
         is_forked: fork the kernel from a process with torch loaded, where the system can.
         on_start: called with the kernel's process, a :class:`ForkedKernel` or a Popen.
+        gpus: the CUDA devices that the run may see; None: those that this process sees.
     """
     env = {
         "GQC_RUN_DIR": str(folder).replace("$", "$$"),  # jupyter_client fills templates in
         **dict.fromkeys(_THREAD_COUNTS, str(threads)),
     }
+    if gpus is not None:
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
 
     class Manager(AsyncKernelManager):
         def __init__(self, **kwargs: Any) -> None:
@@ -267,7 +331,7 @@ def manager_class(
 
         @property
         def kernel_spec(self) -> KernelSpec:
-            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", _STREAM]
             return KernelSpec(argv=argv, env=env, display_name="Python 3", language="python")
 
     return Manager

@@ -83,31 +83,32 @@ def _read_content(path: Path) -> dict[str, Any]:
     """
     try:
         content: Any = json.loads(read_text(path))
-        if content["nbformat"] != 4 or type(content["nbformat_minor"]) is not int:
+        if content["nbformat"] != 4:
             raise ValueError(f"nbformat {content['nbformat']}")
         for name in ("papermill", "widgets"):  # widget state can weigh megabytes
             content["metadata"].pop(name, None)
-        content["cells"] = [_clean(cell) for cell in content["cells"]]
+        cells = enumerate(content["cells"])
+        content |= {"nbformat_minor": 5, "cells": [_clean(cell, f"{at}") for at, cell in cells]}
         return plain("notebook", content)
     except (*UNREADABLE, AttributeError) as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise BadInput(f"{path}: not a Jupyter notebook (nbformat 4): {why}") from None
 
 
-def _clean(cell: dict[str, Any]) -> dict[str, Any]:
+def _clean(cell: dict[str, Any], name: str) -> dict[str, Any]:
     """Raises: TypeError or the like: it is no cell."""
     kind, metadata = cell["cell_type"], {**cell["metadata"]}
     metadata.pop("papermill", None)
     tags = metadata.get("tags", [])
     if not isinstance(tags, list) or kind not in {"code", "markdown", "raw"}:
         raise TypeError(f"a cell of type {kind!r} with tags {tags!r}")
-    kept = {name: cell[name] for name in ("id",) if isinstance(cell.get(name), str)}
+    kept: dict[str, Any] = {}
     if kind == "code":
         kept |= {"outputs": [], "execution_count": None}
     elif "attachments" in cell:
         kept["attachments"] = {name: dict(each) for name, each in cell["attachments"].items()}
-    source = cell["source"]
-    return {"cell_type": kind, "metadata": metadata, "source": "".join(source), **kept}
+    source = "".join(cell["source"])
+    return {"cell_type": kind, "id": name, "metadata": metadata, "source": source, **kept}
 
 
 def _check_pair(path: Path, sources: list[str]) -> None:

@@ -4,38 +4,43 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from statistics import median
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from gqc_lab.errors import BadInput
+from gqc_lab.runs.index import Summary, summarize
 from gqc_lab.runs.plan import Batch, Run
 from gqc_lab.runs.progress import describe, show_value
 from gqc_lab.runs.report import find_function
-from gqc_lab.runs.results import read_records
 from gqc_lab.runs.store import RECORD, CorruptRun, Store, read_note
 
+_WATCH_SECONDS = 2.0
 _SHOWN = 40  # rows; a plan of thousands is counted, not listed
 
 
-def statuses(batch: Batch, store: Store) -> dict[str, str]:
-    """Return by id: finished, failed, running, interrupted, died, corrupt or waiting."""
-    stored = store.finished()
+def statuses(batch: Batch, store: Store, *, is_checked: bool = True) -> dict[str, str]:
+    """Return by id: finished, failed, running, interrupted, died, corrupt or waiting.
+
+    Args:
+        is_checked: look for corrupt runs among those that are finished.
+    """
+    keys = store.finished() & {run.id for run in batch.runs}
+    stored = summarize(store, keys, is_whole=True) if is_checked else dict.fromkeys(keys)
     failed = _names(store.root / "failed")
     partial = _names(store.root / "partial")
     found = {}
     for run in batch.runs:
         if run.id in stored:
-            try:
-                store.verify(run.id)
-            except CorruptRun:
-                found[run.id] = "corrupt"
-            else:
-                found[run.id] = "finished"
+            is_corrupt = isinstance(stored[run.id], CorruptRun)
+            found[run.id] = "corrupt" if is_corrupt else "finished"
         elif run.id in partial:
             found[run.id] = _partial_status(store, run.id)
         else:
@@ -62,10 +67,10 @@ def estimate(batch: Batch, store: Store, left: Collection[str], jobs: int) -> fl
     """
     alike: dict[str, list[float]] = {}
     every: list[float] = []
-    for record in read_records(store).values():
-        if record["notebook"] == batch.notebook.name and record.get("attempts", 1) == 1:
-            alike.setdefault(_but_seed(record["parameters"]), []).append(record["seconds"])
-            every.append(record["seconds"])
+    for run in _of_notebook(batch, store).values():
+        if run.attempts == 1:
+            alike.setdefault(_but_seed(run.parameters), []).append(run.seconds)
+            every.append(run.seconds)
     if not every:
         return None
     medians = {key: median(seconds) for key, seconds in alike.items()}
@@ -73,6 +78,12 @@ def estimate(batch: Batch, store: Store, left: Collection[str], jobs: int) -> fl
     waiting = [run for run in batch.runs if run.id in left]
     total = sum(medians.get(_but_seed(run.parameters), usual) for run in waiting)
     return total / min(jobs, max(1, len(waiting)))
+
+
+def _of_notebook(batch: Batch, store: Store) -> dict[str, Summary]:
+    found = summarize(store, store.finished()).items()
+    name = batch.notebook.name
+    return {key: each for key, each in found if isinstance(each, Summary) and each.notebook == name}
 
 
 def _but_seed(parameters: dict[str, Any]) -> str:
@@ -138,14 +149,16 @@ def print_plan(batch: Batch, store: Store, jobs: int, console: Console) -> None:
     console.print(f"{len(batch.runs)} runs, {counts}", highlight=False)
     if batch.resources:
         needed = " ".join(f"{name}={value:g}" for name, value in batch.resources.items())
-        console.print(f"each run takes {needed} of a Dask worker", highlight=False)
-    if flops and left:
+        console.print(f"each run takes {needed}", highlight=False)
+    if not left:
+        return
+    if flops:
         console.print(describe_cost(batch, flops, left, jobs), highlight=False)
     seconds = estimate(batch, store, left, jobs)
-    if left and seconds is None:
-        console.print("time left: unknown, no run of this notebook has finished yet")
-    elif left and seconds is not None:
-        console.print(f"time left: about {_duration(seconds)} with --jobs {jobs}", highlight=False)
+    about = "unknown, no run of this notebook has finished yet"
+    if seconds is not None:
+        about = f"about {_duration(seconds)} with --jobs {jobs}"
+    console.print(f"time left: {about}", highlight=False)
 
 
 def _duration(seconds: float) -> str:
@@ -154,27 +167,48 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def print_status(batch: Batch, store: Store, console: Console) -> int:
-    """Count the runs by status and show why runs failed; returns the exit code."""
+def print_status(batch: Batch, store: Store, console: Console, *, is_watched: bool = False) -> int:
+    """Print how many runs have which status and how those that run, failed or died are.
+
+    Args:
+        is_watched: again every two seconds, until nothing runs.
+    Returns: the exit code, 1 if a run failed, died or is corrupt.
+    """
+    if is_watched:
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            while "running" in (found := statuses(batch, store, is_checked=False)).values():
+                live.update(Text("\n".join(_status_lines(batch, store, found))), refresh=True)
+                time.sleep(_WATCH_SECONDS)
     found = statuses(batch, store)
-    for status in ("finished", "failed", "died", "running", "interrupted", "corrupt", "waiting"):
-        count = sum(each == status for each in found.values())
-        if count:
-            console.print(f"{count:6d} {status}", highlight=False)
-    for run in batch.runs:
-        if found[run.id] in {"failed", "died"}:
-            text = f"{run.id} {describe(run)}: {_reason(store, run.id)}"
-            console.print(text, highlight=False, markup=False, soft_wrap=True)
+    for line in _status_lines(batch, store, found):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     return 1 if {"failed", "died", "corrupt"} & set(found.values()) else 0
 
 
-def _reason(store: Store, key: str) -> str:
-    """Say why a run failed, or where it died, and where its notebook is."""
-    folder = store.failed(key)
-    if folder.is_dir():
+def _status_lines(batch: Batch, store: Store, found: Mapping[str, str]) -> Iterator[str]:
+    for status in ("finished", "failed", "died", "running", "interrupted", "corrupt", "waiting"):
+        if count := sum(each == status for each in found.values()):
+            yield f"{count:6d} {status}"
+    for run in batch.runs:
+        if found[run.id] in {"running", "failed", "died"}:
+            yield f"{run.id} {describe(run)}: {_state(store, run.id, found[run.id])}"
+
+
+def _state(store: Store, key: str, status: str) -> str:
+    """Say why a run failed and where its notebook is, or how far it is or was, and where."""
+    if status == "failed":
+        folder = store.failed(key)
         return f"{read_note(folder / RECORD).get('error', 'its run.json is damaged')}\n  {folder}"
     note = read_note(store.partial(key) / RECORD)
-    return f"its process {note.get('pid')} on {note.get('host')} ended in cell {note.get('cell')}"
+    host, pid, cell, text, seconds, started = (
+        note.get(name) for name in ("host", "pid", "cell", "text", "seconds", "started")
+    )
+    if status == "died" or not isinstance(started, float) or not isinstance(seconds, float):
+        return f"{status}: process {pid} on {host}, in cell {cell}"
+    share = re.search(r"(?<![\d.])([1-9]\d?)%", str(text))  # of a progress bar
+    left = f", {_duration(seconds * (100 / int(share[1]) - 1))} left" if share else ""
+    age = _duration(max(0.0, time.time() - started))
+    return f"process {pid} on {host}, in cell {cell} after {age}{left}: {text}"
 
 
 def find_run(batch: Batch, start: str) -> Run:
@@ -198,17 +232,18 @@ def explain(run: Run, batch: Batch, store: Store) -> list[str]:
         return [f"{run.id} is finished; nothing that it depends on has changed"]
     lines = [f"{run.id} is not finished"]
     if store.failed(run.id).is_dir():
-        lines.append(f"it failed: {_reason(store, run.id)}")
+        lines.append(f"it failed: {_state(store, run.id, 'failed')}")
     if store.partial(run.id).is_dir():
         if store.is_running(run.id):
             lines.append(f"it is {store.describe_holder(run.id)}")
         else:
             status = _partial_status(store, run.id).replace("interrupted", "was interrupted")
             lines.append(f"it {status}, and continues from its checkpoint")
-    records = [r for r in read_records(store).values() if r["notebook"] == batch.notebook.name]
-    if not records:
+    others = _of_notebook(batch, store)
+    if not others:
         return [*lines, f"no run of {batch.notebook.name} is in the store"]
-    nearest = max(records, key=lambda r: (_alike(run.parameters, r["parameters"]), r["started"]))
+    near = {key: (_alike(run.parameters, r.parameters), r.started) for key, r in others.items()}
+    nearest = store.record(max(near, key=lambda key: near[key]))
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(nearest["started"]))
     lines.append(f"nearest in the store: {nearest['id']} of {when}; since then, or unlike it:")
     return lines + [f"  {line}" for line in differences(run, nearest)]

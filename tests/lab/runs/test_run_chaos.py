@@ -1,5 +1,6 @@
-"""Kills at random moments, of kernels, fork servers, Dask workers and batches: nothing is
-lost, nothing counted twice, and the numbers are those of an undisturbed batch."""
+"""Kills at random moments, of kernels, fork servers, Dask workers, schedulers and batches; stopped
+kernels, a store that workers lose sight of: nothing is lost, nothing counted twice, and the numbers
+are those of an undisturbed batch."""
 
 import contextlib
 import hashlib
@@ -19,7 +20,7 @@ from gqc_lab.runs.plan import read_batch
 from gqc_lab.runs.store import Store
 
 NOTEBOOK = Path(__file__).parents[2] / "fixtures" / "notebooks" / "counting.ipynb"
-NUM_RUNS, GOAL, NUM_KILLS = 30, 12, 10
+NUM_RUNS, GOAL, NUM_STRIKES = 60, 12, 14
 HANG = 1800  # seconds after which something hangs, however busy the machine is
 
 
@@ -69,22 +70,27 @@ def below(parents):
     return [child for parent in parents for child in children(parent)]
 
 
-def strike(stream, batch, nannies=None):
-    """Kill one of: the batch, a Dask worker, a fork server, a kernel; returns which.
-
-    Args:
-        nannies: parents of the Dask workers; None: there are none.
-    """
-    workers = [p for p in below(nannies or []) if "multiprocessing.spawn" in command_of(p)]
+def strike(stream, batch, store, cluster):
+    """Kill one of: the batch, a Dask worker, the scheduler, a fork server, a kernel; or stop a
+    kernel, or hide the store from the workers.  Returns what was done, or None."""
+    nannies = cluster.nannies if cluster else []
+    workers = [p for p in below(nannies) if "multiprocessing.spawn" in command_of(p)]
     servers = [p for p in below(workers or [batch]) if "forkserver" in command_of(p)]
     kernels = below(servers)
     victims = [("batch", [batch]), ("server", servers), *[("kernel", kernels)] * 3]
-    victims += [("worker", workers)] * 2 if nannies else []
+    victims += [("stop", kernels)]
+    if cluster:
+        victims += [("worker", workers)] * 2 + [("scheduler", [cluster.scheduler.pid])]
+        victims += [("store", list(store.root.glob(".gqc-*")))]
     kind, targets = stream.choice(victims)
     if not targets or not kernels:  # nothing is running yet
         return None
+    target = stream.choice(targets)
+    if kind == "store":
+        target.unlink(missing_ok=True)
+        return kind
     with contextlib.suppress(ProcessLookupError):
-        os.kill(stream.choice(targets), signal.SIGKILL)
+        os.kill(target, signal.SIGSTOP if kind == "stop" else signal.SIGKILL)
     return kind
 
 
@@ -95,54 +101,71 @@ def command_of(pid):
         return ""
 
 
+class Cluster:
+    """A scheduler and two workers, which :meth:`options` starts where they died."""
+
+    scheduler = None
+
+    def options(self):
+        """Return what tells a batch to run there."""
+        if self.scheduler is None or self.scheduler.poll() is not None:
+            self.close()
+            command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0"]
+            command += ["--host", "127.0.0.1", "--no-dashboard"]
+            self.scheduler = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+            lines = self.scheduler.stderr
+            self.address = next(line.split()[-1] for line in lines if "Scheduler at:" in line)
+            command = [sys.executable, "-m", "distributed.cli.dask_worker", self.address]
+            command += ["--no-dashboard", "--nthreads", "1"]
+            self.processes = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in "ab"]
+            self.nannies = [process.pid for process in self.processes]
+        return ["--scheduler", self.address]
+
+    def close(self):
+        for process in (*self.processes, self.scheduler) if self.scheduler else ():
+            for child in below([process.pid]):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+            process.kill()
+            process.communicate()
+
+
 @pytest.fixture(params=["here", "dask"])
-def place(request):
-    """Options that say where the batch is to run, and the nannies of the Dask workers there."""
-    if request.param == "here":
-        yield [], None
-        return
-    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0"]
-    command += ["--host", "127.0.0.1", "--no-dashboard"]
-    scheduler = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    address = next(line.split()[-1] for line in scheduler.stderr if "Scheduler at:" in line)
-    command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-dashboard"]
-    nannies = [
-        subprocess.Popen([*command, "--nthreads", "1"], stderr=subprocess.DEVNULL) for _ in "ab"
-    ]
-    yield ["--scheduler", address], [nanny.pid for nanny in nannies]
-    for process in (*nannies, scheduler):
-        process.kill()
-        process.communicate()
+def cluster(request):
+    cluster = Cluster() if request.param == "dask" else None
+    yield cluster
+    if cluster:
+        cluster.close()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(HANG)
 @pytest.mark.skipif(sys.platform != "linux", reason="finds its victims in /proc")
-def test_random_kills_lose_and_repeat_nothing(tmp_path, place):
-    where, nannies = place
+def test_random_strikes_lose_and_repeat_nothing(tmp_path, cluster):
     (tmp_path / "b.yaml").write_text(
         f"notebook: {NOTEBOOK}\nseeds: {NUM_RUNS}\nparameters: {{goal: {GOAL}}}\nthreads: 1\n"
+        "timeout: 60\n"  # of a stopped kernel
     )
     ids = {run.id for run in read_batch(tmp_path / "b.yaml").runs}
     store, stream = Store(tmp_path / "runs"), random.Random(8)
-    kills, published = [], {}
-    process = start(tmp_path, *where)
+    strikes, published, process = [], {}, None
     until = time.monotonic() + HANG
     while True:
-        assert time.monotonic() < until, kills
+        assert time.monotonic() < until, strikes
+        if process is None or process.poll() is not None:
+            if process is not None:
+                process.communicate()
+                if process.returncode == 0:
+                    break
+            process = start(tmp_path, *(cluster.options() if cluster else []))
         time.sleep(stream.uniform(0.1, 1.2))
-        if process.poll() is not None:
-            process.communicate()
-            if process.returncode == 0:
-                break
-            process = start(tmp_path, *where)
-        elif len(kills) < NUM_KILLS and (kind := strike(stream, process.pid, nannies)):
-            kills.append(kind)
+        if len(strikes) < NUM_STRIKES and process.poll() is None:
+            strikes += filter(None, [strike(stream, process.pid, store, cluster)])
         for key in store.finished() - published.keys():
             published[key] = store.verify(key)["started"]
 
-    assert len(kills) == NUM_KILLS
-    assert len(set(kills)) >= 3, kills  # with this seed: all kinds but perhaps one
+    assert len(strikes) == NUM_STRIKES
+    assert len(set(strikes)) >= 4, strikes
     assert store.finished() == ids
     # What was published once was never made again.
     assert {key: store.verify(key)["started"] for key in published} == published
@@ -153,7 +176,7 @@ def test_random_kills_lose_and_repeat_nothing(tmp_path, place):
     }
     # Only what was struck was started again: a kill strikes two runs, or one.
     attempts = [json.loads((store.folder(k) / "run.json").read_text())["attempts"] for k in ids]
-    assert sum(attempts) - NUM_RUNS <= 2 * NUM_KILLS
+    assert sum(attempts) - NUM_RUNS <= 2 * NUM_STRIKES
     # Whoever was killed took its runs and kernels along.
     while processes_of(store):
         assert time.monotonic() < until

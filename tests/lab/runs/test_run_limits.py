@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -97,7 +99,7 @@ def test_status_tells_what_died_from_what_was_interrupted(tmp_path, executor):
     assert "1 finished" in capture.get()
     assert "1 died" in capture.get()
     assert "1 interrupted" in capture.get()
-    assert f"{batch.runs[1].id} seed=1: its process {os.getpid()} on " in capture.get()
+    assert f"{batch.runs[1].id} seed=1: died: process {os.getpid()} on " in capture.get()
 
 
 def test_a_store_that_cannot_be_written_is_one_line(tmp_path, executor):
@@ -124,3 +126,54 @@ def test_a_full_disk_stops_the_batch(tmp_path, executor, monkeypatch):
     outcomes = execute_batch(batch, store, Heard(), executor=executor)
     assert list(outcomes.statuses.values()) == ["kept", "finished", "finished", "finished"]
     assert Path(store.root / "partial").is_dir()
+
+
+def test_the_current_folder_is_not_imported_from_and_a_killed_batch_leaves_no_sockets(tmp_path):
+    make_batch(tmp_path, "seeds: 1", "import time\nopen('begun', 'w')\ntime.sleep(1000)")
+    (tmp_path / "papermill.py").write_text("open('stolen', 'w')")
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+
+    def start():
+        code = "from gqc_lab.cli import main; main()"
+        return subprocess.Popen(
+            [sys.executable, "-c", code, "batch", "run", "b.yaml"],
+            cwd=tmp_path, env={**os.environ, "TMPDIR": str(temporary)},
+        )  # fmt: skip
+
+    process = start()
+    wait_for((tmp_path / "begun").exists)
+    assert not (tmp_path / "stolen").exists()
+    process.kill()
+    process.wait()
+    (left,) = temporary.glob("gqc-sockets-*")
+    os.utime(left, (0, 0))
+    (tmp_path / "begun").unlink()
+    process = start()
+    wait_for((tmp_path / "begun").exists)
+    assert left not in set(temporary.glob("gqc-sockets-*"))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(HANG) == 130
+    assert list(temporary.iterdir()) == []
+
+
+def test_what_a_cell_prints_is_bounded(tmp_path, executor):
+    code = (
+        "import sys\nfor _ in range(200):\n    print('x' * 1_000_000)\n"
+        "for step in range(1000):\n    print(f'\\rstep {step}', end='', file=sys.stderr)"
+    )
+    cell = "print('y' * 3_000_000, file=sys.stderr)"
+    batch = make_batch(tmp_path, "seeds: 1", code, cell, "print('short')")
+    store = Store(tmp_path / "runs")
+    assert execute_batch(batch, store, Heard(), executor=executor).count("finished") == 1
+    path = store.folder(batch.runs[0].id) / "notebook.ipynb"
+    assert path.stat().st_size < 2_100_000
+    cells = json.loads(path.read_text())["cells"]
+    printed = (out for cell in cells for out in cell["outputs"] if out["output_type"] == "stream")
+    texts = ["".join(out["text"]) for out in printed]
+    assert texts[-1] == "short\n"
+    long = "".join(texts[:-1])
+    assert (long.count("x"), long.count("y")) == (1_000_000, 1_000_000)
+    assert "[cut: stdout of this cell is longer than 1,000,000 characters]" in long
+    assert "[cut: stderr of this cell is longer than 1,000,000 characters]" in long
+    assert "step" not in long

@@ -7,6 +7,7 @@ import os
 import time
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pytest
@@ -148,6 +149,23 @@ def test_load_selects(filled, where):
     loaded = runs.load(filled.root, where=where)
     assert loaded.results["seed"].tolist() == [2]
     assert set(loaded.history["run"]) == {f"{2:016x}"}
+
+
+def test_single_columns_of_histories_are_read(filled):
+    loaded = runs.load(filled.root)
+    whole = loaded.history
+    name = whole.columns[-1]
+    assert loaded.read_history([name]).equals(whole[["run", name]])
+    with pytest.raises(KeyError, match="'nothing': expected one of tokens"):
+        loaded.read_history(["nothing"])
+
+
+def test_a_condition_reaches_no_files(filled, tmp_path):
+    target = tmp_path / "stolen.csv"
+    for where in (f"true; COPY results TO '{target}'", "loss IN (FROM read_text('/etc/passwd'))"):
+        with pytest.raises(duckdb.Error):
+            runs.load(filled.root, where)
+    assert not target.exists()
 
 
 def test_load_refuses_what_it_cannot_trust(filled, tmp_path):

@@ -1,0 +1,33 @@
+"""What a cell prints, cut where it is too long to keep."""
+
+from __future__ import annotations
+
+from ipykernel.iostream import OutStream
+
+MOST_CHARACTERS = 1_000_000
+
+
+class BoundedStream(OutStream):
+    """Standard output or error of a run's kernel, of a million characters for each cell.
+
+    Texts with a carriage return, which draw progress bars, pass: nobody keeps them.
+    """
+
+    _cell: object = None
+    _length = 0
+
+    def write(self, string: str) -> int | None:  # type: ignore[override]  # as its own is
+        """Write what there is room for, and say once where the rest is cut."""
+        if not isinstance(string, str) or "\r" in string:  # the former is an error
+            return super().write(string)
+        if self.parent_header.get("msg_id") != self._cell:
+            self._cell, self._length = self.parent_header.get("msg_id"), 0
+        room = MOST_CHARACTERS - self._length
+        self._length += len(string)
+        if room >= len(string):
+            return super().write(string)
+        if room >= 0:
+            note = f"[cut: {self.name} of this cell is longer than {MOST_CHARACTERS:,} characters]"
+            super().write(f"{string[:room]}\n{note}\n")
+            self._length = MOST_CHARACTERS + 1
+        return len(string)
