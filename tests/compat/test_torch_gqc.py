@@ -89,7 +89,8 @@ def run_quickstart(code: str) -> dict:
 
 def published_blocks() -> list[str]:
     """The quickstarts of the installed release, with our import line."""
-    text = str(importlib.metadata.metadata("torch-gqc").get_payload())
+    # Not its payload, which is empty where the backport importlib_metadata was imported.
+    text = importlib.metadata.metadata("torch-gqc")["Description"]
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     ours = [b.replace("gradient_quality_control", "gqc.compat.torch_gqc") for b in blocks]
     return [block for block in ours if "gqc.compat.torch_gqc" in block]
