@@ -68,11 +68,14 @@ def socket_folder() -> Iterator[Path]:
 @cache
 def _sockets() -> Path:
     """Make this process's folder, locked while it lives, and remove those of killed processes."""
-    for left in Path(tempfile.gettempdir()).glob(f"{_SOCKETS}*"):
+    place = tempfile.gettempdir()
+    if len(place) > _LONGEST_IPC_PATH - 50:  # the fork server's own socket has no other way
+        place = "/tmp"
+    for left in Path(place).glob(f"{_SOCKETS}*"):
         with contextlib.suppress(OSError), _locked(left, fcntl.LOCK_EX):
             if time.time() - left.stat().st_mtime > 10:  # else it may be about to be locked
                 shutil.rmtree(left)
-    folder = Path(tempfile.mkdtemp(prefix=_SOCKETS))
+    folder = Path(tempfile.mkdtemp(prefix=_SOCKETS, dir=place))
     holder = contextlib.ExitStack()
     holder.enter_context(_locked(folder, fcntl.LOCK_SH))
     atexit.register(holder.close)

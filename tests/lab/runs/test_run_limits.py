@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -131,8 +132,7 @@ def test_a_full_disk_stops_the_batch(tmp_path, executor, monkeypatch):
 def test_the_current_folder_is_not_imported_from_and_a_killed_batch_leaves_no_sockets(tmp_path):
     make_batch(tmp_path, "seeds: 1", "import time\nopen('begun', 'w')\ntime.sleep(1000)")
     (tmp_path / "papermill.py").write_text("open('stolen', 'w')")
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
+    temporary = Path(tempfile.mkdtemp())  # short, as paths of sockets have to be
 
     def start():
         code = "from gqc_lab.cli import main; main()"
@@ -155,6 +155,20 @@ def test_the_current_folder_is_not_imported_from_and_a_killed_batch_leaves_no_so
     process.send_signal(signal.SIGINT)
     assert process.wait(HANG) == 130
     assert list(temporary.iterdir()) == []
+    temporary.rmdir()
+
+
+def test_a_long_path_of_temporary_files_is_not_used_for_sockets(tmp_path):
+    make_batch(tmp_path, "seeds: 1", "1")
+    long = tmp_path / ("x" * 60)
+    long.mkdir()
+    code = "from gqc_lab.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "batch", "run", "b.yaml"],
+        cwd=tmp_path, env={**os.environ, "TMPDIR": str(long)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "1 finished" in done.stdout
 
 
 def test_what_a_cell_prints_is_bounded(tmp_path, executor):
