@@ -55,7 +55,7 @@ class Probe:
         seconds: per microbatch, the median.
         examples: in a microbatch; None where batches hold no tensor.
         signal_sq, noise_trace: :math:`|G|^2` (not positive: not resolved) and T.
-        noise_scale: R = T / |G|^2 in microbatches; None while the signal is not resolved.
+        noise_scale: :math:`R = T / |G|^2` in microbatches; None while the signal is not resolved.
         noise_scale_error: its standard error, by the jackknife; inf where it is None.
         correlation: of the noise of successive draws, from products at distance 1 and >= 8.
         correlation_error: its standard error.
