@@ -259,7 +259,7 @@ def test_a_scheduler_that_goes_away_is_named(make_batch, tmp_path):
     store = Store(tmp_path / "runs")
     batch = make_batch("parameters: {goal: 100000}", "counting")
     with LocalCluster(
-        n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+        n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
     ) as doomed:
         heard = Heard()
         heard.started = lambda run: doomed.close(timeout=10)
@@ -357,7 +357,8 @@ def test_the_slurm_example_starts_workers_and_the_batch(make_batch, tmp_path):
         "        assert job_extra_directives == ['--gres=gpu:1']\n"
         "        name, value = worker_extra_args[1].split('=')\n"
         "        super().__init__(n_workers=0, threads_per_worker=cores, host='127.0.0.1',\n"
-        "                         dashboard_address=None, resources={name: float(value)})\n"
+        "                         dashboard_address='127.0.0.1:0',\n"
+        "                         resources={name: float(value)})\n"
         "    def scale(self, jobs):\n"
         "        super().scale(jobs)\n"
     )
