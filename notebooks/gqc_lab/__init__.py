@@ -1,12 +1,12 @@
 """Reproducible experiments on top of the core: data, models, the loop, and what drives it::
 
-    from gqc_lab import track
-    from gqc_lab.studies import pretraining
+from gqc_lab import track
+from gqc_lab.studies import pretraining
 
-    experiment = pretraining.build(pretraining.config("smoke", method="gnts"))
-    for record in track(experiment):
-        ...
-    experiment.history, experiment.summary()
+experiment = pretraining.build(pretraining.config("smoke", method="gnts"))
+for record in track(experiment):
+    ...
+experiment.history, experiment.summary()
 """
 
 import sys
