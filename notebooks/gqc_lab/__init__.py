@@ -1,12 +1,14 @@
-"""Reproducible experiments on top of the core: data, models, the loop, and what drives it::
+"""Reproducible experiments on top of the core: data, models, the loop, and what drives it.
 
-from gqc_lab import track
-from gqc_lab.studies import pretraining
+For example::
 
-experiment = pretraining.build(pretraining.config("smoke", method="gnts"))
-for record in track(experiment):
-    ...
-experiment.history, experiment.summary()
+    from gqc_lab import track
+    from gqc_lab.studies import pretraining
+
+    experiment = pretraining.build(pretraining.config("smoke", method="gnts"))
+    for record in track(experiment):
+        ...
+    experiment.history, experiment.summary()
 """
 
 import sys
