@@ -6,6 +6,7 @@ import math
 import warnings
 
 import pytest
+import torch
 
 from gqc_lab.studies import operator_learning
 from gqc_lab.studies.operator_learning import read_training
@@ -80,10 +81,13 @@ def test_what_has_no_counterpart_is_named():
 
 
 @pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")  # torch's compiler
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # as well
 @pytest.mark.parametrize(
     "changes", [{"amp": True}, pytest.param({"compile": True}, marks=pytest.mark.slow)]
 )
-def test_amp_and_compile_train_about_as_without(changes):
+def test_amp_and_compile_train_about_as_without(changes, monkeypatch):
+    whole = torch.nn.Module.compile  # its code for the processor takes a minute to be made
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda part: whole(part, backend="eager"))
     small = {"epochs": 1, "batch_size": 12, "time_stride": 8, "inverse_loss_warmup_epochs": 0}
     losses = []
     for own in ({}, changes):
