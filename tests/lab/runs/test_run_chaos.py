@@ -20,7 +20,8 @@ from gqc_lab.runs.plan import read_batch
 from gqc_lab.runs.store import Store
 
 NOTEBOOK = Path(__file__).parents[2] / "fixtures" / "notebooks" / "counting.ipynb"
-NUM_RUNS, GOAL, NUM_STRIKES = 60, 12, 14
+NUM_RUNS = int(os.environ.get("GQC_CHAOS", "24"))  # 60 now and then
+GOAL, NUM_STRIKES = 12, NUM_RUNS // 4
 HANG = 1800  # seconds after which something hangs, however busy the machine is
 
 
@@ -165,7 +166,7 @@ def test_random_strikes_lose_and_repeat_nothing(tmp_path, cluster):
             published[key] = store.verify(key)["started"]
 
     assert len(strikes) == NUM_STRIKES
-    assert len(set(strikes)) >= 4, strikes
+    assert len(set(strikes)) >= 3, strikes
     assert store.finished() == ids
     # What was published once was never made again.
     assert {key: store.verify(key)["started"] for key in published} == published
