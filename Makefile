@@ -4,6 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LAB_READY := $(VENV)/.lab-ready
 NOTEBOOKS := $(wildcard notebooks/[0-9]*.ipynb notebooks/guides/*.ipynb)
+SLOW ?= slow
 TESTS := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 .PHONY: help reproduce test test-all test-latest lab lint bench gpu-check notebooks results paper site clean setup
@@ -34,7 +35,7 @@ test: $(READY) lint  ## lint, types, unit tests, every notebook; minutes
 	$(TESTS) -m 'not slow'
 
 test-all: test  ## `make test`, then what takes longer: killed runs, ranks, browser, site, paper
-	$(TESTS) -m slow
+	$(TESTS) -m "$(SLOW)"
 
 test-latest:  ## tests of trainers, loggers and optimizers with their newest versions, in build/latest
 	test -x build/latest/bin/python || $(PYTHON) -m venv build/latest
