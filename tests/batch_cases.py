@@ -8,10 +8,10 @@ HANG = 900  # seconds after which something hangs, however busy the machine is
 
 
 class Heard:
-    """A listener that remembers."""
+    """A listener that remembers, and acts on each sign of life of a run."""
 
-    def __init__(self):
-        self.notes, self.texts, self.ends = [], [], []
+    def __init__(self, act=None):
+        self.notes, self.texts, self.ends, self.act = [], [], [], act
 
     def note(self, text):
         self.notes.append(text)
@@ -24,6 +24,8 @@ class Heard:
 
     def moved(self, run, cell, text):
         self.texts.append(text)
+        if self.act:
+            self.act(run)
 
     def ended(self, run, outcome):
         self.ends.append((run.id, outcome["status"]))

@@ -1,6 +1,7 @@
 """Settings that hold before torch is imported, and what no test may do: be skipped, hurry."""
 
 import os
+import threading
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -36,3 +37,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
+
+
+@pytest.fixture
+def no_thread_is_left():
+    """Every thread of a live run has ended after the test, or ends when it is told to."""
+    from gqc_lab.loop.gate import stop_all
+
+    before = set(threading.enumerate())
+    yield
+    stop_all()
+    assert set(threading.enumerate()) == before

@@ -11,12 +11,12 @@ from torch.optim import Optimizer
 
 import gqc
 from gqc.compat.torch_gqc_wrapper import group_values
-from gqc.schedules import ParamGroupSchedule, builders
+from gqc.schedules import THRESHOLD, ParamGroupSchedule, builders
 from gqc.schedules.writers import write
 
 #: what 0.8.5 scheduled by scheduling a wrapper's "lr"
 _TARGETS = {
-    gqc.OptimizerWrapperGNTS: "gradient_norm_threshold",
+    gqc.OptimizerWrapperGNTS: THRESHOLD,
     gqc.OptimizerWrapperSBC: "logical_batch_size",
     gqc.OptimizerWrapperGNR: "target_gradient_norm",
 }
@@ -46,7 +46,7 @@ def _published(builder: Callable[..., ParamGroupSchedule], otherwise: str) -> An
 
 
 get_norm_threshold_cosine_annealing_with_warmup = _published(
-    builders.get_norm_threshold_cosine_annealing_with_warmup, "gradient_norm_threshold"
+    builders.get_norm_threshold_cosine_annealing_with_warmup, THRESHOLD
 )
 get_direct_cosine_annealing_with_warmup = _published(
     builders.get_direct_cosine_annealing_with_warmup, "lr"

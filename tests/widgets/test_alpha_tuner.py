@@ -1,27 +1,18 @@
 """The alpha tuner's view, without a browser: fields, sliders, figures, buttons."""
 
-import threading
-
 import pytest
 
-from gqc_lab.loop.gate import stop_all
 from gqc_lab.studies import pretraining
 from gqc_lab.studies.vgs import training as vgs_training
 from gqc_widgets import LiveRun, VGSAlphaTuner
 from gqc_widgets import alpha_tuner as module
 
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
+
 
 def make(**overrides):
     values = {"steps": 60, "batch_size": 4, "width": 8, "beta": 0.9, "warmup_steps": 5}
     return vgs_training.build(vgs_training.config("smoke", device="cpu", **values | overrides))
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left():
-    before = set(threading.enumerate())
-    yield
-    stop_all()
-    assert set(threading.enumerate()) == before
 
 
 def y(panels, key):

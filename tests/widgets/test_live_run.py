@@ -1,26 +1,17 @@
 """The view of a run, without a browser: what its buttons do and what it writes."""
 
-import threading
-
 import pytest
 
-from gqc_lab.loop.gate import stop_all
 from gqc_lab.loop.jupyter import current_cell
 from gqc_lab.studies import pretraining
 from gqc_widgets import LiveRun
 from gqc_widgets.status import clock
 
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
+
 
 def make(tokens=20 * 512, **fields):
     return pretraining.build(pretraining.config("smoke", tokens=tokens, **fields))
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left():
-    before = set(threading.enumerate())
-    yield
-    stop_all()
-    assert set(threading.enumerate()) == before
 
 
 def disabled(view):

@@ -1,15 +1,14 @@
 """Twins at several alphas: the same start, the same data, and each the run that it would be."""
 
-import threading
-
 import pandas as pd
 import pytest
 
-from gqc_lab.loop.gate import stop_all
 from gqc_lab.loop.live import Live
 from gqc_lab.studies import pretraining
 from gqc_lab.studies.vgs import training as vgs_training
 from gqc_widgets.side_by_side import SideBySide
+
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 def make(**overrides):
@@ -30,14 +29,6 @@ def wait(side):
 def rows(experiment, since=0):
     kept = experiment.history.drop(columns=["seconds", "changes", "alpha", "method"])
     return kept.iloc[since:].reset_index(drop=True)
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left():
-    before = set(threading.enumerate())
-    yield
-    stop_all()
-    assert set(threading.enumerate()) == before
 
 
 def test_from_the_beginning_each_is_the_run_with_its_alpha():

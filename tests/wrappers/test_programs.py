@@ -58,7 +58,7 @@ class Programs(RuleBasedStateMachine):
         return gqc.OptimizerWrapperSBC(sgd, 1, self.size, **self.options)
 
     def mean(self) -> tuple[list[float], float]:
-        """Of the window, and its norm."""
+        """Return the mean of the window, and its norm."""
         total = sum(w for w, _ in self.window)
         factors = [1.0 if self.is_sum else w for w, _ in self.window]
         sums = [

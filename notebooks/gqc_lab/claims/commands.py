@@ -37,9 +37,10 @@ COLUMNS = ("val_loss", "perplexity", "mean_logical_batch_examples", "steps")
 GEOMETRIC = COLUMNS[1:]  # as in the report of its batch file
 
 
-def decide(paper: Path) -> list[Verdict]:
-    """Decide the claims of a paper's folder from its committed results."""
-    return evaluate(read_claims(paper / CLAIMS), load_frozen(paper / RESULTS))
+def decide(paper: Path, results: Mapping[str, Frozen] | None = None) -> list[Verdict]:
+    """Decide the claims of a paper's folder from its committed results; reads them if need be."""
+    results = load_frozen(paper / RESULTS) if results is None else results
+    return evaluate(read_claims(paper / CLAIMS), results)
 
 
 def check(paper: Path) -> list[str]:
@@ -50,8 +51,9 @@ def check(paper: Path) -> list[str]:
     path = paper / VERDICTS
     if not path.is_file():
         raise BadInput(f"{path}: no committed verdicts; `gqc claims` writes them")
-    differences = changes(decide(paper), json.loads(path.read_text(encoding="utf-8")))
-    return differences + verify(paper, load_frozen(paper / RESULTS))
+    results = load_frozen(paper / RESULTS)
+    committed = json.loads(path.read_text(encoding="utf-8"))
+    return changes(decide(paper, results), committed) + verify(paper, results)
 
 
 def register_all(paper: Path) -> list[str]:
@@ -90,8 +92,9 @@ def write(verdicts: Sequence[Verdict], paper: Path) -> list[Path]:
     build.mkdir(parents=True, exist_ok=True)
     write_json(paper / VERDICTS, [verdict.plain() for verdict in verdicts])
     results = load_frozen(paper / RESULTS)
+    current = current_ids(paper, results)
     frame = verdict_frame(verdicts, read_registration(paper))
-    age = appendix.describe_age(results, current_ids(paper, results), "behind these results")
+    age = appendix.describe_age(results, current, "behind these results")
     texts = appendix.texts(results, read_plan(paper), age)
     for name in ("claims.md", "claims.tex", "claims-macros.tex", "rules.tex"):
         texts[name] = render(name, frame=frame, links="../../notebooks")
@@ -100,7 +103,7 @@ def write(verdicts: Sequence[Verdict], paper: Path) -> list[Path]:
     readme = paper.resolve().parent / "README.md"
     if readme.is_file():
         old = readme.read_text(encoding="utf-8")
-        new = fill_readme(old, verdicts, paper)
+        new = _fill(old, verdicts, results, current)
         if new != old:
             readme.write_text(new, encoding="utf-8")
     return [paper / VERDICTS, *(build / name for name in texts)]
@@ -113,8 +116,15 @@ def fill_readme(text: str, verdicts: Sequence[Verdict], paper: Path) -> str:
     their runs are from an older version of the code.
     """
     results = load_frozen(paper / RESULTS)
-    current = current_ids(paper, results)
+    return _fill(text, verdicts, results, current_ids(paper, results))
 
+
+def _fill(
+    text: str,
+    verdicts: Sequence[Verdict],
+    results: Mapping[str, Frozen],
+    current: Mapping[str, set[str]],
+) -> str:
     def block(name: str) -> str:
         if name == "flagship":
             mine = {FLAGSHIP: results[FLAGSHIP]}

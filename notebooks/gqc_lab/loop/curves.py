@@ -75,8 +75,8 @@ class Curves:
             x, y = x[is_stepped == 1], y[is_stepped == 1]
         known = np.isfinite(y)
         if name in ("forced", "val_loss") or 2 * known.sum() < len(y):  # evaluated now and then
-            x, y = x[known], y[known]
-        return thin(x, np.where(np.isfinite(y), y, np.nan))
+            return thin(x[known], y[known])
+        return thin(x, np.where(known, y, np.nan))
 
     def _values(self, name: str) -> Array:
         kind, _, base = name.partition(" ")

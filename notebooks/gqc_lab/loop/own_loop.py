@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gqc.scalers import VarianceGradientScaler
+from gqc.schedules import THRESHOLD
 from gqc.wrappers import OptimizerWrapper
 from gqc_lab.loop.controls import Controls
 from gqc_lab.loop.experiment import Experiment
@@ -29,7 +30,6 @@ from gqc_lab.loop.scaler_controls import SCALER, apply_scaler, scaler_controls, 
 from gqc_lab.loop.settings import Setting
 from gqc_lab.loop.tunables import Tunables
 
-THRESHOLD = "gradient_norm_threshold"
 Optimizers = Optimizer | Sequence[Optimizer] | Mapping[str, Optimizer]
 
 

@@ -47,8 +47,8 @@ _PRELOADED = [
     "IPython.core.completer", "torch", "numpy", "pandas", "pyarrow.parquet",
 ]  # fmt: skip
 _PR_SET_PDEATHSIG = 1
-# A unix socket's path holds 107 bytes; jupyter_client appends "-ipc-1" or so to the stem.
-_LONGEST_IPC_PATH = 90
+# A unix socket's path holds 107 bytes, of which some 50 are ours below the temporary folder.
+_LONGEST_PLACE = 40
 _SOCKETS = "gqc-sockets-"
 _STREAM = "--IPKernelApp.outstream_class=gqc_lab.runs.output.BoundedStream"
 _IS_SAFE_PATH = bool(sys.flags.safe_path)
@@ -69,7 +69,7 @@ def socket_folder() -> Iterator[Path]:
 def _sockets() -> Path:
     """Make this process's folder, locked while it lives, and remove those of killed processes."""
     place = tempfile.gettempdir()
-    if len(place) > _LONGEST_IPC_PATH - 50:  # the fork server's own socket has no other way
+    if len(place) > _LONGEST_PLACE:
         place = "/tmp"
     for left in Path(place).glob(f"{_SOCKETS}*"):
         with contextlib.suppress(OSError), _locked(left, fcntl.LOCK_EX):
@@ -324,7 +324,7 @@ def manager_class(
         def __init__(self, **kwargs: Any) -> None:
             super().__init__(**kwargs)
             self.connection_file = str(sockets / "k.json")
-            if CAN_FORK and len(self.connection_file) < _LONGEST_IPC_PATH:
+            if CAN_FORK:
                 self.transport = "ipc"
             provisioner = _Provisioner(kernel_id="run", kernel_spec=self.kernel_spec, parent=self)
             provisioner.threads = threads if is_forked and CAN_FORK else None

@@ -13,6 +13,8 @@ from gqc_lab.loop import live as module
 from gqc_lab.loop.gate import stop_all
 from gqc_lab.loop.jupyter import Cell
 
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -56,14 +58,6 @@ class Descent(Experiment):
 
 def losses(experiment):
     return experiment.history["loss"].tolist()
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left():
-    before = set(threading.enumerate())
-    yield
-    stop_all()
-    assert set(threading.enumerate()) == before
 
 
 def until(condition):

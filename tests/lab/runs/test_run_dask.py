@@ -8,24 +8,22 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("distributed")
 
+from batch_cases import HANG, Heard, wait_for
 from distributed import LocalCluster
 
 from gqc_lab.errors import BadInput
 from gqc_lab.runs import load
 from gqc_lab.runs.batch import execute_batch
 from gqc_lab.runs.cluster import SchedulerLost, connect, find_problem
-from gqc_lab.runs.plan import read_batch
 from gqc_lab.runs.store import Store
 
 NOTEBOOKS = Path(__file__).parents[2] / "fixtures" / "notebooks"
-HANG = 900  # seconds after which something hangs, however busy the machine is
 
 # What Dask's own threads and sockets leave behind is not ours to warn of.
 pytestmark = [
@@ -33,29 +31,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(HANG),
 ]
-
-
-class Heard:
-    """A listener that remembers, and acts on a run's first sign of life."""
-
-    def __init__(self, act=None):
-        self.notes, self.ends, self.act = [], [], act
-
-    def note(self, text):
-        self.notes.append(text)
-
-    def kept(self, count):
-        self.num_kept = count
-
-    def started(self, run):
-        pass
-
-    def moved(self, run, cell, text):
-        if self.act:
-            self.act(run)
-
-    def ended(self, run, outcome):
-        self.ends.append((run.id, outcome["status"]))
 
 
 @pytest.fixture(scope="module")
@@ -70,16 +45,6 @@ def cluster():
         dashboard_address="127.0.0.1:0",
     ) as cluster:
         yield cluster
-
-
-@pytest.fixture
-def make_batch(tmp_path):
-    def make(text, notebook="tiny"):
-        path = tmp_path / f"{Path(notebook).stem}.yaml"
-        path.write_text(f"notebook: {NOTEBOOKS / notebook}.ipynb\n{text}")
-        return read_batch(path)
-
-    return make
 
 
 def run_on(cluster, batch, store, heard, **options):
@@ -98,13 +63,6 @@ def counted(store, key):
         return json.loads((store.partial(key) / "counting.ckpt").read_text())
     except FileNotFoundError:
         return None
-
-
-def wait_for(condition):
-    until = time.monotonic() + HANG
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def processes_of(store):

@@ -18,29 +18,10 @@ from batch_cases import HANG, Heard, wait_for, write_notebook
 from gqc_lab.runs import load
 from gqc_lab.runs.batch import LocalExecutor, execute_batch, make_job
 from gqc_lab.runs.execute import Execution
-from gqc_lab.runs.plan import read_batch
 from gqc_lab.runs.store import Store
 
 NOTEBOOKS = Path(__file__).parents[2] / "fixtures" / "notebooks"
 pytestmark = pytest.mark.timeout(HANG)
-
-
-@pytest.fixture(scope="module")
-def executor():
-    """One for the module; that batches can share it is part of what is tested."""
-    executor = LocalExecutor(threads=1)
-    yield executor
-    executor.close()
-
-
-@pytest.fixture
-def make_batch(tmp_path):
-    def make(text, notebook="tiny"):
-        path = tmp_path / f"{Path(notebook).stem}.yaml"
-        path.write_text(f"notebook: {NOTEBOOKS / notebook}.ipynb\n{text}")
-        return read_batch(path)
-
-    return make
 
 
 def numbers(store):

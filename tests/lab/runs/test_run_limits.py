@@ -15,19 +15,12 @@ from batch_cases import HANG, Heard, wait_for, write_notebook
 from rich.console import Console
 
 from gqc_lab.runs import BadInput, load
-from gqc_lab.runs.batch import LocalExecutor, execute_batch
+from gqc_lab.runs.batch import execute_batch
 from gqc_lab.runs.overview import print_status
 from gqc_lab.runs.plan import read_batch
 from gqc_lab.runs.store import Store
 
 pytestmark = pytest.mark.timeout(HANG)
-
-
-@pytest.fixture(scope="module")
-def executor():
-    executor = LocalExecutor(threads=1)
-    yield executor
-    executor.close()
 
 
 def make_batch(folder, text, *cells):

@@ -66,12 +66,18 @@ ARMS["replay, constant"] = ("replay", "constant")
 _WHOLE = ("accumulation", "final_accumulation")  # rounded
 _ALL: dict[str, Any] = {"beta2_tokens": 2**14, "context": 64, "microbatch_size": 2}
 _GNTS = {"norm_warmup_multiplier": 30.0}  # with 10, first norms above it held some seeds up
+
+
+def _tokens(parameters: int) -> int:
+    return round(TOKENS_PER_PARAMETER * parameters)
+
+
 #: rung -> fields of its configs
 RUNGS: dict[str, dict[str, Any]] = {
     "smoke": {"tokens": 2**14, "max_draws": 16},
-    "0.16M": {"width": 64, "depth": 3, "heads": 4, "tokens": round(5.6 * 156_352)},
-    "0.4M": {"width": 104, "depth": 3, "heads": 4, "tokens": round(5.6 * 403_832)},
-    "1M": {"width": 144, "depth": 4, "heads": 4, "tokens": round(5.6 * 1_015_632)},
+    "0.16M": {"width": 64, "depth": 3, "heads": 4, "tokens": _tokens(156_352)},
+    "0.4M": {"width": 104, "depth": 3, "heads": 4, "tokens": _tokens(403_832)},
+    "1M": {"width": 144, "depth": 4, "heads": 4, "tokens": _tokens(1_015_632)},
     "50M": {"tokens": 282_000_000, "context": 512},  # the source's; for a GPU
 }
 OF_SCALE = {"smoke": "smoke", "laptop": "0.16M", "paper": "50M"}  #: scale -> rung
