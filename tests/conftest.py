@@ -32,6 +32,7 @@ def pytest_runtest_makereport(item):
     return report
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist, which is registered later, reads the marks
 def pytest_collection_modifyitems(items):
     """Keep the tests of a file in one process, which shares its fixtures (xdist's loadgroup)."""
     for item in items:

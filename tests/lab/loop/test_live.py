@@ -324,7 +324,6 @@ import sys, time, torch
 from torch.utils.data import DataLoader, TensorDataset
 from gqc_lab import Live
 
-pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Dropout(0.3), torch.nn.Linear(4, 1))
 optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)

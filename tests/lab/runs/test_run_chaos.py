@@ -71,22 +71,23 @@ def below(parents):
     return [child for parent in parents for child in children(parent)]
 
 
-def strike(stream, batch, store, cluster):
+def strike(stream, batch, store, cluster, done):
     """Kill one of: the batch, a Dask worker, the scheduler, a fork server, a kernel; or stop a
-    kernel, or hide the store from the workers.  Returns what was done, or None."""
+    kernel, or hide the store from the workers: what is rarest in `done`, at random among equals.
+    Returns what was done, or None."""
     nannies = cluster.nannies if cluster else []
     workers = [p for p in below(nannies) if "multiprocessing.spawn" in command_of(p)]
     servers = [p for p in below(workers or [batch]) if "forkserver" in command_of(p)]
     kernels = below(servers)
-    victims = [("batch", [batch]), ("server", servers), *[("kernel", kernels)] * 3]
-    victims += [("stop", kernels)]
+    victims = {"batch": [batch], "server": servers, "kernel": kernels, "stop": kernels}
     if cluster:
-        victims += [("worker", workers)] * 2 + [("scheduler", [cluster.scheduler.pid])]
-        victims += [("store", list(store.root.glob(".gqc-*")))]
-    kind, targets = stream.choice(victims)
-    if not targets or not kernels:  # nothing is running yet
+        victims |= {"worker": workers, "scheduler": [cluster.scheduler.pid]}
+        victims |= {"store": list(store.root.glob(".gqc-*"))}
+    if not kernels:  # nothing is running yet
         return None
-    target = stream.choice(targets)
+    there = [kind for kind, targets in victims.items() if targets]
+    kind = min(there, key=lambda kind: (done.count(kind), stream.random()))
+    target = stream.choice(victims[kind])
     if kind == "store":
         target.unlink(missing_ok=True)
         return kind
@@ -161,7 +162,7 @@ def test_random_strikes_lose_and_repeat_nothing(tmp_path, cluster):
             process = start(tmp_path, *(cluster.options() if cluster else []))
         time.sleep(stream.uniform(0.1, 1.2))
         if len(strikes) < NUM_STRIKES and process.poll() is None:
-            strikes += filter(None, [strike(stream, process.pid, store, cluster)])
+            strikes += filter(None, [strike(stream, process.pid, store, cluster, strikes)])
         for key in store.finished() - published.keys():
             published[key] = store.verify(key)["started"]
 
