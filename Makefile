@@ -29,7 +29,7 @@ $(READY): $(LAB_READY)
 	touch $@
 
 reproduce: $(LAB_READY)  ## run the flagship experiment; leaves runs/, a figure and a table
-	$(BIN)/gqc batch run notebooks/batches/01_gnts_pretraining.yaml --jobs 2
+	$(BIN)/gqc batch run notebooks/batches/22_flagship.yaml --jobs 2
 
 test: $(READY) lint  ## lint, types, unit tests, every notebook; minutes
 	$(TESTS) -m 'not slow'

@@ -41,6 +41,8 @@ numel: int | None = None  # at least 8; elements of a gradient, None: the scale'
 sketch_sizes = [16, 64, 256]  # at least 1; k: up to k^2 elements are kept as they are
 sizes: list | None = None  # at least 8; elements, where their number varies, None: the scale's
 periods = [200, 400, 1600, 6400]  # at least 4; updates in which the mean turns once
+correlations = [0.0, 0.5, 0.9]  # at least 0, below 1; of the noise of successive draws
+degrees = [3, 5, 30]  # at least 3; of freedom of Student's t
 batch_sizes: list | None = None  # at least 1; images in a minibatch, None: the scale's
 width: int | None = None  # at least 1; of the network that is measured, None: the scale's
 layers: int | None = None  # at least 1; of that network, None: the scale's
@@ -55,7 +57,9 @@ import pandas as pd
 from gqc_lab import figures, runs
 from gqc_lab.loop.settings import of_scale
 from gqc_lab.studies.vgs import costs as vgs_costs, streams as vgs_streams
-from gqc_lab.studies.vgs.streams import VERSIONS, iid, minibatches, rotating
+from gqc_lab.studies.vgs.streams import (
+    VERSIONS, correlated, heavy_tailed, iid, minibatches, rotating,
+)
 
 place = {"device": device, "dtype": dtype}
 chosen = {"num_signs": num_signs, "steps": steps, "beta": beta, "numel": numel, "sizes": sizes}
@@ -118,12 +122,14 @@ costs["time"] = costs["seconds"] / costs["adamw_seconds"]
 figures.vgs.error_against_memory(costs.reset_index())
 
 # %% [markdown]
-# ## Elements, drift, and batch size
+# ## What makes estimates wrong
 #
 # *Elements*: ratio 1, tensors of several sizes. *Drift*: ratio 0.1 around a mean that rotates;
 # whatever moves within the memory of the averages counts as noise, as predicted. *Batch*: gradients
 # of minibatches of digits at fixed weights, where the ratio of a single image is known from the
-# full data set.
+# full data set. *Correlation*: ratio 10, noise that lasts for $(1+\rho)/(1-\rho)$ draws; noise that
+# stays within the memory of the averages counts as mean. *Tails*: ratio 1, Student's t with few
+# degrees of freedom.
 
 # %%
 per_image = vgs_streams.digits_gradients(seed=seed)
@@ -131,6 +137,10 @@ panels = {
     "elements, R = 1": [(n, iid(n, 1.0)) for n in sizes],
     "drift, R = 0.1": [(p, rotating(numel, 0.1, p)) for p in periods],
     "digits": [(b, minibatches(per_image, b)) for b in batch_sizes],
+    "correlation, R = 10": [
+        ((1 + rho) / (1 - rho), correlated(numel, 10.0, rho)) for rho in correlations
+    ],
+    "tails, R = 1": [(n, heavy_tailed(numel, 1.0, n)) for n in degrees],
 }
 chosen = {name: {"estimator": name} for name in ("mean_square", "elementwise", "sketch")}
 varied = []
@@ -145,7 +155,8 @@ for p in periods:
 varied = pd.concat(varied, ignore_index=True)
 
 # %% tags=["nbval-ignore-output"]
-axes = ["elements of the tensor", "updates per turn", "images per batch"]
+axes = ["elements of the tensor", "updates per turn", "images per batch", "draws that noise lasts",
+        "degrees of freedom"]
 figures.vgs.against(varied, "x", "What makes estimates wrong", axes)
 
 # %% [markdown]

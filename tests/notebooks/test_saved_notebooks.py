@@ -143,10 +143,11 @@ def test_a_batch_can_be_planned(path):
     assert len({run.id for run in batch.runs}) == len(batch.runs) > 1
 
 
-def test_the_flagship_batch_is_methods_by_five_seeds():
-    runs = read_batch(FOLDER / "batches/01_gnts_pretraining.yaml").runs
-    points = {(*run.parameters["methods"], run.parameters["seed"]) for run in runs}
-    assert points == {(m, s) for m in ("adamw", "gnts") for s in range(5)}
+def test_the_flagship_batch_is_three_arms_by_five_seeds():
+    runs = read_batch(FOLDER / "batches/22_flagship.yaml").runs
+    points = {(*run.parameters["arms"], run.parameters["seed"]) for run in runs}
+    arms = ("adamw, constant", "adamw, cosine", "gnts, constant")
+    assert points == {(arm, seed) for arm in arms for seed in range(5)}
     assert {run.parameters["scale"] for run in runs} == {"laptop"}
 
 

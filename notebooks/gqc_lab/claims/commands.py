@@ -32,7 +32,7 @@ from gqc_lab.stats.analysis import mean_over_runs
 
 CLAIMS, RESULTS, PLAN, VERDICTS = "claims.yaml", "results", "results.yaml", "verdicts.json"
 KEYS = ("columns", "rows", "trained", "compared", "tuning")
-FLAGSHIP = "01_gnts_pretraining"
+FLAGSHIP = "22_flagship"
 COLUMNS = ("val_loss", "perplexity", "mean_logical_batch_examples", "steps")
 GEOMETRIC = COLUMNS[1:]  # as in the report of its batch file
 

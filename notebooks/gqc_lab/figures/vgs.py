@@ -83,12 +83,15 @@ def against(frame: pd.DataFrame, x: str, title: str, x_titles: Sequence[str]) ->
     """
     check_columns("against", frame, ["kind", x, "truth", "estimator", "variance"])
     kinds = list(frame["kind"].unique())
-    figure = make_subplots(1, len(kinds), shared_yaxes=True, subplot_titles=kinds)
-    figure.update_layout(template=HOUSE, hovermode="closest", height=480, **LEGEND_ABOVE)
-    figure.update_layout(title_text=title, legend_y=1.1, margin_t=170)
+    num_columns = min(3, len(kinds))
+    places = [{"row": i // num_columns + 1, "col": i % num_columns + 1} for i in range(len(kinds))]
+    num_rows = places[-1]["row"]
+    figure = make_subplots(num_rows, num_columns, shared_yaxes=True, subplot_titles=kinds)
+    figure.update_layout(template=HOUSE, hovermode="closest", **LEGEND_ABOVE)
+    height = 170 + 310 * num_rows
+    figure.update_layout(title_text=title, legend_y=1 + 31 / height, height=height, margin_t=170)
     order, shown = list(frame["estimator"].unique()), set()
-    for column, (_, group) in enumerate(frame.groupby("kind", sort=False), 1):
-        place = {"row": 1, "col": column}
+    for place, (_, group) in zip(places, frame.groupby("kind", sort=False), strict=True):
         for estimator, rows in group.groupby("estimator", sort=False):
             i, is_new = order.index(estimator), estimator not in shown
             shown.add(estimator)
@@ -103,10 +106,10 @@ def against(frame: pd.DataFrame, x: str, title: str, x_titles: Sequence[str]) ->
             add_points(figure, middle.index, middle, name, **style, **place)
         truth = group.groupby(x)["truth"].first()
         black = {"color": BLACK, "width": 4, "dash": "dot"}
-        once = {"legendgroup": "truth", "showlegend": column == 1}
+        once = {"legendgroup": "truth", "showlegend": place == places[0]}
         add_line(figure, truth.index, truth, "truth", black, **once, **place)
-    for column, name in enumerate(x_titles, 1):
-        figure.update_xaxes(type="log", dtick=1, title_text=name, tickformat="~s", col=column)
+    for place, name in zip(places, x_titles, strict=True):
+        figure.update_xaxes(type="log", dtick=1, title_text=name, tickformat="~s", **place)
     figure.update_yaxes(type="log", dtick=1, tickformat="~g", exponentformat="none")
     figure.update_yaxes(title_text="noise-to-signal ratio V", col=1)
     return figure

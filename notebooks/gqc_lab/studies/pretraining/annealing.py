@@ -5,7 +5,7 @@ if a falling norm threshold makes it grow; the hypothesis is that nothing else a
 Each arm is a method with a learning rate that is constant or decays:
 
 - ``"adamw, ..."``: a constant batch, with a cosine, a constant, or a constant and then decaying
-  learning rate;
+  learning rate; ``"adamw, untuned"`` has torch's defaults, and steps on every microbatch;
 - ``"gnts, ..."``: a falling norm threshold;
 - ``"gnts relative, ..."``: the same, relative to the norm of single microbatches;
 - ``"sbc, ..."``: a batch that grows on a schedule and looks at no gradient;
@@ -15,7 +15,7 @@ Each arm is a method with a learning rate that is constant or decays:
 Microbatches have two sequences, and AdamW's second moment keeps its half-life in tokens.  `RUNGS`
 are sizes of the model with `TOKENS_PER_PARAMETER` tokens per parameter, as the source's run had.
 
-Every arm is tuned in the same way (:func:`main`): `BUDGET` settings on `TUNING_SEEDS`; its best
+All others are tuned in the same way (:func:`main`): `BUDGET` settings on `TUNING_SEEDS`; the best
 setting must not lie at the edge of what was tried.
 """
 
@@ -33,6 +33,7 @@ from gqc_lab.errors import check_name
 from gqc_lab.loop.settings import read_tuned
 from gqc_lab.loop.track import track
 from gqc_lab.loop.tune import Range, Space, tune
+from gqc_lab.studies.pretraining.equal_tokens import UNTUNED
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
 from gqc_lab.studies.pretraining.settings import config as pretraining_config
 from gqc_lab.studies.pretraining.training import build, recorded_draws
@@ -61,6 +62,7 @@ ARMS = {
     for method in SPACES
     for curve in (_CURVES if method == "adamw" else ("constant", "cosine"))
 }
+ARMS["adamw, untuned"] = ("adamw", "constant")
 ARMS["replay, constant"] = ("replay", "constant")
 
 _WHOLE = ("accumulation", "final_accumulation")  # rounded
@@ -99,6 +101,8 @@ def config(arm: str, rung: str = "smoke", **overrides: Any) -> PretrainingConfig
     check_name("rung", rung, RUNGS)
     method, curve = ARMS[arm]
     sizes = {**_ALL, **RUNGS[rung]} | (_GNTS if method == "gnts" else {})
+    if arm == "adamw, untuned":
+        sizes |= {**UNTUNED, "beta2_tokens": None}
     sizes["evaluation_tokens"] = sizes["tokens"] // 8
     values = {**sizes, "lr_curve": curve, **TUNED.get((rung, arm), {}), **overrides}
     scales = {own: scale for scale, own in OF_SCALE.items()}
@@ -158,7 +162,7 @@ def main(arguments: Sequence[str]) -> int:
         {
             arm: {"lr": Range(8e-4, 1e-2), **SPACES[method]}
             for arm, (method, _) in ARMS.items()
-            if method in SPACES
+            if method in SPACES and arm != "adamw, untuned"
         },
         budget=BUDGET,
         seeds=TUNING_SEEDS,

@@ -11,6 +11,8 @@ known by construction.  Each one separates estimators that agree on others:
 - :func:`uniform`: all elements equal, moving together; :func:`smoking_gun` is the published case;
 - :func:`iid`: independent noise in each element, around equal means or Gaussian ones;
 - :func:`rotating`: :func:`iid` around a mean that moves;
+- :func:`correlated`: noise that lasts for some draws;
+- :func:`heavy_tailed`: noise that is sometimes much larger than usual;
 - :func:`minibatches`: real gradients of a network whose weights stay.
 """
 
@@ -160,6 +162,48 @@ def drift_prediction(ratio: float, period: float, beta: float) -> float:
     q = (1 - beta) ** 2 / (1 - 2 * beta * math.cos(2 * math.pi / period) + beta**2)
     kappa = (1 - beta) / (1 + beta)
     return (1 - q + ratio * (1 - kappa)) / (q - kappa) if q > kappa else math.inf
+
+
+def correlated(numel: int, ratio: float, correlation: float) -> Stream:
+    r"""Return a stream whose noise depends on that of the draw before.
+
+    :math:`\epsilon_t = \rho\,\epsilon_{t-1} + \sqrt{1 - \rho^2}\, z_t`, z independent: its power does not
+    depend on the correlation.
+
+    Args:
+        numel: elements.
+        ratio: R >= 0.
+        correlation: rho of successive draws, at least 0 and below 1.
+    """
+
+    def start(generator: torch.Generator) -> Iterator[Tensor]:
+        mean = _direction(numel, generator)
+        noise = torch.randn(numel, generator=generator)
+        while True:
+            yield mean + math.sqrt(ratio) * noise
+            fresh = torch.randn(numel, generator=generator)
+            noise = correlation * noise + math.sqrt(1 - correlation**2) * fresh
+
+    return Stream(f"noise with correlation {correlation:g}", ratio, numel, start)
+
+
+def heavy_tailed(numel: int, ratio: float, degrees: int) -> Stream:
+    """Return a stream of Student's t noise: some draws are much larger than others as a whole.
+
+    Args:
+        numel: elements.
+        ratio: R >= 0.
+        degrees: of freedom, above 2.
+    """
+
+    def start(generator: torch.Generator) -> Iterator[Tensor]:
+        mean = _direction(numel, generator)
+        while True:
+            chi_square = torch.randn(degrees, generator=generator).square().sum()
+            scale = ((degrees - 2) / chi_square * ratio).sqrt()
+            yield mean + scale * torch.randn(numel, generator=generator)
+
+    return Stream(f"noise with {degrees} degrees of freedom", ratio, numel, start)
 
 
 def minibatches(per_example: Tensor, batch_size: int) -> Stream:

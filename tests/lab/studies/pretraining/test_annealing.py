@@ -2,12 +2,14 @@
 
 import pandas as pd
 import pytest
+import torch
 
 from gqc_lab.loop.tune import Range
 from gqc_lab.models.gpt import count_parameters
 from gqc_lab.studies.pretraining import annealing, build
 from gqc_lab.studies.pretraining.annealing import ARMS, RUNGS, SPACES, TUNED, comparison, config
 
+TUNED_ARMS = [arm for arm in ARMS if arm not in ("adamw, untuned", "replay, constant")]
 PLACE = {"device": "cpu", "tokens": 2**12}
 DIFFERING = {
     "method", "lr", "lr_curve", "accumulation", "start_norm", "end_norm", "final_accumulation",
@@ -17,11 +19,19 @@ DIFFERING = {
 
 @pytest.mark.parametrize("rung", ["smoke", "0.16M"])
 def test_arms_differ_only_in_how_they_anneal(rung):
-    configs = [vars(config(arm, rung)) for arm in ARMS if not arm.startswith("replay")]
+    configs = [vars(config(arm, rung)) for arm in TUNED_ARMS]
     for name in configs[0].keys() - DIFFERING:
         assert len({str(c[name]) for c in configs}) == 1, name
-    for arm, c in zip(ARMS, configs, strict=False):
+    for arm, c in zip(TUNED_ARMS, configs, strict=True):
         assert (c["method"], c["lr_curve"]) == ARMS[arm]
+
+
+def test_the_untuned_arm_has_the_defaults_of_torch():
+    c = config("adamw, untuned", "0.16M", device="cpu")
+    torchs = torch.optim.AdamW([torch.zeros(1, requires_grad=True)]).defaults
+    assert (c.lr_curve, c.accumulation, c.beta2_tokens) == ("constant", 1, None)
+    assert (c.lr, c.beta1, c.beta2) == (torchs["lr"], *torchs["betas"])
+    assert c.weight_decay == torchs["weight_decay"]
 
 
 @pytest.mark.parametrize("rung", ["0.16M", "0.4M", "1M"])
@@ -71,7 +81,7 @@ def test_tuning_measures_every_arm_alike(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(annealing, "BUDGET", 2)
     assert annealing.main(["smoke", str(tmp_path / "trials.jsonl")]) == 0
     shown = capsys.readouterr().out
-    assert all(shown.count(f'"{arm}"') == 2 for arm in ARMS if not arm.startswith("replay"))
+    assert all(shown.count(f'"{arm}"') == 2 for arm in TUNED_ARMS)
     assert "at the edge of what was tried: {" in shown
     assert annealing.main(["huge"]) == 2
     assert isinstance(SPACES["gnts"]["start_norm"], Range)

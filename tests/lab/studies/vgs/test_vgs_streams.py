@@ -26,6 +26,8 @@ PER_EXAMPLE = torch.randn(50, 16, generator=torch.Generator().manual_seed(3)) + 
         vgs_streams.iid(64, 0.5),
         vgs_streams.iid(64, 3.0, has_equal_means=True),
         vgs_streams.minibatches(PER_EXAMPLE, 4),
+        vgs_streams.correlated(64, 2.0, 0.5),
+        vgs_streams.heavy_tailed(64, 1.0, 8),
     ],
     ids=lambda s: s.name,
 )
@@ -45,6 +47,17 @@ def test_the_published_stream_has_no_mean_and_one_value():
     assert (sample == sample[:, :1]).all()
     assert sample.std().item() == pytest.approx(2, rel=4 / math.sqrt(2 * 8000))
     assert abs(sample[:, 0].mean().item()) < 4 * 2 / math.sqrt(8000)
+
+
+def test_noise_has_the_correlation_and_the_tails_that_it_states():
+    noise = torch.stack(list(islice(vgs_streams.correlated(64, 1.0, 0.8).gradients(0), 4000)))
+    noise = noise - noise.mean(0)
+    lagged = (noise[1:] * noise[:-1]).mean() / noise.square().mean()
+    assert lagged.item() == pytest.approx(0.8, abs=0.01)  # of 256,000 numbers
+    tails = torch.stack(list(islice(vgs_streams.heavy_tailed(64, 1.0, 8).gradients(0), 8000)))
+    powers = (tails - tails.mean(0)).square().mean(1)
+    # The power of a draw is 6 over a chi-square of 8 degrees; the second moment is (8-2) / (8-4).
+    assert powers.square().mean().item() == pytest.approx(6 / 4 * (1 + 2 / 64), rel=0.15)
 
 
 def test_noise_without_a_mean_is_unresolved_or_at_the_ceiling():
