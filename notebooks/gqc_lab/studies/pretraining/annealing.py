@@ -15,8 +15,9 @@ Each arm is a method with a learning rate that is constant or decays:
 Microbatches have two sequences, and AdamW's second moment keeps its half-life in tokens.  `RUNGS`
 are sizes of the model with `TOKENS_PER_PARAMETER` tokens per parameter, as the source's run had.
 
-All others are tuned in the same way (:func:`main`): `BUDGET` settings on `TUNING_SEEDS`; the best
-setting must not lie at the edge of what was tried.
+All others are tuned in the same way (:func:`main`) on `TUNING_SEEDS`: `BUDGET` settings of the
+whole space and `CLOSE_BUDGET` close to the best of them; the best must not lie at the edge of what
+was tried.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import pandas as pd
 from gqc_lab.errors import check_name
 from gqc_lab.loop.settings import read_tuned
 from gqc_lab.loop.track import track
-from gqc_lab.loop.tune import Range, Space, tune
+from gqc_lab.loop.tune import Range, Space, Tuning, tune
 from gqc_lab.studies.pretraining.equal_tokens import UNTUNED
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
 from gqc_lab.studies.pretraining.settings import config as pretraining_config
@@ -41,7 +42,8 @@ from gqc_lab.studies.pretraining.training import build, recorded_draws
 __all__ = ["ARMS", "RUNGS", "comparison", "config", "turns"]
 
 TOKENS_PER_PARAMETER = 5.6  #: 282M tokens for 50M parameters
-BUDGET = 12
+BUDGET = 12  #: settings of the whole space
+CLOSE_BUDGET, NEAR = 6, 1.6  #: further settings within a factor of the best of these
 TUNING_SEEDS = (100,)
 REPORT_SEEDS = (*range(100), *range(1000, 2000))
 
@@ -65,6 +67,7 @@ ARMS = {
 ARMS["adamw, untuned"] = ("adamw", "constant")
 ARMS["replay, constant"] = ("replay", "constant")
 
+TUNABLE = tuple(arm for arm in ARMS if arm not in ("adamw, untuned", "replay, constant"))
 _WHOLE = ("accumulation", "final_accumulation")  # rounded
 _ALL: dict[str, Any] = {"beta2_tokens": 2**14, "context": 64, "microbatch_size": 2}
 _GNTS = {"norm_warmup_multiplier": 30.0}  # with 10, first norms above it held some seeds up
@@ -142,7 +145,7 @@ def turns(history: pd.DataFrame, parallel: int) -> int:
 
 def measure(rung: str, arm: str, values: dict[str, Any], seed: int) -> dict[str, Any]:
     """Train once and return the held-out loss, and the steps that were forced."""
-    values = {name: round(v) if name in _WHOLE else v for name, v in values.items()}
+    values = {name: max(1, round(v)) if name in _WHOLE else v for name, v in values.items()}
     run = build(config(arm, rung, seed=seed, device="cpu", **values))
     for _ in run:
         pass
@@ -152,28 +155,41 @@ def measure(rung: str, arm: str, values: dict[str, Any], seed: int) -> dict[str,
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Tune all arms at a rung and print the trials; arguments: rung, file to keep them in."""
-    if len(arguments) != 2 or arguments[0] not in RUNGS:
-        print(f"expected a rung, {', '.join(RUNGS)}, and a file for the trials", file=sys.stderr)
+    """Tune arms at a rung and print the trials; arguments: rung, file to keep them in, arms."""
+    if len(arguments) < 2 or arguments[0] not in RUNGS or not set(arguments[2:]) <= set(TUNABLE):
+        print(
+            f"expected a rung, {', '.join(RUNGS)}, a file for the trials, and arms, "
+            f"{'; '.join(TUNABLE)}; none: all",
+            file=sys.stderr,
+        )
         return 2
-    rung, path = arguments
-    tuning = tune(
+    rung, path, *arms = arguments
+    spaces: dict[str, Space] = {
+        arm: {"lr": Range(8e-4, 1e-2), **SPACES[ARMS[arm][0]]} for arm in arms or TUNABLE
+    }
+    run = partial(
+        tune,
         partial(measure, rung),
-        {
-            arm: {"lr": Range(8e-4, 1e-2), **SPACES[method]}
-            for arm, (method, _) in ARMS.items()
-            if method in SPACES and arm != "adamw, untuned"
-        },
-        budget=BUDGET,
         seeds=TUNING_SEEDS,
         report_seeds=REPORT_SEEDS,
         metric="minus_val_loss",
         path=path,
     )
+    wide = run(spaces, budget=BUDGET)
+    near: dict[str, Space] = {
+        arm: {name: Range(value / NEAR, value * NEAR) for name, value in best.items()}
+        for arm, best in wide.best.items()
+    }
+    close = run(near, budget=CLOSE_BUDGET, seed=1)
+    trials = pd.concat([wide.trials, close.trials.assign(trial=close.trials["trial"] + BUDGET)])
+    tuning = Tuning(trials.reset_index(drop=True), "minus_val_loss", spaces)
     table = tuning.table.rename(columns={"method": "arm"})
     table = table.assign(rung=rung, val_loss=-table.pop("minus_val_loss"))
     print(table.drop(columns="trial").to_csv(index=False))
-    print(f"at the edge of what was tried: {tuning.at_edge}")
+    for arm, best in tuning.best.items():
+        tried = trials[trials["method"] == arm]
+        outermost = [n for n, v in best.items() if v in (tried[n].min(), tried[n].max())]
+        print(f"# {arm}: outermost value of {', '.join(outermost) or 'none'}", file=sys.stderr)
     return 0
 
 

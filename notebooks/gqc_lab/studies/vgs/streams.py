@@ -167,8 +167,8 @@ def drift_prediction(ratio: float, period: float, beta: float) -> float:
 def correlated(numel: int, ratio: float, correlation: float) -> Stream:
     r"""Return a stream whose noise depends on that of the draw before.
 
-    :math:`\epsilon_t = \rho\,\epsilon_{t-1} + \sqrt{1 - \rho^2}\, z_t`, z independent: its power does not
-    depend on the correlation.
+    :math:`\epsilon_t = \rho\,\epsilon_{t-1} + \sqrt{1 - \rho^2}\, z_t` with
+    independent z; its power does not depend on the correlation.
 
     Args:
         numel: elements.

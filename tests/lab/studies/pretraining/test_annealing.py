@@ -7,9 +7,16 @@ import torch
 from gqc_lab.loop.tune import Range
 from gqc_lab.models.gpt import count_parameters
 from gqc_lab.studies.pretraining import annealing, build
-from gqc_lab.studies.pretraining.annealing import ARMS, RUNGS, SPACES, TUNED, comparison, config
+from gqc_lab.studies.pretraining.annealing import (
+    ARMS,
+    RUNGS,
+    SPACES,
+    TUNABLE,
+    TUNED,
+    comparison,
+    config,
+)  # fmt: skip
 
-TUNED_ARMS = [arm for arm in ARMS if arm not in ("adamw, untuned", "replay, constant")]
 PLACE = {"device": "cpu", "tokens": 2**12}
 DIFFERING = {
     "method", "lr", "lr_curve", "accumulation", "start_norm", "end_norm", "final_accumulation",
@@ -19,10 +26,10 @@ DIFFERING = {
 
 @pytest.mark.parametrize("rung", ["smoke", "0.16M"])
 def test_arms_differ_only_in_how_they_anneal(rung):
-    configs = [vars(config(arm, rung)) for arm in TUNED_ARMS]
+    configs = [vars(config(arm, rung)) for arm in TUNABLE]
     for name in configs[0].keys() - DIFFERING:
         assert len({str(c[name]) for c in configs}) == 1, name
-    for arm, c in zip(TUNED_ARMS, configs, strict=True):
+    for arm, c in zip(TUNABLE, configs, strict=True):
         assert (c["method"], c["lr_curve"]) == ARMS[arm]
 
 
@@ -79,9 +86,12 @@ def test_what_is_tuned_is_of_an_arm_and_its_space():
 def test_tuning_measures_every_arm_alike(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(annealing.RUNGS, "smoke", {"tokens": 2**11, "max_draws": 4})
     monkeypatch.setattr(annealing, "BUDGET", 2)
-    assert annealing.main(["smoke", str(tmp_path / "trials.jsonl")]) == 0
-    shown = capsys.readouterr().out
-    assert all(shown.count(f'"{arm}"') == 2 for arm in TUNED_ARMS)
-    assert "at the edge of what was tried: {" in shown
+    monkeypatch.setattr(annealing, "CLOSE_BUDGET", 1)
+    arms = TUNABLE[:2] + TUNABLE[-1:]
+    assert annealing.main(["smoke", str(tmp_path / "trials.jsonl"), *arms]) == 0
+    shown = capsys.readouterr()
+    assert [shown.out.count(f'"{arm}"') for arm in TUNABLE] == [3 * (a in arms) for a in TUNABLE]
+    assert all(f"# {arm}: outermost value of " in shown.err for arm in arms)
     assert annealing.main(["huge"]) == 2
+    assert annealing.main(["smoke", str(tmp_path / "trials.jsonl"), "gtns"]) == 2
     assert isinstance(SPACES["gnts"]["start_norm"], Range)
