@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gqc.checks import check_count, untraced
 from gqc.clipping import clip_
 from gqc.gradients import collect, is_sharded, total_norm
 from gqc.ranks import ALONE, compare, is_on, weigh
@@ -117,7 +118,7 @@ class OptimizerWrapper(WindowedOptimizer):
 
     def measure(self, totals: list[Tensor]) -> Tensor:
         """What such a decision reads of :math:`A_n`: its norm, then maybe ``tensor_norms``."""
-        return total_norm(totals)
+        return self._window.norm(totals)
 
     def observe_metric(self, metric: float | Tensor | None) -> bool:
         """Take in this draw's metric; False refuses the draw."""
@@ -221,7 +222,7 @@ class OptimizerWrapper(WindowedOptimizer):
             )
         return False
 
-    @torch._disable_dynamo
+    @untraced
     def flush(self) -> bool:
         """Step with the draws there are (at the end of an epoch); False where there are none.
 
@@ -277,7 +278,7 @@ class OptimizerWrapper(WindowedOptimizer):
         reads_mean = self._decides() and self.needs_grad_norm()
         checks_draw = reading.is_checked(self) and not (self.reduce_at_step or reads_mean)
         if staged and (self.needs_draw_norm or checks_draw):
-            norms["draw_norm"] = total_norm(staged)
+            norms["draw_norm"] = window.norm(staged)
         window.merge()
         if reads_mean:
             norms["grad_norm"] = self.measure(window.totals())

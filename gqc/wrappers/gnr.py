@@ -57,7 +57,7 @@ class OptimizerWrapperGNR(OptimizerWrapper):
 
     def measure(self, totals: list[Tensor]) -> Tensor:
         if self.mode == "global":
-            return total_norm(totals)
+            return super().measure(totals)
         norms = tensor_norms(totals)
         return torch.hstack([torch.linalg.vector_norm(norms), norms])
 

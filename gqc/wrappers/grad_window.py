@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqc.gradients import HALF, divide_, like, shard
+from gqc.gradients import HALF, divide_, like, shard, total_norm
 from gqc.wrappers.watch import GradientWatch
 from gqc.wrappers.window import Window
 
@@ -45,6 +45,7 @@ class GradWindow(Window):
     def open(self) -> None:
         super().open()
         self._versions: list[Any] = []  # of .grad at the last draw
+        self._flat: list[Tensor] = []  # views of the sums, which are kept from draw to draw
 
     def check_unit(self, own: float, unit: float, ranks: float) -> None:
         """Raises: ValueError: a mean loss of another weight than the earlier ones."""
@@ -68,12 +69,19 @@ class GradWindow(Window):
         """The tensors of :math:`A_n / u`, with the draw in progress."""
         return [s for s in self._sums if s is not None]
 
+    def norm(self, tensors: list[Tensor]) -> Tensor:
+        """:func:`total_norm` of the sums."""
+        if self.num_draws < 2 or self._is_sharded:
+            return total_norm(tensors)
+        self._flat = self._flat or [_flat(t) for t in tensors]
+        return super().norm(self._flat)
+
     def _replace(self, sums: dict[Tensor, Tensor]) -> None:
         """Take ``sums`` for :math:`A_n / u`."""
         for param, total in sums.items():
             param.grad = total
         self._sums = [p.grad for p in self.params]
-        self._versions = self.watch.versions_of(self._sums)
+        self._versions, self._flat = self.watch.versions_of(self._sums), []
 
     def has_new(self) -> bool:
         """Has a gradient come since the last draw, or has another hand changed the sum?"""
@@ -122,8 +130,9 @@ class GradWindow(Window):
             return False
         if self.num_draws == 1:  # and when the window closes, should the dtype change in it
             self._refuse_half(grads)
-        if all(map(is_, grads, self._sums)):
-            return len(grads) == len(self._sums)
+        if len(grads) == len(self._sums) and all(map(is_, grads, self._sums)):
+            return True
+        self._flat = []
         for grad, total in zip(grads, self._sums, strict=False):
             if grad is total or total is None:
                 continue
@@ -141,3 +150,7 @@ class GradWindow(Window):
         for index, grad in enumerate(grads):
             if grad is not None and grad.dtype in HALF:
                 raise RuntimeError(ROUNDED.format(str(grad.dtype)[6:], index))
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.detach().view(-1) if tensor.is_contiguous() else tensor

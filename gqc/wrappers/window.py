@@ -32,8 +32,10 @@ from gqc.gradients import (
     like,
     local,
     multiply_,
+    norm_of_such,
     settle,
     shard,
+    total_norm,
 )
 from gqc.ranks import Ranks
 from gqc.wrappers.watch import GradientWatch
@@ -73,6 +75,7 @@ class Window:
         self.is_reduced = True  #: has it given all of them?
         # By parameter index; None where it has no gradient.  A group added in mid-window appends.
         self._sums: list[Tensor | None] = []
+        self._norm: Callable[[list[Tensor]], Tensor] | None = None
 
     @property
     def divisor(self) -> float:
@@ -93,7 +96,7 @@ class Window:
                 "a parameter was removed or replaced while draws wait for a step: flush() or "
                 "discard() them before the groups change"
             )
-        self.params, self._is_sharded = [*params], is_sharded(params)
+        self.params, self._is_sharded, self._norm = [*params], is_sharded(params), None
 
     def stage(self) -> list[Tensor] | None:
         """Look at ``.grad``; a buffer takes :math:`g_i` out of it and returns it.
@@ -130,6 +133,14 @@ class Window:
             )
         self.count(weight, unit, is_weighted)
         self.num_deferred, self.is_reduced = self.num_deferred + 1, False
+
+    def norm(self, tensors: list[Tensor]) -> Tensor:
+        """:func:`total_norm` of all gradients, whose kinds are looked at once a window."""
+        if len(tensors) < len(self.params):
+            return total_norm(tensors)
+        if self._norm is None:
+            self._norm = norm_of_such(tensors)
+        return self._norm(tensors)
 
     def check_reduced(self) -> None:
         """Raises: RuntimeError: draws wait in FSDP2 until they are reduced, and cannot be had."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gqc.checks import untraced
 from gqc.gradients import is_sharded, shard
 from gqc.ranks import LOOKS, Ranks, is_on, ranks_of
 from gqc.wrappers import reading, report, saved
@@ -145,7 +146,7 @@ class WindowedOptimizer(DelegatingOptimizer):
         if self.reduce_at_step and self.num_draws:
             self._window.reduce(self.ranks, is_mean=self.loss == "mean")
 
-    @torch._disable_dynamo
+    @untraced
     def discard(self) -> None:
         """Throw the open window away, and a gradient that is no draw yet."""
         self._window.follow(self._params())
@@ -154,7 +155,7 @@ class WindowedOptimizer(DelegatingOptimizer):
             self._window.watch.forget()
         self._end_window(stepped=False)
 
-    @torch._disable_dynamo
+    @untraced
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget a gradient that is no draw yet; draws that wait for a step are kept.
 
