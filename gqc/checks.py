@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from numbers import Integral, Real
 from typing import Any, TypeVar, cast
 
@@ -30,10 +31,10 @@ def is_count(value: Any, least: int = 0) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
-def check_count(name: str, value: int, least: int) -> int:
+def check_count(name: str, value: Any, least: int, hint: str = "") -> int:
     """Return ``value`` as an int; raise ValueError unless it is an integer >= ``least``."""
     if not is_count(value, least):
-        raise ValueError(f"{name}={value!r}: expected an integer >= {least}")
+        raise ValueError(f"{name}={value!r}: expected an integer >= {least}{hint}")
     return int(value)
 
 
@@ -41,6 +42,22 @@ def check_finite(name: str, value: float) -> None:
     """Raise ValueError unless ``value`` is a finite number >= 0."""
     if not 0 <= value < math.inf:
         raise ValueError(f"{name}={value!r}: expected a finite number >= 0")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise ValueError unless ``value`` is a finite number > 0."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}={value!r}: expected a finite number > 0")
+
+
+def one_of(name: str, value: Any, allowed: Collection[str]) -> str:
+    """Return ``value``; raise ValueError, with the nearest, unless it is one of ``allowed``."""
+    if value not in allowed:
+        near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0)
+        raise ValueError(
+            f"{name}={value!r}: expected one of {', '.join(allowed)}; did you mean {near[0]!r}?"
+        )
+    return str(value)
 
 
 def untraced(method: F) -> F:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch._utils import _flatten_dense_tensors
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
+T = TypeVar("T", bound=Tensor | None)
 HALF = frozenset((torch.float16, torch.bfloat16))
 
 # On the CPU a kernel call costs about a microsecond a tensor: up to so many elements in all, or in
@@ -53,7 +54,7 @@ def dense(grads: Sequence[Tensor | None]) -> list[Tensor]:
     return present
 
 
-def is_sharded(tensors: Iterable[Tensor]) -> bool:
+def is_sharded(tensors: Iterable[Tensor | None]) -> bool:
     """Is any of them a ``DTensor``?"""
     return any(map(_is_dtensor_type, set(map(type, tensors))))
 
@@ -201,8 +202,8 @@ def like(param: Tensor, value: Any) -> Tensor:
     )
 
 
-def local(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """What this rank holds of each tensor: a ``DTensor``'s shard, any other tensor itself."""
+def local(tensors: Sequence[T]) -> list[T]:
+    """What this rank holds of each tensor: a ``DTensor``'s shard, any other (or None) itself."""
     if not is_sharded(tensors):
         return list(tensors)
     return [getattr(t, "_local_tensor", t) for t in tensors]
@@ -292,6 +293,11 @@ def _in_order(parts: list[tuple[list[int], Tensor]], device: torch.device) -> Te
 def _widest(tensors: Iterable[Tensor]) -> torch.dtype:
     """Float64 where a tensor has it, else float32."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Float32 for 16-bit types, in which sums and averages stop growing; any other itself."""
+    return torch.float32 if dtype in HALF else dtype
 
 
 def _sum_dtype(tensor: Tensor) -> torch.dtype | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 from torch.optim import Optimizer
 
-from gqc.checks import check_count, check_finite
+from gqc.checks import check_count, check_finite, check_positive
 from gqc.schedules.shapes import cosine_with_warmup, interpolate, power_growth
 from gqc.schedules.writers import THRESHOLD, ParamGroupSchedule, PiecewiseSchedule
 
@@ -35,10 +34,8 @@ def get_norm_threshold_cosine_annealing_with_warmup(
     check_finite("start_norm", start_norm)
     check_finite("end_norm", end_norm)
     check_finite("warmup_multiplier", warmup_multiplier)
-    check_lengths(num_warmup_steps, num_training_steps)
     values = start_norm * warmup_multiplier, start_norm, end_norm
-    fn = partial(cosine_with_warmup, num_warmup_steps, num_training_steps, *values)
-    return ParamGroupSchedule(optimizer, key, fn)
+    return _cosine(optimizer, key, num_warmup_steps, num_training_steps, *values)
 
 
 def get_direct_cosine_annealing_with_warmup(
@@ -62,10 +59,8 @@ def get_direct_cosine_annealing_with_warmup(
     """
     check_finite("peak_value", peak_value)
     check_finite("min_value", min_value)
-    check_lengths(num_warmup_steps, num_training_steps)
     values = 0.0, peak_value, min_value
-    fn = partial(cosine_with_warmup, num_warmup_steps, num_training_steps, *values)
-    return ParamGroupSchedule(optimizer, key, fn)
+    return _cosine(optimizer, key, num_warmup_steps, num_training_steps, *values)
 
 
 def get_curved_batch_schedule(
@@ -87,8 +82,7 @@ def get_curved_batch_schedule(
     """
     sizes = {"initial_batch_size": initial_batch_size, "final_batch_size": final_batch_size}
     for name, size in {**sizes, "polynomial_exponent": polynomial_exponent}.items():
-        if not 0 < size < math.inf:
-            raise ValueError(f"{name}={size!r}: expected a finite number > 0")
+        check_positive(name, size)
     check_count("num_training_steps", num_training_steps, 1)
     shape = initial_batch_size, final_batch_size, polynomial_exponent
     fn = partial(power_growth, num_training_steps, *shape)
@@ -129,6 +123,13 @@ def get_linear_schedule(
     check_count("num_training_steps", num_training_steps, 1)
     points = [(0, start_value), (num_training_steps, end_value)]
     return PiecewiseSchedule(optimizer, points, key=key)
+
+
+def _cosine(
+    optimizer: Optimizer, key: str, warmup: int, total: int, *values: float
+) -> ParamGroupSchedule:
+    check_lengths(warmup, total)
+    return ParamGroupSchedule(optimizer, key, partial(cosine_with_warmup, warmup, total, *values))
 
 
 def check_lengths(warmup: int, total: int) -> None:

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from gqc.gradients import (
     HALF,
-    count_nonfinite,
     dense,
     divide_,
     is_sharded,
@@ -36,6 +35,7 @@ from gqc.gradients import (
     settle,
     shard,
     total_norm,
+    wide,
 )
 from gqc.ranks import Ranks
 from gqc.wrappers.watch import GradientWatch
@@ -179,6 +179,10 @@ class Window:
     def rescale(self, factor: float) -> None:
         """Follow a change of the loss scale in mid-window."""
 
+    def undo(self) -> None:
+        """Take back the count of the draw in progress."""
+        self.num_draws, self.weight, self.unit = self._before
+
     def add_metric(self, metric: float | Tensor | None) -> None:
         """Add up the metrics of the draws; None once one of them had none."""
         if metric is None or self.metric_sum is None:
@@ -195,17 +199,6 @@ class Window:
         lost = self.num_draws
         self.open()
         return lost
-
-    def raise_nonfinite(self, microbatch: int) -> None:
-        """Raises: FloatingPointError: always; the draw (or the sum with it) is in ``.grad``."""
-        if self.expose():
-            self.num_draws, self.weight, self.unit = self._before
-        grads = enumerate(p.grad for p in self.params)
-        bad = [i for i, g in grads if g is not None and count_nonfinite([g])]
-        raise FloatingPointError(
-            f"NaN or infinite gradient in microbatch {microbatch}, parameters {bad[:5]}: left in "
-            ".grad to look at; discard() drops the window"
-        )
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds; sums are clones, by parameter index, sharded as they are."""
@@ -238,7 +231,6 @@ class BufferWindow(Window):
     def open(self) -> None:
         super().open()
         self._staged: list[Tensor | None] = []  # the draw, which turns into the sum with it
-
         self._are_full = self._were_full = False  # had each parameter a gradient, and before it?
 
     def _are_kept(self, grads: list[Tensor | None]) -> bool:
@@ -275,7 +267,7 @@ class BufferWindow(Window):
 
     @staticmethod
     def _zeros(param: Tensor) -> Tensor:
-        return torch.zeros_like(param, dtype=_wide(param.dtype))  # it never had a gradient
+        return torch.zeros_like(param, dtype=wide(param.dtype))  # it never had a gradient
 
     def totals(self) -> list[Tensor]:
         """The tensors of :math:`A_n / u`, with the draw in progress."""
@@ -311,7 +303,7 @@ class BufferWindow(Window):
         self._staged = []
         for param in self.params:
             param.grad = None
-        self.num_draws, self.weight, self.unit = self._before
+        self.undo()
         return 1
 
     def expose(self) -> bool:
@@ -342,13 +334,9 @@ class BufferWindow(Window):
 
     def _load(self, sums: dict[int, Tensor]) -> None:
         self._sums = [
-            like(p, sums[i].to(_wide(shard(p).dtype))) if i in sums else None
+            like(p, sums[i].to(wide(shard(p).dtype))) if i in sums else None
             for i, p in enumerate(self.params)
         ]
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in HALF else dtype
 
 
 def _own(grad: Tensor) -> Tensor:
