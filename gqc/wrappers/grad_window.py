@@ -45,7 +45,8 @@ class GradWindow(Window):
     def open(self) -> None:
         super().open()
         self._versions: list[Any] = []  # of .grad at the last draw
-        self._flat: list[Tensor] = []  # views of the sums, which are kept from draw to draw
+        self._flat: list[Tensor] = []  # views of the sums, kept while these stay where they are
+        self._places: list[int] = []
 
     def check_unit(self, own: float, unit: float, ranks: float) -> None:
         """Raises: ValueError: a mean loss of another weight than the earlier ones."""
@@ -73,7 +74,8 @@ class GradWindow(Window):
         """:func:`total_norm` of the sums."""
         if self.num_draws < 2 or self._is_sharded:
             return total_norm(tensors)
-        self._flat = self._flat or [_flat(t) for t in tensors]
+        if (places := [*map(Tensor.data_ptr, tensors)]) != self._places:
+            self._flat, self._places, self._norm = [*map(_flat, tensors)], places, None
         return super().norm(self._flat)
 
     def _replace(self, sums: dict[Tensor, Tensor]) -> None:
@@ -81,7 +83,7 @@ class GradWindow(Window):
         for param, total in sums.items():
             param.grad = total
         self._sums = [p.grad for p in self.params]
-        self._versions, self._flat = self.watch.versions_of(self._sums), []
+        self._versions = self.watch.versions_of(self._sums)
 
     def has_new(self) -> bool:
         """Has a gradient come since the last draw, or has another hand changed the sum?"""
@@ -132,7 +134,6 @@ class GradWindow(Window):
             self._refuse_half(grads)
         if len(grads) == len(self._sums) and all(map(is_, grads, self._sums)):
             return True
-        self._flat = []
         for grad, total in zip(grads, self._sums, strict=False):
             if grad is total or total is None:
                 continue
