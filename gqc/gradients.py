@@ -100,7 +100,7 @@ def norm_of_such(tensors: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], Tens
         return _norm_of_mixed
     dtype, numels = _sum_dtype(tensors[0]), [*map(Tensor.numel, tensors)]
     if tensors[0].get_device() != -1:
-        return lambda given: _norm_of(torch._foreach_norm(given, 2, dtype=dtype))
+        return lambda given: _norm_of(torch._foreach_norm([*given], 2, dtype=dtype))
     most = SMALL if sum(numels) <= SMALL else FEW
     few = [i for i, n in enumerate(numels) if n <= most]
     if len(few) < 2 or sum(numels[i] for i in few) > SMALL:

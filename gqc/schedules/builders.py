@@ -34,8 +34,8 @@ def get_norm_threshold_cosine_annealing_with_warmup(
     check_finite("start_norm", start_norm)
     check_finite("end_norm", end_norm)
     check_finite("warmup_multiplier", warmup_multiplier)
-    values = start_norm * warmup_multiplier, start_norm, end_norm
-    return _cosine(optimizer, key, num_warmup_steps, num_training_steps, *values)
+    first, lengths = start_norm * warmup_multiplier, (num_warmup_steps, num_training_steps)
+    return _cosine(optimizer, key, *lengths, first, start_norm, end_norm)
 
 
 def get_direct_cosine_annealing_with_warmup(
@@ -59,8 +59,8 @@ def get_direct_cosine_annealing_with_warmup(
     """
     check_finite("peak_value", peak_value)
     check_finite("min_value", min_value)
-    values = 0.0, peak_value, min_value
-    return _cosine(optimizer, key, num_warmup_steps, num_training_steps, *values)
+    lengths = num_warmup_steps, num_training_steps
+    return _cosine(optimizer, key, *lengths, 0.0, peak_value, min_value)
 
 
 def get_curved_batch_schedule(
@@ -126,10 +126,11 @@ def get_linear_schedule(
 
 
 def _cosine(
-    optimizer: Optimizer, key: str, warmup: int, total: int, *values: float
+    optimizer: Optimizer, key: str, warmup: int, total: int, first: float, peak: float, end: float
 ) -> ParamGroupSchedule:
     check_lengths(warmup, total)
-    return ParamGroupSchedule(optimizer, key, partial(cosine_with_warmup, warmup, total, *values))
+    fn = partial(cosine_with_warmup, warmup, total, first, peak, end)
+    return ParamGroupSchedule(optimizer, key, fn)
 
 
 def check_lengths(warmup: int, total: int) -> None:
