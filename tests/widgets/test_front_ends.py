@@ -55,45 +55,63 @@ def test_without_a_person_there_is_one_picture_and_the_cell_waits_for_its_thread
             client.execute_cell(failing, 4)
 
 
-def execute(client, code, expression="0"):
-    """Execute a cell as VS Code does, which names it; return the value of an expression."""
+@pytest.fixture
+def client():
+    from jupyter_client.manager import start_new_kernel
+
+    manager, client = start_new_kernel()
+    yield client
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
+
+
+def send(client, code, expression="0"):
+    """Run a cell as JupyterLab and VS Code do, which name it; return what `wait` takes."""
     content = {"code": code, "silent": False, "store_history": True, "allow_stdin": False}
     content |= {"stop_on_error": True, "user_expressions": {"value": expression}}
     metadata = {"cellId": "vscode-notebook-cell:/n.ipynb#W0sZmlsZQ%3D%3D"}
     message = client.session.msg("execute_request", content, metadata=metadata)
     client.shell_channel.send(message)
-    while True:
-        reply = client.get_shell_msg(timeout=600)
-        if reply["parent_header"].get("msg_id") == message["header"]["msg_id"]:
-            break
+    return message["header"]["msg_id"]
+
+
+def wait(client, cell):
+    """Return the value of the expression at the end of a cell."""
+    while (reply := client.get_shell_msg(timeout=600))["parent_header"].get("msg_id") != cell:
+        pass
     assert reply["content"]["status"] == "ok", reply["content"]
-    return reply["content"]["user_expressions"]["value"]["data"]["text/plain"]
+    return eval(reply["content"]["user_expressions"]["value"]["data"]["text/plain"])
+
+
+def edit(client, fields, name, text):
+    """What the page sends where a person has typed into a field."""
+    data = {"method": "custom", "content": {"edit": [name, text]}}
+    client.shell_channel.send(client.session.msg("comm_msg", {"comm_id": fields, "data": data}))
 
 
 @pytest.mark.slow
-def test_in_vs_code_a_loop_in_the_background_is_steered_after_its_cell_has_ended():
-    """What a person does arrives between cells only: a stand-in sends it as VS Code would."""
-    from jupyter_client.manager import start_new_kernel
+def test_a_cell_that_trains_hears_an_edit_before_it_ends(client):
+    fields = wait(client, send(client, LOOP, "live.view.fields.model_id"))
+    loop = "for i in live(range(20_000)):\n    time.sleep(0.001)\n    if live.changes: break"
+    cell = send(client, loop, "(i < 19_999, live.changes)")
+    edit(client, fields, "lr", "0.05")
+    is_early, (change,) = wait(client, cell)
+    assert is_early
+    assert (change["name"], change["value"]) == ("lr", 0.05)
 
-    manager, client = start_new_kernel()
-    try:
-        code = LOOP + BACKGROUND.format(count=10**9, seconds=0.001)
-        fields = eval(execute(client, code, "live.view.fields.model_id"))
-        edit = {"method": "custom", "content": {"edit": ["lr", "0.05"]}}
-        message = client.session.msg("comm_msg", {"comm_id": fields, "data": edit})
-        client.shell_channel.send(message)
-        while execute(client, "", "live.changes") == "[]":
-            pass
-        execute(client, "live.stop()")
-        (change,) = eval(execute(client, "", "live.changes"))
-        assert (change["name"], change["value"]) == ("lr", 0.05)
-        assert eval(execute(client, "", "(live.state, live.history['lr'].iloc[-1])")) == (
-            "stopped",
-            0.05,
-        )
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
+
+@pytest.mark.slow
+def test_a_loop_in_the_background_is_steered_after_its_cell_has_ended(client):
+    """As in VS Code, which holds back what a person does until a cell has ended."""
+    code = LOOP + BACKGROUND.format(count=10**9, seconds=0.001)
+    fields = wait(client, send(client, code, "live.view.fields.model_id"))
+    edit(client, fields, "lr", "0.05")
+    while not (changes := wait(client, send(client, "", "live.changes"))):
+        pass
+    assert (changes[0]["name"], changes[0]["value"]) == ("lr", 0.05)
+    wait(client, send(client, "live.stop()"))
+    found = wait(client, send(client, "", "(live.state, float(live.history['lr'].iloc[-1]))"))
+    assert found == ("stopped", 0.05)
 
 
 class Events:

@@ -123,7 +123,7 @@ def test_a_saved_loop_says_how_its_changes_are_repeated(tmp_path):
             live.experiment.controls["lr"] = 0.3
     live.view.buttons["save"].click()
     (line,) = re.findall(r"<code>live\.replay\((.*)\)</code>", live.view.message.value)
-    assert eval(html.unescape(line), {"yaml": yaml}) == live.changes
+    assert eval(html.unescape(line), {"yaml": yaml, "Path": Path}) == live.changes
 
 
 def test_it_can_be_resumed(saved):

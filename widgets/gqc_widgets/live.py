@@ -289,5 +289,5 @@ def _recipe(live: lab.Live, place: Path) -> str:
     notebook = html.escape(os.environ.get("JPY_SESSION_NAME", "NOTEBOOK.ipynb"))
     repeat = f'gqc run "{notebook}" -f "{file}"'
     if isinstance(live.experiment, Loop):
-        repeat = f'live.replay(yaml.safe_load(open("{file}"))["changes"])'
+        repeat = f'live.replay(yaml.safe_load(Path("{file}").read_text())["changes"])'
     return f"saved to <code>{html.escape(str(place))}</code>; <code>{repeat}</code> repeats it"
