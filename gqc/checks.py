@@ -31,10 +31,10 @@ def is_count(value: Any, least: int = 0) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
-def check_count(name: str, value: Any, least: int, hint: str = "") -> int:
+def check_count(name: str, value: int, least: int) -> int:
     """Return ``value`` as an int; raise ValueError unless it is an integer >= ``least``."""
     if not is_count(value, least):
-        raise ValueError(f"{name}={value!r}: expected an integer >= {least}{hint}")
+        raise ValueError(f"{name}={value!r}: expected an integer >= {least}")
     return int(value)
 
 
@@ -42,12 +42,6 @@ def check_finite(name: str, value: float) -> None:
     """Raise ValueError unless ``value`` is a finite number >= 0."""
     if not 0 <= value < math.inf:
         raise ValueError(f"{name}={value!r}: expected a finite number >= 0")
-
-
-def check_positive(name: str, value: float) -> None:
-    """Raise ValueError unless ``value`` is a finite number > 0."""
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name}={value!r}: expected a finite number > 0")
 
 
 def one_of(name: str, value: Any, allowed: Collection[str]) -> str:

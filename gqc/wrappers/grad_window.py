@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqc.gradients import HALF, divide_, like, shard, total_norm
+from gqc.gradients import HALF, divide_, like, shard
 from gqc.wrappers.watch import GradientWatch
 from gqc.wrappers.window import Window
 
@@ -45,8 +45,6 @@ class GradWindow(Window):
     def open(self) -> None:
         super().open()
         self._versions: list[Any] = []  # of .grad at the last draw
-        self._flat: list[Tensor] = []  # views of the sums, kept while these stay where they are
-        self._places: list[int] = []
 
     def check_unit(self, own: float, unit: float, ranks: float) -> None:
         """Raises: ValueError: a mean loss of another weight than the earlier ones."""
@@ -69,14 +67,6 @@ class GradWindow(Window):
     def totals(self) -> list[Tensor]:
         """The tensors of :math:`A_n / u`, with the draw in progress."""
         return [s for s in self._sums if s is not None]
-
-    def norm(self, tensors: list[Tensor]) -> Tensor:
-        """:func:`total_norm` of the sums."""
-        if self.num_draws < 2 or self._is_sharded:
-            return total_norm(tensors)
-        if (places := [*map(Tensor.data_ptr, tensors)]) != self._places:
-            self._flat, self._places, self._norm = [*map(_flat, tensors)], places, None
-        return super().norm(self._flat)
 
     def _replace(self, sums: dict[Tensor, Tensor]) -> None:
         """Take ``sums`` for :math:`A_n / u`."""
@@ -151,7 +141,3 @@ class GradWindow(Window):
         for index, grad in enumerate(grads):
             if grad is not None and grad.dtype in HALF:
                 raise RuntimeError(ROUNDED.format(str(grad.dtype)[6:], index))
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    return tensor.detach().view(-1) if tensor.is_contiguous() else tensor
