@@ -22,6 +22,8 @@ from gqc_lab.claims.verdicts import Verdict
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+    from gqc_lab.claims.rules import Part
+
 #: verdicts in the order of their columns (:mod:`gqc_lab.claims.verdicts`)
 SHOWN = (
     "reproduced", "without effect", "not reproduced", "refuted", "undecided", "question",
@@ -119,6 +121,29 @@ def interval(effect: Effect) -> str:
     """Format an effect as ``mean [low, high]``."""
     bounds = f" [{number(effect.low)}, {number(effect.high)}]"
     return number(effect.mean) + (bounds if math.isfinite(effect.low) else "")
+
+
+def say(part: Part, effect: Effect, more: str = "higher", less: str = "lower") -> str:
+    """Say an effect with its direction: ``6.9 % higher [-0.3 %, +14.6 %]``.
+
+    A part that compares is a change, in per cent where it is a ratio below 2 and above one half; a
+    part that does not is a value with its unit.
+    """
+    is_ratio = part.compare is not None and part.compare.ratio
+    values = (effect.mean, effect.low, effect.high)
+    unit = f" {part.unit}" if part.unit else ""
+    if part.compare is None or (is_ratio and not 0.5 < effect.mean < 2):
+        ends = f" [{number(effect.low)}, {number(effect.high)}]" if effect.high > effect.low else ""
+        size = "large" if more in ("higher", "more") else more
+        return number(effect.mean) + (f" times as {size}{ends}" if is_ratio else unit + ends)
+    size, low, high = (100 * (value - 1) for value in values) if is_ratio else values
+    if is_ratio and abs(size) < 0.05:
+        return f"unchanged [{low:+.2f} %, {high:+.2f} %]"
+    which = less if size < 0 else more
+    if is_ratio:
+        return f"{abs(size):.1f} % {which} [{low:+.1f} %, {high:+.1f} %]"
+    ends = ", ".join(f"{'+' * (end > 0)}{number(end)}" for end in (low, high))
+    return f"{number(abs(size))}{unit} {which} [{ends}]"
 
 
 def camel(name: str) -> str:
