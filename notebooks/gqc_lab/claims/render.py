@@ -134,16 +134,15 @@ def say(part: Part, effect: Effect, more: str = "higher", less: str = "lower") -
     unit = f" {part.unit}" if part.unit else ""
     if part.compare is None or (is_ratio and not 0.5 < effect.mean < 2):
         ends = f" [{number(effect.low)}, {number(effect.high)}]" if effect.high > effect.low else ""
-        size = "large" if more in ("higher", "more") else more
-        return number(effect.mean) + (f" times as {size}{ends}" if is_ratio else unit + ends)
-    size, low, high = (100 * (value - 1) for value in values) if is_ratio else values
-    if is_ratio and abs(size) < 0.05:
+        return number(effect.mean) + (f" times as large{ends}" if is_ratio else unit + ends)
+    mean, low, high = (100 * (value - 1) for value in values) if is_ratio else values
+    if is_ratio and abs(mean) < 0.05:
         return f"unchanged [{low:+.2f} %, {high:+.2f} %]"
-    which = less if size < 0 else more
+    which = less if mean < 0 else more
     if is_ratio:
-        return f"{abs(size):.1f} % {which} [{low:+.1f} %, {high:+.1f} %]"
+        return f"{abs(mean):.1f} % {which} [{low:+.1f} %, {high:+.1f} %]"
     ends = ", ".join(f"{'+' * (end > 0)}{number(end)}" for end in (low, high))
-    return f"{number(abs(size))}{unit} {which} [{ends}]"
+    return f"{number(abs(mean))}{unit} {which} [{ends}]"
 
 
 def camel(name: str) -> str:
