@@ -22,8 +22,7 @@
 # draws as the noise requires.
 #
 # **Question.** From the same weights, on the same text in the same order, with the same number of
-# tokens: is the validation loss of a small GPT lower with GNTS than with AdamW at its best constant
-# batch?
+# tokens: is the validation loss of a small GPT lower with GNTS than with tuned AdamW?
 #
 # A token is a character here (a byte at the `paper` scale), and losses are in nat/token.
 

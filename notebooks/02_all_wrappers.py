@@ -20,7 +20,7 @@
 # Every wrapper decides in its own way when AdamW may step.
 #
 # **Question.** From the same weights, with the same number of tokens: which of them lowers the
-# validation loss of a small GPT below that of AdamW at its best constant batch?
+# validation loss of a small GPT below that of AdamW at its tuned constant batch?
 
 # %% tags=["install"]
 from importlib.util import find_spec

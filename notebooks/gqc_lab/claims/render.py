@@ -33,7 +33,7 @@ LEAST_P = 1e-16  #: below, p is that of rounding, or of values that are the same
 TEMPLATES = Path(__file__).parent / "templates"
 OF_CLAIM = ["group", "id", "statement", "source", "notebook", "scale", "note", "shown", "leaning"]
 OF_CLAIM += ["verdict", "stage", "earlier", "rule", "p", "reason", "num_runs", "short"]
-OF_PART = ["part", "bound", "unit", "mean", "low", "high", "n", "status", "effect"]
+OF_PART = ["part", "bound", "unit", "mean", "low", "high", "n", "status", "effect", "said"]
 
 
 def verdict_frame(
@@ -46,7 +46,7 @@ def verdict_frame(
             column ``rule``: when each was written, changed and registered.
     Returns: columns `OF_CLAIM`, the same in all rows of a claim, with ``verdict``, ``p`` and
         ``short`` (the name in a list) as text; then `OF_PART`, with ``effect`` as text
-        (``mean [low, high]``), empty or NaN where nothing was measured.
+        (``mean [low, high]``) and as :func:`say` puts it, empty or NaN where nothing was measured.
     """
     rows = []
     for verdict in verdicts:
@@ -64,9 +64,10 @@ def verdict_frame(
         effects = verdict.effects or [None] * len(claim.parts)
         for part, effect in zip(claim.parts, effects, strict=False):
             names = {"part": part.name, "bound": part.holds, "unit": part.unit}
+            names |= {"said": say(part, effect) if effect else ""}
             rows.append(texts | names | _measured(effect))
         if not claim.parts:
-            rows.append(texts | {"part": "", "bound": "", "unit": ""} | _measured(None))
+            rows.append(texts | {"part": "", "bound": "", "unit": "", "said": ""} | _measured(None))
     return pd.DataFrame(rows, columns=OF_CLAIM + OF_PART).astype({"n": "Int64"})
 
 
