@@ -179,7 +179,8 @@ def angles(
     names = {"angle": "momentum with<br>this gradient", "angle_before": "momentum before it"}
     check_columns("angles", history, ["kind", x, *names])
     steps = history[history["kind"] == "step"].astype(dict.fromkeys(names, float))
-    figure = new_figure(f"Gradient and Adam's momentum, {over_seeds(history.assign(method=0))}")
+    seeds = over_seeds(history.assign(method=0)) if "seed" in history else "one seed"
+    figure = new_figure(f"Gradient and Adam's momentum, {seeds}")
     styles = _thinner(names.values())
     for column, name in names.items():
         means = steps.groupby(x)[column].mean()

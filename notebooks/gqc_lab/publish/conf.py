@@ -33,6 +33,7 @@ STYLE = """.gallery { display: grid; gap: 1rem;
   color: inherit; text-decoration: none; }
 .card img { width: 100%; background: white; }
 .card span { display: block; font-size: .85rem; line-height: 1.25; }
+.output { overflow-x: auto; }
 .output img, .article-container img { max-width: 100%; }
 """
 # `Returns: x` on one line, which napoleon wants as a heading
