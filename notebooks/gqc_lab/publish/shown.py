@@ -115,6 +115,8 @@ def write_thumbnail(notebook: NotebookNode, path: Path) -> None:
         return
     image = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
     image.thumbnail((WIDTH, WIDTH))
+    if path.stem.startswith("00"):  # the page with all of them
+        return
     target = path.parent / THUMBNAILS / f"{path.stem}.png"
     target.parent.mkdir(exist_ok=True)
     image.quantize(32).save(target, optimize=True)
