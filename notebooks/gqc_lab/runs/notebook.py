@@ -16,6 +16,8 @@ from gqc_lab.errors import BadInput
 from gqc_lab.runs.parameters import UNREADABLE, Parameter, parse_cell, plain, read_text
 from gqc_lab.runs.sources import search_folders
 
+NOT_CODE = {"parameters", "install", "evidence"}  #: tags of cells that a run's id does not cover
+
 
 @dataclass(frozen=True)
 class Notebook:
@@ -25,8 +27,9 @@ class Notebook:
         path: where it was read.
         text: its content at that moment, without outputs; this is what runs, even if the file
             changes meanwhile.
-        code: the sources of the code cells, without those tagged `parameters` or `install`: where
-            the kit comes from does not change a run, and its source is hashed by itself.
+        code: the sources of the code cells, without those tagged `parameters`, `install` or
+            `evidence`: where the kit comes from and what is shown of committed results do not
+            change a run, and the kit's source is hashed by itself.
         declared: the parameters, by name.
     """
 
@@ -48,6 +51,9 @@ class Notebook:
 def read_notebook(path: Path | str) -> Notebook:
     """Read an .ipynb, or the .ipynb that a .py is paired with.
 
+    The parameters of a pair may differ, as after a run that was steered: a run has those of the
+    .ipynb, and records them.
+
     Raises: BadInput: no such notebook, damaged, no single `parameters` cell, or a pair of
         which only one half was edited.
     """
@@ -68,11 +74,12 @@ def read_notebook(path: Path | str) -> Notebook:
             f"{path}: {len(tagged)} cells are tagged `parameters`; expected one, with a line "
             "`name = literal` for each parameter"
         )
-    _check_pair(path, sources)
+    fixed = [s for s, each in zip(sources, tags, strict=True) if "parameters" not in each]
+    _check_pair(path, fixed)
     declared = parse_cell(tagged[0], f"{path}: parameters cell", path.parent)
     if "run" in declared:
         raise BadInput(f"{path}: parameter 'run': the store calls a run's id so; choose another")
-    code = (s for s, t in zip(sources, tags, strict=True) if not {"parameters", "install"} & {*t})
+    code = (s for s, t in zip(sources, tags, strict=True) if not NOT_CODE & {*t})
     return Notebook(path.resolve(), json.dumps(content), tuple(code), declared)
 
 
@@ -125,7 +132,11 @@ def _check_pair(path: Path, sources: list[str]) -> None:
     except Exception as error:  # its readers raise whatever they trip over
         why = " ".join(str(error).split())
         raise BadInput(f"{script}: jupytext cannot read it: {why}") from None
-    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    code = [
+        cell.source
+        for cell in cells
+        if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", [])
+    ]
     if [_stripped(each) for each in code] != [_stripped(each) for each in sources]:
         raise BadInput(
             f"{path} and {script.name} differ; run `jupytext --sync {path}` and try again"
