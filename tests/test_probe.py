@@ -90,11 +90,11 @@ def few_directions(seed):
 
 def test_the_error_of_the_draws_is_that_of_other_probes():
     for make, least in ((few_directions, 1.5), (lambda seed: stream(10.0, seed=seed), 0.2)):
-        probes = [probe(Known(), dot, make(seed), draws=64) for seed in range(12)]
-        low = _lowest_norms(probe(Known(), dot, make(99), draws=800).products, 32, 2000)
+        probes = [probe(Known(), dot, make(seed), draws=64) for seed in range(10)]
+        low = _lowest_norms(probe(Known(), dot, make(99), draws=400).products, 32, 500)
         given = [1 + float((low[:, :-1] > p.norm(8)).sum() / len(low)) for p in probes]
         error = (sum((n - 8) ** 2 for n in given) / len(given)) ** 0.5
-        claimed = sorted(p.draws_error(8) for p in probes)[6]
+        claimed = sorted(p.draws_error(8) for p in probes[:5])[2]
         assert least < error < 2 * claimed < 6 * error
         assert probes[0].draws_error(16) == float("inf")
 
@@ -221,8 +221,8 @@ def test_a_schedule_in_draws_keeps_them_while_gradients_shrink_tenfold():
     wrapper, schedule = p.make_gnts(SGD(model.parameters(), lr=0.0), 8)
     assert wrapper.max_draws == 32
     windows = []
-    for step in range(4000):
-        (dot(model, next(loader)) * 0.1 ** (step / 4000)).backward()
+    for step in range(2000):
+        (dot(model, next(loader)) * 0.1 ** (step / 2000)).backward()
         if wrapper.step():
             windows.append(wrapper.last_num_draws)
         schedule.step()

@@ -223,7 +223,7 @@ def probe(
     loss_fn: Callable[[nn.Module, Any], Tensor],
     loader: Iterable[Any],
     optimizer: Optimizer | None = None,
-    draws: int = 128,
+    draws: int = 100,
 ) -> Probe:
     """Measure how noisy the gradient of ``model`` is, and what follows, without a step.
 
@@ -237,7 +237,8 @@ def probe(
             read.  Batches of another size than the first are passed over.
         optimizer: whose parameters count, a wrapper or not; None: all that need a gradient.
         draws: to take, >= 16; fewer where the loader ends.  Errors fall as their root: two percent
-            of the microbatches of a run are well spent, and the table says how far they go.
+            of the microbatches of a run are well spent, and the table says how far off the settings
+            may be.
     Raises:
         ValueError: fewer than 16 microbatches, or nothing to train.
         TypeError: a model in DDP or with sharded parameters, or a sparse gradient.
