@@ -111,7 +111,7 @@ def train(name, model, make_wrapper, only_last=False):
     if isinstance(model, DistributedDataParallel):
         model.register_comm_hook(None, send)  # only to count
     wrapper = make_wrapper(torch.optim.AdamW(model.parameters(), lr=0.0))
-    for examples in chosen[rank::ranks]:
+    for examples in chosen[rank : 240 : ranks]:
         is_local = only_last and not wrapper.closes_next()
         with model.no_sync() if is_local else nullcontext():
             F.cross_entropy(model(pixels[examples]), labels[examples]).backward()
@@ -119,7 +119,7 @@ def train(name, model, make_wrapper, only_last=False):
     steps = wrapper.numbers()["steps"]
     if rank == 0:
         cost = f", {sent[0] / steps / 1000:.0f} kB reduced" if sent[0] else ""
-        print(f"{name}: {len(chosen) / ranks / steps:.1f} draws a step{cost}")
+        print(f"{name}: {240 / ranks / steps:.1f} draws a step{cost}")
 
 
 ddp = DistributedDataParallel
@@ -127,7 +127,6 @@ for tau in taus:
     gnts = lambda adamw: OptimizerWrapperGNTS(adamw, tau)
     train(f"GNTS at {tau:.3f}", ddp(make_model()), gnts)
 sbc = lambda adamw: OptimizerWrapperSBC(adamw, 16, 96, accumulate="grad")
-train("SBC, every draw", ddp(make_model()), sbc)
 train("SBC, closes_next()", ddp(make_model()), sbc, only_last=True)
 mesh = dist.device_mesh.init_device_mesh("cpu", (ranks,))
 train(f"GNTS at {tau:.3f}, FSDP2", fully_shard(make_model(), mesh=mesh), gnts)
