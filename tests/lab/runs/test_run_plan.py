@@ -1,6 +1,7 @@
 """From a batch file to runs: the grid, the ids, and what is refused."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -194,6 +195,18 @@ def test_pair_has_to_be_in_sync(tmp_path):
     path.with_suffix(".py").write_text(script.replace("stream.random()", "1.0"))
     with pytest.raises(BadInput, match="differ; run `jupytext --sync"):
         read_notebook(path)
+
+
+def test_parameters_of_a_pair_may_differ_and_those_of_the_notebook_count(tmp_path):
+    """As after a steered run, whose notebook was saved with ``interactive = True``."""
+    jupytext = pytest.importorskip("jupytext")
+    path = tmp_path / "tiny.ipynb"
+    path.write_text((NOTEBOOKS / "tiny.ipynb").read_text())
+    script = jupytext.writes(jupytext.read(path), "py:percent")
+    changed = re.sub(r"^seed = \d+", "seed = 41", script, flags=re.M)
+    assert changed != script
+    path.with_suffix(".py").write_text(changed)
+    assert read_notebook(path).declared["seed"].default == 0
 
 
 def test_ten_thousand_runs_are_planned_in_three_seconds(plan):
