@@ -266,14 +266,7 @@ def probe(
                 raise FloatingPointError(f"gradient {len(norms)} has the norm {norms[-1]}")
     if len(norms) < FEWEST:
         raise ValueError(f"the loader has {len(norms)} microbatches: expected >= {FEWEST}")
-    products = torch.stack(vectors).double().cpu()
-    products = products @ products.T
-    n, own = len(norms), torch.tensor(norms, dtype=torch.double).square()
-    products.fill_diagonal_(0.0)
-    # The sketch errs in the sum of all pairs too, which is |G|^2; that is known exactly.
-    products += (float(total_norm(total)) ** 2 - own.sum() - products.sum()) / (n * (n - 1))
-    products.diagonal().copy_(own)
-    return Probe(products, median(seconds), size)
+    return Probe(_products(vectors, norms, float(total_norm(total))), median(seconds), size)
 
 
 def _trained(model: nn.Module, optimizer: Optimizer | None) -> list[Tensor]:
@@ -284,6 +277,16 @@ def _trained(model: nn.Module, optimizer: Optimizer | None) -> list[Tensor]:
     if isinstance(model, nn.parallel.DistributedDataParallel) or is_sharded(params):
         raise TypeError("probe of a model in DDP or FSDP: probe it on one process, before wrapping")
     return params
+
+
+def _products(vectors: list[Tensor], norms: list[float], norm_of_sum: float) -> Tensor:
+    """Products of all pairs from sketches; the sketch errs in their sum too, which is known."""
+    n, own = len(norms), torch.tensor(norms, dtype=torch.double).square()
+    sketched = torch.stack(vectors).double().cpu()
+    products = (sketched @ sketched.T).fill_diagonal_(0.0)
+    products += (norm_of_sum**2 - own.sum() - products.sum()) / (n * (n - 1))
+    products.diagonal().copy_(own)
+    return products
 
 
 def _orders(num: int, n: int, seed: int = 0) -> Tensor:
