@@ -30,13 +30,20 @@ if find_spec("gqc") is None:
     # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["evidence", "nbval-ignore-output"]
 from gqc_lab import claims
 
-claims.show_verdicts("22_noise_annealing")
+claims.show_evidence("22_noise_annealing")
 
 # %% [markdown]
-# ## Run
+# ## Run it yourself
+#
+# The rest of this notebook does the same in seconds at the `smoke` scale: a regression test, not
+# evidence. The committed results above are from
+#
+# ```
+# gqc batch run notebooks/batches/22_noise_annealing.yaml --jobs 2
+# ```
 #
 # An arm is a method and the curve of its learning rate; a rung is a size of the model with 5.6
 # tokens for each parameter.
@@ -76,12 +83,6 @@ results.set_index("method")[[*shown, *parallel]].round(shown)
 # %% [markdown]
 # `turns_16` is the time of a run, in microbatches, where 16 of them are computed at once: windows
 # that are longer than one draw waste less of it.
-#
-# **Limits.** The saved numbers are of the `smoke` scale: a regression test, not evidence.
-#
-# ```
-# gqc batch run notebooks/batches/22_noise_annealing.yaml --jobs 2
-# ```
 
 # %%
 saved = runs.save(history, results, data_hash=data_hash)
