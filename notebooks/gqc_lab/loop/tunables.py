@@ -105,8 +105,7 @@ class Tunables:
         found = {}
         for name, place in self._places.items():
             group = next(g for g in place.optimizer.param_groups if place.key in g)
-            is_edited = name in self.edited
-            found[name] = self._value(name, 0, group) if is_edited else place.read(group)
+            found[name] = self._value(name, 0, group)
         return found
 
     def _value(self, name: str, number: int, group: Mapping[str, Any]) -> float:
