@@ -157,7 +157,9 @@ def reactions(results: pd.DataFrame) -> go.Figure:
         figure.update_xaxes(title_text=label, row=1, col=column)
     figure.add_vline(0, line=LEVEL)
     figure.update_yaxes(autorange="reversed")
-    figure.update_layout(template=HOUSE, title_text="What a difficult first microbatch does")
+    figure.update_layout(
+        template=HOUSE, title_text=_with_bars("What a difficult first microbatch does; ", results)
+    )
     figure.update_layout(height=440, hovermode="closest")
     figure.update_xaxes(rangemode="normal")
     return figure
@@ -177,7 +179,8 @@ def angles(
     names = {"angle": "momentum with<br>this gradient", "angle_before": "momentum before it"}
     check_columns("angles", history, ["kind", x, *names])
     steps = history[history["kind"] == "step"].astype(dict.fromkeys(names, float))
-    figure = new_figure("Gradient and Adam's momentum")
+    seeds = over_seeds(history.assign(method=0)) if "seed" in history else "one seed"
+    figure = new_figure(f"Gradient and Adam's momentum, {seeds}")
     styles = _thinner(names.values())
     for column, name in names.items():
         means = steps.groupby(x)[column].mean()
@@ -234,18 +237,21 @@ def by_method(
     baseline: str | None = None,
     series: Sequence[str] = (),
     names: Mapping[str, str] | None = None,
+    by: str = "method",
 ) -> go.Figure:
     """Plot means over seeds with 95 % intervals, in a row for each method.
 
     Args:
-        results: rows with ``method``, ``seed``, the ``measures`` and ``series``.
+        results: rows with ``by``, ``seed``, the ``measures`` and ``series``.
         measures: column -> title of its panel's axis.
         baseline: method over which the measures are taken, seed by seed, in geometric means; None:
             the measures themselves.
         series: columns whose values are told apart by colour and symbol.
         names: methods to show, in order, and what to call them; None: all except the baseline.
+        by: column that a row is for.
     """
-    check_columns("by_method", results, ["method", "seed", *measures, *series])
+    check_columns("by_method", results, [by, "seed", *measures, *series])
+    results = results.assign(method=results[by])
     names = names or {m: m for m in results["method"].unique() if m != baseline}
     groups = list(results.groupby(list(series), sort=False)) if series else [((), results)]
     figure = make_subplots(1, len(measures), shared_yaxes=True, horizontal_spacing=0.06)
@@ -265,9 +271,17 @@ def by_method(
         figure.add_vline(1, line=LEVEL)
     ticks = {"tickvals": [-k for k in range(len(names))], "ticktext": list(names.values())}
     figure.update_yaxes(**ticks, showgrid=False)
-    figure.update_layout(template=HOUSE, title_text=f"Over {baseline}" if baseline else "By method")
+    over = f"Over {baseline}, paired by seed; " if baseline else f"By {by}; "
+    figure.update_layout(template=HOUSE, title_text=_with_bars(over, results))
     figure.update_layout(height=170 + 40 * len(names), hovermode="closest", legend=BELOW)
     return figure
+
+
+def _with_bars(what: str, results: pd.DataFrame) -> str:
+    """Say for a title what points and bars are."""
+    text = f"{what}{over_seeds(results)}"
+    text += "" if text.endswith("one seed") else ", 95 % intervals"
+    return text[0].upper() + text[1:]
 
 
 def _means_of(rows: pd.DataFrame, measure: str, baseline: str | None) -> pd.DataFrame:
@@ -287,7 +301,7 @@ def power_laws(results: pd.DataFrame) -> go.Figure:
         results: rows with ``method``, ``seed``, ``tokens`` and ``val_loss``.
     """
     check_columns("power_laws", results, ["method", "seed", "tokens", "val_loss"])
-    figure = new_figure("Final loss against token budget")
+    figure = new_figure(_with_bars("Final loss against token budget; ", results))
     styles = _thinner(results["method"])
     for method, runs in results.groupby("method", sort=False):
         points = summarize(runs, "tokens", "val_loss")
