@@ -346,5 +346,7 @@ class Store:
         for folder in folders:
             is_partial = folder.parent.name == "partial"
             with self.lock(folder.name) if is_partial else contextlib.nullcontext(True) as is_held:
-                if is_held:
-                    shutil.rmtree(folder)
+                if is_held:  # gone at once, or who reads the store would find half of it
+                    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+                    os.rename(folder, aside)
+                    shutil.rmtree(aside)

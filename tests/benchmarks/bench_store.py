@@ -1,0 +1,109 @@
+"""What a large run store costs, against its bars: 10,000 runs, and histories of a million records.
+
+Commands are processes of their own, as a user has them; what counts is their processor time.
+
+- *plan* of the batch that made the store: at most 3 s and 300 MiB;
+- *list*: at most 1 s;
+- *one run* of another notebook: at most 1 s more than in an empty store;
+- *histories*: 8 columns of 200 histories with a million records in all, at most 2 s.
+
+The first command in a store reads all of it and leaves an index; it is timed apart.  ``--check``
+exits with 1 where a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from gqc_lab.runs import load, store
+from gqc_lab.runs.plan import Batch, read_batch
+from gqc_lab.runs.store import NOTEBOOK, RESULT, Store, write_json
+
+ROOT = Path(__file__).resolve().parents[2]
+LARGE = ROOT / "notebooks" / "01_gnts_pretraining.ipynb"
+TINY = ROOT / "tests" / "fixtures" / "notebooks" / "tiny.ipynb"
+RUNS, HISTORIES, RECORDS, COLUMNS = 10_000, 200, 5_000, 16
+
+
+def fill(batch: Batch, place: Store) -> None:
+    """Store all runs of ``batch`` as finished, without executing them."""
+    store._sync = lambda path: None  # type: ignore[assignment]  # four syncs a run
+    names = [f"column {k}" for k in range(COLUMNS)]
+    records = pd.DataFrame(np.random.default_rng(0).random((RECORDS, COLUMNS)), columns=names)
+    for place_in_batch, run in enumerate(batch.runs):
+        folder = place.partial(run.id)
+        folder.mkdir(parents=True)
+        (folder / NOTEBOOK).write_text(batch.notebook.text)
+        common = {"notebook": batch.notebook.name, "parameters": run.parameters}
+        rows = [{f"number {k}": k / 7 for k in range(12)}]
+        write_json(folder / RESULT, {"run": run.id, **common, "results": rows, "info": {}})
+        if place_in_batch < HISTORIES:
+            records.to_parquet(folder / store.HISTORY, index=False)
+        times = {"started": 0.0, "seconds": 1.0, "attempts": 1}
+        place.publish(run.id, {"id": run.id, **common, "inputs": run.inputs, **times})
+
+
+def command(*arguments: object) -> tuple[float, float]:
+    """Return the processor time [s] and the memory [MiB] that ``gqc`` and its children take."""
+    code = "from gqc_lab.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.DEVNULL
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"gqc {' '.join(map(str, arguments))}: status {status}")
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def batch_file(folder: Path, name: str, notebook: Path, text: str) -> Path:
+    path = folder / f"{name}.yaml"
+    path.write_text(f"notebook: {notebook}\n{text}\n", encoding="utf-8")
+    return path
+
+
+def measure(folder: Path) -> dict[str, tuple[float, float]]:
+    """Return each number with the most that it may be."""
+    grid = f"seeds: {RUNS // 2}\ngrid: {{method: [gnts, adamw]}}\nparameters: {{scale: smoke}}"
+    large = batch_file(folder, "large", LARGE, grid)
+    place = Store(folder / "runs")
+    fill(read_batch(large), place)
+    found = {"first plan [s]": (command("batch", "plan", large, "--runs", place.root)[0], 60.0)}
+    seconds, megabytes = command("batch", "plan", large, "--runs", place.root)
+    found |= {"plan [s]": (seconds, 3.0), "plan [MiB]": (megabytes, 300.0)}
+    found["list [s]"] = command("runs", "list", "--runs", place.root)[0], 1.0
+    more = []
+    for seed in range(3):
+        one = batch_file(folder, f"one{seed}", TINY, f"seeds: [{seed}]")
+        full = command("batch", "run", one, "--runs", place.root)[0]
+        more.append(full - command("batch", "run", one, "--runs", folder / f"empty{seed}")[0])
+    found["one run, over an empty store [s]"] = sorted(more)[1], 1.0
+    some = load(place.root, where=f"seed < {HISTORIES // 2}")
+    begun = time.process_time()
+    columns = [f"column {k}" for k in range(8)]
+    assert some.read_history(columns).shape == (HISTORIES * RECORDS, 9)
+    found["histories [s]"] = time.process_time() - begun, 2.0
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    is_checked = parser.parse_args().check
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(Path(folder))
+    for name, (value, most) in found.items():
+        print(f"{name:36s} {value:8.2f}  at most {most:g}")
+    return int(is_checked and any(value > most for value, most in found.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
