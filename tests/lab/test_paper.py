@@ -13,6 +13,7 @@ from gqc_lab.claims.commands import (
     GEOMETRIC,
     batch_path,
     check,
+    current_ids,
     decide,
     fill_readme,
     read_plan,
@@ -62,7 +63,8 @@ def test_the_readme_says_what_the_results_say(verdicts):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "<!-- begin claims -->" in text
     assert "<!-- begin flagship -->" in text
-    assert fill_readme(text, verdicts, PAPER) == text
+    results = load_frozen(PAPER / "results")
+    assert fill_readme(text, verdicts, results, current_ids(PAPER, results)) == text
 
 
 def test_the_flagship_is_reported_as_its_batch_reports_it():

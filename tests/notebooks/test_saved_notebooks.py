@@ -11,10 +11,10 @@ from pathlib import Path
 import jupytext
 import nbformat
 import pytest
-from notebook_files import FOLDER, NOTEBOOKS, SCRIPTS
+from notebook_files import FOLDER, NOTEBOOKS, SCRIPTS, is_paired
 
 from gqc_lab.errors import BadInput
-from gqc_lab.publish.notebooks import install_cell, is_paired, show_verdicts
+from gqc_lab.publish.notebooks import install_cell, show_verdicts
 from gqc_lab.runs.notebook import read_notebook
 from gqc_lab.runs.parameters import parse_cell, resolve
 from gqc_lab.runs.plan import read_batch

@@ -1,7 +1,4 @@
-"""Figures of the variance gradient scaler: estimates against truth, costs, training.
-
-As :mod:`gqc_lab.figures`: data in, a figure out, the same for the same data.
-"""
+"""Figures of the variance gradient scaler: estimates against truth, costs, training."""
 
 from __future__ import annotations
 
@@ -11,16 +8,16 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from gqc_lab.figures.style import (
     BLACK,
-    HOUSE,
     LEGEND_ABOVE,
     OKABE_ITO,
     add_line,
     add_points,
+    in_legend_once,
     new_figure,
+    new_panels,
     uneven_bars,
 )
 from gqc_lab.stats.analysis import check_columns
@@ -83,27 +80,21 @@ def against(frame: pd.DataFrame, x: str, title: str, x_titles: Sequence[str]) ->
     """
     check_columns("against", frame, ["kind", x, "truth", "estimator", "variance"])
     kinds = list(frame["kind"].unique())
-    figure = make_subplots(1, len(kinds), shared_yaxes=True, subplot_titles=kinds)
-    figure.update_layout(template=HOUSE, hovermode="closest", height=480, **LEGEND_ABOVE)
-    figure.update_layout(title_text=title, legend_y=1.1, margin_t=170)
-    order, shown = list(frame["estimator"].unique()), set()
+    figure = new_panels(1, len(kinds), title, shared_yaxes=True, subplot_titles=kinds)
+    figure.update_layout(hovermode="closest", height=480, **LEGEND_ABOVE)
+    figure.update_layout(legend_y=1.1, margin_t=170)
+    order = list(frame["estimator"].unique())
     for column, (_, group) in enumerate(frame.groupby("kind", sort=False), 1):
         place = {"row": 1, "col": column}
         for estimator, rows in group.groupby("estimator", sort=False):
-            i, is_new = order.index(estimator), estimator not in shown
-            shown.add(estimator)
             middle = rows.groupby(x)["variance"].median()
-            style: dict[str, Any] = {
-                "marker": _marker(i, 9),
-                "legendgroup": str(estimator),
-                "showlegend": is_new,
-            }
-            style |= {"line": {"color": style["marker"]["color"], "width": 1.5}, "mode": None}
-            name = _estimator_name(str(estimator))
+            name, marker = _estimator_name(str(estimator)), _marker(order.index(estimator), 9)
+            style: dict[str, Any] = {"marker": marker, "mode": None, **in_legend_once(figure, name)}
+            style["line"] = {"color": marker["color"], "width": 1.5}
             add_points(figure, middle.index, middle, name, **style, **place)
         truth = group.groupby(x)["truth"].first()
         black = {"color": BLACK, "width": 4, "dash": "dot"}
-        once = {"legendgroup": "truth", "showlegend": column == 1}
+        once = in_legend_once(figure, "truth")
         add_line(figure, truth.index, truth, "truth", black, **once, **place)
     for column, name in enumerate(x_titles, 1):
         figure.update_xaxes(type="log", dtick=1, title_text=name, tickformat="~s", col=column)

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gqc_lab.errors import BadInput, nearest
-from gqc_lab.runs.plan import Batch
-from gqc_lab.runs.progress import show_value
+from gqc_lab.runs.plan import Batch, show_value
 
 if TYPE_CHECKING:
     import pandas as pd
