@@ -46,7 +46,7 @@ def fill(batch: Batch, place: Store) -> None:
         common = {"notebook": batch.notebook.name, "parameters": run.parameters}
         rows = [{f"number {k}": k / 7 for k in range(12)}]
         write_json(folder / RESULT, {"run": run.id, **common, "results": rows, "info": {}})
-        if place_in_batch < HISTORIES:
+        if place_in_batch % (RUNS // 2) < HISTORIES // 2:
             records.to_parquet(folder / store.HISTORY, index=False)
         times = {"started": 0.0, "seconds": 1.0, "attempts": 1}
         place.publish(run.id, {"id": run.id, **common, "inputs": run.inputs, **times})
@@ -72,7 +72,7 @@ def batch_file(folder: Path, name: str, notebook: Path, text: str) -> Path:
 
 def measure(folder: Path) -> dict[str, tuple[float, float]]:
     """Return each number with the most that it may be."""
-    grid = f"seeds: {RUNS // 2}\ngrid: {{method: [gnts, adamw]}}\nparameters: {{scale: smoke}}"
+    grid = f"seeds: {RUNS // 2}\ngrid: {{methods: [[gnts], [adamw]]}}\nparameters: {{scale: smoke}}"
     large = batch_file(folder, "large", LARGE, grid)
     place = Store(folder / "runs")
     fill(read_batch(large), place)
