@@ -5,7 +5,7 @@ import pytest
 from gqc_lab.studies import pretraining
 from gqc_lab.studies.vgs import training as vgs_training
 from gqc_widgets import LiveRun, VGSAlphaTuner
-from gqc_widgets import alpha_tuner as module
+from gqc_widgets import side_by_side as module
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
@@ -95,40 +95,40 @@ def test_side_by_side_runs_shows_progress_and_can_be_stopped():
     live = LiveRun(experiment)
     tuner = VGSAlphaTuner(live)
     train(live, 20)
-    tuner.alphas.value = "0, 0.5"
-    tuner.place.value = module.HERE
-    tuner.start.click()
-    assert not tuner.stop.disabled
-    tuner.stop.click()
+    tuner.side.alphas.value = "0, 0.5"
+    tuner.side.place.value = module.HERE
+    tuner.side.starts.click()
+    assert not tuner.side.stops.disabled
+    tuner.side.stops.click()
     wait(tuner)
-    assert tuner.stop.disabled
-    assert "alpha <b>0</b>: stopped" in tuner.progress.value
-    assert "alpha <b>0.5</b>: stopped" in tuner.progress.value
-    named = [t["name"] for t in tuner.side_panels.panels[0]["traces"] if t["name"]]
+    assert tuner.side.stops.disabled
+    assert "alpha <b>0</b>: stopped" in tuner.side.progress.value
+    assert "alpha <b>0.5</b>: stopped" in tuner.side.progress.value
+    named = [t["name"] for t in tuner.side.panels.panels[0]["traces"] if t["name"]]
     assert named == ["alpha 0", "alpha 0.5"]
-    factors = [y(tuner.side_panels, f"factor {i}")[:20] for i in (0, 1)]
+    factors = [y(tuner.side.panels, f"factor {i}")[:20] for i in (0, 1)]
     assert factors[0] == factors[1] == experiment.history["factor"][:20].tolist()
 
 
 def test_side_by_side_to_the_end_and_what_is_wrong_with_the_alphas():
     live = LiveRun(make())
     tuner = VGSAlphaTuner(live)
-    tuner.alphas.value = "0.1"
-    tuner.start.click()
-    assert "expected two or more" in tuner.progress.value
+    tuner.side.alphas.value = "0.1"
+    tuner.side.starts.click()
+    assert "expected two or more" in tuner.side.progress.value
     assert tuner.side.runners == {}
-    tuner.alphas.value = "0, 1"
-    tuner.start.click()
+    tuner.side.alphas.value = "0, 1"
+    tuner.side.starts.click()
     wait(tuner)
-    assert "finished" in tuner.progress.value
-    assert len(y(tuner.side_panels, "val_loss 1")) > 3
-    tuner.estimator.value, tuner.place.value = "elementwise", module.HERE
-    tuner.start.click()
-    assert "start at the beginning" in tuner.progress.value
-    tuner.place.value = module.BEGINNING
-    tuner.start.click()
+    assert "finished" in tuner.side.progress.value
+    assert len(y(tuner.side.panels, "val_loss 1")) > 3
+    tuner.side.estimator.value, tuner.side.place.value = "elementwise", module.HERE
+    tuner.side.starts.click()
+    assert "start at the beginning" in tuner.side.progress.value
+    tuner.side.place.value = module.BEGINNING
+    tuner.side.starts.click()
     wait(tuner)
-    assert "finished" in tuner.progress.value
+    assert "finished" in tuner.side.progress.value
 
 
 def test_an_editor_says_that_its_run_was_replaced():

@@ -50,15 +50,15 @@ def test_it_offers_what_was_recorded(loaded):
 
 @pytest.mark.parametrize(("axis", "last"), [("tokens", 204800), ("steps", 200), ("draws", 400)])
 def test_the_mean_over_seeds_is_drawn_with_its_interval(loaded, axis, last):
-    figure = SavedRuns(loaded).figure("val_loss", axis)
-    curves = {t.legendgroup: t for t in figure.data if t.showlegend is not False}
+    traces = SavedRuns(loaded).panel("val_loss", axis)["traces"]
+    curves = {t["legendgroup"]: t for t in traces if not t.get("fill")}
     assert set(curves) == {"adamw", "gnts"}
-    assert curves["adamw"].x[-1] == last
-    assert set(curves["adamw"].y) == {3.0}  # the mean of 2, 3, 4
-    assert set(curves["gnts"].y) == {4.0}
+    assert curves["adamw"]["x"][-1] == last
+    assert set(curves["adamw"]["y"]) == {3.0}  # the mean of 2, 3, 4
+    assert set(curves["gnts"]["y"]) == {4.0}
     # Student's t of 2, 3, 4: 3 -+ 4.303 / sqrt(3)
-    band = next(t for t in figure.data if t.legendgroup == "adamw" and t.fill)
-    assert max(band.y) == pytest.approx(3 + 4.30265 / 3**0.5, rel=1e-4)
+    band = next(t for t in traces if t["legendgroup"] == "adamw" and t.get("fill"))
+    assert max(band["y"]) == pytest.approx(3 + 4.30265 / 3**0.5, rel=1e-4)
 
 
 def test_smoothing_is_an_exponential_average_of_each_run(loaded):
@@ -78,7 +78,7 @@ def test_runs_that_cannot_be_told_apart_are_refused_until_they_are_grouped(tmp_p
     results = [{"run": r, "method": "gnts", "seed": 0, "lr": lr} for r, lr in (("a", 1), ("b", 2))]
     model = SavedRuns(Loaded(parts, results, tmp_path))
     with pytest.raises(ValueError, match=r"2 runs of gnts, seed 0: .* instead of method"):
-        model.figure("loss", "tokens")
+        model.panel("loss", "tokens")
     rows = model.rows("loss", "tokens", group="lr")
     assert set(rows["method"]) == {"gnts, lr=1", "gnts, lr=2"}
 
@@ -86,7 +86,7 @@ def test_runs_that_cannot_be_told_apart_are_refused_until_they_are_grouped(tmp_p
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"metric": "los"}, "metric='los': expected one of loss, val_loss"),
+        ({"metric": "los"}, "metric='los': did you mean 'loss'"),
         ({"axis": "hours"}, "axis='hours'"),
         ({"group": "lr"}, "group='lr'"),
         ({"smoothing": 0}, "smoothing=0"),
@@ -109,6 +109,7 @@ def test_the_view_draws_what_is_chosen_and_says_what_cannot_be(tmp_path):
     results = [{"run": r, "method": "gnts", "seed": 0, "lr": lr} for r, lr in (("a", 1), ("b", 2))]
     view = Compare(Loaded(parts, results, tmp_path))
     assert "2 runs of gnts, seed 0" in view.message.value
+    assert view.panels.panels == []
     view.group.value = "lr"
     assert view.message.value == ""
     assert view.metric.value == "val_loss"

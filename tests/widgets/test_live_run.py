@@ -5,7 +5,7 @@ import pytest
 from gqc_lab.loop.jupyter import current_cell
 from gqc_lab.studies import pretraining
 from gqc_widgets import LiveRun
-from gqc_widgets.status import clock
+from gqc_widgets.live import clock
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 

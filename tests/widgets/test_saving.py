@@ -1,17 +1,24 @@
 """A run that was steered by hand can be kept and repeated without a person."""
 
+import html
 import json
+import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+import yaml
 
 from gqc_lab.loop.track import load_checkpoint
 from gqc_lab.runs.notebook import read_notebook
 from gqc_lab.runs.parameters import read_mapping, resolve
 from gqc_lab.studies import pretraining
 from gqc_lab.studies.vgs import training as vgs_training
-from gqc_widgets import LiveRun, NormScheduleEditor, VGSAlphaTuner
+from gqc_widgets import Live, LiveRun, NormScheduleEditor, VGSAlphaTuner
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "07_norm_schedule_live.ipynb"
 PARAMETERS = {"scale": "smoke", "seed": 3, "tokens": 24 * 512, "start_norm": 0.8}
@@ -74,6 +81,49 @@ def test_the_notebook_takes_them(saved):
     values = resolve(read_notebook(NOTEBOOK).declared, given)
     assert values["changes"] == given["changes"]
     assert values["interactive"] is False
+
+
+@pytest.mark.slow
+def test_the_printed_command_repeats_it_although_the_notebook_was_saved(monkeypatch, tmp_path):
+    """The pair differs then: only its notebook has ``interactive = True``."""
+    notebook = tmp_path / "07 copy.ipynb"
+    content = json.loads(NOTEBOOK.read_text())
+    for cell in content["cells"]:
+        source = "".join(cell["source"])
+        cell["source"] = source.replace("\ninteractive = False", "\ninteractive = True")
+    assert json.dumps(content).count("ninteractive = True") == 1
+    notebook.write_text(json.dumps(content))
+    notebook.with_suffix(".py").write_text(NOTEBOOK.with_suffix(".py").read_text())
+    monkeypatch.setenv("JPY_SESSION_NAME", str(notebook))  # as Jupyter's server sets it
+    live = LiveRun(build(PARAMETERS), PARAMETERS | {"interactive": False}, tmp_path / "live")
+    live.step(6)
+    assert live.wait(600)
+    live.experiment.controls["start_norm"] = 1.1
+    live.start()
+    assert live.wait(600)
+    live.view.buttons["save"].click()
+    (command,) = re.findall("<code>(gqc .*)</code>", live.view.message.value)
+    words = shlex.split(html.unescape(command))
+    start = "from gqc_lab.cli import main; main()"
+    command = [sys.executable, "-c", start, *words[1:]]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1000)
+    assert result.returncode == 0, result.stderr
+    (found,) = (tmp_path / "runs").glob("*/history.parquet")
+    again, history = pd.read_parquet(found), live.experiment.history
+    assert again["loss"].tolist() == history["loss"].tolist()
+    assert again["changes"].dropna().tolist() == history["changes"].dropna().tolist()
+
+
+def test_a_saved_loop_says_how_its_changes_are_repeated(tmp_path):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    live = Live(optimizer, folder=tmp_path)
+    for number in live(range(5)):
+        live.log(loss=number)
+        if number == 2:
+            live.experiment.controls["lr"] = 0.3
+    live.view.buttons["save"].click()
+    (line,) = re.findall(r"<code>live\.replay\((.*)\)</code>", live.view.message.value)
+    assert eval(html.unescape(line), {"yaml": yaml, "Path": Path}) == live.changes
 
 
 def test_it_can_be_resumed(saved):

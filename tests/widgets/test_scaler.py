@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 import yaml
 
-from gqc_lab import Experiment
-from gqc_lab.loop.curves import Curves
+from gqc_lab import Experiment, Live
+from gqc_lab.loop.curves import LIMIT
 from gqc_lab.loop.scaler_controls import LAW, scaled_steps, what_if
 from gqc_lab.studies import pretraining
 from gqc_lab.studies.vgs import training as vgs_training
 from gqc_widgets import VGSAlphaTuner
-from gqc_widgets.alpha_tuner import parse_alphas
 from gqc_widgets.scaler import ScalerModel
+from gqc_widgets.side_by_side import parse_alphas
 
 NUM_STEPS = 60
 
@@ -67,7 +67,7 @@ def test_an_edit_counts_from_the_next_microbatch():
 def test_the_guess_steers_nothing_and_begins_as_the_run_is():
     experiment = run(make(), until=20)
     experiment.controls["alpha"] = 0.3
-    model, before = ScalerModel(experiment), dict(experiment.controls)
+    model, before = ScalerModel(Live(experiment)), dict(experiment.controls)
     assert dict(model.guess) == {name: before[name] for name in LAW}
     model.guess.update(alpha=9, warmup_steps=0)
     assert dict(experiment.controls) == before
@@ -76,11 +76,10 @@ def test_the_guess_steers_nothing_and_begins_as_the_run_is():
 
 def test_what_if_is_the_law_on_the_record_and_follows_a_run_that_goes_on():
     experiment = run(make(), until=20)
-    model = ScalerModel(experiment)
+    model = ScalerModel(live := Live(experiment))
     assert len(model.what_if()["recorded"][0]) == 20
-    assert not model.is_behind
-    run(experiment, until=30)
-    assert model.is_behind
+    live.step(10)
+    assert live.wait(600)
     model.guess["alpha"] = 0.7
     found = model.what_if()
     history = experiment.history
@@ -96,14 +95,14 @@ def test_what_if_is_the_law_on_the_record_and_follows_a_run_that_goes_on():
 
 def test_a_saved_run_can_be_asked_instead():
     saved = run(make(seed=3)).history
-    model = ScalerModel(make(), recorded=saved)
+    model = ScalerModel(Live(make()), recorded=saved)
     assert model.what_if()["recorded"][1].tolist() == saved["factor"].tolist()
     assert "cut" not in model.what_if_note()
     model.guess["variance_cap"] = 1000
     share = (saved["vgs/normalized_variance"].shift(fill_value=0)[5:] == 50).mean()
     assert f"cut at a variance of 50, in {share:.0%} of steps" in model.what_if_note()
     with pytest.raises(ValueError, match="expected a run with a variance scaler"):
-        ScalerModel(make(), recorded=saved.drop(columns="factor"))
+        ScalerModel(Live(make()), recorded=saved.drop(columns="factor"))
 
 
 def long_history(length=100_000):
@@ -118,7 +117,7 @@ def long_history(length=100_000):
 
 def test_a_hundred_thousand_records_are_thinned_with_their_peaks_at_once():
     history = long_history()
-    model = ScalerModel(make(), recorded=history)
+    model = ScalerModel(Live(make()), recorded=history)
     model.guess["alpha"] = 0.5
     found = model.what_if()
     begun = time.process_time()
@@ -130,23 +129,21 @@ def test_a_hundred_thousand_records_are_thinned_with_their_peaks_at_once():
     law = what_if(scaled_steps(history, "examples"), model.guess)
     for name, whole in (("recorded", history["factor"]), ("what_if", law)):
         x, y = found[name]
-        assert len(x) <= 600
+        assert len(x) <= LIMIT
         assert (min(y), max(y)) == (whole.min(), whole.max())
         assert (x[0], x[-1]) == (16, 1_600_000)
 
 
 def test_single_percentiles_are_put_through_the_law():
     experiment = run(make(alpha=0.5))
-    curves = Curves(experiment)
-    curves.read()
-    model = ScalerModel(experiment)
-    found = model.factors_at(curves)
+    model = ScalerModel(Live(experiment))
+    found = model.factors_at()
     for level in ("p10", "p50", "p90"):
         v = experiment.history[f"vgs/stochastic_var_{level}"].clip(upper=50)
         assert found[f"at {level}"][1] == pytest.approx((1 / (1 + 0.5 * v)).clip(0.1).tolist())
-    assert [v.tolist() for v in model.cap(curves)] == [[4, 4 * NUM_STEPS], [50, 50]]
+    assert [v.tolist() for v in model.cap()] == [[4, 4 * NUM_STEPS], [50, 50]]
     model.controls["variance_cap"] = 0
-    assert [len(v) for v in model.cap(curves)] == [0, 0]
+    assert [len(v) for v in model.cap()] == [0, 0]
 
 
 def test_what_was_tuned_by_hand_is_exported_as_parameters_that_make_the_same_scaler():
@@ -164,10 +161,11 @@ def test_what_was_tuned_by_hand_is_exported_as_parameters_that_make_the_same_sca
 
 def test_a_scaler_inside_a_wrapper_can_be_tuned_too():
     config = pretraining.config("smoke", method="gnts", vgs_alpha=0.1, tokens=10 * 512)
-    model = ScalerModel(pretraining.build(config))
+    model = ScalerModel(Live(pretraining.build(config)))
     model.controls["alpha"] = 0.4
-    run(model.experiment)
-    assert model.experiment.scaler.alpha == 0.4
+    model.live.start()
+    assert model.live.wait(600)
+    assert model.live.experiment.scaler.alpha == 0.4
     assert model.what_if()["recorded"][0][-1] <= 10 * 512
 
 
@@ -175,7 +173,7 @@ def test_a_scaler_inside_a_wrapper_can_be_tuned_too():
 def test_an_experiment_without_a_scaler_is_refused(method):
     experiment: Experiment = pretraining.build(pretraining.config("smoke", method=method))
     with pytest.raises(ValueError, match=f"'{method}' has no variance scaler: expected controls"):
-        ScalerModel(experiment)
+        ScalerModel(Live(experiment))
 
 
 def test_alphas_are_read_from_a_text():

@@ -72,18 +72,18 @@ def test_it_follows_a_run_and_draws_what_was_applied_over_the_schedule():
 def test_points_are_put_moved_and_taken_away():
     experiment = make()
     view = NormScheduleEditor(experiment)
-    view._hear_click({"put": [4, 1.7]})  # which no other curve takes
+    view._hear_click({"old": None, "new": [4, 1.7]})  # which no other curve takes
     assert experiment.controls["norm_curve"] == "cosine"
     assert experiment.controls["norm_points"] == ()
     view.fields.edit("norm_curve", "points")
     before = experiment.controls["norm_points"]
-    view._hear_click({"put": [4, 1.7]})
+    view._hear_click({"old": None, "new": [4, 1.7]})
     assert (0.1, 1.7) in experiment.controls["norm_points"]
     assert 1.7 in points(view, "points")[1]
-    view._hear_click({"move": [4, 6, 1.23456]})
+    view._hear_click({"old": 4, "new": [6, 1.23456]})
     assert (0.15, 1.235) in experiment.controls["norm_points"]
     assert len(experiment.controls["norm_points"]) == len(before) + 1
-    view._hear_click({"remove": [6]})
+    view._hear_click({"old": 6, "new": None})
     assert experiment.controls["norm_points"] == before
 
 

@@ -3,10 +3,10 @@
 import pandas as pd
 import pytest
 
-from gqc_lab.loop.live import Live
+from gqc_lab import Live
 from gqc_lab.studies import pretraining
 from gqc_lab.studies.vgs import training as vgs_training
-from gqc_widgets.side_by_side import SideBySide
+from gqc_widgets.side_by_side import HERE, SideBySide
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
@@ -22,6 +22,16 @@ def run(experiment, until=None):
     return experiment
 
 
+def begin(live, alphas, **choices):
+    """Press *Run* with ``choices`` in the fields."""
+    side = SideBySide(live)
+    side.alphas.value = ", ".join(map(str, alphas))
+    for name, value in choices.items():
+        getattr(side, name).value = value
+    side.start()
+    return side
+
+
 def wait(side):
     assert all(runner.wait(600) for runner in side.runners.values())
 
@@ -32,26 +42,25 @@ def rows(experiment, since=0):
 
 
 def test_from_the_beginning_each_is_the_run_with_its_alpha():
-    experiment = run(make(), until=10)
-    side = SideBySide(experiment)
-    side.start([0.0, 0.1, 2.0])
+    experiment = make()
+    live = Live(experiment)
+    run(experiment, until=10)
+    side = begin(live, [0.0, 0.1, 2.0])
     wait(side)
     for alpha in (0.0, 0.1, 2.0):
         twin = side.runners[alpha].experiment
         pd.testing.assert_frame_equal(rows(twin), rows(run(make(alpha=alpha))), check_exact=True)
     assert side.runners[0.0].experiment.is_steered  # and says so
     assert experiment.microbatch == 10
-    losses = [y[-1] for _, y in side.points("val_loss")]
+    losses = [side.panels.curves[f"val_loss {i}"][1][-1] for i in range(3)]
     assert len(set(losses)) == 3
-    assert all(text.startswith("finished, 240 of 240") for text in side.progress().values())
-    assert f"validation loss {losses[2]:.4g}" in side.progress()[2.0]
+    assert side.progress.value.count("finished, 240 of 240") == 3
+    assert f"validation loss {losses[2]:.4g}" in side.progress.value
 
 
-def test_from_where_the_run_is_they_share_its_past_and_the_same_alpha_goes_on_alike():
+def test_from_where_the_run_is_they_share_its_past_and_the_same_alpha_continues_alike():
     experiment = run(make(), until=30)
-    runner = Live(experiment)
-    side = SideBySide(experiment)
-    side.start([0.1, 1.0], runner.snapshot())
+    side = begin(Live(experiment), [0.1, 1.0], place=HERE)
     wait(side)
     run(experiment)
     same, other = (side.runners[a].experiment for a in (0.1, 1.0))
@@ -64,8 +73,7 @@ def test_from_where_the_run_is_they_share_its_past_and_the_same_alpha_goes_on_al
 def test_the_present_controls_are_theirs_too():
     experiment = make()
     experiment.controls.update(lr_scale=0.5, percentile=0.2)
-    side = SideBySide(experiment)
-    side.start([0.0, 0.5])
+    side = begin(Live(experiment), [0.0, 0.5])
     wait(side)
     assert {r.experiment.controls["lr_scale"] for r in side.runners.values()} == {0.5}
     assert {r.experiment.scaler.percentile for r in side.runners.values()} == {0.2}
@@ -73,44 +81,34 @@ def test_the_present_controls_are_theirs_too():
 
 def test_another_estimator_starts_at_the_beginning():
     experiment = run(make(), until=20)
-    side = SideBySide(experiment)
     with pytest.raises(ValueError, match=r"estimator='elementwise': .* start at the beginning"):
-        side.start([0.0, 0.1], experiment.state_dict(), "elementwise")
-    side.start([0.0, 0.1], estimator="elementwise")
+        begin(Live(experiment), [0.0, 0.1], place=HERE, estimator="elementwise")
+    side = begin(Live(experiment), [0.0, 0.1], estimator="elementwise")
     wait(side)
     assert {r.experiment.scaler.estimator for r in side.runners.values()} == {"elementwise"}
 
 
 def test_stop_ends_all_and_a_new_start_ends_the_old():
-    side = SideBySide(make(steps=10**6))
-    told = []
-    side.listeners.append(lambda s: told.append(len(s.runners)))
-    side.start([0.0, 0.1])
-    assert side.is_running
+    side = begin(Live(make(steps=10**6)), [0.0, 0.1])
+    assert side.starts.disabled
     old = list(side.runners.values())
-    side.start([0.0, 0.1, 0.5])
+    side.alphas.value = "0, 0.1, 0.5"
+    side.start()
     assert all(runner.wait(0) for runner in old)
     side.stop()
-    assert not side.is_running
-    assert all(runner.wait(0) for runner in side.runners.values())
-    assert set(told) == {2, 3}
+    assert side.stops.disabled
+    assert [runner.wait(0) for runner in side.runners.values()] == [True] * 3
 
 
 def test_what_was_planned_for_the_run_is_not_planned_for_its_twins():
     experiment = make()
     experiment.replay([{"microbatch": 20, "name": "alpha", "value": 3.0}])
-    side = SideBySide(experiment)
-    side.start([0.0, 0.1], Live(experiment).beginning)
+    side = begin(Live(experiment), [0.0, 0.1])
     wait(side)
     assert (side.runners[0.0].experiment.history["factor"] == 1).all()
 
 
-def test_an_exception_of_one_is_kept():
-    side = SideBySide(make())
-    side.start([0.0, 0.1])
-    wait(side)
-    assert side.errors == []
-
+def test_an_exception_of_one_is_shown():
     class Broken(vgs_training.Digits):
         def twin(self, estimator=None):
             return Broken(self.config)
@@ -118,16 +116,13 @@ def test_an_exception_of_one_is_kept():
         def draw_batch(self):
             raise ValueError("no such digit")
 
-    side = SideBySide(Broken(make().config))
-    side.start([0.0, 0.1])
+    side = begin(Live(Broken(make().config)), [0.0, 0.1])
     wait(side)
-    assert len(side.errors) == 2
-    assert "no such digit" in side.errors[0]
+    assert side.progress.value.count("ValueError: no such digit") == 2
 
 
 def test_text_pretraining_can_be_compared_too():
     config = pretraining.config("smoke", method="vgs", vgs_warmup_steps=2, tokens=8 * 512)
-    side = SideBySide(pretraining.build(config))
-    side.start([0.0, 0.5])
+    side = begin(Live(pretraining.build(config)), [0.0, 0.5])
     wait(side)
     assert [r.state for r in side.runners.values()] == ["finished"] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from gqc_widgets.live import Live
@@ -24,12 +25,32 @@ def live_callback(trainer: str, **options: Any) -> Any:
     return makers[trainer](options)
 
 
+class _Callback:
+    """What the callbacks of all trainers do."""
+
+    live: Live | None = None
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Log the numbers among ``values``; the learning rate is recorded as it acts."""
+        if self.live is not None:
+            self.live.log(**{n: v for n, v in values.items() if _is_number(v) and n != _LR})
+
+    def on_train_end(self, *args: Any, **given: Any) -> None:
+        if self.live is not None:
+            self.live.finish()
+
+
+_LR = "learning_rate"
+
+
+def _is_number(value: Any) -> bool:
+    return value.numel() == 1 if hasattr(value, "numel") else isinstance(value, int | float)
+
+
 def _transformers(options: dict[str, Any]) -> Any:
     from transformers import TrainerCallback
 
-    class LiveCallback(TrainerCallback):
-        live: Any = None
-
+    class LiveCallback(_Callback, TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             if self.live is None:
                 optimizer = getattr(given["optimizer"], "optimizer", given["optimizer"])
@@ -38,12 +59,7 @@ def _transformers(options: dict[str, Any]) -> Any:
                 control.should_training_stop = True
 
         def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            if self.live is not None:
-                self.live.log(**_numbers(given["logs"]))
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            if self.live is not None:
-                self.live.finish()
+            self.log(given["logs"])
 
     return LiveCallback()
 
@@ -51,9 +67,7 @@ def _transformers(options: dict[str, Any]) -> Any:
 def _lightning(options: dict[str, Any]) -> Any:
     from lightning.pytorch.callbacks import Callback
 
-    class LiveCallback(Callback):
-        live: Any = None
-
+    class LiveCallback(_Callback, Callback):
         def on_train_batch_start(  # type: ignore[override]
             self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
         ) -> int | None:
@@ -70,15 +84,10 @@ def _lightning(options: dict[str, Any]) -> Any:
             self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
         ) -> None:
             loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-            self.live.log(**_numbers({"loss": loss, **trainer.callback_metrics}))
+            self.log({"loss": loss, **trainer.callback_metrics})
 
         def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-            if self.live is not None:
-                self.live.log(**_numbers(trainer.callback_metrics))
-
-        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-            if self.live is not None:
-                self.live.finish()
+            self.log(trainer.callback_metrics)
 
     return LiveCallback()
 
@@ -86,31 +95,20 @@ def _lightning(options: dict[str, Any]) -> Any:
 def _stable_baselines3(options: dict[str, Any]) -> Any:
     from stable_baselines3.common.callbacks import BaseCallback
 
-    class LiveCallback(BaseCallback):
-        live: Any = None
+    class LiveCallback(_Callback, BaseCallback):
         _may_go_on = True
 
         def _on_rollout_start(self) -> None:
             if self.live is None:
                 self.live = Live(self.model.policy.optimizer, **options)
-            self.live.log(**_numbers(self.logger.name_to_value))  # of the rollout before
+            self.log(self.logger.name_to_value)  # of the rollout before
             self._may_go_on = self.live.turn()
 
         def _on_step(self) -> bool:
-            return self._may_go_on and self.live.look()
+            return self._may_go_on and self.live is not None and self.live.look()
 
         def _on_training_end(self) -> None:
-            self.live.log(**_numbers(self.logger.name_to_value))
-            self.live.finish()
+            self.log(self.logger.name_to_value)
+            self.on_train_end()
 
     return LiveCallback()
-
-
-def _numbers(values: Any) -> dict[str, Any]:
-    """Return the numbers among what a trainer logs; the learning rate is recorded as it acts."""
-    found = {}
-    for name, value in dict(values).items():
-        is_one = value.numel() == 1 if hasattr(value, "numel") else isinstance(value, int | float)
-        if is_one and name != "learning_rate":
-            found[name] = value
-    return found

@@ -9,11 +9,11 @@ from typing import Any
 
 import ipywidgets as widgets
 import pandas as pd
-import plotly.graph_objects as go
 
 from gqc_lab import figures, runs
+from gqc_lab.errors import check_name
 from gqc_widgets.fields import say
-from gqc_widgets.panels import Panels, figure_panel
+from gqc_widgets.panels import Panel, Panels, figure_panel
 
 #: choice of x -> the column of the histories
 AXES = {"tokens": "tokens", "steps": "steps", "draws": "microbatch", "seconds": "seconds"}
@@ -90,13 +90,9 @@ class SavedRuns:
             smoothing: span of an exponential average over a run's records of ``metric``; 1: none.
         Raises: ValueError: an unknown choice, or two runs that the group does not distinguish.
         """
-        for kind, value, known in (
-            ("metric", metric, self.metrics),
-            ("axis", axis, self.axes),
-            ("group", group, self.groups),
-        ):
-            if value not in known:
-                raise ValueError(f"{kind}={value!r}: expected one of {', '.join(known)}")
+        check_name("metric", metric, self.metrics)
+        check_name("axis", axis, self.axes)
+        check_name("group", group, self.groups)
         if not smoothing >= 1:
             raise ValueError(f"smoothing={smoothing!r}: expected a span of at least 1 record")
         x = AXES[axis]
@@ -111,24 +107,17 @@ class SavedRuns:
                     f"{count} runs of {method}, seed {seed}: expected one; group by what they "
                     f"differ in instead of {group}, or select some with `where`"
                 )
-            kept.append(_thin(part, x, metric, smoothing))
+            part = part.assign(**{metric: part[metric].astype(float).ewm(span=smoothing).mean()})
+            part = part.drop_duplicates(x, keep="last")
+            every = -(-len(part) // MAX_POINTS)
+            kept.append(part.iloc[(len(part) - 1) % every :: every])
         return pd.concat(kept, ignore_index=True)
 
-    def figure(
-        self, metric: str, axis: str, group: str = "method", smoothing: int = 1
-    ) -> go.Figure:
-        """Draw the mean of each group with its 95 % interval over seeds; see `rows`."""
+    def panel(self, metric: str, axis: str, group: str = "method", smoothing: int = 1) -> Panel:
+        """Return the mean of each group with its 95 % interval over seeds; see `rows`."""
         rows = self.rows(metric, axis, group, smoothing)
-        return figures.loss_against(rows, x=AXES[axis], y=metric)
-
-
-def _thin(part: pd.DataFrame, x: str, metric: str, smoothing: int) -> pd.DataFrame:
-    """Return smoothed records, the last one for each x, thinned evenly."""
-    values = part[metric].astype(float)
-    part = part.assign(**{metric: values.ewm(span=smoothing).mean()})
-    part = part.drop_duplicates(x, keep="last")
-    every = -(-len(part) // MAX_POINTS)
-    return part.iloc[(len(part) - 1) % every :: every]
+        figure = figures.loss_against(rows, x=AXES[axis], y=metric)
+        return figure_panel(figure, figures.LABELS.get(metric, metric), AXES[axis])
 
 
 class Compare(widgets.VBox):
@@ -152,21 +141,14 @@ class Compare(widgets.VBox):
         for choice in choices:
             choice.layout.width, choice.style.description_width = "240px", "initial"
             choice.observe(lambda _: self._draw(), "value")
-        self._top = widgets.HBox(choices, layout=widgets.Layout(flex_flow="row wrap"))
+        top = widgets.HBox(choices, layout=widgets.Layout(flex_flow="row wrap"))
+        self.children = [top, self.message, self.panels]
         self.add_class("gqc-compare")
         self._draw()
 
     def _draw(self) -> None:
+        chosen = [c.value for c in (self.metric, self.axis, self.group, self.smoothing)]
         try:
-            figure = self.model.figure(
-                self.metric.value, self.axis.value, self.group.value, self.smoothing.value
-            )
+            self.panels.panels, self.message.value = [self.model.panel(*chosen)], ""
         except ValueError as error:  # choices that do not fit together
-            self.message.value = say(html.escape(str(error)))
-            self.children = [self._top, self.message]
-            return
-        self.message.value = ""
-        x = figures.LABELS.get(AXES[self.axis.value], self.axis.value)
-        title = figures.LABELS.get(self.metric.value, self.metric.value)
-        self.panels.panels = [figure_panel(figure, title, x)]
-        self.children = [self._top, self.message, self.panels]
+            self.panels.panels, self.message.value = [], say(html.escape(str(error)))

@@ -10,7 +10,7 @@ import yaml
 
 from gqc_lab import Experiment
 from gqc_lab.loop.gate import REPLACED
-from gqc_lab.loop.live import Live
+from gqc_lab.loop.live import Live, steered
 from gqc_widgets.fields import say
 
 
@@ -18,13 +18,16 @@ class Editor(widgets.VBox):
     """Edit controls of ``run`` while it trains.
 
     Args:
-        run: a `Live`, which is then followed while it trains, or an experiment.
+        run: a `Live`, or an experiment, which gets one if it has none.
     """
 
     def __init__(self, run: Live | Experiment) -> None:
+        if isinstance(run, Experiment):
+            found = steered.get(run)
+            run = Live(run) if found is None or found.state == REPLACED else found
+        self.live = run
+        self.experiment = self.live.experiment
         super().__init__(layout=widgets.Layout(width="100%"))
-        self.live = run if isinstance(run, Live) else None
-        self.experiment = run.experiment if isinstance(run, Live) else run
         self._drawing = threading.RLock()  # edits and training threads
         self.button = widgets.Button(
             description="Export", icon="code", tooltip="Show the settings as papermill parameters"
@@ -47,29 +50,23 @@ class Editor(widgets.VBox):
             text = yaml.safe_dump(self.export(), sort_keys=False, default_flow_style=None)
             self.text.value, self.text.rows = text, 1 + text.count("\n")
 
-    def follow(self) -> None:
-        """Show news of the run from now on."""
-        if self.live is not None:
-            self.live.listeners.append(self._hear)
-
     def _hear(self, live: Live) -> None:
         with self._drawing:
             if live.state == REPLACED:
                 self.banner.value = say(
                     "its run was replaced; run this cell again to edit the new one"
                 )
-            self._follow(live)
+            self._follow()
             self._refresh_export()
 
-    def _follow(self, live: Live) -> None:
+    def _follow(self) -> None:
         """Show news of the run; called from its thread."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Take the view off the page; the run goes on."""
-        live = getattr(self, "live", None)  # ipywidgets also closes what was not made
-        if live is not None and self._hear in live.listeners:
-            live.listeners.remove(self._hear)
+        """Take the view off the page; the run continues."""
+        if self._hear in self.live.listeners:
+            self.live.listeners.remove(self._hear)
         super().close()
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import html
 import math
+import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,8 @@ from gqc_lab.loop.own_loop import Loop
 from gqc_lab.loop.scaler_controls import SCALER
 from gqc_lab.runs import current_run_dir
 from gqc_widgets.fields import Fields, escape, say
-from gqc_widgets.panels import Panels, run_panels
+from gqc_widgets.panels import Panel, Panels, names_in, run_panels
 from gqc_widgets.picture import draw
-from gqc_widgets.status import progress_text, rows
 
 #: button -> (icon, tooltip, states in which it can be pressed)
 BUTTONS = {
@@ -37,6 +36,23 @@ BUTTONS = {
     "save": ("save", "Save the run so far, and the parameters that repeat it",
              (PAUSED, RUNNING, STOPPED, FINISHED)),
 }  # fmt: skip
+#: key of a record or of the wrapper's statistics -> what it is called
+NUMBERS = {
+    "microbatch": "microbatches",
+    "steps": "steps",
+    "loss": "loss",
+    "val_loss": "validation loss",
+    "lr": "learning rate",
+    "grad_norm": "gradient norm",
+    "gradient_norm_threshold": "norm threshold",
+    "num_draws": "draws",
+    "noise_scale": "noise / signal",
+    "factor": "factor",
+    "vgs/normalized_variance": "variance V",
+    "vgs/unresolved": "unresolved tensors",
+    "num_forced": "forced steps",
+    "num_discarded": "discarded",
+}
 PICTURE_SECONDS = 60.0  #: between two pictures of a run that trains
 
 
@@ -68,15 +84,10 @@ class Live(lab.Live):
 
     _ipython_display_ = show
 
-    def __call__(self, loader: Iterable[Any]) -> Iterator[Any]:
+    def _enter(self) -> bool:
         if self._handle is None:
             self.show()
-        return super().__call__(loader)
-
-    def turn(self) -> bool:
-        if self._handle is None:
-            self.show()
-        return super().turn()
+        return super()._enter()
 
     def background(self, function: Any) -> Any:
         if self._handle is None:
@@ -98,15 +109,11 @@ class Live(lab.Live):
         if self._handle is None or not now[1] or now == self._drawn:
             return
         self._drawn, self._drawn_at = now, time.monotonic()
-        if (png := self.picture()) is not None:
-            self._handle.update(Image(png))
-
-    def picture(self) -> bytes | None:
-        """Return the panels as a PNG; None before there is anything to show."""
         panels = _panels(self)
-        names = {trace["meta"] for each in panels for trace in each["traces"]}
-        curves = {name: self.curves.points(name) for name in names}
-        return draw(panels, curves, f"{self.label}: {self.state}, {progress_text(self)}")
+        curves = {name: self.curves.points(name) for name in names_in(panels)}
+        png = draw(panels, curves, f"{self.label}: {self.state}, {progress_text(self)}")
+        if png is not None:
+            self._handle.update(Image(png))
 
 
 def LiveRun(
@@ -121,15 +128,12 @@ def LiveRun(
     return Live(experiment, parameters=parameters, folder=folder)
 
 
-def _panels(live: lab.Live) -> list[dict[str, Any]]:
-    run = live.experiment
-    known = dict.fromkeys(
-        ("loss", *run.evaluated, *run.measured) if not isinstance(run, Loop) else ()
-    )
-    fields = [*known, *(name for name in live.curves.names if name not in known)]
-    optimizer = run.wrapper if isinstance(run, Loop) else run.parts.get("optimizer")
-    most = getattr(optimizer, "max_draws", None)
-    return run_panels(fields, run.unit, run.loss_unit, most, has_others=isinstance(run, Loop))
+def _panels(live: lab.Live) -> list[Panel]:
+    run, is_own = live.experiment, isinstance(live.experiment, Loop)
+    known = () if is_own else ("loss", *run.evaluated, *run.measured)
+    fields = dict.fromkeys((*known, *live.curves.names))
+    most = getattr(live.optimizer, "max_draws", None)
+    return run_panels(fields, run.unit, run.loss_unit, most, has_others=is_own)
 
 
 class LiveView(widgets.VBox):
@@ -153,18 +157,10 @@ class LiveView(widgets.VBox):
         self.progress.add_class("gqc-progress")
         top = widgets.HBox([*self.buttons.values(), self.bar, self.state, self.progress])
         top.add_class("gqc-bar")
-        self.fields = self._fields()
-        self.panels = Panels(_panels(live))
-        fields = [self.fields] if self.fields.specs else []
-        self.children = [
-            top,
-            self.message,
-            self.trouble,
-            *fields,
-            self.panels,
-            self.smoothing,
-            self.table,
-        ]
+        self.fields, self.panels = self._fields(), Panels(_panels(live))
+        middle = [self.fields] if self.fields.specs else []
+        middle += [self.panels, self.smoothing, self.table]
+        self.children = [top, self.message, self.trouble, *middle]
         self.add_class("gqc-live")
         self.add_class("gqc-live-run")
         live.listeners.append(self._show)
@@ -182,25 +178,17 @@ class LiveView(widgets.VBox):
 
     def _button(self, name: str) -> widgets.Button:
         icon, tooltip, _ = BUTTONS[name]
-        width = widgets.Layout(width="88px")
-        button = widgets.Button(
-            description=name.capitalize(), icon=icon, tooltip=tooltip, layout=width
-        )
+        button = widgets.Button(description=name.capitalize(), icon=icon, tooltip=tooltip)
+        button.layout.width = "88px"
         button.on_click(lambda _: self._press(name))
         return button
 
     def _press(self, name: str) -> None:
         self.message.value = ""
         try:
+            result = getattr(self.live, name)()
             if name == "save":
-                place = html.escape(str(self.live.save()))
-                self.message.value = (
-                    f"saved to <code>{place}</code>; in the folder of the checkout "
-                    f"<code>gqc run notebooks/NOTEBOOK.ipynb -f {place}/parameters.yaml</code> "
-                    "repeats it (after <code>jupytext --sync</code>, if you saved the notebook)"
-                )
-            else:
-                getattr(self.live, name)()
+                self.message.value = _recipe(self.live, result)
         except Exception as error:  # Jupyter hides what a callback raises
             self.message.value = say(f"{name}: {html.escape(repr(error))}")
 
@@ -214,7 +202,7 @@ class LiveView(widgets.VBox):
             if panels != self.panels.panels:
                 self.panels.panels = panels  # a record has shown more
             points = self.live.curves.points
-            self.panels.fill({name: points(name) for name in self.panels.names})
+            self.panels.fill({name: points(name) for name in names_in(panels)})
 
     def _show(self, live: lab.Live) -> None:
         run = live.experiment
@@ -223,7 +211,7 @@ class LiveView(widgets.VBox):
                 self.buttons[name].disabled = live.state not in states
             if isinstance(run, Loop) and live.state == READY:  # its cell starts it
                 self.buttons["start"].disabled = self.buttons["step"].disabled = True
-            self.buttons["reset"].layout.display = "" if live.can_reset else "none"
+            self.buttons["reset"].layout.display = "" if run.parts else "none"
             self.buttons["start"].description = "Resume" if live.state == PAUSED else "Start"
             steered = ", steered" if run.is_steered else ""
             self.state.value = f"<b>{html.escape(live.label)}</b>: {live.state}{steered}"
@@ -232,7 +220,7 @@ class LiveView(widgets.VBox):
             self.bar.value = run.done / run.total if is_long else 0
             self.bar.bar_style = {FAILED: "danger", FINISHED: "success"}.get(live.state, "info")
             self.progress.value = progress_text(live)
-            self.table.value = _table(rows(live))
+            self.table.value = _table(live)
             self.trouble.value = _trouble(live)
             self.fields.follow()
             self._fill()
@@ -245,14 +233,44 @@ class LiveView(widgets.VBox):
         super().close()
 
 
-def _table(entries: list[tuple[str, str]]) -> str:
+def progress_text(live: lab.Live) -> str:
+    """Return how far the run is, how fast, and how long it still takes."""
+    run = live.experiment
+    unit = "batches" if run.unit == "microbatch" else run.unit
+    speed, left = live.speed, live.seconds_left
+    text = f"{run.done:,}{f' of {run.total:,}' if run.total < math.inf else ''} {unit}"
+    text += f" · {speed:,.0f} {unit}/s" if speed is not None else ""
+    return text + (f" · {clock(left)} left" if left is not None else "")
+
+
+def clock(seconds: float) -> str:
+    """Return ``seconds`` as minutes and seconds, with hours if there are any."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _table(live: lab.Live) -> str:
+    """Return the present numbers of the run as HTML, in the order of `NUMBERS`."""
+    run = live.experiment
+    last = {name: run.column(name, -1) for name in run.column_names}
+    values = live.statistics | {name: column[0] for name, column in last.items() if column}
+    validation = live.curves.points("val_loss")[1]
+    values["val_loss"] = float(validation[-1]) if len(validation) else None
     cells = "".join(
-        f"<div><span style='opacity:.8'>{html.escape(name)}</span><br>"
-        f"<b>{html.escape(value)}</b></div>"
-        for name, value in entries
+        f"<div><span style='opacity:.8'>{label}</span><br><b>{_text(key, values[key])}</b></div>"
+        for key, label in NUMBERS.items()
+        if key in values
     )
     style = "display:flex;flex-wrap:wrap;gap:6px 28px;white-space:nowrap;line-height:1.35"
     return f"<div style='{style}'>{cells}</div>"
+
+
+def _text(key: str, value: Any) -> str:
+    is_nan = isinstance(value, float) and math.isnan(value)
+    if value is None or (is_nan and key != "loss"):  # what a resumed history has in place of None
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{float(value):.4g}"
 
 
 def _trouble(live: lab.Live) -> str:
@@ -262,3 +280,14 @@ def _trouble(live: lab.Live) -> str:
     if live.state == REPLACED:
         return say("replaced: a cell has run again and made another one")
     return say(live.hint, "warning")
+
+
+def _recipe(live: lab.Live, place: Path) -> str:
+    """Say where a run was saved, and what repeats it."""
+    file = html.escape(str(place / "parameters.yaml"))
+    # Jupyter's server says which notebook a kernel was started for.
+    notebook = html.escape(os.environ.get("JPY_SESSION_NAME", "NOTEBOOK.ipynb"))
+    repeat = f'gqc run "{notebook}" -f "{file}"'
+    if isinstance(live.experiment, Loop):
+        repeat = f'live.replay(yaml.safe_load(Path("{file}").read_text())["changes"])'
+    return f"saved to <code>{html.escape(str(place))}</code>; <code>{repeat}</code> repeats it"

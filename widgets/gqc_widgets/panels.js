@@ -114,10 +114,8 @@ class Cell {
     }
     const empty = data.every(trace => !trace.x.length);
     this.note.textContent = empty ? spec.note : "";
-    const began = performance.now();
     globalThis.gqcPlotly.then(Plotly => Plotly.react(plot, data, layout,
       {displaylogo: false, responsive: true, displayModeBar: false})).then(() => {
-        (globalThis.gqcCost ??= []).push(performance.now() - began);
         if (!this.is_wired) { this.is_wired = true; this.wire(); }
       });
   }
@@ -169,8 +167,8 @@ class Cell {
       if (!grabbed) return;
       const [x, y] = value(at(event)), {from, has_moved} = grabbed;
       grabbed = null;
-      if (from === null) this.model.send({put: [x, y]});
-      else this.model.send(has_moved ? {move: [from, x, y]} : {remove: [from]});
+      const is_gone = from !== null && !has_moved;
+      this.model.send({old: from, new: is_gone ? null : [x, y]});
     });
   }
 }
@@ -179,13 +177,33 @@ async function render({model, el}) {
   const Plotly = await load(model);
   el.classList.add("gqc-panels");
   let cells = [];
-  const clear = () => { cells.forEach(c => Plotly.purge(c.plot)); el.replaceChildren(); cells = []; };
+  const seen = new IntersectionObserver(changes => changes.forEach(({target, isIntersecting}) => {
+    const cell = cells.find(c => c.box === target);
+    if (cell) cell.is_seen = isIntersecting;
+  }));
+  const clear = () => {
+    seen.disconnect();
+    cells.forEach(c => Plotly.purge(c.plot));
+    el.replaceChildren();
+    cells = [];
+  };
   const build = () => {
     clear();
     for (const spec of model.get("panels")) cells.push(new Cell(el, spec, model, cells));
+    cells.forEach(cell => seen.observe(cell.box));
     draw();
   };
-  const draw = () => cells.forEach(cell => cell.draw());
+  // One panel a frame, those in sight first: the page stays quick, and a hidden one costs nothing.
+  let is_waiting = false;
+  const turn = () => {
+    const cell = cells.find(c => c.is_due && c.is_seen) ?? cells.find(c => c.is_due);
+    if (!cell || is_waiting) return;
+    cell.is_due = false;
+    cell.draw();
+    is_waiting = true;
+    requestAnimationFrame(() => { is_waiting = false; turn(); });
+  };
+  const draw = () => { cells.forEach(cell => { cell.is_due = true; }); turn(); };
   build();
   model.on("change:panels", build);
   model.on("change:points", draw);

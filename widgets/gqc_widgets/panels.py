@@ -40,9 +40,11 @@ def line(
     return {"meta": key, "name": name, "mode": "lines", "line": style, **more}
 
 
-def dots(key: str, name: str, color: str, symbol: str = "circle", **more: Any) -> Trace:
+def dots(
+    key: str, name: str, color: str, symbol: str = "circle", size: int = 6, **more: Any
+) -> Trace:
     """Return empty markers that `Panels.fill` knows as ``key``."""
-    marker = {"color": color, "symbol": symbol, "size": 6}
+    marker = {"color": color, "symbol": symbol, "size": size}
     return {"meta": key, "name": name, "mode": "markers", "marker": marker, **more}
 
 
@@ -51,17 +53,18 @@ def panel(title: str, *traces: Trace, x: str = "", unit: str = "", **more: Any) 
 
     Args:
         title: what y is, with its unit.
-        x: label of the x axis.
+        x: a key of the records, or the label of the x axis.
         unit: of y, for what is hovered over.
         more: ``log``, ``linear`` (never log), ``range`` and ``logs`` (of y), ``note`` (shown while
             all is empty), ``height``, ``editable`` (points are put and dragged).
     """
-    spec = {"title": title, "traces": list(traces), "x": x, "unit": f" {unit}" if unit else ""}
-    return {**PLAIN, **spec, **more}
+    spec = {"title": title, "traces": list(traces), "x": LABELS.get(x, x)}
+    return {**PLAIN, **spec, "unit": f" {unit}" if unit else "", **more}
 
 
 PLAIN: Panel = {"log": False, "linear": False, "range": None, "logs": {}, "note": ""}
 PLAIN |= {"height": 220, "editable": False}
+DRAWS = dots("num_draws", "draws", GREEN, opacity=0.5)
 VARIANCES = (
     line("vgs/stochastic_var_p90", "p90", SKY, 1.5),
     line("vgs/stochastic_var_p50", "p50 of tensors", GREEN, 1.5),
@@ -83,65 +86,69 @@ def run_panels(
         max_draws: of a step, or None.
         has_others: do numbers without a panel of their own get one, too?
     """
-    x = LABELS.get(unit, unit)
     most: dict[str, Any] = (
         {} if max_draws is None else {"range": [math.log10(0.8), math.log10(2 * max_draws)]}
     )
-    of_loss = f"loss [{loss_unit}]" if loss_unit else "loss"
     validation = line("val_loss", "validation", VERMILION) | {"mode": "lines+markers"}
-    known = [
-        ({"loss"}, panel(
-            of_loss, *_smoothed("loss", "microbatch"), validation, unit=loss_unit, x=x)),
-        ({"grad_norm"}, panel(
-            "norm of mean gradient", line("grad_norm", "at a step", SKY, 1),
-            dots("forced", "forced step", VERMILION, "x"),
-            line("gradient_norm_threshold", "threshold", TEXT, 2.5), x=x, log=True,
-            note="no step has read a norm")),
-        ({"num_draws"}, panel(
-            "draws per step", dots("num_draws", "draws", GREEN, opacity=0.5), x=x, log=True,
-            logs=most)),
-        ({"noise_scale"}, panel(
-            "noise / signal", line("noise_scale", "noise scale", PURPLE), x=x, log=True,
-            note="not known: no step has taken two draws", unit="draws")),
-        ({"vgs/normalized_variance"}, panel(
-            "variance / signal", *VARIANCES, x=x, log=True, note="not measured yet")),
-        ({"factor"}, panel(
-            "factor on the gradient", line("factor", "factor", VERMILION, 2.5), x=x, **FACTOR)),
-    ]  # fmt: skip
-    found = [each for needed, each in known if needed <= set(fields)]
+    norms = (
+        line("grad_norm", "at a step", SKY, 1),
+        dots("forced", "forced step", VERMILION, "x"),
+        line("gradient_norm_threshold", "threshold", TEXT, 2.5),
+    )
+    known = {
+        "loss": panel(_of_loss(loss_unit), *_smoothed("loss", "microbatch"), validation,
+                      unit=loss_unit, x=unit),
+        "grad_norm": panel("norm of mean gradient", *norms, x=unit, log=True,
+                           note="no step has read a norm"),
+        "num_draws": panel("draws per step", DRAWS, x=unit, log=True, logs=most),
+        "noise_scale": panel("noise / signal", line("noise_scale", "noise scale", PURPLE), x=unit,
+                             log=True, note="not known: no step has taken two draws", unit="draws"),
+        "vgs/normalized_variance": panel("variance / signal", *VARIANCES, x=unit, log=True,
+                                         note="not measured yet"),
+        "factor": panel("factor on the gradient", line("factor", "factor", VERMILION, 2.5), x=unit,
+                        **FACTOR),
+    }  # fmt: skip
+    found = [each for needed, each in known.items() if needed in fields]
     if has_others:
-        drawn = {trace["meta"] for each in found for trace in each["traces"]}
+        drawn = names_in(found)
         rest = [f for f in fields if f not in drawn and f not in _AXES and not f.startswith("vgs/")]
         together = [f for f in rest if f.startswith("val_") and f[4:] in rest]
         for name in (f for f in rest if f not in together):
             traces = _smoothed(name, "batch")
             if f"val_{name}" in together:
                 traces += (line(f"val_{name}", "validation", VERMILION),)
-            found.append(panel(LABELS.get(name, name), *traces, x=x, note="nothing logged yet"))
+            found.append(panel(LABELS.get(name, name), *traces, x=unit, note="nothing logged yet"))
     return found
+
+
+def names_in(panels: Sequence[Panel]) -> set[str]:
+    """Return the curves that ``panels`` have."""
+    return {trace["meta"] for each in panels for trace in each["traces"]}
+
+
+def _of_loss(unit: str) -> str:
+    return f"loss [{unit}]" if unit else "loss"
 
 
 def _smoothed(key: str, name: str) -> tuple[Trace, ...]:
     return line(key, name, BLUE, 1, opacity=0.4), line(f"smooth {key}", "smoothed", BLUE, 2.5)
 
 
-def schedule_panels(total: int, has_most: bool) -> list[Panel]:
+def schedule_panels(has_most: bool) -> list[Panel]:
     """Return a norm schedule with what became of it, and its draws, against microbatches."""
     most = [line("max_draws", "max_draws", VERMILION, dash="dash")] if has_most else []
-    along: dict[str, Any] = {"x": "microbatches", "log": True}
+    along: dict[str, Any] = {"x": "microbatch", "log": True}
+    norms = (
+        line("grad_norm", "norm at a step", SKY, 1),
+        line("gradient_norm_threshold", "applied", VERMILION, 2.5),
+        line("schedule", "schedule", TEXT, 2, "dash"),
+        dots("points", "points", TEXT, size=10),
+    )
+    expected = line("expected", "expected", PURPLE, 2.5)
     return [
-        panel(
-            "norm threshold", line("grad_norm", "norm at a step", SKY, 1),
-            line("gradient_norm_threshold", "applied", VERMILION, 2.5),
-            line("schedule", "schedule", TEXT, 2, "dash"),
-            {**dots("points", "points", TEXT), "marker": {"color": TEXT, "size": 10}},
-            height=300, editable=True, **along,
-        ),
-        panel(
-            "draws per step", dots("num_draws", "draws", GREEN, opacity=0.5),
-            line("expected", "expected", PURPLE, 2.5), *most, height=220, **along,
-        ),
-    ]  # fmt: skip
+        panel("norm threshold", *norms, height=300, editable=True, **along),
+        panel("draws per step", DRAWS, expected, *most, **along),
+    ]
 
 
 def scaler_panels(x: str) -> list[Panel]:
@@ -169,9 +176,8 @@ def side_panels(x: str, loss_unit: str, alphas: Sequence[float]) -> list[Panel]:
         losses.append(line(f"smooth loss {i}", "", color, 1, dash, opacity=0.5))
         losses.append(line(f"val_loss {i}", f"alpha {alpha:g}", color, 2.5, dash))
         factors.append(line(f"factor {i}", "", color, 2, dash))
-    title = f"loss [{loss_unit}]" if loss_unit else "loss"
     return [
-        panel(title, *losses, x=x, unit=loss_unit, height=280),
+        panel(_of_loss(loss_unit), *losses, x=x, unit=loss_unit, height=280),
         panel("factor", *factors, x=x, height=280, **FACTOR),
     ]
 
@@ -186,12 +192,8 @@ def figure_panel(figure: go.Figure, title: str, x: str) -> Panel:
         trace |= {"meta": number, "line": {**trace.get("line", {}), "color": color}}
         if trace.get("fill"):
             shade = "#808080" if color == TEXT else color
-            trace |= {
-                "fillcolor": f"{shade}2e",
-                "name": "",
-                "hoverinfo": "skip",
-                "hovertemplate": None,
-            }
+            trace |= {"fillcolor": f"{shade}2e", "name": "", "hoverinfo": "skip"}
+            trace["hovertemplate"] = None
     return panel(title, *traces, x=x, height=420)
 
 
@@ -228,14 +230,10 @@ class Panels(anywidget.AnyWidget):
         if heard is not None:
             self.on_msg(lambda _, content, buffers: heard(content))
 
-    @property
-    def names(self) -> set[str]:
-        """The curves that the panels have."""
-        return {trace["meta"] for each in self.panels for trace in each["traces"]}
-
     def fill(self, curves: Mapping[str, tuple[Any, Any]]) -> None:
         """Set the points of these curves, in one message; the others keep theirs."""
-        kept = {name: curves[name] for name in curves if name in self.names}
+        names = names_in(self.panels)
+        kept = {name: xy for name, xy in curves.items() if name in names}
         self.curves |= kept
         new = {name: {"x": _bytes(x), "y": _bytes(y)} for name, (x, y) in kept.items()}
         self.points = {**self.points, **new}

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gqc_lab import Controls, Experiment
-from gqc_lab.loop.curves import XY, Curves, thin
+from gqc_lab import Controls
+from gqc_lab.loop.curves import XY, thin
+from gqc_lab.loop.live import Live
 from gqc_lab.loop.scaler_controls import (
     COUNT,
     LAW,
@@ -23,52 +24,39 @@ PERCENTILES = ("p10", "p50", "p90")
 
 
 class ScalerModel:
-    """The variance scaler of one experiment, before and while it runs, and a guess next to it.
+    """The variance scaler of one run, before it and while it trains, and a guess next to it.
 
     Args:
-        experiment: with the controls of `gqc_lab.loop.scaler_controls`.
-        recorded: history of a run for `what_if`; None: that of ``experiment`` so far.
+        live: with the controls of `gqc_lab.loop.scaler_controls`.
+        recorded: history of a run for `what_if`; None: that of ``live`` so far.
     Attributes:
         guess: controls with other settings, which no run follows.
-    Raises: ValueError: the experiment has no such controls, or ``recorded`` no variances.
+    Raises: ValueError: the run has no such controls, or ``recorded`` no variances.
     """
 
-    def __init__(self, experiment: Experiment, recorded: pd.DataFrame | None = None) -> None:
-        if not has_scaler(experiment.controls):
+    def __init__(self, live: Live, recorded: pd.DataFrame | None = None) -> None:
+        self.live, self.controls = live, live.experiment.controls
+        if not has_scaler(self.controls):
             raise ValueError(
-                f"experiment {experiment.label!r} has no variance scaler: expected controls "
+                f"experiment {live.label!r} has no variance scaler: expected controls "
                 f"{', '.join(NAMES)}, as with method='vgs'"
             )
-        self.experiment = experiment
-        self.controls = experiment.controls
         self.guess = Controls({name: self.controls.specs[name] for name in LAW})
         self.guess.update({name: self.controls[name] for name in LAW})
-        self.x = experiment.unit
-        self._is_recorded = recorded is not None
+        self.x = live.experiment.unit
+        self.is_recorded = recorded is not None
         if recorded is not None:
             self.x = next((x for x in (self.x, "tokens", "examples") if x in recorded), self.x)
             self._steps = scaled_steps({str(name): recorded[name] for name in recorded}, self.x)
-        self._length = -1  # of the history that _steps were made from
 
     @property
     def steps(self) -> dict[str, Any]:
-        """The `scaled_steps` of the recorded run, or of the experiment so far."""
-        if not self._is_recorded and self._length != self.experiment.microbatch:
-            self._length = self.experiment.microbatch
-            names = ("stepped", "factor", VARIANCE, COUNT, self.x)
-            columns = {name: self.experiment.column(name) for name in names}
-            self._steps = scaled_steps(columns, self.x)
-        return self._steps
-
-    @property
-    def is_behind(self) -> bool:
-        """Whether the run has grown by a fiftieth, or ended, since `steps` were last read.
-
-        Reading them at each update would cost more and more; this way the total cost stays
-        proportional to the length of the run.
-        """
-        now, is_over = self.experiment.microbatch, self.experiment.done >= self.experiment.total
-        return now < self._length or now > 1.02 * self._length or (is_over and now > self._length)
+        """The `scaled_steps` of the recorded run, or of this one so far."""
+        if self.is_recorded:
+            return self._steps
+        curves = self.live.curves
+        columns = {name: curves.column(name) for name in ("factor", VARIANCE, COUNT, self.x)}
+        return scaled_steps({**columns, "stepped": curves.column("stepped") == 1}, self.x)
 
     def what_if(self) -> dict[str, XY]:
         """Return the curves ``recorded`` and ``what_if``: the factor as it was, and as guessed."""
@@ -95,19 +83,19 @@ class ScalerModel:
             text += f"; the record is cut at a variance of {most:.3g}, in {at_most:.0%} of steps"
         return text
 
-    def factors_at(self, curves: Curves) -> dict[str, XY]:
+    def factors_at(self) -> dict[str, XY]:
         """Return the factor that each percentile of V over tensors gives now, by ``at pNN``."""
         law = {name: self.controls[name] for name in LAW}
         found = {}
         for level in PERCENTILES:
-            x, variance = curves.points(f"vgs/stochastic_var_{level}")
+            x, variance = self.live.curves.points(f"vgs/stochastic_var_{level}")
             always = {"variance": variance, "count": np.full(len(variance), np.inf)}
             found[f"at {level}"] = x, what_if(always, law)
         return found
 
-    def cap(self, curves: Curves) -> XY:
+    def cap(self) -> XY:
         """Return the present cap of V as a horizontal line; empty without a cap."""
-        x, _ = curves.points(VARIANCE)
+        x, _ = self.live.curves.points(VARIANCE)
         cap = self.controls["variance_cap"]
         shown = x[[0, -1]] if len(x) and cap else x[:0]
         return shown, np.full(len(shown), float(cap or 0))

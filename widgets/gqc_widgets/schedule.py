@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from gqc.noise import predicted_draws
-from gqc_lab import Experiment
+from gqc_lab.loop.live import Live
 from gqc_lab.loop.norm_schedule import NAMES, NormSchedule, has_norm_schedule, norm_schedule
 
 NUM_POINTS = 241  #: of a drawn schedule
@@ -19,23 +19,22 @@ PointPairs = tuple[tuple[float, float], ...]  # (share of the run, norm)
 
 
 class NormScheduleModel:
-    """The norm schedule of one experiment, before and while it runs.
+    """The norm schedule of one run, before it and while it trains.
 
     Args:
-        experiment: with the controls of `gqc_lab.loop.norm_schedule`.
-        max_draws: microbatches after which a step is forced, or None.
-    Raises: ValueError: the experiment has no norm schedule.
+        live: with the controls of `gqc_lab.loop.norm_schedule`.
+    Raises: ValueError: the run has no norm schedule.
     """
 
-    def __init__(self, experiment: Experiment, max_draws: int | None = None) -> None:
-        if not has_norm_schedule(experiment.controls):
+    def __init__(self, live: Live) -> None:
+        self.live, self.controls = live, live.experiment.controls
+        if not has_norm_schedule(self.controls):
             raise ValueError(
-                f"experiment {experiment.label!r} has no norm schedule: expected controls "
+                f"experiment {live.label!r} has no norm schedule: expected controls "
                 f"{', '.join(NAMES)}, as with method='gnts'"
             )
-        self.experiment = experiment
-        self.controls = experiment.controls
-        self.max_draws = max_draws
+        #: microbatches after which a step is forced, or None
+        self.max_draws: int | None = getattr(live.optimizer, "max_draws", None)
 
     @property
     def schedule(self) -> NormSchedule:
@@ -52,24 +51,16 @@ class NormScheduleModel:
         is_new = name == "norm_curve" and content == "points" and not self.controls["norm_points"]
         return {"norm_points": self.sampled()} if is_new else {}
 
-    def with_point(self, share: float, norm: float) -> PointPairs:
-        """Return the points with one at ``share`` of the run, in place of one that is there."""
-        points = dict(self.controls["norm_points"])
-        points[_nearest(points, share)] = norm
-        return tuple(sorted(points.items()))
+    def points(self, old: float | None, new: tuple[float, float] | None) -> PointPairs:
+        """Return the points with the one at ``old`` replaced by ``new``, (share of the run, norm).
 
-    def moved_point(self, share: float, to: float, norm: float) -> PointPairs:
-        """Return the points with the one at ``share`` moved."""
+        A ``new`` one within half a percent of another takes its place; the last one stays.
+        """
         points = dict(self.controls["norm_points"])
-        points.pop(_nearest(points, share), None)
-        points[min(max(to, 0.0), 1.0)] = norm
-        return tuple(sorted(points.items()))
-
-    def without_point(self, share: float) -> PointPairs:
-        """Return the points without the one at ``share``; the last one stays."""
-        points = dict(self.controls["norm_points"])
-        if len(points) > 1:
-            points.pop(_nearest(points, share), None)
+        if old is not None and (new is not None or len(points) > 1):
+            points.pop(_nearest(points, old), None)
+        if new is not None:
+            points[_nearest(points, min(max(new[0], 0.0), 1.0))] = new[1]
         return tuple(sorted(points.items()))
 
     def sampled(self) -> PointPairs:
@@ -92,46 +83,46 @@ class NormScheduleModel:
         )
         return steps, [schedule.threshold(step, total) for step in steps]
 
-    def expected_draws(self, statistics: Mapping[str, Any]) -> list[float | None] | None:
+    def expected_draws(self) -> list[float | None] | None:
         r"""Return :math:`n^*` along `curve`, at least 1; None where the threshold is out of reach.
 
-        Args:
-            statistics: of the wrapper, with ``signal_sq`` and ``noise_trace``.
         Returns: None while the noise is not known (no step has taken two draws yet).
         """
-        signal_sq, noise_trace = statistics.get("signal_sq"), statistics.get("noise_trace")
+        known = self.live.statistics
+        signal_sq, noise_trace = known.get("signal_sq"), known.get("noise_trace")
         if signal_sq is None or noise_trace is None or not noise_trace >= 0:
             return None
         draws = [predicted_draws(signal_sq, noise_trace, tau) for tau in self.curve()[1]]
         return [max(n, 1.0) if math.isfinite(n) else None for n in draws]
 
-    def expected_draws_now(self, statistics: Mapping[str, Any]) -> str | None:
-        """Return :math:`n^*` at the next microbatch as a text; None while the noise is unknown."""
-        expected = self.expected_draws(statistics)
+    def notes(self) -> list[str]:
+        """Say what the next step costs, as HTML, and how many steps were forced so far."""
+        expected, notes = self.expected_draws(), []
         if expected is None:
-            return None
-        steps = self.curve()[0]
-        now = min(bisect.bisect_left(steps, self.experiment.microbatch), len(steps) - 1)
-        draws = expected[now]
-        return "out of reach" if draws is None else f"{draws:.1f}"
+            notes.append("expected draws: not known before a step takes two draws")
+        else:
+            steps = self.curve()[0]
+            at = min(bisect.bisect_left(steps, self.live.experiment.microbatch), len(steps) - 1)
+            draws = expected[at]
+            text = "out of reach" if draws is None else f"{draws:.1f}"
+            notes.append(f"expected draws now: <b>{text}</b>")
+        if steps_so_far := self.live.statistics.get("steps"):
+            share = self.live.statistics.get("num_forced", 0) / steps_so_far
+            notes.append(f"steps forced by max_draws: <b>{share:.1%}</b>")
+        return notes
 
-    def forced_share(self, statistics: Mapping[str, Any]) -> float | None:
-        """Return the share of steps that ``max_draws`` forced; None before the first step."""
-        steps = statistics.get("steps")
-        return statistics.get("num_forced", 0) / steps if steps else None
-
-    def warning(self, statistics: Mapping[str, Any]) -> str | None:
+    def warning(self) -> str | None:
         """Say where in the rest of the run the threshold cannot be met, or return None."""
-        expected = self.expected_draws(statistics)
+        expected = self.expected_draws()
         if expected is None:
             return None
         most = math.inf if self.max_draws is None else self.max_draws
         steps = self.curve()[0]
-        left = [i for i, step in enumerate(steps) if step >= self.experiment.microbatch]
+        left = [i for i, step in enumerate(steps) if step >= self.live.experiment.microbatch]
         bad = [i for i in left if (n := expected[i]) is None or n > most]
         if not bad:
             return None
-        norm = math.sqrt(max(statistics["signal_sq"], 0.0))
+        norm = math.sqrt(max(self.live.statistics["signal_sq"], 0.0))
         limit = "" if self.max_draws is None else f": steps will be forced at {most:g} draws"
         return (
             f"out of reach in {len(bad) / len(left):.0%} of what is left, first at microbatch "
@@ -146,6 +137,6 @@ class NormScheduleModel:
         return {**values, "norm_warmup": warmup / self.total, "norm_points": points}
 
 
-def _nearest(points: Mapping[float, float], share: float) -> float:
+def _nearest(points: Iterable[float], share: float) -> float:
     """Return the share of the point within half a percent of the run, or ``share``."""
     return next((x for x in points if abs(x - share) < 0.005), share)

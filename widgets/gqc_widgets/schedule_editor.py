@@ -11,11 +11,10 @@ import ipywidgets as widgets
 from gqc_lab import Experiment
 from gqc_lab.loop.live import Live
 from gqc_lab.loop.norm_schedule import CURVES, SETTINGS
-from gqc_lab.loop.own_loop import Loop
 from gqc_widgets.editor import Editor, columns, note
 from gqc_widgets.fields import Fields, say
 from gqc_widgets.panels import Panels, schedule_panels
-from gqc_widgets.schedule import XY, NormScheduleModel
+from gqc_widgets.schedule import NormScheduleModel
 
 #: field -> curves that use it
 FIELDS = {
@@ -27,7 +26,6 @@ FIELDS = {
     "norm_exponent": ("polynomial",),
     "norm_points": ("points",),
 }
-_NONE: XY = ([], [])
 
 
 class NormScheduleEditor(Editor):
@@ -39,7 +37,7 @@ class NormScheduleEditor(Editor):
     decides until the first edit here.
 
     Args:
-        run: a `Live`, which is then followed while it trains, or an experiment.
+        run: a `Live`, or an experiment.
     Attributes:
         fields: the input fields.
         model: what the figure shows.
@@ -48,35 +46,35 @@ class NormScheduleEditor(Editor):
 
     def __init__(self, run: Live | Experiment) -> None:
         super().__init__(run)
-        self.model = NormScheduleModel(self.experiment, _max_draws(self.experiment))
+        self.model = NormScheduleModel(self.live)
         labels = {name: SETTINGS[name].axis for name in FIELDS}
         controls = self.experiment.controls
         self.fields = Fields(controls, labels, self._refresh, implied=self.model.implied)
         self.notes = widgets.HTML()
         has_most = self.model.max_draws is not None
-        self.panels = Panels(schedule_panels(self.model.total, has_most), self._hear_click)
+        self.panels = Panels(schedule_panels(has_most), self._hear_click)
         left = [self.fields, self.button, self.text]
         self.children = [self.banner, columns(left, [self.panels, self.notes])]
         self.add_class("gqc-norm-schedule")
-        self.follow()
+        self.live.listeners.append(self._hear)
         self._refresh()
 
     def export(self) -> dict[str, Any]:
         return self.model.export()
 
     def _hear_click(self, content: dict[str, Any]) -> None:
-        """Put, move or take away a point of a schedule that is drawn by hand."""
+        """Put, move or take away a point of a schedule that is drawn by hand.
+
+        Args:
+            content: ``old``, the microbatch of a point that goes, and ``new``, [microbatch, norm]
+                of one that comes; each may be missing.
+        """
         model, total = self.model, self.model.total
-        if model.schedule.norm_curve != "points":
-            return
-        if "put" in content:
-            points = model.with_point(content["put"][0] / total, content["put"][1])
-        elif "move" in content:
-            start, end, norm = content["move"]
-            points = model.moved_point(start / total, end / total, norm)
-        else:
-            points = model.without_point(content["remove"][0] / total)
-        self.fields.edit("norm_points", [(share, float(f"{y:.4g}")) for share, y in points])
+        if model.schedule.norm_curve == "points":
+            old, new = content.get("old"), content.get("new")
+            come = None if new is None else (new[0] / total, float(f"{new[1]:.4g}"))
+            points = model.points(None if old is None else old / total, come)
+            self.fields.edit("norm_points", points)
 
     def _refresh(self) -> None:
         """Show the fields that the curve uses, and the figure after an edit."""
@@ -86,55 +84,27 @@ class NormScheduleEditor(Editor):
             self._draw()
             self._refresh_export()
 
-    def _follow(self, live: Live) -> None:
+    def _follow(self) -> None:
         self.fields.follow()
         self._refresh()
 
     def _draw(self) -> None:
-        model = self.model
-        statistics = self.live.statistics if self.live is not None else {}
+        model, points = self.model, self.live.curves.points
         steps, norms = model.curve()
-        draws = model.expected_draws(statistics)
+        draws = model.expected_draws()
         gaps = [math.nan if n is None else n for n in draws or []]
         is_drawn = model.schedule.norm_curve == "points"
-        points = model.schedule.norm_points if is_drawn else ()
-        curves: dict[str, XY] = {
+        by_hand = model.schedule.norm_points if is_drawn else ()
+        curves: dict[str, tuple[Any, Any]] = {
             "schedule": (steps, norms),
-            "expected": (steps, gaps) if draws else _NONE,
-            "points": ([s * model.total for s, _ in points], [y for _, y in points]),
-            **self._past(),
+            "expected": (steps if draws else [], gaps),
+            "points": ([s * model.total for s, _ in by_hand], [y for _, y in by_hand]),
+            "max_draws": (steps, [model.max_draws or math.nan] * len(steps)),
         }
-        if model.max_draws is not None:
-            curves["max_draws"] = steps, [float(model.max_draws)] * len(steps)
-        self.panels.fill(curves)
-        self.notes.value = self._notes(statistics)
-
-    def _past(self) -> dict[str, XY]:
-        """What was applied and what became of it, against microbatches."""
-        if self.live is None:
-            return {}
-        found, points = {}, self.live.curves.points
-        scale = self.model.total / self.experiment.total
-        for name in ("gradient_norm_threshold", "grad_norm", "num_draws"):
+        for name in ("gradient_norm_threshold", "grad_norm", "num_draws"):  # what became of it
             x, y = points(name)
-            found[name] = (x * scale).tolist(), y.tolist()
-        return found
-
-    def _notes(self, statistics: dict[str, Any]) -> str:
-        model, notes = self.model, []
-        expected = model.expected_draws_now(statistics)
-        if expected is not None:
-            notes.append(f"expected draws now: <b>{expected}</b>")
-        elif self.live is not None:
-            notes.append("expected draws: not known before a step takes two draws")
-        share = model.forced_share(statistics)
-        if share is not None:
-            notes.append(f"steps forced by max_draws: <b>{share:.1%}</b>")
-        warning = model.warning(statistics)
+            curves[name] = x * model.total / self.experiment.total, y
+        self.panels.fill(curves)
+        warning = model.warning()
         below = say(html.escape(warning), "warning") if warning else ""
-        return note(" · ".join(notes) + below)
-
-
-def _max_draws(run: Experiment) -> int | None:
-    optimizer = run.wrapper if isinstance(run, Loop) else run.parts.get("optimizer")
-    return getattr(optimizer, "max_draws", None)
+        self.notes.value = note(" · ".join(model.notes()) + below)

@@ -1,108 +1,144 @@
-"""The same training at several alphas from one start: same weights, data and other controls.
-
-Each runs in its own thread.  A run differs from the others only in its control ``alpha``, and its
-history says so, as for every steered run.
-"""
+"""The same training at several alphas from one start: same weights, data and other controls."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+import html
+import threading
+from collections.abc import Mapping
 from typing import Any
 
-from gqc_lab import Experiment
-from gqc_lab.loop.curves import XY
+import ipywidgets as widgets
+
+from gqc.scalers.settings import ESTIMATORS
+from gqc_lab import Controls, Experiment
 from gqc_lab.loop.gate import FAILED, RUNNING
-from gqc_lab.loop.jupyter import Cell
+from gqc_lab.loop.jupyter import current_cell
 from gqc_lab.loop.live import Live
-from gqc_widgets.status import progress_text
+from gqc_widgets.editor import columns, note
+from gqc_widgets.fields import escape, read_number, say
+from gqc_widgets.live import progress_text
+from gqc_widgets.panels import Panels, side_panels
 
-Listener = Callable[["SideBySide"], None]
+BEGINNING, HERE = "the beginning", "where the run is"
 
 
-class SideBySide:
-    """Train twins of ``experiment``, one for each alpha.
+class SideBySide(widgets.VBox):
+    """Train twins of a run, one for each alpha, and draw them together.
+
+    Each trains in a thread of its own.  It differs from the run only in its control ``alpha``, and
+    its history says so, as for every steered run.
 
     Args:
-        experiment: with a method ``twin`` and the control ``alpha``.
-        cell: whose runs they are; when it runs again, they are stopped.
+        live: of an experiment with a method ``twin`` and the control ``alpha``.
     Attributes:
         runners: alpha -> its `Live`, from the last `start`.
-        listeners: called with this object when there is news of a run, from its thread.
     """
 
-    def __init__(self, experiment: Experiment, cell: Cell | None = None) -> None:
-        self.experiment = experiment
-        self.runners: dict[float, Live] = {}
-        self.listeners: list[Listener] = []
-        self._cell = cell
+    def __init__(self, live: Live) -> None:
+        self.live, self.runners = live, dict[float, Live]()
+        super().__init__(layout=widgets.Layout(width="100%"))
+        self._own: str = live.experiment.scaler.estimator  # type: ignore[attr-defined]
+        self._cell = current_cell()  # when it runs again, the twins are stopped
+        self._drawing = threading.RLock()  # the twins' threads
+        wide = widgets.Layout(width="100%", max_width="400px")
+        look: dict[str, Any] = {"style": {"description_width": "80px"}, "layout": wide}
+        self.alphas = widgets.Text("0, 0.1", description="alphas", **look)
+        self.place = widgets.Dropdown(options=[BEGINNING, HERE], description="start at", **look)
+        self.estimator = widgets.Dropdown(
+            options=list(ESTIMATORS), value=self._own, description="estimator", **look
+        )
+        self.starts = widgets.Button(
+            description="Run", icon="play", tooltip="Train one run for each alpha"
+        )
+        self.stops = widgets.Button(
+            description="Stop", icon="stop", tooltip="End these runs", disabled=True
+        )
+        self.starts.on_click(lambda _: self._press())
+        self.stops.on_click(lambda _: self.stop())
+        self.panels, self.progress = Panels([]), widgets.HTML()
+        left = [self.alphas, self.place, self.estimator, widgets.HBox([self.starts, self.stops])]
+        self.children = [columns(left, [self.panels, self.progress])]
 
-    def start(
-        self,
-        alphas: Sequence[float],
-        state: Mapping[str, Any] | None = None,
-        estimator: str | None = None,
-    ) -> None:
-        """Stop earlier runs, and train a twin for each of ``alphas`` with the present controls.
+    def _press(self) -> None:
+        try:
+            self.start()
+        except Exception as error:  # Jupyter hides what a callback raises
+            self.progress.value = say(html.escape(str(error)))
 
-        Args:
-            state: of the experiment, from which they start; None: start at the beginning.
-            estimator: of the variance, if not that of the experiment; needs ``state`` None.
-        Raises: ValueError: a state together with another estimator, or an invalid alpha.
+    def start(self) -> None:
+        """Stop earlier twins, and train those that the fields ask for.
+
+        Raises: ValueError: an invalid alpha, or another estimator in mid-run.
         """
+        experiment, estimator = self.live.experiment, self.estimator.value
+        alphas = parse_alphas(self.alphas.value, experiment.controls)
+        if estimator != self._own and self.place.value == HERE:
+            raise ValueError(
+                f"estimator={estimator!r}: another estimator has other statistics; start at the "
+                "beginning"
+            )
         self.stop()
-        twins = {alpha: self._twin(alpha, state, estimator) for alpha in alphas}
+        is_here, state = self.place.value == HERE, None
+        if estimator == self._own:
+            state = self.live.snapshot() if is_here else self.live.beginning
+        twins = {alpha: _twin(experiment, alpha, estimator, state) for alpha in alphas}
+        with self._drawing:
+            self.panels.panels = side_panels(experiment.unit, experiment.loss_unit, alphas)
         self.runners = {alpha: Live(twin, cell=self._cell) for alpha, twin in twins.items()}
         for runner in self.runners.values():
-            runner.listeners.append(self._tell)
-        for runner in self.runners.values():
+            runner.listeners.append(lambda _: self._show())
             runner.start()
 
-    def _twin(
-        self, alpha: float, state: Mapping[str, Any] | None, estimator: str | None
-    ) -> Experiment:
-        twin: Experiment = self.experiment.twin(estimator)  # type: ignore[attr-defined]
-        if state is not None:
-            if twin.config != self.experiment.config:
-                raise ValueError(
-                    f"estimator={estimator!r}: another estimator has other statistics; start at "
-                    "the beginning"
-                )
-            twin.load_state_dict(copy.deepcopy(dict(state)))
-        twin.replay([])  # changes to be replayed in the experiment are not replayed in its twins
-        twin.controls.update({**self.experiment.controls, "alpha": alpha})
-        return twin
-
     def stop(self) -> None:
-        """End all runs for good."""
+        """End all twins for good."""
         for runner in self.runners.values():
             runner.pause()
         for runner in self.runners.values():
             runner.stop()
 
-    @property
-    def is_running(self) -> bool:
-        """Whether one of the runs is training."""
-        return any(runner.state == RUNNING for runner in self.runners.values())
+    def _show(self) -> None:
+        with self._drawing:
+            runs = list(self.runners.values())
+            is_training = any(run.state == RUNNING for run in runs)
+            self.starts.disabled = is_training  # it would discard what has been trained
+            self.stops.disabled = not is_training
+            names = ("smooth loss", "val_loss", "factor")
+            self.panels.fill(
+                {f"{n} {i}": run.curves.points(n) for n in names for i, run in enumerate(runs)}
+            )
+            lines = [f"alpha <b>{alpha:g}</b>: {_news(r)}" for alpha, r in self.runners.items()]
+            errors = [escape(run.error) for run in runs if run.state == FAILED and run.error]
+            self.progress.value = note("<br>".join(lines)) + say("<br>".join(errors))
 
-    @property
-    def errors(self) -> list[str]:
-        """Tracebacks of the runs that failed."""
-        return [r.error for r in self.runners.values() if r.state == FAILED and r.error]
 
-    def progress(self) -> dict[float, str]:
-        """Return for each alpha how far its run is, and its last held-out loss."""
-        found = {}
-        for alpha, runner in self.runners.items():
-            validation = runner.curves.points("val_loss")[1]
-            loss = f" · validation loss {validation[-1]:.4g}" if len(validation) else ""
-            found[alpha] = f"{runner.state}, {progress_text(runner)}{loss}"
-        return found
+def _news(runner: Live) -> str:
+    validation = runner.curves.points("val_loss")[1]
+    loss = f" · validation loss {validation[-1]:.4g}" if len(validation) else ""
+    return f"{runner.state}, {progress_text(runner)}{loss}"
 
-    def points(self, name: str) -> list[XY]:
-        """Return the curve ``name`` of each run, in the order of the alphas."""
-        return [runner.curves.points(name) for runner in self.runners.values()]
 
-    def _tell(self, _: Live) -> None:
-        for listener in list(self.listeners):
-            listener(self)
+def _twin(
+    experiment: Experiment, alpha: float, estimator: str, state: Mapping[str, Any] | None
+) -> Experiment:
+    """Return another of ``experiment``, in ``state`` or at its start, with its present controls."""
+    twin: Experiment = experiment.twin(estimator)  # type: ignore[attr-defined]
+    if state is not None:
+        twin.load_state_dict(state)
+    twin.replay([])  # changes to be replayed in the experiment are not replayed in its twins
+    twin.controls.update({**experiment.controls, "alpha": alpha})
+    return twin
+
+
+def parse_alphas(text: str, controls: Controls) -> list[float]:
+    """Read two or more values of alpha from a text such as ``0, 0.1, 0.5``.
+
+    Args:
+        controls: with alpha.
+    Raises: ValueError: fewer than two, a repeated one, or one that is not allowed.
+    """
+    words = text.replace(";", ",").split(",")
+    numbers = [read_number("alpha", word) for word in words]
+    alphas = [controls.check(controls, {"alpha": number})["alpha"] for number in numbers]
+    if len(set(alphas)) < 2 or len(set(alphas)) < len(alphas):
+        raise ValueError(f"alphas={text!r}: expected two or more that differ, such as '0, 0.1'")
+    return alphas

@@ -16,7 +16,7 @@ from gqc_lab.loop.experiment import Experiment
 Array = NDArray[np.float64]
 XY = tuple[Array, Array]
 
-LIMIT = 600  #: points of a curve
+LIMIT = 400  #: points of a curve
 EMPTY: Array = np.empty(0)
 AT_STEPS = ("grad_norm", "num_draws", "factor")  #: drawn for the records that stepped
 

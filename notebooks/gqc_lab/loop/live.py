@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
+from gqc_lab.loop import gate
 from gqc_lab.loop.curves import Curves
 from gqc_lab.loop.experiment import Experiment
-from gqc_lab.loop.gate import FAILED, FINISHED, PAUSED, READY, RUNNING, STOPPED, Gate, claim
+from gqc_lab.loop.gate import Gate, claim
 from gqc_lab.loop.jupyter import Cell, current_cell
 from gqc_lab.loop.openmp import release_threads
 from gqc_lab.loop.own_loop import Loop, Optimizers
@@ -28,13 +29,14 @@ from gqc_lab.loop.saving import save_run
 from gqc_lab.loop.track import checkpoint_path, load_checkpoint, save_checkpoint
 
 SHORTEST = 0.1  #: seconds between two updates of the views
-SHARE = 0.03  #: of the training time that updates may take, and checkpoints as much
+SHARE = 0.02  #: of the training time that updates may take, and checkpoints as much
 SPEED_SECONDS = 2.0  #: over which the rate is measured
 
 F = TypeVar("F", bound=Callable[[], object])
 Listener = Callable[["Live"], None]
 _END = object()
-_steered: weakref.WeakKeyDictionary[Any, Live] = weakref.WeakKeyDictionary()
+#: what is trained -> the last `Live` that steers it
+steered: weakref.WeakKeyDictionary[Any, Live] = weakref.WeakKeyDictionary()
 
 
 class Live(Gate):
@@ -47,7 +49,7 @@ class Live(Gate):
         label: of a loop.
         parameters: of the notebook that built it; `save` writes them together with the changes.
         folder: for the automatic checkpoint, and for a new folder at each `save`.
-        every_seconds: between two automatic checkpoints, which take at most 3 % of the time; 0: at
+        every_seconds: between two automatic checkpoints, which take at most 2 % of the time; 0: at
             every batch, whatever it takes.
         cell: whose run this is; None: the cell that is running.
     Attributes:
@@ -75,26 +77,31 @@ class Live(Gate):
         run = what if isinstance(what, Experiment) else Loop(what, total, state, label)
         self.experiment, self.label = run, run.label
         self.listeners: list[Listener] = []
-        self._is_iterator = not isinstance(run, Loop)
-        if self._is_iterator:
-            self._function = self._train
+        self._own = run if isinstance(run, Loop) else None
+        if self._own is None:
+            self._is_iterator, self._function = True, self._train
         self._parameters, self._folder = dict(parameters or {}), Path(folder)
-        self._beginning = copy.deepcopy(run.state_dict()) if run.parts else None
+        self._beginning = copy.deepcopy(run.state_dict()) if run.parts else {}
         self._every, self._saved, self._save_cost = every_seconds, time.perf_counter(), 0.0
         claim(self, self._cell)
-        for each in [run, *run.tunables.optimizers] if isinstance(run, Loop) else [run]:
-            if (former := _steered.get(each)) is not None:
+        for each in [run, *self._own.tunables.optimizers] if self._own else [run]:
+            if (former := steered.get(each)) is not None:
                 former.replace()
-            _steered[each] = self
+            steered[each] = self
         self._undo = [self._cell.on_end(self._end_of_cell)] if self._cell is not None else []
         self._look()
 
     @property
     def loop(self) -> Loop:
         """The loop that is steered.  Raises: TypeError: it is an experiment."""
-        if not isinstance(self.experiment, Loop):
+        if self._own is None:
             raise TypeError(f"{self.label!r} is an experiment: it records what it measures itself")
-        return self.experiment
+        return self._own
+
+    @property
+    def optimizer(self) -> Any:
+        """The gqc wrapper of a loop, or None without one; the optimizer of an experiment."""
+        return self._own.wrapper if self._own else self.experiment.parts.get("optimizer")
 
     def __repr__(self) -> str:
         return f"Live({self.label}: {self.state} after {self.experiment.microbatch} batches)"
@@ -103,7 +110,8 @@ class Live(Gate):
         """Read the experiment as it is now."""
         run = self.experiment
         self.curves, self.error = Curves(run), None
-        self.state = FINISHED if self._is_over() else PAUSED if run.microbatch else READY
+        self.state = gate.PAUSED if run.microbatch else gate.READY
+        self.state = gate.FINISHED if self._is_over() else self.state
         self._updated, self._cost = -math.inf, 0.0
         self._pace: list[tuple[float, int]] = []
         self._read()
@@ -118,25 +126,17 @@ class Live(Gate):
         """
         if not self._enter():
             return
-        run = self.experiment
-        own = run if isinstance(run, Loop) else None
-        items = iter(run) if own is None else own.items(loader)
-        while self._may_go_on():
-            batch = next(items, _END)
-            if batch is _END:
-                if own is not None:
-                    own.epoch += 1
-                break
-            if own is not None:
-                own.begin()
+        items = self._own.items(loader) if self._own else self.experiment
+        while self._may_go_on() and (batch := next(items, _END)) is not _END:
+            if self._own is None:
+                yield batch
+                continue
+            self._own.begin()
             try:
                 yield batch
-            except GeneratorExit:  # left by `break`, or closed after it has failed
-                if own is not None and self._is_inside:
-                    own.end()
-                raise
-            if own is not None:
-                own.end()
+            finally:  # also where the loop is left by `break`
+                if self._is_inside:
+                    self._own.end()
         if self._is_over():
             self.finish()
 
@@ -146,14 +146,14 @@ class Live(Gate):
         cell = current_cell() if is_main else None
         if cell is not None and (self._cell is None or cell.turn != self._cell.turn):
             self._cell = cell
-            if self.state in (STOPPED, FAILED):  # a person has run the loop again
+            if self.state in (gate.STOPPED, gate.FAILED):  # a person has run the loop again
                 self._is_stopping, self.error = False, None
         if self._is_stopping or self._is_over():
             return False
         self._is_inside, self._pace = True, []
         self._loop_thread = threading.current_thread()
-        if self.state != RUNNING and self._left > 0:
-            self.state = RUNNING
+        if self.state != gate.RUNNING and self._left > 0:
+            self.state = gate.RUNNING
             self._tell()
         return True
 
@@ -189,8 +189,8 @@ class Live(Gate):
     @property
     def history(self) -> pd.DataFrame:
         """A row for each batch: what was logged and measured, and changes of controls."""
-        if isinstance(self.experiment, Loop):
-            self.experiment.read()
+        if self._own:
+            self._own.read()
         return self.experiment.history
 
     @property
@@ -210,11 +210,18 @@ class Live(Gate):
     def background(self, function: F) -> F:
         """Call ``function``, which loops over ``live(loader)``, in a thread.  A decorator.
 
-        The kernel stays free, which VS Code needs to hand on what a person does.
+        The kernel stays free, which VS Code needs to hand on what a person does.  Where nobody is
+        there, as under papermill, it waits for the end.
+
+        Raises: RuntimeError: the function has failed where nobody is there.
         """
         self._function, self._is_stopping = function, False
-        self.state = READY if self.state in (STOPPED, FAILED) else self.state
+        self.state = gate.READY if self.state in (gate.STOPPED, gate.FAILED) else self.state
         self.start()
+        if self._cell is not None and not self._cell.is_watched:
+            self.wait()
+            if self.state == gate.FAILED:
+                raise RuntimeError(self.error)
         return function
 
     def _train(self) -> None:
@@ -226,11 +233,10 @@ class Live(Gate):
 
         Raises: RuntimeError: a loop without ``state``.
         """
-        if self._beginning is None:
-            raise RuntimeError("reset: expected Live(..., state={'model': model, ...})")
+        self._check_state("reset")
         self.stop()
         values = dict(self.experiment.controls)
-        self.experiment.load_state_dict(copy.deepcopy(self._beginning))
+        self.experiment.load_state_dict(self.beginning)
         self.experiment.controls.update(values)
         self._is_stopping, self._left = False, math.inf
         self._look()
@@ -248,8 +254,7 @@ class Live(Gate):
 
         Raises: RuntimeError: a loop without ``state``.
         """
-        if self._beginning is None:
-            raise RuntimeError("resume: expected Live(..., state={'model': model, ...})")
+        self._check_state("resume")
         is_resumed = load_checkpoint(self.experiment, self.checkpoint)
         self._look()
         self._tell()
@@ -266,13 +271,12 @@ class Live(Gate):
 
     @property
     def beginning(self) -> dict[str, Any]:
-        """A copy of the state that `reset` goes back to."""
-        return copy.deepcopy(self._beginning or {})
+        """A copy of the state that `reset` goes back to; empty for a loop without ``state``."""
+        return copy.deepcopy(self._beginning)
 
-    @property
-    def can_reset(self) -> bool:
-        """Is there a state to return to?"""
-        return self._beginning is not None
+    def _check_state(self, name: str) -> None:
+        if not self._beginning:
+            raise RuntimeError(f"{name}: expected Live(..., state={{'model': model, ...}})")
 
     @property
     def hint(self) -> str:
@@ -289,7 +293,7 @@ class Live(Gate):
     def speed(self) -> float | None:
         """Units (tokens) per second over the last seconds; None while it is not known."""
         pace = self._pace
-        if self.state != RUNNING or len(pace) < 2 or pace[-1][0] <= pace[0][0]:
+        if self.state != gate.RUNNING or len(pace) < 2 or pace[-1][0] <= pace[0][0]:
             return None
         return (pace[-1][1] - pace[0][1]) / (pace[-1][0] - pace[0][0])
 
@@ -301,28 +305,26 @@ class Live(Gate):
 
     def _update(self, is_whole: bool) -> None:
         now = time.perf_counter()
-        if self.state == RUNNING and now - self._updated >= max(SHORTEST, self._cost / SHARE):
+        if self.state == gate.RUNNING and now - self._updated >= max(SHORTEST, self._cost / SHARE):
             self._pace = [p for p in self._pace if now - p[0] < SPEED_SECONDS]
             self._pace.append((now, self.experiment.done))
             self._tell()
             self._updated = time.perf_counter()
             self._cost = self._updated - now
         wait = max(self._every, self._save_cost / SHARE) if self._every else 0
-        is_due = now - self._saved >= wait
-        if is_due and is_whole and self._beginning is not None and self.experiment.is_whole:
+        is_due = now - self._saved >= wait and is_whole and self.experiment.is_whole
+        if is_due and self._beginning:
             began = time.perf_counter()
             save_checkpoint(self.experiment, self.checkpoint)
             self._saved = time.perf_counter()
             self._save_cost = self._saved - began
 
     def _read(self) -> None:
-        run = self.experiment
-        if isinstance(run, Loop):
-            run.read()
-            run.controls.follow(run.tunables.values())
+        if self._own:
+            self._own.read()
+            self._own.controls.follow(self._own.tunables.values())
         self.curves.read()
-        optimizer = run.wrapper if isinstance(run, Loop) else run.parts.get("optimizer")
-        self.statistics: dict[str, Any] = dict(getattr(optimizer, "statistics", dict)())
+        self.statistics: dict[str, Any] = dict(getattr(self.optimizer, "statistics", dict)())
 
     def _tell(self) -> None:
         self._read()
@@ -334,14 +336,14 @@ class Live(Gate):
                 self.error = f"a view has failed: {error!r}"
 
     def _leave(self) -> None:
-        if isinstance(self.experiment, Loop):
-            self.experiment.end() if self.state == FINISHED else None
-            self.experiment.tunables.restore()
+        if self._own:
+            self._own.end() if self.state == gate.FINISHED else None
+            self._own.tunables.restore()
 
     def replace(self) -> None:
         super().replace()
         while self._undo:
             self._undo.pop()()
-        if isinstance(self.experiment, Loop):
-            self.experiment.tunables.detach()
+        if self._own:
+            self._own.tunables.detach()
         release_threads()

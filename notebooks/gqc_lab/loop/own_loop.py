@@ -135,14 +135,18 @@ class Loop(Experiment):
         if place is None:
             self.position = 0
             self._start = self._randomness() if self.parts else None
-            return iter(loader)
+            return self._through(iter(loader))
         self._start = place["start"]
         self._set_randomness(place["start"])
         items = iter(loader)
         for _ in range(self.position):
             next(items)
         self._set_randomness(place["now"])
-        return items
+        return self._through(items)
+
+    def _through(self, items: Iterator[Any]) -> Iterator[Any]:
+        yield from items
+        self.epoch += 1
 
     def begin(self) -> None:
         """Begin the next batch: apply what was set."""

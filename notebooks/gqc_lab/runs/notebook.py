@@ -48,6 +48,9 @@ class Notebook:
 def read_notebook(path: Path | str) -> Notebook:
     """Read an .ipynb, or the .ipynb that a .py is paired with.
 
+    The parameters of a pair may differ, as after a run that was steered: a run has those of the
+    .ipynb, and records them.
+
     Raises: BadInput: no such notebook, damaged, no single `parameters` cell, or a pair of
         which only one half was edited.
     """
@@ -68,7 +71,8 @@ def read_notebook(path: Path | str) -> Notebook:
             f"{path}: {len(tagged)} cells are tagged `parameters`; expected one, with a line "
             "`name = literal` for each parameter"
         )
-    _check_pair(path, sources)
+    fixed = [s for s, each in zip(sources, tags, strict=True) if "parameters" not in each]
+    _check_pair(path, fixed)
     declared = parse_cell(tagged[0], f"{path}: parameters cell", path.parent)
     if "run" in declared:
         raise BadInput(f"{path}: parameter 'run': the store calls a run's id so; choose another")
@@ -125,7 +129,11 @@ def _check_pair(path: Path, sources: list[str]) -> None:
     except Exception as error:  # its readers raise whatever they trip over
         why = " ".join(str(error).split())
         raise BadInput(f"{script}: jupytext cannot read it: {why}") from None
-    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    code = [
+        cell.source
+        for cell in cells
+        if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", [])
+    ]
     if [_stripped(each) for each in code] != [_stripped(each) for each in sources]:
         raise BadInput(
             f"{path} and {script.name} differ; run `jupytext --sync {path}` and try again"

@@ -1,6 +1,7 @@
 """From a batch file to runs: the grid, the ids, and what is refused."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -212,6 +213,18 @@ def test_no_parameter_is_called_as_the_store_calls_the_id(tmp_path):
     (tmp_path / "n.ipynb").write_text(text)
     with pytest.raises(BadInput, match="parameter 'run': the store calls a run's id so"):
         read_notebook(tmp_path / "n.ipynb")
+
+
+def test_parameters_of_a_pair_may_differ_and_those_of_the_notebook_count(tmp_path):
+    """As after a steered run, whose notebook was saved with ``interactive = True``."""
+    jupytext = pytest.importorskip("jupytext")
+    path = tmp_path / "tiny.ipynb"
+    path.write_text((NOTEBOOKS / "tiny.ipynb").read_text())
+    script = jupytext.writes(jupytext.read(path), "py:percent")
+    changed = re.sub(r"^seed = \d+", "seed = 41", script, flags=re.M)
+    assert changed != script
+    path.with_suffix(".py").write_text(changed)
+    assert read_notebook(path).declared["seed"].default == 0
 
 
 def test_ten_thousand_runs_are_planned_in_three_seconds(plan):

@@ -1,0 +1,137 @@
+"""`Live` without JupyterLab: under nbclient, and in stand-ins for VS Code and Colab."""
+
+import sys
+import types
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+import torch
+
+from gqc_lab.loop.jupyter import Cell
+from gqc_widgets import Live
+
+LOOP = """
+import time, torch
+from gqc_widgets import Live
+weight = torch.zeros(1, requires_grad=True)
+optimizer = torch.optim.SGD([weight], lr=0.1)
+live = Live(optimizer, label="digits")
+def train(batches, seconds=0.0):
+    for i in live(batches):
+        optimizer.zero_grad()
+        (weight - 1).square().sum().backward()
+        optimizer.step()
+        live.log(loss=(weight - 1).square())
+        time.sleep(seconds)
+"""
+BACKGROUND = """
+@live.background
+def loop():
+    train(range({count}), {seconds})
+"""
+
+
+@pytest.mark.slow
+def test_without_a_person_there_is_one_picture_and_the_cell_waits_for_its_thread():
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+
+    sources = [LOOP, "train(range(20))", "live = Live(optimizer)" + BACKGROUND, "len(live.history)"]
+    sources[2] = sources[2].format(count=50, seconds=0.001)
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    client = NotebookClient(nbformat.v4.new_notebook(cells=cells), timeout=600)
+    with client.setup_kernel():
+        for number, cell in enumerate(cells):
+            client.execute_cell(cell, number)
+        for cell in cells[1:3]:
+            (output,) = cell.outputs
+            assert set(output.data) >= {"image/png"}
+            assert not any("widget" in kind for kind in output.data)
+        assert cells[3].outputs[0].data["text/plain"] == "50"
+        failing = nbformat.v4.new_code_cell("@live.background\ndef broken():\n    1 / 0")
+        client.nb.cells.append(failing)
+        with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
+            client.execute_cell(failing, 4)
+
+
+@pytest.fixture
+def client():
+    from jupyter_client.manager import start_new_kernel
+
+    manager, client = start_new_kernel()
+    yield client
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
+
+
+def send(client, code, expression="0"):
+    """Run a cell as JupyterLab and VS Code do, which name it; return what `wait` takes."""
+    content = {"code": code, "silent": False, "store_history": True, "allow_stdin": False}
+    content |= {"stop_on_error": True, "user_expressions": {"value": expression}}
+    metadata = {"cellId": "vscode-notebook-cell:/n.ipynb#W0sZmlsZQ%3D%3D"}
+    message = client.session.msg("execute_request", content, metadata=metadata)
+    client.shell_channel.send(message)
+    return message["header"]["msg_id"]
+
+
+def wait(client, cell):
+    """Return the value of the expression at the end of a cell."""
+    while (reply := client.get_shell_msg(timeout=600))["parent_header"].get("msg_id") != cell:
+        pass
+    assert reply["content"]["status"] == "ok", reply["content"]
+    return eval(reply["content"]["user_expressions"]["value"]["data"]["text/plain"])
+
+
+def edit(client, fields, name, text):
+    """What the page sends where a person has typed into a field."""
+    data = {"method": "custom", "content": {"edit": [name, text]}}
+    client.shell_channel.send(client.session.msg("comm_msg", {"comm_id": fields, "data": data}))
+
+
+@pytest.mark.slow
+def test_a_cell_that_trains_hears_an_edit_before_it_ends(client):
+    fields = wait(client, send(client, LOOP, "live.view.fields.model_id"))
+    loop = "for i in live(range(20_000)):\n    time.sleep(0.001)\n    if live.changes: break"
+    cell = send(client, loop, "(i < 19_999, live.changes)")
+    edit(client, fields, "lr", "0.05")
+    is_early, (change,) = wait(client, cell)
+    assert is_early
+    assert (change["name"], change["value"]) == ("lr", 0.05)
+
+
+@pytest.mark.slow
+def test_a_loop_in_the_background_is_steered_after_its_cell_has_ended(client):
+    """As in VS Code, which holds back what a person does until a cell has ended."""
+    code = LOOP + BACKGROUND.format(count=10**9, seconds=0.001)
+    fields = wait(client, send(client, code, "live.view.fields.model_id"))
+    edit(client, fields, "lr", "0.05")
+    while not (changes := wait(client, send(client, "", "live.changes"))):
+        pass
+    assert (changes[0]["name"], changes[0]["value"]) == ("lr", 0.05)
+    wait(client, send(client, "live.stop()"))
+    found = wait(client, send(client, "", "(live.state, float(live.history['lr'].iloc[-1]))"))
+    assert found == ("stopped", 0.05)
+
+
+class Events:
+    def register(self, name, call):
+        pass
+
+    unregister = register
+
+
+def test_in_colab_a_loop_that_blocks_says_what_to_do(monkeypatch):
+    """Colab holds messages back, and its kernel has no channel to look into."""
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    kernel = SimpleNamespace(comm_manager=None, shell_stream=None, msg_queue=None)
+    parent = {"metadata": {}, "header": {"msg_id": "1"}}
+    shell = SimpleNamespace(events=Events(), kernel=kernel, get_parent=lambda: parent)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    live = Live(optimizer, cell=(cell := Cell(shell)))
+    assert (cell.is_watched, cell.can_pump) == (True, False)
+    for _ in live(range(2)):
+        live._tell()
+        assert "train in a function under @live.background" in live.view.trouble.value
+    live.finish()
+    assert live.view.trouble.value == ""
