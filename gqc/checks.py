@@ -1,10 +1,17 @@
-"""Checks of arguments that several modules share; each refuses NaN."""
+"""What several modules share: checks of arguments, which refuse NaN, and steps left untraced."""
 
 from __future__ import annotations
 
+import difflib
+import functools
 import math
+from collections.abc import Callable, Collection
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar, cast
+
+import torch
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def plain(value: Any) -> Any:
@@ -35,3 +42,28 @@ def check_finite(name: str, value: float) -> None:
     """Raise ValueError unless ``value`` is a finite number >= 0."""
     if not 0 <= value < math.inf:
         raise ValueError(f"{name}={value!r}: expected a finite number >= 0")
+
+
+def one_of(name: str, value: Any, allowed: Collection[str]) -> str:
+    """Return ``value``; raise ValueError, with the nearest, unless it is one of ``allowed``."""
+    if value not in allowed:
+        near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0)
+        raise ValueError(
+            f"{name}={value!r}: expected one of {', '.join(allowed)}; did you mean {near[0]!r}?"
+        )
+    return str(value)
+
+
+def untraced(method: F) -> F:
+    """Run ``method`` as it is, also in a compiled train step.
+
+    torch.compile loses what a traced one assigns to attributes of an ``Optimizer``.  Elsewhere
+    torch's own decorator would cost a context at every call, and an import of all of its compiler.
+    """
+    hidden = torch._disable_dynamo(method)
+
+    @functools.wraps(method)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return (hidden if torch.compiler.is_dynamo_compiling() else method)(*args, **kwargs)
+
+    return cast(F, run)

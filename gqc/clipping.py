@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gqc.checks import one_of
 from gqc.gradients import collect, local, magnitudes, multiply_, tensor_norms, total_norm
 
 EPS = 1e-6  # as in torch.nn.utils.clip_grad_norm_
@@ -112,8 +113,7 @@ def clip_before_step(
         RuntimeError: at a step: ``.grad`` is the sum of a window that is under way; or the step
             was given a closure, which makes gradients only after they would have been clipped.
     """
-    if per not in CLIPPERS:
-        raise ValueError(f"per={per!r}: expected one of {', '.join(CLIPPERS)}")
+    one_of("per", per, CLIPPERS)
     _check_max_norm(max_norm)
     if getattr(optimizer, "grad_scaler", None) is not None:
         raise ValueError(

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from gqc.checks import check_finite
+from gqc.checks import check_finite, one_of
 
 __all__ = ["RAMPS", "Curriculum", "cap_shares", "compute_inverse_loss_curriculum_weight"]
 
@@ -54,8 +54,7 @@ class Curriculum:
             check_finite(name, getattr(self, name))
         if not self.cap >= 0:
             raise ValueError(f"cap={self.cap!r}: expected a number >= 0; math.inf for none")
-        if self.shape not in RAMPS:
-            raise ValueError(f"shape={self.shape!r}: expected one of {', '.join(RAMPS)}")
+        one_of("shape", self.shape, RAMPS)
 
     def __call__(self, epoch: float) -> float:
         """w(epoch)."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,11 +19,13 @@ from torch._utils import _flatten_dense_tensors
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
+T = TypeVar("T", bound=Tensor | None)
 HALF = frozenset((torch.float16, torch.bfloat16))
 
-# On the CPU a kernel call costs about a microsecond a tensor: below this many elements one copy
-# and its norm take half the time of one norm a tensor (50 tensors, 0.1M elements: 31 and 68 us).
+# On the CPU a kernel call costs about a microsecond a tensor: up to so many elements in all, or in
+# tensors of at most FEW, one copy and its norm take half the time of one norm a tensor.
 SMALL = 2**18
+FEW = 2**13
 
 # One float32 sum of 1e8 squares is off by 1e-2 on the CPU.  In parts of this many elements the
 # error stays at 1e-6, 3e-5 where all of them are equal, which is the worst case.
@@ -52,7 +54,7 @@ def dense(grads: Sequence[Tensor | None]) -> list[Tensor]:
     return present
 
 
-def is_sharded(tensors: Iterable[Tensor]) -> bool:
+def is_sharded(tensors: Iterable[Tensor | None]) -> bool:
     """Is any of them a ``DTensor``?"""
     return any(map(_is_dtensor_type, set(map(type, tensors))))
 
@@ -82,11 +84,37 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     Returns: 0-dim, float32 (float64 when a tensor has it); 0 for an empty list.  NaN or inf when an
         element is, and inf when the sum of squares overflows.
     """
+    return norm_of_such(tensors)(tensors)
+
+
+def norm_of_such(tensors: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], Tensor]:
+    """:func:`total_norm` for ``tensors`` and for lists like it, whose kinds it does not look at.
+
+    Like it are lists of the same length, whose tensors have the same shapes, dtypes and devices.
+    """
     if not tensors:
-        return torch.zeros(())
+        return lambda _: torch.zeros(())
     if any(map(_is_dtensor_type, set(map(type, tensors)))):
-        return torch.linalg.vector_norm(tensor_norms(tensors))
-    return _local_norm(tensors)
+        return lambda given: torch.linalg.vector_norm(tensor_norms(given))
+    if len({(t.dtype, t.get_device()) for t in tensors}) > 1:
+        return _norm_of_mixed
+    dtype, numels = _sum_dtype(tensors[0]), [*map(Tensor.numel, tensors)]
+    if tensors[0].get_device() != -1:
+        return lambda given: _norm_of(torch._foreach_norm([*given], 2, dtype=dtype))
+    most = SMALL if sum(numels) <= SMALL else FEW
+    few = [i for i, n in enumerate(numels) if n <= most]
+    if len(few) < 2 or sum(numels[i] for i in few) > SMALL:
+        few = []
+    many = sorted(set(range(len(numels))) - set(few))
+    join = torch.cat if all(tensors[i].dim() == 1 for i in few) else _flatten_dense_tensors
+
+    def norm(given: Sequence[Tensor]) -> Tensor:
+        if not many:
+            return torch.linalg.vector_norm(join([*given]), dtype=dtype)
+        together = [join([given[i] for i in few])] if few else []
+        return _norm_of(_foreach_norm([*together, *(given[i] for i in many)]))
+
+    return norm
 
 
 def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
@@ -174,8 +202,8 @@ def like(param: Tensor, value: Any) -> Tensor:
     )
 
 
-def local(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """What this rank holds of each tensor: a ``DTensor``'s shard, any other tensor itself."""
+def local(tensors: Sequence[T]) -> list[T]:
+    """What this rank holds of each tensor: a ``DTensor``'s shard, any other (or None) itself."""
     if not is_sharded(tensors):
         return list(tensors)
     return [getattr(t, "_local_tensor", t) for t in tensors]
@@ -193,22 +221,17 @@ def _is_partial(tensor: Any) -> bool:
     return _is_dtensor(tensor) and any(p.is_partial() for p in tensor.placements)
 
 
-def _local_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """One kernel call where dtype and device agree, as in all but mixed models."""
-    devices, numels = set(map(Tensor.get_device, tensors)), [*map(Tensor.numel, tensors)]
-    if devices == {-1} and sum(numels) <= SMALL:
-        flat = _flatten_dense_tensors(list(tensors))
-        return torch.linalg.vector_norm(flat, dtype=_sum_dtype(flat))
-    if len(devices) == len({t.dtype for t in tensors}) == 1:
-        norms = _foreach_norm(tensors)
-    else:
-        groups: dict[tuple, list[Tensor]] = {}
-        for t in tensors:
-            groups.setdefault((t.device, t.dtype), []).append(t)
-        norms = [norm for group in groups.values() for norm in _foreach_norm(group)]
-        dtype = _widest(norms)
-        norms = [norm.to(tensors[0].device, dtype) for norm in norms]
-    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+def _norm_of_mixed(tensors: Sequence[Tensor]) -> Tensor:
+    groups: dict[tuple, list[Tensor]] = {}
+    for t in tensors:
+        groups.setdefault((t.device, t.dtype), []).append(t)
+    norms = [*map(total_norm, groups.values())]
+    dtype = _widest(norms)
+    return _norm_of([norm.to(tensors[0].device, dtype) for norm in norms])
+
+
+def _norm_of(norms: Sequence[Tensor]) -> Tensor:
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack([*norms]))
 
 
 def _foreach_norm(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -218,8 +241,7 @@ def _foreach_norm(tensors: Sequence[Tensor]) -> list[Tensor]:
         return list(torch._foreach_norm(list(tensors), 2, dtype=dtype))
     pieces = [t.reshape(-1).split(CHUNK) if t.numel() > CHUNK else (t,) for t in tensors]
     norms = iter(torch._foreach_norm([p for parts in pieces for p in parts], 2, dtype=dtype))
-    of_tensors = ([next(norms) for _ in parts] for parts in pieces)
-    return [n[0] if len(n) == 1 else torch.linalg.vector_norm(torch.stack(n)) for n in of_tensors]
+    return [_norm_of([next(norms) for _ in parts]) for parts in pieces]
 
 
 def _norms_on_one_device(tensors: list[Tensor]) -> Tensor:
@@ -271,6 +293,11 @@ def _in_order(parts: list[tuple[list[int], Tensor]], device: torch.device) -> Te
 def _widest(tensors: Iterable[Tensor]) -> torch.dtype:
     """Float64 where a tensor has it, else float32."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Float32 for 16-bit types, in which sums and averages stop growing; any other itself."""
+    return torch.float32 if dtype in HALF else dtype
 
 
 def _sum_dtype(tensor: Tensor) -> torch.dtype | None:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gqc.checks import one_of
 from gqc.wrappers import OptimizerWrapper
-from gqc.wrappers.options import one_of
 
 #: statistics() of torch-gqc -> ours
 _RENAMED = {

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gqc.gradients import total_norm
-
-_HALF = (torch.float16, torch.bfloat16)
+from gqc.gradients import total_norm, wide
 
 
 def cosine(a: Sequence[Tensor], b: Sequence[Tensor]) -> float | None:
@@ -152,6 +150,5 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     if hasattr(a, "full_tensor") or hasattr(b, "full_tensor"):
         product: Any = (a * b).sum()
         return product.full_tensor()
-    dtype = torch.promote_types(a.dtype, b.dtype)
-    dtype = torch.float32 if dtype in _HALF else dtype
+    dtype = wide(torch.promote_types(a.dtype, b.dtype))
     return torch.vdot(a.reshape(-1).to(dtype), b.reshape(-1).to(dtype)).real

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqc.gradients import local
+from gqc.gradients import HALF, local
 from gqc.noise.estimates import debiased_moments, ema_kappa, noise_to_signal
 from gqc.scalers.sketch import real_flat, real_numel
-from gqc.scalers.variance import DebiasedEstimator, Grads, shards_of
+from gqc.scalers.variance import DebiasedEstimator, Grads
 
 CHUNK = 1 << 18  # elements; on a CPU the scratch of a chunk stays in the cache
 
@@ -46,7 +46,7 @@ class Elementwise(DebiasedEstimator):
         )[0]
 
     def _prepare(self, grads: Grads, factor: float) -> tuple[Any, Tensor]:
-        shards = shards_of(grads)
+        shards = local(grads)
         zero = torch.zeros_like(self.num_skipped)
         norms = [zero if g is None else _norm(real_flat(g)).to(zero) for g in shards]
         return shards, self._shards.reduce(torch.stack(norms).square()).sum()
@@ -93,5 +93,5 @@ class Elementwise(DebiasedEstimator):
 
 def _norm(flat: Tensor) -> Tensor:
     """Return the norm, summed in float32 unless the elements are float64."""
-    dtype = torch.float32 if flat.dtype in (torch.float16, torch.bfloat16) else None
+    dtype = torch.float32 if flat.dtype in HALF else None
     return torch.linalg.vector_norm(flat, dtype=dtype)

@@ -32,9 +32,9 @@ from torch import Tensor
 
 from gqc.gradients import local
 from gqc.scalers.averages import ScalarAverages, whole, whole_gradient_statistics
+from gqc.scalers.checkpoints import VECTORS
 from gqc.scalers.variance import Grads, PresenceMask, VarianceEstimator
 
-VECTORS = ("param_grad_mean_ema", "param_grad_sq_ema")
 LARGEST = 1e6  # upper clip of V in all published versions
 FLOOR = 1e-12  # lower clip of the squared mean
 

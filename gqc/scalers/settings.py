@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from gqc.checks import is_count, is_number, plain
+from gqc.checks import is_count, is_number, one_of, plain
 from gqc.scalers.differences import Differences
 from gqc.scalers.elementwise import Elementwise
 from gqc.scalers.published import MeanSquare, Spatial, TensorMean, TensorSpatial
@@ -84,15 +83,6 @@ class Settings:
     def build(self, params: Sequence[Tensor]) -> VarianceEstimator:
         """Return the estimator, with empty statistics, for ``params``."""
         return ESTIMATORS[self.estimator].build(params, self)
-
-
-def one_of(name: str, value: Any, allowed: Collection[str]) -> None:
-    """Raise ValueError, with the nearest allowed name, unless ``value`` is one of ``allowed``."""
-    if value not in allowed:
-        near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0)
-        raise ValueError(
-            f"{name}={value!r}: did you mean {near[0]!r}? Expected one of {[*allowed]}"
-        )
 
 
 def from_published_keys(mapping: Mapping[str, Any]) -> dict[str, Any]:

@@ -279,7 +279,7 @@ class Sketch(DebiasedEstimator):
         return cls(params, settings.beta, settings.sketch_size, settings.sketch_seed)
 
     def _prepare(self, grads: Grads, factor: float) -> tuple[Tensor, Tensor]:
-        values = self._sketch(shards_of(grads), factor)
+        values = self._sketch(local(grads), factor)
         if not self._shards.is_sharded:
             return values, torch.dot(values * self._share, values)
         torch.mul(values, values, out=self._pair[0])
@@ -306,12 +306,6 @@ class Sketch(DebiasedEstimator):
         """
         sums = torch.segment_reduce(self._pair, "sum", lengths=self._lengths, axis=1, unsafe=True)
         return sums.index_select(1, self._runs).view(2, HASHES, -1)
-
-
-def shards_of(grads: Grads) -> list[Tensor | None]:
-    """Return what this rank holds of each gradient."""
-    present = iter(local([g for g in grads if g is not None]))
-    return [None if g is None else next(present) for g in grads]
 
 
 def _median_of_three(values: Tensor) -> Tensor:

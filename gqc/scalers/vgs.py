@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gqc.checks import untraced
 from gqc.scalers.averages import whole_gradient_statistics
 from gqc.scalers.checkpoints import VERSION, VGSMigrationWarning, read_checkpoint
 from gqc.scalers.factors import mean_factor, multiply_by, readings, tensor_factors
@@ -137,7 +138,7 @@ class VarianceGradientScaler:
     estimator: str = _setting("estimator", is_fixed=True)
     granularity: str = _setting("granularity", is_fixed=True)
 
-    @torch._disable_dynamo  # a compiled train step calls it as it is
+    @untraced
     def scale_gradients(self) -> float:
         """Scale ``.grad`` of all parameters in place; once a step, before clipping.
 
@@ -146,7 +147,7 @@ class VarianceGradientScaler:
         """
         return self._scale() if self.enabled else 1.0
 
-    @torch._disable_dynamo
+    @untraced
     def step(self) -> None:
         """Count a step; read the gradient unless this step's was read before."""
         if not self.enabled:

@@ -35,10 +35,8 @@ def get_norm_threshold_cosine_annealing_with_warmup(
     check_finite("start_norm", start_norm)
     check_finite("end_norm", end_norm)
     check_finite("warmup_multiplier", warmup_multiplier)
-    check_lengths(num_warmup_steps, num_training_steps)
-    values = start_norm * warmup_multiplier, start_norm, end_norm
-    fn = partial(cosine_with_warmup, num_warmup_steps, num_training_steps, *values)
-    return ParamGroupSchedule(optimizer, key, fn)
+    first, lengths = start_norm * warmup_multiplier, (num_warmup_steps, num_training_steps)
+    return _cosine(optimizer, key, *lengths, first, start_norm, end_norm)
 
 
 def get_direct_cosine_annealing_with_warmup(
@@ -62,10 +60,8 @@ def get_direct_cosine_annealing_with_warmup(
     """
     check_finite("peak_value", peak_value)
     check_finite("min_value", min_value)
-    check_lengths(num_warmup_steps, num_training_steps)
-    values = 0.0, peak_value, min_value
-    fn = partial(cosine_with_warmup, num_warmup_steps, num_training_steps, *values)
-    return ParamGroupSchedule(optimizer, key, fn)
+    lengths = num_warmup_steps, num_training_steps
+    return _cosine(optimizer, key, *lengths, 0.0, peak_value, min_value)
 
 
 def get_curved_batch_schedule(
@@ -129,6 +125,14 @@ def get_linear_schedule(
     check_count("num_training_steps", num_training_steps, 1)
     points = [(0, start_value), (num_training_steps, end_value)]
     return PiecewiseSchedule(optimizer, points, key=key)
+
+
+def _cosine(
+    optimizer: Optimizer, key: str, warmup: int, total: int, first: float, peak: float, end: float
+) -> ParamGroupSchedule:
+    check_lengths(warmup, total)
+    fn = partial(cosine_with_warmup, warmup, total, first, peak, end)
+    return ParamGroupSchedule(optimizer, key, fn)
 
 
 def check_lengths(warmup: int, total: int) -> None:

@@ -1,4 +1,4 @@
-r"""AdaptiveUPGD: UPGD along Adam's direction.
+r"""AdaptiveUPGD and UPGDW: UPGD along Adam's direction.
 
 .. math:: w \leftarrow w (1 - \eta\lambda)
     - k\eta\left(\frac{\hat m}{\sqrt{\hat v}+\epsilon} + \xi\right)(1 - s(\hat u))
@@ -9,17 +9,16 @@ Source: arXiv:2404.00781 and its released code.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
-import torch
 from torch import Tensor
 
 from gqc.upgd import published, utility
 from gqc.upgd.base import UtilityOptimizer
 from gqc.upgd.batches import Batch, Block
-from gqc.upgd.settings import ADAM, DECAY, Rule
+from gqc.upgd.settings import ADAM, DECAY, Rule, UtilityOptions
 
-__all__ = ["AdaptiveUPGD"]
+__all__ = ["UPGDW", "AdaptiveUPGD"]
 
 
 class AdaptiveUPGD(UtilityOptimizer):
@@ -52,22 +51,12 @@ class AdaptiveUPGD(UtilityOptimizer):
         beta1: float | None = None,
         beta2: float | None = None,
         eps: float = 1e-8,
-        normalization: str = "minmax",
-        scope: str = "global",
-        protect: bool = True,
-        step_scale: float = 1.0,
-        adaptive_noise: bool = False,
-        noise_reference: str = "rms",
-        noise_beta: float = 0.999,
-        min_noise_std: float = 1e-6,
-        instant_noise_scale: bool = True,
-        generator: torch.Generator | None = None,
-        nonfinite: str = "raise",
-        foreach: bool | None = None,
+        **options: Unpack[UtilityOptions],
     ) -> None:
         if beta1 is not None or beta2 is not None:
             betas = (betas[0] if beta1 is None else beta1, betas[1] if beta2 is None else beta2)
-        super().__init__(params, locals(), generator, nonfinite)
+        own = {"lr": lr, "weight_decay": weight_decay, "sigma": sigma, "betas": betas, "eps": eps}
+        super().__init__(params, {**own, "beta_utility": beta_utility}, **options)
 
     def accumulate(self, batch: Batch, block: Block) -> None:
         maths = published if batch.is_published else utility
@@ -79,3 +68,36 @@ class AdaptiveUPGD(UtilityOptimizer):
         _, first, second = block.kept
         steps = [batch.states[row]["step"] for row in block.rows]
         return maths.adam_directions(first, second, batch.group["betas"], steps, batch.group["eps"])
+
+
+class UPGDW(AdaptiveUPGD):
+    r"""AdaptiveUPGD to put in the place of AdamW, with its names and defaults.
+
+    Decay first, then Adam's direction with noise and gates; the utility's decay is :math:`\beta_2`.
+
+    Args:
+        betas: decays of Adam's moments, each in [0, 1); the second is also the utility's.
+        others: see :class:`~gqc.upgd.upgd.UPGD`.
+    Raises:
+        ValueError: a hyperparameter out of its range.
+
+    Source: the method's published drop-in for AdamW, whose state keys it has.
+    """
+
+    kept: ClassVar[tuple[str, ...]] = ("avg_utility", "exp_avg", "exp_avg_sq")
+    rules: ClassVar[dict[str, Rule]] = ADAM
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        sigma: float = 0.001,
+        **options: Unpack[UtilityOptions],
+    ) -> None:
+        super().__init__(params, lr, weight_decay, sigma=sigma, betas=betas, eps=eps, **options)
+
+    def utility_decay(self, group: dict[str, Any]) -> float:
+        return float(group["betas"][1])

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gqc.checks import untraced
 from gqc.gradients import count_nonfinite, tensor_norms
 from gqc.upgd import published, utility
 from gqc.upgd.batches import Batch, Block, hand_out, make_batches
@@ -42,7 +43,7 @@ class UtilityOptimizer(CheckpointedOptimizer):
         """Where the weights would go without gates and noise."""
         return block.grads
 
-    @torch._disable_dynamo  # a compiled train step calls it as it is
+    @untraced
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move every parameter that has a gradient.

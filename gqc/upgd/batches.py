@@ -15,10 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqc.gradients import collect
+from gqc.gradients import collect, wide
 from gqc.upgd import utility
-
-HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass
@@ -127,16 +125,11 @@ def make_batches(groups: Iterable[dict[str, Any]]) -> list[Batch]:
                 _check_kind(param, index)
                 key = (place, param.device, param.dtype, grad.dtype)
                 if key not in batches:
-                    batches[key] = Batch(group, param.device, state_dtype(param))
+                    batches[key] = Batch(group, param.device, wide(param.dtype))
                 batches[key].params.append(param)
                 batches[key].grads.append(grad)
             index += 1
     return list(batches.values())
-
-
-def state_dtype(param: Tensor) -> torch.dtype:
-    """Averages in 16 bit would lose what they average: 0.999 is 1 in bfloat16."""
-    return torch.float32 if param.dtype in HALF else param.dtype
 
 
 def _record_no_gradients() -> None:

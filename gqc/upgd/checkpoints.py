@@ -1,7 +1,8 @@
-"""Groups, checkpoints and copies of the UPGD optimizers: all but the arithmetic."""
+"""Groups, noise streams, checkpoints and copies of the UPGD optimizers: all but arithmetic."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -9,12 +10,71 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gqc.upgd.batches import state_dtype
-from gqc.upgd.generators import Generators
-from gqc.upgd.settings import SHARED, Rule, checked, rename_betas
+from gqc.checks import one_of
+from gqc.gradients import wide
+from gqc.upgd.settings import SHARED, Rule, UtilityOptions, checked, rename_betas
+from gqc.wrappers.options import spell_out
 from gqc.wrappers.saved import freeze, join_numbers, thaw
 
 NONFINITE = ("raise", "skip", "ignore")
+# Not 0 or another seed in use: with that of the weights, the noise would repeat their initial
+# values.
+SEED = 240_400_781
+
+
+class Generators:
+    """Generators by device, made when a device is first seen.
+
+    Args:
+        generator: the one of its device, and the seed of the others; None: ``SEED`` for all.
+    """
+
+    def __init__(self, generator: torch.Generator | None = None) -> None:
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(
+                f"generator is a {type(generator).__name__}: expected a torch.Generator or None"
+            )
+        self._seed = SEED if generator is None else generator.initial_seed()
+        self._by_device: dict[str, torch.Generator] = {}
+        if generator is not None:
+            self._by_device[str(generator.device)] = generator
+
+    def on(self, device: torch.device | str) -> torch.Generator:
+        if str(device) not in self._by_device:
+            made = torch.Generator(device).manual_seed(self._seed)
+            self._by_device[str(device)] = made
+        return self._by_device[str(device)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The seed, and the state of each device's stream as a uint8 tensor."""
+        states = {device: g.get_state() for device, g in self._by_device.items()}
+        return {"seed": self._seed, "states": states}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken; generators that were passed in included.
+
+        A device that is not here is passed over, with a warning.
+        """
+        self._seed = saved["seed"]
+        states: dict[str, Tensor] = saved["states"]
+        for device, state in states.items():
+            try:
+                generator = self.on(device)
+            except RuntimeError:
+                warnings.warn(
+                    f"the stream of noise on {device} was not loaded: that device is not here. "
+                    "Parameters that moved to another draw from a stream of the same seed",
+                    stacklevel=3,
+                )
+                continue
+            generator.set_state(state.cpu())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.state_dict()
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        self._by_device = {}
+        self.load_state_dict(saved)
 
 
 class CheckpointedOptimizer(Optimizer):
@@ -22,26 +82,41 @@ class CheckpointedOptimizer(Optimizer):
 
     Args:
         params: as for any torch optimizer.
-        arguments: of the subclass's constructor, hyperparameters among them; groups may override
-            each of these, and a checkpoint holds them.
-        generator, nonfinite: see :class:`~gqc.upgd.upgd.UPGD`.
+        own: hyperparameters of the subclass's constructor.  Groups may override each of these and
+            of those that all share, and a checkpoint holds them.
+        others: see :class:`~gqc.upgd.upgd.UPGD`.
     """
 
     #: names of the tensors that are kept for each parameter, in its shape; utility first
     kept: ClassVar[tuple[str, ...]] = ("avg_utility",)
     #: hyperparameters beyond those that all share
     rules: ClassVar[dict[str, Rule]]
+    options: ClassVar[type] = UtilityOptions
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.__signature__ = spell_out(cls)  # type: ignore[attr-defined]
 
     def __init__(
         self,
         params: Iterable[Any],
-        arguments: Mapping[str, Any],
-        generator: torch.Generator | None,
-        nonfinite: str,
+        own: Mapping[str, Any],
+        *,
+        normalization: str = "minmax",
+        scope: str = "global",
+        protect: bool = True,
+        step_scale: float = 1.0,
+        adaptive_noise: bool = False,
+        noise_reference: str = "rms",
+        noise_beta: float = 0.999,
+        min_noise_std: float = 1e-6,
+        instant_noise_scale: bool = True,
+        generator: torch.Generator | None = None,
+        nonfinite: str = "raise",
+        foreach: bool | None = None,
     ) -> None:
-        if nonfinite not in NONFINITE:
-            raise ValueError(f"nonfinite={nonfinite!r}: expected one of {NONFINITE}")
-        defaults = checked(arguments, {**SHARED, **self.rules})
+        one_of("nonfinite", nonfinite, NONFINITE)
+        defaults = checked({**locals(), **own}, {**SHARED, **self.rules})
         self.nonfinite = nonfinite
         self.num_skipped = 0  #: steps passed over for NaN or inf
         self._generators = Generators(generator)
@@ -104,7 +179,7 @@ class CheckpointedOptimizer(Optimizer):
 
     def _empty_state(self, param: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
         """The state of a parameter before its first step."""
-        dtype = state_dtype(param)
+        dtype = wide(param.dtype)
         state: dict[str, Any] = {"step": 0}
         state.update({key: torch.zeros_like(param, dtype=dtype) for key in self.kept})
         if group["adaptive_noise"] and not group["instant_noise_scale"]:
@@ -142,7 +217,7 @@ class CheckpointedOptimizer(Optimizer):
                 rest = group["noise_beta"] ** state["step"]
                 state["grad_norm_ema"] = torch.tensor(max(average - rest, 0.0))
             for name in {*self.kept, "grad_norm_ema"} & set(state):
-                state[name] = state[name].to(param.device, state_dtype(param), copy=True)
+                state[name] = state[name].to(param.device, wide(param.dtype), copy=True)
             self.state[param] = state
 
     def __getstate__(self) -> dict[str, Any]:

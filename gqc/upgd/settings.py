@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
+import torch
 from torch import Tensor
 
 from gqc.checks import is_number, plain
 from gqc.upgd.utility import NORMALIZATIONS
 
-__all__ = ["ADAM", "SHARED", "Rule", "checked", "rename_betas"]
+__all__ = ["ADAM", "SHARED", "Rule", "UtilityOptions", "checked", "rename_betas"]
+
+
+class UtilityOptions(TypedDict, total=False):
+    """The keywords that all share, see :class:`~gqc.upgd.upgd.UPGD`."""
+
+    normalization: str
+    scope: str
+    protect: bool
+    step_scale: float
+    adaptive_noise: bool
+    noise_reference: str
+    noise_beta: float
+    min_noise_std: float
+    instant_noise_scale: bool
+    generator: torch.Generator | None
+    nonfinite: str
+    foreach: bool | None
+
 
 Rule = tuple[Callable[[Any], bool], str]
 """Is the value allowed?  And what is, in words."""

@@ -13,12 +13,10 @@ Learning, ICLR 2024, arXiv:2404.00781.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
-
-import torch
+from typing import Any, ClassVar, Unpack
 
 from gqc.upgd.base import UtilityOptimizer
-from gqc.upgd.settings import DECAY, Rule
+from gqc.upgd.settings import DECAY, Rule, UtilityOptions
 
 __all__ = ["UPGD"]
 
@@ -75,18 +73,7 @@ class UPGD(UtilityOptimizer):
         weight_decay: float = 0.001,
         beta_utility: float = 0.999,
         sigma: float = 0.001,
-        *,
-        normalization: str = "minmax",
-        scope: str = "global",
-        protect: bool = True,
-        step_scale: float = 1.0,
-        adaptive_noise: bool = False,
-        noise_reference: str = "rms",
-        noise_beta: float = 0.999,
-        min_noise_std: float = 1e-6,
-        instant_noise_scale: bool = True,
-        generator: torch.Generator | None = None,
-        nonfinite: str = "raise",
-        foreach: bool | None = None,
+        **options: Unpack[UtilityOptions],
     ) -> None:
-        super().__init__(params, locals(), generator, nonfinite)
+        own = {"lr": lr, "weight_decay": weight_decay, "sigma": sigma}
+        super().__init__(params, {**own, "beta_utility": beta_utility}, **options)

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gqc.checks import untraced
 from gqc.clipping import clip_
 from gqc.gradients import collect, is_sharded, total_norm
 from gqc.ranks import ALONE, compare, is_on, weigh
-from gqc.wrappers import options, reading, saved
+from gqc.wrappers import options, overflow, saved
 from gqc.wrappers.report import ClosedWindow
 from gqc.wrappers.windowed import WindowedOptimizer, check_inner
 
@@ -89,7 +90,7 @@ class OptimizerWrapper(WindowedOptimizer):
         self.min_draws, self.max_draws = options.check_draws(self, min_draws, max_draws)
         self.decide_every = options.whole("decide_every", decide_every, 1)
         self.clip_norm, self.on_step, self.process_group = clip_norm, on_step, process_group
-        self.grad_scaler = reading.enabled(grad_scaler)
+        self.grad_scaler = overflow.enabled(grad_scaler)
         options.check_ways(self, accumulate, clip_norm)
         check_inner(optimizer)
         super().__init__(optimizer, tunables or {})
@@ -117,7 +118,7 @@ class OptimizerWrapper(WindowedOptimizer):
 
     def measure(self, totals: list[Tensor]) -> Tensor:
         """What such a decision reads of :math:`A_n`: its norm, then maybe ``tensor_norms``."""
-        return total_norm(totals)
+        return self._window.norm(totals)
 
     def observe_metric(self, metric: float | Tensor | None) -> bool:
         """Take in this draw's metric; False refuses the draw."""
@@ -221,7 +222,7 @@ class OptimizerWrapper(WindowedOptimizer):
             )
         return False
 
-    @torch._disable_dynamo
+    @untraced
     def flush(self) -> bool:
         """Step with the draws there are (at the end of an epoch); False where there are none.
 
@@ -244,10 +245,9 @@ class OptimizerWrapper(WindowedOptimizer):
     def _run_pre_hooks(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """Run this wrapper's hooks; what they make of a gradient is meant, unless it is a sum."""
         watch, params = self._window.watch, self._params()
-        if watch is None or self.holds_running_sum or not watch.is_of(params):
+        is_blind = watch is None or self.holds_running_sum or not watch.is_of(params)
+        if is_blind or watch.was_changed([p.grad for p in params]):  # by somebody else
             watch = None
-        elif watch.was_changed([p.grad for p in params]):
-            watch = None  # by somebody else
         for pre_hook in self._optimizer_step_pre_hooks.values():
             args, kwargs = pre_hook(self, args, kwargs) or (args, kwargs)
         if watch is not None:
@@ -258,7 +258,7 @@ class OptimizerWrapper(WindowedOptimizer):
         """Add ``.grad`` to the window; False where the draw was refused."""
         self.before_draw()
         if self.grad_scaler is not None:
-            reading.refuse_unscaled(self.grad_scaler, self, self.optimizer)
+            overflow.refuse_unscaled(self.grad_scaler, self, self.optimizer)
         window, norms = self._window, {}
         window.follow(self._params())
         share, unit = weigh(self, weight)
@@ -275,20 +275,20 @@ class OptimizerWrapper(WindowedOptimizer):
         window.count(share, unit, weight is not None)
         self._counts["batches"] += 1
         reads_mean = self._decides() and self.needs_grad_norm()
-        checks_draw = reading.is_checked(self) and not (self.reduce_at_step or reads_mean)
+        checks_draw = self._is_checked() and not (self.reduce_at_step or reads_mean)
         if staged and (self.needs_draw_norm or checks_draw):
-            norms["draw_norm"] = total_norm(staged)
+            norms["draw_norm"] = window.norm(staged)
         window.merge()
         if reads_mean:
             norms["grad_norm"] = self.measure(window.totals())
-        reading.read(self, norms)
+        self._read(norms)
         if reads_mean:
             compare(self)
-        if norms and not reading.is_finite(self):
-            reading.refuse(self, overflow=True)
+        if norms and not self._is_finite():
+            overflow.refuse(self, overflow=True)
             return False
         if not self.observe_metric(metric):
-            reading.refuse(self, overflow=False)
+            overflow.refuse(self, overflow=False)
             return False
         window.commit()
         if self.draw_norm is not None:
@@ -304,11 +304,11 @@ class OptimizerWrapper(WindowedOptimizer):
         window = self._window
         if self.reduce_at_step:
             window.reduce(self.ranks, is_mean=self.loss == "mean")
-        if reading.must_check(self):
-            reading.read(self, {"grad_norm": total_norm(window.totals())})
+        if self._must_check():
+            self._read({"grad_norm": total_norm(window.totals())})
             compare(self)
-            if not reading.is_finite(self):
-                reading.refuse(self, overflow=True)
+            if not self._is_finite():
+                overflow.refuse(self, overflow=True)
                 return False
         if self._has_first_state:  # made as if nobody had asked for it before
             self.innermost.state.clear()

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gqc.checks import one_of
 from gqc.clipping import is_usual, rescale_, rescale_extreme_
 from gqc.gradients import collect, local, magnitudes, tensor_norms, total_norm
 from gqc.wrappers.base import OptimizerWrapper
-from gqc.wrappers.options import WindowOptions, one_of
+from gqc.wrappers.options import WindowOptions
 
 MODES = ("global", "independent")
 
@@ -57,7 +58,7 @@ class OptimizerWrapperGNR(OptimizerWrapper):
 
     def measure(self, totals: list[Tensor]) -> Tensor:
         if self.mode == "global":
-            return total_norm(totals)
+            return super().measure(totals)
         norms = tensor_norms(totals)
         return torch.hstack([torch.linalg.vector_norm(norms), norms])
 

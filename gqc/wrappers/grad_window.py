@@ -122,8 +122,8 @@ class GradWindow(Window):
             return False
         if self.num_draws == 1:  # and when the window closes, should the dtype change in it
             self._refuse_half(grads)
-        if all(map(is_, grads, self._sums)):
-            return len(grads) == len(self._sums)
+        if len(grads) == len(self._sums) and all(map(is_, grads, self._sums)):
+            return True
         for grad, total in zip(grads, self._sums, strict=False):
             if grad is total or total is None:
                 continue

@@ -10,8 +10,8 @@ from typing import Unpack
 
 from torch.optim import Optimizer
 
+from gqc.checks import one_of
 from gqc.noise.estimates import NoiseScaleEMA
-from gqc.wrappers.options import one_of
 from gqc.wrappers.two_batch import NoiseOptions, TwoBatchWrapper
 
 RHS = ("debiased", "published")

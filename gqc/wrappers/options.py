@@ -14,6 +14,8 @@ from typing import Any, TypedDict
 
 from torch.amp import GradScaler
 
+from gqc.checks import one_of
+
 ACCUMULATE = ("buffer", "grad")
 LOSS = ("mean", "sum")
 NONFINITE = ("discard", "raise", "ignore")
@@ -70,7 +72,7 @@ def spell_out(cls: Any) -> inspect.Signature:
         return inspect.Signature(own)
     parents = [parent.__init__ for parent in cls.__mro__[1:] if "__init__" in vars(parent)]
     found = {p.name: p for p in own[:-1]}
-    for source in [*parents, *cls.sources]:
+    for source in [*parents, *getattr(cls, "sources", ())]:
         for name, parameter in inspect.signature(source).parameters.items():
             if name in cls.options.__annotations__:
                 found.setdefault(name, parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
@@ -121,13 +123,6 @@ def check_positive(name: str, value: float) -> None:
     """Raises: ValueError: ``value`` is not a finite number > 0."""
     if not 0 < value < math.inf:
         raise ValueError(f"{name}={value!r}: expected a finite number > 0")
-
-
-def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
-    """``value``.  Raises: ValueError: it is none of ``allowed``."""
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r}: expected one of {allowed}")
-    return str(value)
 
 
 def check_ways(wrapper: Any, accumulate: str, clip_norm: float | None) -> None:

@@ -28,13 +28,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gqc.gradients import local
+from gqc.gradients import local, wide
 
 WRAPPERS = "wrappers"
 NOTHING = b"0"  # torch.load(weights_only=True) refuses empty bytes
 SUM = "wrapper_sum_{}"
 OWN_RANK = "wrapper_{}_of_rank_{}_of_{}"
-HALF = (torch.float16, torch.bfloat16)
 NOT_LOADED = (
     "the file holds {} that did not come with it: torch.distributed.checkpoint loads only what an "
     "object has already. Load through get_optimizer_state_dict(model, wrapper) of a new wrapper "
@@ -141,9 +140,8 @@ def thaw(data: bytes) -> Any:
 
 def _room(param: Tensor, total: Tensor | None) -> Tensor:
     """The sum in float32 or wider, whatever way it was summed."""
-    dtype = torch.float32 if param.dtype in HALF else param.dtype
-    zeros = torch.zeros_like(param, dtype=dtype, requires_grad=False)
-    return zeros if total is None else total.to(dtype)
+    zeros = torch.zeros_like(param, dtype=wide(param.dtype), requires_grad=False)
+    return zeros if total is None else total.to(zeros.dtype)
 
 
 def is_asked_for_state(optimizer: Optimizer) -> bool:

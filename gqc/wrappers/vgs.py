@@ -35,7 +35,6 @@ class VGSOptions(WindowOptions, total=False):
     sketch_size: int
     sketch_seed: int
     track_spatial: bool
-    compile: bool
 
 
 class OptimizerWrapperVGS(OptimizerWrapper):

@@ -25,15 +25,17 @@ from torch import Tensor
 
 from gqc.gradients import (
     HALF,
-    count_nonfinite,
     dense,
     divide_,
     is_sharded,
     like,
     local,
     multiply_,
+    norm_of_such,
     settle,
     shard,
+    total_norm,
+    wide,
 )
 from gqc.ranks import Ranks
 from gqc.wrappers.watch import GradientWatch
@@ -73,6 +75,7 @@ class Window:
         self.is_reduced = True  #: has it given all of them?
         # By parameter index; None where it has no gradient.  A group added in mid-window appends.
         self._sums: list[Tensor | None] = []
+        self._norm: Callable[[list[Tensor]], Tensor] | None = None
 
     @property
     def divisor(self) -> float:
@@ -93,7 +96,7 @@ class Window:
                 "a parameter was removed or replaced while draws wait for a step: flush() or "
                 "discard() them before the groups change"
             )
-        self.params, self._is_sharded = [*params], is_sharded(params)
+        self.params, self._is_sharded, self._norm = [*params], is_sharded(params), None
 
     def stage(self) -> list[Tensor] | None:
         """Look at ``.grad``; a buffer takes :math:`g_i` out of it and returns it.
@@ -130,6 +133,14 @@ class Window:
             )
         self.count(weight, unit, is_weighted)
         self.num_deferred, self.is_reduced = self.num_deferred + 1, False
+
+    def norm(self, tensors: list[Tensor]) -> Tensor:
+        """:func:`total_norm` of all gradients, whose kinds are looked at once a window."""
+        if len(tensors) < len(self.params):
+            return total_norm(tensors)
+        if self._norm is None:
+            self._norm = norm_of_such(tensors)
+        return self._norm(tensors)
 
     def check_reduced(self) -> None:
         """Raises: RuntimeError: draws wait in FSDP2 until they are reduced, and cannot be had."""
@@ -168,6 +179,10 @@ class Window:
     def rescale(self, factor: float) -> None:
         """Follow a change of the loss scale in mid-window."""
 
+    def undo(self) -> None:
+        """Take back the count of the draw in progress."""
+        self.num_draws, self.weight, self.unit = self._before
+
     def add_metric(self, metric: float | Tensor | None) -> None:
         """Add up the metrics of the draws; None once one of them had none."""
         if metric is None or self.metric_sum is None:
@@ -184,17 +199,6 @@ class Window:
         lost = self.num_draws
         self.open()
         return lost
-
-    def raise_nonfinite(self, microbatch: int) -> None:
-        """Raises: FloatingPointError: always; the draw (or the sum with it) is in ``.grad``."""
-        if self.expose():
-            self.num_draws, self.weight, self.unit = self._before
-        grads = enumerate(p.grad for p in self.params)
-        bad = [i for i, g in grads if g is not None and count_nonfinite([g])]
-        raise FloatingPointError(
-            f"NaN or infinite gradient in microbatch {microbatch}, parameters {bad[:5]}: left in "
-            ".grad to look at; discard() drops the window"
-        )
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds; sums are clones, by parameter index, sharded as they are."""
@@ -227,7 +231,6 @@ class BufferWindow(Window):
     def open(self) -> None:
         super().open()
         self._staged: list[Tensor | None] = []  # the draw, which turns into the sum with it
-
         self._are_full = self._were_full = False  # had each parameter a gradient, and before it?
 
     def _are_kept(self, grads: list[Tensor | None]) -> bool:
@@ -264,7 +267,7 @@ class BufferWindow(Window):
 
     @staticmethod
     def _zeros(param: Tensor) -> Tensor:
-        return torch.zeros_like(param, dtype=_wide(param.dtype))  # it never had a gradient
+        return torch.zeros_like(param, dtype=wide(param.dtype))  # it never had a gradient
 
     def totals(self) -> list[Tensor]:
         """The tensors of :math:`A_n / u`, with the draw in progress."""
@@ -300,7 +303,7 @@ class BufferWindow(Window):
         self._staged = []
         for param in self.params:
             param.grad = None
-        self.num_draws, self.weight, self.unit = self._before
+        self.undo()
         return 1
 
     def expose(self) -> bool:
@@ -331,13 +334,9 @@ class BufferWindow(Window):
 
     def _load(self, sums: dict[int, Tensor]) -> None:
         self._sums = [
-            like(p, sums[i].to(_wide(shard(p).dtype))) if i in sums else None
+            like(p, sums[i].to(wide(shard(p).dtype))) if i in sums else None
             for i, p in enumerate(self.params)
         ]
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in HALF else dtype
 
 
 def _own(grad: Tensor) -> Tensor:

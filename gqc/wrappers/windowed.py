@@ -5,6 +5,7 @@ When a window closes is :mod:`gqc.wrappers.base`, where its sum lies :mod:`gqc.w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gqc.gradients import is_sharded, shard
+from gqc.checks import untraced
+from gqc.gradients import count_nonfinite, is_sharded, shard
 from gqc.ranks import LOOKS, Ranks, is_on, ranks_of
-from gqc.wrappers import reading, report, saved
+from gqc.wrappers import overflow, report, saved
 from gqc.wrappers.delegate import DelegatingOptimizer
 from gqc.wrappers.grad_window import GradWindow
 from gqc.wrappers.window import BufferWindow
@@ -46,6 +48,8 @@ class WindowedOptimizer(DelegatingOptimizer):
     #: weight of a draw that is given none
     default_weight: float = 1.0
     loss = "mean"
+    nonfinite: str
+    grad_scaler: Any
     reduce_at_step: bool
     process_group: Any = None  # as hooks, none of these three is copied
     on_step: Callable[[dict[str, float]], object] | None = None
@@ -116,7 +120,7 @@ class WindowedOptimizer(DelegatingOptimizer):
     def _step_supports_amp_scaling(self) -> bool:
         """Read by ``GradScaler.step(optimizer)``: where to refuse it."""
         if not self._is_wrapped:
-            reading.refuse_step(type(self).__name__)
+            overflow.refuse_step(type(self).__name__)
         return False  # an outer wrapper passes a closed window on
 
     def statistics(self) -> dict[str, Any]:
@@ -145,7 +149,7 @@ class WindowedOptimizer(DelegatingOptimizer):
         if self.reduce_at_step and self.num_draws:
             self._window.reduce(self.ranks, is_mean=self.loss == "mean")
 
-    @torch._disable_dynamo
+    @untraced
     def discard(self) -> None:
         """Throw the open window away, and a gradient that is no draw yet."""
         self._window.follow(self._params())
@@ -154,7 +158,7 @@ class WindowedOptimizer(DelegatingOptimizer):
             self._window.watch.forget()
         self._end_window(stepped=False)
 
-    @torch._disable_dynamo
+    @untraced
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget a gradient that is no draw yet; draws that wait for a step are kept.
 
@@ -222,6 +226,42 @@ class WindowedOptimizer(DelegatingOptimizer):
         self.grad_norm: float | None = None  #: norm of G_n, if this draw read it
         self.draw_norm: float | None = None  #: norm of g_n, if this draw read it
         self.tensor_norms: list[float] = []  #: norm of each tensor of G_n, if this draw read them
+
+    def _read(self, norms: dict[str, Tensor]) -> None:
+        """The draw's one host sync: all the ``norms`` that it needs in one transfer, unscaled."""
+        self.forget_norms()
+        if not norms:
+            return
+        tensors, window, scaler = list(norms.values()), self._window, self.grad_scaler
+        values = tensors[0]
+        if len(tensors) > 1:
+            values = torch.hstack([t.to(values.device) for t in tensors])
+        if scaler is not None:
+            values = values / scaler.scale(values.new_ones(values.shape))
+        found = values.tolist() if values.dim() else [values.item()]
+        if "draw_norm" in norms:
+            self.draw_norm = found.pop(0) * window.unit / window.last_weight
+        if "grad_norm" in norms:
+            self.grad_norm, *self.tensor_norms = [norm / window.divisor for norm in found]
+
+    def _is_checked(self) -> bool:
+        """Are gradients looked at for NaN and inf?"""
+        return self.nonfinite != "ignore" or self.grad_scaler is not None
+
+    def _must_check(self) -> bool:
+        """Is a step the first look at its gradient, for NaN or by the ranks at each other's?"""
+        is_new = self.grad_norm is None
+        if (self.reduce_at_step or (is_new and self._window.is_unchecked)) and self._is_checked():
+            return True
+        is_apart = not (self.reduce_at_step or self._is_wrapped)
+        return is_apart and is_new and self._looks > 0 and self.ranks.size > 1
+
+    def _is_finite(self) -> bool:
+        """Are the norms just read finite, or too large to square though each element is finite?"""
+        norms = [norm for norm in (self.draw_norm, self.grad_norm) if norm is not None]
+        if not self._is_checked() or all(map(math.isfinite, norms)):
+            return True
+        return not count_nonfinite(self._window.totals())
 
     def _prepare_to_save(self) -> bool:
         if not is_on() or self._is_wrapped:

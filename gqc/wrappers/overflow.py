@@ -1,15 +1,12 @@
-"""The norms of a draw: read in one transfer, unscaled where an AMP scaler is in use, and judged.
+"""Draws that overflow or lack a metric are dropped, and AMP's scaler is told.
 
 A ``torch.amp.GradScaler`` unscales, steps and updates once a window in place of once a draw.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
@@ -21,47 +18,6 @@ def enabled(scaler: Any) -> Any:
     return scaler if scaler is not None and scaler.is_enabled() else None
 
 
-def read(wrapper: Any, norms: dict[str, Tensor]) -> None:
-    """The draw's one host sync: all the ``norms`` that it needs in one transfer, unscaled."""
-    wrapper.forget_norms()
-    if not norms:
-        return
-    tensors, window, scaler = list(norms.values()), wrapper._window, wrapper.grad_scaler
-    values = tensors[0]
-    if len(tensors) > 1:
-        values = torch.hstack([t.to(values.device) for t in tensors])
-    if scaler is not None:
-        values = values / scaler.scale(values.new_ones(values.shape))
-    found = values.tolist() if values.dim() else [values.item()]
-    if "draw_norm" in norms:
-        wrapper.draw_norm = found.pop(0) * window.unit / window.last_weight
-    if "grad_norm" in norms:
-        wrapper.grad_norm, *wrapper.tensor_norms = [norm / window.divisor for norm in found]
-
-
-def is_checked(wrapper: Any) -> bool:
-    """Are gradients looked at for NaN and inf?"""
-    return wrapper.nonfinite != "ignore" or wrapper.grad_scaler is not None
-
-
-def must_check(wrapper: Any) -> bool:
-    """Is a step the first look at its gradient, for NaN or by the ranks at each other's?"""
-    is_new = wrapper.grad_norm is None
-    must = wrapper.reduce_at_step or (is_new and wrapper._window.is_unchecked)
-    if must and is_checked(wrapper):
-        return True
-    is_apart = not (wrapper.reduce_at_step or wrapper._is_wrapped)
-    return is_apart and is_new and wrapper._looks > 0 and wrapper.ranks.size > 1
-
-
-def is_finite(wrapper: Any) -> bool:
-    """Are the norms just read finite, or too large to square though each element is finite?"""
-    if not is_checked(wrapper):
-        return True
-    norms = [norm for norm in (wrapper.draw_norm, wrapper.grad_norm) if norm is not None]
-    return all(map(math.isfinite, norms)) or not count_nonfinite(wrapper._window.totals())
-
-
 def refuse(wrapper: Any, *, overflow: bool) -> None:
     """Drop the draw (its whole window where draws cannot be told apart).
 
@@ -71,7 +27,14 @@ def refuse(wrapper: Any, *, overflow: bool) -> None:
     """
     window, scaler = wrapper._window, wrapper.grad_scaler
     if overflow and wrapper.nonfinite == "raise" and scaler is None:
-        window.raise_nonfinite(wrapper.batches)
+        if window.expose():
+            window.undo()
+        grads = enumerate(p.grad for p in window.params)
+        bad = [i for i, g in grads if g is not None and count_nonfinite([g])]
+        raise FloatingPointError(
+            f"NaN or infinite gradient in microbatch {wrapper.batches}, parameters {bad[:5]}: left "
+            "in .grad to look at; discard() drops the window"
+        )
     if overflow and scaler is not None:  # it skips the step, and lowers its scale
         before = scaler.get_scale()
         window.expose()
