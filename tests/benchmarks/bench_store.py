@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -54,16 +55,34 @@ def fill(batch: Batch, place: Store) -> None:
         place.publish(run.id, {"id": run.id, **common, "inputs": run.inputs, **times})
 
 
+CODE = """
+import atexit, sys
+from pathlib import Path
+atexit.register(lambda: sys.stderr.write(Path("/proc/self/status").read_text()))
+from gqc_lab.cli import main
+main()
+"""
+
+
 def command(*arguments: object) -> tuple[float, float]:
-    """Return the processor time [s] and the memory [MiB] that ``gqc`` and its children take."""
-    code = "from gqc_lab.cli import main; main()"
+    """Return the processor time [s] of ``gqc`` with its children, and its own memory [MiB].
+
+    What the system reports of a child's memory counts what its parent had when it forked.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.DEVNULL
+        [sys.executable, "-c", CODE, *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
+    assert process.stderr is not None
+    text = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise RuntimeError(f"gqc {' '.join(map(str, arguments))}: status {status}")
-    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+        raise RuntimeError(f"gqc {' '.join(map(str, arguments))}: {text}")
+    kilobytes = re.search(r"VmHWM:\s+(\d+)", text)
+    assert kilobytes is not None
+    return usage.ru_utime + usage.ru_stime, int(kilobytes[1]) / 1024
 
 
 def batch_file(folder: Path, name: str, notebook: Path, text: str) -> Path:
