@@ -39,7 +39,8 @@ test-all: test  ## `make test`, then what takes longer: killed runs, ranks, brow
 
 test-latest:  ## tests of trainers, loggers and optimizers with their newest versions, in build/latest
 	test -x build/latest/bin/python || $(PYTHON) -m venv build/latest
-	build/latest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e '.[dev]'
+	grep -E '^torch(vision)?==' constraints.txt > build/latest/torch.txt  # its trainers are what is new
+	build/latest/bin/python -m pip install --quiet -c build/latest/torch.txt --upgrade --upgrade-strategy eager -e '.[dev]'
 	build/latest/bin/python -m pytest tests/interop
 
 lint: $(READY)  ## ruff and mypy

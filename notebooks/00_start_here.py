@@ -17,23 +17,33 @@
 # %% [markdown]
 # # Start here
 #
-# Gradient quality control: methods that act on the gradient before the optimizer sees it. This
-# notebook is the map: where to find what, which claims hold so far, and one live run.
+# Methods that act on the gradient before the optimizer sees it: wrappers that wait for a better
+# gradient, a scaler by variance, optimizers that protect useful weights. Each notebook asks one
+# question and begins with the answer of committed runs.
 #
-# | to find out | open |
-# |---|---|
-# | whether waiting for a better gradient pays off | [01](01_gnts_pretraining.ipynb), [02](02_all_wrappers.ipynb), [15](15_equal_tokens.ipynb), [21](21_inner_optimizers.ipynb), [22](22_noise_annealing.ipynb), [23](23_open_questions.ipynb) |
-# | what the noise scale of a gradient is, and which estimators get it right | [03](03_noise_scale.ipynb) |
-# | which variance VGS scales by, and whether that stabilizes training | [04](04_vgs_smoking_gun.ipynb), [05](05_vgs_estimators.ipynb), [06](06_vgs_alpha.ipynb) |
-# | how to steer a norm threshold, or the alpha of VGS, during a run | [07](07_norm_schedule_live.ipynb), [08](08_vgs_alpha_live.ipynb) |
-# | whether UPGD keeps a network plastic | [09](09_upgd_normalisation.ipynb), [10](10_upgd_continual.ipynb), [11](11_upgd_vgs.ipynb) |
-# | what makes operator learning explode, and what fixes it | [12](12_upt_explosion.ipynb), [13](13_upt_fix.ipynb), [14](14_curricula.ipynb) |
-# | many epochs, anomalous microbatches, angles, scaling | [16](16_multi_epoch_floor.ipynb), [17](17_anomaly_smoothing.ipynb), [18](18_angle_paradox.ipynb), [19](19_scaling_fit.ipynb) |
-# | memory, old checkpoints, utilities of any sign | [20](20_without_training.ipynb) |
-# | how to use it in your own script | guides: [your own loop](guides/own_loop.ipynb), [clipping and schedules](guides/clipping_and_schedules.ipynb), [does it help](guides/does_it_help.ipynb), [choose settings](guides/choose_settings.ipynb), [from torch-gqc](guides/moving_from_torch_gqc.ipynb), [VGS checkpoints](guides/moving_vgs_checkpoints.ipynb), [several GPUs](guides/data_parallel.ipynb), [Hugging Face](guides/with_huggingface.ipynb), [Lightning](guides/with_lightning.ipynb), [Accelerate](guides/with_accelerate.ipynb), [VGS](guides/variance_scaling.ipynb), [PPO](guides/reinforcement_learning.ipynb), [UPGD](guides/continual_learning.ipynb), [steering](guides/steer_your_own_loop.ipynb) |
-# | how to make an experiment of your own | [guide](guides/own_experiment.ipynb) |
+# |  |  |  |  |  |  |
+# |---|---|---|---|---|---|
+# | [<img src="thumbnails/01_gnts_pretraining.png" width="150" alt=""><br>01 Does a gradient norm threshold help pretraining?](01_gnts_pretraining.ipynb) | [<img src="thumbnails/02_all_wrappers.png" width="150" alt=""><br>02 Which wrapper helps at equal tokens?](02_all_wrappers.ipynb) | [<img src="thumbnails/15_equal_tokens.png" width="150" alt=""><br>15 What does GNTS gain at equal tokens, and over which baseline?](15_equal_tokens.ipynb) | [<img src="thumbnails/21_inner_optimizers.png" width="150" alt=""><br>21 Is the effect of GNTS specific to Adam?](21_inner_optimizers.ipynb) | [<img src="thumbnails/22_noise_annealing.png" width="150" alt=""><br>22 Does a norm schedule do more than a learning rate schedule?](22_noise_annealing.ipynb) | [<img src="thumbnails/16_multi_epoch_floor.png" width="150" alt=""><br>16 Does GNTS plateau at a higher loss over many epochs?](16_multi_epoch_floor.ipynb) |
+# | [<img src="thumbnails/17_anomaly_smoothing.png" width="150" alt=""><br>17 Do difficult microbatches trigger more draws, and does that help?](17_anomaly_smoothing.ipynb) | [<img src="thumbnails/18_angle_paradox.png" width="150" alt=""><br>18 Can gradients align with momentum and still shrink 20-fold?](18_angle_paradox.ipynb) | [<img src="thumbnails/19_scaling_fit.png" width="150" alt=""><br>19 How does the loss scale with the number of tokens?](19_scaling_fit.ipynb) | [<img src="thumbnails/03_noise_scale.png" width="150" alt=""><br>03 Do the estimators recover a known noise scale?](03_noise_scale.ipynb) | [<img src="thumbnails/20_without_training.png" width="150" alt=""><br>20 Which claims can be decided without training?](20_without_training.ipynb) | [23 What do we know about gradient quality?](23_open_questions.ipynb) |
+# | [<img src="thumbnails/04_vgs_smoking_gun.png" width="150" alt=""><br>04 Which VGS estimator measures gradient noise?](04_vgs_smoking_gun.ipynb) | [<img src="thumbnails/05_vgs_estimators.png" width="150" alt=""><br>05 What does it cost to measure gradient variance correctly?](05_vgs_estimators.ipynb) | [<img src="thumbnails/06_vgs_alpha.png" width="150" alt=""><br>06 Does scaling by gradient variance stabilize training?](06_vgs_alpha.ipynb) | [<img src="thumbnails/07_norm_schedule_live.png" width="150" alt=""><br>07 What happens when you move the norm threshold during a run?](07_norm_schedule_live.ipynb) | [<img src="thumbnails/08_vgs_alpha_live.png" width="150" alt=""><br>08 What happens when you change alpha during a run?](08_vgs_alpha_live.ipynb) | [<img src="thumbnails/14_curricula.png" width="150" alt=""><br>14 What does a curriculum of loss weights actually bound?](14_curricula.ipynb) |
+# | [<img src="thumbnails/09_upgd_normalisation.png" width="150" alt=""><br>09 Which weights does UPGD protect?](09_upgd_normalisation.ipynb) | [<img src="thumbnails/10_upgd_continual.png" width="150" alt=""><br>10 Does UPGD prevent the loss of plasticity?](10_upgd_continual.ipynb) | [<img src="thumbnails/11_upgd_vgs.png" width="150" alt=""><br>11 Do UPGD and VGS help each other?](11_upgd_vgs.ipynb) | [<img src="thumbnails/12_upt_explosion.png" width="150" alt=""><br>12 Do inverse losses make gradients explode?](12_upt_explosion.ipynb) | [<img src="thumbnails/13_upt_fix.png" width="150" alt=""><br>13 Which of the three fixes for inverse losses matters?](13_upt_fix.ipynb) |  |
+
+# %% [markdown]
+# **In your own script.** Guides: [your own loop](guides/own_loop.ipynb), [clipping and
+# schedules](guides/clipping_and_schedules.ipynb), [does it help](guides/does_it_help.ipynb),
+# [choose settings](guides/choose_settings.ipynb), [from
+# torch-gqc](guides/moving_from_torch_gqc.ipynb), [VGS
+# checkpoints](guides/moving_vgs_checkpoints.ipynb), [several GPUs](guides/data_parallel.ipynb),
+# [Hugging Face](guides/with_huggingface.ipynb), [Lightning](guides/with_lightning.ipynb),
+# [Accelerate](guides/with_accelerate.ipynb), [VGS](guides/variance_scaling.ipynb),
+# [PPO](guides/reinforcement_learning.ipynb), [UPGD](guides/continual_learning.ipynb), [an
+# experiment of your own](guides/own_experiment.ipynb).
 #
-# **Question.** Which of the published claims hold?
+# **Live.** [Steer your own loop](guides/steer_your_own_loop.ipynb) while it trains, a [norm
+# threshold](07_norm_schedule_live.ipynb) or the [alpha of VGS](08_vgs_alpha_live.ipynb); or run the
+# last cells here with `interactive = True`.
+#
+# ## Claims by verdict
 
 # %% tags=["install"]
 from importlib.util import find_spec
@@ -41,48 +51,34 @@ if find_spec("gqc") is None:
     # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[widgets] @ ADDRESS"')
 
+# %% tags=["evidence", "nbval-ignore-output"]
+from gqc_lab import claims
+
+claims.show_verdicts("all")
+
+# %% [markdown]
+# Rules are evaluated from committed results, small models on two processor cores: a claim made at
+# fifty million parameters may hold there and not here. `gqc claims` decides them again, `make paper`
+# draws figures and paper, `make results` runs everything again.
+#
+# ## One live run
+#
+# A small language model trained with GNTS. With `interactive = True` you can press *Start* and edit
+# the schedule of the norm threshold while it trains.
+
 # %% tags=["parameters"]
 # settings: gqc_lab.studies.pretraining.PretrainingConfig
 interactive = False  # True: show the widgets and wait for a person
-paper = "../paper"  # folder of the claims and the committed results, in a checkout
 scale = "smoke"  # of the live run
 seed = 0  # of the live run
 device = "auto"
 dtype = "float32"
 
 # %%
-from pathlib import Path
-
-from IPython.display import Markdown, display
+from IPython.display import display
 
 from gqc_lab import figures, runs, track
-from gqc_lab.claims import commands, render
-from gqc_lab.claims.registration import read_registration
 from gqc_lab.studies import pretraining
-
-# %% [markdown]
-# ## Claims and verdicts
-#
-# Each rule is evaluated again from the committed results: the mean over seeds with its 95 %
-# interval. A part *holds* or *fails* if its interval lies on one side of the bound, and is *open*
-# otherwise. The verdict covers all parts at once. If Holm's correction over all claims leaves p <
-# 0.05, the claim is *reproduced* (all parts hold), *without effect* (all effects are smaller than a
-# margin that was set before), *refuted* (a statement about algebra or code of which a part fails)
-# or *not reproduced* (an effect on training of which a part fails, at this scale). Otherwise it is
-# *undecided* by these seeds. *Questions* are measured and have no verdict.
-
-# %% tags=["nbval-ignore-output"]
-verdicts = commands.decide(Path(paper)) if Path(paper, "claims.yaml").is_file() else []
-if verdicts:
-    frame = render.verdict_frame(verdicts, read_registration(Path(paper)))
-    print(", ".join(f"{n} {name}" for name, n in render.count(frame).items()))
-    display(Markdown(render.render("claims.md", frame=frame, links=".")))
-
-# %% [markdown]
-# ## One live run
-#
-# A small language model trained with GNTS. With `interactive = True` you can press *Start* and edit
-# the schedule of the norm threshold while it trains.
 
 # %% tags=["nbval-ignore-output"]
 config = pretraining.config(scale, method="gnts", seed=seed, device=device, dtype=dtype)
@@ -97,23 +93,5 @@ else:
         pass
     display(figures.norm_against_threshold(experiment.history))
 
-# %% [markdown]
-# ## Answer
-
-# %% tags=["nbval-ignore-output"]
-for verdict in verdicts:
-    print(f"{verdict.verdict:14} {verdict.claim.id}")
-
-# %% [markdown]
-# **Limits.** These are small models on two processor cores: a claim made at fifty million
-# parameters may hold there and not here. To decide the claims again, to draw the figures and build
-# the paper, or to run everything again:
-#
-# ```
-# gqc claims
-# make paper
-# make results
-# ```
-
 # %%
-saved = runs.save(None, [{"claim": v.claim.id, "verdict": v.verdict} for v in verdicts])
+saved = runs.save(experiment.history, [experiment.summary()], data_hash=experiment.data_hash)

@@ -22,8 +22,7 @@
 # draws as the noise requires.
 #
 # **Question.** From the same weights, on the same text in the same order, with the same number of
-# tokens: is the validation loss of a small GPT lower with GNTS than with AdamW at its best constant
-# batch?
+# tokens: is the validation loss of a small GPT lower with GNTS than with tuned AdamW?
 #
 # A token is a character here (a byte at the `paper` scale), and losses are in nat/token.
 
@@ -32,6 +31,21 @@ from importlib.util import find_spec
 if find_spec("gqc") is None:
     # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
+
+# %% tags=["evidence", "nbval-ignore-output"]
+from gqc_lab import claims
+
+claims.show_evidence("01_gnts_pretraining")
+
+# %% [markdown]
+# ## Run it yourself
+#
+# The rest of this notebook does the same in seconds at the `smoke` scale: a regression test, not
+# evidence. The committed results above are from
+#
+# ```
+# gqc batch run notebooks/batches/01_gnts_pretraining.yaml --jobs 2
+# ```
 
 # %% tags=["parameters"]
 # settings: gqc_lab.studies.pretraining.PretrainingConfig
@@ -49,11 +63,11 @@ from math import exp
 
 import pandas as pd
 
-from gqc_lab import claims, figures, runs, track
+from gqc_lab import figures, runs, track
 from gqc_lab.studies import pretraining
 
 # %% [markdown]
-# ## Run
+# ## Train
 #
 # One experiment per method: an iterator that yields one record per microbatch. `track` adds a
 # progress bar.
@@ -91,7 +105,7 @@ figures.norm_against_threshold(history)
 figures.draws_per_step(history)
 
 # %% [markdown]
-# ## Answer
+# ## What this run says
 
 # %%
 results = pd.DataFrame([experiment.summary() for experiment in experiments])
@@ -107,35 +121,13 @@ for method in loss.index:
         print(f"after {results['tokens'].min():,} tokens each, of one seed: no interval")
 
 # %% [markdown]
-# ## Answer at laptop scale
+# **Limits.** Seeds differ by as much as methods do. At equal tokens GNTS makes fewer optimizer
+# steps, and its threshold is one more number to tune that AdamW does not have. To plot runs of your
+# own:
 #
-# Results of this notebook at laptop scale and the claims they decide; perplexities are compared
-# seed by seed in [notebook 15](15_equal_tokens.ipynb).
-
-# %% tags=["nbval-ignore-output"]
-claims.show_means("01_gnts_pretraining")
-
-# %% tags=["nbval-ignore-output"]
-claims.show_verdicts("01_gnts_pretraining")
-
-# %% [markdown]
-# **What to make of it.** We see no evidence that GNTS lowers the validation loss. Four seeds end
-# 0.00 to 0.06 nat/token above AdamW; the fifth falls into long windows early, makes 214 steps and
-# ends 0.6 nat/token above.
-#
-# **Limits.** Seeds differ by as much as methods do. All saved outputs except the last two tables
-# are from the `smoke` scale: a regression test that takes seconds, not evidence. To repeat the five
-# seeds, run the batch (minutes on two cores) and plot its store:
-#
-# ```
-# gqc batch run notebooks/batches/01_gnts_pretraining.yaml --jobs 2
-# ```
 # ```python
 # figures.loss_against(runs.load("runs", where="notebook = '01_gnts_pretraining'").history)
 # ```
-#
-# At equal tokens GNTS makes fewer optimizer steps, and its threshold is one more number to tune
-# that AdamW does not have.
 
 # %%
 saved = runs.save(history, results, data_hash=experiments[0].data_hash)

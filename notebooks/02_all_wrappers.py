@@ -17,7 +17,24 @@
 # %% [markdown]
 # # Which wrapper helps at equal tokens?
 #
-# Every wrapper decides in its own way when AdamW may step:
+# Every wrapper decides in its own way when AdamW may step.
+#
+# **Question.** From the same weights, with the same number of tokens: which of them lowers the
+# validation loss of a small GPT below that of AdamW at its tuned constant batch?
+
+# %% tags=["install"]
+from importlib.util import find_spec
+if find_spec("gqc") is None:
+    # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
+    raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
+
+# %% tags=["evidence", "nbval-ignore-output"]
+from gqc_lab import claims
+
+claims.show_evidence("02_all_wrappers")
+
+# %% [markdown]
+# ## Methods
 #
 # | method | steps when |
 # |---|---|
@@ -30,14 +47,14 @@
 # | `sbc` | a batch that grows on a schedule is full |
 # | `replay` | as often as `gnts` did on another order of the text: no reactivity |
 #
-# **Question.** From the same weights, with the same number of tokens: which of them lowers the
-# validation loss of a small GPT below that of AdamW at its best constant batch?
-
-# %% tags=["install"]
-from importlib.util import find_spec
-if find_spec("gqc") is None:
-    # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
-    raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
+# ## Run it yourself
+#
+# The rest of this notebook does the same in seconds at the `smoke` scale: a regression test, not
+# evidence. The committed results above are from
+#
+# ```
+# gqc batch run notebooks/batches/02_all_wrappers.yaml --jobs 2
+# ```
 
 # %% tags=["parameters"]
 # settings: gqc_lab.studies.pretraining.PretrainingConfig
@@ -53,11 +70,11 @@ dtype = "float32"
 # %%
 import pandas as pd
 
-from gqc_lab import claims, figures, runs, track
+from gqc_lab import figures, runs, track
 from gqc_lab.studies import pretraining
 
 # %% [markdown]
-# ## Run
+# ## Train
 #
 # One experiment per method, on the same text in the same order. The replay of `gnts` (which must
 # come before it) runs on a different order; otherwise it would repeat the same run.
@@ -106,7 +123,7 @@ figures.draws_per_step(history)
 figures.noise.noise_scale_against(history)
 
 # %% [markdown]
-# ## Answer
+# ## What this run says
 
 # %%
 results = pd.DataFrame([experiment.summary() for experiment in experiments.values()])
@@ -123,31 +140,14 @@ if "adamw" in table.index and len(table) > 1:
     print("each; one seed, so no interval.")
 
 # %% [markdown]
-# ## Answer at laptop scale
-
-# %% tags=["nbval-ignore-output"]
-claims.show_verdicts("02_all_wrappers")
-
-# %% [markdown]
-# **What to make of it.** None lowers the loss below that of tuned AdamW. gns, normtest, mht, sbc
-# and gnr end with a perplexity that is 3 to 7 % higher; gnts is not distinguishable from AdamW
-# because its seeds differ.
-#
 # The settings of each method were chosen from ten runs on one seed that the batch does not use
-# (recorded in `gqc_lab.studies.pretraining`). Their lowest losses [nat/token] were gnr 1.543, sbc
-# 1.543, adamw 1.546, gns 1.546, gnts 1.548, mht 1.560 and normtest 1.562, closer together than
-# seeds are (0.02). gns, normtest, mht and sbc did best at their loosest setting, two to three draws
-# per step; stricter settings lost, since tokens spent on a better gradient are steps not taken (gns
-# at one lr: 2.6, 5.0 and 9.8 draws gave 1.546, 1.599 and 1.693).
+# (recorded in `gqc_lab.studies.pretraining`). gns, normtest, mht and sbc did best at their loosest
+# setting, two to three draws per step; stricter settings lost, since tokens spent on a better
+# gradient are steps not taken.
 #
-# **Limits.** All saved outputs except the last table are from the `smoke` scale and one seed: a
-# regression test, not evidence. At laptop scale the model has 0.16M parameters; settings were
-# chosen with 1M tokens, while the seeds train on half of them. The replay sees a different order of
-# the text, so its difference from gnts includes that too. To repeat the five seeds run
-#
-# ```
-# gqc batch run notebooks/batches/02_all_wrappers.yaml --jobs 2
-# ```
+# **Limits.** At laptop scale the model has 0.16M parameters; settings were chosen with 1M tokens,
+# while the seeds train on half of them. The replay sees a different order of the text, so its
+# difference from gnts includes that too.
 
 # %%
 data_hash = next(iter(experiments.values())).data_hash

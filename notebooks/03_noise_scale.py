@@ -30,6 +30,21 @@ if find_spec("gqc") is None:
     # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
+# %% tags=["evidence", "nbval-ignore-output"]
+from gqc_lab import claims
+
+claims.show_evidence("03_noise_scale")
+
+# %% [markdown]
+# ## Run it yourself
+#
+# The rest of this notebook does the same in seconds at the `smoke` scale: a regression test, not
+# evidence. The committed results above are from
+#
+# ```
+# gqc batch run notebooks/batches/03_noise_scale.yaml --jobs 2
+# ```
+
 # %% tags=["parameters"]
 # settings: gqc_lab.loop.settings.Config
 scale = "smoke"  # one of smoke, laptop, paper; a few seconds, ten seconds, minutes
@@ -117,7 +132,7 @@ reach = noise_wrappers.measure_reach(thresholds, dimensions, num_windows, **wher
 figures.noise.draws_against_threshold(reach)
 
 # %% [markdown]
-# ## Answer
+# ## What this run says
 
 # %%
 resolved = ours[ours["predicted_error"] < 0.015]
@@ -160,8 +175,6 @@ sides.groupby("side", sort=False).agg(
 # the draws near the signal stay below the prediction, and about one window in a thousand gets under
 # $0.95\,|G|$ by chance. Just above $|G|$ a threshold is reachable and yet every window ends at
 # `max_draws`, without being flagged.
-#
-# Five streams of 200 windows: `gqc batch run notebooks/batches/03_noise_scale.yaml`.
 
 # %%
 results = pd.concat([estimates, reports, draws, reach], ignore_index=True)

@@ -30,6 +30,21 @@ if find_spec("gqc") is None:
     # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
+# %% tags=["evidence", "nbval-ignore-output"]
+from gqc_lab import claims
+
+claims.show_evidence("04_vgs_smoking_gun")
+
+# %% [markdown]
+# ## Run it yourself
+#
+# The rest of this notebook does the same in seconds at the `smoke` scale: a regression test, not
+# evidence. The committed results above are from
+#
+# ```
+# gqc batch run notebooks/batches/04_vgs_smoking_gun.yaml --jobs 2
+# ```
+
 # %% tags=["parameters"]
 # settings: gqc_lab.loop.settings.Config
 scale = "smoke"  # one of smoke, laptop, paper; seconds, a minute, minutes
@@ -106,7 +121,7 @@ figures.vgs.against(
 )
 
 # %% [markdown]
-# ## Answer
+# ## What this run says
 
 # %%
 last = readings[readings["step"] == steps]
@@ -135,11 +150,7 @@ for estimator, (good, count) in right.iterrows():
 #
 # **Limits.** One seed: a sketch with k = 64 is off by at most about 18 % per draw of its signs
 # (notebook 05). Noise in a single direction, as in *uniform noise*, looks resolved by chance in a
-# third of the runs, with a V near the limit. For ten seeds and gradients of 4096 elements:
-#
-# ```
-# gqc batch run notebooks/batches/04_vgs_smoking_gun.yaml --jobs 2
-# ```
+# third of the runs, with a V near the limit.
 
 # %%
 results = (

@@ -30,6 +30,21 @@ if find_spec("gqc") is None:
     # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
+# %% tags=["evidence", "nbval-ignore-output"]
+from gqc_lab import claims
+
+claims.show_evidence("05_vgs_estimators")
+
+# %% [markdown]
+# ## Run it yourself
+#
+# The rest of this notebook does the same in seconds at the `smoke` scale: a regression test, not
+# evidence. The committed results above are from
+#
+# ```
+# gqc batch run notebooks/batches/05_vgs_estimators.yaml --jobs 2
+# ```
+
 # %% tags=["parameters"]
 # settings: gqc_lab.loop.settings.Config
 scale = "smoke"  # one of smoke, laptop, paper; seconds, minutes, minutes on a large machine
@@ -149,7 +164,7 @@ axes = ["elements of the tensor", "updates per turn", "images per batch"]
 figures.vgs.against(varied, "x", "What makes estimates wrong", axes)
 
 # %% [markdown]
-# ## Answer
+# ## What this run says
 
 # %%
 table = varied.pivot_table("variance", ["kind", "x", "truth"], "estimator", sort=False)
@@ -173,13 +188,8 @@ print(f"beta {beta:g} resolves ratios up to {ceiling:.0f}: not those of batches 
 # Both take a mean that rotates within the memory of the averages, $1/(1-\beta)$ updates, for noise;
 # a larger beta resolves more noise and less drift.
 #
-# **Limits.** Times are from one machine and small networks, where fixed costs dominate:
-# `make bench` measures up to ten million parameters. Gradients of digits at initial weights only.
-# For longer streams and five seeds:
-#
-# ```
-# gqc batch run notebooks/batches/05_vgs_estimators.yaml --jobs 2
-# ```
+# **Limits.** Times are from one machine and small networks, where fixed costs dominate: `make
+# bench` measures up to ten million parameters. Gradients of digits at initial weights only.
 
 # %%
 results = costs.reset_index().assign(kind="cost")

@@ -30,6 +30,21 @@ if find_spec("gqc") is None:
     # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
+# %% tags=["evidence", "nbval-ignore-output"]
+from gqc_lab import claims
+
+claims.show_evidence("06_vgs_alpha")
+
+# %% [markdown]
+# ## Run it yourself
+#
+# The rest of this notebook does the same in seconds at the `smoke` scale: a regression test, not
+# evidence. The committed results above are from
+#
+# ```
+# gqc batch run notebooks/batches/06_vgs_alpha.yaml --jobs 2
+# ```
+
 # %% tags=["parameters"]
 # settings: gqc_lab.studies.vgs.settings.VGSTrainingConfig
 scale = "smoke"  # seconds, minutes, hours
@@ -48,11 +63,11 @@ dtype = "float32"
 import pandas as pd
 
 from gqc_lab.stats import analysis
-from gqc_lab import claims, figures, runs, track
+from gqc_lab import figures, runs, track
 from gqc_lab.studies.vgs import training as vgs_training
 
 # %% [markdown]
-# ## Run
+# ## Train
 #
 # All methods share weights, data, order and learning rate. *Constant factor* is the non-reactive
 # baseline: after the same warmup it multiplies every gradient by 1/6, which is what VGS with alpha
@@ -160,7 +175,7 @@ figures.vgs_training.update_ratio(frame.reset_index())
 
 
 # %% [markdown]
-# ## Answer
+# ## What this run says
 
 # %%
 def one_line(row):
@@ -173,24 +188,12 @@ for baseline, rows in differences[is_vgs].groupby("baseline", sort=False):
     print("\n".join("  " + one_line(row) for _, row in rows.iterrows()))
 
 # %% [markdown]
-# ## Answer at laptop scale
-
-# %% tags=["nbval-ignore-output"]
-claims.show_verdicts("06_vgs_alpha")
-
-# %% [markdown]
 # **What to make of it.** Where `at_cap` is 1 the factor is constant: VGS is then a learning rate
 # that drops once, at the end of the warmup, and the constant factor trains in exactly the same way.
 # V is the 90th percentile over tensors: it is enough for a tenth of them to be above the cap.
 #
 # **Limits.** Networks of a few thousand parameters, constant learning rates tuned on one other
-# seed, and no correction for multiple comparisons except in the verdicts. All saved outputs except
-# the last table are from the `smoke` scale: a regression test that takes seconds, not evidence. To
-# repeat the ten seeds of a thousand steps:
-#
-# ```
-# gqc batch run notebooks/batches/06_vgs_alpha.yaml --jobs 2
-# ```
+# seed, and no correction for multiple comparisons except in the verdicts.
 
 # %%
 saved = runs.save(history, results, data_hash=experiments[0].data_hash)

@@ -35,6 +35,21 @@ if find_spec("gqc") is None:
     # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
+# %% tags=["evidence", "nbval-ignore-output"]
+from gqc_lab import claims
+
+claims.show_evidence("09_upgd_normalisation")
+
+# %% [markdown]
+# ## Run it yourself
+#
+# The rest of this notebook does the same in seconds at the `smoke` scale: a regression test, not
+# evidence. The committed results above are from
+#
+# ```
+# gqc batch run notebooks/batches/09_upgd_normalisation.yaml --jobs 2
+# ```
+
 # %% tags=["parameters"]
 # settings: gqc_lab.studies.continual.ContinualConfig
 scale = "smoke"  # seconds, minutes, hours
@@ -56,7 +71,7 @@ dtype = "float32"
 import pandas as pd
 
 from gqc_lab.stats import analysis
-from gqc_lab import claims, figures, runs
+from gqc_lab import figures, runs
 from gqc_lab.studies.continual import upgd_gates
 
 # %% [markdown]
@@ -123,7 +138,7 @@ means = results.groupby(["stream", "normalization", "lr"], sort=False)["online_a
 means.unstack("lr").mul(100).round(1)
 
 # %% [markdown]
-# ## Answer
+# ## What this run says
 
 # %%
 first, last = by_step.xs(min(steps), level="step"), numbers["step"].max()
@@ -150,21 +165,10 @@ differences[["normalization", "mean", "low", "high", "n"]].round(3)
 # %% [markdown]
 # Differences are in online accuracy, each normalization at the best of its own learning rates,
 # paired over seeds.
-#
-# ## Answer at laptop scale
-
-# %% tags=["nbval-ignore-output"]
-claims.show_verdicts("09_upgd_normalisation")
 
 # %% [markdown]
 # **Limits.** The rates were chosen on the seeds that are shown, in the same way for all; noise and
-# decay are those tuned with `minmax`. One small network. All saved outputs except the last table
-# are from the `smoke` scale, whose runs end before step 1000: a regression test that takes seconds,
-# not evidence. To repeat the five seeds:
-#
-# ```
-# gqc batch run notebooks/batches/09_upgd_normalisation.yaml --jobs 2
-# ```
+# decay are those tuned with `minmax`. One small network.
 
 # %%
 saved = runs.save(

@@ -30,6 +30,21 @@ if find_spec("gqc") is None:
     # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
+# %% tags=["evidence", "nbval-ignore-output"]
+from gqc_lab import claims
+
+claims.show_evidence("11_upgd_vgs")
+
+# %% [markdown]
+# ## Run it yourself
+#
+# The rest of this notebook does the same in seconds at the `smoke` scale: a regression test, not
+# evidence. The committed results above are from
+#
+# ```
+# gqc batch run notebooks/batches/11_upgd_vgs.yaml --jobs 2
+# ```
+
 # %% tags=["parameters"]
 # settings: gqc_lab.studies.continual.ContinualConfig
 scale = "smoke"  # seconds, minutes, hours
@@ -46,7 +61,7 @@ dtype = "float32"
 import pandas as pd
 
 from gqc_lab.stats import analysis
-from gqc_lab import claims, figures, runs, track
+from gqc_lab import figures, runs, track
 from gqc_lab.studies import continual
 
 place = {"device": device, "dtype": dtype}
@@ -114,7 +129,7 @@ columns = ["online_accuracy", "accuracy_change", "factor", "noise_to_signal", "l
 results.groupby(["stream", "method"], sort=False)[columns].mean().round(3)
 
 # %% [markdown]
-# ## Answer
+# ## What this run says
 #
 # Effects on the online accuracy, paired over seeds. *Interaction*: how much more VGS adds with
 # adaptive noise than with fixed noise.
@@ -147,25 +162,13 @@ def one_line(row):
 print("\n".join(one_line(row) for _, row in summary.iterrows()))
 
 # %% [markdown]
-# ## Answer at laptop scale
-
-# %% tags=["nbval-ignore-output"]
-claims.show_verdicts("11_upgd_vgs")
-
-# %% [markdown]
 # **What to make of it.** The column `factor` shows what VGS amounted to: where it is the same in
 # all tasks, VGS did not react and is just a smaller learning rate.
 #
 # **Limits.** All four were tuned over the same range of decay, and decay does not shrink with
 # gradients: with gradients that VGS makes five times smaller, most of that range is too strong, and
 # fewer of the ten settings are useful. As in notebook 10: small images and networks, tens of tasks;
-# nothing is corrected for multiple comparisons except the verdict. All saved outputs except the
-# last table are from the `smoke` scale: a regression test that takes seconds, not evidence. To
-# repeat the five seeds:
-#
-# ```
-# gqc batch run notebooks/batches/11_upgd_vgs.yaml --jobs 2
-# ```
+# nothing is corrected for multiple comparisons except the verdict.
 
 # %%
 saved = runs.save(tasks, results, data_hash=experiments[0].data_hash)

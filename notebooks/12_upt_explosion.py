@@ -31,6 +31,21 @@ if find_spec("gqc") is None:
     # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
+# %% tags=["evidence", "nbval-ignore-output"]
+from gqc_lab import claims
+
+claims.show_evidence("12_upt_explosion")
+
+# %% [markdown]
+# ## Run it yourself
+#
+# The rest of this notebook does the same in seconds at the `smoke` scale: a regression test, not
+# evidence. The committed results above are from
+#
+# ```
+# gqc batch run notebooks/batches/12_upt_explosion.yaml --jobs 2
+# ```
+
 # %% tags=["parameters"]
 # settings: gqc_lab.studies.operator_learning.OperatorLearningConfig
 scale = "smoke"  # seconds, minutes, a GPU
@@ -45,11 +60,11 @@ dtype = "float32"
 # %%
 import pandas as pd
 
-from gqc_lab import claims, figures, runs, track
+from gqc_lab import figures, runs, track
 from gqc_lab.studies import operator_learning
 
 # %% [markdown]
-# ## Run
+# ## Train
 #
 # No curriculum; the total norm is clipped to 1 unless the variant says otherwise. Norms are
 # measured before clipping. A run ends early once its loss is NaN or infinite.
@@ -99,7 +114,7 @@ figures.operator.over_epochs(
 )
 
 # %% [markdown]
-# ## Answer
+# ## What this run says
 
 # %% tags=["nbval-ignore-output"]
 columns = ["max_grad_norm", "max_grad_norm_encoder", "max_grad_norm_approximator"]
@@ -114,12 +129,6 @@ for variant, group in results.groupby("variant", sort=False):
     print(f"{variant}: a gradient norm above 100 {said}")
 
 # %% [markdown]
-# ## Answer at laptop scale
-
-# %% tags=["nbval-ignore-output"]
-claims.show_verdicts("12_upt_explosion")
-
-# %% [markdown]
 # **What to make of it.** With layer norms, clipping and a learning rate of 0.001 the gradient of
 # the encoder grows in proportion to the weight and stays small; the largest norm of all is that of
 # the step, early on, and is the same up to a weight of 0.5. Without layer norms and at a learning
@@ -127,12 +136,7 @@ claims.show_verdicts("12_upt_explosion")
 # network, and the inverse losses are one more path through it.
 #
 # **Limits.** One seed, and one network designed for this project with layer norms and, as
-# published, a clipped gradient; what the published network lacked is not known. The saved output is
-# from the `smoke` scale, a regression test that takes seconds. For the sweep:
-#
-# ```
-# gqc batch run notebooks/batches/12_upt_explosion.yaml --jobs 2
-# ```
+# published, a clipped gradient; what the published network lacked is not known.
 
 # %%
 saved = runs.save(history, results, data_hash=experiment.data_hash)

@@ -30,6 +30,20 @@ if find_spec("gqc") is None:
     # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
+# %% tags=["evidence", "nbval-ignore-output"]
+from gqc_lab import claims
+
+claims.show_evidence("14_curricula")
+
+# %% [markdown]
+# ## Run it yourself
+#
+# The rest of this notebook runs in seconds at the `smoke` scale. Three seeds at laptop scale:
+#
+# ```
+# gqc batch run notebooks/batches/14_curricula.yaml --jobs 2
+# ```
+
 # %% tags=["parameters"]
 # settings: gqc_lab.studies.operator_learning.OperatorLearningConfig
 interactive = False  # True: sliders; False: the values below
@@ -132,7 +146,7 @@ figures.operator.curves(
 )
 
 # %% [markdown]
-# ## Answer
+# ## What this run says
 
 # %%
 results = history.groupby("name", sort=False).agg(

@@ -30,6 +30,22 @@ if find_spec("gqc") is None:
     # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
+# %% tags=["evidence", "nbval-ignore-output"]
+from gqc_lab import claims
+
+claims.show_evidence("15_equal_tokens")
+
+# %% [markdown]
+# ## Run it yourself
+#
+# The rest of this notebook does the same in seconds at the `smoke` scale: a regression test, not
+# evidence. The committed results above are from
+#
+# ```
+# gqc batch run notebooks/batches/15_equal_tokens.yaml --jobs 2
+# gqc batch run notebooks/batches/15_larger_control.yaml --jobs 2
+# ```
+
 # %% tags=["parameters"]
 # settings: gqc_lab.studies.pretraining.PretrainingConfig
 scale = "smoke"  # seconds, minutes, a GPU
@@ -48,12 +64,12 @@ dtype = "float32"
 # %%
 from math import exp
 
-from gqc_lab import claims, figures, runs
+from gqc_lab import figures, runs
 from gqc_lab.loop.settings import of_scale
 from gqc_lab.studies.pretraining import equal_tokens
 
 # %% [markdown]
-# ## Run
+# ## Train
 #
 # - `control`: GNTS against AdamW tuned with the same budget of runs, and against *untuned* AdamW:
 #   the defaults of torch, learning rate 0.001, betas 0.9 and 0.999, a step on every microbatch;
@@ -92,7 +108,7 @@ if "warmup" in comparisons:
     figures.claims.warmup_panels(history[history["comparison"] == "warmup"]).show()
 
 # %% [markdown]
-# ## Answer
+# ## What this run says
 #
 # Means of the logical batch cover closed windows only: what a window that is still open at the end
 # has drawn belongs to no step.
@@ -111,22 +127,9 @@ for name, table in results[results["comparison"].isin(["control", "size"])].grou
 print(f"after {results['tokens'].min():,} tokens each, of one seed: no interval")
 
 # %% [markdown]
-# ## Answer at laptop scale
-
-# %% tags=["nbval-ignore-output"]
-claims.show_verdicts("15_equal_tokens")
-
-# %% [markdown]
-# **Limits.** All saved outputs except the last table are from the `smoke` scale and a budget too
-# small to learn much: a regression test, not evidence. Tuned values are those of the budget of the
-# scale. The untuned AdamW baseline keeps the learning rate warmup and decay that all others have.
-# The learning rate of the larger baseline follows a rule and is not tuned; more tuning could only
-# help it. To repeat the five seeds:
-#
-# ```
-# gqc batch run notebooks/batches/15_equal_tokens.yaml --jobs 2
-# gqc batch run notebooks/batches/15_larger_control.yaml --jobs 2
-# ```
+# **Limits.** Tuned values are those of the budget of the scale. The untuned AdamW baseline keeps
+# the learning rate warmup and decay that all others have. The learning rate of the larger baseline
+# follows a rule and is not tuned; more tuning could only help it.
 
 # %%
 saved = runs.save(history, results, data_hash=data_hash)

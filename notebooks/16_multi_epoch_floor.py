@@ -28,6 +28,21 @@ if find_spec("gqc") is None:
     # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
+# %% tags=["evidence", "nbval-ignore-output"]
+from gqc_lab import claims
+
+claims.show_evidence("16_multi_epoch_floor")
+
+# %% [markdown]
+# ## Run it yourself
+#
+# The rest of this notebook does the same in seconds at the `smoke` scale: a regression test, not
+# evidence. The committed results above are from
+#
+# ```
+# gqc batch run notebooks/batches/16_multi_epoch_floor.yaml --jobs 2
+# ```
+
 # %% tags=["parameters"]
 # settings: gqc_lab.studies.pretraining.PretrainingConfig
 scale = "smoke"  # seconds, minutes, a GPU
@@ -41,12 +56,12 @@ dtype = "float32"
 # %%
 import pandas as pd
 
-from gqc_lab import claims, figures, runs
+from gqc_lab import figures, runs
 from gqc_lab.loop.settings import of_scale
 from gqc_lab.studies.pretraining import equal_tokens
 
 # %% [markdown]
-# ## Run
+# ## Train
 
 # %% tags=["nbval-ignore-output"]
 place = {"corpus": corpus, "device": device, "dtype": dtype, "seed": seed}
@@ -72,7 +87,7 @@ both.append(held_out[["comparison", *keys, "val_loss"]].rename(columns={"val_los
 figures.claims.comparison_losses(pd.concat(both), "loss").update_yaxes(title="loss [nat/token]")
 
 # %% [markdown]
-# ## Answer
+# ## What this run says
 #
 # `final_train_loss`: mean over the last tenth of the run; `val_loss`: at its end; `best_val_loss`:
 # the lowest along the way, which is where early stopping would have ended.
@@ -88,20 +103,8 @@ for measure in ("final_train_loss", "best_val_loss"):
     print(f"{measure}: gnts - adamw = {difference:+.2f} nat/token, of one seed: no interval")
 
 # %% [markdown]
-# ## Answer at laptop scale
-
-# %% tags=["nbval-ignore-output"]
-claims.show_verdicts("16_multi_epoch_floor")
-
-# %% [markdown]
 # **Limits.** Both methods use the values that were tuned on a text that is read once; the learning
 # rate decays to a tenth, so the floor is that of a completed schedule and not of endless training.
-# All saved outputs except the last table are from the `smoke` scale: a regression test, not
-# evidence. To repeat the five seeds:
-#
-# ```
-# gqc batch run notebooks/batches/16_multi_epoch_floor.yaml --jobs 2
-# ```
 
 # %%
 saved = runs.save(history, results, data_hash=data_hash)

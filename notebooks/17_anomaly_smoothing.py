@@ -33,6 +33,21 @@ if find_spec("gqc") is None:
     # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
+# %% tags=["evidence", "nbval-ignore-output"]
+from gqc_lab import claims
+
+claims.show_evidence("17_anomaly_smoothing")
+
+# %% [markdown]
+# ## Run it yourself
+#
+# The rest of this notebook does the same in seconds at the `smoke` scale: a regression test, not
+# evidence. The committed results above are from
+#
+# ```
+# gqc batch run notebooks/batches/17_anomaly_smoothing.yaml --jobs 2
+# ```
+
 # %% tags=["parameters"]
 # settings: gqc_lab.studies.pretraining.PretrainingConfig
 scale = "smoke"  # seconds, minutes, a GPU
@@ -47,13 +62,13 @@ dtype = "float32"
 # %%
 import pandas as pd
 
-from gqc_lab import claims, figures, runs, track
+from gqc_lab import figures, runs, track
 from gqc_lab.loop.settings import of_scale
 from gqc_lab.studies.pretraining import noisy_batches
 from gqc_lab.studies import pretraining
 
 # %% [markdown]
-# ## Run
+# ## Train
 #
 # `gns` sets the length of a window from past windows, `gns, reactive` also from the open one,
 # `gnts` from the norm of the mean gradient so far, and `mht` from the losses so far.
@@ -78,7 +93,7 @@ history, results = pd.concat(histories, ignore_index=True), pd.DataFrame(rows)
 figures.claims.reactions(results)
 
 # %% [markdown]
-# ## Answer
+# ## What this run says
 #
 # Draws by whether the first microbatch is noisy, and the difference; by whether *any* microbatch is
 # noisy, which says more about length than about reaction (the replay shows it too); and the rank
@@ -99,20 +114,9 @@ for method in wrappers:
 print("nat/token, of one seed: no interval")
 
 # %% [markdown]
-# ## Answer at laptop scale
-
-# %% tags=["nbval-ignore-output"]
-claims.show_verdicts("17_anomaly_smoothing")
-
-# %% [markdown]
 # **Limits.** Shuffled targets are one kind of anomaly, and the settings were tuned without noise.
 # The replay sees different text, so its loss differs for that reason too: over seeds this averages
-# out. All saved outputs except the last table are from the `smoke` scale: a regression test, not
-# evidence. To repeat the five seeds:
-#
-# ```
-# gqc batch run notebooks/batches/17_anomaly_smoothing.yaml --jobs 2
-# ```
+# out.
 
 # %%
 saved = runs.save(history, results, data_hash=run.data_hash)

@@ -32,6 +32,21 @@ if find_spec("gqc") is None:
     # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
+# %% tags=["evidence", "nbval-ignore-output"]
+from gqc_lab import claims
+
+claims.show_evidence("18_angle_paradox")
+
+# %% [markdown]
+# ## Run it yourself
+#
+# The rest of this notebook does the same in seconds at the `smoke` scale: a regression test, not
+# evidence. The committed results above are from
+#
+# ```
+# gqc batch run notebooks/batches/18_angle_paradox.yaml --jobs 2
+# ```
+
 # %% tags=["parameters"]
 # settings: gqc_lab.studies.pretraining.PretrainingConfig
 scale = "smoke"  # seconds, a minute, a GPU
@@ -47,14 +62,14 @@ dtype = "float32"
 # %%
 import pandas as pd
 
-from gqc_lab import claims, figures, runs, track
+from gqc_lab import figures, runs, track
 from gqc_lab.studies.pretraining import gradient_angles
 from gqc_lab.studies import pretraining
 from gqc_lab.loop.placement import make_generator
 from gqc_lab.loop.settings import of_scale
 
 # %% [markdown]
-# ## Run
+# ## Train
 #
 # AdamW at a constant batch, with the angle at every step. At some points training pauses: gradients
 # of further text are averaged at the current weights.
@@ -98,7 +113,7 @@ figures.claims.angles(history)
 figures.claims.norms_against_draws(history)
 
 # %% [markdown]
-# ## Answer
+# ## What this run says
 
 # %%
 largest = probed[probed["num_draws"] == probed["num_draws"].max()].set_index("microbatch")
@@ -116,12 +131,6 @@ print(f"A mean of {num_draws} is at most {results['largest_cut']:.1f} times smal
 print(f"independent noise allows {num_draws**0.5:.1f}.")
 
 # %% [markdown]
-# ## Answer at laptop scale
-
-# %% tags=["nbval-ignore-output"]
-claims.show_verdicts("18_angle_paradox")
-
-# %% [markdown]
 # **Possible readings of the report.** *The first steps*: at step 1 the momentum is the gradient, at
 # 0 degrees, whatever the noise. *The momentum contains the gradient*: that alone takes noise from
 # 90 to 64 degrees, no further. *Bias correction* scales the momentum and rotates nothing if all
@@ -130,13 +139,7 @@ claims.show_verdicts("18_angle_paradox")
 # mean (`sum_ratio`); a library that divides each of them by n makes norms n times smaller at the
 # first draw, without averaging anything, and that may be read as a 20-fold cut.
 #
-# **Limits.** One small model, one optimizer; the angle is over all parameters together. All saved
-# outputs except the last table are from the `smoke` scale: a regression test, not evidence. To
-# repeat the five seeds:
-#
-# ```
-# gqc batch run notebooks/batches/18_angle_paradox.yaml --jobs 2
-# ```
+# **Limits.** One small model, one optimizer; the angle is over all parameters together.
 
 # %%
 saved = runs.save(history, results, data_hash=run.data_hash)

@@ -28,6 +28,21 @@ if find_spec("gqc") is None:
     # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
+# %% tags=["evidence", "nbval-ignore-output"]
+from gqc_lab import claims
+
+claims.show_evidence("19_scaling_fit")
+
+# %% [markdown]
+# ## Run it yourself
+#
+# The rest of this notebook does the same in seconds at the `smoke` scale: a regression test, not
+# evidence. The committed results above are from
+#
+# ```
+# gqc batch run notebooks/batches/19_scaling_fit.yaml --jobs 2
+# ```
+
 # %% tags=["parameters"]
 # settings: gqc_lab.studies.pretraining.PretrainingConfig
 scale = "smoke"  # seconds, minutes, GPUs
@@ -41,12 +56,12 @@ dtype = "float32"
 # %%
 import pandas as pd
 
-from gqc_lab import claims, figures, runs, track
+from gqc_lab import figures, runs, track
 from gqc_lab.studies import pretraining
 from gqc_lab.studies.pretraining import scaling
 
 # %% [markdown]
-# ## Run
+# ## Train
 #
 # One run per budget, with its learning rate (and the threshold of GNTS) scheduled to its own end.
 
@@ -65,7 +80,7 @@ history, ends = pd.concat(histories, ignore_index=True), pd.DataFrame(rows)
 figures.claims.power_laws(ends)
 
 # %% [markdown]
-# ## Answer
+# ## What this run says
 #
 # The interval is that of the fit over the budgets of this seed, with the floor taken as known;
 # `fitted` is the best-fitting floor, which a few budgets hardly determine.
@@ -81,20 +96,8 @@ for row in fits[fits["floor_kind"] == "zero"].itertuples():
     print(f"{row.method}: exponent {row.exponent:.2f} without a floor; 0.35 is {inside} its bounds")
 
 # %% [markdown]
-# ## Answer at laptop scale
-
-# %% tags=["nbval-ignore-output"]
-claims.show_verdicts("19_scaling_fit")
-
-# %% [markdown]
 # **Limits.** Little more than a decade of budgets and one model size: a model that is too small for
-# its tokens has a floor of its own. Methods keep the values tuned for one budget. All saved outputs
-# except the last table are from the `smoke` scale: a regression test, not evidence. To repeat the
-# five seeds:
-#
-# ```
-# gqc batch run notebooks/batches/19_scaling_fit.yaml --jobs 2
-# ```
+# its tokens has a floor of its own. Methods keep the values tuned for one budget.
 
 # %%
 results = pd.concat([ends.assign(kind="run"), fits.assign(kind="fit")], ignore_index=True)

@@ -34,6 +34,21 @@ if find_spec("gqc") is None:
     # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
+# %% tags=["evidence", "nbval-ignore-output"]
+from gqc_lab import claims
+
+claims.show_evidence("20_without_training")
+
+# %% [markdown]
+# ## Run it yourself
+#
+# The rest of this notebook does the same in seconds at the `smoke` scale: a regression test, not
+# evidence. The committed results above are from
+#
+# ```
+# gqc batch run notebooks/batches/20_without_training.yaml --jobs 2
+# ```
+
 # %% tags=["parameters"]
 # settings: gqc_lab.loop.settings.Config
 scale = "smoke"  # one of smoke, laptop, paper; seconds, half a minute, minutes
@@ -122,7 +137,7 @@ random = upgd_order.random_orders(num_weights=num_weights, seed=seed, dtype=dtyp
 figures.without_training.protection(random)
 
 # %% [markdown]
-# ## Answer
+# ## What this run says
 
 # %%
 wrapped = compared[compared["method"].isin(window_memory.WRAPPERS)]
@@ -166,11 +181,7 @@ print(f"max, all negative: correlation {negative['correlation'].max():.2f} at mo
 # is the one Python number that MHT keeps for each draw. The checkpoint loader is that of this kit,
 # and the files are written by its estimators in the published formats. Gates of extreme utilities
 # are compared to the last bit of `dtype`: next to a utility of 1e6, float32 hides differences below
-# 0.03. The saved output is from the `smoke` scale. For ten seeds:
-#
-# ```
-# gqc batch run notebooks/batches/20_without_training.yaml --jobs 2
-# ```
+# 0.03.
 
 # %%
 parts = {

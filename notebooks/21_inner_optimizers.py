@@ -32,6 +32,22 @@ if find_spec("gqc") is None:
     # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
+# %% tags=["evidence", "nbval-ignore-output"]
+from gqc_lab import claims
+
+claims.show_evidence("21_inner_optimizers")
+
+# %% [markdown]
+# ## Run it yourself
+#
+# The rest of this notebook does the same in seconds at the `smoke` scale: a regression test, not
+# evidence. The committed results above are from
+#
+# ```
+# gqc batch run notebooks/batches/21_adam_tradeoff.yaml --jobs 2
+# gqc batch run notebooks/batches/21_inner_optimizers.yaml --jobs 2
+# ```
+
 # %% tags=["parameters"]
 # settings: gqc_lab.studies.pretraining.PretrainingConfig
 scale = "smoke"  # seconds, minutes, a GPU
@@ -50,12 +66,12 @@ dtype = "float32"
 # %%
 from math import exp
 
-from gqc_lab import claims, figures, runs
+from gqc_lab import figures, runs
 from gqc_lab.loop.settings import of_scale
 from gqc_lab.studies.pretraining import equal_tokens, inner_optimizers
 
 # %% [markdown]
-# ## Run
+# ## Train
 #
 # - `adamw`, `sgd` (momentum 0.9), `muon` (for the matrices of the blocks, AdamW for the rest): a
 #   step on a constant number of microbatches (*control*), and GNTS;
@@ -72,7 +88,7 @@ history, results, data_hash = equal_tokens.run_all(compared, inner_optimizers.bu
 figures.claims.comparison_losses(history)
 
 # %% [markdown]
-# ## Answer
+# ## What this run says
 #
 # Means of the logical batch cover closed windows only: what a window that is still open at the end
 # has drawn belongs to no step.
@@ -91,30 +107,11 @@ for name, table in results.groupby("comparison", sort=False):
 print(f"after {results['tokens'].min():,} tokens each, of one seed: no interval")
 
 # %% [markdown]
-# ## Answer at laptop scale
-
-# %% tags=["nbval-ignore-output"]
-claims.show_verdicts("21_inner_optimizers")
-
-# %% [markdown]
-# **What to make of it.** GNTS is not seen to help inside any of the three. Inside Muon it makes
-# half as many steps and loses least. AdamW with twice the batch is worth the same; with four times
-# the batch it loses about the 0.02 nat/token that the rule allows; with eight times, where 256
-# steps are left, far more.
-#
-# **Limits.** All saved outputs except the last table are from the `smoke` scale and a budget too
-# small to learn much: a regression test, not evidence. The learning rate and batch, or the learning
-# rate and threshold, of each run were chosen from ten runs on one seed that no report uses, for the
-# model and budget of the laptop scale alone. Inside AdamW and SGD the loosest threshold tried was
-# best. Inside AdamW it lets nearly every microbatch through (of 2,048, a seed makes 1,772 to 2,048
-# steps), inside SGD not: 1,095 to 1,651 steps, 1 to 15 of them forced. The momentum of SGD and Muon
-# is not tuned; Shampoo is left out. The rule of √n leaves the weight decay as it is, so there is
-# less decay per token. To repeat the five and eight seeds:
-#
-# ```
-# gqc batch run notebooks/batches/21_inner_optimizers.yaml --jobs 2
-# gqc batch run notebooks/batches/21_adam_tradeoff.yaml --jobs 2
-# ```
+# **Limits.** The learning rate and batch, or the learning rate and threshold, of each run were
+# chosen from ten runs on one seed that no report uses, for the model and budget of the laptop scale
+# alone. Inside AdamW and SGD the loosest threshold tried was best. The momentum of SGD and Muon is
+# not tuned; Shampoo is left out. The rule of √n leaves the weight decay as it is, so there is less
+# decay per token.
 
 # %%
 saved = runs.save(history, results, data_hash=data_hash)

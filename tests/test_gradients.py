@@ -14,6 +14,7 @@ from gqc.gradients import (
     divide_,
     magnitudes,
     multiply_,
+    norm_of_such,
     tensor_norms,
     total_norm,
 )
@@ -33,6 +34,18 @@ def test_total_norm_of_mixed_dtypes_complex_empty_and_nothing():
     assert float(total_norm(mixed)) == pytest.approx(global_norm(mixed), rel=1e-6)
     assert float(total_norm([torch.tensor([3 + 4j])])) == pytest.approx(5.0)
     assert float(total_norm([])) == 0.0
+
+
+@pytest.mark.parametrize("sizes", [[(7,), (3,)], [(5, 3), ()], [(300_000,), (4,), (2, 9), (0,)]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_look_at_tensors_serves_all_that_are_like_them(sizes, dtype):
+    """Small ones are taken together, also next to a large one."""
+    first, second = [[torch.randn(size).to(dtype) for size in sizes] for _ in range(2)]
+    norm = norm_of_such(first)
+    for tensors in (first, second):
+        # one float32 sum of 1e5 squares of 16-bit numbers is off by 3e-6
+        assert float(norm(tensors)) == pytest.approx(global_norm(tensors), rel=1e-5)
+        assert torch.equal(norm(tensors), total_norm(tensors))
 
 
 def test_sixteen_bit_norms_are_summed_in_float32():

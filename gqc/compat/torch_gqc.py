@@ -22,19 +22,20 @@ from torch.optim import Optimizer
 
 import gqc
 from gqc import NormWarmupScheduler as NormWarmupScheduler
-from gqc.compat import torch_gqc_schedules as schedules
-from gqc.compat.torch_gqc_schedules import SynchronousSchedule, curve, scheduled
+from gqc.compat.torch_gqc_schedules import SynchronousSchedule, curve, published, scheduled
 from gqc.compat.torch_gqc_wrapper import AbstractOptimizerWrapper
 from gqc.wrappers.options import WindowOptions
 
 __version__ = "0.10.4"
 
-get_norm_threshold_cosine_annealing_with_warmup = (
-    schedules.get_norm_threshold_cosine_annealing_with_warmup
+get_norm_threshold_cosine_annealing_with_warmup = published(
+    gqc.get_norm_threshold_cosine_annealing_with_warmup, "gradient_norm_threshold"
 )
-get_direct_cosine_annealing_with_warmup = schedules.get_direct_cosine_annealing_with_warmup
-get_curved_batch_schedule = schedules.get_curved_batch_schedule
-get_quadratic_batch_schedule = schedules.get_quadratic_batch_schedule
+get_direct_cosine_annealing_with_warmup = published(
+    gqc.get_direct_cosine_annealing_with_warmup, "lr"
+)
+get_curved_batch_schedule = published(gqc.get_curved_batch_schedule, "logical_batch_size")
+get_quadratic_batch_schedule = published(gqc.get_quadratic_batch_schedule, "logical_batch_size")
 
 
 class OptimizerWrapperGNTS(AbstractOptimizerWrapper, gqc.OptimizerWrapperGNTS):

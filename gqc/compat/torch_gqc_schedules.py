@@ -22,20 +22,20 @@ _TARGETS = {
 }
 
 
-def _prepared(optimizer: Optimizer, key: str | None, otherwise: str) -> str:
-    """The key to schedule, which a plain optimizer gets: a wrapper made of it later keeps it."""
-    own = [name for kind, name in _TARGETS.items() if isinstance(optimizer, kind)]
-    found = key or (own[0] if own else otherwise)
-    for group in optimizer.param_groups:
-        group.setdefault(found, 1.0)
-    return found
+def published(builder: Callable[..., ParamGroupSchedule], otherwise: str) -> Any:
+    """Return the builder for what a wrapper decides by, or else ``otherwise``.
 
+    A plain optimizer gets that entry: a wrapper that is made of it later keeps it.
+    """
 
-def _published(builder: Callable[..., ParamGroupSchedule], otherwise: str) -> Any:
     def build(
         optimizer: Optimizer, *args: Any, key: str | None = None, **kwargs: Any
     ) -> ParamGroupSchedule:
-        return builder(optimizer, *args, key=_prepared(optimizer, key, otherwise), **kwargs)
+        own = [name for kind, name in _TARGETS.items() if isinstance(optimizer, kind)]
+        key = key or (*own, otherwise)[0]
+        for group in optimizer.param_groups:
+            group.setdefault(key, 1.0)
+        return builder(optimizer, *args, key=key, **kwargs)
 
     build.__name__ = build.__qualname__ = builder.__name__
     build.__doc__ = f""":func:`gqc.{builder.__name__}` of what GNTS, SBC and GNR decide by.
@@ -43,18 +43,6 @@ def _published(builder: Callable[..., ParamGroupSchedule], otherwise: str) -> An
     Of any other optimizer: of {otherwise!r}, which its groups get where they have none.
     """
     return build
-
-
-get_norm_threshold_cosine_annealing_with_warmup = _published(
-    builders.get_norm_threshold_cosine_annealing_with_warmup, THRESHOLD
-)
-get_direct_cosine_annealing_with_warmup = _published(
-    builders.get_direct_cosine_annealing_with_warmup, "lr"
-)
-get_curved_batch_schedule = _published(builders.get_curved_batch_schedule, "logical_batch_size")
-get_quadratic_batch_schedule = _published(
-    builders.get_quadratic_batch_schedule, "logical_batch_size"
-)
 
 
 class SynchronousSchedule(ParamGroupSchedule):

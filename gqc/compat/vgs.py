@@ -135,29 +135,15 @@ class VarianceGradientScaler(scalers.VarianceGradientScaler):
 
     # What published code reads
 
-    @property
-    def _step_count(self) -> int:
-        return self.step_count
-
-    @property
-    def _param_grad_mean_ema(self) -> Tensor | None:
-        return self._vector(0)
-
-    @property
-    def _param_grad_sq_ema(self) -> Tensor | None:
-        return self._vector(1)
+    _step_count = property(lambda self: self.step_count)
+    _param_grad_mean_ema = property(lambda self: self._vector(0))
+    _param_grad_sq_ema = property(lambda self: self._vector(1))
+    _grad_mean_ema = property(lambda self: self._scalar(0))
+    _grad_var_ema = property(lambda self: self._scalar(1))
 
     @property
     def _param_numel(self) -> Tensor:
         return torch.tensor([p.numel() for p in self._parameters.tensors])
-
-    @property
-    def _grad_mean_ema(self) -> float | None:
-        return self._scalar(0)
-
-    @property
-    def _grad_var_ema(self) -> float | None:
-        return self._scalar(1)
 
     def _vector(self, index: int) -> Tensor | None:
         """An average of each tensor, before it is corrected; None of our estimators."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch.optim import Optimizer
@@ -58,12 +59,20 @@ def attach(*schedules: ParamGroupSchedule) -> OptimizerWrapper:
 
 
 def wrappers_in(*optimizers: Any) -> list[OptimizerWrapper]:
-    """Return the wrappers among ``optimizers``, also inside what a trainer put around them."""
+    """Return the wrappers among ``optimizers``, also inside what a trainer put around them.
+
+    Raises: ValueError: there is none.
+    """
     found = []
     for optimizer in optimizers:
         while optimizer is not None and not isinstance(optimizer, OptimizerWrapper):
             optimizer = getattr(optimizer, "optimizer", getattr(optimizer, "_optimizer", None))
         found += [optimizer] if optimizer is not None else []
+    if not found:
+        raise ValueError(
+            "the Trainer has no wrapper of gqc: pass optimizers=(wrapper, None) to that of Hugging "
+            "Face; in Lightning return it from configure_optimizers()"
+        )
     return found
 
 
@@ -75,6 +84,15 @@ def refuse_clipping(name: str, value: float | None, wrapper: OptimizerWrapper) -
             f"gradient that it steps with: pass {name}=0 to the trainer and clip_norm={value:g} to "
             "the wrapper"
         )
+
+
+def finish(wrapper: OptimizerWrapper, flush: bool, warn: Callable[[str], Any]) -> None:
+    """Step with the draws that are left at the end, or drop them and warn of it."""
+    if wrapper.num_draws and flush:
+        wrapper.flush()
+    elif wrapper.num_draws:
+        warn(f"{wrapper.num_draws} draws at the end were not stepped with")
+        wrapper.discard()
 
 
 def _check(schedules: tuple[ParamGroupSchedule, ...]) -> OptimizerWrapper:

@@ -7,9 +7,8 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from gqc.integrations.attached import attach, refuse_clipping, wrappers_in
+from gqc.integrations.attached import attach, finish, refuse_clipping, wrappers_in
 from gqc.schedules import ParamGroupSchedule
-from gqc.wrappers import OptimizerWrapper
 
 logger = logging.get_logger(__name__)
 
@@ -50,9 +49,9 @@ class WrapperCallback(TrainerCallback):
     def on_train_begin(
         self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
     ) -> None:
-        wrapper = _wrapper(optimizer)
-        refuse_clipping("max_grad_norm", args.max_grad_norm, wrapper)
-        if wrapper.sums_in_grad:
+        self.wrapper = wrappers_in(optimizer)[0]
+        refuse_clipping("max_grad_norm", args.max_grad_norm, self.wrapper)
+        if self.wrapper.sums_in_grad:
             raise ValueError(
                 'accumulate="grad" in a Trainer, which clears .grad after every microbatch and '
                 'with it the sum of the window: pass accumulate="buffer" to the wrapper'
@@ -63,41 +62,15 @@ class WrapperCallback(TrainerCallback):
                 "logging_steps, save_steps, the warmup and the lr schedule"
             )
 
-    def on_pre_optimizer_step(
-        self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
-    ) -> None:
-        _wrapper(optimizer).accept_gradients()  # measured, by clipping to infinity
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self.wrapper.accept_gradients()  # measured, by clipping to infinity
 
     def on_log(
-        self,
-        args: Any,
-        state: Any,
-        control: Any,
-        logs: dict[str, Any] | None = None,
-        optimizer: Any = None,
-        **kwargs: Any,
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        numbers = {f"gqc/{k}": v for k, v in _wrapper(optimizer).numbers().items()}
-        if state.log_history:
-            state.log_history[-1].update(numbers)
-        if logs is not None:
-            logs.update(numbers)
+        numbers = {f"gqc/{k}": v for k, v in self.wrapper.numbers().items()}
+        for entry in (*state.log_history[-1:], logs or {}):
+            entry.update(numbers)
 
-    def on_train_end(
-        self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
-    ) -> None:
-        wrapper = _wrapper(optimizer)
-        if wrapper.num_draws and self.flush and not args.load_best_model_at_end:
-            wrapper.flush()
-        elif wrapper.num_draws:
-            logger.warning(f"{wrapper.num_draws} draws at the end were not stepped with")
-            wrapper.discard()
-
-
-def _wrapper(optimizer: Any) -> OptimizerWrapper:
-    found = wrappers_in(optimizer)
-    if not found:
-        raise ValueError(
-            "the Trainer's optimizer is no wrapper of gqc: pass optimizers=(wrapper, None) to it"
-        )
-    return found[0]
+    def on_train_end(self, args: Any, *others: Any, **kwargs: Any) -> None:
+        finish(self.wrapper, self.flush and not args.load_best_model_at_end, logger.warning)

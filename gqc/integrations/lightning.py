@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gqc.integrations.attached import refuse_clipping, wrappers_in
+from gqc.integrations.attached import finish, refuse_clipping, wrappers_in
 from gqc.schedules import ParamGroupSchedule
 
 if TYPE_CHECKING:
@@ -47,8 +47,6 @@ class WrapperCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         wrappers = wrappers_in(*trainer.optimizers)
-        if not wrappers:
-            raise ValueError("configure_optimizers() returned no wrapper of gqc")
         refuse_clipping("gradient_clip_val", trainer.gradient_clip_val, wrappers[0])
         for config in trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, ParamGroupSchedule):
@@ -65,8 +63,4 @@ class WrapperCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for wrapper in wrappers_in(*trainer.optimizers):
-            if wrapper.num_draws and self.flush:
-                wrapper.flush()
-            elif wrapper.num_draws:
-                rank_zero_warn(f"{wrapper.num_draws} draws at the end of fit were not stepped with")
-                wrapper.discard()
+            finish(wrapper, self.flush, rank_zero_warn)

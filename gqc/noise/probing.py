@@ -24,8 +24,9 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from statistics import median
+from dataclasses import dataclass
+from itertools import chain, islice
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,7 +44,9 @@ if TYPE_CHECKING:
 FEWEST = 16
 FAR = 8  # draws after which noise counts as without memory
 SEVERAL = 8  # draws in a window: GNTS can then react by one more or less
+LONGEST = 4  # times the wanted draws: about `max_draws`
 ORDERS = 256  # in which the draws are put to simulate windows
+SPLITS = 8  # in halves
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,47 +54,59 @@ class Probe:
     r"""What :func:`probe` measured, and the settings that follow.
 
     Attributes:
-        products: estimates of :math:`\langle g_i, g_j\rangle` [draws, draws]; exact for i = j.
+        products: :math:`\langle g_i, g_j\rangle` [draws, draws]; exact for i = j and in their sum,
+            estimated for each pair.
         seconds: per microbatch, the median.
         examples: in a microbatch; None where batches hold no tensor.
-        signal_sq, noise_trace: :math:`|G|^2` (not positive: not resolved) and T.
-        noise_scale: :math:`R = T / |G|^2` in microbatches; None while the signal is not resolved.
-        noise_scale_error: its standard error, by the jackknife; inf where it is None.
-        correlation: of the noise of successive draws, from products at distance 1 and >= 8.
-        correlation_error: its standard error.
     """
 
     products: Tensor
     seconds: float
     examples: int | None
-    signal_sq: float = field(init=False)
-    noise_trace: float = field(init=False)
-    noise_scale: float | None = field(init=False)
-    noise_scale_error: float = field(init=False)
-    correlation: float = field(init=False)
-    correlation_error: float = field(init=False)
 
-    def __post_init__(self) -> None:
-        k = self.products
-        n, own = len(k), k.diagonal()
-        others = k.sum(1) - own
-        signal, noise = _split(others.sum(), own.sum(), n)
-        left = _split(others.sum() - 2 * others, own.sum() - own, n - 1)  # without each one
-        scales = left[1] / left[0]
-        near = k.diagonal(1)
-        far = k.triu(FAR).sum() / ((n - FAR) * (n - FAR + 1) / 2)
-        unit = (own.mean() - far).clamp(min=torch.finfo(k.dtype).tiny)
-        found = {
-            "signal_sq": float(signal),
-            "noise_trace": float(noise),
-            "noise_scale": float(noise / signal) if signal > 0 else None,
-            "noise_scale_error": math.inf,
-            "correlation": float((near.mean() - far) / unit),
-            "correlation_error": float(near.std() / math.sqrt(n - 1) / unit),
-        }
-        if signal > 0:
-            found["noise_scale_error"] = float(scales.std(correction=0)) * math.sqrt(n - 1)
-        self.__dict__.update(found)
+    @property
+    def signal_sq(self) -> float:
+        r""":math:`|G|^2`, without bias; not positive where it is not resolved."""
+        n, own = len(self.products), self.products.diagonal()
+        return float((self.products.sum() - own.sum()) / (n * (n - 1)))
+
+    @property
+    def noise_trace(self) -> float:
+        """T, the noise of one microbatch, without bias."""
+        return float(self.products.diagonal().mean()) - self.signal_sq
+
+    @property
+    def noise_scale(self) -> float | None:
+        """:math:`R = T / |G|^2` in microbatches; None while the signal is not resolved."""
+        return self.noise_trace / self.signal_sq if self.signal_sq > 0 else None
+
+    @property
+    def noise_scale_error(self) -> float:
+        """Standard error of the noise scale, by the jackknife; inf where that is None."""
+        if self.noise_scale is None:
+            return math.inf
+        k, own, n = self.products, self.products.diagonal(), len(self.products)
+        signals = (k.sum() - 2 * k.sum(1) - own.sum() + 2 * own) / ((n - 1) * (n - 2))
+        scales = (own.sum() - own) / (n - 1) / signals - 1  # without each draw
+        return float(scales.std(correction=0)) * math.sqrt(n - 1)
+
+    @property
+    def correlation(self) -> float:
+        """Correlation of the noise of successive draws, from products at distance 1 and >= 8."""
+        return float(self._near().mean())
+
+    @property
+    def correlation_error(self) -> float:
+        """Standard error of the correlation."""
+        near = self._near()
+        return float(near.std()) / math.sqrt(len(near))
+
+    def _near(self) -> Tensor:
+        """Products of neighbours without the signal, in units of the noise."""
+        k, far = self.products, len(self.products) - FAR
+        signal = k.triu(FAR).sum() / (far * (far + 1) / 2)
+        unit = (k.diagonal().mean() - signal).clamp(min=torch.finfo(k.dtype).tiny)
+        return (k.diagonal(1) - signal) / unit
 
     @property
     def critical_batch(self) -> float | None:
@@ -113,24 +128,38 @@ class Probe:
     def norm(self, draws: float) -> float:
         """Return the threshold with which windows have so many draws here, on average.
 
-        From windows that are simulated with the draws in other orders, since a norm happens to
-        fall below its expectation early; from the formula above a quarter of the draws there are.
+        From windows of at most four times as many draws, made of those that were measured in random
+        orders: a norm happens to fall below its expectation early, and the more so the fewer
+        directions the noise has.  From the formula above a quarter of the draws there are.
 
         Raises: ValueError: fewer than one draw.
         """
         if not draws >= 1:
             raise ValueError(f"draws={draws!r}: expected a number >= 1")
-        norms = self._window_norms()
-        if draws > len(self.products) / 4:
+        if LONGEST * draws > len(self.products):
             return math.sqrt(max(self.signal_sq, 0.0) + self.noise_trace / draws)
-        low, high = float(norms.min()), float(norms.max())
-        for _ in range(40):
-            middle = math.sqrt(low * high)
-            is_met = norms <= middle
-            is_met[:, -1] = True
-            mean = float(is_met.int().argmax(1).double().mean()) + 1
-            low, high = (middle, high) if mean > draws else (low, middle)
-        return high
+        return _norm_for(draws, _lowest_norms(self.products, math.ceil(LONGEST * draws)))
+
+    def draws_error(self, draws: float) -> float:
+        """Return the standard error of the mean draws that :meth:`norm` gives here.
+
+        A norm that half of the draws suggest is tried on the other half, in several splits: that is
+        twice the error, whatever shape the noise has.  It is large where R is far below the wanted
+        draws, since a little more norm is then many draws less.  inf above an eighth of the draws.
+        """
+        half, errors = len(self.products) // 2, []
+        if LONGEST * draws > half:
+            return math.inf
+        for seed in range(SPLITS):
+            order = _orders(1, 2 * half, seed)[0]
+            low = [
+                _lowest_norms(self.products[part][:, part], math.ceil(LONGEST * draws), ORDERS // 4)
+                for part in order.split(half)
+            ]
+            for here, there in (low, low[::-1]):
+                found = 1 + int((there[:, :-1] > _norm_for(draws, here)).sum()) / len(there)
+                errors.append((found - draws) ** 2)
+        return math.sqrt(fmean(errors)) / 2
 
     def gnts_options(self, draws: float = 8.0) -> dict[str, float]:
         """Return settings that mean so many draws here.
@@ -145,7 +174,7 @@ class Probe:
             "start_norm": norm,
             "end_norm": norm,
             "warmup_multiplier": max(1.0, 1.25 * largest / norm),
-            "max_draws": 2 ** math.ceil(math.log2(4 * draws)),
+            "max_draws": 2 ** math.ceil(math.log2(LONGEST * draws)),
         }
 
     def make_gnts(
@@ -169,13 +198,15 @@ class Probe:
 
     def __repr__(self) -> str:
         size = "" if self.examples is None else f" of {self.examples} examples"
+        options = self.gnts_options(SEVERAL)
         said = "independent" if self.is_independent else "NOT independent: R comes out too small"
         rows = {
             "|G|": f"{math.sqrt(max(self.signal_sq, 0)):.3g}",
             "tr Sigma": f"{self.noise_trace:.3g} of one microbatch",
             "noise scale": "not resolved: probe more draws",
             "draws": f"{said} (correlation {self.correlation:.2f} ± {self.correlation_error:.2f})",
-            "for 8 draws": ", ".join(f"{k} {v:.3g}" for k, v in self.gnts_options().items()),
+            f"for {SEVERAL} draws": ", ".join(f"{k} {v:.4g}" for k, v in options.items()),
+            "they give": f"{SEVERAL} ± {self.draws_error(SEVERAL):.2g} draws",
         }
         if self.noise_scale is not None:
             error = self.noise_scale_error
@@ -186,26 +217,18 @@ class Probe:
         head = f"{len(self.products)} microbatches{size}, {1e3 * self.seconds:.3g} ms each"
         return "\n".join([head, *(f"  {name:<15} {value}" for name, value in rows.items())])
 
-    def _window_norms(self) -> Tensor:
-        """Norms of the mean of the first 1 to n draws, in several orders [ORDERS, n]."""
-        k, n = self.products, len(self.products)
-        generator = torch.Generator().manual_seed(0)
-        orders = [torch.randperm(n, generator=generator) for _ in range(ORDERS)]
-        sums = [k[o][:, o].cumsum(0).cumsum(1).diagonal() for o in orders]
-        return torch.stack(sums).clamp(min=0).sqrt() / torch.arange(1, n + 1)
-
 
 def probe(
     model: nn.Module,
     loss_fn: Callable[[nn.Module, Any], Tensor],
     loader: Iterable[Any],
     optimizer: Optimizer | None = None,
-    draws: int = 64,
+    draws: int = 100,
 ) -> Probe:
     """Measure how noisy the gradient of ``model`` is, and what follows, without a step.
 
     Parameters, ``.grad``, buffers, training modes, and the generators of torch, numpy and Python
-    are afterwards as before.  Memory: a gradient, and a sketch of each draw.
+    are afterwards as before.  Memory: two gradients, and a sketch of each draw.
 
     Args:
         model: as it is trained, in its present mode; not in DDP, and not sharded.
@@ -213,7 +236,9 @@ def probe(
         loader: of microbatches as training draws them, in their order; an iterator loses what is
             read.  Batches of another size than the first are passed over.
         optimizer: whose parameters count, a wrapper or not; None: all that need a gradient.
-        draws: to take, >= 16; fewer where the loader ends.  The error of R falls as their root.
+        draws: to take, >= 16; fewer where the loader ends.  Errors fall as their root: two percent
+            of the microbatches of a run are well spent, and the table says how far off the settings
+            may be.
     Raises:
         ValueError: fewer than 16 microbatches, or nothing to train.
         TypeError: a model in DDP or with sharded parameters, or a sparse gradient.
@@ -223,6 +248,7 @@ def probe(
     check_count("draws", draws, FEWEST)
     params = _trained(model, optimizer)
     sketch, vectors, norms, seconds, size = ProductSketch(), [], [], [], None
+    total = [torch.zeros_like(p, dtype=None if p.is_complex() else torch.float32) for p in params]
     with _unchanged(model, loader):
         for batch in _alike(loader, draws):
             started = time.perf_counter()
@@ -231,17 +257,16 @@ def probe(
                 grads = torch.autograd.grad(loss, params, materialize_grads=True)
             with torch.no_grad():
                 norms.append(float(total_norm(dense(grads))))
-                vectors.append(sketch([g if g.is_complex() else g.float() for g in grads]))
+                wide = [g if g.is_complex() else g.float() for g in grads]
+                torch._foreach_add_(total, wide)
+                vectors.append(sketch(wide))
             seconds.append(time.perf_counter() - started)
             size = _size(batch)
             if not math.isfinite(norms[-1]):
                 raise FloatingPointError(f"gradient {len(norms)} has the norm {norms[-1]}")
     if len(norms) < FEWEST:
         raise ValueError(f"the loader has {len(norms)} microbatches: expected >= {FEWEST}")
-    products = torch.stack(vectors).double().cpu()
-    products = products @ products.T
-    products.diagonal().copy_(torch.tensor(norms, dtype=torch.double).square())
-    return Probe(products, median(seconds), size)
+    return Probe(_products(vectors, norms, float(total_norm(total))), median(seconds), size)
 
 
 def _trained(model: nn.Module, optimizer: Optimizer | None) -> list[Tensor]:
@@ -254,10 +279,33 @@ def _trained(model: nn.Module, optimizer: Optimizer | None) -> list[Tensor]:
     return params
 
 
-def _split(others: Tensor, own: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """:math:`|G|^2` and T from the sums of products of different draws and of the same."""
-    signal = others / (n * (n - 1))
-    return signal, own / n - signal
+def _products(vectors: list[Tensor], norms: list[float], norm_of_sum: float) -> Tensor:
+    """Products of all pairs from sketches; the sketch errs in their sum too, which is known."""
+    n, own = len(norms), torch.tensor(norms, dtype=torch.double).square()
+    sketched = torch.stack(vectors).double().cpu()
+    products = (sketched @ sketched.T).fill_diagonal_(0.0)
+    products += (norm_of_sum**2 - own.sum() - products.sum()) / (n * (n - 1))
+    products.diagonal().copy_(own)
+    return products
+
+
+def _orders(num: int, n: int, seed: int = 0) -> Tensor:
+    """Random orders of n draws [num, n]."""
+    return torch.rand(num, n, generator=torch.Generator().manual_seed(seed)).argsort(1)
+
+
+def _lowest_norms(products: Tensor, most: int, num: int = ORDERS) -> Tensor:
+    """Lowest norm so far of the mean of the first 1 to ``most`` draws, by order [num, most]."""
+    order = _orders(num, len(products))[:, :most]
+    sums = products[order[:, :, None], order[:, None, :]].cumsum(1).cumsum(2)
+    squares = sums.diagonal(dim1=1, dim2=2).clamp(min=0)
+    return (squares.sqrt() / torch.arange(1, most + 1)).cummin(1).values
+
+
+def _norm_for(draws: float, lowest: Tensor) -> float:
+    """The threshold that is still above so many of ``lowest``: a window draws while it is below."""
+    above = round((draws - 1) * len(lowest))
+    return float(lowest[:, :-1].flatten().sort(descending=True).values[above])
 
 
 def _size(batch: Any) -> int | None:
@@ -271,14 +319,11 @@ def _size(batch: Any) -> int | None:
 
 def _alike(loader: Iterable[Any], most: int) -> Iterator[Any]:
     """At most so many batches, those of the size of the first."""
-    size, count = None, 0
-    for batch in loader:
-        size = _size(batch) if count == 0 else size
-        if _size(batch) == size:
-            yield batch
-            count += 1
-        if count == most:
-            return
+    batches = iter(loader)
+    for first in batches:
+        rest = (batch for batch in batches if _size(batch) == _size(first))
+        yield from islice(chain([first], rest), most)
+        return
 
 
 @contextmanager
@@ -286,23 +331,19 @@ def _unchanged(model: nn.Module, loader: Any) -> Iterator[None]:
     """Put back buffers, modes and generators; the rest is not touched."""
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
     modes = [(module, module.training) for module in model.modules()]
-    owners = (loader, getattr(loader, "sampler", None))
-    owned = [getattr(owner, "generator", None) for owner in owners]
-    states = [(g, g.get_state()) for g in owned if isinstance(g, torch.Generator)]
+    owned = [getattr(o, "generator", None) for o in (loader, getattr(loader, "sampler", None))]
     numpy: Any = sys.modules.get("numpy")
-    before = random.getstate(), numpy and numpy.random.get_state()
+    states: list[tuple[Callable[[Any], Any], Any]] = [(random.setstate, random.getstate())]
+    states += [(g.set_state, g.get_state()) for g in owned if isinstance(g, torch.Generator)]
+    states += [(numpy.random.set_state, numpy.random.get_state())] if numpy else []
     cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
         with torch.random.fork_rng([*cuda]):
             yield
     finally:
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+        for buffer, value in buffers:
+            buffer.detach().copy_(value)
         for module, mode in modes:
             module.training = mode
-        for generator, state in states:
-            generator.set_state(state)
-        random.setstate(before[0])
-        if numpy:
-            numpy.random.set_state(before[1])
+        for restore, state in states:
+            restore(state)

@@ -65,6 +65,8 @@ found
 # - **draws**: "NOT independent" means that successive microbatches share noise (packed documents,
 #   an unshuffled file). Every estimate of noise is then too small: shuffle first.
 # - **for 8 draws**: the settings of GNTS that mean 8 draws a step, at these parameters.
+# - **they give**: how far off the mean may be. Four times as many microbatches in the probe halve
+#   it; it is large where the noise scale is far below 8, and a little more norm many draws less.
 #
 # ## From draws to a norm
 

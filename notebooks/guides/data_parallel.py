@@ -19,8 +19,7 @@
 #
 # Wrap the optimizer as on one; the decision is the same on all ranks, because it is made from
 # reduced gradients (DDP) or reduced norms (FSDP2). Two things change: a threshold that was chosen
-# on one rank, and what a draw costs. The cells below run as one rank; as a script, `torchrun` runs
-# them on many.
+# on one rank, and what a draw costs. Below, two ranks show both, on a CPU.
 
 # %% tags=["install"]
 from importlib.util import find_spec
@@ -29,19 +28,27 @@ if find_spec("gqc") is None:
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
 # %%
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
 import torch
 from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
-from gqc import OptimizerWrapperGNTS, OptimizerWrapperSBC
-from gqc.noise import two_batch
+from gqc.noise import probe
 
 pixels, labels = (torch.tensor(a) for a in load_digits(return_X_y=True))
 pixels = (pixels / 16).float()
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+chosen = torch.randint(1500, (800, 8))  # examples of each microbatch
 
-def make_model():
-    torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+
+def loss_fn(model, examples):
+    return F.cross_entropy(model(pixels[examples]), labels[examples])
 
 
 # %% [markdown]
@@ -49,101 +56,106 @@ def make_model():
 #
 # A draw on $W$ ranks is the mean of $W$ microbatches, with $1/W$ of the noise: its squared norm is
 # $|G|^2 + T/W$ on average, where $T = \mathrm{tr}\,\Sigma$ is the noise of one microbatch. A
-# threshold $\tau$ that means $n$ draws on one rank, $\tau^2 = |G|^2 + T/n$, becomes
+# threshold $\tau$ that means $n$ draws on one rank becomes
 #
 # $$\tau_W^2 = |G|^2 + \frac{\tau^2 - |G|^2}{W}$$
 #
 # for $n$ draws of $W$ microbatches each: $W$ times the logical batch. Keep $\tau$ to keep the
-# logical batch; the windows then have $n/W$ draws.
+# logical batch; the windows then have $n/W$ draws. Probe before the model is in DDP:
 
 # %%
-def gradient(chosen, model):
-    loss = F.cross_entropy(model(pixels[chosen]), labels[chosen])
-    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, [*model.parameters()])])
-
-model, stream = make_model(), torch.Generator().manual_seed(1)
-chosen = torch.randint(1500, (800, 8), generator=stream)
-draws = torch.stack([gradient(examples, model) for examples in chosen])
-small, large = draws.square().sum(1).mean(), draws.mean(0).square().sum()
-signal, noise = (x.item() for x in two_batch(small, large, len(draws)))
-tau = (signal + noise / 4) ** 0.5  # four draws on one rank
-print(f"|G|^2 = {signal:.3f}, T = {noise:.3f}, threshold for 4 draws on 1 rank: {tau:.3f}")
-for ranks in (1, 2, 8):
-    wanted = (signal + (tau**2 - signal) / ranks) ** 0.5
-    means = draws.view(-1, 4 * ranks, draws.shape[1]).mean(1)
-    found = means.square().sum(1).mean().sqrt().item()
-    print(f"{ranks} ranks: threshold {wanted:.3f}; the mean of 4 draws there has norm {found:.3f}")
+found = probe(model, loss_fn, chosen, draws=400)
+tau = found.norm(6)
+tau_2 = (found.signal_sq + (tau**2 - found.signal_sq) / 2) ** 0.5
+print(f"6 draws on 1 rank: threshold {tau:.3f}; on 2 ranks: {tau_2:.3f}")
 
 # %% [markdown]
-# ## DDP, and what it sends
+# ## Two ranks
 #
-# DDP all-reduces at each `backward`, so GNTS sends as much as plain training with the same
-# microbatches, one gradient per draw, and 4 bytes for its norms. Where the decision is known before
-# (SBC, Replay), `closes_next()` says which draw needs the all-reduce, and the others stay local in
-# `no_sync()`.
+# What each rank runs. The learning rate is 0, so that the noise stays as it was probed.
 
 # %%
-import os
-import warnings
+SCRIPT = """
+import sys
 from contextlib import nullcontext
 
+import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-if "RANK" not in os.environ:  # one rank; torchrun sets these itself
-    os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="localhost", MASTER_PORT="0")
+from gqc import OptimizerWrapperGNTS, OptimizerWrapperSBC
+
 dist.init_process_group("gloo")
+rank, ranks = dist.get_rank(), dist.get_world_size()
+pixels, labels, chosen, taus, weights = torch.load(sys.argv[1])
+sent = [0]
 
-warnings.filterwarnings("ignore", ".*communication hook")  # which only counts here
 
-def count_all_reduces(make_wrapper, only_last=False):
-    ddp, calls = DistributedDataParallel(make_model()), []
-    ddp.register_comm_hook(None, lambda state, bucket: send(calls, bucket))
-    wrapper = make_wrapper(torch.optim.AdamW(ddp.parameters(), lr=1e-2))
-    for examples in chosen[dist.get_rank() :: dist.get_world_size()][:96]:
-        is_local = only_last and not wrapper.closes_next()
-        with ddp.no_sync() if is_local else nullcontext():
-            F.cross_entropy(ddp(pixels[examples]), labels[examples]).backward()
-        wrapper.step()
-    return len(calls), wrapper.numbers()["steps"]
+def make_model():
+    layers = torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10)
+    model = torch.nn.Sequential(*layers)
+    model.load_state_dict(weights)
+    return model
 
-def send(calls, bucket) -> torch.futures.Future[torch.Tensor]:
-    calls.append(len(bucket.buffer()))
-    mean = bucket.buffer() / dist.get_world_size()
+
+def send(state, bucket) -> torch.futures.Future[torch.Tensor]:
+    sent[0] += bucket.buffer().nbytes
+    mean = bucket.buffer() / ranks
     return dist.all_reduce(mean, async_op=True).get_future().then(lambda done: done.value()[0])
 
-def gnts(adamw):
-    return OptimizerWrapperGNTS(adamw, tau)
 
-def sbc(adamw):
-    return OptimizerWrapperSBC(adamw, 8, 32, accumulate="grad")
+def train(name, model, make_wrapper, only_last=False):
+    sent[0] = 0
+    if isinstance(model, DistributedDataParallel):
+        model.register_comm_hook(None, send)  # only to count
+    wrapper = make_wrapper(torch.optim.AdamW(model.parameters(), lr=0.0))
+    for examples in chosen[rank : 240 : ranks]:
+        is_local = only_last and not wrapper.closes_next()
+        with model.no_sync() if is_local else nullcontext():
+            F.cross_entropy(model(pixels[examples]), labels[examples]).backward()
+        wrapper.step()
+    steps = wrapper.numbers()["steps"]
+    if rank == 0:
+        cost = f", {sent[0] / steps / 1000:.0f} kB reduced" if sent[0] else ""
+        print(f"{name}: {240 / ranks / steps:.1f} draws a step{cost}")
 
-for name, make, only_last in (("GNTS", gnts, False), ("SBC", sbc, False), ("SBC", sbc, True)):
-    sent, steps = count_all_reduces(make, only_last)
-    way = "closes_next()" if only_last else "every draw"
-    print(f"{name:4} {way:14}: 96 draws, {steps} steps, {sent} all-reduces")
 
-# %% [markdown]
-# `OptimizerWrapperGNTS(..., decide_every=4)` with `accumulate="grad"` and `closes_next()` decides,
-# and sends, at every fourth draw only.
-#
-# ## FSDP2
-#
-# `fully_shard` the model, then wrap an optimizer of its sharded parameters. The buffer is sharded
-# too: one more gradient, divided by the number of ranks. Norms are reduced over the shards, one
-# number per draw.
-
-# %%
-from torch.distributed.fsdp import fully_shard
-
-mesh = dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),))
-sharded = fully_shard(make_model(), mesh=mesh)
-wrapper = gnts(torch.optim.AdamW(sharded.parameters(), lr=1e-2))
-for examples in chosen[dist.get_rank() :: dist.get_world_size()][:96]:
-    F.cross_entropy(sharded(pixels[examples]), labels[examples]).backward()
-    wrapper.step()
-print(f"FSDP2: 96 draws, {wrapper.numbers()['steps']} steps")
+ddp = DistributedDataParallel
+for tau in taus:
+    gnts = lambda adamw: OptimizerWrapperGNTS(adamw, tau)
+    train(f"GNTS at {tau:.3f}", ddp(make_model()), gnts)
+sbc = lambda adamw: OptimizerWrapperSBC(adamw, 16, 96, accumulate="grad")
+train("SBC, closes_next()", ddp(make_model()), sbc, only_last=True)
+mesh = dist.device_mesh.init_device_mesh("cpu", (ranks,))
+train(f"GNTS at {tau:.3f}, FSDP2", fully_shard(make_model(), mesh=mesh), gnts)
 dist.destroy_process_group()
+"""
+
+with tempfile.TemporaryDirectory() as folder:
+    script, data = Path(folder, "train.py"), Path(folder, "data.pt")
+    script.write_text(SCRIPT)
+    torch.save((pixels, labels, chosen, (tau, tau_2), model.state_dict()), data)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+               "--nproc-per-node", "2", script, data]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+print(done.stdout, end="") if done.returncode == 0 else print(done.stderr)
 
 # %% [markdown]
-# To run it on two ranks: `torchrun --nproc-per-node 2 data_parallel.py`.
+# The first threshold keeps the logical batch of one rank: half as many draws, of two microbatches
+# each. The second has the draws of one rank, and twice its logical batch.
+#
+# ## What is sent
+#
+# DDP all-reduces at each `backward`, so GNTS sends what plain training with the same microbatches
+# sends: one gradient a draw (19 kB here), and 4 bytes for its norm. Where the decision is known
+# before (SBC, Replay), `closes_next()` says which draw needs the all-reduce; the others stay local
+# in `no_sync()`, with `accumulate="grad"`.
+# `OptimizerWrapperGNTS(..., decide_every=4)` decides, and sends, at every fourth draw only.
+#
+# FSDP2 shards the buffer too: one more gradient, divided by the number of ranks. Norms are reduced
+# over the shards, one number a draw. Wrap an optimizer of the sharded parameters, after
+# `fully_shard`.

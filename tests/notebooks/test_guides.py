@@ -1,4 +1,4 @@
-"""Guides are short, and README counts the lines that they mark as changed."""
+"""Guides are short, and docs/guides.md counts the lines that they mark as changed."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ GUIDES = sorted(ROOT.glob("notebooks/guides/*.py"))
 MOST_WORDS = 1_000  # five minutes at 200 words a minute
 MOST_LINES_CHANGED = 3
 
-#: tag of the cell with the loop -> what README calls it, and its guide
+#: tag of the cell with the loop -> what the page calls it, and its guide
 LOOPS = {
     "plain-loop": ("a loop like nanoGPT's", "own_loop"),
     "huggingface": ("Trainer of Hugging Face", "with_huggingface"),
@@ -29,10 +29,10 @@ def count_changed(tag, guide):
 
 
 def lines_changed():
-    """README's table."""
+    """The table of docs/guides.md."""
     rows = ["| loop | lines changed | guide |", "|---|---|---|"]
     for tag, (name, guide) in LOOPS.items():
-        link = f"[{guide}](notebooks/guides/{guide}.ipynb)"
+        link = f"[{guide}](../notebooks/guides/{guide}.ipynb)"
         rows.append(f"| {name} | {count_changed(tag, guide)} | {link} |")
     return "\n".join(rows)
 
@@ -42,9 +42,9 @@ def test_a_loop_takes_few_changed_lines(tag):
     assert 1 <= count_changed(tag, LOOPS[tag][1]) <= MOST_LINES_CHANGED
 
 
-def test_readme_has_the_counts():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = re.search(r"<!-- begin lines changed -->\n(.*?)\n<!-- end", readme, re.S)
+def test_the_page_has_the_counts():
+    page = (ROOT / "docs/guides.md").read_text(encoding="utf-8")
+    found = re.search(r"<!-- begin lines changed -->\n(.*?)\n<!-- end", page, re.S)
     assert found[1] == lines_changed()
 
 
@@ -55,7 +55,7 @@ def test_a_guide_is_read_in_five_minutes_and_asks_a_question(path):
     assert sum(len(re.findall(r"\w+", cell.source)) for cell in cells) <= MOST_WORDS
 
 
-def test_the_map_and_readme_list_every_guide():
-    for text in (ROOT / "README.md", ROOT / "notebooks/00_start_here.py"):
+def test_the_map_and_the_page_list_every_guide():
+    for text in (ROOT / "docs/guides.md", ROOT / "notebooks/00_start_here.py"):
         listed = set(re.findall(r"guides/(\w+)\.ipynb", text.read_text(encoding="utf-8")))
         assert listed == {path.stem for path in GUIDES}, text.name

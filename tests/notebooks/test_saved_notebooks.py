@@ -13,12 +13,15 @@ import nbformat
 import pytest
 from notebook_files import FOLDER, NOTEBOOKS, SCRIPTS, is_paired
 
+from gqc_lab.claims.evidence import read_answers
 from gqc_lab.errors import BadInput
-from gqc_lab.publish.notebooks import install_cell, show_verdicts
+from gqc_lab.publish.notebooks import install_cell
+from gqc_lab.publish.shown import THUMBNAILS, show_committed
 from gqc_lab.runs.notebook import read_notebook
 from gqc_lab.runs.parameters import parse_cell, resolve
 from gqc_lab.runs.plan import read_batch
 
+PAPER = FOLDER.parent / "paper"
 BATCHES = sorted(FOLDER.glob("batches/*.yaml"))
 
 MAX_BYTES = 400_000  # three figures with a still picture of 80 kB each, and as much again
@@ -106,9 +109,31 @@ def test_saved_outputs_are_of_one_whole_run(path):
 @every_notebook
 def test_shown_verdicts_are_the_committed_ones(path):
     saved = nbformat.read(path, as_version=4)
-    now = show_verdicts(nbformat.read(path, as_version=4), FOLDER.parent / "paper")
+    now = show_committed(nbformat.read(path, as_version=4), PAPER)
     remedy = f"run `python -m gqc_lab.publish.notebooks --verdicts notebooks/{path.name}`"
     assert [c.get("outputs") for c in saved.cells] == [c.get("outputs") for c in now.cells], remedy
+
+
+@pytest.mark.parametrize("name", read_answers(PAPER))
+def test_a_notebook_begins_with_what_the_committed_results_answer(name):
+    cells = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4).cells
+    place = next(i for i, c in enumerate(cells) if "claims.show_" in c.source)
+    assert place <= 2  # after the title and the cell that installs
+    assert (FOLDER / THUMBNAILS / f"{name}.png").is_file() or not figure_of(name)
+
+
+def figure_of(name):
+    return read_answers(PAPER)[name].get("figure")
+
+
+@every_notebook
+def test_only_what_shows_committed_results_is_left_out_of_a_run(path):
+    """The id of a run does not cover cells that are tagged as evidence."""
+    for cell in code_cells(path):
+        if "evidence" in cell.metadata.get("tags", []):
+            assert re.fullmatch(
+                r'(from gqc_lab import claims\s+)?claims\.show_\w+\("\w+"\)', cell.source
+            )
 
 
 @every_notebook

@@ -1,4 +1,4 @@
-"""What people do in training loops, and what comes of it: the table of README, measured.
+"""What people do in training loops, and what comes of it: the table of docs/wrappers.md, measured.
 
 ``python tests/wrappers/habits.py --write`` renews it, ``test_habits_table.py`` holds it to what is
 measured.  Each habit is shown on one parameter under SGD with lr 1; "right" means that the
@@ -20,7 +20,7 @@ from torch import Tensor
 
 import gqc
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs/wrappers.md"
 BEGIN, END = "<!-- begin habits -->\n", "<!-- end habits -->"
 
 
@@ -190,13 +190,13 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def of_readme() -> str:
-    return README.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
+def of_page() -> str:
+    return PAGE.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
 
 
 if __name__ == "__main__":
     text = table()
     if sys.argv[1:] == ["--write"]:
-        whole = README.read_text(encoding="utf-8")
-        README.write_text(whole.replace(BEGIN + of_readme(), BEGIN + text), encoding="utf-8")
+        whole = PAGE.read_text(encoding="utf-8")
+        PAGE.write_text(whole.replace(BEGIN + of_page(), BEGIN + text), encoding="utf-8")
     sys.stdout.write(text)

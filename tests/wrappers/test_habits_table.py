@@ -1,4 +1,4 @@
-"""README's table of habits says what is measured, and nothing in it is wrong."""
+"""The table of habits says what is measured, and nothing in it is wrong."""
 
 from __future__ import annotations
 
@@ -14,4 +14,4 @@ def test_a_habit_is_right_or_refused_by_name(habit, accumulate):
 
 def test_readme_has_the_table_that_is_measured():
     """To renew it: ``python tests/wrappers/habits.py --write``."""
-    assert habits.of_readme() == habits.table()
+    assert habits.of_page() == habits.table()

@@ -6,10 +6,11 @@
 :mod:`~gqc_lab.claims.render` writes what people read.  Nothing here trains.
 """
 
-from gqc_lab.claims.display import show_means, show_verdicts
+from gqc_lab.claims.display import show_verdicts
+from gqc_lab.claims.evidence import show_evidence
 from gqc_lab.claims.frozen import Frozen, freeze, load_frozen
 from gqc_lab.claims.rules import Claim, Part, read_claims
 from gqc_lab.claims.verdicts import Verdict, evaluate
 
 __all__ = ["Claim", "Frozen", "Part", "Verdict", "evaluate", "freeze", "load_frozen", "read_claims"]
-__all__ += ["show_means", "show_verdicts"]
+__all__ += ["show_evidence", "show_verdicts"]

@@ -32,6 +32,7 @@ from gqc_lab.stats.analysis import mean_over_runs
 
 CLAIMS, RESULTS, PLAN, VERDICTS = "claims.yaml", "results", "results.yaml", "verdicts.json"
 KEYS = ("columns", "rows", "trained", "compared", "tuning")
+FILLED = ("README.md", "docs/lab.md")  #: pages with blocks of verdicts or means
 FLAGSHIP = "01_gnts_pretraining"
 COLUMNS = ("val_loss", "perplexity", "mean_logical_batch_examples", "steps")
 GEOMETRIC = COLUMNS[1:]  # as in the report of its batch file
@@ -86,7 +87,7 @@ def read_verdicts(paper: Path) -> tuple[list[Claim], list[Verdict]]:
 def write(verdicts: Sequence[Verdict], paper: Path) -> list[Path]:
     """Write the verdicts, tables and macros, and return the paths.
 
-    ``verdicts.json`` and the README's blocks are to be committed; the rest is under ``build``.
+    ``verdicts.json`` and the blocks of `FILLED` are to be committed; the rest is under ``build``.
     """
     build = paper / "build"
     build.mkdir(parents=True, exist_ok=True)
@@ -100,12 +101,12 @@ def write(verdicts: Sequence[Verdict], paper: Path) -> list[Path]:
         texts[name] = render(name, frame=frame, links="../../notebooks")
     for name, text in texts.items():
         (build / name).write_text(text, encoding="utf-8")
-    readme = paper.resolve().parent / "README.md"
-    if readme.is_file():
-        old = readme.read_text(encoding="utf-8")
-        new = fill_readme(old, verdicts, results, current)
-        if new != old:
-            readme.write_text(new, encoding="utf-8")
+    for page in (paper.resolve().parent / name for name in FILLED):
+        if page.is_file():
+            old = page.read_text(encoding="utf-8")
+            new = fill_readme(old, verdicts, results, current)
+            if new != old:
+                page.write_text(new, encoding="utf-8")
     return [paper / VERDICTS, *(build / name for name in texts)]
 
 

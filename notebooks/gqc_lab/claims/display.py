@@ -10,8 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gqc_lab.claims.commands import CLAIMS, RESULTS, VERDICTS, means_table, read_verdicts
-from gqc_lab.claims.frozen import load_frozen
+from gqc_lab.claims.commands import CLAIMS, VERDICTS, read_verdicts
 from gqc_lab.claims.render import render, verdict_frame
 
 if TYPE_CHECKING:
@@ -24,7 +23,8 @@ def show_verdicts(name: str, paper: Path | str = PAPER) -> Markdown:
     """Show the claims that a notebook decides: verdict, effects with 95 % intervals, runs.
 
     Args:
-        name: of the notebook, without ending, or the id of one claim.
+        name: of the notebook, without ending, the id of one claim, or "all": each claim by its
+            name, under its verdict.
         paper: folder of the claims and committed verdicts; where it has none, a line says so.
     Raises: ValueError: there is no such claim, or none of that notebook.
     """
@@ -32,6 +32,8 @@ def show_verdicts(name: str, paper: Path | str = PAPER) -> Markdown:
     if not (paper / VERDICTS).is_file():
         return _without(paper)
     claims, verdicts = read_verdicts(paper)
+    if name == "all":
+        return _markdown(render("all.md", frame=verdict_frame(verdicts)).rstrip())
     mine = [claim for claim in claims if name in (claim.notebook, claim.id)]
     if not mine:
         where = f"no claim in {paper / CLAIMS} has that id or is decided by that notebook"
@@ -39,22 +41,6 @@ def show_verdicts(name: str, paper: Path | str = PAPER) -> Markdown:
     frame = verdict_frame([verdict for verdict in verdicts if verdict.claim in mine])
     scales = " and ".join(dict.fromkeys(claim.scale for claim in mine))
     return _markdown(render("notebook.md", frame=frame, scales=scales).rstrip())
-
-
-def show_means(batch: str, paper: Path | str = PAPER) -> Markdown:
-    """Show losses, batch sizes and steps of each method in a committed batch, with intervals.
-
-    Args:
-        batch: its name; paper: as of :func:`show_verdicts`.
-    Raises: KeyError: no batch of that name is committed.
-    """
-    paper = Path(paper)
-    if not (paper / RESULTS).is_dir():
-        return _without(paper)
-    frozen = load_frozen(paper / RESULTS)[batch]
-    scale = frozen.runs[0]["parameters"]["scale"]
-    heading = f"**At {scale} scale**, means over seeds [95 %] of the committed results:"
-    return _markdown(f"{heading}\n\n{means_table(frozen)}")
 
 
 def _without(paper: Path) -> Markdown:

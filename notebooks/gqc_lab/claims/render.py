@@ -22,6 +22,8 @@ from gqc_lab.claims.verdicts import Verdict
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+    from gqc_lab.claims.rules import Part
+
 #: verdicts in the order of their columns (:mod:`gqc_lab.claims.verdicts`)
 SHOWN = (
     "reproduced", "without effect", "not reproduced", "refuted", "undecided", "question",
@@ -31,7 +33,7 @@ LEAST_P = 1e-16  #: below, p is that of rounding, or of values that are the same
 TEMPLATES = Path(__file__).parent / "templates"
 OF_CLAIM = ["group", "id", "statement", "source", "notebook", "scale", "note", "shown", "leaning"]
 OF_CLAIM += ["verdict", "stage", "earlier", "rule", "p", "reason", "num_runs", "short"]
-OF_PART = ["part", "bound", "unit", "mean", "low", "high", "n", "status", "effect"]
+OF_PART = ["part", "bound", "unit", "mean", "low", "high", "n", "status", "effect", "said"]
 
 
 def verdict_frame(
@@ -44,7 +46,7 @@ def verdict_frame(
             column ``rule``: when each was written, changed and registered.
     Returns: columns `OF_CLAIM`, the same in all rows of a claim, with ``verdict``, ``p`` and
         ``short`` (the name in a list) as text; then `OF_PART`, with ``effect`` as text
-        (``mean [low, high]``), empty or NaN where nothing was measured.
+        (``mean [low, high]``) and as :func:`say` puts it, empty or NaN where nothing was measured.
     """
     rows = []
     for verdict in verdicts:
@@ -62,9 +64,10 @@ def verdict_frame(
         effects = verdict.effects or [None] * len(claim.parts)
         for part, effect in zip(claim.parts, effects, strict=False):
             names = {"part": part.name, "bound": part.holds, "unit": part.unit}
+            names |= {"said": say(part, effect) if effect else ""}
             rows.append(texts | names | _measured(effect))
         if not claim.parts:
-            rows.append(texts | {"part": "", "bound": "", "unit": ""} | _measured(None))
+            rows.append(texts | {"part": "", "bound": "", "unit": "", "said": ""} | _measured(None))
     return pd.DataFrame(rows, columns=OF_CLAIM + OF_PART).astype({"n": "Int64"})
 
 
@@ -119,6 +122,28 @@ def interval(effect: Effect) -> str:
     """Format an effect as ``mean [low, high]``."""
     bounds = f" [{number(effect.low)}, {number(effect.high)}]"
     return number(effect.mean) + (bounds if math.isfinite(effect.low) else "")
+
+
+def say(part: Part, effect: Effect, more: str = "higher", less: str = "lower") -> str:
+    """Say an effect with its direction: ``6.9 % higher [-0.3 %, +14.6 %]``.
+
+    A part that compares is a change, in per cent where it is a ratio below 2 and above one half; a
+    part that does not is a value with its unit.
+    """
+    is_ratio = part.compare is not None and part.compare.ratio
+    values = (effect.mean, effect.low, effect.high)
+    unit = f" {part.unit}" if part.unit else ""
+    if part.compare is None or (is_ratio and not 0.5 < effect.mean < 2):
+        ends = f" [{number(effect.low)}, {number(effect.high)}]" if effect.high > effect.low else ""
+        return number(effect.mean) + (f" times as large{ends}" if is_ratio else unit + ends)
+    mean, low, high = (100 * (value - 1) for value in values) if is_ratio else values
+    if is_ratio and abs(mean) < 0.05:
+        return f"unchanged [{low:+.2f} %, {high:+.2f} %]"
+    which = less if mean < 0 else more
+    if is_ratio:
+        return f"{abs(mean):.1f} % {which} [{low:+.1f} %, {high:+.1f} %]"
+    ends = ", ".join(f"{'+' * (end > 0)}{number(end)}" for end in (low, high))
+    return f"{number(abs(mean))}{unit} {which} [{ends}]"
 
 
 def camel(name: str) -> str:

@@ -146,7 +146,7 @@ def reactions(results: pd.DataFrame) -> go.Figure:
     }
     check_columns("reactions", results, ["method", "seed", *shown])
     results = results.dropna(subset=["extra_draws"])
-    title = "What a difficult first microbatch does"
+    title = _with_bars("What a difficult first microbatch does; ", results)
     figure = new_panels(1, 3, title, shared_yaxes=True, horizontal_spacing=0.04)
     for column, (name, label) in enumerate(shown.items(), 1):
         points = summarize(results.dropna(subset=[name]), "method", name)
@@ -177,7 +177,8 @@ def angles(
     names = {"angle": "momentum with<br>this gradient", "angle_before": "momentum before it"}
     check_columns("angles", history, ["kind", x, *names])
     steps = history[history["kind"] == "step"].astype(dict.fromkeys(names, float))
-    figure = new_figure("Gradient and Adam's momentum")
+    seeds = over_seeds(history.assign(method=0)) if "seed" in history else "one seed"
+    figure = new_figure(f"Gradient and Adam's momentum, {seeds}")
     styles = _thinner(names.values())
     for column, name in names.items():
         means = steps.groupby(x)[column].mean()
@@ -233,22 +234,26 @@ def by_method(
     baseline: str | None = None,
     series: Sequence[str] = (),
     names: Mapping[str, str] | None = None,
+    by: str = "method",
 ) -> go.Figure:
     """Plot means over seeds with 95 % intervals, in a row for each method.
 
     Args:
-        results: rows with ``method``, ``seed``, the ``measures`` and ``series``.
+        results: rows with ``by``, ``seed``, the ``measures`` and ``series``.
         measures: column -> title of its panel's axis.
         baseline: method over which the measures are taken, seed by seed, in geometric means; None:
             the measures themselves.
         series: columns whose values are told apart by colour and symbol.
         names: methods to show, in order, and what to call them; None: all except the baseline.
+        by: column that a row is for.
     """
-    check_columns("by_method", results, ["method", "seed", *measures, *series])
+    check_columns("by_method", results, [by, "seed", *measures, *series])
+    results = results.assign(method=results[by])
     names = names or {m: m for m in results["method"].unique() if m != baseline}
     groups = list(results.groupby(list(series), sort=False)) if series else [((), results)]
-    title, spacing = f"Over {baseline}" if baseline else "By method", {"horizontal_spacing": 0.06}
-    figure = new_panels(1, len(measures), title, shared_yaxes=True, **spacing)
+    title = f"Over {baseline}, paired by seed; " if baseline else f"By {by}; "
+    options = {"shared_yaxes": True, "horizontal_spacing": 0.06}
+    figure = new_panels(1, len(measures), _with_bars(title, results), **options)
     for column, (measure, label) in enumerate(measures.items(), 1):
         for i, (group, rows) in enumerate(groups):
             means = _means_of(rows, measure, baseline).reindex(list(names))
@@ -269,6 +274,13 @@ def by_method(
     return figure
 
 
+def _with_bars(what: str, results: pd.DataFrame) -> str:
+    """Say for a title what points and bars are."""
+    text = f"{what}{over_seeds(results)}"
+    text += "" if text.endswith("one seed") else ", 95 % intervals"
+    return text[0].upper() + text[1:]
+
+
 def _means_of(rows: pd.DataFrame, measure: str, baseline: str | None) -> pd.DataFrame:
     """``mean``, ``low`` and ``high`` by method, of the measure or its ratio to the baseline's."""
     rows = rows.dropna(subset=[measure])
@@ -286,7 +298,7 @@ def power_laws(results: pd.DataFrame) -> go.Figure:
         results: rows with ``method``, ``seed``, ``tokens`` and ``val_loss``.
     """
     check_columns("power_laws", results, ["method", "seed", "tokens", "val_loss"])
-    figure = new_figure("Final loss against token budget")
+    figure = new_figure(_with_bars("Final loss against token budget; ", results))
     styles = _thinner(results["method"])
     for method, runs in results.groupby("method", sort=False):
         points = summarize(runs, "tokens", "val_loss")

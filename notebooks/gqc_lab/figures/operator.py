@@ -167,7 +167,9 @@ def against_weight(
         limit: a level to draw.
     """
     check_columns("against_weight", results, ["variant", "inverse_weight", "num_not_finite", y])
-    figure = new_figure("Where training explodes")
+    repeats = results.groupby(["variant", "inverse_weight"]).size().max()
+    what = f": median of {repeats} seeds, band from least to largest" if repeats > 1 else ""
+    figure = new_figure(f"Where training explodes{what}")
     finite = results[results[y].notna()]
     top = 3 * float(finite[y].max()) if len(finite) else 1.0
     for i, (variant, rows) in enumerate(results.groupby("variant", sort=False)):

@@ -42,14 +42,17 @@ def estimates_and_truths(frame: pd.DataFrame, floor: float = 1e-3, roof: float =
     last = frame[frame["step"] == frame["step"].max()] if "step" in frame else frame
     truths = last.drop_duplicates("stream").set_index("stream")["truth"].sort_values(kind="stable")
     rows = {stream: -i for i, stream in enumerate(truths.index)}
-    figure = new_figure("Six estimators, and the truth")
+    seeds, count = "one seed", last["seed"].nunique()
+    if count > 1:
+        seeds = f"median of {count} seeds, bars from least to largest"
+    figure = new_figure(f"Six estimators and the truth, {seeds}")
     for i, (estimator, group) in enumerate(last.groupby("estimator", sort=False)):
         values = group["variance"].where(~group["is_unresolved"].astype(bool), math.inf)
-        seeds = values.groupby(group["stream"], sort=False)
-        ends = seeds.agg(mean="median", low="min", high="max").clip(floor, roof)
-        names = [f"{v:.4g}" if math.isfinite(v) else "not resolved" for v in seeds.median()]
+        by_stream = values.groupby(group["stream"], sort=False)
+        ends = by_stream.agg(mean="median", low="min", high="max").clip(floor, roof)
+        names = [f"{v:.4g}" if math.isfinite(v) else "not resolved" for v in by_stream.median()]
         place = ends.index.map(rows) + 0.3 - 0.12 * i
-        bars = uneven_bars(ends) if seeds.size().max() > 1 else None
+        bars = uneven_bars(ends) if by_stream.size().max() > 1 else None
         style: dict[str, Any] = {"error_x": bars, "marker": _marker(i, 11), "text": names}
         style["hovertemplate"] = "%{text}"
         add_points(figure, ends["mean"], place, _estimator_name(str(estimator)), **style)

@@ -22,7 +22,8 @@ def figures_as_html(notebook: dict[str, Any], script: str) -> None:
     for output in (o for cell in notebook["cells"] for o in cell.get("outputs", [])):
         if (figure := output.get("data", {}).get(PLOTLY)) is not None:
             shown = pio.from_json(json.dumps(figure))
-            body = pio.to_html(shown, include_plotlyjs=False, full_html=False)
+            fits = {"responsive": True}  # its width follows the page
+            body = pio.to_html(shown, include_plotlyjs=False, full_html=False, config=fits)
             output["data"], head = {"text/html": head + body}, ""
 
 

@@ -5,8 +5,8 @@
 outputs except what changes from run to run: progress bars, widget state, times.  Where a browser
 is found, every figure is also saved as a still picture, for viewers that run no scripts (GitHub).
 
-``python -m gqc_lab.publish.notebooks --verdicts notebooks/*.ipynb`` runs nothing: it brings the
-tables of verdicts in saved outputs up to what ``paper`` holds.
+``python -m gqc_lab.publish.notebooks --verdicts notebooks/*.ipynb`` runs nothing: it brings what
+saved outputs show of committed results up to what ``paper`` holds, and the thumbnails with it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,9 @@ from jupytext.cli import jupytext as run_jupytext
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-from gqc_lab import claims
 from gqc_lab.claims.display import PAPER
+from gqc_lab.publish.shown import show_committed, smaller, write_thumbnail
 from gqc_lab.runs.notebook import is_passing
-
-TABLE = re.compile(r'claims\.(?P<table>show_\w+)\("(?P<name>\w+)"\)')
 
 
 def install_cell(extra: str = "lab") -> str:
@@ -77,12 +75,16 @@ def refresh(notebook: Path, renderer: str, timeout: float = 600.0) -> None:
     for cell, ran in zip(content.cells, running.cells, strict=True):
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
-    nbformat.write(tidy(content), notebook)
+    tidy(content)
+    if (paper := notebook.parent / PAPER).is_dir():
+        show_committed(content, paper)
+        write_thumbnail(content, notebook)
+    nbformat.write(content, notebook)
     run_jupytext(["--quiet", "--sync", str(notebook)])  # the script's header follows the metadata
 
 
 def tidy(notebook: NotebookNode) -> NotebookNode:
-    """Remove progress bars, widget views and the metadata of one machine."""
+    """Remove progress bars, widget views and the metadata of one machine; shrink pictures."""
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = nbformat.from_dict(
         {"kernelspec": kernel, "language_info": {"name": "python"}}
@@ -93,16 +95,8 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not is_passing(output)]
-    return notebook
-
-
-def show_verdicts(notebook: NotebookNode, paper: Path) -> NotebookNode:
-    """Update the outputs of cells that show a table of verdicts."""
-    for cell in notebook.cells:
-        if cell.cell_type == "code" and (call := TABLE.fullmatch(cell.source.strip())):
-            text = getattr(claims, call["table"])(call["name"], paper).data
-            for output in cell.outputs:
-                output.data["text/markdown"] = text
+            for data in (o.data for o in cell.outputs if "image/png" in o.get("data", {})):
+                data["image/png"] = smaller(data["image/png"])
     return notebook
 
 
@@ -130,7 +124,8 @@ def main(arguments: Sequence[str]) -> int:
     if only_verdicts:
         for notebook in notebooks:
             content = nbformat.read(notebook, as_version=4)
-            nbformat.write(show_verdicts(content, notebook.parent / PAPER), notebook)
+            nbformat.write(show_committed(content, notebook.parent / PAPER), notebook)
+            write_thumbnail(content, notebook)
         return 0
     renderer = find_renderer()
     for notebook in notebooks:

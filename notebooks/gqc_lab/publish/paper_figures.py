@@ -17,36 +17,18 @@ the files' metadata.  The same results give the same bytes, and no browser is ne
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gqc_lab.claims import Frozen, load_frozen
+from gqc_lab.claims.evidence import draw as described
+from gqc_lab.claims.evidence import read_figures
 from gqc_lab.errors import BadInput, nearest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FIGURES, STYLE = "figures.yaml", "gqc.mplstyle"
-KEYS = ("figure", "batch", "table", "where", "arguments", "size")
-
-
-def read_figures(paper: Path) -> dict[str, dict[str, Any]]:
-    """Read figures.yaml.  Raises: BadInput: a key is unknown or missing."""
-    import yaml
-
-    path = paper / FIGURES
-    try:
-        entries: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise BadInput(f"{path}: {error}") from None
-    for name, entry in entries.items():
-        for key in entry:
-            if key not in KEYS:
-                raise BadInput(f"{path}: {name}: unknown key {key!r}{nearest(key, KEYS)}")
-        if missing := [key for key in ("figure", "batch") if key not in entry]:
-            raise BadInput(f"{path}: {name}: lacks {', '.join(missing)}")
-    return entries
+STYLE = "gqc.mplstyle"
 
 
 def print_figures(
@@ -77,22 +59,9 @@ def print_figures(
             batch = entry["batch"]
             if batch not in committed:
                 raise BadInput(f"no committed results of {batch!r}{nearest(batch, committed)}")
-            figure = draw(_described(entry, committed[batch]), entry.get("size", (3.4, 2.5)))
+            figure = draw(described(entry, committed[batch]), entry.get("size", (3.4, 2.5)))
             yield name, _save(figure, folder / name, committed[batch])
             pyplot.close(figure)
-
-
-def _described(entry: dict[str, Any], frozen: Frozen) -> Any:
-    """Make the plotly figure of an entry."""
-    from gqc_lab import figures
-
-    try:
-        function = attrgetter(entry["figure"])(figures)
-    except AttributeError as error:
-        raise BadInput(f"{FIGURES}: figure: {entry['figure']!r}: {error}") from None
-    frame = getattr(frozen, entry.get("table", "results"))
-    frame = frame.query(entry["where"]) if "where" in entry else frame
-    return function(frame, **entry.get("arguments", {}))
 
 
 def _save(figure: Figure, path: Path, source: Frozen) -> list[Path]:

@@ -1,8 +1,9 @@
 """The documentation as a folder of HTML pages that opens without a network: ``make site``.
 
-Sphinx makes it (:mod:`gqc_lab.publish.conf`) of README, notebooks with the outputs they were saved
-with, the claims and their verdicts, and the docstrings.  This collects these pages' sources under
-``build/pages``; nothing is read from a run store, and nothing is executed.
+Sphinx makes it (:mod:`gqc_lab.publish.conf`) of README, the pages in ``docs``, notebooks with the
+outputs they were saved with, a gallery of them, the claims and verdicts, and the docstrings.  This
+collects their sources under ``build/pages``; nothing is read from a run store, and nothing is
+executed.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ import gqc_lab
 from gqc_lab.claims.commands import decide
 from gqc_lab.claims.render import render, verdict_frame
 from gqc_lab.publish.interactive import SCRIPT, figures_as_html
+from gqc_lab.publish.shown import THUMBNAILS
 
-#: what the contents call them, and the heading of one that has none
+#: pages for readers in the order of the contents, then others; and the heading of one that has none
+DOCS = ("guides", "wrappers", "steering", "torch_gqc", "lab")
 PAGES = {
     "CONTRIBUTING.md": "",
     "CHANGELOG.md": "",
@@ -32,6 +35,8 @@ PAGES = {
 #: an old name that only says its new one, and Sphinx's settings
 NOT_LISTED = ("gqc.lab", "gqc_lab.publish.conf")
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)|<img[^>]* src=\"([^\":]+)\"")
+CARD = """<a class="card" href="{name}.html"><img src="notebooks/thumbnails/{stem}.png" alt="">
+<span>{title}</span></a>"""
 CONTENTS = "\n\n```{toctree}\n:hidden:\n:caption: %s\n\n%s\n```\n"
 
 
@@ -51,6 +56,8 @@ def build(root: Path, target: Path) -> Path:
     command = [sys.executable, "-m", "sphinx", "-q", "-j", "2", "-c", str(Path(__file__).parent)]
     if code := subprocess.run([*command, str(pages), str(target)]).returncode:
         raise RuntimeError(f"sphinx ended with code {code}; its messages are above")
+    place = f"notebooks/{THUMBNAILS}"
+    shutil.copytree(root / place, target / place)
     return target / "index.html"
 
 
@@ -68,15 +75,18 @@ def collect(root: Path, pages: Path) -> None:
         _put(pages / "api" / f"{name}.rst", text)
     frame = verdict_frame(decide(root / "paper"))
     tables = render("claims.md", frame=frame, links="notebooks")
-    texts = {"claims.md": f"# Claims and verdicts\n\n{tables}"} | {
+    docs = [f"docs/{name}" for name in DOCS]
+    texts = {"claims.md": f"# Claims and verdicts\n\n{tables}", "gallery.md": gallery(root)}
+    texts |= {
         name: heading + (root / name).read_text(encoding="utf-8")
-        for name, heading in PAGES.items()
+        for name, heading in {**{f"{name}.md": "" for name in docs}, **PAGES}.items()
         if (root / name).is_file()
     }
     listed = {
-        "Guides": guides,
-        "Notebooks": notebooks,
-        "Documents": [name.removesuffix(".md") for name in texts],
+        "Use it": docs,
+        "Guides by task": guides,
+        "Questions and answers": ["gallery", "claims", *notebooks],
+        "Project": [name.removesuffix(".md") for name in PAGES],
         "API reference": ["api/gqc", "api/gqc_lab"],
     }
     contents = "".join(CONTENTS % (caption, "\n".join(names)) for caption, names in listed.items())
@@ -90,18 +100,36 @@ def collect(root: Path, pages: Path) -> None:
                 shutil.copy(linked, place)
 
 
+def gallery(root: Path) -> str:
+    """Return a page with a card for each numbered notebook: its first figure and its question."""
+    cards = []
+    for path in sorted((root / "notebooks" / THUMBNAILS).glob("*.png")):
+        script = path.parents[1] / f"{path.stem}.py"
+        title = re.search(r"^# # (.*)$", script.read_text(encoding="utf-8"), re.M)
+        name = f"notebooks/{path.stem}"
+        cards.append(CARD.format(name=name, stem=path.stem, title=title[1] if title else path.stem))
+    return '# Gallery\n\n<div class="gallery">\n' + "\n".join(cards) + "\n</div>\n"
+
+
 def interactive(notebook: Path, depth: int = 1) -> str:
     """Return ``notebook`` with plotly figures as HTML, and links between notebooks as pages.
+
+    The cell that installs the kit is left out, and so is the code of what shows committed results.
 
     Args:
         depth: folders between the page and the site's first page.
     """
     content: dict[str, Any] = json.loads(notebook.read_text(encoding="utf-8"))
+    tags = [cell["metadata"].get("tags", []) for cell in content["cells"]]
+    cells = zip(content["cells"], tags, strict=True)
+    content["cells"] = [cell for cell, each in cells if "install" not in each]
+    for each in tags:
+        each += ["remove-input"] if "evidence" in each else []
     figures_as_html(content, f"{'../' * depth}_static/{SCRIPT}")
     for output in (o for cell in content["cells"] for o in cell.get("outputs", [])):
         if "text/markdown" in output.get("data", {}):
             text = "".join(output["data"]["text/markdown"])
-            linked = re.sub(r"\((?:\./)?([\w-]+)\.ipynb\)", r"(\1.html)", text)
+            linked = re.sub(r"\((?:\./)?([\w-]+)\.ipynb([) ])", r"(\1.html\2", text)
             output["data"]["text/markdown"] = linked
     return json.dumps(content)
 

@@ -19,6 +19,7 @@ from gqc_lab.runs.sources import search_folders
 
 _CELL = re.compile(r"^# %%(.*)\n", re.M)  # the head of a cell in a script
 _IS_NO_CODE = re.compile(r'\[\w+\]|tags=.*"parameters"')
+NOT_CODE = {"parameters", "install", "evidence"}  #: tags of cells that a run's id does not cover
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,9 @@ class Notebook:
         path: where it was read.
         text: its content at that moment, without outputs; this is what runs, even if the file
             changes meanwhile.
-        code: the sources of the code cells, without those tagged `parameters` or `install`: where
-            the kit comes from does not change a run, and its source is hashed by itself.
+        code: the sources of the code cells, without those tagged `parameters`, `install` or
+            `evidence`: where the kit comes from and what is shown of committed results do not
+            change a run, and the kit's source is hashed by itself.
         declared: the parameters, by name.
     """
 
@@ -80,7 +82,7 @@ def read_notebook(path: Path | str) -> Notebook:
     declared = parse_cell(tagged[0], f"{path}: parameters cell", path.parent)
     if "run" in declared:
         raise BadInput(f"{path}: parameter 'run': the store calls a run's id so; choose another")
-    code = (s for s, t in zip(sources, tags, strict=True) if not {"parameters", "install"} & {*t})
+    code = (s for s, t in zip(sources, tags, strict=True) if not NOT_CODE & {*t})
     return Notebook(path.resolve(), json.dumps(content), tuple(code), declared)
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gqc_lab.claims import show_means, show_verdicts
+from gqc_lab.claims import show_verdicts
 
 CLAIMS = """
 - id: x-faster
@@ -68,8 +68,14 @@ def test_a_notebook_without_claims_is_named(paper):
         show_verdicts("03_z", paper)
 
 
-@pytest.mark.parametrize("show", [show_verdicts, show_means])
-def test_without_a_checkout_one_line_says_so(show, tmp_path):
-    text = show("01_x", tmp_path / "paper").data
+def test_all_claims_stand_under_their_verdicts(paper):
+    assert show_verdicts("all", paper).data.splitlines()[2:] == [
+        '| **undecided** (1) | [x-faster](01_x.ipynb "a / b") |',
+        '| **not tested** (1) | [x-untold](01_x.ipynb "c") |',
+    ]
+
+
+def test_without_a_checkout_one_line_says_so(tmp_path):
+    text = show_verdicts("01_x", tmp_path / "paper").data
     assert "\n" not in text
     assert text.endswith("paper` here.")

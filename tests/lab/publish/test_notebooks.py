@@ -9,6 +9,7 @@ from nbclient.exceptions import CellExecutionError
 from notebook_files import is_paired
 
 from gqc_lab.publish import notebooks
+from gqc_lab.publish import shown as shown_cells
 
 SCRIPT = """# %% tags=["parameters"]
 device = "auto"
@@ -93,7 +94,7 @@ def test_verdicts_are_brought_up_to_date_without_running(tmp_path, monkeypatch):
     def table(name, paper):
         return SimpleNamespace(data=f"{name} of {paper.resolve().name}")
 
-    monkeypatch.setattr(notebooks.claims, "show_verdicts", table)
+    monkeypatch.setattr(shown_cells.claims, "show_verdicts", table)
     new = nbformat.v4.new_code_cell
     old = nbformat.v4.new_output("execute_result", {"text/markdown": "old", "text/plain": "M"})
     shown = new('claims.show_verdicts("01_x")', outputs=[old])

@@ -89,3 +89,17 @@ def test_pages_are_collected_from_a_checkout_alone(tmp_path):
     assert (tmp_path / "index.md").is_file()
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (ROOT / "README.md").read_text("utf-8"))
     assert all((tmp_path / picture).is_file() for picture in pictures)
+    cards = re.findall(
+        r'href="([^"]+)\.html"><img src="([^"]+)"', (tmp_path / "gallery.md").read_text()
+    )
+    assert len(cards) >= 20
+    assert all((ROOT / f"{name}.ipynb").is_file() for name, _ in cards)
+    assert all((ROOT / picture).is_file() for _, picture in cards)
+
+
+def test_an_answer_is_shown_without_the_code_that_shows_it():
+    cells = json.loads(site.interactive(ROOT / "notebooks/18_angle_paradox.ipynb"))["cells"]
+    tags = [cell["metadata"].get("tags", []) for cell in cells]
+    assert not any("install" in each for each in tags)
+    (answer,) = [each for each in tags if "evidence" in each]
+    assert "remove-input" in answer

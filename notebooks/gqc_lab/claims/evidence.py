@@ -1,0 +1,193 @@
+"""Show at the top of a notebook what the committed results answer: a sentence, a figure, verdicts.
+
+``paper/answers.yaml`` has the sentences.  Their numbers, directions and yes or no are filled in
+from the committed verdicts, and the figure is drawn from the committed frames::
+
+    18_angle_paradox:
+      answer: "{gqc-angle!yes}. The angle is {gqc-angle.1}."   # a verdict's word; the first part
+      says: {gqc-angle.2: fails}    # what other words of the answer take for granted
+      figure: angles                # of figures.yaml, or an entry as there
+
+After ``{claim.part`` may stand ``!yes`` (the word of a part), ``!percent`` (of a share),
+``!exp`` or ``!10^`` (of a logarithm), or two words for more and less: ``!more/fewer``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gqc_lab.claims.commands import RESULTS, VERDICTS, read_verdicts
+from gqc_lab.claims.display import PAPER, show_verdicts
+from gqc_lab.claims.frozen import Frozen, load_frozen
+from gqc_lab.claims.render import say
+from gqc_lab.errors import BadInput, nearest
+
+if TYPE_CHECKING:
+    from gqc_lab.claims.verdicts import Verdict
+
+FIGURES, ANSWERS = "figures.yaml", "answers.yaml"
+KEYS = ("figure", "batch", "table", "where", "arguments", "size")
+WORDS = {
+    "reproduced": "Yes",
+    "holds": "Yes",
+    "without effect": "No difference that matters",
+    "not reproduced": "No, not at this scale",
+    "refuted": "No",
+    "fails": "No",
+    "undecided": "Not decided by these seeds",
+    "open": "Not decided by these seeds",
+    "question": "Measured, without a verdict",
+    "not tested": "Not tested yet",
+}
+_SLOT = re.compile(r"\{(?P<claim>[a-z][\w-]*)(?:\.(?P<part>\d+))?(?:!(?P<how>[^}]+))?\}")
+
+
+def show_evidence(name: str, paper: Path | str = PAPER) -> None:
+    """Show what the committed results answer to a notebook's question; nothing is trained.
+
+    In a run of a batch it shows nothing: a run is about its own numbers.
+
+    Args:
+        name: of the notebook, without ending.
+        paper: folder of the claims and committed results; where it has none, a line says so.
+    Raises: ValueError: the notebook has no answer in ``answers.yaml``.
+    """
+    from IPython.display import display
+
+    if "GQC_RUN_DIR" not in os.environ:
+        for shown in evidence(name, Path(paper)):
+            display(shown)
+
+
+def evidence(name: str, paper: Path) -> list[Any]:
+    """Return what :func:`show_evidence` shows: Markdown, a plotly figure, Markdown."""
+    from IPython.display import Markdown
+
+    if not (paper / VERDICTS).is_file():
+        return [show_verdicts(name, paper)]
+    entry = read_answers(paper).get(name)
+    if entry is None:
+        raise ValueError(f"name={name!r}: no such notebook in {paper / ANSWERS}")
+    claims, verdicts = read_verdicts(paper)
+    known = {verdict.claim.id: verdict for verdict in verdicts}
+    _check_words(name, entry.get("says", {}), known)
+    shown: list[Any] = [Markdown(answer(entry["answer"], known))]
+    if (drawn := figure_of(entry, paper)) is not None:
+        shown.append(drawn)
+    if any(claim.notebook == name for claim in claims):
+        shown.append(show_verdicts(name, paper))
+    return shown
+
+
+def answer(text: str, verdicts: Mapping[str, Verdict]) -> str:
+    """Fill the slots of an answer, and say of how many seeds its intervals are.
+
+    Raises: BadInput: a claim or part that does not exist.
+    """
+    seeds: set[int] = set()
+
+    def fill(match: re.Match[str]) -> str:
+        if (verdict := verdicts.get(match["claim"])) is None:
+            raise BadInput(f"{match[0]}: no such claim{nearest(match['claim'], verdicts)}")
+        if match["part"] is None:
+            return WORDS[verdict.verdict] if match["how"] == "yes" else verdict.verdict
+        place = int(match["part"])
+        if not 1 <= place <= len(verdict.claim.parts):
+            raise BadInput(f"{match[0]}: the claim has {len(verdict.claim.parts)} parts")
+        if not verdict.effects:
+            return "not measured"
+        return _filled(verdict, place - 1, match["how"] or "", seeds)
+
+    filled = _SLOT.sub(fill, text).strip()
+    if not seeds:
+        return filled
+    counted = " or ".join(str(n) for n in sorted(seeds))
+    return (
+        f"{filled}\n\n<small>Means over {counted} seeds, in brackets their 95 % interval.</small>"
+    )
+
+
+def _check_words(name: str, says: Mapping[str, Any], verdicts: Mapping[str, Verdict]) -> None:
+    for key, expected in says.items():
+        claim, _, part = key.partition(".")
+        verdict = verdicts[claim]
+        found = verdict.effects[int(part) - 1].status if part else verdict.verdict
+        if found not in ([expected] if isinstance(expected, str) else expected):
+            raise BadInput(
+                f"{ANSWERS}: {name}: says {key} {expected}, but it is {found}: rewrite it"
+            )
+
+
+def _filled(verdict: Verdict, place: int, how: str, seeds: set[int]) -> str:
+    part, effect = verdict.claim.parts[place], verdict.effects[place]
+    if how == "yes":
+        return WORDS[effect.status]
+    if effect.high > effect.low:
+        seeds.add(effect.n)
+    scales = {"percent": lambda x: 100 * x, "exp": math.exp, "10^": lambda x: 10.0**x}
+    if how in scales:
+        mean, low, high = (scales[how](x) for x in (effect.mean, effect.low, effect.high))
+        if how == "percent" and part.compare is None:
+            low, high = max(low, 0.0), min(high, 100.0)
+        effect = replace(effect, mean=mean, low=low, high=high)
+        units = {"percent": "points" if part.compare else "%", "exp": "times", "10^": part.unit}
+        part, how = replace(part, unit=units[how]), ""
+    return say(part, effect, *how.split("/")) if how else say(part, effect)
+
+
+def read_answers(paper: Path) -> dict[str, dict[str, Any]]:
+    """Read answers.yaml: the answer of each notebook, and its figure."""
+    import yaml
+
+    text = (paper / ANSWERS).read_text(encoding="utf-8")
+    answers: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    return answers
+
+
+def read_figures(paper: Path) -> dict[str, dict[str, Any]]:
+    """Read figures.yaml.  Raises: BadInput: a key is unknown or missing."""
+    import yaml
+
+    path = paper / FIGURES
+    try:
+        entries: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise BadInput(f"{path}: {error}") from None
+    for name, entry in entries.items():
+        for key in entry:
+            if key not in KEYS:
+                raise BadInput(f"{path}: {name}: unknown key {key!r}{nearest(key, KEYS)}")
+        if missing := [key for key in ("figure", "batch") if key not in entry]:
+            raise BadInput(f"{path}: {name}: lacks {', '.join(missing)}")
+    return entries
+
+
+def figure_of(entry: Mapping[str, Any], paper: Path) -> Any:
+    """Draw the figure of an answer; None if it has none, or its results are not committed."""
+    figure = entry.get("figure")
+    if isinstance(figure, str):
+        figure = read_figures(paper)[figure]
+    committed = load_frozen(paper / RESULTS)
+    if figure is None or figure["batch"] not in committed:
+        return None
+    return draw(figure, committed[figure["batch"]])
+
+
+def draw(entry: Mapping[str, Any], frozen: Frozen) -> Any:
+    """Make the plotly figure of an entry of figures.yaml."""
+    from gqc_lab import figures
+
+    try:
+        function = attrgetter(entry["figure"])(figures)
+    except AttributeError as error:
+        raise BadInput(f"{FIGURES}: figure: {entry['figure']!r}: {error}") from None
+    frame = getattr(frozen, entry.get("table", "results"))
+    frame = frame.query(entry["where"]) if "where" in entry else frame
+    return function(frame, **entry.get("arguments", {}))

@@ -1,0 +1,122 @@
+"""What saved notebooks show of committed results, brought up to date without running anything.
+
+Cells that call ``claims.show_...("name")`` get their outputs here: tables as Markdown, and figures
+both interactive and as a still picture, which matplotlib draws alike on every machine.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+
+from gqc_lab import claims
+from gqc_lab.claims.evidence import evidence, read_answers, read_figures
+
+CALL = re.compile(r'claims\.(?P<show>show_\w+)\("(?P<name>\w+)"\)$')
+PLOTLY = "application/vnd.plotly.v1+json"
+THUMBNAILS = "thumbnails"  #: next to the notebooks
+WIDTH = 200  #: of a thumbnail [pixel]
+
+
+def show_committed(notebook: NotebookNode, paper: Path) -> NotebookNode:
+    """Update the outputs of cells that show something of the committed results."""
+    for cell in notebook.cells:
+        if cell.cell_type != "code" or not (call := CALL.search(cell.source.strip())):
+            continue
+        if call["show"] == "show_evidence":
+            cell.outputs = _outputs(call["name"], paper, cell.get("outputs", []))
+        else:
+            data = _markdown(getattr(claims, call["show"])(call["name"], paper).data)
+            if not cell.outputs:
+                count = cell.execution_count
+                new = nbformat.v4.new_output("execute_result", data, execution_count=count)
+                cell.outputs = [new]
+            for output in cell.outputs:
+                output.data["text/markdown"] = data["text/markdown"]
+    return notebook
+
+
+def _outputs(name: str, paper: Path, old: list[Any]) -> list[NotebookNode]:
+    """Return the outputs of `show_evidence`; a picture whose figure is as before is kept."""
+    pictures = {_dumped(o.data[PLOTLY]): o for o in old if PLOTLY in o.get("data", {})}
+    outputs = []
+    for shown in evidence(name, paper):
+        if hasattr(shown, "data") and isinstance(shown.data, str):
+            outputs.append(nbformat.v4.new_output("display_data", _markdown(shown.data)))
+            continue
+        plain = json.loads(shown.to_json())
+        if (kept := pictures.get(_dumped(plain))) is None:
+            entry = read_answers(paper)[name]
+            png = base64.b64encode(_picture(shown, _size(entry, paper), paper)).decode()
+            data = {PLOTLY: plain, "image/png": smaller(png)}
+            kept = nbformat.v4.new_output("display_data", data)
+        outputs.append(kept)
+    return outputs
+
+
+def _markdown(text: str) -> dict[str, str]:
+    return {"text/markdown": text, "text/plain": "<IPython.core.display.Markdown object>"}
+
+
+def _dumped(figure: Any) -> str:
+    return json.dumps(figure, sort_keys=True)
+
+
+def _size(entry: dict[str, Any], paper: Path) -> tuple[float, float]:
+    figure = entry["figure"]
+    found = read_figures(paper)[figure] if isinstance(figure, str) else figure
+    width, height = found.get("size", (4.4, 2.8))
+    return width, height + 0.25
+
+
+def _picture(figure: Any, size: tuple[float, float], paper: Path) -> bytes:
+    import matplotlib as mpl
+    from matplotlib import pyplot
+
+    from gqc_lab.publish.matplotlib_figure import draw
+    from gqc_lab.publish.paper_figures import STYLE
+
+    with mpl.rc_context(), mpl.rc_context(fname=paper / STYLE):
+        mpl.use("agg")
+        drawn = draw(figure, size)
+        drawn.suptitle(figure.layout.title.text, x=0.01, ha="left", fontsize=8)
+        file = io.BytesIO()
+        drawn.savefig(file, format="png", dpi=150)
+        pyplot.close(drawn)
+    return file.getvalue()
+
+
+def smaller(png: str) -> str:
+    """Return a picture with 64 colours, base64 as a notebook has it; one with a palette stays."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(base64.b64decode(png)))
+    if image.mode == "P":
+        return png
+    small = io.BytesIO()
+    image.convert("RGB").quantize(64).save(small, "png", optimize=True)
+    return base64.b64encode(small.getvalue()).decode()
+
+
+def write_thumbnail(notebook: NotebookNode, path: Path) -> None:
+    """Write the first picture in a notebook's outputs, smaller, to ``thumbnails/<name>.png``."""
+    from PIL import Image
+
+    outputs = (o for cell in notebook.cells for o in cell.get("outputs", []))
+    pictures = (o["data"]["image/png"] for o in outputs if "image/png" in o.get("data", {}))
+    if (encoded := next(pictures, None)) is None:
+        return
+    image = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
+    image.thumbnail((WIDTH, WIDTH))
+    if path.stem.startswith("00"):  # the page with all of them
+        return
+    target = path.parent / THUMBNAILS / f"{path.stem}.png"
+    target.parent.mkdir(exist_ok=True)
+    image.quantize(32).save(target, optimize=True)

@@ -1,0 +1,118 @@
+"""Answers say size, direction, yes and no as the verdicts have them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import plotly.graph_objects as go
+import pytest
+
+from gqc_lab.claims import load_frozen, show_evidence
+from gqc_lab.claims.commands import read_verdicts
+from gqc_lab.claims.effects import Effect
+from gqc_lab.claims.evidence import answer, evidence, read_answers
+from gqc_lab.claims.render import say
+from gqc_lab.claims.rules import Claim, Comparison, Part
+from gqc_lab.claims.verdicts import Verdict
+from gqc_lab.errors import BadInput
+
+PAPER = Path(__file__).parents[3] / "paper"
+VALUE = Part(name="x", batch="b", value="v", side="<", bound=1.0, unit="nat")
+DIFFERENCE = replace(VALUE, compare=Comparison(by="method", of="a", against="b"))
+RATIO = replace(VALUE, unit="", compare=Comparison(by="method", of="a", against="b", ratio=True))
+
+
+def effect(mean, low, high, status="holds"):
+    return Effect("x", mean, low, high, n=5, p=0.01, status=status)
+
+
+@pytest.mark.parametrize(
+    ("part", "measured", "said"),
+    [
+        (VALUE, (0.25, 0.25, 0.25), "0.25 nat"),
+        (VALUE, (0.25, 0.2, 0.3), "0.25 nat [0.2, 0.3]"),
+        (DIFFERENCE, (-0.00367, -0.0119, 0.00455), "0.00367 nat lower [-0.0119, +0.00455]"),
+        (DIFFERENCE, (0.5, 0.25, 0.75), "0.5 nat higher [+0.25, +0.75]"),
+        (RATIO, (1.069, 0.997, 1.146), "6.9 % higher [-0.3 %, +14.6 %]"),
+        (RATIO, (0.8, 0.75, 0.86), "20.0 % lower [-25.0 %, -14.0 %]"),
+        (RATIO, (2.5, 2, 3), "2.5 times as large [2, 3]"),
+        (RATIO, (1.0, 0.9999, 1.0001), "unchanged [-0.01 %, +0.01 %]"),
+    ],
+)
+def test_an_effect_is_said_with_its_direction(part, measured, said):
+    assert say(part, effect(*measured)) == said
+
+
+def test_more_and_less_have_words_of_their_own():
+    assert say(DIFFERENCE, effect(-2, -3, -1), "more", "fewer") == "2 nat fewer [-3, -1]"
+
+
+@pytest.fixture
+def known():
+    parts = (DIFFERENCE, replace(VALUE, unit=""))
+    claim = Claim("a-b", "A", "text", "here", "01_x", "laptop", parts=parts)
+    effects = (effect(0.5, 0.25, 0.75, "fails"), effect(0.9, 0.8, 1.1))
+    return {"a-b": Verdict(claim, "not reproduced", effects)}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{a-b!yes}: {a-b}", "No, not at this scale: not reproduced"),
+        ("{a-b.1!yes}, {a-b.2!yes}", "No, Yes"),
+        ("{a-b.1!more/fewer}", "0.5 nat more [+0.25, +0.75]"),
+        ("{a-b.1!percent}", "50 points higher [+25, +75]"),
+        ("{a-b.2!percent}", "90 % [80, 100]"),
+        ("{a-b.2!10^}", "7.94 [6.31, 12.6]"),
+    ],
+)
+def test_slots_are_filled(text, said, known):
+    assert answer(text, known).split("\n")[0] == said
+
+
+@pytest.mark.parametrize(("text", "why"), [("{a-c}", "no such claim"), ("{a-b.3}", "2 parts")])
+def test_a_slot_that_means_nothing_is_named(text, why, known):
+    with pytest.raises(BadInput, match=why):
+        answer(text, known)
+
+
+@pytest.mark.parametrize("name", read_answers(PAPER))
+def test_the_words_of_an_answer_are_what_the_verdicts_say(name):
+    known = {v.claim.id: v for v in read_verdicts(PAPER)[1]}
+    said = read_answers(PAPER)[name]
+    assert "{" not in answer(said["answer"], known)
+
+
+def test_words_that_no_longer_hold_are_refused(tmp_path):
+    for name in ("claims.yaml", "verdicts.json"):
+        (tmp_path / name).write_text((PAPER / name).read_text())
+    text = "01_x: {answer: all of them, says: {gqc-angle: reproduced}}"
+    (tmp_path / "answers.yaml").write_text(text)
+    with pytest.raises(BadInput, match="01_x: says gqc-angle reproduced, but it is refuted"):
+        evidence("01_x", tmp_path)
+    with pytest.raises(ValueError, match="no such notebook"):
+        evidence("02_x", tmp_path)
+
+
+def test_the_answer_comes_first_and_its_figure_is_of_committed_results():
+    words, figure, verdicts = evidence("18_angle_paradox", PAPER)
+    assert words.data.startswith("**No.** The angle")
+    assert isinstance(figure, go.Figure)
+    assert "gqc-angle" in verdicts.data
+
+
+def test_a_run_of_a_batch_shows_its_own_numbers_alone(monkeypatch, capsys):
+    monkeypatch.setenv("GQC_RUN_DIR", "somewhere")
+    show_evidence("18_angle_paradox", PAPER)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_answer_on_noise_scales_is_that_of_its_results():
+    """Notebook 03 decides no claim, so its answer has no slots."""
+    measured = load_frozen(PAPER / "results")["03_noise_scale"].results
+    ours = measured[measured["measurement"] == "two-batch"]
+    holds = (ours["low"] <= ours["truth"]) & (ours["truth"] <= ours["high"])
+    assert holds.mean() >= 0.9
+    assert ours["truth"].max() / ours["truth"].min() >= 1000
+    published = measured[measured["measurement"] == "published"].groupby("dimension")["measured"]
+    assert (published.max() / published.min()).max() < 2
+    assert published.mean().max() > 50 * published.mean().min()
