@@ -136,6 +136,11 @@ def test_only_what_shows_committed_results_is_left_out_of_a_run(path):
             )
 
 
+@pytest.mark.parametrize("path", TRAINING, ids=lambda p: p.stem)
+def test_a_run_does_not_depend_on_what_is_shown_of_committed_results(path):
+    assert "show_evidence" not in "".join(read_notebook(path).code)
+
+
 @every_notebook
 def test_the_file_is_small_and_of_no_machine(path):
     assert path.stat().st_size <= MAX_BYTES

@@ -90,17 +90,6 @@ def edit(client, fields, name, text):
 
 
 @pytest.mark.slow
-def test_a_cell_that_trains_hears_an_edit_before_it_ends(client):
-    fields = wait(client, send(client, LOOP, "live.view.fields.model_id"))
-    loop = "for i in live(range(20_000)):\n    time.sleep(0.001)\n    if live.changes: break"
-    cell = send(client, loop, "(i < 19_999, live.changes)")
-    edit(client, fields, "lr", "0.05")
-    is_early, (change,) = wait(client, cell)
-    assert is_early
-    assert (change["name"], change["value"]) == ("lr", 0.05)
-
-
-@pytest.mark.slow
 def test_a_loop_in_the_background_is_steered_after_its_cell_has_ended(client):
     """As in VS Code, which holds back what a person does until a cell has ended."""
     code = LOOP + BACKGROUND.format(count=10**9, seconds=0.001)

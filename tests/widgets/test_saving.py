@@ -110,7 +110,8 @@ def test_the_printed_command_repeats_it_although_the_notebook_was_saved(monkeypa
     assert result.returncode == 0, result.stderr
     (found,) = (tmp_path / "runs").glob("*/history.parquet")
     again, history = pd.read_parquet(found), live.experiment.history
-    assert again["loss"].tolist() == history["loss"].tolist()
+    # Bit for bit only with as many threads of the processor as here, which a batch decides.
+    assert again["loss"].tolist() == pytest.approx(history["loss"].tolist(), rel=1e-4)
     assert again["changes"].dropna().tolist() == history["changes"].dropna().tolist()
 
 

@@ -47,14 +47,9 @@ def draw(
 
 
 def _style(trace: Mapping[str, Any]) -> dict[str, Any]:
-    style: dict[str, Any] = {"alpha": trace.get("opacity", 1.0)}
-    line, marker = trace.get("line"), trace.get("marker")
-    color = (line or marker or {}).get("color", TEXT)
-    style["color"] = "black" if color == TEXT else color
-    if line is None:
-        return style | {
-            "ls": "",
-            "marker": "x" if (marker or {}).get("symbol") == "x" else ".",
-            "ms": 4,
-        }
-    return style | {"lw": 0.6 * line["width"], "ls": _DASHES.get(line.get("dash", ""), "-")}
+    look = trace.get("line") or trace["marker"]
+    color = "black" if look["color"] == TEXT else look["color"]
+    style = {"alpha": trace.get("opacity", 1.0), "color": color}
+    if "line" not in trace:
+        return style | {"ls": "", "marker": "x" if look["symbol"] == "x" else ".", "ms": 4}
+    return style | {"lw": 0.6 * look["width"], "ls": _DASHES.get(look["dash"], "-")}

@@ -216,7 +216,8 @@ class Live(Gate):
         Raises: RuntimeError: the function has failed where nobody is there.
         """
         self._function, self._is_stopping = function, False
-        self.state = gate.READY if self.state in (gate.STOPPED, gate.FAILED) else self.state
+        if self.state in (gate.STOPPED, gate.FAILED, gate.FINISHED) and not self._is_over():
+            self.state = gate.READY
         self.start()
         if self._cell is not None and not self._cell.is_watched:
             self.wait()

@@ -29,7 +29,8 @@ _WRITTEN = ("initial_lr", "swa_lr")  # by schedules, for themselves
 class _Place(NamedTuple):
     optimizer: Optimizer
     key: str
-    at: int | None = None  # in a tuple such as betas
+    first: int  # group that has it
+    at: int | None  # in a tuple such as betas
 
     def read(self, group: Mapping[str, Any]) -> float:
         value = group[self.key]
@@ -66,15 +67,16 @@ class Tunables:
         self._hooks: list[Any] = []
         self.optimizers = list(optimizers.values())
         for prefix, optimizer in optimizers.items():
-            for group in optimizer.param_groups:
+            for number, group in enumerate(optimizer.param_groups):
                 for key, value in group.items():
-                    self._find(prefix, optimizer, key, value)
+                    self._find(prefix, _Place(optimizer, key, number, None), value)
             self._hooks += [
                 optimizer.register_step_pre_hook(lambda o, *_: self._scale(o)),
                 optimizer.register_step_post_hook(lambda *_: self.restore()),
             ]
 
-    def _find(self, prefix: str, optimizer: Optimizer, key: str, value: Any) -> None:
+    def _find(self, prefix: str, place: _Place, value: Any) -> None:
+        key = place.key
         places: list[tuple[str, int | None]] = [(key, None)]
         if isinstance(value, tuple):
             places = [(f"{key}[{i}]", i) for i in range(len(value))]
@@ -91,7 +93,7 @@ class Tunables:
             self.specs[prefix + name] = replace(
                 known, default=number, low=low, kind=kind, label=prefix + name
             )
-            self._places[prefix + name] = _Place(optimizer, key, index)
+            self._places[prefix + name] = place._replace(at=index)
 
     def edit(self, changes: Mapping[str, Any]) -> None:
         """Take over changes of the controls, between two steps; other names are left out."""
@@ -104,7 +106,7 @@ class Tunables:
         """Return what the optimizer would step with now, in the first group that has it."""
         found = {}
         for name, place in self._places.items():
-            group = next(g for g in place.optimizer.param_groups if place.key in g)
+            group = place.optimizer.param_groups[place.first]
             is_edited = name in self.edited
             found[name] = self._value(name, 0, group) if is_edited else place.read(group)
         return found
