@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import jupytext
+
 FOLDER = Path(__file__).parents[1] / "notebooks"
 
 
@@ -11,3 +13,13 @@ def find(suffix):
 
 NOTEBOOKS = find(".ipynb")
 SCRIPTS = find(".py")
+
+
+def is_paired(notebook):
+    """Whether the .py next to ``notebook`` has the same cells (headers do not count)."""
+    script = notebook.with_suffix(".py").read_text(encoding="utf-8")
+    return cells_of(jupytext.writes(jupytext.read(notebook), "py:percent")) == cells_of(script)
+
+
+def cells_of(script):
+    return script[script.index("# %%") :]

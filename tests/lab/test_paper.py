@@ -14,6 +14,7 @@ from gqc_lab.claims.commands import (
     GEOMETRIC,
     batch_path,
     check,
+    current_ids,
     decide,
     fill_readme,
     read_plan,
@@ -60,10 +61,12 @@ def test_the_results_are_small():
 
 
 def test_the_readme_says_what_the_results_say(verdicts):
+    results = load_frozen(PAPER / "results")
+    current = current_ids(PAPER, results)
     for page, block in zip(FILLED, ("claims", "flagship"), strict=True):
         text = (ROOT / page).read_text(encoding="utf-8")
         assert f"<!-- begin {block} -->" in text
-        assert fill_readme(text, verdicts, PAPER) == text
+        assert fill_readme(text, verdicts, results, current) == text
 
 
 def test_what_the_readme_says_of_the_evidence_holds(verdicts):

@@ -11,11 +11,11 @@ from pathlib import Path
 import jupytext
 import nbformat
 import pytest
-from notebook_files import FOLDER, NOTEBOOKS, SCRIPTS
+from notebook_files import FOLDER, NOTEBOOKS, SCRIPTS, is_paired
 
 from gqc_lab.claims.evidence import read_answers
 from gqc_lab.errors import BadInput
-from gqc_lab.publish.notebooks import install_cell, is_paired
+from gqc_lab.publish.notebooks import install_cell
 from gqc_lab.publish.shown import THUMBNAILS, show_committed
 from gqc_lab.runs.notebook import read_notebook
 from gqc_lab.runs.parameters import parse_cell, resolve

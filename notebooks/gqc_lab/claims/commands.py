@@ -104,28 +104,27 @@ def write(verdicts: Sequence[Verdict], paper: Path) -> list[Path]:
     for page in (paper.resolve().parent / name for name in FILLED):
         if page.is_file():
             old = page.read_text(encoding="utf-8")
-            new = _fill(old, verdicts, results, current)
+            new = fill_readme(old, verdicts, results, current)
             if new != old:
                 page.write_text(new, encoding="utf-8")
     return [paper / VERDICTS, *(build / name for name in texts)]
 
 
-def fill_readme(text: str, verdicts: Sequence[Verdict], paper: Path) -> str:
-    """Replace the blocks of ``text`` between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``.
-
-    ``claims`` counts the verdicts, ``flagship`` gives the means of one batch.  Both say how many of
-    their runs are from an older version of the code.
-    """
-    results = load_frozen(paper / RESULTS)
-    return _fill(text, verdicts, results, current_ids(paper, results))
-
-
-def _fill(
+def fill_readme(
     text: str,
     verdicts: Sequence[Verdict],
     results: Mapping[str, Frozen],
     current: Mapping[str, set[str]],
 ) -> str:
+    """Replace the blocks of ``text`` between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``.
+
+    ``claims`` counts the verdicts, ``flagship`` gives the means of one batch.  Both say how many of
+    their runs are from an older version of the code.
+
+    Args:
+        current: as of :func:`current_ids`.
+    """
+
     def block(name: str) -> str:
         if name == "flagship":
             mine = {FLAGSHIP: results[FLAGSHIP]}

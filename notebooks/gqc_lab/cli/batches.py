@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from gqc_lab.runs.batch import Outcomes
+    from gqc_lab.runs.overview import BatchProgress
     from gqc_lab.runs.plan import Batch
-    from gqc_lab.runs.progress import BatchProgress
     from gqc_lab.runs.store import Store
 
 
@@ -94,9 +94,22 @@ def add_batch_commands(batches: "typer.Typer") -> None:
         ] = None,
     ) -> None:
         """Write a SLURM job array that executes the batch; `sbatch` submits it."""
-        from gqc_lab.runs.submit import array_script
+        import shlex
+        import sys
+        from importlib.resources import files
+        from string import Template
 
-        text = array_script(file, runs, num_jobs, read(file).threads, jobs, options or [])
+        command = [sys.executable, "-c", "from gqc_lab.cli import main; main()", "batch", "run"]
+        command += [str(file.resolve()), "--runs", str(runs.absolute()), "--jobs", str(jobs)]
+        template = files("gqc_lab.cli").joinpath("templates", "array.sh.txt")
+        text = Template(template.read_text(encoding="utf-8")).substitute(
+            name=shlex.quote(file.stem),
+            num_jobs=num_jobs,
+            num_cores=(read(file).threads or 1) * jobs,
+            options="".join(f"#SBATCH {each}\n" for each in options or []),
+            folder=shlex.quote(str(Path.cwd())),
+            command=shlex.join(command),
+        )
         path = Path(f"{file.stem}.slurm.sh")
         path.write_text(text, encoding="utf-8")
         print(f"written; submit it with: sbatch {path}")
@@ -146,7 +159,7 @@ def _execute(
     scheduler: str | None = None,
 ) -> int:
     """Execute and report; returns the exit code."""
-    from gqc_lab.runs.progress import BatchProgress
+    from gqc_lab.runs.overview import BatchProgress
     from gqc_lab.runs.report import figure_function
     from gqc_lab.runs.store import Store
 

@@ -33,9 +33,11 @@ def read(file: Path) -> Batch:
 
 
 def load(runs: Path, where: str | None) -> Runs:
-    from duckdb import Error
-
     from gqc_lab.runs.results import load
+
+    if where is None:
+        return load(runs)
+    from duckdb import Error
 
     try:
         return load(runs, where)

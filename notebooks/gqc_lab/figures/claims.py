@@ -1,7 +1,6 @@
 """Figures of the comparisons that decide the claims on gradient quality control.
 
-As :mod:`gqc_lab.figures`: data in, a figure out, the same for the same data.  Bars are 95 %
-intervals over seeds, where there are two or more.
+Bars are 95 % intervals over seeds, where there are two or more.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from gqc_lab.figures.style import (
     BLACK,
@@ -22,14 +20,16 @@ from gqc_lab.figures.style import (
     LEVEL,
     OKABE_ITO,
     SYMBOLS,
+    add_curve,
     add_line,
     add_points,
     dashes_on_top,
+    in_legend_once,
     method_styles,
     new_figure,
+    new_panels,
     over_seeds,
     plain_numbers,
-    thin,
     uneven_bars,
 )
 from gqc_lab.stats.analysis import check_columns, paired_difference, power_law, summarize
@@ -52,20 +52,20 @@ def comparison_losses(history: pd.DataFrame, y: str = "val_loss") -> go.Figure:
     check_columns("comparison_losses", history, ["comparison", "method", "seed", "tokens", y])
     names, styles = list(history["comparison"].unique()), _thinner(history["method"])
     height = PANEL * len(names) + GAP * (len(names) - 1)
+    title = f"Loss at equal tokens, {over_seeds(history)}"
     spacing = {"shared_xaxes": True, "vertical_spacing": GAP / height}
-    figure = make_subplots(len(names), 1, subplot_titles=names, **spacing)
+    figure = new_panels(len(names), 1, title, subplot_titles=names, **spacing)
     for row, name in enumerate(names, 1):
         panel = history[history["comparison"] == name].dropna(subset=[y])
         legend = f"legend{row}" if row > 1 else "legend"
         for method, runs in panel.groupby("method", sort=False):
-            mean = thin(runs.groupby("tokens")[y].mean().reset_index(), y)
+            mean = runs.groupby("tokens")[y].mean().reset_index()
             place = {"row": row, "col": 1, "legend": legend}
-            add_line(figure, mean["tokens"], mean[y], str(method), styles[str(method)], **place)
+            add_curve(figure, mean, "tokens", y, str(method), styles[str(method)], **place)
         top = 1 - (row - 1) * (PANEL + GAP) / height
         figure.update_layout({legend: {"x": 1.02, "y": top, "yanchor": "top"}})
-    title = f"Loss at equal tokens, {over_seeds(history)}"
-    figure.update_layout(title_text=title, template=HOUSE, height=EDGES + height, showlegend=True)
-    figure.update_layout(margin_t=EDGES - HOUSE.layout.margin.b)
+    top = EDGES - HOUSE.layout.margin.b
+    figure.update_layout(height=EDGES + height, showlegend=True, margin_t=top)
     figure.update_yaxes(title_text=LABELS.get(y, y).replace(" [", "<br>["))
     figure.update_xaxes(title_text=LABELS["tokens"], row=len(names))
     return dashes_on_top(figure)
@@ -80,8 +80,11 @@ def batch_invariance(results: pd.DataFrame) -> go.Figure:
     """
     shown = {"mean_logical_batch_examples": "sequences per step", "val_loss": LABELS["val_loss"]}
     check_columns("batch_invariance", results, ["microbatch_size", "seed", *shown])
-    titles = ["logical batch", "final loss"]
-    figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.16)
+    titles, title = (
+        ["logical batch", "final loss"],
+        "Is the logical batch that of the physical one?",
+    )
+    figure = new_panels(1, 2, title, subplot_titles=titles, horizontal_spacing=0.16)
     styles = _thinner(["gnts"])
     for column, (name, label) in enumerate(shown.items(), 1):
         points = summarize(results.dropna(subset=[name]), "microbatch_size", name)
@@ -92,9 +95,7 @@ def batch_invariance(results: pd.DataFrame) -> go.Figure:
     add_line(figure, sizes, sizes, "one microbatch", line)
     figure.update_xaxes(title_text="sequences per microbatch", **TWOS)
     figure.update_yaxes(**TWOS, row=1, col=1)
-    title = {"title_text": "Is the logical batch that of the physical one?", "template": HOUSE}
-    figure.update_layout(**title, height=480, margin_t=80, legend=BELOW)
-    return figure
+    return figure.update_layout(height=480, margin_t=80, legend=BELOW)
 
 
 def warmup_panels(history: pd.DataFrame, over: int = 11) -> go.Figure:
@@ -113,23 +114,22 @@ def warmup_panels(history: pd.DataFrame, over: int = 11) -> go.Figure:
     check_columns("warmup_panels", history, ["method", "seed", "microbatch", "is_warmup", *shown])
     end = history.loc[history["is_warmup"], "microbatch"].max()
     near = history[history["microbatch"] <= 2 * end]
-    figure = make_subplots(1, 3, horizontal_spacing=0.16)
+    title = f"During the warmup of the threshold, {over_seeds(near)}"
+    figure = new_panels(1, 3, title, horizontal_spacing=0.16)
     styles = _thinner(near["method"])
     for method, runs in near.groupby("method", sort=False):
         means = runs.groupby("microbatch")[list(shown)].mean()
         means["loss"] = means["loss"].rolling(over, center=True, min_periods=1).mean()
         for column, name in enumerate(shown, 1):
-            curve = thin(means[name].reset_index(), name)
-            place = {"row": 1, "col": column, "showlegend": column == 1, "legendgroup": method}
-            add_line(figure, curve["microbatch"], curve[name], str(method), styles[method], **place)
+            more = {"row": 1, "col": column, **in_legend_once(figure, str(method))}
+            curve = means[name].reset_index()
+            add_curve(figure, curve, "microbatch", name, str(method), styles[method], **more)
     for column, label in enumerate(shown.values(), 1):
         figure.update_yaxes(title_text=label, row=1, col=column)
     figure.update_yaxes(type="log", dtick=1, row=1, col=1)
     figure.add_vline(end, line=LEVEL)
     figure.update_xaxes(title_text=LABELS["microbatch"])
-    title = f"During the warmup of the threshold, {over_seeds(near)}"
-    figure.update_layout(title_text=title, template=HOUSE, height=440, legend=BELOW)
-    return figure
+    return figure.update_layout(height=440, legend=BELOW)
 
 
 def reactions(results: pd.DataFrame) -> go.Figure:
@@ -146,7 +146,8 @@ def reactions(results: pd.DataFrame) -> go.Figure:
     }
     check_columns("reactions", results, ["method", "seed", *shown])
     results = results.dropna(subset=["extra_draws"])
-    figure = make_subplots(1, 3, shared_yaxes=True, horizontal_spacing=0.04)
+    title = _with_bars("What a difficult first microbatch does; ", results)
+    figure = new_panels(1, 3, title, shared_yaxes=True, horizontal_spacing=0.04)
     for column, (name, label) in enumerate(shown.items(), 1):
         points = summarize(results.dropna(subset=[name]), "method", name)
         bars = _bars(points, "error_x")
@@ -157,9 +158,6 @@ def reactions(results: pd.DataFrame) -> go.Figure:
         figure.update_xaxes(title_text=label, row=1, col=column)
     figure.add_vline(0, line=LEVEL)
     figure.update_yaxes(autorange="reversed")
-    figure.update_layout(
-        template=HOUSE, title_text=_with_bars("What a difficult first microbatch does; ", results)
-    )
     figure.update_layout(height=440, hovermode="closest")
     figure.update_xaxes(rangemode="normal")
     return figure
@@ -186,8 +184,7 @@ def angles(
         means = steps.groupby(x)[column].mean()
         # From the first step on, whose momentum is the gradient: a centred mean would hide it.
         curve = means.rolling(over, min_periods=1).mean().dropna().reset_index()
-        curve = thin(curve, column)
-        add_line(figure, curve[x], curve[column], name, styles[name])
+        add_curve(figure, curve, x, column, name, styles[name])
     if "predicted_angle" in history:
         moments = history[history["kind"] == "probe"].groupby(x)["predicted_angle"].mean()
         marker = {"color": BLACK, "size": 9, "symbol": "diamond"}
@@ -254,7 +251,9 @@ def by_method(
     results = results.assign(method=results[by])
     names = names or {m: m for m in results["method"].unique() if m != baseline}
     groups = list(results.groupby(list(series), sort=False)) if series else [((), results)]
-    figure = make_subplots(1, len(measures), shared_yaxes=True, horizontal_spacing=0.06)
+    title = f"Over {baseline}, paired by seed; " if baseline else f"By {by}; "
+    options = {"shared_yaxes": True, "horizontal_spacing": 0.06}
+    figure = new_panels(1, len(measures), _with_bars(title, results), **options)
     for column, (measure, label) in enumerate(measures.items(), 1):
         for i, (group, rows) in enumerate(groups):
             means = _means_of(rows, measure, baseline).reindex(list(names))
@@ -271,8 +270,6 @@ def by_method(
         figure.add_vline(1, line=LEVEL)
     ticks = {"tickvals": [-k for k in range(len(names))], "ticktext": list(names.values())}
     figure.update_yaxes(**ticks, showgrid=False)
-    over = f"Over {baseline}, paired by seed; " if baseline else f"By {by}; "
-    figure.update_layout(template=HOUSE, title_text=_with_bars(over, results))
     figure.update_layout(height=170 + 40 * len(names), hovermode="closest", legend=BELOW)
     return figure
 
@@ -337,7 +334,4 @@ def _points(
 
 
 def _bars(points: pd.DataFrame, axis: str) -> dict[str, Any]:
-    if points["low"].isna().all():
-        return {}
-    half = plain_numbers(points["high"] - points["mean"])
-    return {axis: {"type": "data", "array": half, "thickness": 1.5, "width": 4}}
+    return {} if points["low"].isna().all() else {axis: uneven_bars(points)}

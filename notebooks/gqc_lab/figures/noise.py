@@ -1,7 +1,6 @@
 """Figures of noise scales: measured against the truth, and as a run estimates them.
 
-Like `gqc_lab.figures`: data in, a plotly figure out.  Frames of measurements have the columns of
-`gqc_lab.studies.noise.streams.COLUMNS`.
+Frames of measurements have the columns of `gqc_lab.studies.noise.streams.COLUMNS`.
 """
 
 from __future__ import annotations
@@ -13,20 +12,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from gqc_lab.figures.style import (
     BLACK,
-    HOUSE,
     LABELS,
     LEVEL,
     OKABE_ITO,
+    add_curve,
     add_line,
     add_points,
     each_method,
     new_figure,
-    plain_numbers,
-    thin,
+    new_panels,
+    uneven_bars,
 )
 from gqc_lab.stats.analysis import check_columns, summarize
 
@@ -51,9 +49,8 @@ def estimates_against_truth(measured: pd.DataFrame) -> go.Figure:
     Raises: ValueError: a column is missing.
     """
     check_columns("estimates_against_truth", measured, POINT)
-    titles = ("all estimates", "two-batch, over the truth")
-    figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.14)
-    figure.update_layout(template=HOUSE, title_text="Noise scale of a known stream")
+    titles, title = ("all estimates", "two-batch, over the truth"), "Noise scale of a known stream"
+    figure = new_panels(1, 2, title, subplot_titles=titles, horizontal_spacing=0.14)
     below = {"orientation": "h", "y": -0.28, "x": 0}
     figure.update_layout(height=480, margin={"t": 80, "b": 130}, legend=below)
     ours = measured[measured["measurement"] == "two-batch"]
@@ -137,9 +134,9 @@ def noise_scale_against(
     figure.update_yaxes(title_text="noise scale R [microbatches]", **decades)
     for method, style, records in each_method("noise_scale_against", history, [x, "noise_scale"]):
         records = records[records["seed"] == (records["seed"].iloc[0] if seed is None else seed)]
-        rows = thin(records[records["noise_scale"] > 0], "noise_scale")
+        rows = records[records["noise_scale"] > 0]
         if len(rows):
-            add_line(figure, rows[x], rows["noise_scale"], method, style | {"width": 1.5})
+            add_curve(figure, rows, x, "noise_scale", method, style | {"width": 1.5})
     return figure
 
 
@@ -165,12 +162,8 @@ def _add_dimensions(
     dimensions = sorted({*rows["dimension"]})
     for i, dimension in enumerate(dimensions):
         points = rows[rows["dimension"] == dimension].dropna(subset=["measured"])
-        up, down = points["high"] - points["measured"], points["measured"] - points["low"]
-        bars = {"type": "data", "symmetric": False, "thickness": 1.5, "width": 4}
-        bars |= {
-            "array": plain_numbers(up.clip(upper=UNBOUNDED)),
-            "arrayminus": plain_numbers(down),
-        }
+        ends = {"mean": points["measured"], "low": points["low"]}
+        bars = uneven_bars({**ends, "high": points["high"].clip(upper=UNBOUNDED)})
         marker = {"color": colors[i % len(colors)], "symbol": symbols[i % len(symbols)], "size": 8}
         shift = dodge ** (i - (len(dimensions) - 1) / 2)
         x, y, style = points["truth"] * shift, points["measured"], {"marker": marker, **where}

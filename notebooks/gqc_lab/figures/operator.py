@@ -1,7 +1,4 @@
-"""Figures of operator learning: fields in space and time, spectra, gradient norms, curricula.
-
-As :mod:`gqc_lab.figures`: data in, a figure out, the same for the same data.
-"""
+"""Figures of operator learning: fields in space and time, spectra, gradient norms, curricula."""
 
 from __future__ import annotations
 
@@ -12,21 +9,21 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import NDArray
-from plotly.subplots import make_subplots
 
 from gqc_lab.figures.style import (
     BLACK,
     DASHES,
-    HOUSE,
-    LEGEND_ABOVE,
     OKABE_ITO,
+    add_curve,
     add_line,
     add_points,
     band,
     in_legend_once,
     new_figure,
+    new_panels,
+    nth_style,
     plain_numbers,
-    thin,
+    with_legend_above,
 )
 from gqc_lab.stats.analysis import check_columns
 
@@ -53,8 +50,9 @@ def space_time(
     every = max(1, truth.shape[1] // MAX_CELLS)
     x = plain_numbers(np.arange(0, truth.shape[1], every) / truth.shape[1])
     t = plain_numbers(interval * np.arange(len(truth)))
-    titles = ("truth", "prediction", "prediction - truth")
-    figure = make_subplots(1, 3, shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.04)
+    titles, title = ("truth", "prediction", "prediction - truth"), "A rollout of the operator"
+    options = {"subplot_titles": titles, "horizontal_spacing": 0.04}
+    figure = new_panels(1, 3, title, shared_yaxes=True, **options)
     for column, field in enumerate((truth, predicted, predicted - truth), 1):
         z = [plain_numbers(row) for row in field[:, ::every]]
         axis = "coloraxis2" if column == 3 else "coloraxis"
@@ -69,7 +67,6 @@ def space_time(
         bar = {**bars, **place, "title": {"text": title, "side": "bottom"}}
         colors = {"colorscale": DIVERGING, "cmin": -limit, "cmax": limit, "colorbar": bar}
         figure.update_layout({name: colors})
-    figure.update_layout(template=HOUSE, title_text="A rollout of the operator")
     figure.update_layout(height=470, margin={"t": 90, "b": 130}, hovermode="closest")
     figure.update_xaxes(title_text="position x", rangemode="normal")
     figure.update_yaxes(title_text="time t", col=1)
@@ -119,12 +116,14 @@ def norms_by_part(history: pd.DataFrame, clip: dict[str, float] | None = None) -
         rows = history[history["method"] == method]
         for number, part in enumerate(parts):
             curve = rows.assign(**{part: rows[part].where(rows[part] > 0)})  # 0: it did not learn
-            style = {"color": OKABE_ITO[number], "dash": DASHES[number]}
-            _curve(figure, curve, part, part.split("/")[1], style, i, len(methods))
+            name = part.split("/")[1]
+            more = _place(i, len(methods)) | in_legend_once(figure, name)
+            add_curve(figure, curve, "epoch", part, name, nth_style(number), **more)
         if clip and method in clip:
             bound = rows.assign(bound=clip[method])
-            style = {"color": BLACK, "dash": "dot"}
-            _curve(figure, bound, "bound", "bound", style, i, len(methods))
+            style = {"color": BLACK, "dash": "dot", "width": 2}
+            more = _place(i, len(methods)) | in_legend_once(figure, "bound")
+            add_curve(figure, bound, "epoch", "bound", "bound", style, **more)
     figure.update_yaxes(type="log", tickvals=TICKS, tickformat=".0e")
     figure.update_yaxes(title_text="norm [loss/weight]", col=1)
     return figure
@@ -144,9 +143,9 @@ def over_epochs(frame: pd.DataFrame, columns: dict[str, str], title: str) -> go.
         values = rows[["method", "epoch", column]].replace([np.inf, -np.inf], np.nan)
         for i, method in enumerate(rows["method"].unique()):
             curve = values[values["method"] == method].groupby("epoch")[column].mean().reset_index()
-            style = {"color": OKABE_ITO[i % 7], "dash": DASHES[i % 6]}
-            _curve(figure, curve, column, str(method), style, panel, len(columns))
-        figure.update_yaxes(row=panel // 3 + 1, col=panel % 3 + 1, **_scale(values[column]))
+            more = _place(panel, len(columns)) | in_legend_once(figure, str(method))
+            add_curve(figure, curve, "epoch", column, str(method), nth_style(i), **more)
+        figure.update_yaxes(**_place(panel, len(columns)), **_scale(values[column]))
     figure.update_yaxes(matches=None, showticklabels=True)
     return figure
 
@@ -208,8 +207,7 @@ def curves(
     check_columns("curves", frame, ["name", "epoch", y])
     figure = new_figure(title, showlegend=True)
     for i, (name, rows) in enumerate(frame.groupby("name", sort=False)):
-        style = {"color": OKABE_ITO[i % 7], "dash": DASHES[i % 6], "width": 2.5}
-        add_line(figure, rows["epoch"], rows[y], str(name), style)
+        add_line(figure, rows["epoch"], rows[y], str(name), nth_style(i, width=2.5))
     if limit is not None:
         line = {"color": BLACK, "width": 1.5, "dash": "dot"}
         figure.add_hline(limit, line=line, annotation_text=f"{limit:g}")
@@ -234,26 +232,20 @@ def _panels(titles: Sequence[str], title: str) -> go.Figure:
     """Make panels, up to three in a row."""
     columns = min(3, len(titles))
     rows = -(-len(titles) // columns)
-    figure = make_subplots(
+    figure = new_panels(
         rows,
         columns,
+        title,
         subplot_titles=list(titles),
         shared_yaxes="all",
         vertical_spacing=0.5 / (rows + 1),
         horizontal_spacing=0.09,
     )
-    figure.update_layout(template=HOUSE, title_text=title, height=200 + 230 * rows, **LEGEND_ABOVE)
-    figure.update_layout(legend_y=1 + 35 / (60 + 230 * rows), margin_t=120, hovermode="closest")
     figure.update_xaxes(rangemode="normal")
     figure.update_xaxes(title_text="epoch", row=rows)
-    return figure
+    return with_legend_above(figure.update_layout(hovermode="closest"), 230 * rows + 20)
 
 
-def _curve(
-    figure: go.Figure, rows: pd.DataFrame, y: str, name: str, style: Any, panel: int, panels: int
-) -> None:
-    columns, curve = min(3, panels), thin(rows, y)
-    place = {"row": panel // columns + 1, "col": panel % columns + 1}
-    style = style | {"width": 2}
-    once = in_legend_once(figure, name)
-    add_line(figure, curve["epoch"], curve[y], name, style, **place, **once)
+def _place(panel: int, panels: int) -> dict[str, int]:
+    columns = min(3, panels)
+    return {"row": panel // columns + 1, "col": panel % columns + 1}

@@ -1,34 +1,31 @@
-"""Figures of a variance scaler in use: V over tensors, the factor, and other laws' factors.
-
-As :mod:`gqc_lab.figures`: data in, a figure out, the same for the same data.
-"""
+"""Figures of a variance scaler in use: V over tensors, the factor, and other laws' factors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from gqc_lab.figures.style import (
     BLACK,
     DASHES,
-    HOUSE,
     LABELS,
     LEGEND_ABOVE,
     LOG_TICKS,
     OKABE_ITO,
-    add_line,
+    add_curve,
     new_figure,
-    thin,
+    new_panels,
 )
 from gqc_lab.loop.scaler_controls import VARIANCE, scaled_steps, what_if
 from gqc_lab.stats.analysis import check_columns
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, _ = OKABE_ITO
-MAX_POINTS = 200  #: of a line: there are up to ten, and a saved notebook holds them all
+# There are up to ten lines, and a saved notebook holds them all.
+_curve = partial(add_curve, limit=200)
 PERCENTILES = {"p90": SKY, "p50": GREEN, "p10": ORANGE}
 
 
@@ -42,15 +39,15 @@ def variance_and_factor(history: pd.DataFrame, x: str = "microbatch") -> go.Figu
     levels = {f"vgs/stochastic_var_{p}": (p, color, 1.5) for p, color in PERCENTILES.items()}
     curves = {**levels, VARIANCE: ("V, which makes the factor", PURPLE, 2.5)}
     check_columns("variance_and_factor", history, [x, "factor", "changes", *curves])
-    figure = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.08)
+    title, spacing = "Variance over tensors, and the factor", {"vertical_spacing": 0.08}
+    figure = new_panels(2, 1, title, shared_xaxes=True, **spacing)
     for column, (name, color, width) in curves.items():
-        _line(figure, history, x, column, name, {"color": color, "width": width}, row=1, col=1)
+        _curve(figure, history, x, column, name, {"color": color, "width": width}, row=1, col=1)
     steps = history.dropna(subset=["factor"])
-    _line(figure, steps, x, "factor", "factor", {"color": VERMILION, "width": 2.5}, row=2, col=1)
+    _curve(figure, steps, x, "factor", "factor", {"color": VERMILION, "width": 2.5}, row=2, col=1)
     for change in history.loc[history["changes"].notna(), x]:
         figure.add_vline(float(change), line={"color": BLACK, "width": 1, "dash": "dot"})
-    title = "Variance over tensors, and the factor"
-    figure.update_layout(template=HOUSE, title_text=title, height=480, **LEGEND_ABOVE)
+    figure.update_layout(height=480, **LEGEND_ABOVE)
     figure.update_layout(margin_t=90)  # one row of legend
     figure.update_yaxes(
         title_text="variance / signal", type="log", tickvals=LOG_TICKS, tickformat="~g", row=1
@@ -78,17 +75,10 @@ def what_if_against_runs(
     for i, (method, law) in enumerate(laws.items()):
         line = {"color": OKABE_ITO[i % len(OKABE_ITO)], "width": 2}
         run = history[history["method"] == method].dropna(subset=["factor"])
-        _line(figure, run, "microbatch", "factor", method, line)
+        _curve(figure, run, "microbatch", "factor", method, line)
         guess = pd.DataFrame({"microbatch": steps["microbatch"], "factor": what_if(steps, law)})
         name, dash = f"what if: {method}", DASHES[1]
-        _line(figure, guess, "microbatch", "factor", name, line | {"dash": dash})
+        _curve(figure, guess, "microbatch", "factor", name, line | {"dash": dash})
     figure.update_xaxes(title_text="optimizer steps")
     figure.update_yaxes(title_text="factor on the gradient", range=[0, 1.05])
     return figure
-
-
-def _line(
-    figure: go.Figure, rows: pd.DataFrame, x: str, y: str, name: str, line: Any, **place: int
-) -> None:
-    curve = thin(rows, y, MAX_POINTS)
-    add_line(figure, curve[x], curve[y], name, line, **place)

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import ArrayLike
+from plotly.subplots import make_subplots
 
 from gqc_lab.loop.settings import axis_labels, settings_of
 from gqc_lab.stats.analysis import check_columns
@@ -177,6 +178,32 @@ def add_points(figure: go.Figure, x: Any, y: Any, name: str, **style: Any) -> No
     """Add a trace of plain numbers, with markers unless ``style`` says otherwise."""
     values = {"x": plain_numbers(x), "y": plain_numbers(y), "name": name}
     figure.add_scatter(**values, **{"mode": "markers"} | style)
+
+
+def add_curve(
+    figure: go.Figure, rows: pd.DataFrame, x: str, y: str, name: str, style: Any, **more: Any
+) -> None:
+    """Add the line of a column, thinned to ``limit`` points; ``more``: as of :func:`add_line`."""
+    rows = thin(rows, y, more.pop("limit", MAX_POINTS))
+    add_line(figure, rows[x], rows[y], name, style, **more)
+
+
+def nth_style(i: int, width: float = 2) -> dict[str, Any]:
+    """Return the i-th colour and dash, for lines that are no methods."""
+    return {"color": OKABE_ITO[i % 7], "dash": DASHES[i % 6], "width": width}
+
+
+def new_panels(rows: int, columns: int, title: str, **options: Any) -> go.Figure:
+    """Return a grid of panels in the house style; ``options``: of `make_subplots`."""
+    figure = make_subplots(rows, columns, **options)
+    return figure.update_layout(template=HOUSE, title_text=title)
+
+
+def with_legend_above(figure: go.Figure, plot_height: int, legend_rows: int = 1) -> go.Figure:
+    """Put the legend above the titles of panels, whatever the height of the figure [pixels]."""
+    top = 90 + 22 * legend_rows
+    figure.update_layout(**LEGEND_ABOVE, height=plot_height + top + 60)
+    return figure.update_layout(margin_t=top, legend_y=1 + 26 / plot_height)
 
 
 def in_legend_once(figure: go.Figure, name: str) -> dict[str, Any]:

@@ -71,12 +71,12 @@ def norm_against_threshold(
         steps = records[records["stepped"]].dropna(subset=["grad_norm"])
         forced = steps[steps["grad_norm"] > steps[THRESHOLD]]
         line = {"color": style["color"], "width": 1}
-        _add(figure, thin(steps, "grad_norm"), x, "grad_norm", f"{method}: norm", line=line)
+        _add(figure, steps, x, "grad_norm", f"{method}: norm", line=line)
         if len(forced):
             name = f"{method}: forced,<br>{len(forced)} of {len(steps)} steps"
             cross = {"mode": "markers", "marker": {"symbol": "x", "size": 6, **_color(style)}}
-            _add(figure, thin(forced, "grad_norm"), x, "grad_norm", name, **cross)
-        bound = thin(records.dropna(subset=[THRESHOLD]), THRESHOLD)
+            _add(figure, forced, x, "grad_norm", name, **cross)
+        bound = records.dropna(subset=[THRESHOLD])
         black = {"color": "#000000", "width": 2.5, "dash": style["dash"]}
         _add(figure, bound, x, THRESHOLD, f"{method}: threshold", line=black)
     return _or_say(figure, "no method here reads a gradient norm")
@@ -108,10 +108,9 @@ def draws_per_step(
         steps = steps.assign(moving_mean=mean)
         if len(methods) <= MAX_DOTTED:
             dots = {"mode": "markers", "marker": {"size": 5, "opacity": 0.4, **_color(style)}}
-            raw = thin(steps, "num_draws")
-            _add(figure, raw, x, "num_draws", method, showlegend=False, hoverinfo="skip", **dots)
+            _add(figure, steps, x, "num_draws", method, showlegend=False, hoverinfo="skip", **dots)
         name = f"{method}: {len(steps)} steps,<br>mean {steps['num_draws'].mean():.2f}"
-        _add(figure, thin(steps, "moving_mean"), x, "moving_mean", name, line=style)
+        _add(figure, steps, x, "moving_mean", name, line=style)
     return _or_say(dashes_on_top(_with_room(figure)), "no step was made")
 
 
@@ -137,6 +136,7 @@ def _run(records: pd.DataFrame, seed: int | None) -> pd.DataFrame:
 
 def _add(figure: go.Figure, rows: pd.DataFrame, x: str, y: str, name: str, **style: Any) -> None:
     if len(rows):
+        rows = thin(rows, y)
         add_points(figure, rows[x], rows[y], name, **{"mode": "lines"} | style)
 
 

@@ -1,7 +1,4 @@
-"""Figures of UPGD: gates by normalization, and what learners of task streams retain.
-
-As :mod:`gqc_lab.figures`: data in, a figure out, the same for the same data.
-"""
+"""Figures of UPGD: gates by normalization, and what learners of task streams retain."""
 
 from __future__ import annotations
 
@@ -9,18 +6,17 @@ from collections.abc import Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from gqc_lab.figures.style import (
-    HOUSE,
-    LEGEND_ABOVE,
     OKABE_ITO,
     add_line,
     band,
     in_legend_once,
     method_styles,
+    new_panels,
     plain_numbers,
     uneven_bars,
+    with_legend_above,
 )
 from gqc_lab.stats.analysis import check_columns, summarize
 
@@ -47,9 +43,10 @@ def gate_histograms(bars: pd.DataFrame) -> go.Figure:
     """
     check_columns("gate_histograms", bars, ["normalization", "step", "left", "right", "share"])
     names, steps = list(bars["normalization"].unique()), sorted(bars["step"].unique())
-    figure = make_subplots(
+    figure = new_panels(
         len(names),
         len(steps),
+        "Gates of all weights",
         shared_xaxes=True,
         shared_yaxes=True,
         column_titles=[f"step {step:,}" for step in steps],
@@ -68,8 +65,8 @@ def gate_histograms(bars: pd.DataFrame) -> go.Figure:
             row=names.index(name) + 1,
             col=steps.index(step) + 1,
         )
-    figure.update_layout(template=HOUSE, title_text="Gates of all weights", showlegend=False)
     figure.update_layout(height=150 + 130 * len(names), margin={"t": 90, "r": 80}, bargap=0)
+    figure.update_layout(showlegend=False)
     figure.update_xaxes(range=[-0.03, 1.03], tickvals=[0, 0.5, 1], ticktext=["0", "½", "1"])
     figure.update_xaxes(title_text="gate", row=len(names))
     figure.update_yaxes(range=[0, 104], tickvals=[0, 50, 100])
@@ -94,9 +91,10 @@ def by_task(
     """
     check_columns("by_task", tasks, ["stream", "method", "seed", "task", *measures])
     streams, styles = list(tasks["stream"].unique()), method_styles(tasks["method"])
-    figure = make_subplots(
+    figure = new_panels(
         len(measures),
         len(streams),
+        title,
         shared_xaxes=True,
         shared_yaxes=True,
         column_titles=[STREAMS.get(stream, stream) for stream in streams],
@@ -122,8 +120,7 @@ def by_task(
             figure.update_yaxes(type="log", tickformat="~g", row=number)
     figure.update_xaxes(rangemode="normal")
     figure.update_xaxes(title_text="task", row=len(measures))
-    _lay_out(figure, title, 150 * len(measures) + 20, len(styles))
-    return figure
+    return with_legend_above(figure, 150 * len(measures) + 20, -(-len(styles) // 4))
 
 
 def against_lr(results: pd.DataFrame, measure: str = "online_accuracy") -> go.Figure:
@@ -135,9 +132,10 @@ def against_lr(results: pd.DataFrame, measure: str = "online_accuracy") -> go.Fi
     """
     check_columns("against_lr", results, ["stream", "normalization", "lr", "seed", measure])
     streams, styles = list(results["stream"].unique()), method_styles(results["normalization"])
-    figure = make_subplots(
+    figure = new_panels(
         1,
         len(streams),
+        "Online accuracy by normalization and learning rate",
         shared_yaxes=True,
         column_titles=[STREAMS.get(stream, stream) for stream in streams],
         horizontal_spacing=0.04,
@@ -156,8 +154,7 @@ def against_lr(results: pd.DataFrame, measure: str = "online_accuracy") -> go.Fi
     figure.update_xaxes(type="log", title_text="learning rate", tickformat="~g", dtick="D2")
     figure.update_xaxes(rangemode="normal")
     figure.update_yaxes(title_text=_label(measure), col=1)
-    _lay_out(figure, "Online accuracy by normalization and learning rate", 300, len(styles))
-    return figure
+    return with_legend_above(figure, 300, -(-len(styles) // 4))
 
 
 def batch_tasks(results: pd.DataFrame, history: pd.DataFrame) -> go.Figure:
@@ -172,11 +169,3 @@ def _scale(measure: str) -> float:
 def _label(measure: str) -> str:
     label = LABELS.get(measure, measure.replace("_", " "))
     return f"{label} [%]" if measure in IN_PERCENT else label
-
-
-def _lay_out(figure: go.Figure, title: str, plot_height: int, entries: int) -> None:
-    """Put the legend above the titles of the panels, whatever the height of the figure."""
-    legend_rows = -(-entries // 4)
-    top = 90 + 22 * legend_rows
-    figure.update_layout(template=HOUSE, title_text=title, **LEGEND_ABOVE)
-    figure.update_layout(height=plot_height + top + 60, margin_t=top, legend_y=1 + 26 / plot_height)

@@ -1,7 +1,4 @@
-"""Figures of the variance gradient scaler: estimates against truth, costs, training.
-
-As :mod:`gqc_lab.figures`: data in, a figure out, the same for the same data.
-"""
+"""Figures of the variance gradient scaler: estimates against truth, costs, training."""
 
 from __future__ import annotations
 
@@ -11,17 +8,18 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from gqc_lab.figures.style import (
     BLACK,
-    HOUSE,
     LEGEND_ABOVE,
     OKABE_ITO,
     add_line,
     add_points,
+    in_legend_once,
     new_figure,
+    new_panels,
     uneven_bars,
+    with_legend_above,
 )
 from gqc_lab.stats.analysis import check_columns
 from gqc_lab.studies.vgs.streams import VERSIONS
@@ -89,27 +87,20 @@ def against(frame: pd.DataFrame, x: str, title: str, x_titles: Sequence[str]) ->
     num_columns = min(3, len(kinds))
     places = [{"row": i // num_columns + 1, "col": i % num_columns + 1} for i in range(len(kinds))]
     num_rows = places[-1]["row"]
-    figure = make_subplots(num_rows, num_columns, shared_yaxes=True, subplot_titles=kinds)
-    figure.update_layout(template=HOUSE, hovermode="closest", **LEGEND_ABOVE)
-    height = 170 + 310 * num_rows
-    figure.update_layout(title_text=title, legend_y=1 + 31 / height, height=height, margin_t=170)
-    order, shown = list(frame["estimator"].unique()), set()
+    grid = {"shared_yaxes": True, "subplot_titles": kinds}
+    figure = new_panels(num_rows, num_columns, title, **grid).update_layout(hovermode="closest")
+    with_legend_above(figure, 300 * num_rows)
+    order = list(frame["estimator"].unique())
     for place, (_, group) in zip(places, frame.groupby("kind", sort=False), strict=True):
         for estimator, rows in group.groupby("estimator", sort=False):
-            i, is_new = order.index(estimator), estimator not in shown
-            shown.add(estimator)
             middle = rows.groupby(x)["variance"].median()
-            style: dict[str, Any] = {
-                "marker": _marker(i, 9),
-                "legendgroup": str(estimator),
-                "showlegend": is_new,
-            }
-            style |= {"line": {"color": style["marker"]["color"], "width": 1.5}, "mode": None}
-            name = _estimator_name(str(estimator))
+            name, marker = _estimator_name(str(estimator)), _marker(order.index(estimator), 9)
+            style: dict[str, Any] = {"marker": marker, "mode": None, **in_legend_once(figure, name)}
+            style["line"] = {"color": marker["color"], "width": 1.5}
             add_points(figure, middle.index, middle, name, **style, **place)
         truth = group.groupby(x)["truth"].first()
         black = {"color": BLACK, "width": 4, "dash": "dot"}
-        once = {"legendgroup": "truth", "showlegend": place == places[0]}
+        once = in_legend_once(figure, "truth")
         add_line(figure, truth.index, truth, "truth", black, **once, **place)
     for place, name in zip(places, x_titles, strict=True):
         figure.update_xaxes(type="log", dtick=1, title_text=name, tickformat="~s", **place)

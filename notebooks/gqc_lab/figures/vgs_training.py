@@ -1,24 +1,21 @@
-"""Figures of training with the variance gradient scaler: losses, resolution, Adam's response.
-
-As :mod:`gqc_lab.figures`: data in, a figure out, the same for the same data.
-"""
+"""Figures of training with the variance gradient scaler: losses, resolution, Adam's response."""
 
 from __future__ import annotations
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from gqc_lab.figures.style import (
     BLACK,
-    DASHES,
-    HOUSE,
     LEGEND_ABOVE,
     OKABE_ITO,
-    add_line,
+    add_curve,
+    in_legend_once,
     new_figure,
+    new_panels,
+    nth_style,
     over_seeds,
-    thin,
+    with_legend_above,
 )
 from gqc_lab.stats.analysis import check_columns
 
@@ -35,9 +32,10 @@ def loss_panels(history: pd.DataFrame, y: str = "val_loss") -> go.Figure:
     check_columns("loss_panels", history, [*keys, y])
     tasks, optimizers = list(history["task"].unique()), list(history["optimizer"].unique())
     titles = [f"{task}, {optimizer}" for task in tasks for optimizer in optimizers]
-    figure = make_subplots(
+    figure = new_panels(
         len(tasks),
         len(optimizers),
+        f"Held-out loss, {over_seeds(history)}",
         shared_xaxes=True,
         shared_yaxes=True,
         subplot_titles=titles,
@@ -50,12 +48,12 @@ def loss_panels(history: pd.DataFrame, y: str = "val_loss") -> go.Figure:
         for i, method in enumerate(methods):
             mean = panel[panel["method"] == method].groupby("microbatch")[y].mean().reset_index()
             if len(mean):
-                _line(figure, thin(mean, y), y, method, i, place)
-    _panels(figure, f"Held-out loss, {over_seeds(history)}", len(tasks))
+                once = in_legend_once(figure, method)
+                add_curve(figure, mean, "microbatch", y, method, nth_style(i), **place, **once)
     for row, task in enumerate(tasks, 1):
         figure.update_yaxes(title_text=f"loss [{UNITS.get(task, 'loss')}]", col=1, row=row)
     figure.update_xaxes(title_text="optimizer steps", row=len(tasks))
-    return figure
+    return with_legend_above(figure, 230 * len(tasks) + 20)
 
 
 def resolution(history: pd.DataFrame, over: int = 25) -> go.Figure:
@@ -70,18 +68,17 @@ def resolution(history: pd.DataFrame, over: int = 25) -> go.Figure:
         "resolution", history, ["beta", "microbatch", "vgs/unresolved", "would_be_factor"]
     )
     titles = ["tensors not resolved", "factor at alpha 0.1"]
-    figure = make_subplots(1, 2, subplot_titles=titles)
+    figure = new_panels(1, 2, "How much of the variance is resolved?", subplot_titles=titles)
     for i, (beta, rows) in enumerate(history.groupby("beta", sort=False)):
         share = rows["vgs/unresolved"].rolling(over, min_periods=1).mean()
         for column, values in enumerate([100 * share, rows["would_be_factor"]], 1):
-            curve = rows.assign(shown=values)
-            place = {"row": 1, "col": column}
-            _line(figure, thin(curve, "shown"), "shown", f"beta {beta:g}", i, place)
-    _panels(figure, "How much of the variance is resolved?", 1)
+            curve, name = rows.assign(shown=values), f"beta {beta:g}"
+            more = {"row": 1, "col": column, **in_legend_once(figure, name)}
+            add_curve(figure, curve, "microbatch", "shown", name, nth_style(i), **more)
     figure.update_yaxes(title_text="moving average [%]", range=[-3, 103], col=1)
     figure.update_yaxes(range=[0, 1.05], col=2)
     figure.update_xaxes(title_text="optimizer steps")
-    return figure
+    return with_legend_above(figure, 250)
 
 
 def update_ratio(frame: pd.DataFrame, over: int = 11) -> go.Figure:
@@ -100,24 +97,8 @@ def update_ratio(frame: pd.DataFrame, over: int = 11) -> go.Figure:
         "size of the update, predicted": (frame["predicted"], BLACK, "dot"),
     }
     for name, (values, color, dash) in curves.items():
-        curve = thin(frame.assign(shown=values), "shown")
         style = {"color": color, "dash": dash, "width": 2.5}
-        add_line(figure, curve["microbatch"], curve["shown"], name, style)
+        add_curve(figure, frame.assign(shown=values), "microbatch", "shown", name, style)
     figure.update_xaxes(title_text="optimizer steps")
     figure.update_yaxes(title_text="relative to no scaling", rangemode="tozero")
     return figure
-
-
-def _line(
-    figure: go.Figure, curve: pd.DataFrame, y: str, name: str, number: int, place: dict[str, int]
-) -> None:
-    is_first = place == {"row": 1, "col": 1}
-    style = {"color": OKABE_ITO[number % 7], "width": 2, "dash": DASHES[number % 6]}
-    once = {"legendgroup": name, "showlegend": is_first}
-    add_line(figure, curve["microbatch"], curve[y], name, style, **place, **once)
-
-
-def _panels(figure: go.Figure, title: str, rows: int) -> None:
-    figure.update_layout(template=HOUSE, title_text=title, height=190 + 230 * rows, **LEGEND_ABOVE)
-    # Above the panels' own titles, whatever the figure's height.
-    figure.update_layout(legend_y=1 + 30 / (60 + 230 * rows), margin_t=110)

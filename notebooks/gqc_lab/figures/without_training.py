@@ -1,7 +1,4 @@
-"""Figures of what can be decided without training: memory, a factor under Adam, protection.
-
-As :mod:`gqc_lab.figures`: data in, a figure out, the same for the same data.
-"""
+"""Figures of what can be decided without training: memory, a factor under Adam, protection."""
 
 from __future__ import annotations
 
@@ -10,17 +7,16 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from gqc_lab.figures.style import (
-    DASHES,
-    HOUSE,
     LABELS,
     LEVEL,
     OKABE_ITO,
     add_line,
     add_points,
     new_figure,
+    new_panels,
+    nth_style,
     plain_numbers,
 )
 from gqc_lab.stats.analysis import check_columns
@@ -71,9 +67,8 @@ def _curves(memory: pd.DataFrame) -> list[tuple[str, list[str], dict[int, float]
 
 
 def _add_curve(figure: go.Figure, x: Any, y: Any, name: str, i: int) -> None:
-    style = {"color": OKABE_ITO[i % 7], "dash": DASHES[i % 6], "width": 2.5}
     marker = {"symbol": SYMBOLS[i % 4], "size": 9}
-    add_line(figure, x, y, name, style, mode="lines+markers", marker=marker)
+    add_line(figure, x, y, name, nth_style(i, width=2.5), mode="lines+markers", marker=marker)
 
 
 def falling_factor(measured: pd.DataFrame) -> go.Figure:
@@ -107,7 +102,8 @@ def protection(orders: pd.DataFrame) -> go.Figure:
     check_columns("protection", orders, ["case", "normalization", "when", "correlation"])
     times, names = list(orders["when"].unique()), list(orders["normalization"].unique())
     titles = [WHEN.get(when, when) for when in times]
-    figure = make_subplots(1, len(times), shared_yaxes=True, subplot_titles=titles)
+    title = "Order of protection, random utilities"
+    figure = new_panels(1, len(times), title, shared_yaxes=True, subplot_titles=titles)
     for i, (case, group) in enumerate(orders.groupby("case", sort=False)):
         style = {"symbol": SYMBOLS[i % 4], "size": 11, "color": OKABE_ITO[i % 7]}
         for column, when in enumerate(times, 1):
@@ -121,6 +117,5 @@ def protection(orders: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(range=[-1.15, 1.15], title_text="rank correlation", **ticks)
     labels = [name.replace("_", "<br>") for name in names]
     figure.update_yaxes(tickvals=[-i for i in range(len(names))], ticktext=labels, showgrid=False)
-    figure.update_layout(template=HOUSE, title_text="Order of protection, random utilities")
     figure.update_layout(height=150 + 70 * len(names), hovermode="closest", margin_t=90)
     return figure

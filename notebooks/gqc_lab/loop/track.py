@@ -40,8 +40,9 @@ def track(
 
     Args:
         experiment: any experiment, new or already begun.
-        to: where records go in addition: ``"tensorboard:DIR"`` (a folder in DIR named by
-            `run_name`), a callable, or None.
+        to: where the numbers of records go: ``"tensorboard:DIR"`` (a folder in DIR named by
+            `run_name`); a callable such as ``wandb.log``, which gets a flat dict of them, without
+            what is None, a flag, a text or nested; or None.
         checkpoint: the file to resume from, if it exists, and to save to: every ``every_seconds``,
             at the end, when the loop is left early, and at an interrupt, which waits for the
             microbatch to finish (a second one does not).  None: `checkpoint_path` in the folder
@@ -182,7 +183,7 @@ def _track(
             if record is None:
                 return
             if sink is not None:
-                sink(record)
+                sink(_numbers(record))
             if bar is not None:
                 bar.show(record)
             if path is not None and time.monotonic() - saved_at >= every_seconds:
@@ -274,12 +275,17 @@ def _open_sink(
         raise ImportError(f"to={to!r} needs tensorboard: pip install tensorboard") from None
     writer = SummaryWriter(str(Path(folder) / run_name(experiment)))
 
-    def write(record: Record) -> None:
-        for name, value in record.items():
-            if isinstance(value, int | float):
-                writer.add_scalar(name, value, record["microbatch"])
+    def write(numbers: Record) -> None:
+        for name, value in numbers.items():
+            writer.add_scalar(name, value, numbers["microbatch"])
 
     return write, writer.close
+
+
+def _numbers(record: Record) -> Record:
+    """Leave out what loggers refuse, or would draw as a curve that it is not."""
+    numbers = {n: value for n, value in record.items() if isinstance(value, int | float)}
+    return {n: value for n, value in numbers.items() if not isinstance(value, bool)}
 
 
 def _say(message: str) -> None:

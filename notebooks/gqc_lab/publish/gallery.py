@@ -20,8 +20,7 @@ from nbconvert import HTMLExporter
 
 from gqc_lab.errors import BadInput
 from gqc_lab.publish.interactive import PLOTLY, SCRIPT, figures_as_html, write_script
-from gqc_lab.runs.plan import Batch
-from gqc_lab.runs.progress import show_value
+from gqc_lab.runs.plan import Batch, show_value
 from gqc_lab.runs.report import (
     batch_results,
     describe_summary,

@@ -19,7 +19,6 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-import jupytext
 import nbformat
 from jupytext.cli import jupytext as run_jupytext
 from nbclient import NotebookClient
@@ -28,18 +27,6 @@ from nbformat import NotebookNode
 from gqc_lab.claims.display import PAPER
 from gqc_lab.publish.shown import show_committed, smaller, write_thumbnail
 from gqc_lab.runs.notebook import is_passing
-
-FORMAT = "py:percent"
-
-
-def is_paired(notebook: Path) -> bool:
-    """Whether the .py next to ``notebook`` has the same cells (headers do not count)."""
-    script = notebook.with_suffix(".py").read_text(encoding="utf-8")
-    return _cells(jupytext.writes(jupytext.read(notebook), FORMAT)) == _cells(script)
-
-
-def _cells(script: str) -> str:
-    return script[script.index("# %%") :]
 
 
 def install_cell(extra: str = "lab") -> str:

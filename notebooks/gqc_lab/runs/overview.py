@@ -1,4 +1,4 @@
-"""What a batch has done, has still to do and will cost, without running anything."""
+"""What a batch has done, does, has still to do and will cost."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from gqc_lab.errors import BadInput
 from gqc_lab.runs.index import Summary, summarize
-from gqc_lab.runs.plan import Batch, Run
-from gqc_lab.runs.progress import describe, show_value
+from gqc_lab.runs.plan import Batch, Run, show_value
 from gqc_lab.runs.report import find_function
 from gqc_lab.runs.store import RECORD, CorruptRun, Store, read_note
 
@@ -191,7 +191,7 @@ def _status_lines(batch: Batch, store: Store, found: Mapping[str, str]) -> Itera
             yield f"{count:6d} {status}"
     for run in batch.runs:
         if found[run.id] in {"running", "failed", "died"}:
-            yield f"{run.id} {describe(run)}: {_state(store, run.id, found[run.id])}"
+            yield f"{run.id} {run.title}: {_state(store, run.id, found[run.id])}"
 
 
 def _state(store: Store, key: str, status: str) -> str:
@@ -268,3 +268,61 @@ def differences(run: Run, record: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{label} {name}: {'new' if name in after else 'gone'}"
             elif before[name] != after[name]:
                 yield f"{label} {name}: changed"
+
+
+class BatchProgress:
+    """Listener to :func:`gqc_lab.runs.batch.execute_batch`; use as a context manager."""
+
+    def __init__(self, batch: Batch, console: Console) -> None:
+        self.console = console
+        self.num_cells = len(json.loads(batch.notebook.text)["cells"]) + 1  # papermill adds one
+        self.begun: dict[str, float] = {}
+        self.lines: dict[str, Any] = {}
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}", markup=False),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.total = self.bars.add_task(batch.name, total=len(batch.runs), text="")
+
+    def __enter__(self) -> BatchProgress:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bars.stop()
+
+    def note(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False)
+
+    def kept(self, count: int) -> None:
+        self.bars.update(self.total, advance=count)
+
+    def started(self, run: Run) -> None:
+        self.begun[run.id] = time.monotonic()
+        self.lines[run.id] = self.bars.add_task(
+            f"  {run.id[:8]} {run.title}".replace("[", r"\["), total=self.num_cells, text=""
+        )
+
+    def moved(self, run: Run, cell: int, text: str) -> None:
+        if run.id in self.lines:
+            self.bars.update(self.lines[run.id], completed=cell, text=text[:60])
+
+    def ended(self, run: Run, outcome: dict[str, Any]) -> None:
+        if run.id in self.lines:
+            self.bars.remove_task(self.lines.pop(run.id))
+        status = outcome["status"]
+        if status in {"waiting", "busy"}:
+            return
+        seconds = time.monotonic() - self.begun.get(run.id, time.monotonic())
+        error = f": {outcome['error']}" if outcome.get("error") else ""
+        self.note(f"{run.id} {status} {seconds:.1f} s {run.title}{error}")
+        if outcome.get("folder"):
+            self.note(f"  its notebook and traceback: {outcome['folder']}")
+        if status in {"finished", "failed"}:
+            self.bars.update(self.total, advance=1)

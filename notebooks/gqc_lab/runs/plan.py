@@ -23,6 +23,7 @@ run in two batch files is one run.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,6 +41,11 @@ _KEYS = (
 )  # fmt: skip
 
 
+def show_value(value: Any) -> str:
+    """Return a parameter's value in few characters."""
+    return json.dumps(value) if isinstance(value, list | dict) else str(value)
+
+
 @dataclass(frozen=True)
 class Run:
     """One execution of a notebook.
@@ -55,6 +61,11 @@ class Run:
     parameters: dict[str, Any]
     varied: tuple[str, ...]
     inputs: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        """The varied parameters, which set the run apart from its siblings."""
+        return " ".join(f"{name}={show_value(self.parameters[name])}" for name in self.varied)
 
 
 @dataclass(frozen=True)

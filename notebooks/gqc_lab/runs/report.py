@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gqc_lab.errors import BadInput, nearest
-from gqc_lab.runs.plan import Batch
-from gqc_lab.runs.progress import show_value
+from gqc_lab.runs.plan import Batch, show_value
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,7 +159,7 @@ def list_results(results: pd.DataFrame, limit: int) -> Table:
     """Return the first ``limit`` result rows as a table; columns of one value go to its title."""
     from rich.table import Table
 
-    shown = [c for c in results.columns if c == "run" or results[c].map(str).nunique() > 1]
+    shown = [c for c in results.columns if c == "run" or _varies(results[c])]
     constant = [c for c in results.columns if c not in shown and len(results)]
     title = " ".join(f"{name}={results[name].iloc[0]}" for name in constant)
     table = Table(title=title or None, title_justify="left")
@@ -169,6 +168,11 @@ def list_results(results: pd.DataFrame, limit: int) -> Table:
     for row in results[shown].head(limit).itertuples(index=False):
         table.add_row(*(f"{v:.5g}" if isinstance(v, float) else str(v) for v in row))
     return table
+
+
+def _varies(column: pd.Series) -> bool:
+    texts = column.map(str) if column.dtype == object else column  # lists have no hash
+    return texts.nunique(dropna=False) > 1
 
 
 def show_interval(row: Any) -> str:

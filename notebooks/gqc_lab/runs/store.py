@@ -38,8 +38,7 @@ from typing import Any
 from gqc_lab.errors import BadInput
 
 NOTEBOOK, RESULT, HISTORY, RECORD = "notebook.ipynb", "result.json", "history.parquet", "run.json"
-TRACEBACK = "traceback.txt"
-ARTIFACTS = "artifacts"
+TRACEBACK, ARTIFACTS = "traceback.txt", "artifacts"
 MODULES = ".modules.json"  # the files of the modules that a run has loaded; not kept
 FORMAT = 1  # of a finished run's folder; a change of it needs a way to read what is there
 _ATTEMPTS = 3  # to read a file of a network share that says "stale", or gives no answer
@@ -346,5 +345,6 @@ class Store:
         for folder in folders:
             is_partial = folder.parent.name == "partial"
             with self.lock(folder.name) if is_partial else contextlib.nullcontext(True) as is_held:
-                if is_held:
-                    shutil.rmtree(folder)
+                if is_held:  # gone at once, or who reads the store would find half of it
+                    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+                    shutil.rmtree(folder.rename(aside))

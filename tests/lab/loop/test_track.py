@@ -110,10 +110,13 @@ def test_without_a_bar_it_is_silent(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_callable_gets_each_record():
+def test_a_logger_gets_the_numbers_of_each_record():
     seen = []
     records = list(track(Walk(WalkConfig()), to=seen.append, has_bar=False))
-    assert seen == records
+    assert {type(value) for numbers in seen for value in numbers.values()} <= {int, float}
+    assert [numbers["loss"] for numbers in seen] == [record["loss"] for record in records]
+    assert [n for n in seen if "val_loss" in n] == [seen[9], seen[19], seen[29]]
+    assert not {"note", "stepped", "changes"} & seen[0].keys()
 
 
 def test_tensorboard_gets_the_numbers(tmp_path):

@@ -6,6 +6,7 @@ import jupytext
 import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError
+from notebook_files import is_paired
 
 from gqc_lab.publish import notebooks
 from gqc_lab.publish import shown as shown_cells
@@ -52,7 +53,7 @@ def test_a_refresh_saves_outputs_and_no_traces(pair):
     assert [o.text for o in printing.outputs] == ["cpu\n"]
     assert "application/vnd.plotly.v1+json" in drawing.outputs[0].data
     assert "widgets" not in nbformat.read(pair, as_version=4).metadata
-    assert notebooks.is_paired(pair)
+    assert is_paired(pair)
 
 
 def test_a_second_refresh_changes_no_byte(pair):

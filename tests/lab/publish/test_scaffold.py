@@ -9,12 +9,12 @@ from pathlib import Path
 import jupytext
 import pytest
 import yaml
+from notebook_files import is_paired
 from same_runs import assert_same_run
 
 from gqc_lab.claims.rules import read_claims
 from gqc_lab.cli import main
 from gqc_lab.errors import BadInput
-from gqc_lab.publish.notebooks import is_paired
 from gqc_lab.publish.scaffold import write_experiment
 from gqc_lab.runs.notebook import read_notebook
 from gqc_lab.runs.plan import read_batch

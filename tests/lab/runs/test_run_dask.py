@@ -15,12 +15,12 @@ import pytest
 pytest.importorskip("distributed")
 
 from batch_cases import HANG, Heard, wait_for
-from distributed import LocalCluster
+from distributed import LocalCluster, Security
 
 from gqc_lab.errors import BadInput
 from gqc_lab.runs import load
 from gqc_lab.runs.batch import execute_batch
-from gqc_lab.runs.cluster import SchedulerLost, connect, find_problem
+from gqc_lab.runs.cluster import SchedulerLost, _knock, _start_local, connect, find_problem
 from gqc_lab.runs.store import Store
 
 NOTEBOOKS = Path(__file__).parents[2] / "fixtures" / "notebooks"
@@ -211,6 +211,16 @@ def test_local_workers_end_with_the_batch(make_batch, tmp_path):
     assert "2 interrupted" in output
     assert "Traceback" not in output
     assert processes_of(store) == []
+
+
+def test_nobody_else_can_use_the_local_cluster(monkeypatch):
+    with _start_local(1, {}) as local:
+        monkeypatch.setattr("gqc_lab.runs.cluster.Security", lambda: local.security)
+        _knock(local.scheduler_address)
+        stranger = Security.temporary()
+        monkeypatch.setattr("gqc_lab.runs.cluster.Security", lambda: stranger)
+        with pytest.raises(BadInput, match="no Dask scheduler answered"):
+            _knock(local.scheduler_address)
 
 
 def test_a_scheduler_that_goes_away_is_named(make_batch, tmp_path):

@@ -1,6 +1,7 @@
 """Numbers that are not finite, stores that cannot be written, processes that cells leave behind."""
 
 import errno
+import itertools
 import json
 import os
 import signal
@@ -149,6 +150,28 @@ def test_the_current_folder_is_not_imported_from_and_a_killed_batch_leaves_no_so
     assert process.wait(HANG) == 130
     assert list(temporary.iterdir()) == []
     temporary.rmdir()
+
+
+def test_an_interrupt_as_a_large_notebook_starts_is_heard(tmp_path, executor):
+    code = f"x = '{'a' * 5_000_000}'", "import time\ntime.sleep(1000)"
+    batch, store = make_batch(tmp_path, "seeds: 2", *code), Store(tmp_path / "runs")
+
+    class Pressing(Heard):
+        def started(self, run):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    outcomes = execute_batch(batch, store, Pressing(), jobs=1, executor=executor)
+    assert outcomes.is_interrupted
+    assert list(outcomes.statuses.values()) == ["interrupted", "waiting"]
+
+
+def test_a_clock_that_is_set_back_makes_no_negative_times(tmp_path, executor, monkeypatch):
+    batch, store = make_batch(tmp_path, "seeds: 1", "1"), Store(tmp_path / "runs")
+    past = itertools.count(2e9, -3600)
+    monkeypatch.setattr("gqc_lab.runs.execute.time.time", lambda: next(past))
+    execute_batch(batch, store, Heard(), executor=executor)
+    monkeypatch.undo()
+    assert 0 < store.verify(batch.runs[0].id)["seconds"] < HANG
 
 
 def test_a_long_path_of_temporary_files_is_not_used_for_sockets(tmp_path):

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from batch_cases import write_notebook
 
 from gqc_lab.errors import BadInput
 from gqc_lab.runs.notebook import read_notebook
@@ -195,6 +196,23 @@ def test_pair_has_to_be_in_sync(tmp_path):
     path.with_suffix(".py").write_text(script.replace("stream.random()", "1.0"))
     with pytest.raises(BadInput, match="differ; run `jupytext --sync"):
         read_notebook(path)
+
+
+@pytest.mark.parametrize("odd", ["x = 'a\u2028b'", "x = 1\x0c\ny = 2", "x = 1\r\ny = 2"])
+def test_odd_line_ends_are_in_sync(tmp_path, odd):
+    jupytext = pytest.importorskip("jupytext")
+    path = tmp_path / "odd.ipynb"
+    write_notebook(path, odd)
+    script = jupytext.writes(jupytext.read(path), "py:percent")
+    path.with_suffix(".py").write_text(script.replace("\r\n", "\n").replace("\n", "\r\n"))
+    assert read_notebook(path).declared["seed"].default == 0
+
+
+def test_no_parameter_is_called_as_the_store_calls_the_id(tmp_path):
+    text = (NOTEBOOKS / "tiny.ipynb").read_text().replace("rounds = 3", "run = 3")
+    (tmp_path / "n.ipynb").write_text(text)
+    with pytest.raises(BadInput, match="parameter 'run': the store calls a run's id so"):
+        read_notebook(tmp_path / "n.ipynb")
 
 
 def test_parameters_of_a_pair_may_differ_and_those_of_the_notebook_count(tmp_path):

@@ -4,6 +4,9 @@ import errno
 import json
 import multiprocessing
 import os
+import signal
+import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -99,6 +102,30 @@ def test_one_process_holds_a_run_and_its_death_frees_it(store):
         assert not ask()
     assert ask()
     assert list((store.root / "partial").iterdir()) == []
+
+
+def hold_and_die(root, sender):
+    with Store(root).lock(ID):
+        child = subprocess.Popen(["sleep", "1000"], close_fds=False, start_new_session=True)
+        sender.put(child.pid)
+        time.sleep(1000)
+
+
+def test_what_a_run_started_does_not_hold_its_lock(store):
+    context = multiprocessing.get_context("spawn")
+    answers = context.SimpleQueue()
+    process = context.Process(target=hold_and_die, args=(store.root, answers))
+    process.start()
+    orphan = answers.get()
+    try:
+        assert store.is_running(ID)
+        process.kill()
+        process.join()
+        assert not store.is_running(ID)
+        with store.lock(ID) as is_held:
+            assert is_held
+    finally:
+        os.kill(orphan, signal.SIGKILL)
 
 
 def test_save_outside_a_run_only_returns_the_rows(monkeypatch, tmp_path):
@@ -240,6 +267,21 @@ def test_a_run_that_is_deleted_meanwhile_is_left_out(store, monkeypatch):
     fill(store)
     monkeypatch.setattr(Store, "finished", lambda self: {ID, "f" * 16})
     assert runs.load(store.root).results["run"].tolist() == [ID]
+
+
+def test_a_store_is_read_while_runs_are_deleted(store):
+    keys = [f"{k:016x}" for k in range(60)]
+    for key in keys:
+        fill(store, key)
+    deleting = threading.Thread(target=store.remove, args=([store.folder(k) for k in keys[1:]],))
+    deleting.start()
+    reads = [runs.load(store.root).results["run"].tolist()]
+    while deleting.is_alive():
+        reads.append(runs.load(store.root).results["run"].tolist())
+    deleting.join()
+    assert all(keys[0] in read for read in reads)
+    assert runs.load(store.root).results["run"].tolist() == keys[:1]
+    assert [path.name for path in store.root.iterdir() if path.name.startswith(".")] == []
 
 
 def test_numbers_that_are_not_finite_are_strict_json(store, monkeypatch, tmp_path):
