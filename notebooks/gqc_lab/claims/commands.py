@@ -33,7 +33,7 @@ from gqc_lab.stats.analysis import mean_over_runs
 CLAIMS, RESULTS, PLAN, VERDICTS = "claims.yaml", "results", "results.yaml", "verdicts.json"
 KEYS = ("columns", "rows", "trained", "compared", "tuning")
 FILLED = ("README.md", "docs/lab.md")  #: pages with blocks of verdicts or means
-FLAGSHIP = "22_flagship"
+FLAGSHIP = "22_noise_annealing"
 COLUMNS = ("val_loss", "perplexity", "mean_logical_batch_examples", "steps")
 GEOMETRIC = COLUMNS[1:]  # as in the report of its batch file
 

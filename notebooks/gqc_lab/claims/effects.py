@@ -34,7 +34,8 @@ class Effect:
         n: seeds; p: two-sided, against the bound.
         status: holds, fails or open.
         p_none: of an effect smaller than the margin; NaN without one.
-        needs: seeds that would decide an open part; None where it is decided or 1000 are too few.
+        needs: seeds that would decide the part at the corrected level; None where it is decided there
+            or 1000 are too few.
     """
 
     name: str
@@ -145,7 +146,7 @@ def measure(part: Part, values: np.ndarray, level: float) -> Effect:
         holds, p = SIDES[part.side](mean, bound), _p_value(values, bound)
     if p < LEVEL:
         status = "holds" if holds else "fails"
-    elif len(values) > 1 and np.isfinite(values).all() and np.ptp(values) > 0:
+    if not p < level and len(values) > 1 and np.isfinite(values).all() and np.ptp(values) > 0:
         needs = seeds_needed(abs(mean - bound) / values.std(ddof=1), level)
     if part.compare and part.compare.ratio:
         mean, low, high = math.exp(mean), math.exp(low), math.exp(high)

@@ -60,9 +60,9 @@ class Verdict:
     @property
     def needs(self) -> int | None:
         """Seeds that would decide an undecided claim; None where 1000 are too few."""
-        open_parts = [effect.needs for effect in self.effects if effect.status == "open"]
-        known = [n for n in open_parts if n is not None]
-        return max(known) if known and len(known) == len(open_parts) else None
+        needs = [e.needs for e in self.effects if e.status == "open" or e.needs is not None]
+        known = [n for n in needs if n is not None]
+        return max(known) if known and len(known) == len(needs) else None
 
     def plain(self) -> dict[str, Any]:
         """Return what is committed as JSON: id, verdict, number of runs, effects."""

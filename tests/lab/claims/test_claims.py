@@ -24,7 +24,7 @@ from gqc_lab.claims.render import (
     render,
     verdict_frame,
 )
-from gqc_lab.claims.rules import Comparison, Part
+from gqc_lab.claims.rules import Claim, Comparison, Part
 from gqc_lab.claims.verdicts import Verdict, _p_together, changes
 from gqc_lab.runs import BadInput, CorruptRun
 from gqc_lab.runs.store import file_hash, seal, write_json
@@ -478,3 +478,14 @@ def test_numbers_are_short_and_honest(paper):
     assert shown == ["0", "1.23", "-0.0123", "123", "12,346", "6.16e+10", "1.00e-05", "-"]
     assert interval(verdicts(paper)[0].effects[1]) == "4 [4, 4]"
     assert (camel("gqc-16x"), escape("5% < a_b")) == ("GqcOneSixx", r"5\% $<$ a\_b")
+
+
+def test_a_part_that_only_the_correction_leaves_open_says_what_it_needs():
+    part = Part("a", "b", "v", "<", 0.0)
+    values = np.array([-0.5, -1.5, -1.0, -0.1, -1.9])
+    alone, among_forty = (measure(part, values, level) for level in (LEVEL, LEVEL / 40))
+    assert (alone.status, among_forty.status) == ("holds", "holds")
+    assert alone.needs is None
+    assert among_forty.needs == seeds_needed(1 / values.std(ddof=1), LEVEL / 40) > len(values)
+    claim = Claim("c", "g", "s", "", "", "", parts=(part,))
+    assert Verdict(claim, "undecided", (among_forty,)).needs == among_forty.needs

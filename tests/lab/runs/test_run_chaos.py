@@ -132,7 +132,7 @@ class Cluster:
             process.communicate()
 
 
-@pytest.fixture(params=["here", "dask"])
+@pytest.fixture(params=["here", pytest.param("dask", marks=pytest.mark.cluster)])
 def cluster(request):
     cluster = Cluster() if request.param == "dask" else None
     yield cluster

@@ -29,6 +29,7 @@ NOTEBOOKS = Path(__file__).parents[2] / "fixtures" / "notebooks"
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.slow,
+    pytest.mark.cluster,
     pytest.mark.timeout(HANG),
 ]
 
