@@ -106,17 +106,18 @@ def smaller(png: str) -> str:
 
 
 def write_thumbnail(notebook: NotebookNode, path: Path) -> None:
-    """Write the first picture in a notebook's outputs, smaller, to ``thumbnails/<name>.png``."""
+    """Write the first picture in a notebook's outputs, smaller, to ``thumbnails/<name>.png``.
+
+    Only where there is such a folder; and not of 00, the page with all of them.
+    """
     from PIL import Image
 
+    target = path.parent / THUMBNAILS / f"{path.stem}.png"
     outputs = (o for cell in notebook.cells for o in cell.get("outputs", []))
     pictures = (o["data"]["image/png"] for o in outputs if "image/png" in o.get("data", {}))
-    if (encoded := next(pictures, None)) is None:
+    encoded = next(pictures, None)
+    if encoded is None or not target.parent.is_dir() or path.stem.startswith("00"):
         return
     image = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
     image.thumbnail((WIDTH, WIDTH))
-    if path.stem.startswith("00"):  # the page with all of them
-        return
-    target = path.parent / THUMBNAILS / f"{path.stem}.png"
-    target.parent.mkdir(exist_ok=True)
     image.quantize(32).save(target, optimize=True)
