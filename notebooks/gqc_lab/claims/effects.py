@@ -34,8 +34,8 @@ class Effect:
         n: seeds; p: two-sided, against the bound.
         status: holds, fails or open.
         p_none: of an effect smaller than the margin; NaN without one.
-        needs: seeds that would decide the part at the corrected level; None where it is decided there
-            or 1000 are too few.
+        needs: seeds that would decide the part at the corrected level; None where it is decided
+            there or 1000 are too few.
     """
 
     name: str
