@@ -58,7 +58,7 @@ CHECKS = {  # number of ranks -> checks, all in one start of the processes
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_ranks", CHECKS)
+@pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=pytest.mark.cluster)])
 def test_ranks_do_what_one_process_does(num_ranks):
     script = Path(__file__).with_name("start.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
