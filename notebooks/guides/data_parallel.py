@@ -56,7 +56,7 @@ def loss_fn(model, examples):
 #
 # A draw on $W$ ranks is the mean of $W$ microbatches, with $1/W$ of the noise: its squared norm is
 # $|G|^2 + T/W$ on average, where $T = \mathrm{tr}\,\Sigma$ is the noise of one microbatch. A
-# threshold $\tau$ that means $n$ draws on one rank becomes
+# threshold $\tau$ for $n$ draws with a single rank becomes
 #
 # $$\tau_W^2 = |G|^2 + \frac{\tau^2 - |G|^2}{W}$$
 #
@@ -67,7 +67,7 @@ def loss_fn(model, examples):
 found = probe(model, loss_fn, chosen, draws=400)
 tau = found.norm(6)
 tau_2 = (found.signal_sq + (tau**2 - found.signal_sq) / 2) ** 0.5
-print(f"6 draws on 1 rank: threshold {tau:.3f}; on 2 ranks: {tau_2:.3f}")
+print(f"threshold for 6 draws: {tau:.3f} with 1 rank, {tau_2:.3f} with 2 ranks")
 
 # %% [markdown]
 # ## Two ranks

@@ -23,7 +23,7 @@ from gqc_lab.claims import appendix
 from gqc_lab.claims.frozen import Frozen, freeze, load_frozen
 from gqc_lab.claims.registration import FILE, read_registration, register, verify
 from gqc_lab.claims.render import number, render, verdict_frame
-from gqc_lab.claims.rules import Claim, read_claims
+from gqc_lab.claims.rules import Claim, read_claims, read_yaml
 from gqc_lab.claims.verdicts import Verdict, changes, evaluate
 from gqc_lab.errors import BadInput, nearest
 from gqc_lab.runs.plan import read_batch
@@ -167,13 +167,8 @@ def _cell(row: Mapping[Hashable, Any]) -> str:
 
 def read_plan(paper: Path) -> dict[str, dict[str, Any]]:
     """Read results.yaml: what is committed of each batch.  Raises: BadInput: an unknown key."""
-    import yaml
-
     path = paper / PLAN
-    try:
-        plan = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise BadInput(f"{path}: {error}") from None
+    plan = read_yaml(path)
     for name, entry in plan.items():
         for key in entry or ():
             if key not in KEYS:

@@ -27,6 +27,7 @@ from gqc_lab.claims.commands import RESULTS, VERDICTS, read_verdicts
 from gqc_lab.claims.display import PAPER, show_verdicts
 from gqc_lab.claims.frozen import Frozen, load_frozen
 from gqc_lab.claims.render import say
+from gqc_lab.claims.rules import read_yaml
 from gqc_lab.errors import BadInput, nearest
 
 if TYPE_CHECKING:
@@ -79,8 +80,10 @@ def evidence(name: str, paper: Path) -> list[Any]:
     known = {verdict.claim.id: verdict for verdict in verdicts}
     _check_words(name, entry.get("says", {}), known)
     shown: list[Any] = [Markdown(answer(entry["answer"], known))]
-    if (drawn := figure_of(entry, paper)) is not None:
-        shown.append(drawn)
+    if figure := figure_of(entry, paper):
+        committed = load_frozen(paper / RESULTS)
+        if figure["batch"] in committed:
+            shown.append(draw(figure, committed[figure["batch"]]))
     if any(claim.notebook == name for claim in claims):
         shown.append(show_verdicts(name, paper))
     return shown
@@ -144,22 +147,14 @@ def _filled(verdict: Verdict, place: int, how: str, seeds: set[int]) -> str:
 
 def read_answers(paper: Path) -> dict[str, dict[str, Any]]:
     """Read answers.yaml: the answer of each notebook, and its figure."""
-    import yaml
-
-    text = (paper / ANSWERS).read_text(encoding="utf-8")
-    answers: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    answers: dict[str, dict[str, Any]] = read_yaml(paper / ANSWERS)
     return answers
 
 
 def read_figures(paper: Path) -> dict[str, dict[str, Any]]:
     """Read figures.yaml.  Raises: BadInput: a key is unknown or missing."""
-    import yaml
-
     path = paper / FIGURES
-    try:
-        entries: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise BadInput(f"{path}: {error}") from None
+    entries: dict[str, dict[str, Any]] = read_yaml(path)
     for name, entry in entries.items():
         for key in entry:
             if key not in KEYS:
@@ -169,15 +164,10 @@ def read_figures(paper: Path) -> dict[str, dict[str, Any]]:
     return entries
 
 
-def figure_of(entry: Mapping[str, Any], paper: Path) -> Any:
-    """Draw the figure of an answer; None if it has none, or its results are not committed."""
-    figure = entry.get("figure")
-    if isinstance(figure, str):
-        figure = read_figures(paper)[figure]
-    committed = load_frozen(paper / RESULTS)
-    if figure is None or figure["batch"] not in committed:
-        return None
-    return draw(figure, committed[figure["batch"]])
+def figure_of(entry: Mapping[str, Any], paper: Path) -> dict[str, Any] | None:
+    """Return what figures.yaml, or the answer itself, says of its figure; None if it has none."""
+    figure: str | dict[str, Any] | None = entry.get("figure")
+    return read_figures(paper)[figure] if isinstance(figure, str) else figure
 
 
 def draw(entry: Mapping[str, Any], frozen: Frozen) -> Any:

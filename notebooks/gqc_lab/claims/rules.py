@@ -115,19 +115,24 @@ class Claim:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
+def read_yaml(path: Path) -> Any:
+    """Read a file of the paper.  Raises: BadInput: it cannot be read, or is no YAML."""
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise BadInput(f"{path}: {error}") from None
+
+
 def read_claims(path: Path | str) -> list[Claim]:
     """Read the claims of a file, in order.
 
     Raises: BadInput: a file that cannot be read, a repeated id, an unknown key, a rule that is no
         rule; the message names the claim.
     """
-    import yaml
-
     path = Path(path)
-    try:
-        rows = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise BadInput(f"{path}: {error}") from None
+    rows = read_yaml(path)
     if not isinstance(rows, list):
         raise BadInput(f"{path}: expected a list of claims")
     claims: list[Claim] = []

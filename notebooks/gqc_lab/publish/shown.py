@@ -17,12 +17,13 @@ import nbformat
 from nbformat import NotebookNode
 
 from gqc_lab import claims
-from gqc_lab.claims.evidence import evidence, read_answers, read_figures
+from gqc_lab.claims.evidence import evidence, figure_of, read_answers
 
 CALL = re.compile(r'claims\.(?P<show>show_\w+)\("(?P<name>\w+)"\)$')
 PLOTLY = "application/vnd.plotly.v1+json"
 THUMBNAILS = "thumbnails"  #: next to the notebooks
 WIDTH = 200  #: of a thumbnail [pixel]
+SIZE = (4.4, 2.8)  #: of a picture whose entry names none, without its title [inch]
 
 
 def show_committed(notebook: NotebookNode, paper: Path) -> NotebookNode:
@@ -53,8 +54,8 @@ def _outputs(name: str, paper: Path, old: list[Any]) -> list[NotebookNode]:
             continue
         plain = json.loads(shown.to_json())
         if (kept := pictures.get(_dumped(plain))) is None:
-            entry = read_answers(paper)[name]
-            png = base64.b64encode(_picture(shown, _size(entry, paper), paper)).decode()
+            width, height = (figure_of(read_answers(paper)[name], paper) or {}).get("size", SIZE)
+            png = base64.b64encode(_picture(shown, (width, height + 0.25), paper)).decode()
             data = {PLOTLY: plain, "image/png": smaller(png)}
             kept = nbformat.v4.new_output("display_data", data)
         outputs.append(kept)
@@ -67,13 +68,6 @@ def _markdown(text: str) -> dict[str, str]:
 
 def _dumped(figure: Any) -> str:
     return json.dumps(figure, sort_keys=True)
-
-
-def _size(entry: dict[str, Any], paper: Path) -> tuple[float, float]:
-    figure = entry["figure"]
-    found = read_figures(paper)[figure] if isinstance(figure, str) else figure
-    width, height = found.get("size", (4.4, 2.8))
-    return width, height + 0.25
 
 
 def _picture(figure: Any, size: tuple[float, float], paper: Path) -> bytes:
