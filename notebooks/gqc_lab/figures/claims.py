@@ -146,7 +146,7 @@ def reactions(results: pd.DataFrame) -> go.Figure:
     }
     check_columns("reactions", results, ["method", "seed", *shown])
     results = results.dropna(subset=["extra_draws"])
-    title = _with_bars("What a difficult first microbatch does; ", results)
+    title = _with_bars("What a difficult first microbatch does;<br>", results)
     figure = new_panels(1, 3, title, shared_yaxes=True, horizontal_spacing=0.04)
     for column, (name, label) in enumerate(shown.items(), 1):
         points = summarize(results.dropna(subset=[name]), "method", name)
@@ -194,7 +194,10 @@ def angles(
     if claimed is not None:
         levels[claimed] = f"claimed: below {claimed:g}°"
     for level, text in levels.items():
-        figure.add_hline(level, line=LEVEL, annotation_text=text)
+        side = (
+            "bottom right" if level == 90 else "top right"
+        )  # the curves come from above and below
+        figure.add_hline(level, line=LEVEL, annotation_text=text, annotation_position=side)
     figure.update_xaxes(title_text=LABELS.get(x, x))
     figure.update_yaxes(title_text="angle [degrees]", rangemode="tozero")
     return figure
@@ -240,7 +243,7 @@ def by_method(
 
     Args:
         results: rows with ``by``, ``seed``, the ``measures`` and ``series``.
-        measures: column -> title of its panel's axis.
+        measures: column -> title of its panel's axis, of one or more lines.
         baseline: method over which the measures are taken, seed by seed, in geometric means; None:
             the measures themselves.
         series: columns whose values are told apart by colour and symbol.
@@ -251,7 +254,7 @@ def by_method(
     results = results.assign(method=results[by])
     names = names or {m: m for m in results["method"].unique() if m != baseline}
     groups = list(results.groupby(list(series), sort=False)) if series else [((), results)]
-    title = f"Over {baseline}, paired by seed; " if baseline else f"By {by}; "
+    title = "Ratios, paired by seed; " if baseline else ""
     options = {"shared_yaxes": True, "horizontal_spacing": 0.06}
     figure = new_panels(1, len(measures), _with_bars(title, results), **options)
     for column, (measure, label) in enumerate(measures.items(), 1):
@@ -265,13 +268,18 @@ def by_method(
         values = [v for trace in figure.data[-len(groups) :] for v in trace.x if v is not None]
         is_wide = baseline is not None and max(values) > 1.6 * min(values)
         axis = {"type": "log", "tickvals": RATIOS, "tickformat": "~g"} if is_wide else {}
+        label = label.replace("\n", "<br>")
         figure.update_xaxes(title_text=label, rangemode="normal", col=column, **axis)
     if baseline is not None:
         figure.add_vline(1, line=LEVEL)
     ticks = {"tickvals": [-k for k in range(len(names))], "ticktext": list(names.values())}
     figure.update_yaxes(**ticks, showgrid=False)
-    figure.update_layout(height=170 + 40 * len(names), hovermode="closest", legend=BELOW)
-    return figure
+    # In pixels, so that the legend stays below the titles of axes whatever the number of rows.
+    plot, below = 50 + 40 * len(names), 65 + 20 * max(t.count("\n") for t in measures.values())
+    bottom = below + 40 * bool(series)
+    legend = BELOW | {"y": -below / plot}
+    figure.update_layout(height=60 + plot + bottom, margin_b=bottom, legend=legend)
+    return figure.update_layout(hovermode="closest")
 
 
 def _with_bars(what: str, results: pd.DataFrame) -> str:

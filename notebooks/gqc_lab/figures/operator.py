@@ -164,11 +164,11 @@ def against_weight(
     Args:
         results: ``variant``, ``inverse_weight`` > 0, ``num_not_finite`` and ``y``, one row a run.
         reported: weight -> ``y`` of other people's runs, drawn as stars.
-        limit: a level to draw.
+        limit: the norm aimed at, drawn as a level.
     """
     check_columns("against_weight", results, ["variant", "inverse_weight", "num_not_finite", y])
     repeats = results.groupby(["variant", "inverse_weight"]).size().max()
-    what = f": median of {repeats} seeds, band from least to largest" if repeats > 1 else ""
+    what = f":<br>median of {repeats} seeds, band from least to largest" if repeats > 1 else ""
     figure = new_figure(f"Where training explodes{what}")
     finite = results[results[y].notna()]
     top = 3 * float(finite[y].max()) if len(finite) else 1.0
@@ -192,7 +192,13 @@ def against_weight(
         star = {"color": BLACK, "symbol": "star", "size": 12}
         add_points(figure, list(reported), list(reported.values()), "reported", marker=star)
     if limit is not None:
-        figure.add_hline(limit, line={"color": BLACK, "width": 1.5, "dash": "dot"})
+        line = {"color": BLACK, "width": 1.5, "dash": "dot"}
+        figure.add_hline(
+            limit,
+            line=line,
+            annotation_text=f"aim: below {limit:g}",
+            annotation_position="top left",
+        )
     figure.update_xaxes(type="log", title_text="weight of the inverse losses", rangemode="normal")
     figure.update_yaxes(type="log", title_text="largest gradient norm [loss/weight]")
     figure.update_xaxes(tickvals=TICKS, tickformat="~g")

@@ -186,6 +186,8 @@ def _set_axis(axes: Axes, side: Literal["x", "y"], axis: Any) -> None:
             for value, text in zip(axis.tickvals, texts, strict=True)
             if low <= value <= high
         ]
+        is_crowded = side == "x" and sum(len(text) + 2 for _, text in shown) > _letters(axes)
+        shown = shown[::2] if is_crowded else shown
         place.set_ticks([value for value, _ in shown], [text for _, text in shown])
         place.set_minor_locator(NullLocator())
     elif is_log and (axis.tickformat or is_binary):
@@ -196,12 +198,20 @@ def _set_axis(axes: Axes, side: Literal["x", "y"], axis: Any) -> None:
     elif not is_log and max(map(abs, set_limits())) >= 1e5:
         place.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, "~s")))
     if axis.title.text:
-        text = _text(axis.title.text)
-        place.set_label_text(fill(text, 26) if side == "y" else text)
+        width = 26 if side == "y" else max(24, _letters(axes))
+        lines = _text(axis.title.text).split("\n")
+        place.set_label_text("\n".join(fill(line, width) for line in lines))
     if axis.showticklabels is False:
         axes.tick_params(side, labelbottom=False, labelleft=False)
     if axis.showgrid is False:
         place.grid(visible=False)
+
+
+def _letters(axes: Axes) -> int:
+    """Return about how many letters fit below a panel."""
+    grid = axes.get_subplotspec()
+    columns = grid.get_gridspec().ncols if grid is not None else 1
+    return int(10 * axes.figure.get_figwidth() / columns)
 
 
 def _tick(value: float, form: str | None) -> str:
@@ -233,7 +243,7 @@ def _annotate(figure: go.Figure, panels: Mapping[tuple[str, str], Axes], note: A
             text: dict[str, Any] = {
                 "xycoords": axes.get_yaxis_transform(),
                 "ha": side,
-                "va": "bottom",
+                "va": note.yanchor or "bottom",
                 "size": 7,
             }
             axes.annotate(_text(note.text), place, **text)
