@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -148,6 +149,23 @@ def test_the_untuned_baseline_is_the_better_of_the_constant_ones():
     untuned, tuned = (annealing.config(f"adamw, {n}", "0.16M") for n in ("untuned", "constant"))
     assert untuned.beta2_tokens is None
     assert tuned.beta2_tokens < 1000 * tuned.context * tuned.microbatch_size
+
+
+def test_what_the_lab_page_says_of_the_flagship_holds():
+    page = (ROOT / "docs/lab.md").read_text("utf-8")
+    assert f"{annealing.TOKENS_PER_PARAMETER} for each of 156,352" in page
+    trials = pd.read_csv(annealing.TRIALS, comment="#").query("rung == '0.16M'")
+    tried = trials.dropna(subset=["val_loss"]).groupby("arm").size()
+    assert "has the best of 18" in page
+    assert set(tried) == {18}
+    assert len(tried) == 5
+
+
+def test_the_margin_of_a_trade_is_twice_the_spread_between_seeds():
+    """As the note of gqc-adam-tradeoff has it."""
+    results = load_frozen(PAPER / "results")["21_adam_tradeoff"].results
+    spread = results.query("method == 'n = 1'")["val_loss"].std()
+    assert pytest.approx(2 * spread, rel=0.5) == 0.02
 
 
 def test_figures_are_legible_in_a_column_of_85_mm():

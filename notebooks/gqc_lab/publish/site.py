@@ -112,7 +112,7 @@ def gallery(root: Path) -> str:
 
 
 def interactive(notebook: Path, depth: int = 1) -> str:
-    """Return ``notebook`` with plotly figures as HTML, and links between notebooks as pages.
+    """Return ``notebook`` with plotly figures as HTML.
 
     The cell that installs the kit is left out, and so is the code of what shows committed results.
 
@@ -126,11 +126,6 @@ def interactive(notebook: Path, depth: int = 1) -> str:
     for each in tags:
         each += ["remove-input"] if "evidence" in each else []
     figures_as_html(content, f"{'../' * depth}_static/{SCRIPT}")
-    for output in (o for cell in content["cells"] for o in cell.get("outputs", [])):
-        if "text/markdown" in output.get("data", {}):
-            text = "".join(output["data"]["text/markdown"])
-            linked = re.sub(r"\((?:\./)?([\w-]+)\.ipynb([) ])", r"(\1.html\2", text)
-            output["data"]["text/markdown"] = linked
     return json.dumps(content)
 
 

@@ -143,6 +143,9 @@ def test_what_answers_say_of_figures_holds():
     drawn = explosion.query("variant in ['as published', 'no norms', 'lr 0.1']")
     large = drawn["max_grad_norm"] > 100
     assert (large == ((drawn["variant"] == "lr 0.1") & (drawn["inverse_weight"] == 50))).all()
+    published = explosion.query("variant == 'as published' and inverse_weight <= 0.5")
+    norms = published.groupby("seed")["max_grad_norm"].agg(["min", "max"])
+    assert (norms["max"] < 1.05 * norms["min"]).all()  # "is the same up to a weight of 0.5"
 
     runs = frames["19_scaling_fit"].query("kind == 'run'")
     losses = runs.pivot_table(index="tokens", columns="method", values="val_loss")
