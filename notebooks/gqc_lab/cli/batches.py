@@ -228,7 +228,7 @@ def _report(batch: "Batch", store: "Store", console: "Console") -> None:
     root = store.root
     if not root.is_dir():
         return
-    loaded = load(root, ids=[run.id for run in batch.runs])
+    loaded = load(root, ids=[run.id for run in batch.runs], skip_damaged=True)
     results = batch_results(batch, loaded)
     summary = summarize_batch(batch, results) if len(results) else results
     if len(summary):

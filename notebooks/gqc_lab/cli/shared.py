@@ -32,14 +32,14 @@ def read(file: Path) -> Batch:
     return read_batch(file)
 
 
-def load(runs: Path, where: str | None) -> Runs:
+def load(runs: Path, where: str | None, *, skip_damaged: bool = False) -> Runs:
     from gqc_lab.runs.results import load
 
     if where is None:
-        return load(runs)
+        return load(runs, skip_damaged=skip_damaged)
     from duckdb import Error
 
     try:
-        return load(runs, where)
+        return load(runs, where, skip_damaged=skip_damaged)
     except Error as error:
         fail(f"--where {where!r}: {str(error).splitlines()[0]}")

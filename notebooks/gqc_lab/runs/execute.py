@@ -7,7 +7,6 @@ to ``failed``, or by being left in ``partial`` to be resumed.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -34,6 +33,7 @@ from gqc_lab.runs.sources import changed_inputs, unplanned_modules
 from gqc_lab.runs.store import (
     HISTORY,
     MODULES,
+    NO_STORE,
     NOTEBOOK,
     RECORD,
     RESULT,
@@ -45,7 +45,6 @@ from gqc_lab.runs.store import (
 )  # fmt: skip
 
 Emit = Callable[[dict[str, Any]], None]
-_NO_STORE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _NOTE_SECONDS = 1.0  # between two notes of a run's progress
 _GRACE = 10.0  # seconds that a cell has to save its checkpoint when the run is to end
 _environment = cache(environment)
@@ -98,7 +97,7 @@ class Execution:
                 return outcome
         except OSError as error:  # a full disk, most often; trying again would not help
             text = f"could not store the run: {_one_line(error)}"
-            return {"status": "failed", "error": text, "is_store_lost": error.errno in _NO_STORE}
+            return {"status": "failed", "error": text, "is_store_lost": error.errno in NO_STORE}
 
     def stop(self, *, at_once: bool = False, reason: str = "interrupted") -> None:
         """End the run, at once or after the running cell has saved its checkpoint."""
