@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gqc_lab.cli.shared import load, make_console, read
+from gqc_lab.cli.shared import make_console, read
 
 
 def add_runs_commands(stored: "typer.Typer") -> None:
@@ -22,6 +22,7 @@ def add_runs_commands(stored: "typer.Typer") -> None:
     ) -> None:
         """Show the results of finished runs."""
         from gqc_lab.runs.report import list_results
+        from gqc_lab.runs.results import load
 
         loaded = load(runs, where, skip_damaged=True)
         console = make_console()
@@ -38,9 +39,10 @@ def add_runs_commands(stored: "typer.Typer") -> None:
     ) -> None:
         """Print all that is known of a run, as JSON."""
         from gqc_lab.runs.results import describe_run
-        from gqc_lab.runs.store import Store, to_json
+        from gqc_lab.runs.store import Store, find_id, to_json
 
-        print(to_json(describe_run(Store(runs), Store(runs).find(key))))
+        store = Store(runs)
+        print(to_json(describe_run(store, find_id(key, store.finished(), runs))))
 
     @stored.command("export")
     def export_runs(
@@ -55,7 +57,7 @@ def add_runs_commands(stored: "typer.Typer") -> None:
         runs: Runs = Path("runs"),
     ) -> None:
         """Write the results, or the histories, of finished runs as one table."""
-        from gqc_lab.runs.results import export
+        from gqc_lab.runs.results import export, load
 
         loaded = load(runs, where, skip_damaged=skip_damaged)
         export(loaded.history if history else loaded.results, path)

@@ -49,10 +49,8 @@ def build_gallery(store: Store, target: Path, batch: Batch | None = None) -> Pat
     """
     if not store.root.is_dir():
         raise BadInput(f"{store.root}: no such run store; make one with `gqc batch run`")
-    asked = store.finished()
-    if batch is not None:
-        asked &= {run.id for run in batch.runs}
-    stored = summarize(store, asked, is_whole=True)
+    asked = {run.id for run in batch.runs} if batch else store.finished()
+    stored = summarize(store, store.finished() & asked, is_whole=True)
     damaged = {k: describe_damage(e) for k, e in stored.items() if isinstance(e, Exception)}
     if len(damaged) == len(stored):
         raise BadInput(f"{store.root}: no finished run to show; `gqc batch run` makes some")

@@ -40,7 +40,7 @@ class Summary:
     seconds: float
     attempts: int
     rows: list[dict[str, Any]]
-    stamps: dict[str, list[int]]
+    stamps: dict[str, str]
     is_whole: bool
 
 
@@ -61,9 +61,11 @@ def summarize(
     for key in sorted(keys):
         old = known.get(key)
         try:
-            if old and old.is_whole >= is_whole and _is_as_read(store, key, old, is_whole):
-                found[key] = old
-                continue
+            if old and old.is_whole >= is_whole:
+                names = old.stamps if is_whole else (RECORD, RESULT)
+                if _stamps(store, key, names).items() <= old.stamps.items():
+                    found[key] = old
+                    continue
             num_read += 1
             found[key] = _read(store, key, is_whole)
         except (CorruptRun, OSError) as error:
@@ -75,11 +77,6 @@ def summarize(
     return found
 
 
-def _is_as_read(store: Store, key: str, old: Summary, is_whole: bool) -> bool:
-    names = old.stamps if is_whole else (RECORD, RESULT)
-    return _stamps(store, key, names) == {name: old.stamps[name] for name in names}
-
-
 def describe_damage(error: CorruptRun | OSError) -> str:
     """Say what is wrong with a run, and what to do."""
     if isinstance(error, OSError):
@@ -87,7 +84,7 @@ def describe_damage(error: CorruptRun | OSError) -> str:
     return f"is corrupt ({error}); run its batch again"
 
 
-def _stamps(store: Store, key: str, names: Iterable[str]) -> dict[str, list[int]]:
+def _stamps(store: Store, key: str, names: Iterable[str]) -> dict[str, str]:
     """Return what changes with each file.  Raises: CorruptRun: one is missing."""
     stamps = {}
     for name in names:
@@ -95,7 +92,7 @@ def _stamps(store: Store, key: str, names: Iterable[str]) -> dict[str, list[int]
             state = os.stat(f"{store.root}/{key}/{name}")
         except (FileNotFoundError, NotADirectoryError):
             raise CorruptRun(f"{name}: missing") from None
-        stamps[name] = [state.st_mtime_ns, state.st_size, state.st_ino]
+        stamps[name] = f"{state.st_mtime_ns} {state.st_size} {state.st_ino}"
     return stamps
 
 

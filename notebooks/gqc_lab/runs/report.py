@@ -147,7 +147,7 @@ def _table(title: str, names: list[str], numbers: list[str], rows: list[list[str
 
     table = Table(title=title, title_justify="left")
     for name in names:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name == "run")
     for name in numbers:
         table.add_column(name, justify="right", overflow="fold")
     for row in rows:
@@ -157,20 +157,17 @@ def _table(title: str, names: list[str], numbers: list[str], rows: list[list[str
 
 def list_results(rows: list[dict[str, Any]], limit: int) -> Table:
     """Return the first ``limit`` result rows as a table; columns of one value go to its title."""
-    from rich.table import Table
-
     names = dict.fromkeys(name for row in rows for name in row)
     first = rows[0] if rows else {}
     varied = {n for n in names if any(row.get(n) != first.get(n) for row in rows)}
     title = " ".join(f"{n}={first.get(n)}" for n in names if n != "run" and n not in varied)
-    table = Table(title=title or None, title_justify="left")
     shown = [name for name in names if name == "run" or name in varied]
-    for name in shown:
-        table.add_column(name, no_wrap=name == "run")
-    for row in rows[:limit]:
-        values = [row.get(name) for name in shown]
-        table.add_row(*(f"{v:.5g}" if isinstance(v, float) else str(v) for v in values))
-    return table
+    cells = [[_show(row.get(name)) for name in shown] for row in rows[:limit]]
+    return _table(title, shown, [], cells)
+
+
+def _show(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def show_interval(row: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import os
@@ -180,6 +181,7 @@ def load(
     Raises:
         FileNotFoundError: there is no such folder.
         KeyError: ``where`` names a column that no result has.
+        BadInput: ``where`` is no SQL condition on the columns, or wants to read or write files.
         CorruptRun: a run is not what was written, which running its batch again mends, or cannot be
             read; without ``skip_damaged``.
     """
@@ -190,8 +192,7 @@ def load(
     if damaged and not skip_damaged:
         key, reason = next(iter(damaged.items()))
         more = f" ({len(damaged) - 1} more are damaged)" if len(damaged) > 1 else ""
-        others = "read the other runs with skip_damaged=True"
-        raise CorruptRun(f"{key} {reason}{more}, or {others}")
+        raise CorruptRun(f"{key} {reason}{more}, or read the others with skip_damaged=True")
     names = list(dict.fromkeys(["run", *(name for row in rows for name in row)]))
     return Runs(place, _select(rows, names, where), names, damaged)
 
@@ -200,10 +201,8 @@ def read_records(store: Store) -> dict[str, dict[str, Any]]:
     """Return each run.json that is whole, by run; corrupt runs are left to the next batch."""
     records = {}
     for key in sorted(store.finished()):
-        try:
+        with contextlib.suppress(CorruptRun):
             records[key] = store.record(key)
-        except CorruptRun:
-            continue
     return records
 
 
@@ -230,7 +229,11 @@ def _select(rows: list[Row], names: list[str], where: str | Mapping[str, Any] | 
         # A condition may neither read nor write files.
         with duckdb.connect(config={"enable_external_access": False}) as connection:
             connection.register("results", frame)
-            found = connection.execute(f"SELECT row_of_frame FROM results WHERE {where}").fetchall()
+            query = f"SELECT row_of_frame FROM results WHERE {where}"
+            try:
+                found = connection.execute(query).fetchall()
+            except duckdb.Error as error:
+                raise BadInput(f"where {where!r}: {str(error).splitlines()[0]}") from None
         return [rows[place] for (place,) in sorted(found)]
     for name, value in (where or {}).items():
         if name not in names:

@@ -121,6 +121,14 @@ def seal(record: dict[str, Any]) -> dict[str, Any]:
     return {**body, "seal": hashlib.sha256(text.encode()).hexdigest()}
 
 
+def find_id(start: str, keys: Iterable[str], place: object) -> str:
+    """Return the id that begins with ``start``.  Raises: BadInput: none does, or several."""
+    matches = [key for key in keys if start and key.startswith(start)]
+    if len(matches) != 1:
+        raise BadInput(f"{start!r}: {len(matches)} runs of {place} begin so; list their ids")
+    return matches[0]
+
+
 class Store:
     """A folder of runs.
 
@@ -311,16 +319,6 @@ class Store:
             if holder := self._lock_path(key).read_text(encoding="utf-8", errors="replace"):
                 return f"in hand of {holder}"
         return "in hand of another process"
-
-    def find(self, start: str) -> str:
-        """Return the finished run's id that begins with ``start``.
-
-        Raises: BadInput: none does, or several.
-        """
-        matches = sorted(key for key in self.finished() if start and key.startswith(start))
-        if len(matches) != 1:
-            raise BadInput(f"{start!r}: {len(matches)} runs of {self.root} begin so")
-        return matches[0]
 
     def garbage(self, asked: Collection[str] = (), notebooks: Collection[str] = ()) -> list[Path]:
         """Return the folders of failed, quarantined and interrupted runs, and of finished runs of

@@ -30,7 +30,7 @@ from gqc_lab.runs.report import (
     summarize_batch,
 )  # fmt: skip
 from gqc_lab.runs.results import describe_run, export
-from gqc_lab.runs.store import Store, write_json
+from gqc_lab.runs.store import Store, find_id, write_json
 
 NOTEBOOKS = Path(__file__).parents[2] / "fixtures" / "notebooks"
 
@@ -164,12 +164,12 @@ def test_runs_are_found_by_the_start_of_their_id(make_batch, store):
     assert find_run(batch, batch.runs[3].id[:8]) is batch.runs[3]
     for run in batch.runs[:20]:
         finish(store, run)
-    assert store.find(batch.runs[0].id) == batch.runs[0].id
+    assert find_id(batch.runs[0].id, store.finished(), store.root) == batch.runs[0].id
     for start in ("", "g", "0123456789abcdef"):
         with pytest.raises(BadInput, match="begin so"):
             find_run(batch, start)
         with pytest.raises(BadInput, match="begin so"):
-            store.find(start)
+            find_id(start, store.finished(), store.root)
 
 
 def test_listing_shows_what_differs(make_batch, store, tmp_path):
