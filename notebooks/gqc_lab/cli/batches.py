@@ -163,8 +163,6 @@ def _execute(
     from gqc_lab.runs.report import figure_function
     from gqc_lab.runs.store import Store
 
-    if runs.exists() and not runs.is_dir():
-        raise BadInput(f"--runs {runs}: expected a folder")
     if batch.report.figure:
         figure_function(batch)  # refused before anything runs
     console, store = make_console(), Store(runs)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +20,12 @@ from nbconvert import HTMLExporter
 from gqc_lab.errors import BadInput
 from gqc_lab.publish.interactive import PLOTLY, SCRIPT, figures_as_html, write_script
 from gqc_lab.runs.index import describe_damage, summarize
-from gqc_lab.runs.plan import Batch, show_value
+from gqc_lab.runs.plan import Batch
 from gqc_lab.runs.report import (
     batch_results,
     describe_summary,
     figure_function,
+    show_cell,
     show_interval,
     summarize_batch,
 )
@@ -128,7 +128,7 @@ def _sorted(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _section(notebook: str, rows: pd.DataFrame, thumbnails: dict[str, Markup]) -> dict[str, Any]:
     """Return a table of runs; constant columns are stated once, above it."""
-    texts = rows.drop(columns="notebook").map(_show)
+    texts = rows.drop(columns="notebook").map(show_cell)
     several = len(rows) > 1
     varied = [c for c in texts.columns if c != "run" and (not several or texts[c].nunique() > 1)]
     fixed = [c for c in texts.columns if c not in varied and c != "run"]
@@ -139,11 +139,3 @@ def _section(notebook: str, rows: pd.DataFrame, thumbnails: dict[str, Markup]) -
             lines.append([*((thumbnails[str(run)], link) if at == 0 else ("", "")), *row])
     said = ", ".join(f"{name} = {texts[name].iloc[0]}" for name in fixed)
     return {"notebook": notebook, "fixed": said, "heads": ["", "run", *varied], "rows": lines}
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, float):
-        if math.isnan(value):
-            return ""
-        return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.5g}"
-    return show_value(value)

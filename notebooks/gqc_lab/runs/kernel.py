@@ -40,6 +40,12 @@ _THREAD_COUNTS = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )  # fmt: skip
+# Not plotly: what it finds at import decides how it shows figures.
+_PRELOADED = [
+    "gqc_lab.runs.kernel", "ipykernel.kernelapp", "ipykernel_launcher", "IPython.core.debugger",
+    "IPython.extensions.storemagic", "torch", "pandas.io.formats.html", "pyarrow.pandas_compat",
+    "pyarrow.parquet", "gqc_lab.runs.output",
+]  # fmt: skip
 _PR_SET_PDEATHSIG = 1
 # A unix socket's path holds 107 bytes, of which some 50 are ours below the temporary folder.
 _LONGEST_PLACE = 40
@@ -97,7 +103,7 @@ def preload(threads: int) -> None:
 
 def _server(threads: int) -> forkserver.ForkServer:
     server = _servers.setdefault(threads, forkserver.ForkServer())
-    server.set_forkserver_preload(["gqc_lab.runs.preloaded"])
+    server.set_forkserver_preload(_PRELOADED)
     # Its imports must not come from the current folder, nor end with the batch's Ctrl-C.
     settings = {"PYTHONSAFEPATH": "1", **dict.fromkeys(_THREAD_COUNTS, str(threads))}
     with _environment(settings):
@@ -272,10 +278,7 @@ class _Provisioner(LocalProvisioner):
 
 
 class _QuickChannel(AsyncZMQSocketChannel):
-    """Waits a tenth as long as the parent class for what may never come.
-
-    A client asks for that only before the first cell: whether the channel works, and what is left.
-    """
+    """Waits a tenth as long for what may never come; a client asks for it before the first cell."""
 
     async def get_msg(  # type: ignore[override]  # as the parent's own is
         self, timeout: float | None = None

@@ -162,12 +162,17 @@ def list_results(rows: list[dict[str, Any]], limit: int) -> Table:
     varied = {n for n in names if any(row.get(n) != first.get(n) for row in rows)}
     title = " ".join(f"{n}={first.get(n)}" for n in names if n != "run" and n not in varied)
     shown = [name for name in names if name == "run" or name in varied]
-    cells = [[_show(row.get(name)) for name in shown] for row in rows[:limit]]
+    cells = [[show_cell(row.get(name)) for name in shown] for row in rows[:limit]]
     return _table(title, shown, [], cells)
 
 
-def _show(value: Any) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
+def show_cell(value: Any) -> str:
+    """Return a parameter or result in few characters; NaN as none."""
+    if isinstance(value, float):
+        if math.isnan(value):
+            return ""
+        return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.5g}"
+    return show_value(value)
 
 
 def show_interval(row: Any) -> str:
