@@ -192,9 +192,10 @@ def against_weight(
         star = {"color": BLACK, "symbol": "star", "size": 12}
         add_points(figure, list(reported), list(reported.values()), "reported", marker=star)
     if limit is not None:
-        line, ends = {"color": BLACK, "width": 1.5, "dash": "dot"}, results["inverse_weight"]
+        level = {"color": BLACK, "width": 1.5, "dash": "dot"}
+        weights = results["inverse_weight"]
         name = f"aim: below {limit:g}"
-        add_line(figure, [ends.min(), ends.max()], [limit, limit], name, line)
+        add_line(figure, [weights.min(), weights.max()], [limit, limit], name, level)
     figure.update_xaxes(type="log", title_text="weight of the inverse losses", rangemode="normal")
     figure.update_yaxes(type="log", title_text="largest gradient norm [loss/weight]")
     figure.update_xaxes(tickvals=TICKS, tickformat="~g")

@@ -209,9 +209,8 @@ def _set_axis(axes: Axes, side: Literal["x", "y"], axis: Any) -> None:
 
 def _letters(axes: Axes) -> int:
     """Return about how many letters fit below a panel."""
-    grid = axes.get_subplotspec()
-    columns = grid.get_gridspec().ncols if grid is not None else 1
-    return int(10 * axes.figure.get_figwidth() / columns)
+    panels = sum(other.get_position().y0 == axes.get_position().y0 for other in axes.figure.axes)
+    return int(10 * axes.figure.bbox.width / axes.figure.dpi / panels)
 
 
 def _tick(value: float, form: str | None) -> str:
