@@ -194,8 +194,9 @@ def against_weight(
     if limit is not None:
         level = {"color": BLACK, "width": 1.5, "dash": "dot"}
         weights = results["inverse_weight"]
-        name = f"aim: below {limit:g}"
-        add_line(figure, [weights.min(), weights.max()], [limit, limit], name, level)
+        add_line(
+            figure, [weights.min(), weights.max()], [limit] * 2, f"aim: below {limit:g}", level
+        )
     figure.update_xaxes(type="log", title_text="weight of the inverse losses", rangemode="normal")
     figure.update_yaxes(type="log", title_text="largest gradient norm [loss/weight]")
     figure.update_xaxes(tickvals=TICKS, tickformat="~g")
