@@ -178,11 +178,10 @@ def against_weight(
         runs = good.groupby("inverse_weight")[y]
         curve = runs.median().reset_index()
         if runs.size().max() > 1:
-            ends = runs.agg(low="min", high="max").reset_index()
-            figure.add_scatter(**band(ends, "inverse_weight", style["color"]))
+            bounds = runs.agg(low="min", high="max").reset_index()
+            figure.add_scatter(**band(bounds, "inverse_weight", style["color"]))
         line = {**style, "dash": DASHES[i % 6]}
-        x = curve["inverse_weight"]
-        add_line(figure, x, curve[y], str(variant), line, mode="lines+markers")
+        add_curve(figure, curve, "inverse_weight", y, str(variant), line, mode="lines+markers")
         bad = rows.loc[rows["num_not_finite"] > 0, "inverse_weight"].tolist()
         cross = {**style, "symbol": "x", "size": 10}
         if bad:
@@ -193,10 +192,8 @@ def against_weight(
         add_points(figure, list(reported), list(reported.values()), "reported", marker=star)
     if limit is not None:
         level = {"color": BLACK, "width": 1.5, "dash": "dot"}
-        weights = results["inverse_weight"]
-        add_line(
-            figure, [weights.min(), weights.max()], [limit] * 2, f"aim: below {limit:g}", level
-        )
+        ends = results["inverse_weight"].agg(["min", "max"])
+        add_line(figure, ends, [limit, limit], f"aim: below {limit:g}", level)
     figure.update_xaxes(type="log", title_text="weight of the inverse losses", rangemode="normal")
     figure.update_yaxes(type="log", title_text="largest gradient norm [loss/weight]")
     figure.update_xaxes(tickvals=TICKS, tickformat="~g")
