@@ -90,6 +90,27 @@ def edit(client, fields, name, text):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("is_early", [False, True], ids=["within the cell", "as it begins"])
+def test_a_cell_that_trains_hears_an_edit_before_it_ends(client, is_early):
+    fields = wait(client, send(client, LOOP, "live.view.fields.model_id"))
+    loop = """
+for i in live(range(2000)):
+    if i == 0:
+        print("begun", flush=True)
+    time.sleep(0.005)
+    if live.changes:
+        break
+"""
+    cell = send(client, loop, "(i < 1999, live.changes)")
+    while not is_early and client.get_iopub_msg(timeout=600)["content"].get("name") != "stdout":
+        pass
+    edit(client, fields, "lr", "0.05")
+    has_heard, changes = wait(client, cell)
+    assert has_heard
+    assert [(change["name"], change["value"]) for change in changes] == [("lr", 0.05)]
+
+
+@pytest.mark.slow
 def test_a_loop_in_the_background_is_steered_after_its_cell_has_ended(client):
     """As in VS Code, which holds back what a person does until a cell has ended."""
     code = LOOP + BACKGROUND.format(count=10**9, seconds=0.001)

@@ -53,7 +53,8 @@ NUMBERS = {
     "num_forced": "forced steps",
     "num_discarded": "discarded",
 }
-PICTURE_SECONDS = 60.0  #: between two pictures of a run that trains
+PICTURE_SECONDS = 60.0  #: between two pictures of a run that trains, at least
+PICTURE_SHARE = 0.005  #: of the time that they may take
 
 
 class Live(lab.Live):
@@ -66,7 +67,7 @@ class Live(lab.Live):
 
     _handle: Any = None
     _drawn: tuple[str, int] | None = None
-    _drawn_at = -math.inf
+    _draw_at = math.inf
 
     @cached_property
     def view(self) -> LiveView:
@@ -81,6 +82,7 @@ class Live(lab.Live):
         if cell.is_watched:
             display(self.view)
         self._handle = display({"text/plain": ""}, raw=True, display_id=True)
+        self._draw_at = time.monotonic() + PICTURE_SECONDS
 
     _ipython_display_ = show
 
@@ -101,19 +103,21 @@ class Live(lab.Live):
 
     def _update(self, is_whole: bool) -> None:
         super()._update(is_whole)
-        if time.monotonic() - self._drawn_at > PICTURE_SECONDS:
+        if time.monotonic() > self._draw_at:
             self._draw()
 
     def _draw(self) -> None:
         now = self.state, self.experiment.microbatch
         if self._handle is None or not now[1] or now == self._drawn:
             return
-        self._drawn, self._drawn_at = now, time.monotonic()
+        self._drawn, began = now, time.monotonic()
         panels = _panels(self)
         curves = {name: self.curves.points(name) for name in names_in(panels)}
         png = draw(panels, curves, f"{self.label}: {self.state}, {progress_text(self)}")
         if png is not None:
             self._handle.update(Image(png))
+        drawn = time.monotonic()
+        self._draw_at = drawn + max(PICTURE_SECONDS, (drawn - began) / PICTURE_SHARE)
 
 
 def LiveRun(

@@ -61,6 +61,10 @@ class Gate:
         while True:
             if self._cell is not None:
                 self._cell.pump()
+            has_wishes = self._calls or self._is_stopping or self._left < math.inf
+            if self.state == RUNNING and not has_wishes and not self._is_over():
+                self._update(is_whole)  # nearly every batch: no lock
+                return True
             with self._news:
                 calls, self._calls = self._calls, []
             for call in calls:

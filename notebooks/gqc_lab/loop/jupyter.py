@@ -8,12 +8,15 @@ between two batches.  It uses internals of ipykernel 6.29 to 7.4; with others it
 from __future__ import annotations
 
 import asyncio
+import inspect
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 _MESSAGES = {"comm_msg", "comm_close"}
+PUMP_SECONDS = 0.02  #: between two looks for messages, each of which costs 5 to 40 us
 
 
 def current_cell() -> Cell | None:
@@ -45,6 +48,7 @@ class Cell:
         self.is_watched = "cellId" in metadata or "google.colab" in sys.modules
         self._kernel: Any = getattr(shell, "kernel", None)
         self._waiting: list[Any] = []
+        self._is_first, self._pump_at = True, 0.0
         self._is_seven = bool(getattr(self._kernel, "shell_channel_thread", None))
         needed = ("shell_main",) if self._is_seven else ("shell_stream", "msg_queue")
         self.can_pump = "google.colab" not in sys.modules and all(
@@ -67,7 +71,10 @@ class Cell:
 
     def pump(self) -> None:
         """Handle the widget messages that wait, in the main thread while a cell runs."""
-        if self.can_pump and threading.current_thread() is threading.main_thread():
+        if not self.can_pump or (now := time.perf_counter()) < self._pump_at:
+            return
+        self._pump_at = now + PUMP_SECONDS
+        if threading.current_thread() is threading.main_thread():
             try:
                 self._pump_seven() if self._is_seven else self._pump_six()
             except (AttributeError, TypeError):  # another kernel than those that this knows
@@ -76,6 +83,9 @@ class Cell:
     def _pump_seven(self) -> None:
         import zmq
 
+        if self._is_first:
+            self._is_first = False
+            self._pump_early()
         manager = self._kernel.shell_channel_thread.manager
         socket = manager.get_shell_channel_to_subshell_pair(None).to_socket
         while True:
@@ -85,6 +95,15 @@ class Cell:
                 return
             if not self._handle(frames):  # waits for its turn behind this cell
                 self._waiting.append(asyncio.ensure_future(self._kernel.shell_main(None, frames)))
+
+    def _pump_early(self) -> None:
+        """Handle what the kernel read just before the cell began, whose tasks wait for its end."""
+        for task in sorted(asyncio.all_tasks(), key=lambda t: (len(t.get_name()), t.get_name())):
+            work = task.get_coro()
+            if inspect.iscoroutine(work) and inspect.getcoroutinestate(work) == "CORO_CREATED":
+                given = work.cr_frame.f_locals.get("args", ())
+                if given and isinstance(given[0], list) and self._handle(given[0]):
+                    task.cancel()
 
     def _pump_six(self) -> None:
         import zmq
