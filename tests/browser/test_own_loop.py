@@ -79,3 +79,40 @@ def test_the_bar_stays_in_sight_arrows_step_and_a_kernel_that_is_gone_is_said(la
     lab.page.evaluate(restart)
     lab.page.locator(".gqc-gone").wait_for()
     assert lab.page.locator(".gqc-state").is_hidden()
+
+
+MILLION = """
+import random, torch
+from gqc_widgets import Live
+live = Live(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1))
+for i in live(range(3)):
+    live.log(loss=float(i), accuracy=1.0, reward=2.0)
+run = live.experiment
+for name in run._columns:
+    run._columns[name] = [random.random() for _ in range(999_999)]
+run._columns["microbatch"] = list(range(1, 1_000_000))
+run.microbatch = run.done = 999_999
+live._tell()
+ended = True
+"""
+
+
+def test_a_million_records_are_a_small_page(lab, server):
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(MILLION)]),
+        server.folder / "million.ipynb",
+    )
+    lab.open("million.ipynb")
+    lab.run_all()
+    until(lambda: lab.ask("'ended' in dir()"))
+    until(lambda: max(lab.page.evaluate(X), default=0) == 999_999)
+    sizes = lab.page.evaluate("() => performance.memory.usedJSHeapSize")
+    print(f"a million records: the page holds {sizes / 1e6:.0f} MB")
+    assert sizes < 200e6
+    assert len(lab.curve("gqc-live", "loss")) <= 400
+    nothing_is_wrong(lab)
+
+
+#: the x of the curves
+X = """() => [...document.querySelectorAll('.gqc-live .js-plotly-plot')].flatMap(
+  plot => (plot.data ?? []).flatMap(t => [...t.x]))"""

@@ -260,7 +260,8 @@ def _table(live: lab.Live) -> str:
     last = {name: run.column(name, -1) for name in run.column_names}
     values = live.statistics | {name: column[0] for name, column in last.items() if column}
     validation = live.curves.points("val_loss")[1]
-    values["val_loss"] = float(validation[-1]) if len(validation) else None
+    if "val_loss" in live.curves.names:
+        values["val_loss"] = float(validation[-1]) if len(validation) else None
     cells = "".join(
         f"<div><span style='opacity:.8'>{label}</span><br><b>{_text(key, values[key])}</b></div>"
         for key, label in NUMBERS.items()

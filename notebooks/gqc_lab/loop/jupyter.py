@@ -8,6 +8,7 @@ between two batches.  It uses internals of ipykernel 6.29 to 7.4; with others it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import sys
 import threading
@@ -15,7 +16,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-_MESSAGES = {"comm_msg", "comm_close"}
+_MESSAGES = {"comm_open", "comm_msg", "comm_close"}
+_QUESTIONS = {"comm_info_request", "kernel_info_request"}  #: of a page that is loaded again
 PUMP_SECONDS = 0.02  #: between two looks for messages, each of which costs 5 to 40 us
 
 
@@ -101,7 +103,8 @@ class Cell:
         for task in sorted(asyncio.all_tasks(), key=lambda t: (len(t.get_name()), t.get_name())):
             work = task.get_coro()
             if inspect.iscoroutine(work) and inspect.getcoroutinestate(work) == "CORO_CREATED":
-                given = work.cr_frame.f_locals.get("args", ())
+                frame: Any = work.cr_frame
+                given = frame.f_locals.get("args", ())
                 if given and isinstance(given[0], list) and self._handle(given[0]):
                     task.cancel()
 
@@ -118,17 +121,29 @@ class Cell:
         for item in held:
             kernel.msg_queue.put_nowait(item)
 
+    def _replies(self) -> Any:
+        if self._is_seven:
+            manager = self._kernel.shell_channel_thread.manager
+            return manager.get_subshell_to_shell_channel_socket(None)
+        return self._kernel.shell_stream
+
     def _handle(self, frames: list[Any]) -> bool:
-        """Handle a message of a widget; False: it is another one."""
+        """Handle a message of a widget or of a page that looks for them; False: it is another."""
         kernel = self._kernel
         idents, rest = kernel.session.feed_identities(frames, copy=False)
         header = kernel.session.unpack(getattr(rest[1], "bytes", rest[1]))
-        if header["msg_type"] not in _MESSAGES:
+        kind = header["msg_type"]
+        if kind not in _MESSAGES | _QUESTIONS:
             return False
         message = kernel.session.deserialize(rest, content=True, copy=False)
         cell = kernel.get_parent("shell")
         kernel._publish_status("busy", "shell", parent=message)
-        getattr(kernel.comm_manager, header["msg_type"])(kernel.shell_stream, idents, message)
+        if kind in _MESSAGES:
+            getattr(kernel.comm_manager, kind)(kernel.shell_stream, idents, message)
+        else:
+            answer = getattr(kernel, kind)(self._replies(), idents, message)
+            with contextlib.suppress(StopIteration):  # it waits for nothing
+                answer.send(None)
         kernel._publish_status("idle", "shell", parent=message)
         kernel._publish_status("busy", "shell", parent=cell)
         return True
