@@ -2,13 +2,13 @@
 
 import nbformat
 import pytest
-from lab_page import THEMES
+from lab_page import NOTEBOOKS, THEMES
 from steered_loops import DATA, LOOPS
 from watching import PLOTS, look, nothing_is_wrong, until
 
 
-def open_loop(lab, server, code):
-    cells = [nbformat.v4.new_code_cell(c) for c in (DATA, code, "ended = True")]
+def open_loop(lab, server, *codes):
+    cells = [nbformat.v4.new_code_cell(c) for c in (*codes, "ended = True")]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
     nbformat.write(notebook, server.folder / "own_loop.ipynb")
@@ -25,7 +25,7 @@ def field(lab, name):
 @pytest.mark.parametrize("name", LOOPS)
 def test_a_loop_is_steered_while_its_cell_runs(lab, server, name):
     code, control = LOOPS[name]
-    open_loop(lab, server, code)
+    open_loop(lab, server, DATA, code)
     field(lab, control).fill("0.02")
     assert "gqc-pending" in field(lab, control).get_attribute("class")
     lab.page.keyboard.press("Escape")  # takes it back
@@ -47,8 +47,13 @@ def test_a_loop_is_steered_while_its_cell_runs(lab, server, name):
     lab.close()
 
 
-def test_the_file_keeps_a_picture_and_all_is_legible(lab, server, tmp_path_factory):
-    open_loop(lab, server, LOOPS["mlp"][0])
+def test_the_file_of_the_guide_keeps_a_picture_and_all_is_legible(lab, server, tmp_path_factory):
+    cells = nbformat.read(NOTEBOOKS / "guides/steer_your_own_loop.ipynb", as_version=4).cells
+    codes = [cell.source for cell in cells if cell.cell_type == "code"]
+    assert "\nepochs = 3 " in "\n" + "\n".join(codes)
+    long = [code.replace("epochs = 3 ", "epochs = 10_000 ") for code in codes]
+    open_loop(lab, server, *long)
+    until(lambda: lab.page.locator(".gqc-state", has_text="steered").count())  # at batch 61
     lab.button("Pause").click()
     lab.button("Resume").wait_for()
     for theme in THEMES:
@@ -66,8 +71,20 @@ def test_the_file_keeps_a_picture_and_all_is_legible(lab, server, tmp_path_facto
     nothing_is_wrong(lab)
 
 
+def test_a_page_that_is_loaded_again_shows_and_steers_a_cell_that_trains(lab, server):
+    open_loop(lab, server, DATA, LOOPS["mlp"][0])
+    lab.page.evaluate("() => jupyterapp.commands.execute('docmanager:save')")
+    until(lambda: "widget-view" in (server.folder / "own_loop.ipynb").read_text())
+    lab.open("own_loop.ipynb", is_idle=False)
+    lab.page.locator(f".gqc-live {PLOTS}").first.wait_for()
+    lab.button("Stop").click()
+    lab.page.locator(".gqc-state", has_text="stopped").wait_for()
+    assert lab.errors == []
+    lab.close()
+
+
 def test_the_bar_stays_in_sight_arrows_step_and_a_kernel_that_is_gone_is_said(lab, server):
-    open_loop(lab, server, LOOPS["mlp"][0])
+    open_loop(lab, server, DATA, LOOPS["mlp"][0])
     field(lab, "weight_decay").press("ArrowUp")
     until(lambda: field(lab, "weight_decay").input_value() == "0.011")
     lab.page.set_viewport_size({"width": 1280, "height": 500})

@@ -25,7 +25,8 @@ function pageColors(element) {
     const color = getComputedStyle(e).backgroundColor;
     if (!/^transparent$|, 0\)$/.test(color)) { back = color; break; }
   }
-  return {text, back, grid: text.replace(/rgba?\(([^,]+,[^,]+,[^,)]+).*/, "rgba($1, .16)")};
+  const is_dark = text.match(/\d+/g).slice(0, 3).reduce((a, b) => a + Number(b), 0) > 382;
+  return {text, back, is_dark, grid: text.replace(/rgba?\(([^,]+,[^,]+,[^,)]+).*/, "rgba($1, .16)")};
 }
 
 // At most about seven labels, whatever the range: even, 1-2-5, or powers of ten.
@@ -83,6 +84,7 @@ class Cell {
       const held = points[trace.meta];
       const xy = held ? {x: numbers(held.x), y: numbers(held.y)} : {x: trace.x ?? [], y: trace.y ?? []};
       const style = Object.fromEntries(["line", "marker"].filter(k => trace[k]).map(k => [k, paint(trace[k])]));
+      if (trace.opacity && colors.is_dark) style.opacity = Math.min(1, 1.7 * trace.opacity);
       return {type: "scatter", hovertemplate: `%{y:.4~g}${this.spec.unit}`, ...trace, ...xy, ...style,
         visible: this.hidden.has(trace.meta) ? false : true};
     });
