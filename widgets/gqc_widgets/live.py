@@ -53,8 +53,7 @@ NUMBERS = {
     "num_forced": "forced steps",
     "num_discarded": "discarded",
 }
-PICTURE_SECONDS = 60.0  #: between two pictures of a run that trains, at least
-PICTURE_SHARE = 0.005  #: of the time that they may take
+PICTURE_SECONDS = 120.0  #: between two pictures of a run that trains; each takes half a second
 
 
 class Live(lab.Live):
@@ -110,14 +109,12 @@ class Live(lab.Live):
         now = self.state, self.experiment.microbatch
         if self._handle is None or not now[1] or now == self._drawn:
             return
-        self._drawn, began = now, time.monotonic()
+        self._drawn, self._draw_at = now, time.monotonic() + PICTURE_SECONDS
         panels = _panels(self)
         curves = {name: self.curves.points(name) for name in names_in(panels)}
         png = draw(panels, curves, f"{self.label}: {self.state}, {progress_text(self)}")
         if png is not None:
             self._handle.update(Image(png))
-        drawn = time.monotonic()
-        self._draw_at = drawn + max(PICTURE_SECONDS, (drawn - began) / PICTURE_SHARE)
 
 
 def LiveRun(
@@ -260,8 +257,8 @@ def _table(live: lab.Live) -> str:
     last = {name: run.column(name, -1) for name in run.column_names}
     values = live.statistics | {name: column[0] for name, column in last.items() if column}
     validation = live.curves.points("val_loss")[1]
-    if "val_loss" in live.curves.names:
-        values["val_loss"] = float(validation[-1]) if len(validation) else None
+    if len(validation):
+        values["val_loss"] = float(validation[-1])
     cells = "".join(
         f"<div><span style='opacity:.8'>{label}</span><br><b>{_text(key, values[key])}</b></div>"
         for key, label in NUMBERS.items()

@@ -8,8 +8,6 @@ between two batches.  It uses internals of ipykernel 6.29 to 7.4; with others it
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import inspect
 import sys
 import threading
 import time
@@ -50,7 +48,7 @@ class Cell:
         self.is_watched = "cellId" in metadata or "google.colab" in sys.modules
         self._kernel: Any = getattr(shell, "kernel", None)
         self._waiting: list[Any] = []
-        self._is_first, self._pump_at = True, 0.0
+        self._pump_at = 0.0
         self._is_seven = bool(getattr(self._kernel, "shell_channel_thread", None))
         needed = ("shell_main",) if self._is_seven else ("shell_stream", "msg_queue")
         self.can_pump = "google.colab" not in sys.modules and all(
@@ -85,10 +83,8 @@ class Cell:
     def _pump_seven(self) -> None:
         import zmq
 
-        if self._is_first:
-            self._is_first = False
-            self._pump_early()
         manager = self._kernel.shell_channel_thread.manager
+        self._replies = manager.get_subshell_to_shell_channel_socket(None)
         socket = manager.get_shell_channel_to_subshell_pair(None).to_socket
         while True:
             try:
@@ -98,20 +94,11 @@ class Cell:
             if not self._handle(frames):  # waits for its turn behind this cell
                 self._waiting.append(asyncio.ensure_future(self._kernel.shell_main(None, frames)))
 
-    def _pump_early(self) -> None:
-        """Handle what the kernel read just before the cell began, whose tasks wait for its end."""
-        for task in sorted(asyncio.all_tasks(), key=lambda t: (len(t.get_name()), t.get_name())):
-            work = task.get_coro()
-            if inspect.iscoroutine(work) and inspect.getcoroutinestate(work) == "CORO_CREATED":
-                frame: Any = work.cr_frame
-                given = frame.f_locals.get("args", ())
-                if given and isinstance(given[0], list) and self._handle(given[0]):
-                    task.cancel()
-
     def _pump_six(self) -> None:
         import zmq
 
         kernel, held = self._kernel, []
+        self._replies = kernel.shell_stream
         kernel.shell_stream.flush(zmq.POLLIN)
         while not kernel.msg_queue.empty():
             item = kernel.msg_queue.get_nowait()
@@ -120,12 +107,6 @@ class Cell:
                 held.append(item)
         for item in held:
             kernel.msg_queue.put_nowait(item)
-
-    def _replies(self) -> Any:
-        if self._is_seven:
-            manager = self._kernel.shell_channel_thread.manager
-            return manager.get_subshell_to_shell_channel_socket(None)
-        return self._kernel.shell_stream
 
     def _handle(self, frames: list[Any]) -> bool:
         """Handle a message of a widget or of a page that looks for them; False: it is another."""
@@ -141,9 +122,8 @@ class Cell:
         if kind in _MESSAGES:
             getattr(kernel.comm_manager, kind)(kernel.shell_stream, idents, message)
         else:
-            answer = getattr(kernel, kind)(self._replies(), idents, message)
-            with contextlib.suppress(StopIteration):  # it waits for nothing
-                answer.send(None)
+            answer = getattr(kernel, kind)(self._replies, idents, message)
+            list(answer.__await__())  # it waits for nothing
         kernel._publish_status("idle", "shell", parent=message)
         kernel._publish_status("busy", "shell", parent=cell)
         return True
