@@ -80,10 +80,8 @@ def batch_invariance(results: pd.DataFrame) -> go.Figure:
     """
     shown = {"mean_logical_batch_examples": "sequences per step", "val_loss": LABELS["val_loss"]}
     check_columns("batch_invariance", results, ["microbatch_size", "seed", *shown])
-    titles, title = (
-        ["logical batch", "final loss"],
-        "Is the logical batch that of the physical one?",
-    )
+    titles = ["logical batch", "final loss"]
+    title = "Is the logical batch that of the physical one?"
     figure = new_panels(1, 2, title, subplot_titles=titles, horizontal_spacing=0.16)
     styles = _thinner(["gnts"])
     for column, (name, label) in enumerate(shown.items(), 1):
@@ -158,9 +156,8 @@ def reactions(results: pd.DataFrame) -> go.Figure:
         figure.update_xaxes(title_text=label, row=1, col=column)
     figure.add_vline(0, line=LEVEL)
     figure.update_yaxes(autorange="reversed")
-    figure.update_layout(height=440, hovermode="closest")
     figure.update_xaxes(rangemode="normal")
-    return figure
+    return figure.update_layout(height=440, hovermode="closest")
 
 
 def angles(
@@ -268,8 +265,8 @@ def by_method(
         values = [v for trace in figure.data[-len(groups) :] for v in trace.x if v is not None]
         is_wide = baseline is not None and max(values) > 1.6 * min(values)
         axis = {"type": "log", "tickvals": RATIOS, "tickformat": "~g"} if is_wide else {}
-        label = label.replace("\n", "<br>")
-        figure.update_xaxes(title_text=label, rangemode="normal", col=column, **axis)
+        axis["title_text"] = label.replace("\n", "<br>")
+        figure.update_xaxes(rangemode="normal", col=column, **axis)
     if baseline is not None:
         figure.add_vline(1, line=LEVEL)
     ticks = {"tickvals": [-k for k in range(len(names))], "ticktext": list(names.values())}
@@ -277,9 +274,8 @@ def by_method(
     # In pixels, so that the legend stays below the titles of axes whatever the number of rows.
     plot, below = 50 + 40 * len(names), 65 + 20 * max(t.count("\n") for t in measures.values())
     bottom = below + 40 * bool(series)
-    legend = BELOW | {"y": -below / plot}
-    figure.update_layout(height=60 + plot + bottom, margin_b=bottom, legend=legend)
-    return figure.update_layout(hovermode="closest")
+    figure.update_layout(legend=BELOW | {"y": -below / plot}, hovermode="closest")
+    return figure.update_layout(height=60 + plot + bottom, margin_b=bottom)
 
 
 def _with_bars(what: str, results: pd.DataFrame) -> str:
@@ -310,11 +306,10 @@ def power_laws(results: pd.DataFrame) -> go.Figure:
     styles = _thinner(results["method"])
     for method, runs in results.groupby("method", sort=False):
         points = summarize(runs, "tokens", "val_loss")
-        law = power_law(points["tokens"], points["mean"])
+        tokens = points["tokens"]
+        law = power_law(tokens, points["mean"])
         name = f"{method}: exponent {law.exponent:.3f}<br>of the means, no floor"
-        add_line(
-            figure, points["tokens"], pd.Series(law(points["tokens"])), name, styles[str(method)]
-        )
+        add_line(figure, tokens, law(tokens), name, styles[str(method)])
         _points(figure, points, "tokens", str(method), styles)
     figure.update_xaxes(title_text="token budget", **TWOS)
     ticks = {"tickvals": [1, 1.2, 1.5, 1.75, 2, 2.25, 2.5, 3, 3.5, 4], "tickformat": "~g"}

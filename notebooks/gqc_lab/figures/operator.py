@@ -183,9 +183,8 @@ def against_weight(
         line = {**style, "dash": DASHES[i % 6]}
         add_curve(figure, curve, "inverse_weight", y, str(variant), line, mode="lines+markers")
         bad = rows.loc[rows["num_not_finite"] > 0, "inverse_weight"].tolist()
-        cross = {**style, "symbol": "x", "size": 10}
         if bad:
-            name = f"{variant}: NaN or infinite"
+            cross, name = {**style, "symbol": "x", "size": 10}, f"{variant}: NaN or infinite"
             add_points(figure, bad, [top] * len(bad), name, marker=cross)
     if reported:
         star = {"color": BLACK, "symbol": "star", "size": 12}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+LETTERS = 30  #: of a line below or beside a panel
 POINT = 0.5  #: points in print of a pixel on the screen
 DASHES: dict[str, Any] = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 DASHES |= {"longdash": (0, (7, 2)), "longdashdot": (0, (7, 2, 1, 2))}
@@ -186,8 +187,8 @@ def _set_axis(axes: Axes, side: Literal["x", "y"], axis: Any) -> None:
             for value, text in zip(axis.tickvals, texts, strict=True)
             if low <= value <= high
         ]
-        is_crowded = side == "x" and sum(len(text) + 2 for _, text in shown) > _letters(axes)
-        shown = shown[::2] if is_crowded else shown
+        if side == "x" and sum(len(text) + 2 for _, text in shown) > LETTERS:
+            shown = shown[::2]
         place.set_ticks([value for value, _ in shown], [text for _, text in shown])
         place.set_minor_locator(NullLocator())
     elif is_log and (axis.tickformat or is_binary):
@@ -198,19 +199,12 @@ def _set_axis(axes: Axes, side: Literal["x", "y"], axis: Any) -> None:
     elif not is_log and max(map(abs, set_limits())) >= 1e5:
         place.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, "~s")))
     if axis.title.text:
-        width = 26 if side == "y" else max(24, _letters(axes))
-        lines = _text(axis.title.text).split("\n")
-        place.set_label_text("\n".join(fill(line, width) for line in lines))
+        lines = (fill(line, LETTERS) for line in _text(axis.title.text).split("\n"))
+        place.set_label_text("\n".join(lines))
     if axis.showticklabels is False:
         axes.tick_params(side, labelbottom=False, labelleft=False)
     if axis.showgrid is False:
         place.grid(visible=False)
-
-
-def _letters(axes: Axes) -> int:
-    """Return about how many letters fit below a panel."""
-    panels = sum(other.get_position().y0 == axes.get_position().y0 for other in axes.figure.axes)
-    return int(10 * axes.figure.bbox.width / axes.figure.dpi / panels)
 
 
 def _tick(value: float, form: str | None) -> str:
