@@ -8,8 +8,10 @@ have several dtypes, and be ``DTensor`` (FSDP2): plain and sharded ones may be m
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -19,6 +21,7 @@ from torch._utils import _flatten_dense_tensors
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
+_dtype = attrgetter("dtype")
 T = TypeVar("T", bound=Tensor | None)
 HALF = frozenset((torch.float16, torch.bfloat16))
 
@@ -160,7 +163,7 @@ def multiply_(tensors: Sequence[Tensor], factor: float | Tensor) -> None:
     """Multiply every tensor by ``factor`` (a number or a 0-dim tensor) in place."""
     shards = local(tensors)
     if not isinstance(factor, Tensor):
-        if {(t.dtype, t.get_device()) for t in shards} == {(torch.float32, -1)}:
+        if {*map(_dtype, shards)} == {torch.float32} and {*map(Tensor.get_device, shards)} == {-1}:
             # a number would be made a tensor of float32 for each of them
             torch._foreach_mul_(shards, torch.full((), factor, dtype=torch.float32))
         elif shards:
@@ -171,6 +174,20 @@ def multiply_(tensors: Sequence[Tensor], factor: float | Tensor) -> None:
         by_device.setdefault(tensor.device, []).append(tensor)
     for device, there in by_device.items():
         torch._foreach_mul_(there, factor.to(device))
+
+
+def constant(value: float, like: Tensor) -> Tensor:
+    """``value`` as a 0-dim tensor of the dtype and device of ``like``.
+
+    On the CPU an operation on a few elements takes it in half the time of a Python number.
+    """
+    return _constant(value, like.dtype, like.device)
+
+
+@functools.lru_cache(maxsize=256)
+def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.full((), value, dtype=dtype, device=device)
 
 
 def shard(tensor: Tensor) -> Tensor:

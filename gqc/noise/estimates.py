@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from gqc.checks import check_count
+from gqc.gradients import constant
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -292,9 +293,9 @@ def ema_weight(count: Tensor, beta: float) -> Tensor:
         beta: decay in (0, 1).
     Returns: the shape of ``count``; exactly 1 where t = 1, and 0 where t = 0.
     """
-    # 1 - beta^t without cancellation; in float64, so that it is exactly 1 - beta at t = 1
-    rest = torch.expm1(count.double().clamp(min=1) * math.log(beta))
-    return ((beta - 1) / rest).to(count.dtype) * count.clamp(max=1)
+    rest = _power_minus_one(count, beta)
+    share = (rest.reciprocal() * constant(beta - 1, rest)).to(count.dtype)
+    return share * count.clamp_max(1)
 
 
 def ema_kappa(count: Tensor, beta: float) -> Tensor:
@@ -308,8 +309,15 @@ def ema_kappa(count: Tensor, beta: float) -> Tensor:
         beta: decay in (0, 1).
     Returns: the shape of ``count``, in (0, 1]; exactly 1 where t <= 1.
     """
-    power = torch.expm1(count.double().clamp(min=1) * math.log(beta))  # beta^t - 1
-    return ((beta - 1) / (1 + beta) * (2 / power + 1)).to(count.dtype)
+    rest = _power_minus_one(count, beta)
+    odds = rest.reciprocal() * constant(2, rest) + constant(1, rest)
+    return (odds * constant((beta - 1) / (1 + beta), rest)).to(count.dtype)
+
+
+def _power_minus_one(count: Tensor, beta: float) -> Tensor:
+    """Return beta^t - 1 without cancellation; in float64, so that it is beta - 1 at t = 1."""
+    power = count.double().clamp_min(1)
+    return torch.expm1(power * constant(math.log(beta), power))
 
 
 def debiased_moments(spread: Tensor, mean_sq: Tensor, kappa: Tensor) -> tuple[Tensor, Tensor]:
@@ -326,7 +334,7 @@ def debiased_moments(spread: Tensor, mean_sq: Tensor, kappa: Tensor) -> tuple[Te
             and returned as 0.
     Returns: ``(variance, signal)``; the signal is negative where noise drowns it.
     """
-    variance = spread / (1 - kappa).clamp(min=TINY)  # one value has no spread
+    variance = spread / (constant(1, kappa) - kappa).clamp_min(TINY)  # one value has no spread
     return variance, mean_sq - kappa * variance
 
 
@@ -342,6 +350,7 @@ def noise_to_signal(
     Returns: ``(ratio, unresolved)``: the ratio in [0, largest], never inf or NaN (0 where the
         variance is not positive); unresolved where there is noise and no positive signal.
     """
-    unresolved = (variance > 0) & (signal <= 0)
-    ratio = (variance.clamp(min=0) / signal.clamp(min=0)).nan_to_num(0.0)  # 0/0: no noise at all
+    zero = constant(0, variance)
+    unresolved = (variance > zero) & (signal <= zero)
+    ratio = (variance.clamp_min(0) / signal.clamp_min(0)).nan_to_num(0.0)  # 0/0: no noise at all
     return ratio.clamp(max=largest), unresolved

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gqc.gradients import constant
+
 
 class ScalarAverages:
     r"""Bias-corrected averages of mean|g|, var|g|, norm and max|g| of all tensors together.
@@ -35,10 +37,10 @@ class ScalarAverages:
 
     def update_raw(self, norm_sq: Tensor, values: Tensor | None) -> None:
         """Average in the norm, or all ``values`` [4]; nothing unless ``norm_sq`` is finite."""
-        finite = norm_sq < math.inf
+        finite = norm_sq < constant(math.inf, norm_sq)
         if values is None:
-            norm = torch.where(finite, norm_sq.sqrt(), self.raw[2])
-            self.raw[2].lerp_(norm, 1 - self.beta)
+            mean = self.raw[2]
+            mean.lerp_(torch.where(finite, norm_sq.sqrt(), mean), 1 - self.beta)
             self.count[2].add_(finite)
         else:
             values = torch.where(finite, values.to(self.raw.device), self.raw)

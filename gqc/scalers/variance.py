@@ -41,7 +41,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gqc.gradients import local
+from gqc.gradients import constant, local
 from gqc.noise.estimates import debiased_moments, ema_kappa, ema_weight, noise_to_signal
 from gqc.scalers.averages import ScalarAverages
 from gqc.scalers.shards import ShardSums, gather, spread
@@ -59,15 +59,16 @@ class PresenceMask:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pattern: tuple[bool, ...] = ()
+        self._pattern: list[bool] = []
         self.is_full = False
         self._mask = torch.zeros(0, device=device)
 
     def __call__(self, grads: Grads) -> Tensor:
-        pattern = tuple(g is not None and g.numel() > 0 for g in grads)
+        pattern = [g is None for g in grads]
         if pattern != self._pattern:
-            self._pattern, self.is_full = pattern, all(pattern)
-            self._mask = torch.tensor(pattern, dtype=torch.float32, device=self._device)
+            has = [g is not None and g.numel() > 0 for g in grads]
+            self._pattern, self.is_full = pattern, all(has)
+            self._mask = torch.tensor(has, dtype=torch.float32, device=self._device)
         return self._mask
 
 
@@ -147,15 +148,17 @@ class DebiasedEstimator(VarianceEstimator):
 
     def update(self, grads: Grads, factor: float = 1.0) -> Tensor:
         prepared, norm_sq = self._prepare(grads, factor)
-        finite = norm_sq < math.inf
-        moved = self._mask(grads) * finite
+        finite = norm_sq < constant(math.inf, norm_sq)
+        is_moved = finite.to(self.count.dtype)
+        moved = self._mask(grads) * is_moved
         self.has_equal_counts &= self._mask.is_full
-        self.num_skipped = self.num_skipped + ~finite
+        self.num_skipped = self.num_skipped + (constant(1, is_moved) - is_moved)
         count = self.count + moved
         weight = ema_weight(count, self.beta) * moved
         sums = self._shards.reduce(self._move(prepared, weight, finite, factor))
-        self.spread = self._average(sums[0], weight, count - 1)
-        self.mean_sq = torch.where(weight > 0, sums[1], self.mean_sq)
+        squares, mean_sq = sums.unbind()
+        self.spread = self._average(squares, weight)
+        self.mean_sq = torch.where(weight > constant(0, weight), mean_sq, self.mean_sq)
         self.count = count
         return norm_sq
 
@@ -223,9 +226,9 @@ class DebiasedEstimator(VarianceEstimator):
         """
         raise NotImplementedError
 
-    def _average(self, squares: Tensor, weight: Tensor, num_before: Tensor) -> Tensor:
+    def _average(self, squares: Tensor, weight: Tensor) -> Tensor:
         """Return the spread with the newest squares; a weight of 0 leaves a tensor as it was."""
-        return (1 - weight) * (self.spread + weight * squares)
+        return (constant(1, weight) - weight) * (self.spread + weight * squares)
 
     def _moments(self, kappa: Tensor) -> tuple[Tensor, Tensor]:
         """Return variance and squared signal, in the shape of ``spread``."""
