@@ -60,7 +60,7 @@ def dense(grads: Sequence[Tensor | None]) -> list[Tensor]:
 
 def is_sharded(tensors: Iterable[Tensor | None]) -> bool:
     """Is any of them a ``DTensor``?"""
-    return any(map(_is_dtensor_type, set(map(type, tensors))))
+    return any(hasattr(kind, "device_mesh") for kind in set(map(type, tensors)))
 
 
 def settle(params: Iterable[Tensor]) -> None:
@@ -70,12 +70,11 @@ def settle(params: Iterable[Tensor]) -> None:
     rank holds whole but uses for a part of the sequence.  Others are not touched.
     """
     pairs: list[tuple[Tensor, Any]] = [(param, param.grad) for param in params]
-    if not any(map(_is_dtensor_type, {type(grad) for _, grad in pairs})):
-        return
-    for param, grad in pairs:
-        if _is_partial(grad):
-            sharded: Any = param
-            param.grad = grad.redistribute(placements=sharded.placements)
+    if is_sharded(grad for _, grad in pairs):
+        for param, grad in pairs:
+            if _is_partial(grad):
+                sharded: Any = param
+                param.grad = grad.redistribute(placements=sharded.placements)
 
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -98,11 +97,9 @@ def norm_of_such(tensors: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], Tens
     """
     if not tensors:
         return lambda _: torch.zeros(())
-    if any(map(_is_dtensor_type, set(map(type, tensors)))):
+    if is_sharded(tensors) or len({(t.dtype, t.get_device()) for t in tensors}) > 1:
         return lambda given: torch.linalg.vector_norm(tensor_norms(given))
-    if len({(t.dtype, t.get_device()) for t in tensors}) > 1:
-        return _norm_of_mixed
-    dtype, numels = _sum_dtype(tensors[0]), [*map(Tensor.numel, tensors)]
+    dtype, numels = wide(tensors[0].dtype), [*map(Tensor.numel, tensors)]
     if tensors[0].get_device() != -1:
         return lambda given: _norm_of(torch._foreach_norm([*given], 2, dtype=dtype))
     most = SMALL if sum(numels) <= SMALL else FEW
@@ -111,12 +108,20 @@ def norm_of_such(tensors: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], Tens
         few = []
     many = sorted(set(range(len(numels))) - set(few))
     join = torch.cat if all(tensors[i].dim() == 1 for i in few) else _flatten_dense_tensors
+    if not many:
+        return lambda given: torch.linalg.vector_norm(join([*given]), dtype=dtype)
+    num = bool(few) + sum(max(1, math.ceil(numels[i] / CHUNK)) for i in many)
+    norms = torch.empty(num, dtype=dtype.to_real())
+    places = norms.unbind()
 
+    @torch.no_grad()
     def norm(given: Sequence[Tensor]) -> Tensor:
-        if not many:
-            return torch.linalg.vector_norm(join([*given]), dtype=dtype)
-        together = [join([given[i] for i in few])] if few else []
-        return _norm_of(_foreach_norm([*together, *(given[i] for i in many)]))
+        parts = [join([given[i] for i in few])] if few else []
+        for i in many:
+            parts += given[i].reshape(-1).split(CHUNK) if numels[i] > CHUNK else (given[i],)
+        for part, place in zip(parts, places, strict=True):
+            torch.linalg.vector_norm(part, dtype=dtype, out=place)
+        return torch.linalg.vector_norm(norms)
 
     return norm
 
@@ -127,9 +132,8 @@ def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
     Args:
         tensors: as for :func:`total_norm`, at least one.
     """
-    kinds = {(type(t), t.dtype, t.get_device()) for t in tensors}
-    if len(kinds) == 1 and not _is_dtensor(tensors[0]):
-        return torch.stack(_foreach_norm(tensors))
+    if not is_sharded(tensors):
+        return _norms_on_one_device([*tensors])
     return _of_each(tensors, _norms_on_one_device, is_sum=True)
 
 
@@ -195,31 +199,6 @@ def shard(tensor: Tensor) -> Tensor:
     return tensor if type(tensor) is Tensor else local([tensor])[0]
 
 
-def like(param: Tensor, value: Any) -> Tensor:
-    """``value``, whole or this rank's shard, on the device of ``param`` and sharded as it is."""
-    here = shard(param)
-    if here is param:
-        whole = value.full_tensor() if hasattr(value, "full_tensor") else value
-        return whole.to(here.device, copy=True)
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    sharded: Any = param
-    mesh, placements = sharded.device_mesh, sharded.placements
-    if isinstance(value, DTensor):
-        value = value.redistribute(placements=placements).to_local()
-    elif value.shape != here.shape:  # a whole one: every rank cuts its part out of it
-        whole = value.to(here.device)
-        value = distribute_tensor(whole, mesh, placements, src_data_rank=None).to_local()
-    return DTensor.from_local(
-        value.to(here.device, copy=True),
-        mesh,
-        placements,
-        run_check=False,
-        shape=sharded.shape,
-        stride=sharded.stride(),
-    )
-
-
 def local(tensors: Sequence[T]) -> list[T]:
     """What this rank holds of each tensor: a ``DTensor``'s shard, any other (or None) itself."""
     if not is_sharded(tensors):
@@ -227,25 +206,12 @@ def local(tensors: Sequence[T]) -> list[T]:
     return [getattr(t, "_local_tensor", t) for t in tensors]
 
 
-def _is_dtensor(tensor: Tensor) -> bool:
-    return _is_dtensor_type(type(tensor))
-
-
-def _is_dtensor_type(kind: type) -> bool:
-    return hasattr(kind, "device_mesh")  # an isinstance check would import torch.distributed
+def _is_dtensor(tensor: Any) -> bool:
+    return hasattr(type(tensor), "device_mesh")  # isinstance would import torch.distributed
 
 
 def _is_partial(tensor: Any) -> bool:
     return _is_dtensor(tensor) and any(p.is_partial() for p in tensor.placements)
-
-
-def _norm_of_mixed(tensors: Sequence[Tensor]) -> Tensor:
-    groups: dict[tuple, list[Tensor]] = {}
-    for t in tensors:
-        groups.setdefault((t.device, t.dtype), []).append(t)
-    norms = [*map(total_norm, groups.values())]
-    dtype = _widest(norms)
-    return _norm_of([norm.to(tensors[0].device, dtype) for norm in norms])
 
 
 def _norm_of(norms: Sequence[Tensor]) -> Tensor:
@@ -254,8 +220,8 @@ def _norm_of(norms: Sequence[Tensor]) -> Tensor:
 
 def _foreach_norm(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Norms of tensors of one dtype and device."""
-    dtype, first = _sum_dtype(tensors[0]), tensors[0]
-    if first.get_device() != -1 or max(map(Tensor.numel, tensors)) <= CHUNK:
+    dtype = wide(tensors[0].dtype)
+    if tensors[0].get_device() != -1 or max(map(Tensor.numel, tensors)) <= CHUNK:
         return list(torch._foreach_norm(list(tensors), 2, dtype=dtype))
     pieces = [t.reshape(-1).split(CHUNK) if t.numel() > CHUNK else (t,) for t in tensors]
     norms = iter(torch._foreach_norm([p for parts in pieces for p in parts], 2, dtype=dtype))
@@ -316,10 +282,6 @@ def _widest(tensors: Iterable[Tensor]) -> torch.dtype:
 def wide(dtype: torch.dtype) -> torch.dtype:
     """Float32 for 16-bit types, in which sums and averages stop growing; any other itself."""
     return torch.float32 if dtype in HALF else dtype
-
-
-def _sum_dtype(tensor: Tensor) -> torch.dtype | None:
-    return torch.float32 if tensor.dtype in HALF else None
 
 
 def _by_mesh(tensors: Iterable[Any]) -> dict[tuple[Any, tuple[int, ...]], dict[int, Tensor]]:

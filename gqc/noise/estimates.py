@@ -215,15 +215,18 @@ class NoiseScaleEMA:
 
         Raises: ValueError: other keys, a decay outside [0, 1) or a non-finite average.
         """
-        if state.keys() != vars(self).keys():
-            raise ValueError(
-                f"NoiseScaleEMA state has keys {sorted(state)}: expected {sorted(vars(self))}"
-            )
+        name, expected = type(self).__name__, sorted(self.state_dict())
+        if sorted(state) != expected:
+            raise ValueError(f"{name} state has keys {sorted(state)}: expected {expected}")
+        vars(self).update(vars(self._made_of(state)))
+
+    @staticmethod
+    def _made_of(state: dict[str, Any]) -> NoiseScaleEMA:
         fresh = NoiseScaleEMA(state["decay"])  # checks the decay
         if not (math.isfinite(state["signal_sq"]) and math.isfinite(state["noise_trace"])):
             raise ValueError("NoiseScaleEMA state holds a non-finite average")
         vars(fresh).update(state)
-        vars(self).update(vars(fresh))
+        return fresh
 
 
 class RobustNoiseScaleEMA(NoiseScaleEMA):
@@ -255,22 +258,14 @@ class RobustNoiseScaleEMA(NoiseScaleEMA):
         groups = [group.state_dict() for group in self._groups]
         return {"decay": self.decay, "num_updates": self.num_updates, "groups": groups}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned.
-
-        Raises: ValueError: the state of a plain average, or a value out of its range.
-        """
-        if state.keys() != self.state_dict().keys():
-            raise ValueError(
-                f"RobustNoiseScaleEMA state has keys {sorted(state)}: expected "
-                f"{sorted(self.state_dict())}"
-            )
+    @staticmethod
+    def _made_of(state: dict[str, Any]) -> NoiseScaleEMA:
         fresh = RobustNoiseScaleEMA(state["decay"], len(state["groups"]))
         for group, saved in zip(fresh._groups, state["groups"], strict=True):
             group.load_state_dict(saved)
         fresh.num_updates = state["num_updates"]
         fresh._take_medians()
-        vars(self).update(vars(fresh))
+        return fresh
 
     def _take_medians(self) -> None:
         seen = [group for group in self._groups if group.num_updates]
@@ -294,8 +289,7 @@ def ema_weight(count: Tensor, beta: float) -> Tensor:
     Returns: the shape of ``count``; exactly 1 where t = 1, and 0 where t = 0.
     """
     rest = _power_minus_one(count, beta)
-    share = (rest.reciprocal() * constant(beta - 1, rest)).to(count.dtype)
-    return share * count.clamp_max(1)
+    return (rest.reciprocal() * constant(beta - 1, rest)).to(count.dtype) * count.clamp_max(1)
 
 
 def ema_kappa(count: Tensor, beta: float) -> Tensor:

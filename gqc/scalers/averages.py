@@ -8,8 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gqc.gradients import constant
-
 
 class ScalarAverages:
     r"""Bias-corrected averages of mean|g|, var|g|, norm and max|g| of all tensors together.
@@ -37,7 +35,7 @@ class ScalarAverages:
 
     def update_raw(self, norm_sq: Tensor, values: Tensor | None) -> None:
         """Average in the norm, or all ``values`` [4]; nothing unless ``norm_sq`` is finite."""
-        finite = norm_sq < constant(math.inf, norm_sq)
+        finite = norm_sq < math.inf
         if values is None:
             mean = self.raw[2]
             mean.lerp_(torch.where(finite, norm_sq.sqrt(), mean), 1 - self.beta)

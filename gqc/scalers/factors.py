@@ -53,7 +53,7 @@ def readings(
     factor = mean_factor(estimator, parameters, settings, factors)
     packed = torch.cat(
         [
-            torch.stack([variance, factor, estimator.skipped()]),
+            torch.stack([variance, factor, estimator.num_skipped]),
             *(_quantile(ratios, counted, level).view(1) for level in PERCENTILES),
             torch.stack([_mean(ratios, counted), _mean(unresolved, counted)]),
             estimator.averages.corrected(),

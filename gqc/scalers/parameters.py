@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqc.gradients import is_sharded, settle
+from gqc.gradients import settle
 
 
 class ParameterList:
@@ -53,9 +53,8 @@ class ParameterList:
 
         Raises: TypeError: a sparse gradient.
         """
-        if is_sharded(grads := [p.grad for p in self.tensors]):
-            settle(self.tensors)
-            grads = [p.grad for p in self.tensors]
+        settle(self.tensors)
+        grads = [p.grad for p in self.tensors]
         for index, grad in enumerate(grads):
             if grad is not None and grad.layout is not torch.strided:
                 name = self.names[index] if self.names else f"parameter {index}"

@@ -77,8 +77,7 @@ class SignSketch:
         for index, (numel, device) in enumerate(zip(numels, devices, strict=True)):
             key: tuple[Any, ...] = (device, "whole")
             if numel > size**2:
-                is_apart = numel > STACKED or _is_folded(numel, size)
-                key = (device, numel, index if is_apart else None)
+                key = (device, numel, index if numel > min(STACKED, 16 * size**2 - 1) else None)
             groups.setdefault(key, []).append(index)
         self.lengths: list[int] = []
         self.runs = [[0] * len(numels) for _ in range(HASHES)]
@@ -128,17 +127,15 @@ class SignSketch:
             next call overwrites them.
         """
         waiting: list[Tensor] = []
-        num_waiting = 0
         for members, part in self._parts:
             grads = [tensors[i] for i in members]
             part(grads)
-            if factor != 1.0:
-                waiting += [g for g in grads if g is not None]
-                num_waiting += part.numel
-                if num_waiting > CACHED:
-                    multiply_(waiting, factor)
-                    waiting, num_waiting = [], 0
-        multiply_(waiting, factor)
+            waiting += [g for g in grads if g is not None]
+            if factor != 1.0 and sum(map(Tensor.numel, waiting)) > CACHED:
+                multiply_(waiting, factor)
+                waiting = []
+        if factor != 1.0:
+            multiply_(waiting, factor)
         if self._all is not None:
             return self._all
         first = self._arguments[1][0]
@@ -151,7 +148,7 @@ class _Whole:
     rooms = (0, 0)
 
     def __init__(self, numels: list[int], device: torch.device) -> None:
-        self.device, self.lengths, self.numel = device, [[n] for n in numels], sum(numels)
+        self.device, self.lengths = device, [[numel] for numel in numels]
         self._zeros = [torch.zeros(numel, device=device) for numel in numels]
 
     def bind(self, values: Tensor, scratch: list[Tensor]) -> None:
@@ -176,8 +173,7 @@ class _Hashes:
 
     def __init__(self, numels: list[int], size: int, seed: int, device: torch.device) -> None:
         self.device, self._num, numel = device, len(numels), numels[0]
-        self.numel = sum(numels)
-        self._is_folded = _is_folded(numel, size)
+        self._is_folded = numel >= max(16 * size**2, FOLD**4)  # a rest must fit into the sum
         self._part = numel // FOLD**2  # columns of the eighths that have the same signs
         self._columns = FOLD * self._part if self._is_folded else numel
         longest = max(32 * size**2, FOLD**4)
@@ -238,10 +234,6 @@ class _Hashes:
         rest = flat[whole:]  # fewer than 64 elements: a ninth row that ends early
         self._sums[: len(rest)].add_(rest)
         return self._sums
-
-
-def _is_folded(numel: int, size: int) -> bool:
-    return numel >= max(16 * size**2, FOLD**4)  # a rest must fit into the sum
 
 
 @functools.lru_cache(maxsize=32)

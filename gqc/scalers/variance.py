@@ -64,8 +64,7 @@ class PresenceMask:
         self._mask = torch.zeros(0, device=device)
 
     def __call__(self, grads: Grads) -> Tensor:
-        pattern = [g is None for g in grads]
-        if pattern != self._pattern:
+        if (pattern := [g is None for g in grads]) != self._pattern:
             has = [g is not None and g.numel() > 0 for g in grads]
             self._pattern, self.is_full = pattern, all(has)
             self._mask = torch.tensor(has, dtype=torch.float32, device=self._device)
@@ -80,12 +79,14 @@ class VarianceEstimator:
         versions: earlier versions whose checkpoints hold its statistics.
         reads_raw: does it read gradients before they are scaled and clipped?
         averages: of the whole gradient's norm and the like, for logging.
+        num_skipped: updates that were skipped because a gradient was not finite, 0-dim.
     """
 
     name: ClassVar[str]
     versions: ClassVar[tuple[str, ...]] = ()
     reads_raw: ClassVar[bool] = True
     averages: ScalarAverages
+    num_skipped: Tensor
 
     @classmethod
     def build(cls, params: Sequence[Tensor], settings: Any) -> VarianceEstimator:
@@ -105,10 +106,6 @@ class VarianceEstimator:
 
     def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """V of each tensor, which are unresolved, and which count at all (None: all); each [T]."""
-        raise NotImplementedError
-
-    def skipped(self) -> Tensor:
-        """Number of updates that were skipped because a gradient was not finite, 0-dim."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
@@ -132,6 +129,7 @@ class DebiasedEstimator(VarianceEstimator):
     """
 
     num_hashes: ClassVar[int] = 1
+    _vectors: ClassVar = ("count", "spread", "mean_sq", "num_skipped")
 
     def __init__(self, params: Sequence[Tensor], beta: float) -> None:
         self.beta = beta
@@ -171,11 +169,8 @@ class DebiasedEstimator(VarianceEstimator):
         counted = None if self.has_equal_counts else self.count > 0
         return *noise_to_signal(variance, signal, largest), counted
 
-    def skipped(self) -> Tensor:
-        return self.num_skipped
-
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = {k: getattr(self, k).clone() for k in self._vectors()}
+        state: dict[str, Any] = {k: getattr(self, k).clone() for k in self._vectors}
         state["averages"] = self.averages.state_dict()
         lists = {k: [t.clone() for t in v] for k, v in self._lists().items()}
         if self._shards.is_sharded:
@@ -184,7 +179,7 @@ class DebiasedEstimator(VarianceEstimator):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         state = gather(state, list(self._lists()), self._shards.params)
-        expected = {k: getattr(self, k) for k in self._vectors()} | self._lists()
+        expected = {k: getattr(self, k) for k in self._vectors} | self._lists()
         if missing := [k for k in (*expected, "averages") if k not in state]:
             raise ValueError(f"statistics of {self.name!r} lack {missing}: the file is damaged")
         for key, here in expected.items():
@@ -193,7 +188,7 @@ class DebiasedEstimator(VarianceEstimator):
                     f"statistics {key!r} have shape {_shapes(state[key])} in the checkpoint and "
                     f"{_shapes(here)} here: it is another model's, or another number of ranks'"
                 )
-        for key in self._vectors():
+        for key in self._vectors:
             here = getattr(self, key)
             setattr(self, key, state[key].to(here.device, here.dtype, copy=True))
         for key, here in self._lists().items():
@@ -233,9 +228,6 @@ class DebiasedEstimator(VarianceEstimator):
     def _moments(self, kappa: Tensor) -> tuple[Tensor, Tensor]:
         """Return variance and squared signal, in the shape of ``spread``."""
         return debiased_moments(self.spread, self.mean_sq, kappa)
-
-    def _vectors(self) -> list[str]:
-        return ["count", "spread", "mean_sq", "num_skipped"]
 
     def _lists(self) -> dict[str, list[Tensor]]:
         """State with one tensor for each parameter, at least ``means``."""
