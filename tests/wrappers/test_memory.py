@@ -31,12 +31,12 @@ def one_window(kind, draws):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 for kind in ("SBC", "Replay", "MHT", "GNTS", "GNS", "NormTest"):
-    print(kind, one_window(kind, 8), one_window(kind, 56))
+    print(kind, one_window(kind, 8), one_window(kind, 32))
 """
 
 
 def test_peak_memory_is_flat_in_the_number_of_draws():
-    """48 more draws of 8 MB each would add 384 MB if they were kept."""
+    """24 more draws of 8 MB each would add 192 MB if they were kept."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=1000
     )

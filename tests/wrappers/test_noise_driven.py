@@ -44,7 +44,7 @@ def test_gns_draws_as_many_microbatches_as_the_noise_scale():
 
 
 def test_gns_decides_by_past_windows_since_the_open_one_biases_it():
-    """With decay 0 each window's own estimate shows; R = 10 in d = 50 from 1500 of them."""
+    """With decay 0 each window's own estimate shows; R = 10 in d = 50 from 600 of them."""
     seen = {}
     for reactive in (False, True):
         generator = torch.Generator().manual_seed(0)
@@ -52,7 +52,7 @@ def test_gns_decides_by_past_windows_since_the_open_one_biases_it():
         optimizer = torch.optim.SGD([x], lr=0.0)
         wrapper = gqc.OptimizerWrapperGNS(optimizer, reactive=reactive, decay=0.0)
         signal, noise, windows = 0.0, 0.0, 0
-        while windows < 1500:
+        while windows < 600:
             draw = 50**-0.5 + (10.0 / 50) ** 0.5 * torch.randn(50, generator=generator)
             backward([x], [draw])
             if wrapper.step():
@@ -60,7 +60,7 @@ def test_gns_decides_by_past_windows_since_the_open_one_biases_it():
                 noise += wrapper.statistics()["noise_trace"]
                 windows += 1
         seen[reactive] = noise / signal
-    assert seen[False] == pytest.approx(10.0, rel=0.05)
+    assert seen[False] == pytest.approx(10.0, rel=0.08)
     assert seen[True] < 0.8 * 10.0
 
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -21,6 +23,9 @@ from gqc_lab.claims.frozen import Frozen
 from gqc_lab.claims.rules import SIDES, WITHIN, Claim, Part
 from gqc_lab.errors import BadInput
 from gqc_lab.stats.analysis import seeds_needed, summarize
+
+if TYPE_CHECKING:
+    import duckdb
 
 LEVEL = 0.05
 
@@ -49,24 +54,36 @@ class Effect:
     needs: int | None = None
 
 
+@cache
+def _database() -> duckdb.DuckDBPyConnection:
+    """Return an empty database in memory: opening one for each part took most of the time."""
+    import duckdb
+
+    return duckdb.connect(config={"threads": 1})
+
+
 def differences(
     claim: Claim, part: Part, results: Mapping[str, Frozen]
 ) -> tuple[np.ndarray, set[str]]:
     """Return a number per seed (the value, or its difference or log ratio) and the runs used."""
     import duckdb
+    import pyarrow
 
+    connection = _database().cursor()
     frozen, compare = results[part.batch], part.compare
     keys = [part.pair, *([compare.by] if compare else [])]
     shown = ", ".join(f'"{key}"' for key in keys)
     where = f"WHERE {part.where}" if part.where else ""
     columns = f"{shown}, {part.value} AS value, list(DISTINCT run) AS runs"
     query = f"SELECT {columns} FROM {part.table} {where} GROUP BY {shown}"
-    with duckdb.connect() as connection:
-        connection.register(part.table, getattr(frozen, part.table))
-        try:
-            frame = connection.execute(query).df()
-        except duckdb.Error as error:
-            raise BadInput(f"{claim.id}: {part.name!r}: {error}") from None
+    # As Arrow: DuckDB looks at every value of a frame's columns of objects.
+    connection.register(part.table, pyarrow.Table.from_pandas(getattr(frozen, part.table)))
+    try:
+        frame = connection.execute(query).df()
+    except duckdb.Error as error:
+        raise BadInput(f"{claim.id}: {part.name!r}: {error}") from None
+    finally:
+        connection.close()
     is_partial = frozen.record.get("missing", 0) > 0
     return _by_seed(claim, part, frame.astype({"value": float}), is_partial)
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gqc_lab.cli.shared import fail, make_console, read
+from gqc_lab.cli.shared import make_console, read
+from gqc_lab.errors import BadInput
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +33,6 @@ def add_run(app: "typer.Typer") -> None:
         cold: Annotated[bool, typer.Option(help="Start the kernel from scratch.")] = False,
     ) -> None:
         """Run one notebook with parameters; a finished run is not repeated."""
-        from gqc_lab.errors import BadInput
         from gqc_lab.runs.notebook import read_notebook
         from gqc_lab.runs.parameters import parse_option
         from gqc_lab.runs.plan import read_parameters, single
@@ -163,8 +163,6 @@ def _execute(
     from gqc_lab.runs.report import figure_function
     from gqc_lab.runs.store import Store
 
-    if runs.exists() and not runs.is_dir():
-        fail(f"--runs {runs}: expected a folder")
     if batch.report.figure:
         figure_function(batch)  # refused before anything runs
     console, store = make_console(), Store(runs)
@@ -195,7 +193,6 @@ def _execute_on(
     """Execute on a Dask cluster, or on this machine without ``scheduler``."""
     from contextlib import closing
 
-    from gqc_lab.errors import BadInput
     from gqc_lab.runs.batch import Executor, LocalExecutor, default_threads, execute_batch
 
     executor: Executor
@@ -228,7 +225,7 @@ def _report(batch: "Batch", store: "Store", console: "Console") -> None:
     root = store.root
     if not root.is_dir():
         return
-    loaded = load(root, ids=[run.id for run in batch.runs])
+    loaded = load(root, ids=[run.id for run in batch.runs], skip_damaged=True)
     results = batch_results(batch, loaded)
     summary = summarize_batch(batch, results) if len(results) else results
     if len(summary):

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gqc_lab.cli.shared import fail, make_console
+from gqc_lab.cli.shared import make_console
+from gqc_lab.errors import BadInput
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,7 +117,8 @@ def draw_figures(
         for name, files in print_figures(paper, names or [], to):
             print(f"{name}: {', '.join(os.path.relpath(path) for path in files)}")
     except ModuleNotFoundError as error:
-        fail(f"figures need the paper extra: pip install 'gqc-kit[paper]' ({error})")
+        why = f"figures need the paper extra: pip install 'gqc-kit[paper]' ({error})"
+        raise BadInput(why) from None
 
 
 def add_paper_commands(app: "typer.Typer") -> None:

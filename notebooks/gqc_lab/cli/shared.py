@@ -5,18 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from gqc_lab.runs.plan import Batch
-    from gqc_lab.runs.results import Runs
-
-
-def fail(message: object) -> NoReturn:
-    print(f"gqc: {message}", file=sys.stderr)
-    raise SystemExit(2)
 
 
 def make_console() -> Console:
@@ -30,16 +24,3 @@ def read(file: Path) -> Batch:
     from gqc_lab.runs.plan import read_batch
 
     return read_batch(file)
-
-
-def load(runs: Path, where: str | None) -> Runs:
-    from gqc_lab.runs.results import load
-
-    if where is None:
-        return load(runs)
-    from duckdb import Error
-
-    try:
-        return load(runs, where)
-    except Error as error:
-        fail(f"--where {where!r}: {str(error).splitlines()[0]}")

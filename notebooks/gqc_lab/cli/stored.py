@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gqc_lab.cli.shared import load, make_console, read
+from gqc_lab.cli.shared import make_console, read
 
 
 def add_runs_commands(stored: "typer.Typer") -> None:
@@ -22,11 +22,15 @@ def add_runs_commands(stored: "typer.Typer") -> None:
     ) -> None:
         """Show the results of finished runs."""
         from gqc_lab.runs.report import list_results
+        from gqc_lab.runs.results import load
 
-        loaded = load(runs, where)
+        loaded = load(runs, where, skip_damaged=True)
         console = make_console()
-        console.print(list_results(loaded.results, limit))
-        console.print(f"{len(loaded.results)} rows", highlight=False)
+        console.print(list_results(loaded.rows, limit))
+        console.print(f"{len(loaded.rows)} rows", highlight=False)
+        for key, reason in loaded.damaged.items():
+            console.print(f"without {key}, which {reason}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1 if loaded.damaged else 0)
 
     @stored.command("show")
     def show_run(
@@ -35,9 +39,10 @@ def add_runs_commands(stored: "typer.Typer") -> None:
     ) -> None:
         """Print all that is known of a run, as JSON."""
         from gqc_lab.runs.results import describe_run
-        from gqc_lab.runs.store import Store, to_json
+        from gqc_lab.runs.store import Store, find_id, to_json
 
-        print(to_json(describe_run(Store(runs), Store(runs).find(key))))
+        store = Store(runs)
+        print(to_json(describe_run(store, find_id(key, store.finished(), runs))))
 
     @stored.command("export")
     def export_runs(
@@ -46,12 +51,15 @@ def add_runs_commands(stored: "typer.Typer") -> None:
             bool, typer.Option("--history", help="Export the records, not the results.")
         ] = False,
         where: Where = None,
+        skip_damaged: Annotated[
+            bool, typer.Option("--skip-damaged", help="Leave out damaged runs.")
+        ] = False,
         runs: Runs = Path("runs"),
     ) -> None:
         """Write the results, or the histories, of finished runs as one table."""
-        from gqc_lab.runs.results import export
+        from gqc_lab.runs.results import export, load
 
-        loaded = load(runs, where)
+        loaded = load(runs, where, skip_damaged=skip_damaged)
         export(loaded.history if history else loaded.results, path)
 
     @stored.command("merge")
@@ -61,11 +69,11 @@ def add_runs_commands(stored: "typer.Typer") -> None:
     ) -> None:
         """Copy finished runs to another store; where both have a run, compare what they measured.
 
-        Exit code 1 if a run differs or is corrupt; the target's own runs stay as they are.
+        Exit code 1 if a run differs or is damaged; the target's own runs stay as they are.
         """
         from collections import Counter
 
-        from gqc_lab.runs.store import CorruptRun, Store
+        from gqc_lab.runs.store import NO_STORE, CorruptRun, Store
 
         counts: Counter[str] = Counter()
         Store(target).check_writable()
@@ -74,6 +82,10 @@ def add_runs_commands(stored: "typer.Typer") -> None:
                 outcome = Store(target).adopt(Store(source), key)
             except CorruptRun as error:
                 outcome = f"corrupt: {error}"
+            except OSError as error:
+                if error.errno in NO_STORE:
+                    raise
+                outcome = f"unreadable: {error}"
             kind, _, rest = outcome.partition(":")
             counts[kind] += 1
             if rest:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,16 +19,18 @@ from nbconvert import HTMLExporter
 
 from gqc_lab.errors import BadInput
 from gqc_lab.publish.interactive import PLOTLY, SCRIPT, figures_as_html, write_script
-from gqc_lab.runs.plan import Batch, show_value
+from gqc_lab.runs.index import describe_damage, summarize
+from gqc_lab.runs.plan import Batch
 from gqc_lab.runs.report import (
     batch_results,
     describe_summary,
     figure_function,
+    show_cell,
     show_interval,
     summarize_batch,
 )
 from gqc_lab.runs.results import load
-from gqc_lab.runs.store import NOTEBOOK, CorruptRun, Store
+from gqc_lab.runs.store import NOTEBOOK, Store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,25 +39,25 @@ if TYPE_CHECKING:
 def build_gallery(store: Store, target: Path, batch: Batch | None = None) -> Path:
     """Write the pages of finished runs into ``target``, and return the index.
 
-    A page that is there already is kept: a finished run does not change.
+    A page that is there already is kept: a finished run does not change.  Damaged runs are left
+    out, and named in the index.
 
     Args:
         store: where the runs are.
         batch: show its runs only, in its order; None: all of the store.
-    Raises: BadInput: there is no finished run, or a corrupt one.
+    Raises: BadInput: there is no finished run.
     """
     if not store.root.is_dir():
         raise BadInput(f"{store.root}: no such run store; make one with `gqc batch run`")
-    asked = None if batch is None else [run.id for run in batch.runs]
-    try:
-        runs = load(store.root, ids=asked)
-        found = runs.results if batch is None else batch_results(batch, runs)
-        if found.empty:
-            raise BadInput(f"{store.root}: no finished run to show; `gqc batch run` makes some")
-        write_script(target)
-        thumbnails = {run: _write_run(store, run, target) for run in found["run"].unique()}
-    except CorruptRun as error:
-        raise BadInput(f"a run is corrupt: {error}") from None
+    asked = {run.id for run in batch.runs} if batch else store.finished()
+    stored = summarize(store, store.finished() & asked, is_whole=True)
+    damaged = {k: describe_damage(e) for k, e in stored.items() if isinstance(e, Exception)}
+    if len(damaged) == len(stored):
+        raise BadInput(f"{store.root}: no finished run to show; `gqc batch run` makes some")
+    runs = load(store.root, ids=stored.keys() - damaged)
+    found = runs.results if batch is None else batch_results(batch, runs)
+    write_script(target)
+    thumbnails = {run: _write_run(store, run, target) for run in found["run"].unique()}
     sections = []
     for notebook, rows in found.groupby("notebook", sort=False):
         rows = rows.dropna(axis="columns", how="all")
@@ -67,7 +68,7 @@ def build_gallery(store: Store, target: Path, batch: Batch | None = None) -> Pat
         figure = Markup(drawn.to_html(include_plotlyjs=False, full_html=False))
     text = files("gqc_lab.publish").joinpath("templates", "gallery.html").read_text("utf-8")
     page = Environment(autoescape=True, trim_blocks=True).from_string(text)
-    values = {"sections": sections, "figure": figure or "", "script": SCRIPT}
+    values = {"sections": sections, "figure": figure or "", "script": SCRIPT, "damaged": damaged}
     summary = _summary(batch, found) if batch else None
     index = target / "index.html"
     title = batch.name if batch else "Finished runs"
@@ -77,7 +78,6 @@ def build_gallery(store: Store, target: Path, batch: Batch | None = None) -> Pat
 
 def _write_run(store: Store, run: str, target: Path) -> Markup:
     """Write a run's page and thumbnail, and return the element that shows the thumbnail."""
-    store.verify(run)
     notebook = nbformat.read(store.folder(run) / NOTEBOOK, as_version=4)
     outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
     element = _write_thumbnail([output.get("data", {}) for output in outputs], run, target)
@@ -128,7 +128,7 @@ def _sorted(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _section(notebook: str, rows: pd.DataFrame, thumbnails: dict[str, Markup]) -> dict[str, Any]:
     """Return a table of runs; constant columns are stated once, above it."""
-    texts = rows.drop(columns="notebook").map(_show)
+    texts = rows.drop(columns="notebook").map(show_cell)
     several = len(rows) > 1
     varied = [c for c in texts.columns if c != "run" and (not several or texts[c].nunique() > 1)]
     fixed = [c for c in texts.columns if c not in varied and c != "run"]
@@ -139,11 +139,3 @@ def _section(notebook: str, rows: pd.DataFrame, thumbnails: dict[str, Markup]) -
             lines.append([*((thumbnails[str(run)], link) if at == 0 else ("", "")), *row])
     said = ", ".join(f"{name} = {texts[name].iloc[0]}" for name in fixed)
     return {"notebook": notebook, "fixed": said, "heads": ["", "run", *varied], "rows": lines}
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, float):
-        if math.isnan(value):
-            return ""
-        return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.5g}"
-    return show_value(value)

@@ -21,6 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gqc_lab.errors import BadInput
+from gqc_lab.runs.index import describe_damage
 from gqc_lab.runs.plan import Batch, Run
 from gqc_lab.runs.store import CorruptRun, Store
 
@@ -174,10 +175,10 @@ def make_job(batch: Batch, run: Run, store: Store) -> dict[str, Any]:
     }
 
 
-def set_corrupt_aside(batch: Batch, store: Store, note: Callable[[str], None]) -> set[str]:
-    """Return the ids of finished runs, all files verified, and quarantine the corrupt ones."""
+def set_corrupt_aside(batch: Batch, store: Store, note: Callable[[str], None]) -> Outcomes:
+    """Return what is finished, all files verified, after the corrupt runs are quarantined."""
+    outcomes = Outcomes({run.id: "waiting" for run in batch.runs})
     stored = store.finished()
-    finished = set()
     for run in batch.runs:
         if run.id in stored:
             try:
@@ -185,9 +186,13 @@ def set_corrupt_aside(batch: Batch, store: Store, note: Callable[[str], None]) -
             except CorruptRun as error:
                 if shelf := store.quarantine(run.id):
                     note(f"{run.id} is corrupt ({error}); set aside in {shelf}, runs again")
+            except OSError as error:
+                outcomes.statuses[run.id] = "failed"
+                outcomes.errors[run.id] = describe_damage(error)
+                note(f"{run.id} {outcomes.errors[run.id]}")
             else:
-                finished.add(run.id)
-    return finished
+                outcomes.statuses[run.id] = "kept"
+    return outcomes
 
 
 def execute_batch(
@@ -215,11 +220,9 @@ def execute_batch(
         BadInput: the store cannot be written to.
         gqc_lab.runs.cluster.SchedulerLost: the executor is a cluster, and out of reach.
     """
-    finished = set_corrupt_aside(batch, store, listener.note)
-    outcomes = Outcomes({run.id: "waiting" for run in batch.runs})
-    outcomes.statuses |= dict.fromkeys(finished, "kept")
-    listener.kept(len(finished))
-    todo = [run for run in batch.runs if run.id not in finished]
+    outcomes = set_corrupt_aside(batch, store, listener.note)
+    listener.kept(outcomes.count("kept"))
+    todo = [run for run in batch.runs if outcomes.statuses[run.id] == "waiting"]
     if not todo:
         return outcomes
     store.check_writable()

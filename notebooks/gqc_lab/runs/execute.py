@@ -7,7 +7,6 @@ to ``failed``, or by being left in ``partial`` to be resumed.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -23,17 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import papermill
+import psutil  # type: ignore[import-untyped]
 from jupyter_core.utils import ensure_event_loop
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from gqc_lab.runs.fingerprint import environment, registration
-from gqc_lab.runs.kernel import kill_processes_of, manager_class, send_signal, socket_folder
+from gqc_lab.runs.kernel import manager_class, send_signal, socket_folder
 from gqc_lab.runs.notebook import is_passing
 from gqc_lab.runs.sources import changed_inputs, unplanned_modules
 from gqc_lab.runs.store import (
     HISTORY,
     MODULES,
+    NO_STORE,
     NOTEBOOK,
     RECORD,
     RESULT,
@@ -45,7 +46,6 @@ from gqc_lab.runs.store import (
 )  # fmt: skip
 
 Emit = Callable[[dict[str, Any]], None]
-_NO_STORE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _NOTE_SECONDS = 1.0  # between two notes of a run's progress
 _GRACE = 10.0  # seconds that a cell has to save its checkpoint when the run is to end
 _environment = cache(environment)
@@ -98,7 +98,7 @@ class Execution:
                 return outcome
         except OSError as error:  # a full disk, most often; trying again would not help
             text = f"could not store the run: {_one_line(error)}"
-            return {"status": "failed", "error": text, "is_store_lost": error.errno in _NO_STORE}
+            return {"status": "failed", "error": text, "is_store_lost": error.errno in NO_STORE}
 
     def stop(self, *, at_once: bool = False, reason: str = "interrupted") -> None:
         """End the run, at once or after the running cell has saved its checkpoint."""
@@ -282,7 +282,8 @@ class Execution:
         return {"status": "lost", "error": f"the run's kernel {how}"}
 
     def _failed(self, text: str, trace: str) -> dict[str, Any]:
-        (self.folder / TRACEBACK).write_text(_without_colours(trace), encoding="utf-8")
+        bare = re.sub(r"\x1b\[[0-9;]*m", "", trace)  # without colours
+        (self.folder / TRACEBACK).write_text(bare, encoding="utf-8")
         with contextlib.suppress(ValueError, KeyError, TypeError):
             self._tidy_notebook()
         record = {
@@ -331,8 +332,15 @@ class Execution:
         path.write_text(to_json(notebook, ensure_ascii=False) + "\n", "utf-8")
 
 
-def _without_colours(text: str) -> str:
-    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+def kill_processes_of(folder: Path) -> None:
+    """Kill what the cells of a run started here, also in sessions of its own.
+
+    A process counts as the run's if it was started with the run's ``GQC_RUN_DIR``.
+    """
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get("GQC_RUN_DIR") == str(folder) and process.pid != os.getpid():
+                process.kill()
 
 
 def _one_line(error: BaseException) -> str:

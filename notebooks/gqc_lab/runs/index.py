@@ -1,6 +1,6 @@
 """What listings need of each run of a store; of a large store kept in ``index.json``.
 
-The index is believed as long as no file of a run has another size, time or inode than when the
+The index is believed as long as no file that counts has another size, time or inode than when the
 run was read, and made again where it is missing, damaged or of another version.
 """
 
@@ -20,7 +20,7 @@ from gqc_lab.runs.store import RECORD, RESULT, CorruptRun, Store
 
 INDEX = "index.json"
 _FEW = 200  # runs, which are read as quickly without an index
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass
@@ -30,7 +30,6 @@ class Summary:
     Args:
         notebook, parameters, started, seconds, attempts: as in its run.json.
         rows: of its result.json.
-        files: hash of each file, by name.
         stamps: what tells whether a file has changed, by name.
         is_whole: whether all files were verified, not just these two.
     """
@@ -41,40 +40,51 @@ class Summary:
     seconds: float
     attempts: int
     rows: list[dict[str, Any]]
-    files: dict[str, str]
-    stamps: dict[str, list[int]]
+    stamps: dict[str, str]
     is_whole: bool
 
 
 def summarize(
     store: Store, keys: Collection[str], *, is_whole: bool = False
-) -> dict[str, Summary | CorruptRun]:
-    """Return a summary of each finished run, or what is wrong with it, by id.
+) -> dict[str, Summary | CorruptRun | OSError]:
+    """Return a summary of each finished run, or why there is none, by id.
+
+    An OSError says that the run cannot be read, which proves no damage.  A run that was deleted
+    meanwhile is left out.
 
     Args:
         is_whole: verify all files, where that was not done since they were written.
-    Raises: OSError: a run cannot be read, which proves no damage.
     """
     known = _load(store.root / INDEX) if len(keys) > _FEW else {}
-    found: dict[str, Summary | CorruptRun] = {}
+    found: dict[str, Summary | CorruptRun | OSError] = {}
     num_read = 0
     for key in sorted(keys):
         old = known.get(key)
         try:
-            if old and old.is_whole >= is_whole and old.stamps == _stamps(store, key, old.stamps):
-                found[key] = old
-                continue
+            if old and old.is_whole >= is_whole:
+                names = old.stamps if is_whole else (RECORD, RESULT)
+                if _stamps(store, key, names).items() <= old.stamps.items():
+                    found[key] = old
+                    continue
             num_read += 1
             found[key] = _read(store, key, is_whole)
-        except CorruptRun as error:
-            found[key] = error
+        except (CorruptRun, OSError) as error:
+            if store.folder(key).is_dir():
+                found[key] = error
     if num_read and len(keys) > _FEW:
         present = store.finished()
         _save(store.root / INDEX, {k: s for k, s in {**known, **found}.items() if k in present})
     return found
 
 
-def _stamps(store: Store, key: str, names: Iterable[str]) -> dict[str, list[int]]:
+def describe_damage(error: CorruptRun | OSError) -> str:
+    """Say what is wrong with a run, and what to do."""
+    if isinstance(error, OSError):
+        return f"cannot be read ({error}), which proves no damage; mend the access, or try again"
+    return f"is corrupt ({error}); run its batch again"
+
+
+def _stamps(store: Store, key: str, names: Iterable[str]) -> dict[str, str]:
     """Return what changes with each file.  Raises: CorruptRun: one is missing."""
     stamps = {}
     for name in names:
@@ -82,7 +92,7 @@ def _stamps(store: Store, key: str, names: Iterable[str]) -> dict[str, list[int]
             state = os.stat(f"{store.root}/{key}/{name}")
         except (FileNotFoundError, NotADirectoryError):
             raise CorruptRun(f"{name}: missing") from None
-        stamps[name] = [state.st_mtime_ns, state.st_size, state.st_ino]
+        stamps[name] = f"{state.st_mtime_ns} {state.st_size} {state.st_ino}"
     return stamps
 
 
@@ -99,7 +109,6 @@ def _read(store: Store, key: str, is_whole: bool) -> Summary:
         seconds=record.get("seconds", 0.0),
         attempts=record.get("attempts", 1),
         rows=result["results"],
-        files=record["files"],
         stamps=stamps,
         is_whole=is_whole,
     )
@@ -118,7 +127,7 @@ def _load(path: Path) -> dict[str, Summary]:
         return {}
 
 
-def _save(path: Path, found: dict[str, Summary | CorruptRun]) -> None:
+def _save(path: Path, found: dict[str, Summary | CorruptRun | OSError]) -> None:
     runs = {key: vars(each) for key, each in found.items() if isinstance(each, Summary)}
     body = json.dumps({"version": _VERSION, "runs": runs}, separators=(",", ":")).encode()
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")

@@ -9,7 +9,6 @@ interpreter, whatever kernelspecs are installed.
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import contextlib
 import ctypes
@@ -31,7 +30,7 @@ from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
+from jupyter_client.channels import AsyncZMQSocketChannel
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
@@ -43,8 +42,9 @@ _THREAD_COUNTS = (
 )  # fmt: skip
 # Not plotly: what it finds at import decides how it shows figures.
 _PRELOADED = [
-    "gqc_lab.runs.kernel", "gqc_lab.runs.output", "ipykernel.kernelapp", "ipykernel_launcher",
-    "IPython.core.completer", "torch", "numpy", "pandas", "pyarrow.parquet",
+    "gqc_lab.runs.kernel", "ipykernel.kernelapp", "ipykernel_launcher", "IPython.core.debugger",
+    "IPython.extensions.storemagic", "torch", "pandas.io.formats.html", "pyarrow.pandas_compat",
+    "pyarrow.parquet", "gqc_lab.runs.output",
 ]  # fmt: skip
 _PR_SET_PDEATHSIG = 1
 # A unix socket's path holds 107 bytes, of which some 50 are ours below the temporary folder.
@@ -174,17 +174,6 @@ def send_signal(kernel: Any, number: int) -> None:
             os.killpg(kernel.pid, number)
 
 
-def kill_processes_of(folder: Path) -> None:
-    """Kill what the cells of a run started here, also in sessions of its own.
-
-    A process counts as the run's if it was started with the run's ``GQC_RUN_DIR``.
-    """
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get("GQC_RUN_DIR") == str(folder) and process.pid != os.getpid():
-                process.kill()
-
-
 @dataclass
 class _Start:
     """What the forked child is to become.  multiprocessing calls :meth:`_bootstrap` in it."""
@@ -287,10 +276,14 @@ class _Provisioner(LocalProvisioner):
         self.on_start(self.process)
         return self.connection_info
 
-    async def wait(self) -> int | None:
-        while self.process is not None and self.process.poll() is None:
-            await asyncio.sleep(0.01)  # the parent class sleeps ten times longer
-        return await super().wait()
+
+class _QuickChannel(AsyncZMQSocketChannel):
+    """Waits a tenth as long for what may never come; a client asks for it before the first cell."""
+
+    async def get_msg(  # type: ignore[override]  # as the parent's own is
+        self, timeout: float | None = None
+    ) -> dict[str, Any]:
+        return await super().get_msg(timeout and timeout / 10)
 
 
 def manager_class(
@@ -331,6 +324,17 @@ def manager_class(
             provisioner.output = folder / "kernel.log"
             provisioner.on_start = on_start
             self.provisioner = provisioner
+
+        def client(self, **kwargs: Any) -> Any:
+            client = super().client(**kwargs)
+            client.iopub_channel_class = _QuickChannel
+            return client
+
+        async def _async_interrupt_kernel(self) -> None:
+            """Send none: a kernel that gets one just as it is told to end may not hear that."""
+
+        async def _async_wait(self, pollinterval: float = 0.1) -> None:
+            await super()._async_wait(pollinterval / 10)
 
         @property
         def kernel_spec(self) -> KernelSpec:

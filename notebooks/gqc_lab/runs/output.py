@@ -1,8 +1,18 @@
-"""What a cell prints, cut where it is too long to keep."""
+"""What kernels of runs have in common: no debugger, and a bound on what a cell prints."""
 
 from __future__ import annotations
 
+import gc
+import sys
+
 from ipykernel.iostream import OutStream
+
+# Nobody debugs a run, and importing this takes a kernel longer than the rest of its start.
+sys.modules["debugpy"] = None  # type: ignore[assignment]
+import ipykernel.debugger  # noqa: E402, F401
+
+del sys.modules["debugpy"]  # a cell may still import it
+gc.freeze()  # what is imported so far; else all of it is looked through when a kernel ends
 
 MOST_CHARACTERS = 1_000_000
 

@@ -17,20 +17,21 @@ from rich.table import Table
 from rich.text import Text
 
 from gqc_lab.errors import BadInput
-from gqc_lab.runs.index import Summary, summarize
+from gqc_lab.runs.index import Summary, describe_damage, summarize
 from gqc_lab.runs.plan import Batch, Run, show_value
 from gqc_lab.runs.report import find_function
-from gqc_lab.runs.store import RECORD, CorruptRun, Store, read_note
+from gqc_lab.runs.store import RECORD, CorruptRun, Store, find_id, read_note
 
 _WATCH_SECONDS = 2.0
+_WRONG = {"failed", "died", "corrupt", "unreadable"}
 _SHOWN = 40  # rows; a plan of thousands is counted, not listed
 
 
 def statuses(batch: Batch, store: Store, *, is_checked: bool = True) -> dict[str, str]:
-    """Return by id: finished, failed, running, interrupted, died, corrupt or waiting.
+    """Return by id: finished, failed, running, interrupted, died, corrupt, unreadable or waiting.
 
     Args:
-        is_checked: look for corrupt runs among those that are finished.
+        is_checked: look for damaged runs among those that are finished.
     """
     keys = store.finished() & {run.id for run in batch.runs}
     stored = summarize(store, keys, is_whole=True) if is_checked else dict.fromkeys(keys)
@@ -39,8 +40,10 @@ def statuses(batch: Batch, store: Store, *, is_checked: bool = True) -> dict[str
     found = {}
     for run in batch.runs:
         if run.id in stored:
-            is_corrupt = isinstance(stored[run.id], CorruptRun)
-            found[run.id] = "corrupt" if is_corrupt else "finished"
+            if isinstance(stored[run.id], CorruptRun):
+                found[run.id] = "corrupt"
+            else:
+                found[run.id] = "unreadable" if isinstance(stored[run.id], OSError) else "finished"
         elif run.id in partial:
             found[run.id] = _partial_status(store, run.id)
         else:
@@ -168,11 +171,11 @@ def _duration(seconds: float) -> str:
 
 
 def print_status(batch: Batch, store: Store, console: Console, *, is_watched: bool = False) -> int:
-    """Print how many runs have which status and how those that run, failed or died are.
+    """Print how many runs have which status and how those are that run or went wrong.
 
     Args:
         is_watched: again every two seconds, until nothing runs.
-    Returns: the exit code, 1 if a run failed, died or is corrupt.
+    Returns: the exit code, 1 if a run failed, died or is damaged.
     """
     if is_watched:
         with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -182,20 +185,22 @@ def print_status(batch: Batch, store: Store, console: Console, *, is_watched: bo
     found = statuses(batch, store)
     for line in _status_lines(batch, store, found):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    return 1 if {"failed", "died", "corrupt"} & set(found.values()) else 0
+    return 1 if _WRONG & set(found.values()) else 0
 
 
 def _status_lines(batch: Batch, store: Store, found: Mapping[str, str]) -> Iterator[str]:
-    for status in ("finished", "failed", "died", "running", "interrupted", "corrupt", "waiting"):
+    for status in ("finished", *sorted(_WRONG), "running", "interrupted", "waiting"):
         if count := sum(each == status for each in found.values()):
             yield f"{count:6d} {status}"
     for run in batch.runs:
-        if found[run.id] in {"running", "failed", "died"}:
+        if found[run.id] in {"running", *_WRONG}:
             yield f"{run.id} {run.title}: {_state(store, run.id, found[run.id])}"
 
 
 def _state(store: Store, key: str, status: str) -> str:
-    """Say why a run failed and where its notebook is, or how far it is or was, and where."""
+    """Say why a run failed or is damaged and where it is, or how far it is or was, and where."""
+    if status in {"corrupt", "unreadable"}:
+        return _damage(store, key)
     if status == "failed":
         folder = store.failed(key)
         return f"{read_note(folder / RECORD).get('error', 'its run.json is damaged')}\n  {folder}"
@@ -211,25 +216,25 @@ def _state(store: Store, key: str, status: str) -> str:
     return f"process {pid} on {host}, in cell {cell} after {age}{left}: {text}"
 
 
+def _damage(store: Store, key: str) -> str:
+    try:
+        store.verify(key)
+    except (CorruptRun, OSError) as error:
+        return describe_damage(error)
+    return ""
+
+
 def find_run(batch: Batch, start: str) -> Run:
     """Return the run whose id begins with ``start``.  Raises: BadInput: none does, or several."""
-    matches = [run for run in batch.runs if start and run.id.startswith(start)]
-    if len(matches) != 1:
-        raise BadInput(
-            f"{start!r}: {len(matches)} of the {len(batch.runs)} runs of {batch.name} begin so; "
-            "`gqc batch plan` lists their ids"
-        )
-    return matches[0]
+    runs = {run.id: run for run in batch.runs}
+    return runs[find_id(start, runs, batch.name)]
 
 
 def explain(run: Run, batch: Batch, store: Store) -> list[str]:
     """Say in lines whether ``run`` is finished and, if not, what changed since one that is."""
     if run.id in store.finished():
-        try:
-            store.verify(run.id)
-        except CorruptRun as error:
-            return [f"{run.id} is corrupt ({error}) and will run again"]
-        return [f"{run.id} is finished; nothing that it depends on has changed"]
+        wrong = _damage(store, run.id)
+        return [f"{run.id} {wrong or 'is finished; nothing that it depends on has changed'}"]
     lines = [f"{run.id} is not finished"]
     if store.failed(run.id).is_dir():
         lines.append(f"it failed: {_state(store, run.id, 'failed')}")

@@ -147,7 +147,7 @@ def _table(title: str, names: list[str], numbers: list[str], rows: list[list[str
 
     table = Table(title=title, title_justify="left")
     for name in names:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name == "run")
     for name in numbers:
         table.add_column(name, justify="right", overflow="fold")
     for row in rows:
@@ -155,24 +155,24 @@ def _table(title: str, names: list[str], numbers: list[str], rows: list[list[str
     return table
 
 
-def list_results(results: pd.DataFrame, limit: int) -> Table:
+def list_results(rows: list[dict[str, Any]], limit: int) -> Table:
     """Return the first ``limit`` result rows as a table; columns of one value go to its title."""
-    from rich.table import Table
-
-    shown = [c for c in results.columns if c == "run" or _varies(results[c])]
-    constant = [c for c in results.columns if c not in shown and len(results)]
-    title = " ".join(f"{name}={results[name].iloc[0]}" for name in constant)
-    table = Table(title=title or None, title_justify="left")
-    for name in shown:
-        table.add_column(name, no_wrap=name == "run")
-    for row in results[shown].head(limit).itertuples(index=False):
-        table.add_row(*(f"{v:.5g}" if isinstance(v, float) else str(v) for v in row))
-    return table
+    names = dict.fromkeys(name for row in rows for name in row)
+    first = rows[0] if rows else {}
+    varied = {n for n in names if any(row.get(n) != first.get(n) for row in rows)}
+    title = " ".join(f"{n}={first.get(n)}" for n in names if n != "run" and n not in varied)
+    shown = [name for name in names if name == "run" or name in varied]
+    cells = [[show_cell(row.get(name)) for name in shown] for row in rows[:limit]]
+    return _table(title, shown, [], cells)
 
 
-def _varies(column: pd.Series) -> bool:
-    texts = column.map(str) if column.dtype == object else column  # lists have no hash
-    return texts.nunique(dropna=False) > 1
+def show_cell(value: Any) -> str:
+    """Return a parameter or result in few characters; NaN as none."""
+    if isinstance(value, float):
+        if math.isnan(value):
+            return ""
+        return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.5g}"
+    return show_value(value)
 
 
 def show_interval(row: Any) -> str:

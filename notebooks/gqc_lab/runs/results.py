@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import os
@@ -13,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gqc_lab.errors import BadInput
-from gqc_lab.runs.index import summarize
-from gqc_lab.runs.store import HISTORY, MODULES, RESULT, CorruptRun, Store, file_hash, write_json
+from gqc_lab.runs.index import describe_damage, summarize
+from gqc_lab.runs.store import HISTORY, MODULES, RESULT, CorruptRun, Store, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Row = dict[str, Any]
 
 
 def current_run_dir() -> Path | None:
@@ -98,37 +101,53 @@ class Runs:
     """Finished runs of a store.
 
     ``results`` has a row per saved result: run, notebook, the notebook's parameters, and the
-    result's own columns, which win where names meet.  ``history`` has the runs' records one
-    below the other, with the column ``run``; it is read when it is first asked for.
+    result's own columns, which win where names meet; ``rows`` has the same as dicts.  ``history``
+    has the runs' records one below the other, with the column ``run``; it is read when it is first
+    asked for.  ``damaged`` says what is wrong with each run that was left out, by id.
     """
 
-    def __init__(self, store: Store, results: pd.DataFrame, files: dict[str, dict[str, str]]):
-        self._store, self._files = store, files
-        self.results = results
+    def __init__(self, store: Store, rows: list[Row], names: list[str], damaged: dict[str, str]):
+        self._store, self._names = store, names
+        self.rows, self.damaged = rows, damaged
 
     def __repr__(self) -> str:
-        return f"Runs({self.results['run'].nunique()} runs of {self._store.root})"
+        return f"Runs({len(self._ids)} runs of {self._store.root})"
+
+    @property
+    def _ids(self) -> list[str]:
+        return list(dict.fromkeys(row["run"] for row in self.rows))
+
+    @cached_property
+    def results(self) -> pd.DataFrame:
+        import pandas as pd
+
+        return pd.DataFrame(self.rows, columns=self._names)
 
     @cached_property
     def history(self) -> pd.DataFrame:
-        """Raises: CorruptRun: a file does not match its checksum."""
+        """Raises: CorruptRun: a file does not match its checksum, or cannot be read."""
         return self.read_history()
 
     def read_history(self, columns: Collection[str] | None = None) -> pd.DataFrame:
         """Return ``run`` and ``columns`` of the histories; None: all of them.
 
         Raises:
-            CorruptRun: a file does not match its checksum.
+            CorruptRun: a file does not match its checksum, or cannot be read.
             KeyError: no history has such a column.
         """
         import duckdb
         import pandas as pd
 
-        wanted = [run for run in self.results["run"].unique() if HISTORY in self._files[run]]
-        paths = {str(self._store.folder(run) / HISTORY): run for run in wanted}
-        for path, run in paths.items():
-            if not Path(path).is_file() or file_hash(Path(path)) != self._files[run][HISTORY]:
-                raise CorruptRun(f"{path}: does not match its checksum; run its batch again")
+        paths = {}
+        for run in self._ids:
+            try:
+                record = self._store.record(run)
+                if HISTORY in record["files"]:
+                    self._store.read(run, HISTORY, record)
+                    paths[str(self._store.folder(run) / HISTORY)] = run
+            except (CorruptRun, OSError) as error:
+                others = f"load the others, where=\"run != '{run}'\""
+                raise CorruptRun(f"{run} {describe_damage(error)}, or {others}") from None
         if not paths:
             return pd.DataFrame({"run": pd.Series(dtype=object)})
         # Of a folder called lr=0.1 DuckDB would make a column.
@@ -148,6 +167,7 @@ def load(
     where: str | Mapping[str, Any] | None = None,
     *,
     ids: Collection[str] | None = None,
+    skip_damaged: bool = False,
 ) -> Runs:
     """Return the finished runs of ``store``.
 
@@ -156,77 +176,79 @@ def load(
         where: which results: a mapping such as {"method": "gnts", "seed": [0, 1]}, or an SQL
             condition on the columns of ``results`` such as "method = 'gnts' AND seed < 3".
         ids: only these runs are looked at, so that damage elsewhere in the store does not matter.
+        skip_damaged: leave out runs that are not what was written or cannot be read, and say in
+            ``damaged`` of what is returned which they are.
     Raises:
         FileNotFoundError: there is no such folder.
         KeyError: ``where`` names a column that no result has.
-        CorruptRun: a run is not what was written; running its batch again mends it.
+        BadInput: ``where`` is no SQL condition on the columns, or wants to read or write files.
+        CorruptRun: a run is not what was written, which running its batch again mends, or cannot be
+            read; without ``skip_damaged``.
     """
-    import pandas as pd
-
     place = Store(store)
     if not place.root.is_dir():
         raise FileNotFoundError(f"{store}: no such run store; make one with `gqc batch run`")
-    rows, files = _read(place, ids)
-    results = pd.DataFrame(rows)
-    if results.empty:
-        results = pd.DataFrame({"run": pd.Series(dtype=object)})
-    return Runs(place, _select(results, where), files)
+    rows, damaged = _read(place, ids)
+    if damaged and not skip_damaged:
+        key, reason = next(iter(damaged.items()))
+        more = f" ({len(damaged) - 1} more are damaged)" if len(damaged) > 1 else ""
+        raise CorruptRun(f"{key} {reason}{more}, or read the others with skip_damaged=True")
+    names = list(dict.fromkeys(["run", *(name for row in rows for name in row)]))
+    return Runs(place, _select(rows, names, where), names, damaged)
 
 
 def read_records(store: Store) -> dict[str, dict[str, Any]]:
     """Return each run.json that is whole, by run; corrupt runs are left to the next batch."""
     records = {}
     for key in sorted(store.finished()):
-        try:
+        with contextlib.suppress(CorruptRun):
             records[key] = store.record(key)
-        except CorruptRun:
-            continue
     return records
 
 
-def _read(
-    store: Store, ids: Collection[str] | None
-) -> tuple[list[dict[str, Any]], dict[str, dict[str, str]]]:
-    """Result rows and, by run, the files' checksums; run.json and result.json are verified."""
+def _read(store: Store, ids: Collection[str] | None) -> tuple[list[Row], dict[str, str]]:
+    """Return result rows and, by id, what is wrong with a run's run.json or result.json."""
     wanted = store.finished() if ids is None else store.finished() & set(ids)
-    rows: list[dict[str, Any]] = []
-    files: dict[str, dict[str, str]] = {}
+    rows: list[Row] = []
+    damaged = {}
     for key, saved in summarize(store, wanted).items():
-        if isinstance(saved, CorruptRun):
-            if not store.folder(key).is_dir():  # deleted, or set aside, meanwhile
-                continue
-            raise CorruptRun(f"{key}/{saved}; run its batch again")
-        files[key] = saved.files
+        if isinstance(saved, Exception):
+            damaged[key] = describe_damage(saved)
+            continue
         common = {"run": key, "notebook": saved.notebook, **saved.parameters}
         rows += [{**common, **row, "run": key} for row in saved.rows or [{}]]
-    return rows, files
+    return rows, damaged
 
 
-def _select(results: pd.DataFrame, where: str | Mapping[str, Any] | None) -> pd.DataFrame:
-    if where is None:
-        return results
+def _select(rows: list[Row], names: list[str], where: str | Mapping[str, Any] | None) -> list[Row]:
     if isinstance(where, str):
         import duckdb
+        import pandas as pd
 
+        frame = pd.DataFrame(rows, columns=names).assign(row_of_frame=range(len(rows)))
         # A condition may neither read nor write files.
         with duckdb.connect(config={"enable_external_access": False}) as connection:
-            connection.register("results", results.assign(row_of_frame=range(len(results))))
-            rows = connection.execute(f"SELECT row_of_frame FROM results WHERE {where}").fetchall()
-        return results.iloc[sorted(row for (row,) in rows)].reset_index(drop=True)
-    for name, value in where.items():
-        if name not in results.columns:
-            raise KeyError(f"where: {name!r}: expected one of {', '.join(results.columns)}")
-        column = results[name]
-        results = results[column.isin(value) if isinstance(value, list) else column == value]
-    return results.reset_index(drop=True)
+            connection.register("results", frame)
+            query = f"SELECT row_of_frame FROM results WHERE {where}"
+            try:
+                found = connection.execute(query).fetchall()
+            except duckdb.Error as error:
+                raise BadInput(f"where {where!r}: {str(error).splitlines()[0]}") from None
+        return [rows[place] for (place,) in sorted(found)]
+    for name, value in (where or {}).items():
+        if name not in names:
+            raise KeyError(f"where: {name!r}: expected one of {', '.join(names)}")
+        allowed = value if isinstance(value, list) else [value]
+        rows = [row for row in rows if row.get(name) in allowed]
+    return rows
 
 
 def describe_run(store: Store, key: str) -> dict[str, Any]:
-    """Return a run's record, results and info.  Raises: BadInput: it is corrupt."""
+    """Return a run's record, results and info.  Raises: BadInput: it is damaged."""
     try:
         record = store.verify(key)
-    except CorruptRun as error:
-        raise BadInput(f"{key} is corrupt: {error}; run its batch again") from None
+    except (CorruptRun, OSError) as error:
+        raise BadInput(f"{key} {describe_damage(error)}") from None
     result = json.loads(store.read(key, RESULT, record))
     return {**record, "results": result["results"], "info": result["info"]}
 

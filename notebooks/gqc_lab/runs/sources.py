@@ -29,6 +29,7 @@ PACKAGES = {
 }
 # How notebooks are run, listed, drawn and judged does not change their numbers.
 NOT_HASHED = ("gqc_lab.claims", "gqc_lab.cli", "gqc_lab.figures", "gqc_lab.publish", "gqc_lab.runs")
+_RUN = re.compile(r"^(\s*)%run\s+(?:-\w\s+)*(?:\./)?(\w+)(?:\.py)?(?!\S).*")  # as good as importing
 
 
 def search_folders(code: Iterable[str], folder: Path) -> tuple[Path, ...]:
@@ -135,7 +136,7 @@ def _is_in(packages: Iterable[str], module: str) -> bool:
 
 def _parse(code: Iterable[str]) -> ast.Module | None:
     """Parse cells without their lines of magic; None if some other magic is left."""
-    lines = (line for source in code for line in source.split("\n"))
+    lines = (_RUN.sub(r"\1import \2", x) for source in code for x in source.split("\n"))
     try:
         return ast.parse("\n".join("" if x.lstrip().startswith(("%", "!")) else x for x in lines))
     except (SyntaxError, ValueError, RecursionError, MemoryError):

@@ -20,6 +20,7 @@ system drops it when its holder dies.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -41,7 +42,7 @@ NOTEBOOK, RESULT, HISTORY, RECORD = "notebook.ipynb", "result.json", "history.pa
 TRACEBACK, ARTIFACTS = "traceback.txt", "artifacts"
 MODULES = ".modules.json"  # the files of the modules that a run has loaded; not kept
 FORMAT = 1  # of a finished run's folder; a change of it needs a way to read what is there
-_ATTEMPTS = 3  # to read a file of a network share that says "stale", or gives no answer
+NO_STORE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # nothing can be stored any more
 _IS_ID = re.compile(r"[0-9a-f]{16}").fullmatch
 
 
@@ -87,15 +88,15 @@ def _sync(path: Path) -> None:
 
 def _read(path: Path) -> bytes:
     """Raises: CorruptRun: there is no such file.  OSError: it cannot be read, even at last."""
-    for attempt in range(_ATTEMPTS):
+    for pause in (0.1, 0.4, None):  # a network share may say "stale", or give no answer
         try:
             return path.read_bytes()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise CorruptRun(f"{path.name}: missing") from None
-        except OSError:
-            if attempt + 1 == _ATTEMPTS:
+        except OSError as error:
+            if pause is None or error.errno in {errno.EACCES, errno.EPERM, errno.ELOOP}:
                 raise
-            time.sleep(0.1 * 4**attempt)
+            time.sleep(pause)
     raise AssertionError("not reached")
 
 
@@ -118,6 +119,14 @@ def seal(record: dict[str, Any]) -> dict[str, Any]:
     body = {key: value for key, value in record.items() if key != "seal"}
     text = json.dumps(body, sort_keys=True, separators=(",", ":"))
     return {**body, "seal": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def find_id(start: str, keys: Iterable[str], place: object) -> str:
+    """Return the id that begins with ``start``.  Raises: BadInput: none does, or several."""
+    matches = [key for key in keys if start and key.startswith(start)]
+    if len(matches) != 1:
+        raise BadInput(f"{start!r}: {len(matches)} runs of {place} begin so; list their ids")
+    return matches[0]
 
 
 class Store:
@@ -212,7 +221,7 @@ class Store:
     def _rename(self, key: str) -> None:
         folder = self.partial(key)
         for path in [*folder.rglob("*"), folder]:
-            if not path.is_symlink():
+            if not path.is_symlink() and (path.is_file() or path.is_dir()):  # no pipe
                 _sync(path)
         os.rename(folder, self.folder(key))
         _sync(self.root)
@@ -221,7 +230,7 @@ class Store:
         """Copy a finished run of another store, unless there is one of this id.
 
         Returns: "copied", "there already", or the columns, except times, in which results differ.
-        Raises: CorruptRun: the other store's run is not what was written.
+        Raises: CorruptRun, OSError: a store's run is not what was written, or cannot be read.
         """
         record = other.verify(key)
         with self.lock(key) as is_held:
@@ -229,7 +238,7 @@ class Store:
                 return f"not copied: {self.describe_holder(key)}"
             if not self.folder(key).is_dir():
                 shutil.rmtree(self.partial(key), ignore_errors=True)
-                shutil.copytree(other.folder(key), self.partial(key))
+                shutil.copytree(other.folder(key), self.partial(key), symlinks=True)
                 self._rename(key)
                 return "copied"
         ours, theirs = self.read(key, RESULT, self.verify(key)), other.read(key, RESULT, record)
@@ -275,11 +284,10 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            try:
+            is_held = False
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                is_held = path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino
-            except BlockingIOError:
-                is_held = False
+                is_held = path.stat().st_ino == os.fstat(descriptor).st_ino
             if is_held:
                 since = time.strftime("%Y-%m-%d %H:%M:%S")
                 holder = f"process {os.getpid()} on {socket.gethostname()} since {since}"
@@ -299,10 +307,8 @@ class Store:
     def is_running(self, key: str) -> bool:
         """Whether a process holds the id's lock."""
         try:
-            with self._lock_path(key).open() as file:
+            with contextlib.suppress(FileNotFoundError), self._lock_path(key).open() as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
         except BlockingIOError:
             return True
         return False
@@ -314,16 +320,6 @@ class Store:
                 return f"in hand of {holder}"
         return "in hand of another process"
 
-    def find(self, start: str) -> str:
-        """Return the finished run's id that begins with ``start``.
-
-        Raises: BadInput: none does, or several.
-        """
-        matches = sorted(key for key in self.finished() if start and key.startswith(start))
-        if len(matches) != 1:
-            raise BadInput(f"{start!r}: {len(matches)} runs of {self.root} begin so")
-        return matches[0]
-
     def garbage(self, asked: Collection[str] = (), notebooks: Collection[str] = ()) -> list[Path]:
         """Return the folders of failed, quarantined and interrupted runs, and of finished runs of
         ``notebooks`` (names) that are not ``asked`` for (ids).  A run in hand is not garbage."""
@@ -334,10 +330,10 @@ class Store:
             found += [p for p in names if p.is_dir() and not self.is_running(p.name)]
         for key in sorted(self.finished().difference(asked) if notebooks else ()):
             try:
-                if self.record(key)["notebook"] in notebooks:
-                    found.append(self.folder(key))
-            except CorruptRun:
-                found.append(self.folder(key))
+                is_garbage = self.record(key)["notebook"] in notebooks
+            except (CorruptRun, OSError) as error:
+                is_garbage = isinstance(error, CorruptRun)
+            found += [self.folder(key)] if is_garbage else []
         return found
 
     def remove(self, folders: Iterable[Path]) -> None:
@@ -347,4 +343,5 @@ class Store:
             with self.lock(folder.name) if is_partial else contextlib.nullcontext(True) as is_held:
                 if is_held:  # gone at once, or who reads the store would find half of it
                     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-                    shutil.rmtree(folder.rename(aside))
+                    with contextlib.suppress(FileNotFoundError):  # another one deletes it
+                        shutil.rmtree(folder.rename(aside))

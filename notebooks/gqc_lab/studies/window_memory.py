@@ -47,10 +47,10 @@ __all__ = ["PLAIN", "STORED", "WRAPPERS", "compare", "measure", "peak_bytes"]
 #: of a case
 SCALES: dict[str, dict[str, Any]] = {
     "smoke": {
-        "draws": [1, 2, 4, 16],
+        "draws": [1, 2, 8],
         "widths": [64, 400],
-        "durations": [1, 100, 1000],
-        "num_weights": 200,
+        "durations": [1, 10, 100],
+        "num_weights": 100,
     },
     "laptop": {
         "draws": [1, 2, 16, 256],

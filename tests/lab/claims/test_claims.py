@@ -200,7 +200,7 @@ def test_a_part_may_ask_for_an_effect_within_its_bound(mean, spread, status):
 
 @pytest.mark.parametrize("truth", [-0.01, 0.01])
 def test_an_effect_as_large_as_the_margin_is_rarely_called_none(truth):
-    generator, trials = np.random.default_rng(0), 2000
+    generator, trials = np.random.default_rng(0), 600
     values = truth + 0.01 * generator.standard_normal((trials, 20))
     p = [2 * measure(part_with(0.01), row, LEVEL).p_none for row in values]
     assert np.mean(np.array(p) < LEVEL) < LEVEL

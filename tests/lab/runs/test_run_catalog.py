@@ -1,13 +1,16 @@
 """Tables, explanations, estimates, export and clean-up of a store."""
 
 import json
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from rich.console import Console
 
-from gqc_lab.runs import BadInput, load
+from gqc_lab.cli import main
+from gqc_lab.runs import BadInput, CorruptRun, load
+from gqc_lab.runs.batch import set_corrupt_aside
 from gqc_lab.runs.overview import (
     count_flops,
     describe_cost,
@@ -27,7 +30,7 @@ from gqc_lab.runs.report import (
     summarize_batch,
 )  # fmt: skip
 from gqc_lab.runs.results import describe_run, export
-from gqc_lab.runs.store import Store, write_json
+from gqc_lab.runs.store import Store, find_id, write_json
 
 NOTEBOOKS = Path(__file__).parents[2] / "fixtures" / "notebooks"
 
@@ -161,12 +164,12 @@ def test_runs_are_found_by_the_start_of_their_id(make_batch, store):
     assert find_run(batch, batch.runs[3].id[:8]) is batch.runs[3]
     for run in batch.runs[:20]:
         finish(store, run)
-    assert store.find(batch.runs[0].id) == batch.runs[0].id
+    assert find_id(batch.runs[0].id, store.finished(), store.root) == batch.runs[0].id
     for start in ("", "g", "0123456789abcdef"):
         with pytest.raises(BadInput, match="begin so"):
             find_run(batch, start)
         with pytest.raises(BadInput, match="begin so"):
-            store.find(start)
+            find_id(start, store.finished(), store.root)
 
 
 def test_listing_shows_what_differs(make_batch, store, tmp_path):
@@ -174,7 +177,7 @@ def test_listing_shows_what_differs(make_batch, store, tmp_path):
     for run in batch.runs:
         finish(store, run, loss=1.0 + run.parameters["seed"] / 3)
     loaded = load(store.root)
-    text = render(list_results(loaded.results, 50))
+    text = render(list_results(loaded.rows, 50))
     assert "method=plain" in text
     assert "1.3333" in text
     assert "│ 1" in text
@@ -186,6 +189,74 @@ def test_listing_shows_what_differs(make_batch, store, tmp_path):
     assert pd.read_csv(tmp_path / "out.csv")["loss"].tolist() == loaded.results["loss"].tolist()
     with pytest.raises(BadInput, match=r"ends in \.csv or \.parquet"):
         export(loaded.results, tmp_path / "out.txt")
+
+
+def make_unreadable(path):
+    path.unlink()
+    path.symlink_to(path.name)  # "too many levels of symbolic links", for root too
+
+
+def test_damaged_runs_do_not_hide_the_others(make_batch, store, tmp_path, monkeypatch, capsys):
+    batch = make_batch("seeds: 4")
+    for run in batch.runs:
+        finish(store, run, loss=float(run.parameters["seed"]))
+    locked, torn, *whole = batch.runs
+    make_unreadable(store.folder(locked.id) / "run.json")
+    (store.folder(torn.id) / "result.json").write_text("{}")
+
+    def gqc(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gqc", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ending:
+            main()
+        output = capsys.readouterr()
+        return ending.value.code or 0, output.out + output.err
+
+    # Numbers of fewer runs only for those who ask for them, and all are told which are missing.
+    why = {
+        locked.id: "cannot be read .*symbolic links.*",
+        torn.id: r"is corrupt \(result\.json: .*",
+    }
+    either = "|".join(f"{key} {reason}" for key, reason in why.items())
+    with pytest.raises(CorruptRun, match=rf"({either}) \(1 more .*skip_damaged=True"):
+        load(store.root)
+    for where in (None, "loss >= 0"):
+        loaded = load(store.root, where, skip_damaged=True)
+        assert sorted(loaded.results["loss"]) == [2.0, 3.0]
+        assert loaded.damaged.keys() == why.keys()
+        code, text = gqc(
+            "runs", "list", "--runs", store.root, *(["--where", where] if where else [])
+        )
+        assert code == 1
+        assert "2 rows" in text
+        assert all(f"without {key}, which " in text for key in why)
+    assert load(store.root, ids=[run.id for run in whole]).results["loss"].sum() == 5.0
+    table = tmp_path / "out.csv"
+    assert gqc("runs", "export", table, "--runs", store.root)[0] == 2
+    assert not table.exists()
+    assert gqc("runs", "export", table, "--runs", store.root, "--skip-damaged")[0] == 0
+    assert sorted(pd.read_csv(table)["loss"]) == [2.0, 3.0]
+
+    assert list(statuses(batch, store).values()) == ["unreadable", "corrupt", *["finished"] * 2]
+    code, text = gqc("batch", "status", tmp_path / "b.yaml", "--runs", store.root)
+    assert code == 1
+    assert f"{locked.id} seed=0: cannot be read" in text
+    assert f"{torn.id} seed=1: is corrupt" in text
+    assert "cannot be read" in explain(locked, batch, store)[0]
+    assert store.garbage((), {"tiny"}) == sorted(store.folder(run.id) for run in batch.runs[1:])
+    code, text = gqc("runs", "merge", store.root, tmp_path / "copy")
+    assert (code, text.splitlines()[-1]) == (1, "2 copied, 1 corrupt, 1 unreadable")
+
+    # What cannot be read is neither thrown away nor made again.
+    notes = []
+    outcomes = set_corrupt_aside(batch, store, notes.append)
+    assert list(outcomes.statuses.values()) == ["failed", "waiting", "kept", "kept"]
+    assert "cannot be read" in outcomes.errors[locked.id]
+    assert store.finished() == {run.id for run in (locked, *whole)}
+    finish(store, torn, loss=1.0)
+    code, text = gqc("batch", "run", tmp_path / "b.yaml", "--runs", store.root)
+    assert code == 1
+    assert "4 runs: 1 failed, 3 kept" in text
+    assert len(load(store.root, skip_damaged=True).results) == 3
 
 
 def test_garbage_is_what_nothing_asks_for(make_batch, store):

@@ -116,7 +116,9 @@ def test_artifacts_are_kept_hashed_and_listed(tmp_path):
     code = (
         "from gqc_lab import runs\nplace = runs.current_run_dir() / 'artifacts' / 'deep'\n"
         "place.mkdir(parents=True)\n(place / 'model.pt').write_bytes(b'weights')\n"
-        "(place / 'link').symlink_to('/etc/passwd')"
+        "(place / 'link').symlink_to('/etc/passwd')\n"
+        "for folder in (place, runs.current_run_dir()):\n    (folder / 'far').symlink_to('/etc')\n"
+        "import os\nos.mkfifo(place / 'pipe')"
     )
     batch, store = make_batch(tmp_path, "seeds: 1", code), Store(tmp_path / "runs")
     assert execute_batch(batch, store, Heard()).count("finished") == 1
@@ -125,6 +127,12 @@ def test_artifacts_are_kept_hashed_and_listed(tmp_path):
     assert kept.read_bytes() == b"weights"
     names = [name for name in store.verify(run.id)["files"] if name.startswith("artifacts/")]
     assert names == ["artifacts/deep/model.pt"]
+    assert not (store.folder(run.id) / "far").is_symlink()
+    (kept.parent / "pipe").unlink()  # which no store can copy
+    copy = Store(tmp_path / "copy")
+    assert copy.adopt(store, run.id) == "copied"
+    assert copy.verify(run.id)["files"] == store.verify(run.id)["files"]
+    assert (copy.folder(run.id) / "artifacts" / "deep" / "far").is_symlink()
     kept.write_bytes(b"other")
     with pytest.raises(CorruptRun, match=r"artifacts/deep/model\.pt: does not match"):
         store.verify(run.id)

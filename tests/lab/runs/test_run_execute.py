@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -318,6 +319,21 @@ def test_an_interrupted_batch_goes_on_where_it_was(make_batch, tmp_path):
     rows = load(store.root).results.set_index("seed").sort_index()
     assert rows["count"].tolist() == [3, 200, 200]
     assert rows["starts"].tolist() == [1, 2, 2]
+
+
+def test_who_has_a_run_in_hand_is_said(make_batch, tmp_path, executor, monkeypatch):
+    monkeypatch.setattr("gqc_lab.runs.batch._BUSY_PAUSE", 0.05)
+    batch, store, heard = make_batch("seeds: 1"), Store(tmp_path / "runs"), Heard()
+    (run,) = batch.runs
+    other = contextlib.ExitStack()
+    assert other.enter_context(store.lock(run.id))
+    heard.note = lambda text: (heard.notes.append(text), other.close())
+    outcomes = execute_batch(batch, store, heard, executor=executor)
+    assert outcomes.count("finished") == 1
+    (note,) = heard.notes
+    assert re.fullmatch(
+        rf"{run.id}: in hand of process {os.getpid()} on .* since .*; waiting for it", note
+    )
 
 
 @pytest.mark.slow

@@ -201,6 +201,7 @@ def fill(folder):
 
 @each_count
 def test_stored_files(count, place, monkeypatch, capsys):
+    monkeypatch.setattr("gqc_lab.runs.index._FEW", 0)  # so that there is an index to damage
     batch, store = fill(place)
     everything = load(store.root)
     expected = everything.results.set_index("run").to_dict("index")

@@ -108,6 +108,8 @@ def package(tmp_path, monkeypatch):
         ("from gqc import clipping", ["gqc.clipping"]),  # its name begins like the command line's
         ("import numpy, torch.nn", []),
         ("import helper", ["helper"]),
+        ("%run helper.py 1 2", ["helper"]),
+        ("if True:\n    %run -i ./helper", ["helper"]),
         ("x = !ls\nimport gqc.other", ["gqc.a", "gqc.base", "gqc.other", "gqc.sub.deep"]),
     ],
 )

@@ -37,9 +37,9 @@ SCALES: dict[str, dict[str, Any]] = {
     "laptop": {"tokens": 2**19},
     "paper": {},
 }
-#: the same of ``"repeated"``, whose text is read 16 times, at paper size 31 times
+#: the same of ``"repeated"``, whose text is read 16 times, 4 at smoke and 31 at paper size
 REPEATED: dict[str, dict[str, Any]] = {
-    "smoke": {"train_tokens": 2**12, "tokens": 2**16},
+    "smoke": {"train_tokens": 2**12, "tokens": 2**14},
     "laptop": {"train_tokens": 2**15, "tokens": 2**19},
     "paper": {"train_tokens": 9_000_000},
 }

@@ -30,7 +30,7 @@ __all__ = ["GradientAngles", "build", "numbers", "probe"]
 
 #: scale -> training tokens, and the most microbatches that are averaged at a moment
 SCALES: dict[str, dict[str, Any]] = {
-    "smoke": {"tokens": 2**16, "num_draws": 64},
+    "smoke": {"tokens": 2**14, "num_draws": 32},
     "laptop": {"tokens": 2**18, "num_draws": 512},
     "paper": {"num_draws": 512},
 }

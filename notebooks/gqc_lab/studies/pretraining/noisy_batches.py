@@ -27,7 +27,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 #: scale -> the fields of all runs
 SCALES: dict[str, dict[str, Any]] = {
-    "smoke": {"tokens": 49_152, "noisy_share": 0.2},
+    "smoke": {"tokens": 24_576, "noisy_share": 0.2},
     "laptop": {"tokens": 2**17, "noisy_share": 0.1},
     "paper": {"noisy_share": 0.1},
 }

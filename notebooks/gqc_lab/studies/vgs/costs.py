@@ -23,11 +23,11 @@ from gqc_lab.loop.placement import find_device, find_dtype, make_generator
 #: images in a minibatch, width and layers of the network whose memory and time are measured
 SCALES: dict[str, dict[str, Any]] = {
     "smoke": {
-        "num_signs": 8,
-        "steps": 200,
+        "num_signs": 4,
+        "steps": 100,
         "beta": 0.98,
-        "numel": 2048,
-        "sizes": [32, 256, 2048],
+        "numel": 1024,
+        "sizes": [32, 256, 1024],
         "batch_sizes": [1, 8, 64, 512],
         "width": 256,
         "layers": 4,

@@ -17,7 +17,7 @@ _COUNT = Setting(low=1)
 
 #: scale -> sizes; a run of laptop takes some seconds on one core
 SCALES: dict[str, dict[str, int]] = {
-    "smoke": {"steps": 100, "batch_size": 16, "evaluation_steps": 10, "width": 16, "depth": 2},
+    "smoke": {"steps": 60, "batch_size": 16, "evaluation_steps": 10, "width": 16, "depth": 2},
     "laptop": {"steps": 1000, "batch_size": 16, "evaluation_steps": 20, "width": 64, "depth": 2},
     "paper": {"steps": 20_000, "batch_size": 16, "evaluation_steps": 100, "width": 512, "depth": 3},
 }
