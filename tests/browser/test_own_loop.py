@@ -7,13 +7,17 @@ from steered_loops import DATA, LOOPS
 from watching import PLOTS, look, nothing_is_wrong, until
 
 
-def open_loop(lab, server, *codes):
+def run_cells(lab, server, *codes):
     cells = [nbformat.v4.new_code_cell(c) for c in (*codes, "ended = True")]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
     nbformat.write(notebook, server.folder / "own_loop.ipynb")
     lab.open("own_loop.ipynb")
     lab.run_all()
+
+
+def open_loop(lab, server, *codes):
+    run_cells(lab, server, *codes)
     lab.page.locator(f".gqc-live {PLOTS}").first.wait_for()
     until(lambda: lab.curve("gqc-live", "loss") or lab.curve("gqc-live", "train/loss"))
 
@@ -110,17 +114,11 @@ for name in run._columns:
 run._columns["microbatch"] = list(range(1, 1_000_000))
 run.microbatch = run.done = 999_999
 live._tell()
-ended = True
 """
 
 
 def test_a_million_records_are_a_small_page(lab, server):
-    nbformat.write(
-        nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(MILLION)]),
-        server.folder / "million.ipynb",
-    )
-    lab.open("million.ipynb")
-    lab.run_all()
+    run_cells(lab, server, MILLION)
     until(lambda: lab.ask("'ended' in dir()"))
     until(lambda: max(lab.page.evaluate(X), default=0) == 999_999)
     sizes = lab.page.evaluate("() => performance.memory.usedJSHeapSize")
