@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LETTERS = 30  #: of a line below or beside a panel
+LETTERS = {"x": 32, "y": 26}  #: of a line below or beside a panel
 POINT = 0.5  #: points in print of a pixel on the screen
 DASHES: dict[str, Any] = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 DASHES |= {"longdash": (0, (7, 2)), "longdashdot": (0, (7, 2, 1, 2))}
@@ -187,7 +187,7 @@ def _set_axis(axes: Axes, side: Literal["x", "y"], axis: Any) -> None:
             for value, text in zip(axis.tickvals, texts, strict=True)
             if low <= value <= high
         ]
-        if side == "x" and sum(len(text) + 2 for _, text in shown) > LETTERS:
+        if side == "x" and sum(len(text) + 2 for _, text in shown) > LETTERS["x"]:
             shown = shown[::2]
         place.set_ticks([value for value, _ in shown], [text for _, text in shown])
         place.set_minor_locator(NullLocator())
@@ -199,7 +199,7 @@ def _set_axis(axes: Axes, side: Literal["x", "y"], axis: Any) -> None:
     elif not is_log and max(map(abs, set_limits())) >= 1e5:
         place.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, "~s")))
     if axis.title.text:
-        lines = (fill(line, LETTERS) for line in _text(axis.title.text).split("\n"))
+        lines = (fill(line, LETTERS[side]) for line in _text(axis.title.text).split("\n"))
         place.set_label_text("\n".join(lines))
     if axis.showticklabels is False:
         axes.tick_params(side, labelbottom=False, labelleft=False)
