@@ -39,7 +39,6 @@ HOOKED = (
     'accumulate="buffer", where it acts on each draw alone, or remove the hook'
 )
 
-
 WAYS = ("step() without a weight", "step(weight=...)")
 MIXED = (
     "{} after {} in one window: nothing says how they compare. Give all of them a weight, the "
@@ -231,6 +230,9 @@ def weigh(wrapper: Any, weight: float | Tensor | None) -> tuple[float, float]:
         cannot be weighed with any more.
     """
     window, is_sum, default = wrapper._window, wrapper.loss == "sum", float(wrapper.default_weight)
+    if weight is None and wrapper._ranks is ALONE and not (is_sum or window.is_weighted):
+        window.check_unit(default, default, 1.0)
+        return default, default
     together = wrapper.ranks  # at the first draw it refuses what cannot be right with any weight
     is_mixed = window.num_draws > 0 and window.is_weighted is (weight is None)
     if is_mixed and not wrapper.counts_examples:

@@ -167,14 +167,14 @@ sides.groupby("side", sort=False).agg(
 # does not.** That ratio is $(1 - (R+1)^{-2})/2d$: it depends on the dimension and hardly on the
 # noise.
 #
-# **Limits.** The error of $\hat R$ grows with $R/\sqrt{d}$: R = 1000 in 100 dimensions is not
-# resolved by 200 windows of 32 draws (the interval has no upper bound, and the ratio is then biased
-# upwards). The dimension that counts is $(\mathrm{tr}\,\Sigma)^2/\mathrm{tr}\,\Sigma^2$, which for
-# the gradients of a network is far below the number of parameters. The noise here is Gaussian,
-# isotropic and constant in time. A window ends when its norm happens to be low: in 100 dimensions
-# the draws near the signal stay below the prediction, and about one window in a thousand gets under
-# $0.95\,|G|$ by chance. Just above $|G|$ a threshold is reachable and yet every window ends at
-# `max_draws`, without being flagged.
+# **Limits.** The error of $\hat R$ grows with $R/\sqrt{d}$: R = 1000 in 100 dimensions is hardly
+# resolved by 200 windows of 32 draws (the interval is wide or has no upper bound, and the ratio is
+# then biased upwards). The dimension that counts is
+# $(\mathrm{tr}\,\Sigma)^2/\mathrm{tr}\,\Sigma^2$, which for the gradients of a network is far below
+# the number of parameters. The noise here is Gaussian, isotropic and constant in time. A window
+# ends when its norm happens to be low: in 100 dimensions the draws near the signal stay below the
+# prediction, and a window now and then gets under $0.95\,|G|$ by chance. Just above $|G|$ a
+# threshold is reachable and yet every window ends at `max_draws`, without being flagged.
 
 # %%
 results = pd.concat([estimates, reports, draws, reach], ignore_index=True)

@@ -148,9 +148,9 @@ for estimator, (good, count) in right.iterrows():
 # and arbitrary around means that cancel. 3.1 brings the spread of the elements back in, so it is
 # right only where all means are equal.
 #
-# **Limits.** One seed: a sketch with k = 64 is off by at most about 18 % per draw of its signs
-# (notebook 05). Noise in a single direction, as in *uniform noise*, looks resolved by chance in a
-# third of the runs, with a V near the limit.
+# **Limits.** One seed: a sketch is off by about $\sqrt{2/k}$ (one standard deviation) for a draw of
+# its signs (notebook 05). Noise in a single direction, as in *uniform noise*, looks resolved by
+# chance in some runs, with a V near the limit.
 
 # %%
 results = (

@@ -94,11 +94,10 @@ history = pd.concat([run.history.assign(kind="step"), probed], ignore_index=True
 #
 # The momentum that a step uses contains the gradient of that step, with a weight of $1-\beta_1$;
 # the momentum before the step does not. Diamonds: the prediction for independent noise of the
-# measured strength around a gradient $G$ that stays constant. Early in training it does not: the
-# prediction is 28 degrees after 7k tokens, where the step has 90 (and the curve, a mean over the
-# last 25 steps, about 55). $G$ turns faster than the momentum, a mean over ten steps or so, can
-# follow: even a mean of 64 microbatches, with little noise left, stands at 95 degrees to it then
-# (`angle_to_momentum` in the answer).
+# measured strength around a gradient $G$ that stays constant. Early in training it does not, and
+# the prediction lies far below the angle of the step. $G$ turns faster than the momentum, a mean
+# over ten steps or so, can follow: even a mean of many microbatches, with little noise left, stands
+# at about a right angle to it then (`angle_to_momentum` in the answer).
 
 # %% tags=["nbval-ignore-output"]
 figures.claims.angles(history)

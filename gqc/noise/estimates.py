@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from gqc.checks import check_count
+from gqc.gradients import constant
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -214,15 +215,18 @@ class NoiseScaleEMA:
 
         Raises: ValueError: other keys, a decay outside [0, 1) or a non-finite average.
         """
-        if state.keys() != vars(self).keys():
-            raise ValueError(
-                f"NoiseScaleEMA state has keys {sorted(state)}: expected {sorted(vars(self))}"
-            )
+        name, expected = type(self).__name__, sorted(self.state_dict())
+        if sorted(state) != expected:
+            raise ValueError(f"{name} state has keys {sorted(state)}: expected {expected}")
+        vars(self).update(vars(self._made_of(state)))
+
+    @staticmethod
+    def _made_of(state: dict[str, Any]) -> NoiseScaleEMA:
         fresh = NoiseScaleEMA(state["decay"])  # checks the decay
         if not (math.isfinite(state["signal_sq"]) and math.isfinite(state["noise_trace"])):
             raise ValueError("NoiseScaleEMA state holds a non-finite average")
         vars(fresh).update(state)
-        vars(self).update(vars(fresh))
+        return fresh
 
 
 class RobustNoiseScaleEMA(NoiseScaleEMA):
@@ -254,22 +258,14 @@ class RobustNoiseScaleEMA(NoiseScaleEMA):
         groups = [group.state_dict() for group in self._groups]
         return {"decay": self.decay, "num_updates": self.num_updates, "groups": groups}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned.
-
-        Raises: ValueError: the state of a plain average, or a value out of its range.
-        """
-        if state.keys() != self.state_dict().keys():
-            raise ValueError(
-                f"RobustNoiseScaleEMA state has keys {sorted(state)}: expected "
-                f"{sorted(self.state_dict())}"
-            )
+    @staticmethod
+    def _made_of(state: dict[str, Any]) -> NoiseScaleEMA:
         fresh = RobustNoiseScaleEMA(state["decay"], len(state["groups"]))
         for group, saved in zip(fresh._groups, state["groups"], strict=True):
             group.load_state_dict(saved)
         fresh.num_updates = state["num_updates"]
         fresh._take_medians()
-        vars(self).update(vars(fresh))
+        return fresh
 
     def _take_medians(self) -> None:
         seen = [group for group in self._groups if group.num_updates]
@@ -292,9 +288,8 @@ def ema_weight(count: Tensor, beta: float) -> Tensor:
         beta: decay in (0, 1).
     Returns: the shape of ``count``; exactly 1 where t = 1, and 0 where t = 0.
     """
-    # 1 - beta^t without cancellation; in float64, so that it is exactly 1 - beta at t = 1
-    rest = torch.expm1(count.double().clamp(min=1) * math.log(beta))
-    return ((beta - 1) / rest).to(count.dtype) * count.clamp(max=1)
+    rest = _power_minus_one(count, beta)
+    return (rest.reciprocal() * constant(beta - 1, rest)).to(count.dtype) * count.clamp_max(1)
 
 
 def ema_kappa(count: Tensor, beta: float) -> Tensor:
@@ -308,8 +303,15 @@ def ema_kappa(count: Tensor, beta: float) -> Tensor:
         beta: decay in (0, 1).
     Returns: the shape of ``count``, in (0, 1]; exactly 1 where t <= 1.
     """
-    power = torch.expm1(count.double().clamp(min=1) * math.log(beta))  # beta^t - 1
-    return ((beta - 1) / (1 + beta) * (2 / power + 1)).to(count.dtype)
+    rest = _power_minus_one(count, beta)
+    odds = rest.reciprocal() * constant(2, rest) + constant(1, rest)
+    return (odds * constant((beta - 1) / (1 + beta), rest)).to(count.dtype)
+
+
+def _power_minus_one(count: Tensor, beta: float) -> Tensor:
+    """Return beta^t - 1 without cancellation; in float64, so that it is beta - 1 at t = 1."""
+    power = count.double().clamp_min(1)
+    return torch.expm1(power * constant(math.log(beta), power))
 
 
 def debiased_moments(spread: Tensor, mean_sq: Tensor, kappa: Tensor) -> tuple[Tensor, Tensor]:
@@ -326,7 +328,7 @@ def debiased_moments(spread: Tensor, mean_sq: Tensor, kappa: Tensor) -> tuple[Te
             and returned as 0.
     Returns: ``(variance, signal)``; the signal is negative where noise drowns it.
     """
-    variance = spread / (1 - kappa).clamp(min=TINY)  # one value has no spread
+    variance = spread / (constant(1, kappa) - kappa).clamp_min(TINY)  # one value has no spread
     return variance, mean_sq - kappa * variance
 
 
@@ -342,6 +344,7 @@ def noise_to_signal(
     Returns: ``(ratio, unresolved)``: the ratio in [0, largest], never inf or NaN (0 where the
         variance is not positive); unresolved where there is noise and no positive signal.
     """
-    unresolved = (variance > 0) & (signal <= 0)
-    ratio = (variance.clamp(min=0) / signal.clamp(min=0)).nan_to_num(0.0)  # 0/0: no noise at all
+    zero = constant(0, variance)
+    unresolved = (variance > zero) & (signal <= zero)
+    ratio = (variance.clamp_min(0) / signal.clamp_min(0)).nan_to_num(0.0)  # 0/0: no noise at all
     return ratio.clamp(max=largest), unresolved

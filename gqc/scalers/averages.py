@@ -37,8 +37,8 @@ class ScalarAverages:
         """Average in the norm, or all ``values`` [4]; nothing unless ``norm_sq`` is finite."""
         finite = norm_sq < math.inf
         if values is None:
-            norm = torch.where(finite, norm_sq.sqrt(), self.raw[2])
-            self.raw[2].lerp_(norm, 1 - self.beta)
+            mean = self.raw[2]
+            mean.lerp_(torch.where(finite, norm_sq.sqrt(), mean), 1 - self.beta)
             self.count[2].add_(finite)
         else:
             values = torch.where(finite, values.to(self.raw.device), self.raw)

@@ -43,8 +43,8 @@ class Differences(Sketch):
         torch.mul(change, change, out=self._pair[0])
         return torch.stack([self._sums()[0] / 2, sums[1]])
 
-    def _average(self, squares: Tensor, weight: Tensor, num_before: Tensor) -> Tensor:
-        share = ema_weight(num_before, self.beta) * (weight > 0)  # there is one difference less
+    def _average(self, squares: Tensor, weight: Tensor) -> Tensor:
+        share = ema_weight(self.count, self.beta) * (weight > 0)  # one difference less than updates
         return self.spread + share * (squares - self.spread)
 
     def _moments(self, kappa: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from ctypes import c_float
 import torch
 from torch import Tensor
 
-from gqc.gradients import local
+from gqc.gradients import constant, local
 from gqc.scalers.elementwise import Elementwise
 from gqc.scalers.parameters import ParameterList
 from gqc.scalers.settings import Settings
@@ -35,8 +35,9 @@ def scaling_factor(
         variance_cap: :math:`V_\max`; None for no cap.
     Returns: the shape of ``variance``.
     """
-    bounded = variance if variance_cap is None else variance.clamp(max=variance_cap)
-    return (1 / (1 + alpha * bounded)).clamp(smallest, 1)
+    bounded = variance if variance_cap is None else variance.clamp_max(variance_cap)
+    scaled = constant(alpha, bounded) * bounded + constant(1, bounded)
+    return scaled.reciprocal().clamp(smallest, 1)
 
 
 def readings(
@@ -52,7 +53,7 @@ def readings(
     factor = mean_factor(estimator, parameters, settings, factors)
     packed = torch.cat(
         [
-            torch.stack([variance, factor, estimator.skipped()]),
+            torch.stack([variance, factor, estimator.num_skipped]),
             *(_quantile(ratios, counted, level).view(1) for level in PERCENTILES),
             torch.stack([_mean(ratios, counted), _mean(unresolved, counted)]),
             estimator.averages.corrected(),

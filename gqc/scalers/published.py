@@ -52,6 +52,7 @@ class PublishedEstimator(VarianceEstimator):
         self.param_grad_mean_ema = torch.zeros(len(params), device=device)
         self.param_grad_sq_ema = torch.zeros(len(params), device=device)
         self.num_updates = 0
+        self.num_skipped = torch.zeros((), device=device)  # as published: nothing is
         self._mask = PresenceMask(device)
 
     @classmethod
@@ -63,8 +64,8 @@ class PublishedEstimator(VarianceEstimator):
         if overall is None:
             return
         self.averages.update(overall)
-        present = self._mask(grads) > 0
-        pairs = [(_ZERO, _ZERO) if g is None else self.statistic(whole(g).float()) for g in grads]
+        present, none = self._mask(grads) > 0, (torch.zeros(()),) * 2
+        pairs = [none if g is None else self.statistic(whole(g).float()) for g in grads]
         for name, column in zip(("mean", "sq"), zip(*pairs, strict=True), strict=True):
             value = torch.stack([x.to(present.device) for x in column])
             old = getattr(self, f"param_grad_{name}_ema")
@@ -91,9 +92,6 @@ class PublishedEstimator(VarianceEstimator):
             first, second = self.param_grad_mean_ema / share, self.param_grad_sq_ema / share
             value = _ratio(self.variance(first, second), first, self.eps)
         return value, torch.zeros_like(value, dtype=torch.bool), None
-
-    def skipped(self) -> Tensor:
-        return self.averages.count.new_zeros(())  # as published: nothing is skipped
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -188,9 +186,6 @@ class Spatial(PublishedEstimator):
         mean, variance = self.averages.corrected()[:2]
         value = _ratio(variance, mean, self.eps).expand_as(self.param_grad_mean_ema)
         return value, torch.zeros_like(value, dtype=torch.bool), None
-
-
-_ZERO = torch.zeros(())
 
 
 def _ratio(variance: Tensor, mean: Tensor, eps: float) -> Tensor:

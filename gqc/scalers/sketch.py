@@ -32,13 +32,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors
 
 from gqc.gradients import multiply_
 
 HASHES = 3
 FOLD = 8
 STACKED = 1 << 14  # elements; up to here tensors of one size are hashed together
+CACHED = 1 << 17  # elements that a CPU's cache holds
 
 
 def real_numel(tensor: Tensor) -> int:
@@ -48,7 +48,8 @@ def real_numel(tensor: Tensor) -> int:
 
 def real_flat(tensor: Tensor) -> Tensor:
     """The elements in one row, a complex one as two real ones; a view where the layout allows."""
-    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
+    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return real if real.dim() == 1 else real.reshape(-1)
 
 
 class SignSketch:
@@ -76,7 +77,7 @@ class SignSketch:
         for index, (numel, device) in enumerate(zip(numels, devices, strict=True)):
             key: tuple[Any, ...] = (device, "whole")
             if numel > size**2:
-                key = (device, numel, index if numel > STACKED else None)
+                key = (device, numel, index if numel > min(STACKED, 16 * size**2 - 1) else None)
             groups.setdefault(key, []).append(index)
         self.lengths: list[int] = []
         self.runs = [[0] * len(numels) for _ in range(HASHES)]
@@ -120,16 +121,21 @@ class SignSketch:
     def __call__(self, tensors: Sequence[Tensor | None], factor: float = 1.0) -> Tensor:
         """Sketch the tensors, then multiply each by ``factor`` in place.
 
-        Doing that here, while the cache still holds a large tensor, saves half of its cost.
+        Doing that here, while the cache still holds the tensors, saves half of its cost.
 
         Returns: values, float32, on the device of the first tensor; None sketches to zeros.  The
             next call overwrites them.
         """
+        waiting: list[Tensor] = []
         for members, part in self._parts:
             grads = [tensors[i] for i in members]
             part(grads)
-            if factor != 1.0 and (present := [g for g in grads if g is not None]):
-                multiply_(present, factor)
+            waiting += [g for g in grads if g is not None]
+            if factor != 1.0 and sum(map(Tensor.numel, waiting)) > CACHED:
+                multiply_(waiting, factor)
+                waiting = []
+        if factor != 1.0:
+            multiply_(waiting, factor)
         if self._all is not None:
             return self._all
         first = self._arguments[1][0]
@@ -149,7 +155,8 @@ class _Whole:
         self._values = values
 
     def __call__(self, grads: list[Tensor | None]) -> None:
-        self._values.copy_(_joined(grads, self._zeros))
+        pairs = zip(grads, self._zeros, strict=True)
+        torch.cat([zero if g is None else real_flat(g) for g, zero in pairs], out=self._values)
 
 
 class _Hashes:
@@ -166,7 +173,6 @@ class _Hashes:
 
     def __init__(self, numels: list[int], size: int, seed: int, device: torch.device) -> None:
         self.device, self._num, numel = device, len(numels), numels[0]
-        self._zero = torch.zeros(1, device=device).expand(numel)
         self._is_folded = numel >= max(16 * size**2, FOLD**4)  # a rest must fit into the sum
         self._part = numel // FOLD**2  # columns of the eighths that have the same signs
         self._columns = FOLD * self._part if self._is_folded else numel
@@ -189,6 +195,7 @@ class _Hashes:
         self._sums = scratch[0][: self.rooms[0]]
         signed = scratch[1][: self.rooms[1]].view(self._num, self._together, self._room)
         self._signed, self._tail = signed.split([self._length, self._room - self._length], -1)
+        self._values = values
         hashes = values.view(self._num, -1).split(self._lengths, 1)
         rounds = [h.unflatten(1, (self._rounds, -1)).split(self._together, 1) for h in hashes]
         grids = [signed[..., : math.prod(grid)].unflatten(-1, grid) for grid in self._grids]
@@ -197,14 +204,26 @@ class _Hashes:
         ]
 
     def __call__(self, grads: list[Tensor | None]) -> None:
-        flat = _joined(grads, [self._zero] * self._num)
-        sums = self._folded(flat) if self._is_folded else flat.float()
         self._tail.zero_()
-        rounds = sums.view(self._num, self._rounds, self._length).split(self._together, 1)
-        for part, plan in zip(rounds, self._plan, strict=True):
-            torch.mul(part, self._signs, out=self._signed)
-            for grid, dim, out in plan:
-                torch.sum(grid, dim, out=out)
+        if not self._is_folded:  # there is one round
+            for grad, signed in zip(grads, self._signed.flatten(0, 1).unbind(), strict=True):
+                if grad is None:
+                    signed.zero_()
+                else:
+                    torch.mul(real_flat(grad).float(), self._signs, out=signed)
+            self._hash(self._plan[0])
+        elif grads[0] is None:
+            self._values.zero_()
+        else:
+            sums = self._folded(real_flat(grads[0])).view(1, self._rounds, self._length)
+            for part, plan in zip(sums.split(self._together, 1), self._plan, strict=True):
+                torch.mul(part, self._signs, out=self._signed)
+                self._hash(plan)
+
+    @staticmethod
+    def _hash(plan: list[tuple[Tensor, int, Tensor]]) -> None:
+        for grid, dim, out in plan:
+            torch.sum(grid, dim, out=out)
 
     def _folded(self, flat: Tensor) -> Tensor:
         """The signed sum of the eighths, with zeros up to whole rounds."""
@@ -215,14 +234,6 @@ class _Hashes:
         rest = flat[whole:]  # fewer than 64 elements: a ninth row that ends early
         self._sums[: len(rest)].add_(rest)
         return self._sums
-
-
-def _joined(tensors: list[Tensor | None], zeros: list[Tensor]) -> Tensor:
-    """Real elements of all in one row, with the zeros of those that are not there."""
-    found = [z if t is None else t for t, z in zip(tensors, zeros, strict=True)]
-    if any(map(torch.is_complex, found)):
-        found = [real_flat(t) for t in found]
-    return found[0].reshape(-1) if len(found) == 1 else _flatten_dense_tensors(found)
 
 
 @functools.lru_cache(maxsize=32)

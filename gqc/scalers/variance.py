@@ -41,7 +41,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gqc.gradients import local
+from gqc.gradients import constant, local
 from gqc.noise.estimates import debiased_moments, ema_kappa, ema_weight, noise_to_signal
 from gqc.scalers.averages import ScalarAverages
 from gqc.scalers.shards import ShardSums, gather, spread
@@ -59,15 +59,15 @@ class PresenceMask:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pattern: tuple[bool, ...] = ()
+        self._pattern: list[bool] = []
         self.is_full = False
         self._mask = torch.zeros(0, device=device)
 
     def __call__(self, grads: Grads) -> Tensor:
-        pattern = tuple(g is not None and g.numel() > 0 for g in grads)
-        if pattern != self._pattern:
-            self._pattern, self.is_full = pattern, all(pattern)
-            self._mask = torch.tensor(pattern, dtype=torch.float32, device=self._device)
+        if (pattern := [g is None for g in grads]) != self._pattern:
+            has = [g is not None and g.numel() > 0 for g in grads]
+            self._pattern, self.is_full = pattern, all(has)
+            self._mask = torch.tensor(has, dtype=torch.float32, device=self._device)
         return self._mask
 
 
@@ -79,12 +79,14 @@ class VarianceEstimator:
         versions: earlier versions whose checkpoints hold its statistics.
         reads_raw: does it read gradients before they are scaled and clipped?
         averages: of the whole gradient's norm and the like, for logging.
+        num_skipped: updates that were skipped because a gradient was not finite, 0-dim.
     """
 
     name: ClassVar[str]
     versions: ClassVar[tuple[str, ...]] = ()
     reads_raw: ClassVar[bool] = True
     averages: ScalarAverages
+    num_skipped: Tensor
 
     @classmethod
     def build(cls, params: Sequence[Tensor], settings: Any) -> VarianceEstimator:
@@ -104,10 +106,6 @@ class VarianceEstimator:
 
     def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """V of each tensor, which are unresolved, and which count at all (None: all); each [T]."""
-        raise NotImplementedError
-
-    def skipped(self) -> Tensor:
-        """Number of updates that were skipped because a gradient was not finite, 0-dim."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
@@ -131,6 +129,7 @@ class DebiasedEstimator(VarianceEstimator):
     """
 
     num_hashes: ClassVar[int] = 1
+    _vectors: ClassVar = ("count", "spread", "mean_sq", "num_skipped")
 
     def __init__(self, params: Sequence[Tensor], beta: float) -> None:
         self.beta = beta
@@ -147,15 +146,17 @@ class DebiasedEstimator(VarianceEstimator):
 
     def update(self, grads: Grads, factor: float = 1.0) -> Tensor:
         prepared, norm_sq = self._prepare(grads, factor)
-        finite = norm_sq < math.inf
-        moved = self._mask(grads) * finite
+        finite = norm_sq < constant(math.inf, norm_sq)
+        is_moved = finite.to(self.count.dtype)
+        moved = self._mask(grads) * is_moved
         self.has_equal_counts &= self._mask.is_full
-        self.num_skipped = self.num_skipped + ~finite
+        self.num_skipped = self.num_skipped + (constant(1, is_moved) - is_moved)
         count = self.count + moved
         weight = ema_weight(count, self.beta) * moved
         sums = self._shards.reduce(self._move(prepared, weight, finite, factor))
-        self.spread = self._average(sums[0], weight, count - 1)
-        self.mean_sq = torch.where(weight > 0, sums[1], self.mean_sq)
+        squares, mean_sq = sums.unbind()
+        self.spread = self._average(squares, weight)
+        self.mean_sq = torch.where(weight > constant(0, weight), mean_sq, self.mean_sq)
         self.count = count
         return norm_sq
 
@@ -168,11 +169,8 @@ class DebiasedEstimator(VarianceEstimator):
         counted = None if self.has_equal_counts else self.count > 0
         return *noise_to_signal(variance, signal, largest), counted
 
-    def skipped(self) -> Tensor:
-        return self.num_skipped
-
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = {k: getattr(self, k).clone() for k in self._vectors()}
+        state: dict[str, Any] = {k: getattr(self, k).clone() for k in self._vectors}
         state["averages"] = self.averages.state_dict()
         lists = {k: [t.clone() for t in v] for k, v in self._lists().items()}
         if self._shards.is_sharded:
@@ -181,7 +179,7 @@ class DebiasedEstimator(VarianceEstimator):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         state = gather(state, list(self._lists()), self._shards.params)
-        expected = {k: getattr(self, k) for k in self._vectors()} | self._lists()
+        expected = {k: getattr(self, k) for k in self._vectors} | self._lists()
         if missing := [k for k in (*expected, "averages") if k not in state]:
             raise ValueError(f"statistics of {self.name!r} lack {missing}: the file is damaged")
         for key, here in expected.items():
@@ -190,7 +188,7 @@ class DebiasedEstimator(VarianceEstimator):
                     f"statistics {key!r} have shape {_shapes(state[key])} in the checkpoint and "
                     f"{_shapes(here)} here: it is another model's, or another number of ranks'"
                 )
-        for key in self._vectors():
+        for key in self._vectors:
             here = getattr(self, key)
             setattr(self, key, state[key].to(here.device, here.dtype, copy=True))
         for key, here in self._lists().items():
@@ -223,16 +221,13 @@ class DebiasedEstimator(VarianceEstimator):
         """
         raise NotImplementedError
 
-    def _average(self, squares: Tensor, weight: Tensor, num_before: Tensor) -> Tensor:
+    def _average(self, squares: Tensor, weight: Tensor) -> Tensor:
         """Return the spread with the newest squares; a weight of 0 leaves a tensor as it was."""
-        return (1 - weight) * (self.spread + weight * squares)
+        return (constant(1, weight) - weight) * (self.spread + weight * squares)
 
     def _moments(self, kappa: Tensor) -> tuple[Tensor, Tensor]:
         """Return variance and squared signal, in the shape of ``spread``."""
         return debiased_moments(self.spread, self.mean_sq, kappa)
-
-    def _vectors(self) -> list[str]:
-        return ["count", "spread", "mean_sq", "num_skipped"]
 
     def _lists(self) -> dict[str, list[Tensor]]:
         """State with one tensor for each parameter, at least ``means``."""

@@ -204,7 +204,7 @@ class VarianceGradientScaler:
         values = self._read()
         names = ["stochastic_var_p10", "stochastic_var_p50", "stochastic_var_p90"]
         names += ["stochastic_var_mean", "unresolved", "grad_norm_ema"]
-        if self._settings.track_spatial or not self._reads_raw():
+        if self._settings.track_spatial or not ESTIMATORS[self.estimator].reads_raw:
             names += ["grad_mean_ema_spatial", "grad_var_ema_spatial", "grad_max_ema"]
         return {
             **{f"vgs/{name}": values[name] for name in names},
@@ -289,9 +289,6 @@ class VarianceGradientScaler:
                 checkpoint.migration_message(self.estimator), VGSMigrationWarning, stacklevel=2
             )
 
-    def _reads_raw(self) -> bool:
-        return ESTIMATORS[self.estimator].reads_raw
-
     @torch.no_grad()
     def _scale(self) -> float:
         grads = self._parameters.gradients()
@@ -299,7 +296,7 @@ class VarianceGradientScaler:
         if self.step_count >= self.warmup_steps and self._estimator is not None:
             factors = tensor_factors(self._estimator, self._parameters, self._settings)
             factor = self._factor(self._estimator, factors)
-        must_read = self._reads_raw() and not self._is_read
+        must_read = ESTIMATORS[self.estimator].reads_raw and not self._is_read
         if factors is None and must_read:
             self._observe(grads, factor)  # reads and multiplies in one pass
             return factor

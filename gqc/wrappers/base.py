@@ -98,7 +98,7 @@ class OptimizerWrapper(WindowedOptimizer):
 
     def is_full(self) -> bool:
         """Has the window ``max_draws``, and steps now whatever ``should_step`` says?"""
-        return self.max_draws is not None and self.num_draws >= self.max_draws
+        return self.max_draws is not None and self._window.num_draws >= self.max_draws
 
     def should_step(self) -> bool:
         """Is :math:`G_n` good enough?  May read ``num_draws``, ``grad_norm`` and ``draw_norm``."""
@@ -239,7 +239,7 @@ class OptimizerWrapper(WindowedOptimizer):
 
     def _decides(self, num_draws: int | None = None) -> bool:
         """Is this draw (or the one of that number) one that the decision is made at?"""
-        since = (self.num_draws if num_draws is None else num_draws) - self.min_draws
+        since = (self._window.num_draws if num_draws is None else num_draws) - self.min_draws
         return since >= 0 and since % self.decide_every == 0
 
     def _run_pre_hooks(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
@@ -281,10 +281,10 @@ class OptimizerWrapper(WindowedOptimizer):
         window.merge()
         if reads_mean:
             norms["grad_norm"] = self.measure(window.totals())
-        self._read(norms)
-        if reads_mean:
+        has_finite_norms = self._read(norms)
+        if reads_mean and self._ranks is not ALONE:
             compare(self)
-        if norms and not self._is_finite():
+        if not has_finite_norms and not self._is_finite():
             overflow.refuse(self, overflow=True)
             return False
         if not self.observe_metric(metric):
@@ -305,9 +305,9 @@ class OptimizerWrapper(WindowedOptimizer):
         if self.reduce_at_step:
             window.reduce(self.ranks, is_mean=self.loss == "mean")
         if self._must_check():
-            self._read({"grad_norm": total_norm(window.totals())})
+            has_finite_norm = self._read({"grad_norm": total_norm(window.totals())})
             compare(self)
-            if not self._is_finite():
+            if not has_finite_norm and not self._is_finite():
                 overflow.refuse(self, overflow=True)
                 return False
         if self._has_first_state:  # made as if nobody had asked for it before

@@ -24,6 +24,14 @@ NOT_COPIED = (
 )
 
 
+def _of_the_wrapped(name: str) -> Any:
+    """An attribute that is the wrapped optimizer's."""
+    return property(
+        lambda self: getattr(self.optimizer, name),
+        lambda self, value: setattr(self.optimizer, name, value),
+    )
+
+
 class DelegatingOptimizer(Optimizer):
     """Groups with tunables, state, checkpoints, copies and hooks of a wrapper around an optimizer.
 
@@ -62,8 +70,10 @@ class DelegatingOptimizer(Optimizer):
 
     def tunable(self, name: str) -> float:
         """The value of ``name`` that decides: the strictest over the groups."""
-        default = self.defaults[name]  # of an optimizer whose loading runs no hooks
+        default = self.optimizer.defaults[name]  # of one whose loading runs no hooks
         values = [float(group.get(name, default)) for group in self.optimizer.param_groups]
+        if len(values) == 1 and values[0] == values[0]:
+            return values[0]
         if any(map(math.isnan, values)):
             raise ValueError(f"{name} is NaN in one of the groups, which have {values}")
         return float(self.strictest[name](values))
@@ -77,29 +87,9 @@ class DelegatingOptimizer(Optimizer):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     # The wrapped optimizer's load_state_dict rebinds these, so they are looked up each time.
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        return self.optimizer.param_groups
-
-    @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        self.optimizer.param_groups = groups
-
-    @property
-    def state(self) -> Any:
-        return self.optimizer.state
-
-    @state.setter
-    def state(self, state: Any) -> None:
-        self.optimizer.state = state
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        return self.optimizer.defaults
-
-    @defaults.setter
-    def defaults(self, defaults: dict[str, Any]) -> None:
-        self.optimizer.defaults = defaults
+    param_groups: Any = _of_the_wrapped("param_groups")
+    state: Any = _of_the_wrapped("state")
+    defaults: Any = _of_the_wrapped("defaults")
 
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's ``state_dict`` and the wrapper's: counters, pending gradient.

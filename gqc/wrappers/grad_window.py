@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqc.gradients import HALF, divide_, like, shard
+from gqc.gradients import HALF, divide_, shard
+from gqc.wrappers.saved import like
 from gqc.wrappers.watch import GradientWatch
 from gqc.wrappers.window import Window
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gqc.gradients import local, wide
+from gqc.gradients import local, shard, wide
 
 WRAPPERS = "wrappers"
 NOTHING = b"0"  # torch.load(weights_only=True) refuses empty bytes
@@ -200,3 +200,28 @@ def make_state(optimizer: Any) -> None:
             param.grad = grad
         if was_called is not None:
             optimizer._opt_called = was_called
+
+
+def like(param: Tensor, value: Any) -> Tensor:
+    """``value``, whole or this rank's shard, on the device of ``param`` and sharded as it is."""
+    here = shard(param)
+    if here is param:
+        whole = value.full_tensor() if hasattr(value, "full_tensor") else value
+        return whole.to(here.device, copy=True)
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    sharded: Any = param
+    mesh, placements = sharded.device_mesh, sharded.placements
+    if isinstance(value, DTensor):
+        value = value.redistribute(placements=placements).to_local()
+    elif value.shape != here.shape:  # a whole one: every rank cuts its part out of it
+        whole = value.to(here.device)
+        value = distribute_tensor(whole, mesh, placements, src_data_rank=None).to_local()
+    return DTensor.from_local(
+        value.to(here.device, copy=True),
+        mesh,
+        placements,
+        run_check=False,
+        shape=sharded.shape,
+        stride=sharded.stride(),
+    )

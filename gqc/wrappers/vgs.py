@@ -58,7 +58,6 @@ class OptimizerWrapperVGS(OptimizerWrapper):
     clipping leaves, read the scaled gradient here.
     """
 
-    strictest = {}
     needs_gradient = False
 
     options = VGSOptions
@@ -75,7 +74,7 @@ class OptimizerWrapperVGS(OptimizerWrapper):
         super().__init__(optimizer, max_draws=max_draws, **window)
 
     def transform(self) -> None:
-        self._follow_parameters()
+        self.scaler.follow(self.param_groups)  # some may have been added since
         self.scaler.scale_gradients()
         self.scaler.step()
 
@@ -83,21 +82,17 @@ class OptimizerWrapperVGS(OptimizerWrapper):
         return {**super().statistics(), **self.scaler.metrics()}
 
     def extra_state(self) -> dict[str, Any]:
-        self._follow_parameters()
+        self.scaler.follow(self.param_groups)
         return self.scaler.state_dict()
 
     def _own_state(self) -> dict[str, Any]:
         return {**super()._own_state(), "extra_is_of_rank": is_sharded(self._params())}
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
-        self._follow_parameters()
+        self.scaler.follow(self.param_groups)
         self.scaler.load_state_dict(extra)
 
     def _check_own(self, own: dict[str, Any]) -> None:
         super()._check_own(own)
-        self._follow_parameters()
-        copy.copy(self.scaler).load_state_dict(own["extra"])  # a rehearsal, on a copy
-
-    def _follow_parameters(self) -> None:
-        """Groups may have been added, here or to the wrapped optimizer."""
         self.scaler.follow(self.param_groups)
+        copy.copy(self.scaler).load_state_dict(own["extra"])  # a rehearsal, on a copy

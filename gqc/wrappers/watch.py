@@ -69,7 +69,7 @@ class GradientWatch:
         """Draw the gradients of ``params``.  Returns: did a backward make any of them?"""
         self.follow(params)
         has_arrived = self.has_arrived
-        self.forget()
+        self.has_arrived = self._is_running = False
         return has_arrived
 
     def __del__(self) -> None:
@@ -78,7 +78,9 @@ class GradientWatch:
 
     def was_changed(self, grads: Sequence[Tensor | None]) -> bool:
         """Is any of ``grads``, those of the parameters, not as the last backward left it?"""
-        return self.has_arrived and self.versions_of(grads)[: len(self.versions)] != self.versions
+        known = self.versions
+        now = self.versions_of(grads) if self.has_arrived else known
+        return now != known and now[: len(known)] != known
 
     def versions_of(self, grads: Sequence[Tensor | None]) -> list[Any]:
         """How often each was changed in place, and its shard if it has one; None for None."""

@@ -28,7 +28,6 @@ from gqc.gradients import (
     dense,
     divide_,
     is_sharded,
-    like,
     local,
     multiply_,
     norm_of_such,
@@ -38,6 +37,7 @@ from gqc.gradients import (
     wide,
 )
 from gqc.ranks import Ranks
+from gqc.wrappers.saved import like
 from gqc.wrappers.watch import GradientWatch
 
 NO_GRADIENT = (
@@ -87,11 +87,10 @@ class Window:
 
         Raises: RuntimeError: others went, or came between them, in mid-window.
         """
-        known = len(self.params)
-        are_kept = len(params) >= known and all(map(is_, self.params, params))
-        if are_kept and len(params) == known:
+        are_kept = all(map(is_, self.params, params))
+        if len(params) == len(self.params) and are_kept:
             return
-        if self.num_draws and not are_kept:
+        if self.num_draws and (len(params) < len(self.params) or not are_kept):
             raise RuntimeError(
                 "a parameter was removed or replaced while draws wait for a step: flush() or "
                 "discard() them before the groups change"
@@ -140,7 +139,10 @@ class Window:
             return total_norm(tensors)
         if self._norm is None:
             self._norm = norm_of_such(tensors)
-        return self._norm(tensors)
+        try:
+            return self._norm(tensors)
+        except RuntimeError:  # the model has changed its dtype since
+            return total_norm(tensors)
 
     def check_reduced(self) -> None:
         """Raises: RuntimeError: draws wait in FSDP2 until they are reduced, and cannot be had."""
@@ -154,8 +156,7 @@ class Window:
         """Average sums that are this rank's alone over the ranks."""
         if is_mean and self.is_weighted:
             self._normalise()
-        pairs = zip(self.params, self._sums, strict=False)
-        sums = {param: total for param, total in pairs if total is not None}
+        sums = {p: s for p, s in zip(self.params, self._sums, strict=False) if s is not None}
         self._replace(ranks.average(self.params, sums, self._zeros))
         self.is_shared = True
 

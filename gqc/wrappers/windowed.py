@@ -227,22 +227,26 @@ class WindowedOptimizer(DelegatingOptimizer):
         self.draw_norm: float | None = None  #: norm of g_n, if this draw read it
         self.tensor_norms: list[float] = []  #: norm of each tensor of G_n, if this draw read them
 
-    def _read(self, norms: dict[str, Tensor]) -> None:
-        """The draw's one host sync: all the ``norms`` that it needs in one transfer, unscaled."""
+    def _read(self, norms: dict[str, Tensor]) -> bool:
+        """The draw's one host sync: all the ``norms`` that it needs in one transfer, unscaled.
+
+        Returns: are all of them finite?
+        """
         self.forget_norms()
         if not norms:
-            return
-        tensors, window, scaler = list(norms.values()), self._window, self.grad_scaler
-        values = tensors[0]
-        if len(tensors) > 1:
-            values = torch.hstack([t.to(values.device) for t in tensors])
-        if scaler is not None:
+            return True
+        first, *more = norms.values()
+        values = torch.hstack([first, *(t.to(first.device) for t in more)]) if more else first
+        if (scaler := self.grad_scaler) is not None:
             values = values / scaler.scale(values.new_ones(values.shape))
         found = values.tolist() if values.dim() else [values.item()]
+        is_finite, window = math.isfinite(sum(found)), self._window
         if "draw_norm" in norms:
             self.draw_norm = found.pop(0) * window.unit / window.last_weight
         if "grad_norm" in norms:
-            self.grad_norm, *self.tensor_norms = [norm / window.divisor for norm in found]
+            divisor = window.divisor
+            self.grad_norm, *self.tensor_norms = [norm / divisor for norm in found]
+        return is_finite
 
     def _is_checked(self) -> bool:
         """Are gradients looked at for NaN and inf?"""
@@ -257,11 +261,8 @@ class WindowedOptimizer(DelegatingOptimizer):
         return is_apart and is_new and self._looks > 0 and self.ranks.size > 1
 
     def _is_finite(self) -> bool:
-        """Are the norms just read finite, or too large to square though each element is finite?"""
-        norms = [norm for norm in (self.draw_norm, self.grad_norm) if norm is not None]
-        if not self._is_checked() or all(map(math.isfinite, norms)):
-            return True
-        return not count_nonfinite(self._window.totals())
+        """With a norm that is not: is each element finite (and the sum of squares too large)?"""
+        return not self._is_checked() or not count_nonfinite(self._window.totals())
 
     def _prepare_to_save(self) -> bool:
         if not is_on() or self._is_wrapped:

@@ -151,7 +151,7 @@ print(done.stdout, end="") if done.returncode == 0 else print(done.stderr)
 # ## What is sent
 #
 # DDP all-reduces at each `backward`, so GNTS sends what plain training with the same microbatches
-# sends: one gradient a draw (19 kB here), and 4 bytes for its norm. Where the decision is known
+# sends: one gradient a draw, and 4 bytes for its norm. Where the decision is known
 # before (SBC, Replay), `closes_next()` says which draw needs the all-reduce; the others stay local
 # in `no_sync()`, with `accumulate="grad"`.
 # `OptimizerWrapperGNTS(..., decide_every=4)` decides, and sends, at every fourth draw only.

@@ -20,7 +20,7 @@ BARS = {  # of an AdamW step at 10M parameters
     "sketch": 0.15,
     "elementwise": 0.7,
 }
-WIDTHS = {"0.1M": (64, 2), "1M": (160, 3), "10M": (480, 3)}  # of a transformer: width, layers
+WIDTHS = {"0.1M": (56, 2), "1M": (160, 3), "10M": (480, 3)}  # of a transformer: width, layers
 
 
 def make_parameters(size: str) -> list[Tensor]:

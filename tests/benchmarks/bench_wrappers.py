@@ -1,7 +1,8 @@
 """What a wrapper costs, as ratios to torch AdamW and to the peer: ``make bench``.
 
 A draw that does not step is compared with one batched norm and its host sync, with a buffer plus
-one batched add; a step with the wrapped step plus norm plus scaling.  The peer sums in ``.grad``.
+one batched add to a sum apart; a step with the wrapped step plus norm plus scaling.  The peer sums
+in ``.grad``.  All find what a backward has just left in memory and caches.
 ``--threads`` and ``--sizes`` choose.
 """
 
@@ -107,10 +108,10 @@ def bench(numel: int, rounds: int) -> None:
             differ = name.endswith(("gns draw", "normtest draw"))
             sign = 1 - 2 * (next(turns) % 2)
             params, grads = kept[name]
-            if name.startswith("peer") or name in PLAIN:
+            if name in PLAIN:
                 for param, grad in zip(params, grads, strict=True):
                     param.grad = grad
-            else:  # a sum in .grad takes what a backward makes
+            else:  # what a backward makes, added to .grad where it waits
                 torch.autograd.backward(params, [sign * g for g in grads] if differ else grads)
 
         return run

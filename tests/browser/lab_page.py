@@ -124,13 +124,11 @@ class Lab:
         if not request.url.startswith(local):
             self.elsewhere.append(request.url)
 
-    def open(self, file: str) -> None:
+    def open(self, file: str, is_idle: bool = True) -> None:
         self.page.goto(f"{self.server.url}/lab/tree/{file}?reset")
-        self.page.wait_for_function(
-            "() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel"
-            "?.status === 'idle'",
-            timeout=600_000,
-        )
+        kernel = "window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel"
+        wanted = "?.status === 'idle'" if is_idle else ""
+        self.page.wait_for_function(f"() => {kernel}{wanted}", timeout=600_000)
 
     def run_all(self) -> None:
         """Start all cells; whoever needs their end waits for what they make."""

@@ -1,12 +1,13 @@
 """Notebook 07 in a real JupyterLab and a real browser, with nothing but localhost to talk to."""
 
 import json
+import re
 import time
 
 import nbformat
 import pytest
 from lab_page import THEMES
-from watching import PLOTS, look, microbatch, nothing_is_wrong, threads, until
+from watching import PLOTS, look, microbatch, nothing_is_wrong, settle, threads, until
 
 from gqc_lab.loop.norm_schedule import SETTINGS
 
@@ -94,6 +95,37 @@ def test_a_run_is_started_held_steered_and_stopped(live):
     lab.page.locator(".gqc-live-run").get_by_text("stopped").wait_for()
     assert lab.button("Start").is_disabled()
     assert (lab.elsewhere, lab.errors) == ([], [])
+
+
+#: what the boxes of each panel say, top to bottom, and the ends of its y axis
+PANELS = """() => [...document.querySelectorAll('.gqc-live-run .js-plotly-plot')].map(plot => ({
+  box: [...plot.querySelectorAll('.hoverlayer text')].map(t => t.textContent),
+  ends: plot._fullLayout.yaxis.range.map(plot._fullLayout.yaxis.l2c ?? (v => v)),
+  y: plot.data.flatMap(t => [...t.y]).filter(Number.isFinite)}))"""
+
+
+def test_what_is_hovered_over_has_its_unit_in_all_panels_and_axes_fit_the_data(live):
+    lab = live
+    lab.button("Start").click()
+    until(lambda: microbatch(lab) > 60)
+    lab.button("Pause").click()
+    lab.button("Resume").wait_for()
+    settle(lambda: lab.curve("gqc-live-run", "loss"))
+    plot = lab.page.locator(".gqc-live-run .js-plotly-plot").first
+    plot.scroll_into_view_if_needed()
+    place = plot.locator(".draglayer .xy .nsewdrag").bounding_box()
+    lab.page.mouse.move(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2, steps=5)
+    panels = until(lambda: len((p := lab.page.evaluate(PANELS))[1]["box"]) > 1 and p)
+    loss, norm = panels[0]["box"], panels[1]["box"]
+    assert loss[0] == norm[0]  # they share x
+    assert re.fullmatch(r"[\d,]+ training tokens", loss[0])
+    assert re.search(r"microbatch : \d\.\d+ nat/token", " ".join(loss[1:]))
+    assert re.search(r"threshold : \d", " ".join(norm[1:]))
+    low, high = panels[1]["ends"]
+    values = [v for v in panels[1]["y"] if v > 0]
+    assert low < min(values)
+    assert high > max(values)
+    assert (max(values) / min(values)) ** 1.2 > high / low  # no empty decades
 
 
 #: where on the page the hand-drawn point nearest to x is

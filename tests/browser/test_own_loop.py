@@ -2,113 +2,22 @@
 
 import nbformat
 import pytest
-from lab_page import THEMES
+from lab_page import NOTEBOOKS, THEMES
+from steered_loops import DATA, LOOPS
 from watching import PLOTS, look, nothing_is_wrong, until
 
-DATA = """
-import torch
-from sklearn.datasets import load_digits
-from torch.utils.data import DataLoader, TensorDataset
-from gqc_widgets import Live, live_callback
-torch.manual_seed(0)
-X, y = load_digits(return_X_y=True)
-data = TensorDataset(torch.tensor(X).float() / 16, torch.tensor(y))
-loader = DataLoader(data, 32, shuffle=True)
-def make_mlp():
-    return torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
-model = make_mlp()
-"""
-MLP = """
-optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-live = Live(optimizer, total=10**6)
-for epoch in range(10**6):
-    for x, y in live(loader):
-        loss = torch.nn.functional.cross_entropy(model(x), y)
-        optimizer.zero_grad(); loss.backward(); optimizer.step()
-        live.log(loss=loss, accuracy=(model(x).argmax(1) == y).float().mean())
-"""
-GPT = """
-from gqc_lab.models.gpt import GPTConfig, make_gpt
-text = torch.randint(0, 32, (10_000,))
-sizes = GPTConfig(vocabulary=32, context=16, width=16, depth=1, heads=2)
-model = make_gpt(sizes, torch.Generator().manual_seed(0))
-optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-def batches():
-    while True:
-        rows = torch.stack([text[j : j + 17] for j in torch.randint(0, len(text) - 17, (8,))])
-        yield rows[:, :-1], rows[:, 1:]
-live = Live(optimizer)
-for x, y in live(batches()):
-    loss = torch.nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten())
-    optimizer.zero_grad(); loss.backward(); optimizer.step()
-    live.log(loss=loss)
-"""
-TWO = """
-other = make_mlp()
-first, second = (torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9) for m in (model, other))
-live = Live({"first": first, "second": second})
-for epoch in range(10**6):
-    for x, y in live(loader):
-        for m, optimizer in ((model, first), (other, second)):
-            loss = torch.nn.functional.cross_entropy(m(x), y)
-            optimizer.zero_grad(); loss.backward(); optimizer.step()
-        live.log(loss=loss)
-"""
-TRANSFORMERS = """
-import tempfile
-from transformers import Trainer, TrainingArguments
-class Net(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.mlp = make_mlp()
-    def forward(self, x, labels):
-        logits = self.mlp(x)
-        return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
-rows = [{"x": x, "labels": y} for x, y in data]
-callback = live_callback("transformers")
-arguments = TrainingArguments(
-    tempfile.mkdtemp(), max_steps=10**6, logging_steps=5, report_to=[], save_strategy="no",
-    disable_tqdm=True, use_cpu=True)
-Trainer(Net(), arguments, train_dataset=rows, callbacks=[callback]).train()
-live = callback.live
-"""
-LIGHTNING = """
-import lightning, logging, warnings
-logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-warnings.simplefilter("ignore")
-class Net(lightning.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.mlp = make_mlp()
-    def training_step(self, batch, i):
-        return torch.nn.functional.cross_entropy(self.mlp(batch[0]), batch[1])
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-callback = live_callback("lightning")
-lightning.Trainer(
-    max_steps=10**6, max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False,
-    enable_progress_bar=False, enable_model_summary=False, callbacks=[callback],
-).fit(Net(), loader)
-live = callback.live
-"""
-PPO = """
-from stable_baselines3 import PPO
-callback = live_callback("stable_baselines3")
-PPO("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=32, device="cpu").learn(10**9, callback)
-live = callback.live
-"""
-LOOPS = {"mlp": (MLP, "lr"), "gpt": (GPT, "lr"), "two optimizers": (TWO, "first.lr")}
-LOOPS |= {"transformers": (TRANSFORMERS, "lr"), "lightning": (LIGHTNING, "0.lr")}
-LOOPS |= {"stable_baselines3": (PPO, "lr")}
 
-
-def open_loop(lab, server, code):
-    cells = [nbformat.v4.new_code_cell(c) for c in (DATA, code, "ended = True")]
+def run_cells(lab, server, *codes):
+    cells = [nbformat.v4.new_code_cell(c) for c in (*codes, "ended = True")]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
     nbformat.write(notebook, server.folder / "own_loop.ipynb")
     lab.open("own_loop.ipynb")
     lab.run_all()
+
+
+def open_loop(lab, server, *codes):
+    run_cells(lab, server, *codes)
     lab.page.locator(f".gqc-live {PLOTS}").first.wait_for()
     until(lambda: lab.curve("gqc-live", "loss") or lab.curve("gqc-live", "train/loss"))
 
@@ -120,7 +29,7 @@ def field(lab, name):
 @pytest.mark.parametrize("name", LOOPS)
 def test_a_loop_is_steered_while_its_cell_runs(lab, server, name):
     code, control = LOOPS[name]
-    open_loop(lab, server, code)
+    open_loop(lab, server, DATA, code)
     field(lab, control).fill("0.02")
     assert "gqc-pending" in field(lab, control).get_attribute("class")
     lab.page.keyboard.press("Escape")  # takes it back
@@ -142,8 +51,13 @@ def test_a_loop_is_steered_while_its_cell_runs(lab, server, name):
     lab.close()
 
 
-def test_the_file_keeps_a_picture_and_all_is_legible(lab, server, tmp_path_factory):
-    open_loop(lab, server, MLP)
+def test_the_file_of_the_guide_keeps_a_picture_and_all_is_legible(lab, server, tmp_path_factory):
+    cells = nbformat.read(NOTEBOOKS / "guides/steer_your_own_loop.ipynb", as_version=4).cells
+    codes = [cell.source for cell in cells if cell.cell_type == "code"]
+    assert "\nepochs = 3 " in "\n" + "\n".join(codes)
+    long = [code.replace("epochs = 3 ", "epochs = 10_000 ") for code in codes]
+    open_loop(lab, server, *long)
+    until(lambda: lab.page.locator(".gqc-state", has_text="steered").count())  # at batch 61
     lab.button("Pause").click()
     lab.button("Resume").wait_for()
     for theme in THEMES:
@@ -161,8 +75,20 @@ def test_the_file_keeps_a_picture_and_all_is_legible(lab, server, tmp_path_facto
     nothing_is_wrong(lab)
 
 
+def test_a_page_that_is_loaded_again_shows_and_steers_a_cell_that_trains(lab, server):
+    open_loop(lab, server, DATA, LOOPS["mlp"][0])
+    lab.page.evaluate("() => jupyterapp.commands.execute('docmanager:save')")
+    until(lambda: "widget-view" in (server.folder / "own_loop.ipynb").read_text())
+    lab.open("own_loop.ipynb", is_idle=False)
+    lab.page.locator(f".gqc-live {PLOTS}").first.wait_for()
+    lab.button("Stop").click()
+    lab.page.locator(".gqc-state", has_text="stopped").wait_for()
+    assert lab.errors == []
+    lab.close()
+
+
 def test_the_bar_stays_in_sight_arrows_step_and_a_kernel_that_is_gone_is_said(lab, server):
-    open_loop(lab, server, MLP)
+    open_loop(lab, server, DATA, LOOPS["mlp"][0])
     field(lab, "weight_decay").press("ArrowUp")
     until(lambda: field(lab, "weight_decay").input_value() == "0.011")
     lab.page.set_viewport_size({"width": 1280, "height": 500})
@@ -174,3 +100,34 @@ def test_the_bar_stays_in_sight_arrows_step_and_a_kernel_that_is_gone_is_said(la
     lab.page.evaluate(restart)
     lab.page.locator(".gqc-gone").wait_for()
     assert lab.page.locator(".gqc-state").is_hidden()
+
+
+MILLION = """
+import random, torch
+from gqc_widgets import Live
+live = Live(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1))
+for i in live(range(3)):
+    live.log(loss=float(i), accuracy=1.0, reward=2.0)
+run = live.experiment
+for name in run._columns:
+    run._columns[name] = [random.random() for _ in range(999_999)]
+run._columns["microbatch"] = list(range(1, 1_000_000))
+run.microbatch = run.done = 999_999
+live._tell()
+"""
+
+
+def test_a_million_records_are_a_small_page(lab, server):
+    run_cells(lab, server, MILLION)
+    until(lambda: lab.ask("'ended' in dir()"))
+    until(lambda: max(lab.page.evaluate(X), default=0) == 999_999)
+    sizes = lab.page.evaluate("() => performance.memory.usedJSHeapSize")
+    print(f"a million records: the page holds {sizes / 1e6:.0f} MB")
+    assert sizes < 200e6
+    assert len(lab.curve("gqc-live", "loss")) <= 400
+    nothing_is_wrong(lab)
+
+
+#: the x of the curves
+X = """() => [...document.querySelectorAll('.gqc-live .js-plotly-plot')].flatMap(
+  plot => (plot.data ?? []).flatMap(t => [...t.x]))"""

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -25,6 +26,7 @@ from gqc_lab.publish.paper_figures import print_figures, read_figures
 from gqc_lab.runs.notebook import read_notebook
 from gqc_lab.runs.plan import read_batch
 from gqc_lab.studies import continual, operator_learning, pretraining
+from gqc_lab.studies.pretraining import annealing
 from gqc_lab.studies.vgs import training as vgs_training
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +83,98 @@ def test_what_the_readme_says_of_the_evidence_holds(verdicts):
     assert "holds" not in {effect.status for verdict in gained for effect in verdict.effects}
     assert found["gqc-constant-memory"].verdict == "reproduced"
     assert {effect.status for effect in found["vgs-v4-true"].effects[:2]} == {"holds"}
+
+
+#: words of the paper -> what they take for granted; numbers, verdicts and directions are macros
+TAKEN = {
+    "no wrapper shows a lower perplexity than AdamW": {
+        f"gqc-controllers.{n}": ("fails", "open") for n in range(1, 7)
+    },
+    "The threshold does bound the norm of every step": {"gqc-upper-bound": ("reproduced",)},
+    "is below the claimed one by": {f"gqc-beta-035.{n}": ("fails",) for n in (1, 2)},
+    "that of pure noise, and averaging": {f"gqc-angle.{n}": ("fails",) for n in (1, 2)},
+    "No published estimator is right on all streams": {
+        "vgs-v1-heterogeneity": ("reproduced",),
+        "vgs-v2-is-spatial": ("reproduced",),
+        "vgs-v3-correct.3": ("fails",),
+        "vgs-v3-underestimates.4": ("fails",),
+    },
+    "the correctly estimated variance is at the cap": {
+        "vgs-resolves.1": ("holds",),
+        "vgs-resolves.3": ("holds",),
+    },
+    "VGS does lower the standard deviation of the loss of a value function": {
+        f"vgs-stability.{n}": ("holds",) for n in (1, 2)
+    },
+    "grows during training; its natural logarithm": {"vgs-variance-grows": ("reproduced",)},
+    "Files of every published version load as promised": {"vgs-migration": ("reproduced",)},
+    "Corrected min-max keeps the order of protection": {
+        "upgd-negative.1": ("holds",),
+        "upgd-negative.5": ("holds",),
+    },
+    "it is AdamW that loses": {f"upgd-plasticity.{n}": ("holds",) for n in (2, 5)},
+    "there is little to fix": {
+        **{f"upt-which-fix.{n}": ("fails", "open") for n in (1, 2, 3)},
+        "upt-explosion": ("not reproduced",),
+    },
+    "it does no more than a learning rate that falls": {
+        f"gqc-annealing.{n}": ("holds", "open") for n in (2, 5)
+    },
+    "accumulation by any of these rules costs no memory": {"gqc-constant-memory": ("reproduced",)},
+    "the noise-to-signal ratio can be estimated without bias": {"vgs-v4-true.1": ("holds",)},
+    "a factor that is nearly constant cannot act through Adam": {
+        "vgs-adam-invariance": ("reproduced",)
+    },
+}
+
+
+def test_what_the_paper_says_in_words_holds(verdicts):
+    text = "".join((PAPER / name).read_text("utf-8") for name in ("main.tex", "results-text.tex"))
+    said = re.sub(r"\s+", " ", text).lower()
+    found = {verdict.claim.id: verdict for verdict in verdicts}
+    for words, statuses in TAKEN.items():
+        assert words.lower() in said, "the text changed: change TAKEN with it"
+        for key, expected in statuses.items():
+            claim, _, part = key.partition(".")
+            verdict = found[claim]
+            is_now = verdict.effects[int(part) - 1].status if part else verdict.verdict
+            assert is_now in expected, f"{words!r} no longer holds: {key} is {is_now}"
+
+
+def test_the_untuned_baseline_is_the_better_of_the_constant_ones():
+    """The paper says so, and why; a reader would take it for a mistake otherwise."""
+    results = load_frozen(PAPER / "results")["22_noise_annealing"].results
+    losses = results.pivot_table(index="seed", columns="method", values="val_loss")
+    assert (losses["adamw, untuned"] < losses["adamw, constant"]).all()
+    untuned, tuned = (annealing.config(f"adamw, {n}", "0.16M") for n in ("untuned", "constant"))
+    assert untuned.beta2_tokens is None
+    assert tuned.beta2_tokens < 1000 * tuned.context * tuned.microbatch_size
+
+
+def test_what_the_lab_page_says_of_the_flagship_holds():
+    page = (ROOT / "docs/lab.md").read_text("utf-8")
+    assert f"{annealing.TOKENS_PER_PARAMETER} for each of 156,352" in page
+    trials = pd.read_csv(annealing.TRIALS, comment="#").query("rung == '0.16M'")
+    tried = trials.dropna(subset=["val_loss"]).groupby("arm").size()
+    assert "has the best of 18" in page
+    assert set(tried) == {18}
+    assert len(tried) == 5
+
+
+def test_the_margin_of_a_trade_is_twice_the_spread_between_seeds():
+    """As the note of gqc-adam-tradeoff has it."""
+    results = load_frozen(PAPER / "results")["21_adam_tradeoff"].results
+    spread = results.query("method == 'n = 1'")["val_loss"].std()
+    assert pytest.approx(2 * spread, rel=0.5) == 0.02
+
+
+def test_figures_are_legible_in_a_column_of_85_mm():
+    style = (PAPER / "gqc.mplstyle").read_text("utf-8")
+    points = re.findall(r"^(?:font\.size|\S+\.(?:font|label|title)size): ([\d.]+)", style, re.M)
+    assert len(points) == 6
+    for name, entry in read_figures(PAPER).items():
+        shrunk = min(1, 85 / 25.4 / entry.get("size", (3.4, 2.5))[0])
+        assert shrunk * min(map(float, points)) >= 6, name
 
 
 def test_the_flagship_is_reported_as_its_batch_reports_it():

@@ -73,6 +73,14 @@ def test_tensors_are_sketched_by_themselves_and_missing_ones_are_zero():
     assert sum(together.lengths) == len(values)
 
 
+def test_folded_tensors_of_one_size_are_sketched_by_themselves():
+    tensors = [normal(5000, seed=i) for i in range(2)]
+    together = SignSketch([5000] * 2, [CPU] * 2, size=4)
+    values = together([tensors[0], tensors[1]]).clone()
+    for tensor, place in zip(tensors, together.places, strict=True):
+        assert torch.equal(values[place], SignSketch([5000], [CPU], size=4)([tensor]))
+
+
 def test_runs_are_the_hashes_of_each_tensor():
     numels = [70, 9000, 10]
     one = SignSketch(numels, [CPU] * 3)

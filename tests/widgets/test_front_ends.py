@@ -90,6 +90,62 @@ def edit(client, fields, name, text):
 
 
 @pytest.mark.slow
+def test_a_cell_that_trains_hears_an_edit_before_it_ends(client):
+    """Not one that comes before its first batch: the kernel keeps that until the cell has ended."""
+    fields = wait(client, send(client, LOOP, "live.view.fields.model_id"))
+    loop = """
+for i in live(range(2000)):
+    if i == 0:
+        print("begun", flush=True)
+    time.sleep(0.005)
+    if live.changes:
+        break
+"""
+    cell = send(client, loop, "(i < 1999, live.changes)")
+    while client.get_iopub_msg(timeout=600)["content"].get("name") != "stdout":
+        pass
+    edit(client, fields, "lr", "0.05")
+    has_heard, changes = wait(client, cell)
+    assert has_heard
+    assert [(change["name"], change["value"]) for change in changes] == [("lr", 0.05)]
+
+
+@pytest.mark.slow
+def test_a_page_that_is_loaded_again_finds_the_widgets_of_a_cell_that_trains(client):
+    """It asks who they are and for their states, and would wait for the end of the cell."""
+    wait(client, send(client, LOOP, "live.view.fields.model_id"))
+    code = "for i in live(range(10**6)):\n    time.sleep(0.005)\n    if live.changes: break"
+    code = code.replace("break", "break\n    print(i, flush=True) if i == 0 else None")
+    cell = send(client, code, "live.view.fields.model_id")
+    while client.get_iopub_msg(timeout=600)["content"].get("name") != "stdout":
+        pass
+    for kind in ("kernel_info_request", "comm_info_request"):
+        question = client.session.msg(kind, {})
+        client.shell_channel.send(question)
+        while (answer := client.get_shell_msg(timeout=600))["parent_header"].get(
+            "msg_id"
+        ) != question["msg_id"]:
+            assert answer["parent_header"].get("msg_id") != cell
+    fields = [
+        name
+        for name, comm in answer["content"]["comms"].items()
+        if comm["target_name"] == "jupyter.widget"
+    ]
+    content = {"comm_id": "page", "target_name": "jupyter.widget.control", "data": {}}
+    version = {"version": "1.0.0"}
+    client.shell_channel.send(client.session.msg("comm_open", content, metadata=version))
+    data = {"method": "request_states"}
+    client.shell_channel.send(client.session.msg("comm_msg", {"comm_id": "page", "data": data}))
+    while (news := client.get_iopub_msg(timeout=600))["content"].get("comm_id") != "page":
+        pass
+    states = news["content"]["data"]["states"]
+    assert set(states) <= set(fields)
+    (own,) = (name for name, each in states.items() if "specs" in each["state"])
+    edit(client, own, "lr", "0.05")
+    assert wait(client, cell) == own
+
+
+@pytest.mark.slow
 def test_a_loop_in_the_background_is_steered_after_its_cell_has_ended(client):
     """As in VS Code, which holds back what a person does until a cell has ended."""
     code = LOOP + BACKGROUND.format(count=10**9, seconds=0.001)

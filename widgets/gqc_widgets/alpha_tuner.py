@@ -49,17 +49,12 @@ class VGSAlphaTuner(Editor):
         self.guesses = Fields(guess, labels, self._guess, sliders=labels)
         self.note = widgets.HTML()
         self.what_if_panels = Panels(what_if_panels(self.model.x))
-        kept = widgets.HTML(
-            "<div style='line-height:1.3;padding-left:8px'>estimator: "
-            f"<b>{self.experiment.scaler.estimator}</b>; "  # type: ignore[attr-defined]
-            "another one needs a new run</div>"
-        )
+        own = self.experiment.scaler.estimator  # type: ignore[attr-defined]
+        kept = widgets.HTML(note(f"estimator: <b>{own}</b>; another one needs a new run"))
         steer = columns([self.fields, kept, self.button, self.text], [self.panels])
         what_if = columns([self.guesses], [self.what_if_panels, self.note])
-        sections = [
-            _section("Steer", steer, "gqc-steer"),
-            _section("What if", what_if, "gqc-what-if"),
-        ]
+        sections = [_section("Steer", steer, "gqc-steer")]
+        sections.append(_section("What if", what_if, "gqc-what-if"))
         if hasattr(self.experiment, "twin"):
             self.side = SideBySide(self.live)
             sections.append(_section("Side by side", self.side, "gqc-side-by-side"))

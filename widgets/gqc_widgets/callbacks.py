@@ -30,7 +30,7 @@ class _Callback:
 
     live: Live | None = None
 
-    def log(self, values: Mapping[str, Any]) -> None:
+    def record(self, values: Mapping[str, Any]) -> None:  # Lightning sets `log` to its own
         """Log the numbers among ``values``; the learning rate is recorded as it acts."""
         if self.live is not None:
             self.live.log(**{n: v for n, v in values.items() if _is_number(v) and n != _LR})
@@ -59,7 +59,7 @@ def _transformers(options: dict[str, Any]) -> Any:
                 control.should_training_stop = True
 
         def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            self.log(given["logs"])
+            self.record(given["logs"])
 
     return LiveCallback()
 
@@ -84,10 +84,10 @@ def _lightning(options: dict[str, Any]) -> Any:
             self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
         ) -> None:
             loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-            self.log({"loss": loss, **trainer.callback_metrics})
+            self.record({"loss": loss, **trainer.callback_metrics})
 
         def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-            self.log(trainer.callback_metrics)
+            self.record(trainer.callback_metrics)
 
     return LiveCallback()
 
@@ -101,14 +101,14 @@ def _stable_baselines3(options: dict[str, Any]) -> Any:
         def _on_rollout_start(self) -> None:
             if self.live is None:
                 self.live = Live(self.model.policy.optimizer, **options)
-            self.log(self.logger.name_to_value)  # of the rollout before
+            self.record(self.logger.name_to_value)  # of the rollout before
             self._may_go_on = self.live.turn()
 
         def _on_step(self) -> bool:
             return self._may_go_on and self.live is not None and self.live.look()
 
         def _on_training_end(self) -> None:
-            self.log(self.logger.name_to_value)
+            self.record(self.logger.name_to_value)
             self.on_train_end()
 
     return LiveCallback()

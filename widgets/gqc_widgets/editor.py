@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import ipywidgets as widgets
@@ -20,6 +21,8 @@ class Editor(widgets.VBox):
     Args:
         run: a `Live`, or an experiment, which gets one if it has none.
     """
+
+    _follow: Callable[[], None]  # shows news of the run; called from its thread
 
     def __init__(self, run: Live | Experiment) -> None:
         if isinstance(run, Experiment):
@@ -53,15 +56,10 @@ class Editor(widgets.VBox):
     def _hear(self, live: Live) -> None:
         with self._drawing:
             if live.state == REPLACED:
-                self.banner.value = say(
-                    "its run was replaced; run this cell again to edit the new one"
-                )
+                text = "its run was replaced; run this cell again to edit the new one"
+                self.banner.value = say(text)
             self._follow()
             self._refresh_export()
-
-    def _follow(self) -> None:
-        """Show news of the run; called from its thread."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Take the view off the page; the run continues."""

@@ -53,7 +53,7 @@ NUMBERS = {
     "num_forced": "forced steps",
     "num_discarded": "discarded",
 }
-PICTURE_SECONDS = 60.0  #: between two pictures of a run that trains
+PICTURE_SECONDS = 120.0  #: between two pictures of a run that trains; each takes half a second
 
 
 class Live(lab.Live):
@@ -66,7 +66,7 @@ class Live(lab.Live):
 
     _handle: Any = None
     _drawn: tuple[str, int] | None = None
-    _drawn_at = -math.inf
+    _draw_at = math.inf
 
     @cached_property
     def view(self) -> LiveView:
@@ -81,6 +81,7 @@ class Live(lab.Live):
         if cell.is_watched:
             display(self.view)
         self._handle = display({"text/plain": ""}, raw=True, display_id=True)
+        self._draw_at = time.monotonic() + PICTURE_SECONDS
 
     _ipython_display_ = show
 
@@ -101,14 +102,14 @@ class Live(lab.Live):
 
     def _update(self, is_whole: bool) -> None:
         super()._update(is_whole)
-        if time.monotonic() - self._drawn_at > PICTURE_SECONDS:
+        if time.monotonic() > self._draw_at:
             self._draw()
 
     def _draw(self) -> None:
         now = self.state, self.experiment.microbatch
         if self._handle is None or not now[1] or now == self._drawn:
             return
-        self._drawn, self._drawn_at = now, time.monotonic()
+        self._drawn, self._draw_at = now, time.monotonic() + PICTURE_SECONDS
         panels = _panels(self)
         curves = {name: self.curves.points(name) for name in names_in(panels)}
         png = draw(panels, curves, f"{self.label}: {self.state}, {progress_text(self)}")
@@ -256,7 +257,8 @@ def _table(live: lab.Live) -> str:
     last = {name: run.column(name, -1) for name in run.column_names}
     values = live.statistics | {name: column[0] for name, column in last.items() if column}
     validation = live.curves.points("val_loss")[1]
-    values["val_loss"] = float(validation[-1]) if len(validation) else None
+    if len(validation):
+        values["val_loss"] = float(validation[-1])
     cells = "".join(
         f"<div><span style='opacity:.8'>{label}</span><br><b>{_text(key, values[key])}</b></div>"
         for key, label in NUMBERS.items()

@@ -25,7 +25,8 @@ function pageColors(element) {
     const color = getComputedStyle(e).backgroundColor;
     if (!/^transparent$|, 0\)$/.test(color)) { back = color; break; }
   }
-  return {text, back, grid: text.replace(/rgba?\(([^,]+,[^,]+,[^,)]+).*/, "rgba($1, .16)")};
+  const is_dark = text.match(/\d+/g).slice(0, 3).reduce((a, b) => a + Number(b), 0) > 382;
+  return {text, back, is_dark, grid: text.replace(/rgba?\(([^,]+,[^,]+,[^,)]+).*/, "rgba($1, .16)")};
 }
 
 // At most about seven labels, whatever the range: even, 1-2-5, or powers of ten.
@@ -65,7 +66,8 @@ class Cell {
     const mark = make(entry, "span", "gqc-mark");
     const is_line = trace.mode.includes("lines");
     const dash = {dash: "dashed", dot: "dotted"}[trace.line?.dash] ?? "solid";
-    mark.style.borderTop = is_line ? `3px ${dash}` : "0";
+    mark.style.borderTop = is_line ? `${Math.round(1 + (trace.line.width ?? 2) * .8)}px ${dash}` : "0";
+    mark.style.opacity = trace.opacity ?? 1;
     if (!is_line) mark.textContent = trace.marker?.symbol === "x" ? "✕" : "●";
     entry.append(trace.name);
     entry.onclick = () => {
@@ -82,13 +84,17 @@ class Cell {
       const held = points[trace.meta];
       const xy = held ? {x: numbers(held.x), y: numbers(held.y)} : {x: trace.x ?? [], y: trace.y ?? []};
       const style = Object.fromEntries(["line", "marker"].filter(k => trace[k]).map(k => [k, paint(trace[k])]));
+      if (trace.opacity && colors.is_dark) style.opacity = Math.min(1, 1.7 * trace.opacity);
       return {type: "scatter", hovertemplate: `%{y:.4~g}${this.spec.unit}`, ...trace, ...xy, ...style,
         visible: this.hidden.has(trace.meta) ? false : true};
     });
   }
   draw() {
     const {spec, plot} = this, colors = pageColors(this.box), data = this.data(colors);
+    const is_empty = data.every(trace => !trace.x.length);
     for (const [mark, trace] of this.legend) {
+      const is_drawn = data.find(t => t.meta === trace.meta).x.length > 0;
+      mark.parentElement.style.display = is_drawn || is_empty ? "" : "none";
       mark.style.color = (trace.line ?? trace.marker).color;
       if (mark.style.color === "" || (trace.line ?? trace.marker).color === "text") mark.style.color = colors.text;
     }
@@ -99,23 +105,23 @@ class Cell {
       font: {color: colors.text, size: 12, family: "Helvetica, Arial, sans-serif"},
       hovermode: "x unified", uirevision: "kept", dragmode: spec.editable ? false : "zoom",
       hoverlabel: {bgcolor: colors.back, font: {color: colors.text}},
-      xaxis: {...axis, title: {text: spec.x, standoff: 4}, hoverformat: ",.0f", nticks: 7},
+      xaxis: {...axis, title: {text: spec.x, standoff: 4}, nticks: 7,
+        unifiedhovertitle: {text: `%{x:,.0f} ${spec.x}`}},
       yaxis: {...axis, type: this.log ? "log" : "linear", nticks: 6, exponentformat: "power",
-        ...(this.log ? spec.logs : spec.range ? {range: spec.range} : {})}};
+        ...(this.log || !spec.range ? {} : {range: spec.range})}};
     if (this.log) {
-      const now = plot._fullLayout?.yaxis, shown = data.filter(t => t.visible).flatMap(t => [...t.y]);
-      const values = shown.filter(v => v > 0 && Number.isFinite(v));
-      let [low, high] = values.length ? [Math.min(...values), Math.max(...values)] : [0.1, 10];
-      if (!values.length) layout.yaxis.range = [-1, 1];
-      if (spec.logs.range) [low, high] = spec.logs.range.map(v => 10 ** v);
-      if (now?.type === "log" && now.autorange === false) [low, high] = now.range.map(v => 10 ** v);
-      layout.yaxis.tickvals = logTicks(low / 1.05, high * 1.05);
+      const shown = data.filter(t => t.visible).flatMap(t => [...t.y]);
+      const values = shown.filter(v => v > 0 && Number.isFinite(v)).map(Math.log10);
+      let [low, high] = values.length ? [Math.min(...values), Math.max(...values)] : [-1, 1];
+      const pad = .06 * (high - low) || .1;
+      [low, high] = layout.yaxis.range = spec.logs.range ?? [low - pad, high + pad];
+      if (this.is_zoomed) [low, high] = plot._fullLayout.yaxis.range;  // plotly keeps what a person chose
+      layout.yaxis.tickvals = logTicks(10 ** low, 10 ** high);
       layout.yaxis.tickformat = "~g";
     }
-    const empty = data.every(trace => !trace.x.length);
-    this.note.textContent = empty ? spec.note : "";
+    this.note.textContent = is_empty ? spec.note : "";
     globalThis.gqcPlotly.then(Plotly => Plotly.react(plot, data, layout,
-      {displaylogo: false, responsive: true, displayModeBar: false})).then(() => {
+      {displaylogo: false, responsive: true, displayModeBar: false, doubleClick: "autosize"})).then(() => {
         if (!this.is_wired) { this.is_wired = true; this.wire(); }
       });
   }
@@ -126,6 +132,8 @@ class Cell {
         c => Plotly.Fx.hover(c.plot, {xval: x}, ["xy"], true)));
       this.plot.on("plotly_unhover", () => others().forEach(c => Plotly.Fx.unhover(c.plot)));
       this.plot.on("plotly_relayout", change => {
+        if ("yaxis.autorange" in change) this.is_zoomed = false;
+        if ("yaxis.range[0]" in change) this.is_zoomed = true;
         const along = Object.entries(change).filter(([name]) => name.startsWith("xaxis."));
         if (!along.length || Cell.is_relaying) return;
         Cell.is_relaying = true;

@@ -131,7 +131,7 @@ def _of_loss(unit: str) -> str:
 
 
 def _smoothed(key: str, name: str) -> tuple[Trace, ...]:
-    return line(key, name, BLUE, 1, opacity=0.4), line(f"smooth {key}", "smoothed", BLUE, 2.5)
+    return line(key, name, BLUE, 1, opacity=0.5), line(f"smooth {key}", "smoothed", BLUE, 2.5)
 
 
 def schedule_panels(has_most: bool) -> list[Panel]:

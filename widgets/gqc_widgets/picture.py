@@ -16,12 +16,10 @@ _DASHES = {"dash": "--", "dot": ":", "dashdot": "-."}
 def draw(
     panels: Sequence[Panel], curves: Mapping[str, tuple[Any, Any]], title: str
 ) -> bytes | None:
-    """Return the panels that have points as a PNG; None: there are none, or no matplotlib."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
+    """Return the panels that have points as a PNG; None: there are none."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     drawn = [p for p in panels if any(len(curves.get(t["meta"], [()])[0]) for t in p["traces"])]
     if not drawn:
         return None

@@ -138,7 +138,8 @@ def say(part: Part, effect: Effect, more: str = "higher", less: str = "lower") -
         return number(effect.mean) + (f" times as large{ends}" if is_ratio else unit + ends)
     mean, low, high = (100 * (value - 1) for value in values) if is_ratio else values
     if is_ratio and abs(mean) < 0.05:
-        return f"unchanged [{low:+.2f} %, {high:+.2f} %]"
+        is_exact = max(abs(low), abs(high)) < 0.005
+        return "unchanged" if is_exact else f"unchanged [{low:+.2f} %, {high:+.2f} %]"
     which = less if mean < 0 else more
     if is_ratio:
         return f"{abs(mean):.1f} % {which} [{low:+.1f} %, {high:+.1f} %]"

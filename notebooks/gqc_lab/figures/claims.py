@@ -80,10 +80,8 @@ def batch_invariance(results: pd.DataFrame) -> go.Figure:
     """
     shown = {"mean_logical_batch_examples": "sequences per step", "val_loss": LABELS["val_loss"]}
     check_columns("batch_invariance", results, ["microbatch_size", "seed", *shown])
-    titles, title = (
-        ["logical batch", "final loss"],
-        "Is the logical batch that of the physical one?",
-    )
+    titles = ["logical batch", "final loss"]
+    title = "Is the logical batch that of the physical one?"
     figure = new_panels(1, 2, title, subplot_titles=titles, horizontal_spacing=0.16)
     styles = _thinner(["gnts"])
     for column, (name, label) in enumerate(shown.items(), 1):
@@ -146,7 +144,7 @@ def reactions(results: pd.DataFrame) -> go.Figure:
     }
     check_columns("reactions", results, ["method", "seed", *shown])
     results = results.dropna(subset=["extra_draws"])
-    title = _with_bars("What a difficult first microbatch does; ", results)
+    title = _with_bars("What a difficult first microbatch does;<br>", results)
     figure = new_panels(1, 3, title, shared_yaxes=True, horizontal_spacing=0.04)
     for column, (name, label) in enumerate(shown.items(), 1):
         points = summarize(results.dropna(subset=[name]), "method", name)
@@ -158,9 +156,8 @@ def reactions(results: pd.DataFrame) -> go.Figure:
         figure.update_xaxes(title_text=label, row=1, col=column)
     figure.add_vline(0, line=LEVEL)
     figure.update_yaxes(autorange="reversed")
-    figure.update_layout(height=440, hovermode="closest")
     figure.update_xaxes(rangemode="normal")
-    return figure
+    return figure.update_layout(height=440, hovermode="closest")
 
 
 def angles(
@@ -194,7 +191,10 @@ def angles(
     if claimed is not None:
         levels[claimed] = f"claimed: below {claimed:g}°"
     for level, text in levels.items():
-        figure.add_hline(level, line=LEVEL, annotation_text=text)
+        side = (
+            "bottom right" if level == 90 else "top right"
+        )  # the curves come from above and below
+        figure.add_hline(level, line=LEVEL, annotation_text=text, annotation_position=side)
     figure.update_xaxes(title_text=LABELS.get(x, x))
     figure.update_yaxes(title_text="angle [degrees]", rangemode="tozero")
     return figure
@@ -240,7 +240,7 @@ def by_method(
 
     Args:
         results: rows with ``by``, ``seed``, the ``measures`` and ``series``.
-        measures: column -> title of its panel's axis.
+        measures: column -> title of its panel's axis, of one or more lines.
         baseline: method over which the measures are taken, seed by seed, in geometric means; None:
             the measures themselves.
         series: columns whose values are told apart by colour and symbol.
@@ -251,7 +251,7 @@ def by_method(
     results = results.assign(method=results[by])
     names = names or {m: m for m in results["method"].unique() if m != baseline}
     groups = list(results.groupby(list(series), sort=False)) if series else [((), results)]
-    title = f"Over {baseline}, paired by seed; " if baseline else f"By {by}; "
+    title = "Ratios, paired by seed; " if baseline else ""
     options = {"shared_yaxes": True, "horizontal_spacing": 0.06}
     figure = new_panels(1, len(measures), _with_bars(title, results), **options)
     for column, (measure, label) in enumerate(measures.items(), 1):
@@ -265,13 +265,17 @@ def by_method(
         values = [v for trace in figure.data[-len(groups) :] for v in trace.x if v is not None]
         is_wide = baseline is not None and max(values) > 1.6 * min(values)
         axis = {"type": "log", "tickvals": RATIOS, "tickformat": "~g"} if is_wide else {}
-        figure.update_xaxes(title_text=label, rangemode="normal", col=column, **axis)
+        axis["title_text"] = label.replace("\n", "<br>")
+        figure.update_xaxes(rangemode="normal", col=column, **axis)
     if baseline is not None:
         figure.add_vline(1, line=LEVEL)
     ticks = {"tickvals": [-k for k in range(len(names))], "ticktext": list(names.values())}
     figure.update_yaxes(**ticks, showgrid=False)
-    figure.update_layout(height=170 + 40 * len(names), hovermode="closest", legend=BELOW)
-    return figure
+    # In pixels, so that the legend stays below the titles of axes whatever the number of rows.
+    plot, below = 50 + 40 * len(names), 65 + 20 * max(t.count("\n") for t in measures.values())
+    bottom = below + 40 * bool(series)
+    figure.update_layout(legend=BELOW | {"y": -below / plot}, hovermode="closest")
+    return figure.update_layout(height=60 + plot + bottom, margin_b=bottom)
 
 
 def _with_bars(what: str, results: pd.DataFrame) -> str:
@@ -302,11 +306,10 @@ def power_laws(results: pd.DataFrame) -> go.Figure:
     styles = _thinner(results["method"])
     for method, runs in results.groupby("method", sort=False):
         points = summarize(runs, "tokens", "val_loss")
-        law = power_law(points["tokens"], points["mean"])
+        tokens = points["tokens"]
+        law = power_law(tokens, points["mean"])
         name = f"{method}: exponent {law.exponent:.3f}<br>of the means, no floor"
-        add_line(
-            figure, points["tokens"], pd.Series(law(points["tokens"])), name, styles[str(method)]
-        )
+        add_line(figure, tokens, law(tokens), name, styles[str(method)])
         _points(figure, points, "tokens", str(method), styles)
     figure.update_xaxes(title_text="token budget", **TWOS)
     ticks = {"tickvals": [1, 1.2, 1.5, 1.75, 2, 2.25, 2.5, 3, 3.5, 4], "tickformat": "~g"}

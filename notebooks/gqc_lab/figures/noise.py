@@ -33,7 +33,7 @@ __all__ += ["estimates_against_truth", "noise_scale_against"]
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star")
 CROSSES = ("x", "cross", "x-thin-open", "cross-thin-open", "asterisk-open")
-RATIOS = [*(0.05, 0.1, 0.2, 0.5, 0.8, 0.9), *(1, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20)]
+RATIOS = [0.05, 0.1, 0.2, 0.5, 0.8, 1, 1.2, 1.5, 2, 3, 5, 10, 20]
 DASHED = {"color": BLACK, "width": 1.5, "dash": "dash"}
 UNBOUNDED = 1e9  # length of a bar that is to leave the figure
 POINT = ["measurement", "dimension", "truth", "measured", "low", "high"]

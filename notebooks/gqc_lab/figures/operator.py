@@ -164,11 +164,11 @@ def against_weight(
     Args:
         results: ``variant``, ``inverse_weight`` > 0, ``num_not_finite`` and ``y``, one row a run.
         reported: weight -> ``y`` of other people's runs, drawn as stars.
-        limit: a level to draw.
+        limit: the norm aimed at, drawn as a level.
     """
     check_columns("against_weight", results, ["variant", "inverse_weight", "num_not_finite", y])
     repeats = results.groupby(["variant", "inverse_weight"]).size().max()
-    what = f": median of {repeats} seeds, band from least to largest" if repeats > 1 else ""
+    what = f":<br>median of {repeats} seeds, band from least to largest" if repeats > 1 else ""
     figure = new_figure(f"Where training explodes{what}")
     finite = results[results[y].notna()]
     top = 3 * float(finite[y].max()) if len(finite) else 1.0
@@ -178,21 +178,21 @@ def against_weight(
         runs = good.groupby("inverse_weight")[y]
         curve = runs.median().reset_index()
         if runs.size().max() > 1:
-            ends = runs.agg(low="min", high="max").reset_index()
-            figure.add_scatter(**band(ends, "inverse_weight", style["color"]))
+            bounds = runs.agg(low="min", high="max").reset_index()
+            figure.add_scatter(**band(bounds, "inverse_weight", style["color"]))
         line = {**style, "dash": DASHES[i % 6]}
-        x = curve["inverse_weight"]
-        add_line(figure, x, curve[y], str(variant), line, mode="lines+markers")
+        add_curve(figure, curve, "inverse_weight", y, str(variant), line, mode="lines+markers")
         bad = rows.loc[rows["num_not_finite"] > 0, "inverse_weight"].tolist()
-        cross = {**style, "symbol": "x", "size": 10}
         if bad:
-            name = f"{variant}: NaN or infinite"
+            cross, name = {**style, "symbol": "x", "size": 10}, f"{variant}: NaN or infinite"
             add_points(figure, bad, [top] * len(bad), name, marker=cross)
     if reported:
         star = {"color": BLACK, "symbol": "star", "size": 12}
         add_points(figure, list(reported), list(reported.values()), "reported", marker=star)
     if limit is not None:
-        figure.add_hline(limit, line={"color": BLACK, "width": 1.5, "dash": "dot"})
+        level = {"color": BLACK, "width": 1.5, "dash": "dot"}
+        ends = results["inverse_weight"].agg(["min", "max"])
+        add_line(figure, ends, [limit, limit], f"aim: below {limit:g}", level)
     figure.update_xaxes(type="log", title_text="weight of the inverse losses", rangemode="normal")
     figure.update_yaxes(type="log", title_text="largest gradient norm [loss/weight]")
     figure.update_xaxes(tickvals=TICKS, tickformat="~g")

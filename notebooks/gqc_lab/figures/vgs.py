@@ -45,7 +45,7 @@ def estimates_and_truths(frame: pd.DataFrame, floor: float = 1e-3, roof: float =
     rows = {stream: -i for i, stream in enumerate(truths.index)}
     seeds, count = "one seed", last["seed"].nunique()
     if count > 1:
-        seeds = f"median of {count} seeds, bars from least to largest"
+        seeds = f"<br>median of {count} seeds, bars from least to largest"
     figure = new_figure(f"Six estimators and the truth, {seeds}")
     for i, (estimator, group) in enumerate(last.groupby("estimator", sort=False)):
         values = group["variance"].where(~group["is_unresolved"].astype(bool), math.inf)
@@ -114,13 +114,15 @@ def error_against_memory(frame: pd.DataFrame) -> go.Figure:
 
     Args:
         frame: a row for each estimator: ``estimator``, ``error`` (relative, > 0),
-            ``bytes_per_parameter`` (> 0), ``time`` (in steps of AdamW).
+            ``bytes_per_parameter`` (> 0), ``time`` (in steps of AdamW); of several rows the mean.
     """
     needs = ["estimator", "error", "bytes_per_parameter", "time"]
     check_columns("error_against_memory", frame, needs)
-    title = "Error and memory (time in steps of AdamW)"
+    groups = frame.groupby("estimator", sort=False)
+    runs = f", mean of {n} runs" if (n := int(groups.size().max())) > 1 else ""
+    title = f"Error and memory (time in steps of AdamW){runs}"
     figure = new_figure(title, height=460, hovermode="closest")
-    for i, row in enumerate(frame.to_dict("records")):
+    for i, row in enumerate(groups[needs[1:]].mean().reset_index().to_dict("records")):
         name = f"{_estimator_name(row['estimator'])}: {row['time']:.2g}"
         marker = _marker(i, 12)
         add_points(figure, [row["bytes_per_parameter"]], [row["error"]], name, marker=marker)

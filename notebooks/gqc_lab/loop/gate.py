@@ -28,6 +28,10 @@ class Gate:
 
     label = "loop"
     _is_iterator = False  # does a pause end the thread, for `start` to make another?
+    _is_over: Callable[[], bool]  # has the last batch been trained?
+    _update: Callable[[bool], None]  # tells the views and saves, if it is time to
+    _tell: Callable[[], None]  # tells the views
+    _leave: Callable[[], None]  # cleans up after the last batch
 
     def __init__(self, cell: Cell | None) -> None:
         self.state = READY
@@ -40,27 +44,15 @@ class Gate:
         self._calls: list[Callable[[], None]] = []
         self._left, self._is_stopping, self._is_inside = math.inf, False, False
 
-    def _is_over(self) -> bool:
-        """Has the last batch been trained?"""
-        raise NotImplementedError
-
-    def _update(self, is_whole: bool) -> None:
-        """Tell the views and save, if it is time to."""
-        raise NotImplementedError
-
-    def _tell(self) -> None:
-        """Tell the views."""
-        raise NotImplementedError
-
-    def _leave(self) -> None:
-        """Clean up after the last batch."""
-        raise NotImplementedError
-
     def _may_go_on(self, is_whole: bool = True) -> bool:
         """Meet the wishes; wait while paused.  False: the loop has to end."""
         while True:
             if self._cell is not None:
                 self._cell.pump()
+            has_wishes = self._calls or self._is_stopping or self._left < math.inf
+            if self.state == RUNNING and not has_wishes and not self._is_over():
+                self._update(is_whole)  # nearly every batch: no lock
+                return True
             with self._news:
                 calls, self._calls = self._calls, []
             for call in calls:
@@ -231,5 +223,5 @@ def claim(gate: Gate, cell: Cell | None) -> None:
 def stop_all() -> None:
     """Stop every thread: Python would otherwise end one in the middle of a torch call."""
     for gate in list(_running):
-        gate._tell = lambda: None  # type: ignore[method-assign]
+        gate._tell = lambda: None
         gate.stop()

@@ -10,10 +10,13 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
-_MESSAGES = {"comm_msg", "comm_close"}
+_MESSAGES = {"comm_open", "comm_msg", "comm_close"}
+_QUESTIONS = {"comm_info_request", "kernel_info_request"}  #: of a page that is loaded again
+PUMP_SECONDS = 0.02  #: between two looks for messages, each of which costs 5 to 40 us
 
 
 def current_cell() -> Cell | None:
@@ -45,6 +48,7 @@ class Cell:
         self.is_watched = "cellId" in metadata or "google.colab" in sys.modules
         self._kernel: Any = getattr(shell, "kernel", None)
         self._waiting: list[Any] = []
+        self._pump_at = 0.0
         self._is_seven = bool(getattr(self._kernel, "shell_channel_thread", None))
         needed = ("shell_main",) if self._is_seven else ("shell_stream", "msg_queue")
         self.can_pump = "google.colab" not in sys.modules and all(
@@ -67,7 +71,10 @@ class Cell:
 
     def pump(self) -> None:
         """Handle the widget messages that wait, in the main thread while a cell runs."""
-        if self.can_pump and threading.current_thread() is threading.main_thread():
+        if not self.can_pump or (now := time.perf_counter()) < self._pump_at:
+            return
+        self._pump_at = now + PUMP_SECONDS
+        if threading.current_thread() is threading.main_thread():
             try:
                 self._pump_seven() if self._is_seven else self._pump_six()
             except (AttributeError, TypeError):  # another kernel than those that this knows
@@ -77,6 +84,7 @@ class Cell:
         import zmq
 
         manager = self._kernel.shell_channel_thread.manager
+        self._replies = manager.get_subshell_to_shell_channel_socket(None)
         socket = manager.get_shell_channel_to_subshell_pair(None).to_socket
         while True:
             try:
@@ -90,6 +98,7 @@ class Cell:
         import zmq
 
         kernel, held = self._kernel, []
+        self._replies = kernel.shell_stream
         kernel.shell_stream.flush(zmq.POLLIN)
         while not kernel.msg_queue.empty():
             item = kernel.msg_queue.get_nowait()
@@ -100,16 +109,21 @@ class Cell:
             kernel.msg_queue.put_nowait(item)
 
     def _handle(self, frames: list[Any]) -> bool:
-        """Handle a message of a widget; False: it is another one."""
+        """Handle a message of a widget or of a page that looks for them; False: it is another."""
         kernel = self._kernel
         idents, rest = kernel.session.feed_identities(frames, copy=False)
         header = kernel.session.unpack(getattr(rest[1], "bytes", rest[1]))
-        if header["msg_type"] not in _MESSAGES:
+        kind = header["msg_type"]
+        if kind not in _MESSAGES | _QUESTIONS:
             return False
         message = kernel.session.deserialize(rest, content=True, copy=False)
         cell = kernel.get_parent("shell")
         kernel._publish_status("busy", "shell", parent=message)
-        getattr(kernel.comm_manager, header["msg_type"])(kernel.shell_stream, idents, message)
+        if kind in _MESSAGES:
+            getattr(kernel.comm_manager, kind)(kernel.shell_stream, idents, message)
+        else:
+            answer = getattr(kernel, kind)(self._replies, idents, message)
+            list(answer.__await__())  # it waits for nothing
         kernel._publish_status("idle", "shell", parent=message)
         kernel._publish_status("busy", "shell", parent=cell)
         return True

@@ -29,7 +29,7 @@ from gqc_lab.loop.saving import save_run
 from gqc_lab.loop.track import checkpoint_path, load_checkpoint, save_checkpoint
 
 SHORTEST = 0.1  #: seconds between two updates of the views
-SHARE = 0.02  #: of the training time that updates may take, and checkpoints as much
+SHARE = 0.01  #: of the training time that updates may take, and checkpoints as much
 SPEED_SECONDS = 2.0  #: over which the rate is measured
 
 F = TypeVar("F", bound=Callable[[], object])
@@ -49,7 +49,7 @@ class Live(Gate):
         label: of a loop.
         parameters: of the notebook that built it; `save` writes them together with the changes.
         folder: for the automatic checkpoint, and for a new folder at each `save`.
-        every_seconds: between two automatic checkpoints, which take at most 2 % of the time; 0: at
+        every_seconds: between two automatic checkpoints, which take at most 1 % of the time; 0: at
             every batch, whatever it takes.
         cell: whose run this is; None: the cell that is running.
     Attributes:
@@ -82,7 +82,7 @@ class Live(Gate):
             self._is_iterator, self._function = True, self._train
         self._parameters, self._folder = dict(parameters or {}), Path(folder)
         self._beginning = copy.deepcopy(run.state_dict()) if run.parts else {}
-        self._every, self._saved, self._save_cost = every_seconds, time.perf_counter(), 0.0
+        self._every, self._save_at = every_seconds, time.perf_counter() + every_seconds
         claim(self, self._cell)
         for each in [run, *self._own.tunables.optimizers] if self._own else [run]:
             if (former := steered.get(each)) is not None:
@@ -112,7 +112,7 @@ class Live(Gate):
         self.curves, self.error = Curves(run), None
         self.state = gate.PAUSED if run.microbatch else gate.READY
         self.state = gate.FINISHED if self._is_over() else self.state
-        self._updated, self._cost = -math.inf, 0.0
+        self._due = self._next = -math.inf
         self._pace: list[tuple[float, int]] = []
         self._read()
 
@@ -142,8 +142,7 @@ class Live(Gate):
 
     def _enter(self) -> bool:
         """Begin, or continue after a pause; False: the run is over."""
-        is_main = threading.current_thread() is threading.main_thread()
-        cell = current_cell() if is_main else None
+        cell = current_cell() if threading.current_thread() is threading.main_thread() else None
         if cell is not None and (self._cell is None or cell.turn != self._cell.turn):
             self._cell = cell
             if self.state in (gate.STOPPED, gate.FAILED):  # a person has run the loop again
@@ -256,9 +255,9 @@ class Live(Gate):
         Raises: RuntimeError: a loop without ``state``.
         """
         self._check_state("resume")
-        is_resumed = load_checkpoint(self.experiment, self.checkpoint)
-        self._look()
-        self._tell()
+        if is_resumed := load_checkpoint(self.experiment, self.checkpoint):
+            self._look()
+            self._tell()
         return is_resumed
 
     def save(self) -> Path:
@@ -306,19 +305,20 @@ class Live(Gate):
 
     def _update(self, is_whole: bool) -> None:
         now = time.perf_counter()
-        if self.state == gate.RUNNING and now - self._updated >= max(SHORTEST, self._cost / SHARE):
-            self._pace = [p for p in self._pace if now - p[0] < SPEED_SECONDS]
-            self._pace.append((now, self.experiment.done))
+        if now < self._due:
+            return
+        if self.state == gate.RUNNING and now >= self._next:
+            recent = [p for p in self._pace if now - p[0] < SPEED_SECONDS] or self._pace[-1:]
+            self._pace = [*recent, (now, self.experiment.done)]
             self._tell()
-            self._updated = time.perf_counter()
-            self._cost = self._updated - now
-        wait = max(self._every, self._save_cost / SHARE) if self._every else 0
-        is_due = now - self._saved >= wait and is_whole and self.experiment.is_whole
-        if is_due and self._beginning:
-            began = time.perf_counter()
+            spent = time.perf_counter() - now
+            self._next = now + spent + max(SHORTEST, spent / SHARE)
+        if self._beginning and now >= self._save_at and is_whole and self.experiment.is_whole:
+            now = time.perf_counter()
             save_checkpoint(self.experiment, self.checkpoint)
-            self._saved = time.perf_counter()
-            self._save_cost = self._saved - began
+            spent = time.perf_counter() - now
+            self._save_at = now + spent + (max(self._every, spent / SHARE) if self._every else 0)
+        self._due = min(self._next, self._save_at if self._beginning else math.inf)
 
     def _read(self) -> None:
         if self._own:

@@ -104,7 +104,6 @@ def has_norm_schedule(controls: Mapping[str, Any]) -> bool:
 
 def norm_controls(schedule: NormSchedule, total: int) -> dict[str, Setting]:
     """Return the controls that change ``schedule`` during a run of ``total`` microbatches."""
+    warmup = "norm_warmup_microbatches"
     controls = {name: control(schedule, name) for name in NAMES}
-    return controls | {
-        "norm_warmup_microbatches": control(schedule, "norm_warmup_microbatches", high=total)
-    }
+    return controls | {warmup: control(schedule, warmup, high=total)}

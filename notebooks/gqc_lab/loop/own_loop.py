@@ -30,6 +30,7 @@ from gqc_lab.loop.scaler_controls import SCALER, apply_scaler, scaler_controls, 
 from gqc_lab.loop.settings import Setting
 from gqc_lab.loop.tunables import Tunables
 
+_PLAIN = (bool, int, float, str)
 Optimizers = Optimizer | Sequence[Optimizer] | Mapping[str, Optimizer]
 
 
@@ -194,11 +195,12 @@ class Loop(Experiment):
 
     def _measure(self) -> dict[str, Any]:
         values = self._now
-        for name in [n for n, v in values.items() if v != self._values[n]]:
-            if name not in self._moving:  # it was constant so far
-                self._moving.add(name)
-                self._columns[name] = [self._values[name]] * (self.microbatch - 1)
-        self._values = values
+        if values is not self._values:
+            for name in [n for n, v in values.items() if v != self._values[n]]:
+                if name not in self._moving:  # it was constant so far
+                    self._moving.add(name)
+                    self._columns[name] = [self._values[name]] * (self.microbatch - 1)
+            self._values = values
         found: dict[str, Any] = {name: values[name] for name in self._moving}
         if self.wrapper is not None:
             last = self.wrapper.last_window
@@ -325,10 +327,11 @@ def _sort_state(
 
 
 def _kept(name: str, value: Any) -> Any:
-    if isinstance(value, Tensor) and value.numel() == 1:
-        return value.detach().clone()  # the loop may change it in place
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, _PLAIN):
         return value
+    if isinstance(value, Tensor) and value.numel() == 1:
+        # The loop may change it in place; one on a card is read later, to keep the card busy.
+        return value.item() if value.is_cpu else value.detach().clone()
     if getattr(value, "size", 0) == 1 and hasattr(value, "item"):
         return value.item()
     shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""

@@ -106,10 +106,7 @@ def scaled_steps(columns: Mapping[str, Any], x: str) -> dict[str, NDArray[np.flo
         raise ValueError(f"history without {missing}: expected a run with a variance scaler")
     length = min(len(columns[name]) for name in names)
     stepped = np.asarray(columns["stepped"][:length], dtype=bool)
-    values = {
-        name: np.asarray(columns[name][:length], dtype=float)
-        for name in (x, "factor", VARIANCE, COUNT)
-    }
+    values = {n: np.asarray(columns[n][:length], dtype=float) for n in names[1:]}
     before = np.concatenate([[0.0], values[VARIANCE][:-1]])[:length]
     count = values[COUNT] - 1
     before = np.where(count == 0, 0.0, before)  # restarted: what came before is forgotten

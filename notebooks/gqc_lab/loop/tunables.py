@@ -63,6 +63,8 @@ class Tunables:
         self._places: dict[str, _Place] = {}
         self.specs: dict[str, Setting] = {}
         self.edited: dict[str, tuple[float, list[float]]] = {}
+        self._seen: list[Any] = []  # in the groups, when `values` last read them
+        self._values: dict[str, float] = {}
         self._before: list[tuple[dict[str, Any], str, Any]] = []
         self._hooks: list[Any] = []
         self.optimizers = list(optimizers.values())
@@ -104,12 +106,12 @@ class Tunables:
 
     def values(self) -> dict[str, float]:
         """Return what the optimizer would step with now, in the first group that has it."""
-        found = {}
-        for name, place in self._places.items():
-            group = place.optimizer.param_groups[place.first]
-            is_edited = name in self.edited
-            found[name] = self._value(name, 0, group) if is_edited else place.read(group)
-        return found
+        seen = [p.optimizer.param_groups[p.first][p.key] for p in self._places.values()]
+        if seen != self._seen or self.edited or torch.Tensor in map(type, seen):
+            groups = {n: p.optimizer.param_groups[p.first] for n, p in self._places.items()}
+            self._values = {name: self._value(name, 0, group) for name, group in groups.items()}
+            self._seen = seen
+        return self._values
 
     def _value(self, name: str, number: int, group: Mapping[str, Any]) -> float:
         now = self._places[name].read(group)

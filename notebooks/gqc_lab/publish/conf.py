@@ -20,6 +20,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 default_role = "py:obj"
 suppress_warnings = ["ref.python"]  # two modules have a name that a docstring mentions
 nb_execution_mode = "off"
+nb_render_markdown_format = "myst"  # tables too in what a cell shows
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 autodoc_mock_imports = ["stable_baselines3"]  # which the site has no need of

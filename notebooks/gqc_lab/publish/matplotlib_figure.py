@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+LETTERS = 30  #: of a line below or beside a panel
 POINT = 0.5  #: points in print of a pixel on the screen
 DASHES: dict[str, Any] = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 DASHES |= {"longdash": (0, (7, 2)), "longdashdot": (0, (7, 2, 1, 2))}
@@ -186,6 +187,8 @@ def _set_axis(axes: Axes, side: Literal["x", "y"], axis: Any) -> None:
             for value, text in zip(axis.tickvals, texts, strict=True)
             if low <= value <= high
         ]
+        if side == "x" and sum(len(text) + 2 for _, text in shown) > LETTERS:
+            shown = shown[::2]
         place.set_ticks([value for value, _ in shown], [text for _, text in shown])
         place.set_minor_locator(NullLocator())
     elif is_log and (axis.tickformat or is_binary):
@@ -196,8 +199,8 @@ def _set_axis(axes: Axes, side: Literal["x", "y"], axis: Any) -> None:
     elif not is_log and max(map(abs, set_limits())) >= 1e5:
         place.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, "~s")))
     if axis.title.text:
-        text = _text(axis.title.text)
-        place.set_label_text(fill(text, 26) if side == "y" else text)
+        lines = (fill(line, LETTERS) for line in _text(axis.title.text).split("\n"))
+        place.set_label_text("\n".join(lines))
     if axis.showticklabels is False:
         axes.tick_params(side, labelbottom=False, labelleft=False)
     if axis.showgrid is False:
@@ -233,7 +236,7 @@ def _annotate(figure: go.Figure, panels: Mapping[tuple[str, str], Axes], note: A
             text: dict[str, Any] = {
                 "xycoords": axes.get_yaxis_transform(),
                 "ha": side,
-                "va": "bottom",
+                "va": note.yanchor or "bottom",
                 "size": 7,
             }
             axes.annotate(_text(note.text), place, **text)

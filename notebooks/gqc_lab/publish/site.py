@@ -8,13 +8,14 @@ executed.
 
 from __future__ import annotations
 
+import itertools
 import json
 import pkgutil
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,10 @@ def collect(root: Path, pages: Path) -> None:
     readme = (root / "README.md").read_text(encoding="utf-8")
     for name, text in {"index.md": readme + contents, **texts}.items():
         _put(pages / name, text.replace("README.md", "index.md"))
-        for linked in _linked_files(text, (root / name).parent):
+        for link in filter(None, itertools.chain(*LINK.findall(text))):
+            linked = (root / name).parent.joinpath(link).resolve()
             place = pages / linked.relative_to(root)
-            if not place.exists():
+            if linked.is_file() and not place.exists():
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(linked, place)
 
@@ -112,7 +114,7 @@ def gallery(root: Path) -> str:
 
 
 def interactive(notebook: Path, depth: int = 1) -> str:
-    """Return ``notebook`` with plotly figures as HTML, and links between notebooks as pages.
+    """Return ``notebook`` with plotly figures as HTML.
 
     The cell that installs the kit is left out, and so is the code of what shows committed results.
 
@@ -126,23 +128,12 @@ def interactive(notebook: Path, depth: int = 1) -> str:
     for each in tags:
         each += ["remove-input"] if "evidence" in each else []
     figures_as_html(content, f"{'../' * depth}_static/{SCRIPT}")
-    for output in (o for cell in content["cells"] for o in cell.get("outputs", [])):
-        if "text/markdown" in output.get("data", {}):
-            text = "".join(output["data"]["text/markdown"])
-            linked = re.sub(r"\((?:\./)?([\w-]+)\.ipynb([) ])", r"(\1.html\2", text)
-            output["data"]["text/markdown"] = linked
     return json.dumps(content)
 
 
 def _put(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
-
-
-def _linked_files(text: str, folder: Path) -> Iterator[Path]:
-    for link, picture in LINK.findall(text):
-        if (folder / (link or picture)).is_file():
-            yield (folder / (link or picture)).resolve()
 
 
 def _references(folder: Path, package: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from gqc_lab.claims.render import say
 from gqc_lab.claims.rules import Claim, Comparison, Part
 from gqc_lab.claims.verdicts import Verdict
 from gqc_lab.errors import BadInput
+from gqc_lab.stats.analysis import power_law, summarize
 
 PAPER = Path(__file__).parents[3] / "paper"
 VALUE = Part(name="x", batch="b", value="v", side="<", bound=1.0, unit="nat")
@@ -36,6 +37,7 @@ def effect(mean, low, high, status="holds"):
         (RATIO, (0.8, 0.75, 0.86), "20.0 % lower [-25.0 %, -14.0 %]"),
         (RATIO, (2.5, 2, 3), "2.5 times as large [2, 3]"),
         (RATIO, (1.0, 0.9999, 1.0001), "unchanged [-0.01 %, +0.01 %]"),
+        (RATIO, (1.0, 0.99998, 1.00002), "unchanged"),
     ],
 )
 def test_an_effect_is_said_with_its_direction(part, measured, said):
@@ -116,3 +118,37 @@ def test_the_answer_on_noise_scales_is_that_of_its_results():
     published = measured[measured["measurement"] == "published"].groupby("dimension")["measured"]
     assert (published.max() / published.min()).max() < 2
     assert published.mean().max() > 50 * published.mean().min()
+    said = read_answers(PAPER)["03_noise_scale"]["answer"]
+    assert f"{holds.sum()} of {len(ours)} streams" in said.replace("\n", " ")
+
+
+def test_what_answers_say_of_figures_holds():
+    """Words that no part of a claim decides: they are of the frames that the figures show."""
+    frames = {name: frozen.results for name, frozen in load_frozen(PAPER / "results").items()}
+    batches = frames["02_all_wrappers"].query("method == 'gnts'")["mean_logical_batch_examples"]
+    *others, most = sorted(batches)
+    assert most > 2 * max(others)
+
+    change = summarize(frames["10_upgd_continual"], ["stream", "method"], "accuracy_change")
+    assert (change.query("method == 'adamw'")["high"] < 0).all()
+    assert (change.query("method == 'sgd'")["high"] > 0).all()
+
+    accuracy = summarize(frames["11_upgd_vgs"], ["stream", "method"], "online_accuracy")
+    accuracy = accuracy.set_index(["stream", "method"])
+    both, plain = (("label_permuted", m) for m in ("upgd, adaptive noise, VGS", "upgd"))
+    assert accuracy.loc[both, "high"] < accuracy.loc[plain, "low"]
+
+    explosion = frames["12_upt_explosion"]
+    assert (explosion.query("variant == 'no norms, lr 0.1'")["num_not_finite"] > 0).all()
+    drawn = explosion.query("variant in ['as published', 'no norms', 'lr 0.1']")
+    large = drawn["max_grad_norm"] > 100
+    assert (large == ((drawn["variant"] == "lr 0.1") & (drawn["inverse_weight"] == 50))).all()
+    published = explosion.query("variant == 'as published' and inverse_weight <= 0.5")
+    norms = published.groupby("seed")["max_grad_norm"].agg(["min", "max"])
+    assert (norms["max"] < 1.05 * norms["min"]).all()  # "is the same up to a weight of 0.5"
+
+    runs = frames["19_scaling_fit"].query("kind == 'run'")
+    losses = runs.pivot_table(index="tokens", columns="method", values="val_loss")
+    assert (losses["gnts"] > losses["adamw"]).all()
+    fits = [power_law(r["tokens"], r["val_loss"]) for _, r in runs.groupby(["method", "seed"])]
+    assert max(fit.exponent for fit in fits) < 0.35

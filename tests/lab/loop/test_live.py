@@ -320,11 +320,15 @@ def test_vgs_settings_act_on_the_wrapper():
 
 
 LOOP = """
-import sys, time, torch
+import random, sys, time
+import numpy as np
+import torch
 from torch.utils.data import DataLoader, TensorDataset
 from gqc_lab import Live
 
 torch.manual_seed(0)
+np.random.seed(0)
+random.seed(0)
 model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Dropout(0.3), torch.nn.Linear(4, 1))
 optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
 loader = DataLoader(TensorDataset(torch.randn(80, 3), torch.ones(80, 1)), 4, shuffle=True)
@@ -334,6 +338,7 @@ live.resume()
 print("ready", flush=True)
 for epoch in range(live.epoch, 3):
     for x, y in live(loader):
+        x = x + 0.1 * np.random.normal() + 0.1 * random.random()
         loss = (model(x) - y).square().mean()
         optimizer.zero_grad(); loss.backward(); optimizer.step()
         live.log(loss=loss)
