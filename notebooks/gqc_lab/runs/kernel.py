@@ -30,6 +30,7 @@ from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
+from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.channels import AsyncZMQSocketChannel
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
@@ -286,6 +287,10 @@ class _QuickChannel(AsyncZMQSocketChannel):
         return await super().get_msg(timeout and timeout / 10)
 
 
+class _QuickClient(AsyncKernelClient):
+    iopub_channel_class: Any = _QuickChannel
+
+
 def manager_class(
     folder: Path,
     sockets: Path,
@@ -314,6 +319,8 @@ def manager_class(
         env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
 
     class Manager(AsyncKernelManager):
+        client_factory: Any = _QuickClient
+
         def __init__(self, **kwargs: Any) -> None:
             super().__init__(**kwargs)
             self.connection_file = str(sockets / "k.json")
@@ -324,11 +331,6 @@ def manager_class(
             provisioner.output = folder / "kernel.log"
             provisioner.on_start = on_start
             self.provisioner = provisioner
-
-        def client(self, **kwargs: Any) -> Any:
-            client = super().client(**kwargs)
-            client.iopub_channel_class = _QuickChannel
-            return client
 
         async def _async_interrupt_kernel(self) -> None:
             """Send none: a kernel that gets one just as it is told to end may not hear that."""
