@@ -24,7 +24,7 @@ class Loaded(Runs):
     """What `runs.load` returns, without a store on disk."""
 
     def __init__(self, parts, results, tmp_path):
-        super().__init__(Store(tmp_path), pd.DataFrame(results), {})
+        super().__init__(Store(tmp_path), results, list(pd.DataFrame(results).columns), {})
         self.history = pd.concat(parts, ignore_index=True)
 
 
