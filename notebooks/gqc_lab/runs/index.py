@@ -1,4 +1,4 @@
-"""What listings need of each run of a store; of a large store kept in ``index.json``.
+"""What listings need of each run of a store; of a large store kept in the file ``index``.
 
 The index is believed as long as no file that counts has another size, time or inode than when the
 run was read, and made again where it is missing, damaged or of another version.
@@ -18,7 +18,7 @@ from typing import Any
 
 from gqc_lab.runs.store import RECORD, RESULT, CorruptRun, Store
 
-INDEX = "index.json"
+INDEX = "index"  # a checksum, then JSON
 _FEW = 200  # runs, which are read as quickly without an index
 _VERSION = 2
 
