@@ -137,12 +137,12 @@ class Window:
         """:func:`total_norm` of all gradients, whose kinds are looked at once a window."""
         if len(tensors) < len(self.params):
             return total_norm(tensors)
-        if self._norm is None:
-            self._norm = norm_of_such(tensors)
+        self._norm = self._norm or norm_of_such(tensors)
         try:
             return self._norm(tensors)
-        except RuntimeError:  # the model has changed its dtype since
-            return total_norm(tensors)
+        except RuntimeError:  # the model has changed its dtype since: another plan, kept as well
+            self._norm = norm_of_such(tensors)
+            return self._norm(tensors)
 
     def check_reduced(self) -> None:
         """Raises: RuntimeError: draws wait in FSDP2 until they are reduced, and cannot be had."""

@@ -191,9 +191,8 @@ def angles(
     if claimed is not None:
         levels[claimed] = f"claimed: below {claimed:g}°"
     for level, text in levels.items():
-        side = (
-            "bottom right" if level == 90 else "top right"
-        )  # the curves come from above and below
+        # where the curves are not, which come from above this level and from below the others
+        side = "bottom right" if level == 90 else "top right"
         figure.add_hline(level, line=LEVEL, annotation_text=text, annotation_position=side)
     figure.update_xaxes(title_text=LABELS.get(x, x))
     figure.update_yaxes(title_text="angle [degrees]", rangemode="tozero")
