@@ -107,7 +107,7 @@ class VarianceGradientScaler:
         self.logger = logger
         self._is_read = False  # were this step's gradients read?
         self._estimator: VarianceEstimator | None = None  # made when the first gradient is read
-        self._host: tuple[Settings, dict[str, float]] | None = None
+        self._host: dict[Settings, dict[str, float]]  # numbers of these statistics, once read
         self._next: tuple[Settings, Tensor] | None = None  # the factor for the next gradient
         self.reset_statistics()
 
@@ -226,7 +226,7 @@ class VarianceGradientScaler:
             estimator = self._settings.build(new.tensors)
             estimator.carry(self._estimator, new.positions_in(self._parameters))
             self._estimator = estimator
-        self._parameters, self._host, self._next = new, None, None
+        self._parameters, self._host, self._next = new, {}, None
 
     def follow(self, param_groups: list[dict[str, Any]]) -> None:
         """:meth:`update_parameters`, if the groups' parameters are others than before."""
@@ -237,7 +237,7 @@ class VarianceGradientScaler:
     def reset_statistics(self) -> None:
         """Forget all statistics; the warmup starts again."""
         self.step_count = 0
-        self._estimator = self._host = self._next = None
+        self._estimator, self._host, self._next = None, {}, None
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything, as tensors, plain numbers and lists of them; exact on a resume.
@@ -283,7 +283,7 @@ class VarianceGradientScaler:
         self._settings = settings
         self.reset_statistics()
         self.step_count = checkpoint.step_count if is_exact else 0
-        self._estimator = estimator
+        self._estimator, self._host = estimator, {}
         if not is_exact:
             warnings.warn(
                 checkpoint.migration_message(self.estimator), VGSMigrationWarning, stacklevel=2
@@ -310,8 +310,8 @@ class VarianceGradientScaler:
 
     def _factor(self, estimator: VarianceEstimator, factors: list[Tensor] | None) -> float:
         """On the host, where a reading of this update may have brought it already."""
-        if self._host is not None and self._host[0] is self._settings:
-            return self._host[1]["factor"]
+        if (read := self._host.get(self._settings)) is not None:
+            return read["factor"]
         if self._next is not None and self._next[0] is self._settings:
             return self._next[1].item()
         return mean_factor(estimator, self._parameters, self._settings, factors).item()
@@ -323,10 +323,9 @@ class VarianceGradientScaler:
         if self._estimator is None:
             self._estimator = self._settings.build(self._parameters.tensors)
         tracked = whole_gradient_statistics(grads) if self._settings.track_spatial else None
-        norm_sq = self._estimator.update(grads, factor)
-        self._host = None
-        if norm_sq is not None:
+        if (norm_sq := self._estimator.update(grads, factor)) is not None:
             self._estimator.averages.update_raw(norm_sq, tracked)
+        self._host = {}  # last, and a new one: another thread may be reading into the former
         if self.granularity == "global":  # here its few operations find the cache warm
             factor_now = mean_factor(self._estimator, self._parameters, self._settings, None)
             self._next = self._settings, factor_now
@@ -334,10 +333,10 @@ class VarianceGradientScaler:
     @torch.no_grad()
     def _read(self) -> dict[str, float]:
         """All numbers on the host: one sync for each update of the statistics."""
-        if self._host is None or self._host[0] is not self._settings:
-            numbers = readings(self._estimator, self._parameters, self._settings)
-            self._host = self._settings, numbers
-        return self._host[1]
+        host, settings = self._host, self._settings
+        if settings not in host:
+            host[settings] = readings(self._estimator, self._parameters, settings)
+        return host[settings]
 
     def _log(self) -> None:
         if hasattr(self.logger, "record"):

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vgs_reference import PublishedReference, clip_norm, feed, iid_noise, normal, percentile
 
 from gqc.scalers import VarianceGradientScaler
+from gqc.scalers import vgs as module
 
 RIGHT = ["elementwise", "sketch"]
 ALL = [*RIGHT, "spatial", "tensor_spatial", "tensor_mean", "mean_square"]
@@ -253,6 +254,35 @@ def test_a_logger_costs_no_second_sync(syncs):
         scaler.step()
         assert syncs.count - before == 1
     assert len(logged) == 5
+
+
+def test_numbers_that_another_thread_reads_during_an_update_are_not_kept(monkeypatch):
+    """A view that reads at the wrong moment must not change a record, nor the next factor."""
+    params, scaler = make(alpha=1.0, warmup_steps=0)
+    others, alone = make(alpha=1.0, warmup_steps=0)
+    first, second, third = steps(3)
+    feed(alone, others, [first, second])
+    expected = alone.metrics()
+
+    feed(scaler, params, [first])
+    real, averages = module.readings, scaler._estimator.averages
+
+    def slowly(*args):  # the training thread takes a step before these numbers arrive
+        monkeypatch.undo()
+        numbers = real(*args)
+        monkeypatch.setattr(averages, "update_raw", during)
+        feed(scaler, params, [second])
+        return numbers
+
+    def during(*args):  # and here it is within an update
+        monkeypatch.undo()
+        scaler.metrics()
+        averages.update_raw(*args)
+
+    monkeypatch.setattr(module, "readings", slowly)
+    assert scaler.metrics()["vgs/grad_norm_ema"] != expected["vgs/grad_norm_ema"]
+    assert scaler.metrics() == expected
+    assert feed(scaler, params, [third]) == feed(alone, others, [third])
 
 
 def test_the_sync_counter_counts(syncs):

@@ -108,12 +108,12 @@ class Gate:
             self._loop_thread = self._thread
             _running.add(self)
             self._thread.start()
-        self._tell()
 
     def _work(self) -> None:
         try:
             if self._cell is not None:
                 self._cell.enter()
+            self._tell()  # here: what it reads is this thread's from now on
             assert self._function is not None
             self._function()
             with self._news:
@@ -143,7 +143,9 @@ class Gate:
             self._news.notify_all()
         self.wait()
         with self._news:
-            if not self._is_inside and self.state in (READY, PAUSED, RUNNING):
+            if self._is_inside:  # a loop in a cell, which tells at its own end
+                return
+            if self.state in (READY, PAUSED, RUNNING):
                 self.state = STOPPED
         self._tell()
 

@@ -66,6 +66,20 @@ def until(condition):
         time.sleep(0.001)
 
 
+def test_while_a_thread_trains_nobody_else_reads_the_optimizer():
+    experiment, readers = Descent(length=5), []
+    go_on = threading.Event()
+    experiment.caught[3] = go_on.wait
+    experiment.sgd.statistics = lambda: readers.append(threading.current_thread()) or {}
+    runner = Live(experiment)
+    assert readers == [threading.current_thread()]  # nothing trains yet
+    runner.start()
+    go_on.set()
+    assert runner.wait(600)
+    assert len(readers) > 2
+    assert set(readers[1:]) == {runner._thread}
+
+
 def test_a_run_in_a_thread_is_the_run_in_the_foreground():
     foreground, background = Descent(), Descent()
     list(foreground)
