@@ -38,7 +38,8 @@ claims.show_evidence("14_curricula")
 # %% [markdown]
 # ## Run it yourself
 #
-# The rest of this notebook runs in seconds at the `smoke` scale. The committed results above are from
+# The rest of this notebook runs in seconds at the `smoke` scale. The committed results above are
+# from
 #
 # ```
 # gqc batch run notebooks/batches/14_curricula.yaml --jobs 2
