@@ -39,9 +39,12 @@ def refuse(wrapper: Any, *, overflow: bool) -> None:
         before = scaler.get_scale()
         window.expose()
         scaler.unscale_(wrapper.optimizer)
+        wrapper._is_skipping = True
         scaler.step(wrapper.optimizer)
+        wrapper._is_skipping = False
         scaler.update()
         window.rescale(scaler.get_scale() / before)
+        window.scale = None
     # With reduce_at_step ranks agree on windows, not on draws.
     is_whole = wrapper.reduce_at_step or window.num_deferred
     lost = window.clear() if is_whole else window.refuse()
@@ -68,7 +71,31 @@ def refuse_step(name: str) -> None:
     )
 
 
-def refuse_unscaled(scaler: Any, *optimizers: Optimizer) -> None:
+def check_scale(wrapper: Any) -> None:
+    """Raises: RuntimeError: a draw is not scaled, or not as the earlier ones of its window are.
+
+    The host waits only where somebody else has updated the scale in an open window.
+    """
+    scaler, window = wrapper.grad_scaler, wrapper._window
+    _refuse_unscaled(scaler, wrapper, wrapper.optimizer)
+    if (scale := scaler._scale) is None:
+        raise RuntimeError(
+            "grad_scaler= was given, but no loss has gone through its scale(), and the gradient "
+            "would be divided by it: scaler.scale(loss).backward()"
+        )
+    if window.num_draws == 0 or window.scale is None:
+        window.scale = scale.clone()
+    elif window.scale_count != scale._version and (before := float(window.scale)) != float(scale):
+        raise RuntimeError(
+            f"the scale of grad_scaler went from {before:g} to {float(scale):g} while "
+            f"{window.num_draws} draws wait for a step, by its update() or load_state_dict(): the "
+            "wrapper updates it itself, so give it a GradScaler of its own, and load that of the "
+            "checkpoint too; discard() drops the window"
+        )
+    window.scale_count = scale._version
+
+
+def _refuse_unscaled(scaler: Any, *optimizers: Optimizer) -> None:
     """Raises: RuntimeError: the loop has called ``unscale_`` since the last step."""
     for optimizer in optimizers:
         state = scaler._per_optimizer_states.get(id(optimizer))
