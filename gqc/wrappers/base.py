@@ -85,7 +85,7 @@ class OptimizerWrapper(WindowedOptimizer):
         self.min_draws, self.max_draws = options.check_draws(self, min_draws, max_draws)
         self.decide_every = check_count("decide_every", decide_every, 1)
         self.clip_norm, self.on_step, self.process_group = clip_norm, on_step, process_group
-        self.grad_scaler = overflow.enabled(grad_scaler)
+        self.grad_scaler = grad_scaler if grad_scaler and grad_scaler.is_enabled() else None
         options.check_ways(self, accumulate, clip_norm)
         check_inner(optimizer)
         super().__init__(optimizer, tunables or {})

@@ -8,14 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch.amp.grad_scaler import OptState
-from torch.optim import Optimizer
 
 from gqc.gradients import count_nonfinite
-
-
-def enabled(scaler: Any) -> Any:
-    """``scaler``; None where it is disabled, since its step() steps whatever the gradient is."""
-    return scaler if scaler is not None and scaler.is_enabled() else None
 
 
 def refuse(wrapper: Any, *, overflow: bool) -> None:
@@ -59,25 +53,21 @@ def refuse(wrapper: Any, *, overflow: bool) -> None:
         wrapper._end_window(stepped=False)
 
 
-def refuse_step(name: str) -> None:
-    """Raises: RuntimeError: always.  For ``GradScaler.step(wrapper)``, once a draw.
-
-    It would unscale earlier draws once more at each, and skip an overflow but leave it in the sum,
-    after which no step ever happens.
-    """
-    raise RuntimeError(
-        f"GradScaler.step({name}): unscale a window once, when it closes. Pass grad_scaler=scaler "
-        "to the wrapper and call wrapper.step() alone, without scaler.step() and scaler.update()"
-    )
-
-
 def check_scale(wrapper: Any) -> None:
-    """Raises: RuntimeError: a draw is not scaled, or not as the earlier ones of its window are.
+    """Raises: RuntimeError: a draw is unscaled, or not scaled as the earlier ones of its window.
 
     The host waits only where somebody else has updated the scale in an open window.
     """
     scaler, window = wrapper.grad_scaler, wrapper._window
-    _refuse_unscaled(scaler, wrapper, wrapper.optimizer)
+    for optimizer in (wrapper, wrapper.optimizer):
+        state = scaler._per_optimizer_states.get(id(optimizer))
+        if state is not None and state["stage"] is not OptState.READY:
+            raise RuntimeError(
+                f"GradScaler.unscale_({type(optimizer).__name__}) before the draw: the wrapper "
+                "does that when a window closes, and would divide by the scale twice. Remove "
+                "the call; what needs unscaled gradients, such as clipping, belongs in the "
+                "wrapped optimizer, wrapper.optimizer (gqc.clipping.clip_before_step)"
+            )
     if (scale := scaler._scale) is None:
         raise RuntimeError(
             "grad_scaler= was given, but no loss has gone through its scale(), and the gradient "
@@ -93,16 +83,3 @@ def check_scale(wrapper: Any) -> None:
             "checkpoint too; discard() drops the window"
         )
     window.scale_count = scale._version
-
-
-def _refuse_unscaled(scaler: Any, *optimizers: Optimizer) -> None:
-    """Raises: RuntimeError: the loop has called ``unscale_`` since the last step."""
-    for optimizer in optimizers:
-        state = scaler._per_optimizer_states.get(id(optimizer))
-        if state is not None and state["stage"] is not OptState.READY:
-            raise RuntimeError(
-                f"GradScaler.unscale_({type(optimizer).__name__}) before the draw: the wrapper "
-                "does that when a window closes, and would divide by the scale twice. Remove "
-                "the call; what needs unscaled gradients, such as clipping, belongs in the "
-                "wrapped optimizer, wrapper.optimizer (gqc.clipping.clip_before_step)"
-            )

@@ -79,7 +79,9 @@ class GradientWatch:
 
         hook.is_watch = True  # type: ignore[attr-defined]
         new, self._is_plain = params[len(self.params) :], not is_sharded(params)
-        self._handles += [_add(param, hook) for param in new if _can_have_grad(param)]
+        for param in new:
+            if param.is_leaf and (param.is_floating_point() or param.is_complex()):
+                self._handles.append(_add(param, hook))
         self.versions = [*self.versions, *self.versions_of([p.grad for p in new])]
         self.has_arrived |= any(p.grad is not None for p in new)  # unseen, where it was added late
         self.params = params
@@ -159,10 +161,6 @@ class GradientWatch:
 
 def _at_the_end(call: Any) -> None:
     Variable._execution_engine.queue_callback(call)
-
-
-def _can_have_grad(param: Tensor) -> bool:
-    return param.is_leaf and (param.is_floating_point() or param.is_complex())
 
 
 def _add(param: Tensor, hook: Any) -> Any:

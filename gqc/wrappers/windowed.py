@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from gqc.checks import untraced
 from gqc.gradients import count_nonfinite, is_sharded, shard
 from gqc.ranks import LOOKS, Ranks, is_on, ranks_of
-from gqc.wrappers import overflow, report, saved
+from gqc.wrappers import report, saved
 from gqc.wrappers.delegate import DelegatingOptimizer
 from gqc.wrappers.grad_window import GradWindow
 from gqc.wrappers.watch import CLEARED
@@ -104,9 +104,17 @@ class WindowedOptimizer(DelegatingOptimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Read by ``GradScaler.step(optimizer)``: where to refuse it."""
+        """Read by ``GradScaler.step(optimizer)``: where to refuse it.
+
+        Once a draw it would unscale earlier draws once more at each, and skip an overflow but leave
+        it in the sum, after which no step ever happens.
+        """
         if not self._is_wrapped:
-            overflow.refuse_step(type(self).__name__)
+            raise RuntimeError(
+                f"GradScaler.step({type(self).__name__}): unscale a window once, when it closes. "
+                "Pass grad_scaler=scaler to the wrapper and call wrapper.step() alone, without "
+                "scaler.step() and scaler.update()"
+            )
         return False  # an outer wrapper passes a closed window on
 
     def statistics(self) -> dict[str, Any]:
