@@ -161,11 +161,8 @@ class Experiment(Iterator[dict[str, Any]]):
         if self.is_evaluation_due():
             record.update(self.evaluate())
         record["changes"] = json.dumps(changes) if changes else None
-        self._append(record)
-        return record
-
-    def _append(self, record: dict[str, Any]) -> None:
         append(self._columns, record)
+        return record
 
     def _check_whole(self) -> None:
         if self._is_inside:

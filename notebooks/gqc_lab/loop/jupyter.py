@@ -8,6 +8,7 @@ between two batches.  It uses internals of ipykernel 6.29 to 7.4; with others it
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 import threading
 import time
@@ -17,7 +18,6 @@ from typing import Any
 _MESSAGES = {"comm_open", "comm_msg", "comm_close"}
 _QUESTIONS = {"comm_info_request", "kernel_info_request"}  #: of a page that is loaded again
 PUMP_SECONDS = 0.02  #: between two looks for messages, each of which costs 5 to 40 us
-_AHEAD = "_gqc_ahead"  #: attribute of a kernel
 
 
 def current_cell() -> Cell | None:
@@ -55,10 +55,7 @@ class Cell:
         self.can_pump = "google.colab" not in sys.modules and all(
             hasattr(self._kernel, name) for name in ("comm_manager", *needed)
         )
-        self._ahead: dict[str, Any] = {}
-        is_main = threading.current_thread() is threading.main_thread()
-        if self.can_pump and self._is_seven and is_main:
-            self._ahead = getattr(self._kernel, _AHEAD, None) or _overhear(self._kernel)
+        self._ahead = _overhear(self._kernel) if self.can_pump and self._is_seven else {}
 
     def enter(self) -> None:
         """Send what this thread prints to the cell, and not to whichever one is running."""
@@ -90,8 +87,8 @@ class Cell:
 
         manager = self._kernel.shell_channel_thread.manager
         self._replies = manager.get_subshell_to_shell_channel_socket(None)
-        for name in list(self._ahead):
-            frames, self._ahead[name] = self._ahead[name], None
+        for name, frames in list(self._ahead.items()):
+            self._ahead[name] = None
             if frames is not None:
                 self._handle(frames)
         socket = manager.get_shell_channel_to_subshell_pair(None).to_socket
@@ -142,6 +139,7 @@ def _header(kernel: Any, frames: list[Any]) -> dict[str, Any]:
     return header
 
 
+@functools.cache
 def _overhear(kernel: Any) -> dict[str, Any]:
     """Keep the widget messages that ipykernel 7 has read and not yet handled, by their ids.
 
@@ -164,5 +162,4 @@ def _overhear(kernel: Any) -> dict[str, Any]:
 
     stream.on_recv(hear, copy=False)
     kernel.should_handle = is_left
-    setattr(kernel, _AHEAD, ahead)
     return ahead

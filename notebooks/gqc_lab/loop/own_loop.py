@@ -192,12 +192,12 @@ class Loop(Experiment):
 
     @property
     def _columns(self) -> dict[str, list[Any]]:
-        # What has ended is taken in when somebody looks: in a batch, each column costs as much as
-        # all else here, since training has driven it from the processor's cache.
+        # Taken in when somebody looks: after training, touching a column misses the cache.
         with self._lock:
             while self._ended:
                 record = self._ended.popleft()
-                append(self._taken, {name: _number(value) for name, value in record.items()})
+                values = {n: v.item() if isinstance(v, Tensor) else v for n, v in record.items()}
+                append(self._taken, values)
             return self._taken
 
     @_columns.setter
@@ -237,7 +237,7 @@ class Loop(Experiment):
         with self._lock:
             for name, value in kept.items():
                 column = self._columns.setdefault(name, [None] * self.microbatch)
-                column[-1] = _number(value)
+                column[-1] = value.item() if isinstance(value, Tensor) else value
 
     def state_dict(self, start: int = 0) -> dict[str, Any]:
         place = {"epoch": self.epoch, "position": self.position, "start": self._start}
@@ -328,10 +328,6 @@ def _sort_state(
     return parts, generators
 
 
-def _number(value: Any) -> Any:
-    return value.item() if isinstance(value, Tensor) else value
-
-
 def _kept(name: str, value: Any) -> Any:
     if value is None or isinstance(value, _PLAIN):
         return value
@@ -340,6 +336,6 @@ def _kept(name: str, value: Any) -> Any:
         return value.item() if value.is_cpu else value.detach().clone()
     if getattr(value, "size", 0) == 1 and hasattr(value, "item"):
         return value.item()
-    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
-    kind = f"{type(value).__name__}{shape}"
+    kind = type(value).__name__
+    kind += f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
     raise TypeError(f"log({name}=...): expected a number or a tensor of one element, got {kind}")

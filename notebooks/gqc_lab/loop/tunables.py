@@ -73,15 +73,9 @@ class Tunables:
                 for key, value in group.items():
                     self._find(prefix, _Place(optimizer, key, number, None), value)
             self._hooks += [
-                optimizer.register_step_pre_hook(
-                    lambda o, *_: self._scale(o) if self.edited else None
-                ),
-                optimizer.register_step_post_hook(
-                    lambda *_: self.restore() if self._before else None
-                ),
+                optimizer.register_step_pre_hook(lambda o, *_: self._scale(o)),
+                optimizer.register_step_post_hook(lambda *_: self.restore()),
             ]
-        numbers = ((p.optimizer, p.first, p.key) for p in self._places.values())
-        self._numbers = list(dict.fromkeys(numbers))  # that `values` looks at
 
     def _find(self, prefix: str, place: _Place, value: Any) -> None:
         key = place.key
@@ -112,7 +106,7 @@ class Tunables:
 
     def values(self) -> dict[str, float]:
         """Return what the optimizer would step with now, in the first group that has it."""
-        seen = [o.param_groups[first][key] for o, first, key in self._numbers]
+        seen = [p.optimizer.param_groups[p.first][p.key] for p in self._places.values()]
         if seen != self._seen or self.edited or torch.Tensor in map(type, seen):
             groups = {n: p.optimizer.param_groups[p.first] for n, p in self._places.items()}
             self._values = {name: self._value(name, 0, group) for name, group in groups.items()}
