@@ -44,7 +44,6 @@ class Controls(Mapping[str, Any]):
         if check_together is not None:
             check_together(self._values)
         self.applied: dict[str, Any] = dict(self._values)
-        self._settled: Any = None  # `_values` that are known to equal `applied`
         self.changes: list[Change] = []
         self.planned: dict[int, dict[str, Any]] = {}
 
@@ -129,11 +128,8 @@ class Controls(Mapping[str, Any]):
 
     def advance(self, number: int) -> dict[str, Any]:
         """Apply what was set or planned for microbatch ``number``, record it, and return it."""
-        if (values := self._values) is self._settled and not self.planned:
-            return {}  # nearly every microbatch
         planned = self.planned.pop(number, {})
-        if not planned and values == self.applied:
-            self._settled = values
+        if not planned and self._values == self.applied:
             return {}
         self.update(planned)
         changes = {**self.apply(), **{name: self[name] for name in planned}}
