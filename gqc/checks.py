@@ -31,10 +31,10 @@ def is_count(value: Any, least: int = 0) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
-def check_count(name: str, value: int, least: int, hint: str = "") -> int:
+def check_count(name: str, value: int, least: int) -> int:
     """Return ``value`` as an int; raise ValueError unless it is an integer >= ``least``."""
     if not is_count(value, least):
-        raise ValueError(f"{name}={value!r}: expected an integer >= {least}{hint}")
+        raise ValueError(f"{name}={value!r}: expected an integer >= {least}")
     return int(value)
 
 
