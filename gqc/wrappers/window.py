@@ -209,9 +209,12 @@ class Window:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds; sums are clones, by parameter index, sharded as they are."""
-        sums = enumerate(self._sums if self.num_draws else [])
+        own = {key: getattr(self, key) for key in SAVED}
+        if self._staged:  # in progress, or ended by an interrupt: no draw yet
+            own.update(zip(SAVED, self._before, strict=False))
+        sums = enumerate(self._sums if own["num_draws"] else [])
         return {
-            **{key: getattr(self, key) for key in SAVED},
+            **own,
             "draw_norms": list(self.draw_norms),
             "scale": None if self.scale is None else float(self.scale),
             "metric_sum": None if self.metric_sum is None else float(self.metric_sum),

@@ -872,6 +872,9 @@ def test_an_error_in_mid_draw_leaves_count_and_sum_together(accumulate, monkeypa
     with pytest.raises(KeyboardInterrupt):
         draw(wrapper, x, 10.0)
     monkeypatch.undo()
+    (saved,) = wrapper.state_dict()["wrappers"]
+    assert saved["num_draws"] == (2 if accumulate == "grad" else 1)
+    assert saved["pending"][0].item() == (12.0 if accumulate == "grad" else 2.0)
     assert draw(wrapper, x, 3.0) is (accumulate == "grad")  # in .grad it was added already
     if accumulate == "buffer":
         draw(wrapper, x, 4.0)
