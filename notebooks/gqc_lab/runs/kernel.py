@@ -1,7 +1,7 @@
 """Kernels of runs: forked from a process that has imported much, or started from scratch.
 
-A kernel that is started from scratch spends most of a short run importing.  The standard
-library's fork server imports pandas and, for runs that use it, torch once, runs nothing, and forks each kernel on
+A kernel that is started from scratch spends most of a short run importing.  The standard library's
+fork server imports pandas and, for runs that use it, torch, runs nothing, and forks each kernel on
 request.  papermill and nbclient drive both kinds through jupyter_client's own seam, a provisioner.
 Where forking is not safe (macOS, Windows) every kernel is started from scratch; always with this
 interpreter, whatever kernelspecs are installed.
