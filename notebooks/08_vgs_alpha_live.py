@@ -17,6 +17,10 @@
 # %% [markdown]
 # # What happens when you change alpha during a run?
 #
+# **The factor follows from the next step on, and here a smaller one only slows training down.**
+# With alpha at 0, 0.1 and 0.5 throughout, the mean factor is 1, 0.40 and 0.17, and the mean square
+# error of the values 1.09, 1.71 and 2.32 reward² (one seed of the short runs below).
+#
 # VGS multiplies each gradient by $f = 1/(1 + \alpha \min(V, V_\max))$, where $V$ is the variance of
 # the gradient over the steps so far. How strong should it be? A recorded $V$ shows at once which
 # factor any other $\alpha$ would have given. It cannot show what training would have become: that
@@ -141,8 +145,8 @@ if parts:
 # ## Answer
 #
 # For each alpha: the mean factor after the warmup that the record of the first run predicts, the
-# mean factor of its own run, the held-out loss, and the spread of the training loss (both over the
-# second half):
+# mean factor of its own run, the error of the values (mean of its last quarter of evaluations), and
+# the standard deviation of the training loss over the second half:
 
 # %%
 rows = []

@@ -38,7 +38,8 @@ claims.show_evidence("14_curricula")
 # %% [markdown]
 # ## Run it yourself
 #
-# The rest of this notebook runs in seconds at the `smoke` scale. Three seeds at laptop scale:
+# The rest of this notebook runs in seconds at the `smoke` scale. The committed results above are
+# from
 #
 # ```
 # gqc batch run notebooks/batches/14_curricula.yaml --jobs 2
@@ -169,7 +170,7 @@ for name, row in results.iterrows():
 # epoch. At a base weight of 0.001 the cap never binds at all. A run of five epochs never leaves a
 # warmup of fifteen, so it cannot test any of this.
 #
-# **Limits.** One seed; whether a bounded share helps is the question of notebook 13.
+# **Limits.** One seed here; whether a bounded share helps is the question of notebook 13.
 
 # %%
 saved = runs.save(history, results.reset_index(), data_hash=experiment.data_hash)

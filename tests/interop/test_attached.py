@@ -181,6 +181,18 @@ def test_mlflow_takes_the_numbers(tmp_path, monkeypatch):
     assert logged == pytest.approx(expected[-1])
 
 
+@pytest.mark.slow  # its threads write to a database
+def test_trackio_takes_the_numbers(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))  # read when it is imported
+    trackio = pytest.importorskip("trackio")
+    trackio.init(project="test", name="run", auto_log_cpu=False)
+    expected = record(trackio.log)
+    trackio.finish()
+    logged = trackio.SQLiteStorage.get_logs("test", "run")
+    pairs = zip(expected, logged, strict=True)
+    assert [{key: row[key] for key in numbers} for numbers, row in pairs] == expected
+
+
 def record(log):
     """Train with ``on_step=log``; what it got."""
     taken = []

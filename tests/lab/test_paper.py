@@ -157,8 +157,20 @@ def test_what_the_lab_page_says_of_the_flagship_holds():
     trials = pd.read_csv(annealing.TRIALS, comment="#").query("rung == '0.16M'")
     tried = trials.dropna(subset=["val_loss"]).groupby("arm").size()
     assert "has the best of 18" in page
-    assert set(tried) == {18}
-    assert len(tried) == 5
+    assert {tried[a] for a in ("adamw, constant", "adamw, cosine", "gnts, constant")} == {18}
+
+
+def test_what_is_said_of_the_tuning_of_the_further_arms_holds():
+    trials = pd.read_csv(annealing.TRIALS, comment="#").query("rung == '0.16M'")
+    tried = trials.dropna(subset=["val_loss"]).groupby("arm").size().to_dict()
+    assert tried.pop("gnts, cosine") == 30
+    assert len(tried) == 6
+    assert set(tried.values()) == {18}
+    values = ["lr", "start_norm", "end_norm", "final_accumulation", "growth_exponent"]
+    for _, runs in trials.dropna(subset=["val_loss"]).groupby("arm"):
+        best = runs.loc[runs["val_loss"].idxmin(), values].dropna()
+        for name, value in best.items():
+            assert runs[name].min() < value < runs[name].max()
 
 
 def test_the_margin_of_a_trade_is_twice_the_spread_between_seeds():

@@ -62,6 +62,21 @@ def test_no_function_is_longer_than_ten_lines(path):
     assert [f.name for f in functions if f.end_lineno - f.lineno >= 10] == []
 
 
+NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?")
+
+
+@pytest.mark.parametrize("name", ["07_norm_schedule_live", "08_vgs_alpha_live"])
+def test_an_answer_that_no_claim_fills_in_has_the_numbers_of_the_saved_outputs(name):
+    cells = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4).cells
+    [answer] = re.findall(r"^\*\*.*?(?=\n\n)", cells[0].source, re.DOTALL | re.MULTILINE)[:1]
+    outputs = [o for cell in cells if cell.cell_type == "code" for o in cell.outputs]
+    texts = [o.get("text") or o.get("data", {}).get("text/plain", "") for o in outputs]
+    saved = {float(n) for n in NUMBER.findall("\n".join(texts))}
+    told = [float(n) for n in NUMBER.findall(answer)]
+    assert len(told) >= 5
+    assert [n for n in told if n not in saved] == []
+
+
 @every_notebook
 def test_the_first_cell_is_the_one_that_installs_the_kit(path):
     cell = code_cells(path)[0]
