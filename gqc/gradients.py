@@ -12,6 +12,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
+from sys import getrefcount
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -21,7 +22,8 @@ from torch._utils import _flatten_dense_tensors
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-_dtype = attrgetter("dtype")
+_dtype, _is_graph = map(attrgetter, ("dtype", "requires_grad"))
+ALONE = max(map(getrefcount, [object()]))  # of what is in one list only
 T = TypeVar("T", bound=Tensor | None)
 HALF = frozenset((torch.float16, torch.bfloat16))
 
@@ -56,6 +58,31 @@ def dense(grads: Sequence[Tensor | None]) -> list[Tensor]:
             "dense one (build the embedding with sparse=False)"
         )
     return present
+
+
+def own(grads: list[Any], is_made: bool) -> list[Any]:
+    """Gradients that were taken out of ``.grad``, for keeps and in float32 or wider.
+
+    Each is itself, unless it is cast or may get other values later on: it was made by hand,
+    somebody else holds it too, or it is a view, as into DDP's buckets.  Then it is copied.
+
+    Args:
+        grads: in this list only, one or None a parameter.
+        is_made: did a backward make them all?
+    """
+    counts = [*map(getrefcount, grads)]  # None's is large
+    if is_made and max(counts, default=0) <= ALONE and not is_sharded(grads):
+        is_apart = not (any(map(_is_graph, grads)) or any(map(Tensor._is_view, grads)))
+        if is_apart and HALF.isdisjoint(map(_dtype, grads)):
+            return grads
+    kept = [*grads]
+    for i, (grad, count) in enumerate(zip(kept, counts, strict=True)):
+        if grad is not None and grad.dtype in HALF:
+            kept[i] = grad.detach().float()
+        elif grad is not None:
+            is_alone = is_made and count <= ALONE and not grad.requires_grad
+            kept[i] = grad if is_alone and not shard(grad)._is_view() else grad.detach().clone()
+    return kept
 
 
 def is_sharded(tensors: Iterable[Tensor | None]) -> bool:

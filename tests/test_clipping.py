@@ -287,7 +287,7 @@ def test_with_a_grad_scaler_the_wrapped_optimizer_clips_unscaled_gradients():
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     wrapper = gqc.OptimizerWrapperSBC(sgd_groups(params), 1, 3, grad_scaler=scaler)
     clip_before_step(wrapper.optimizer, 0.3)
-    feed(wrapper, params, [[1024 * g for g in d] for d in DRAWS[:3]])
+    feed(wrapper, params, [[scaler.scale(g) for g in d] for d in DRAWS[:3]])
     mean = [sum(d[i] for d in DRAWS[:3]) / 3 for i in range(3)]
     assert_stepped(params, start, [clipped(mean, 0.3)])
 

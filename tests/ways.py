@@ -110,6 +110,7 @@ def gradient_to_figure() -> Way:
     import torch
 
     from gqc_lab import figures, track
+    from gqc_lab.loop import experiment as loop
     from gqc_lab.studies import pretraining
 
     way = Way()
@@ -118,7 +119,7 @@ def gradient_to_figure() -> Way:
     with (
         before(torch.Tensor, "backward", way.start),
         before(experiment, "evaluate", way.stop),
-        after(experiment, "_append", way.stop),
+        after(loop, "append", way.stop),
     ):
         for _ in track(experiment):
             pass

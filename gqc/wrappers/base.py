@@ -25,13 +25,8 @@ from gqc.gradients import collect, is_sharded, total_norm
 from gqc.ranks import ALONE, compare, is_on, weigh
 from gqc.wrappers import options, overflow, saved
 from gqc.wrappers.report import ClosedWindow
+from gqc.wrappers.watch import CHANGED_DRAW
 from gqc.wrappers.windowed import WindowedOptimizer, check_inner
-
-CHANGED_DRAW = (
-    "gradients were changed in place between backward() and step(), as by clip_grad_norm_: {} "
-    "decides by the norms of what that left. To clip what the optimizer steps with pass "
-    "clip_norm= to the wrapper (this warning comes once)"
-)
 
 
 class OptimizerWrapper(WindowedOptimizer):
@@ -90,7 +85,7 @@ class OptimizerWrapper(WindowedOptimizer):
         self.min_draws, self.max_draws = options.check_draws(self, min_draws, max_draws)
         self.decide_every = options.whole("decide_every", decide_every, 1)
         self.clip_norm, self.on_step, self.process_group = clip_norm, on_step, process_group
-        self.grad_scaler = overflow.enabled(grad_scaler)
+        self.grad_scaler = grad_scaler if grad_scaler and grad_scaler.is_enabled() else None
         options.check_ways(self, accumulate, clip_norm)
         check_inner(optimizer)
         super().__init__(optimizer, tunables or {})
@@ -233,8 +228,9 @@ class OptimizerWrapper(WindowedOptimizer):
         if self.num_draws == 0:
             return False
         self._window.follow(self._params())
-        self._window.check_reduced()
         self._window.check()
+        if self.grad_scaler is not None:
+            overflow.check_scale(self)
         return self._close(forced=False)
 
     def _decides(self, num_draws: int | None = None) -> bool:
@@ -258,7 +254,7 @@ class OptimizerWrapper(WindowedOptimizer):
         """Add ``.grad`` to the window; False where the draw was refused."""
         self.before_draw()
         if self.grad_scaler is not None:
-            overflow.refuse_unscaled(self.grad_scaler, self, self.optimizer)
+            overflow.check_scale(self)
         window, norms = self._window, {}
         window.follow(self._params())
         share, unit = weigh(self, weight)
@@ -313,8 +309,12 @@ class OptimizerWrapper(WindowedOptimizer):
         if self._has_first_state:  # made as if nobody had asked for it before
             self.innermost.state.clear()
             self._has_first_state = False
-        window.close()
-        stepped, is_clipped = self._hand_on()
+        try:
+            window.close()
+            stepped, is_clipped = self._hand_on()
+        except BaseException:  # of a hook, or an interrupt: no later window may hold this mean
+            self.discard()
+            raise
         self._counts["steps"] += stepped
         self._counts["num_forced"] += forced and stepped
         self._counts["num_clipped"] += is_clipped

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -30,6 +31,16 @@ def _of_the_wrapped(name: str) -> Any:
         lambda self: getattr(self.optimizer, name),
         lambda self, value: setattr(self.optimizer, name, value),
     )
+
+
+def _of_all_groups(name: str) -> Any:
+    """A tunable as an attribute: the value that decides; set, it is that of all groups."""
+
+    def write(self: Any, value: Any) -> None:
+        for group in self.param_groups:
+            group[name] = value
+
+    return property(lambda self: self.tunable(name), write)
 
 
 class DelegatingOptimizer(Optimizer):
@@ -55,6 +66,8 @@ class DelegatingOptimizer(Optimizer):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.__signature__ = options.spell_out(cls)  # type: ignore[attr-defined]
+        for name in vars(cls).get("strictest", ()):
+            setattr(cls, name, _of_all_groups(name))
 
     def __init__(self, optimizer: Optimizer, tunables: Mapping[str, float]) -> None:
         check_optimizer(optimizer)
@@ -64,7 +77,7 @@ class DelegatingOptimizer(Optimizer):
         optimizer.defaults.update(tunables)  # so that the wrapped add_param_group fills them in
         for group in optimizer.param_groups:
             group.update({k: v for k, v in tunables.items() if k not in group})
-        optimizer.register_load_state_dict_post_hook(_fill_in_defaults)
+        self._hook_wrapped()
         # Optimizer.__init__ would make a second set of groups; this makes its hook tables only.
         super().__setstate__({})
 
@@ -140,7 +153,7 @@ class DelegatingOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         saved = state.pop("_saved")
         super().__setstate__(state)
-        self.optimizer.register_load_state_dict_post_hook(_fill_in_defaults)
+        self._hook_wrapped()
         self._restore(saved)
 
     def __repr__(self) -> str:
@@ -154,6 +167,17 @@ class DelegatingOptimizer(Optimizer):
         while isinstance(inner, DelegatingOptimizer):
             inner = inner.optimizer
         return inner
+
+    def _hook_wrapped(self) -> None:
+        """Register with the wrapped optimizer, whose hooks are not copied with it."""
+        self.optimizer.register_load_state_dict_post_hook(_fill_in_defaults)
+        wrapper: Any = weakref.ref(self)  # the optimizer may outlive it
+
+        def refuse(*_: Any) -> None:
+            if (alive := wrapper()) is not None:
+                alive._refuse_to_step_wrapped()
+
+        self.optimizer.register_step_pre_hook(refuse)
 
     def _params(self) -> list[Tensor]:
         groups = self.optimizer.param_groups
@@ -223,7 +247,7 @@ class DelegatingOptimizer(Optimizer):
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
-    """Raises: TypeError: ``optimizer`` cannot be wrapped."""
+    """Raises: TypeError, ValueError: ``optimizer`` cannot be wrapped."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"optimizer is a {type(optimizer).__name__}: expected a torch.optim.Optimizer"
@@ -237,6 +261,12 @@ def check_optimizer(optimizer: Optimizer) -> None:
         raise TypeError(
             f"{type(optimizer).__name__} skips torch.optim.Optimizer.__init__ and lacks its hooks: "
             "wrap the optimizer that it was made of"
+        )
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    if len(set(params)) < len(params):
+        raise ValueError(
+            f"{len(params)} parameters, of which {len(set(params))} are different ones: expected "
+            "each once, since it would be summed and stepped twice"
         )
 
 

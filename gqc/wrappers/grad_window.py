@@ -6,7 +6,6 @@ No memory, but nobody else may touch it: see :class:`gqc.wrappers.watch.Gradient
 from __future__ import annotations
 
 from operator import is_
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +44,7 @@ class GradWindow(Window):
 
     def open(self) -> None:
         super().open()
-        self._versions: list[Any] = []  # of .grad at the last draw
+        self.watch.sums = []
 
     def check_unit(self, own: float, unit: float, ranks: float) -> None:
         """Raises: ValueError: a mean loss of another weight than the earlier ones."""
@@ -58,27 +57,23 @@ class GradWindow(Window):
             raise RuntimeError(CHANGED)
         if not watch.take(self.params):
             raise RuntimeError(NO_BACKWARD)
-        self._sums, self._versions = grads, watch.versions
+        self._sums, watch.sums = grads, watch.versions
 
     def merge(self) -> None:
         """Autograd has added the draw already."""
 
     commit = _normalise = merge  # all draws of all ranks have one unit here
 
-    def totals(self) -> list[Tensor]:
-        """The tensors of :math:`A_n / u`, with the draw in progress."""
-        return [s for s in self._sums if s is not None]
-
     def _replace(self, sums: dict[Tensor, Tensor]) -> None:
         """Take ``sums`` for :math:`A_n / u`."""
         for param, total in sums.items():
             param.grad = total
         self._sums = [p.grad for p in self.params]
-        self._versions = self.watch.versions_of(self._sums)
+        self.watch.sums = self.watch.versions_of(self._sums)
 
     def has_new(self) -> bool:
         """Has a gradient come since the last draw, or has another hand changed the sum?"""
-        now, known = self.watch.versions_of([p.grad for p in self.params]), self._versions
+        now, known = self.watch.versions_of([p.grad for p in self.params]), self.watch.sums
         return now[: len(known)] != known or any(v is not None for v in now[len(known) :])
 
     def check(self) -> None:
@@ -86,11 +81,12 @@ class GradWindow(Window):
 
         Raises: RuntimeError: it was cleared, replaced, or changed in place.
         """
+        self.check_reduced()
         if self.num_draws:
             self._are_kept([p.grad for p in self.params])
             if self.has_new():
                 raise RuntimeError(
-                    ".grad was changed in place since the last draw, by "
+                    ".grad was changed in place since the last draw, by clipping, by "
                     "zero_grad(set_to_none=False) or by a backward() without its step(): discard() "
                     "drops the window"
                 )

@@ -9,9 +9,10 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, TypedDict
 
+from torch import Tensor
 from torch.amp import GradScaler
 
 from gqc.checks import one_of
@@ -30,8 +31,9 @@ class WindowOptions(TypedDict, total=False):
         decide_every: decide at n = ``min_draws`` and at every so many draws after it.
         accumulate: ``"buffer"`` takes each gradient out of ``.grad`` and sums in float32 apart:
             one more gradient in memory; a bad draw is dropped alone; clearing or clipping ``.grad``
-            acts on the draw in progress alone.  The tensors that it finds there become its own:
-            clone what you keep.  ``"grad"`` sums in ``.grad`` itself, which nobody else may touch:
+            acts on the draw in progress alone.  The tensors that it finds there become its own,
+            unless somebody holds them; clone what you keep through ``.data``, ``detach()`` or
+            numpy.  ``"grad"`` sums in ``.grad`` itself, which nobody else may touch:
             clearing it in an open window, changing it in place after ``backward`` and gradients
             that ``backward`` did not make are errors (:mod:`gqc.wrappers.watch` says what cannot
             be seen), as is a sum of 16-bit gradients.
@@ -43,8 +45,8 @@ class WindowOptions(TypedDict, total=False):
         nonfinite: on NaN or inf ``"discard"`` the draw (with ``"grad"``: its window), ``"raise"``
             ``FloatingPointError``, or ``"ignore"`` (no check at all).
         grad_scaler: the ``torch.amp.GradScaler`` whose ``scale`` the losses go through.  The
-            wrapper calls its ``unscale_``, ``step`` and ``update``, once a window.  A disabled one
-            is as None.
+            wrapper calls its ``unscale_``, ``step`` and ``update``, once a window; a scale that
+            others change in an open window is an error.  A disabled one is as None.
         reduce_at_step: the loop leaves gradients local to each rank (``DDP.no_sync()``), and the
             wrapper averages them over the ranks once a step.  Only where the decision needs no
             gradient.
@@ -121,7 +123,7 @@ def whole(name: str, value: Any, least: int, hint: str = "") -> int:
 
 def check_positive(name: str, value: float) -> None:
     """Raises: ValueError: ``value`` is not a finite number > 0."""
-    if not 0 < value < math.inf:
+    if not (isinstance(value, Real | Tensor) and 0 < value < math.inf):
         raise ValueError(f"{name}={value!r}: expected a finite number > 0")
 
 

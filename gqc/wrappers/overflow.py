@@ -8,14 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch.amp.grad_scaler import OptState
-from torch.optim import Optimizer
 
 from gqc.gradients import count_nonfinite
-
-
-def enabled(scaler: Any) -> Any:
-    """``scaler``; None where it is disabled, since its step() steps whatever the gradient is."""
-    return scaler if scaler is not None and scaler.is_enabled() else None
 
 
 def refuse(wrapper: Any, *, overflow: bool) -> None:
@@ -39,9 +33,12 @@ def refuse(wrapper: Any, *, overflow: bool) -> None:
         before = scaler.get_scale()
         window.expose()
         scaler.unscale_(wrapper.optimizer)
+        wrapper._is_skipping = True
         scaler.step(wrapper.optimizer)
+        wrapper._is_skipping = False
         scaler.update()
         window.rescale(scaler.get_scale() / before)
+        window.scale = None
     # With reduce_at_step ranks agree on windows, not on draws.
     is_whole = wrapper.reduce_at_step or window.num_deferred
     lost = window.clear() if is_whole else window.refuse()
@@ -56,21 +53,13 @@ def refuse(wrapper: Any, *, overflow: bool) -> None:
         wrapper._end_window(stepped=False)
 
 
-def refuse_step(name: str) -> None:
-    """Raises: RuntimeError: always.  For ``GradScaler.step(wrapper)``, once a draw.
+def check_scale(wrapper: Any) -> None:
+    """Raises: RuntimeError: a draw is unscaled, or not scaled as the earlier ones of its window.
 
-    It would unscale earlier draws once more at each, and skip an overflow but leave it in the sum,
-    after which no step ever happens.
+    The host waits only where somebody else has updated the scale in an open window.
     """
-    raise RuntimeError(
-        f"GradScaler.step({name}): unscale a window once, when it closes. Pass grad_scaler=scaler "
-        "to the wrapper and call wrapper.step() alone, without scaler.step() and scaler.update()"
-    )
-
-
-def refuse_unscaled(scaler: Any, *optimizers: Optimizer) -> None:
-    """Raises: RuntimeError: the loop has called ``unscale_`` since the last step."""
-    for optimizer in optimizers:
+    scaler, window = wrapper.grad_scaler, wrapper._window
+    for optimizer in (wrapper, wrapper.optimizer):
         state = scaler._per_optimizer_states.get(id(optimizer))
         if state is not None and state["stage"] is not OptState.READY:
             raise RuntimeError(
@@ -79,3 +68,18 @@ def refuse_unscaled(scaler: Any, *optimizers: Optimizer) -> None:
                 "the call; what needs unscaled gradients, such as clipping, belongs in the "
                 "wrapped optimizer, wrapper.optimizer (gqc.clipping.clip_before_step)"
             )
+    if (scale := scaler._scale) is None:
+        raise RuntimeError(
+            "grad_scaler= was given, but no loss has gone through its scale(), and the gradient "
+            "would be divided by it: scaler.scale(loss).backward()"
+        )
+    if window.num_draws == 0 or window.scale is None:
+        window.scale = scale.clone()
+    elif window.scale_count != scale._version and (before := float(window.scale)) != float(scale):
+        raise RuntimeError(
+            f"the scale of grad_scaler went from {before:g} to {float(scale):g} while "
+            f"{window.num_draws} draws wait for a step, by its update() or load_state_dict(): the "
+            "wrapper updates it itself, so give it a GradScaler of its own, and load that of the "
+            "checkpoint too; discard() drops the window"
+        )
+    window.scale_count = scale._version

@@ -39,6 +39,16 @@ NOT_LOADED = (
     "object has already. Load through get_optimizer_state_dict(model, wrapper) of a new wrapper "
     "and set_optimizer_state_dict(model, wrapper, ...), without flatten_optimizer_state_dict"
 )
+ONE_RANKS_DRAWS = (
+    "pending draws of rank {} given to rank {} (of {}): with reduce_at_step=True a rank's sum is "
+    "its own until the step. Let every rank save and load its own file, or call "
+    "wrapper.reduce_pending() on every rank before one of them saves"
+)
+SAVED_ALONE = (
+    "{} pending draws of this rank alone are in this checkpoint, which no other rank can load: "
+    "call wrapper.reduce_pending() on every rank first, or let every rank save its own "
+    "(this warning comes once)"
+)
 
 
 def pack(state: dict[str, Any], params: Sequence[Tensor]) -> dict[str, Any]:

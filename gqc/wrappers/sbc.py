@@ -47,9 +47,12 @@ class OptimizerWrapperSBC(OptimizerWrapper):
         **options: Unpack[WindowOptions],
     ) -> None:
         self.physical_batch_size = check_count("physical_batch_size", physical_batch_size, 1)
-        self.default_weight = float(self.physical_batch_size)
         tunables = {"logical_batch_size": logical_batch_size}
         super().__init__(optimizer, tunables, max_draws=max_draws, **options)
+
+    @property
+    def default_weight(self) -> float:  # type: ignore[override]
+        return float(self.physical_batch_size)
 
     def may_close(self, weight: float) -> bool:
         return self.weight + weight >= self.tunable("logical_batch_size")

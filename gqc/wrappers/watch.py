@@ -15,6 +15,26 @@ from torch.autograd import Variable
 
 from gqc.gradients import is_sharded, shard
 
+CHANGED_DRAW = (
+    "gradients were changed in place between backward() and step(), as by clip_grad_norm_: {} "
+    "decides by the norms of what that left. To clip what the optimizer steps with pass "
+    "clip_norm= to the wrapper (this warning comes once)"
+)
+NO_GRADIENT = (
+    "no parameter has a gradient: call loss.backward() before step(), and no zero_grad() between "
+    "the two. Does the model still have these parameters (load_state_dict(assign=True) and "
+    "parametrizations replace them)? FSDP2 keeps gradients back under "
+    "set_requires_gradient_sync(False)"
+)
+CLEARED = (
+    "zero_grad() after a backward() in an open window: {} draws wait for a step in .grad, which "
+    'cannot give this microbatch back. Pass accumulate="buffer", where the call forgets it '
+    "alone; discard() drops the window"
+)
+TORN = (
+    "a backward() ended with an error, or was interrupted, and left a part of a gradient in .grad: "
+    "zero_grad() forgets it, discard() drops the window too"
+)
 _version = attrgetter("_version")
 
 
@@ -25,6 +45,9 @@ class GradientWatch:
     and FSDP2 do to gradients at its end, the versions of all gradients are noted: torch counts one
     up at each change in place.  All on the host.
 
+    Sums that wait in ``.grad`` are looked at once more when the next backward begins, which would
+    hide what has been done to them since.
+
     It cannot see changes through ``.data`` or numpy, nor those that torch's functions make in
     ``DTensor`` gradients (FSDP2), whose versions torch does not count, nor those of the first draw
     of a group that was added to the wrapped optimizer and not to the wrapper.
@@ -33,6 +56,7 @@ class GradientWatch:
     def __init__(self, params: Sequence[Tensor]) -> None:
         self.params: Sequence[Tensor] = []
         self.versions: list[Any] = []  #: of the gradients as the last backward left them
+        self.sums: list[Any] = []  #: of sums that wait in ``.grad``, as the last draw left them
         self.has_arrived = False  #: has a backward ended since :meth:`take` or :meth:`forget`?
         self._is_running = False
         self._handles: list[Any] = []
@@ -51,11 +75,13 @@ class GradientWatch:
 
         def hook(param: Tensor) -> None:
             if (alive := watch()) is not None and not alive._is_running:
-                alive._start()
+                alive._start(param)
 
         hook.is_watch = True  # type: ignore[attr-defined]
         new, self._is_plain = params[len(self.params) :], not is_sharded(params)
-        self._handles += [_add(param, hook) for param in new if _can_have_grad(param)]
+        for param in new:
+            if param.is_leaf and (param.is_floating_point() or param.is_complex()):
+                self._handles.append(_add(param, hook))
         self.versions = [*self.versions, *self.versions_of([p.grad for p in new])]
         self.has_arrived |= any(p.grad is not None for p in new)  # unseen, where it was added late
         self.params = params
@@ -69,7 +95,7 @@ class GradientWatch:
         """Draw the gradients of ``params``.  Returns: did a backward make any of them?"""
         self.follow(params)
         has_arrived = self.has_arrived
-        self.has_arrived = self._is_running = False
+        self.forget()
         return has_arrived
 
     def __del__(self) -> None:
@@ -77,10 +103,15 @@ class GradientWatch:
             handle.remove()
 
     def was_changed(self, grads: Sequence[Tensor | None]) -> bool:
-        """Is any of ``grads``, those of the parameters, not as the last backward left it?"""
+        """Is any of ``grads``, those of the parameters, not as the last backward left it?
+
+        Raises: RuntimeError: one has begun and not ended, and more was added to what it left.
+        """
+        if self._is_running and any(self.versions_of(grads)):
+            raise RuntimeError(TORN)
         known = self.versions
         now = self.versions_of(grads) if self.has_arrived else known
-        return now != known and now[: len(known)] != known
+        return self._was_changed or (now != known and now[: len(known)] != known)
 
     def versions_of(self, grads: Sequence[Tensor | None]) -> list[Any]:
         """How often each was changed in place, and its shard if it has one; None for None."""
@@ -97,15 +128,17 @@ class GradientWatch:
 
     def forget(self) -> None:
         """The gradients are drawn, or cleared."""
-        self.has_arrived = self._is_running = False
+        self.has_arrived = self._is_running = self._was_changed = False
 
     def has_others(self) -> bool:
         """Do the parameters have hooks of others that run at each backward and may change sums?"""
         hooks = (getattr(param, "_post_accumulate_grad_hooks", None) for param in self.params)
         return any(not hasattr(h, "is_watch") for own in hooks if own for h in own.values())
 
-    def _start(self) -> None:
+    def _start(self, first: Tensor) -> None:
         self._is_running = True
+        if self.sums and self._is_plain:
+            self._was_changed |= self._has_moved(first)
         # Called at the end of this backward, in turn: DDP's and FSDP2's come before the second.
         _at_the_end(lambda: _at_the_end(self._end))
 
@@ -113,13 +146,21 @@ class GradientWatch:
         self._is_running, self.has_arrived = False, True
         self.note()
 
+    def _has_moved(self, first: Tensor) -> bool:
+        """Was any sum changed before this backward, which has added to ``first`` alone so far?"""
+        known = self.versions if self.has_arrived else self.sums
+        for param, old in zip(self.params, known, strict=False):
+            grad = param.grad
+            if grad is not None and old is not None and grad._version > old:
+                # Views share their count, and another device's thread may be ahead.
+                is_added = param is first or grad._is_view() or grad.device != first.device
+                if grad._version > old + is_added:
+                    return True
+        return False
+
 
 def _at_the_end(call: Any) -> None:
     Variable._execution_engine.queue_callback(call)
-
-
-def _can_have_grad(param: Tensor) -> bool:
-    return param.is_leaf and (param.is_floating_point() or param.is_complex())
 
 
 def _add(param: Tensor, hook: Any) -> Any:

@@ -24,13 +24,13 @@ import torch
 from torch import Tensor
 
 from gqc.gradients import (
-    HALF,
     dense,
     divide_,
     is_sharded,
     local,
     multiply_,
     norm_of_such,
+    own,
     settle,
     shard,
     total_norm,
@@ -38,12 +38,8 @@ from gqc.gradients import (
 )
 from gqc.ranks import Ranks
 from gqc.wrappers.saved import like
-from gqc.wrappers.watch import GradientWatch
+from gqc.wrappers.watch import NO_GRADIENT, GradientWatch
 
-NO_GRADIENT = (
-    "no parameter has a gradient: call loss.backward() before step(), and no zero_grad() between "
-    "the two (FSDP2 keeps gradients back under set_requires_gradient_sync(False))"
-)
 _grad = attrgetter("grad")
 SAVED = ("num_draws", "weight", "unit", "is_weighted")
 
@@ -73,8 +69,11 @@ class Window:
         self.metric_sum: Any = 0.0  # weighted, for a wrapper inside; None: a draw had no metric
         self.num_deferred = 0  #: draws that FSDP2 has kept, or kept until the last one
         self.is_reduced = True  #: has it given all of them?
+        self.scale: Tensor | None = None  #: of the losses of the draws, where a GradScaler has one
+        self.scale_count = -1  #: how often that had been updated at the last draw
         # By parameter index; None where it has no gradient.  A group added in mid-window appends.
         self._sums: list[Tensor | None] = []
+        self._staged: list[Tensor | None] = []  # a buffer's draw, which turns into the sum with it
         self._norm: Callable[[list[Tensor]], Tensor] | None = None
 
     @property
@@ -87,6 +86,9 @@ class Window:
 
         Raises: RuntimeError: others went, or came between them, in mid-window.
         """
+        if self._staged:  # of a draw that an error or an interrupt ended
+            self._staged = []
+            self.undo()
         are_kept = all(map(is_, self.params, params))
         if len(params) == len(self.params) and are_kept:
             return
@@ -103,6 +105,7 @@ class Window:
         Raises: RuntimeError: there is no gradient, or a sum that others have touched.
             TypeError: one is sparse.
         """
+        self._before = (self.num_draws, self.weight, self.unit)
         grads, watch = [*map(_grad, self.params)], self.watch
         if not self._are_kept(grads) and not dense(grads):
             raise RuntimeError(NO_GRADIENT)
@@ -116,7 +119,6 @@ class Window:
 
     def count(self, weight: float, unit: float, is_weighted: bool) -> None:
         """Take in a draw that is staged."""
-        self._before = (self.num_draws, self.weight, self.unit)
         self.num_draws += 1
         self.weight += weight
         self.last_weight, self.unit = weight, unit
@@ -180,6 +182,10 @@ class Window:
     def rescale(self, factor: float) -> None:
         """Follow a change of the loss scale in mid-window."""
 
+    def totals(self) -> list[Tensor]:
+        """The tensors of :math:`A_n / u`, with the draw in progress."""
+        return [t for t in self._staged or self._sums if t is not None]
+
     def undo(self) -> None:
         """Take back the count of the draw in progress."""
         self.num_draws, self.weight, self.unit = self._before
@@ -189,9 +195,9 @@ class Window:
         if metric is None or self.metric_sum is None:
             self.metric_sum = None
         else:
-            own = metric.detach() if isinstance(metric, Tensor) else metric
+            value = metric.detach() if isinstance(metric, Tensor) else metric
             # A new tensor: the caller may reuse its own.
-            self.metric_sum = self.metric_sum + self.last_weight * own
+            self.metric_sum = self.metric_sum + self.last_weight * value
 
     def clear(self) -> int:
         """Throw all draws away.  Returns how many there were."""
@@ -203,10 +209,14 @@ class Window:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds; sums are clones, by parameter index, sharded as they are."""
-        sums = enumerate(self._sums if self.num_draws else [])
+        own = {key: getattr(self, key) for key in SAVED}
+        if self._staged:  # in progress, or ended by an interrupt: no draw yet
+            own.update(zip(SAVED, self._before, strict=False))
+        sums = enumerate(self._sums if own["num_draws"] else [])
         return {
-            **{key: getattr(self, key) for key in SAVED},
+            **own,
             "draw_norms": list(self.draw_norms),
+            "scale": None if self.scale is None else float(self.scale),
             "metric_sum": None if self.metric_sum is None else float(self.metric_sum),
             "pending": {i: s.detach().clone() for i, s in sums if s is not None},
         }
@@ -220,6 +230,8 @@ class Window:
             metric *= default_weight
         vars(self).update({key: (first | own)[key] for key in SAVED}, metric_sum=metric)
         self.draw_norms = list(own.get("draw_norms", []))
+        scale = own.get("scale")
+        self.scale = None if scale is None else torch.tensor(scale)
         if own["pending"]:
             self._load(own["pending"])
 
@@ -231,20 +243,18 @@ class BufferWindow(Window):
 
     def open(self) -> None:
         super().open()
-        self._staged: list[Tensor | None] = []  # the draw, which turns into the sum with it
         self._are_full = self._were_full = False  # had each parameter a gradient, and before it?
 
     def _are_kept(self, grads: list[Tensor | None]) -> bool:
         return self.num_draws > 0  # one look at what kind of tensors they are will do
 
     def _take(self, grads: list[Tensor | None]) -> list[Tensor]:
-        self._staged = [None if g is None else _own(g) for g in grads]
-        if not (present := [g for g in self._staged if g is not None]):
-            raise RuntimeError(NO_GRADIENT)
-        if self.watch is not None:
-            self.watch.take(self.params)
+        is_made = self.watch is None or self.watch.take(self.params)
         for param in self.params:
             param.grad = None
+        self._staged = own(grads, is_made)
+        if not (present := [g for g in self._staged if g is not None]):
+            raise RuntimeError(NO_GRADIENT)
         self._are_full = len(present) == len(grads)
         return present
 
@@ -270,10 +280,6 @@ class BufferWindow(Window):
     def _zeros(param: Tensor) -> Tensor:
         return torch.zeros_like(param, dtype=wide(param.dtype))  # it never had a gradient
 
-    def totals(self) -> list[Tensor]:
-        """The tensors of :math:`A_n / u`, with the draw in progress."""
-        return [t for t in self._staged or self._sums if t is not None]
-
     def _replace(self, sums: dict[Tensor, Tensor]) -> None:
         """Take ``sums`` for :math:`A_n / u`."""
         self._sums = [sums.get(p) for p in self.params]
@@ -293,6 +299,7 @@ class BufferWindow(Window):
 
     def check(self) -> None:
         """Raises: RuntimeError: a gradient has come that is no draw yet."""
+        self.check_reduced()
         if self.has_new():
             raise RuntimeError(
                 "a backward() came without its step(): call step() first, or zero_grad() to "
@@ -338,13 +345,3 @@ class BufferWindow(Window):
             like(p, sums[i].to(wide(shard(p).dtype))) if i in sums else None
             for i, p in enumerate(self.params)
         ]
-
-
-def _own(grad: Tensor) -> Tensor:
-    """``grad`` for keeps, in float32 or wider: a cast, or the tensor itself unless it is a view.
-
-    A view's storage may be another's: DDP reuses its bucket at the next backward.
-    """
-    if grad.dtype in HALF:
-        return grad.detach().float()
-    return grad.detach().clone() if grad.requires_grad or shard(grad)._is_view() else grad

@@ -16,26 +16,11 @@ from torch.optim import Optimizer
 from gqc.checks import untraced
 from gqc.gradients import count_nonfinite, is_sharded, shard
 from gqc.ranks import LOOKS, Ranks, is_on, ranks_of
-from gqc.wrappers import overflow, report, saved
+from gqc.wrappers import report, saved
 from gqc.wrappers.delegate import DelegatingOptimizer
 from gqc.wrappers.grad_window import GradWindow
+from gqc.wrappers.watch import CLEARED
 from gqc.wrappers.window import BufferWindow
-
-CLEARED = (
-    "zero_grad() after a backward() in an open window: {} draws wait for a step in .grad, which "
-    'cannot give this microbatch back. Pass accumulate="buffer", where the call forgets it '
-    "alone; discard() drops the window"
-)
-ONE_RANKS_DRAWS = (
-    "pending draws of rank {} given to rank {} (of {}): with reduce_at_step=True a rank's sum is "
-    "its own until the step. Let every rank save and load its own file, or call "
-    "wrapper.reduce_pending() on every rank before one of them saves"
-)
-SAVED_ALONE = (
-    "{} pending draws of this rank alone are in this checkpoint, which no other rank can load: "
-    "call wrapper.reduce_pending() on every rank first, or let every rank save its own "
-    "(this warning comes once)"
-)
 
 
 class WindowedOptimizer(DelegatingOptimizer):
@@ -56,6 +41,7 @@ class WindowedOptimizer(DelegatingOptimizer):
     _ranks: Ranks | None = None
     _accumulate: str
     _is_wrapped = False  # by an outer wrapper
+    _is_skipping = False  # does GradScaler call the wrapped step, which skips an overflow itself?
 
     def _start(self, accumulate: str) -> None:
         """Open the first window; what a constructor does after that of the base."""
@@ -118,9 +104,17 @@ class WindowedOptimizer(DelegatingOptimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Read by ``GradScaler.step(optimizer)``: where to refuse it."""
+        """Read by ``GradScaler.step(optimizer)``: where to refuse it.
+
+        Once a draw it would unscale earlier draws once more at each, and skip an overflow but leave
+        it in the sum, after which no step ever happens.
+        """
         if not self._is_wrapped:
-            overflow.refuse_step(type(self).__name__)
+            raise RuntimeError(
+                f"GradScaler.step({type(self).__name__}): unscale a window once, when it closes. "
+                "Pass grad_scaler=scaler to the wrapper and call wrapper.step() alone, without "
+                "scaler.step() and scaler.update()"
+            )
         return False  # an outer wrapper passes a closed window on
 
     def statistics(self) -> dict[str, Any]:
@@ -206,6 +200,15 @@ class WindowedOptimizer(DelegatingOptimizer):
         twin.__setstate__(self.__getstate__())
         return twin
 
+    def _refuse_to_step_wrapped(self) -> None:
+        """Raises: RuntimeError: somebody else steps the wrapped optimizer while draws wait."""
+        if self.num_draws and self._window._sums and not self._is_skipping:
+            raise RuntimeError(
+                f"{type(self.optimizer).__name__}.step() by itself, while {self.num_draws} draws "
+                f"of {type(self).__name__} wait for a step: call that of the wrapper alone; "
+                "flush() or discard() its window before the optimizer is used without it"
+            )
+
     def _make_window(self) -> None:
         """Watch the parameters where somebody else's changes would count."""
         is_watched = not self._is_wrapped and (self.sums_in_grad or self.needs_gradient)
@@ -268,7 +271,7 @@ class WindowedOptimizer(DelegatingOptimizer):
         if not is_on() or self._is_wrapped:
             return False
         if self._is_local():
-            self._warn_once(SAVED_ALONE.format(self.num_draws))
+            self._warn_once(saved.SAVED_ALONE.format(self.num_draws))
         inner = self.innermost
         if not inner.state and self._counts["steps"] == 0 and is_sharded(self._params()):
             saved.make_state(inner)
@@ -299,7 +302,7 @@ class WindowedOptimizer(DelegatingOptimizer):
 
     def _check_own(self, own: dict[str, Any]) -> None:
         if own.get("rank", here := self._rank()) != here:
-            raise ValueError(ONE_RANKS_DRAWS.format(own["rank"][0], *here))
+            raise ValueError(saved.ONE_RANKS_DRAWS.format(own["rank"][0], *here))
         _check_shapes(self._params(), own["pending"])
 
     def _restore(self, own: dict[str, Any]) -> None:

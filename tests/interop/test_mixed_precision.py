@@ -192,3 +192,44 @@ def test_a_scaler_works_through_two_wrappers():
     assert equal(*params)
     assert stacks[0].optimizer.statistics()["steps"] == 4
     assert math.isclose(scaler.get_scale(), 2.0**8)
+
+
+@pytest.mark.parametrize("accumulate", ["grad", "buffer"])
+@pytest.mark.parametrize("how", ["update", "load", "flush"])
+def test_a_scale_that_others_change_in_mid_window_is_refused(how, accumulate):
+    x = torch.zeros(1, requires_grad=True)
+
+    def make(scale):
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        sgd = torch.optim.SGD([x], lr=1.0)
+        options = {"grad_scaler": scaler, "accumulate": accumulate}
+        return scaler, gqc.OptimizerWrapperSBC(sgd, 1, 2, **options)
+
+    scaler, wrapper = make(4.0)
+    scaler.scale((2 * x).sum()).backward()
+    wrapper.step()
+    if how == "load":  # and forget that of the scaler
+        state = wrapper.state_dict()
+        wrapper.discard()
+        scaler, wrapper = make(16.0)
+        wrapper.load_state_dict(state)
+    else:
+        scaler.update(16.0)
+    if how != "flush":
+        scaler.scale((4 * x).sum()).backward()
+    with pytest.raises(RuntimeError, match="scale of grad_scaler went from 4 to 16 while 1 draws"):
+        wrapper.flush() if how == "flush" else wrapper.step()
+    wrapper.discard()
+    for grad in (2.0, 4.0):
+        scaler.scale((grad * x).sum()).backward()
+        wrapper.step()
+    assert x.item() == -3.0
+
+
+def test_a_loss_that_was_never_scaled_is_refused():
+    x = torch.zeros(1, requires_grad=True)
+    sgd = torch.optim.SGD([x], lr=1.0)
+    wrapper = gqc.OptimizerWrapperGNTS(sgd, grad_scaler=torch.amp.GradScaler("cpu"))
+    x.sum().backward()
+    with pytest.raises(RuntimeError, match=r"scaler\.scale\(loss\)\.backward\(\)"):
+        wrapper.step()

@@ -5,7 +5,6 @@ import pytest
 from gqc_lab.loop.jupyter import current_cell
 from gqc_lab.studies import pretraining
 from gqc_widgets import LiveRun
-from gqc_widgets.live import clock
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
@@ -114,10 +113,3 @@ def test_in_a_batch_it_says_that_nobody_is_there(monkeypatch, tmp_path):
 
 def test_outside_jupyter_there_is_no_cell():
     assert current_cell() is None
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.2, "0:00"), (59.6, "1:00"), (125, "2:05"), (3725, "1:02:05")]
-)
-def test_a_clock_is_read_by_people(seconds, text):
-    assert clock(seconds) == text

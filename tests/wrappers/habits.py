@@ -71,6 +71,15 @@ def skipped(x: Tensor, make: Callable[..., Any]) -> float:
     return x.item() + 2.0
 
 
+def zeroed(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper = make(2)
+    for grad in (1.0, 3.0):
+        if x.grad is not None:
+            x.grad.zero_()
+        draw(x, wrapper, grad)
+    return x.item() + 2.0
+
+
 def not_finite(x: Tensor, make: Callable[..., Any]) -> float:
     wrapper = make(2)
     with warnings.catch_warnings():
@@ -101,6 +110,39 @@ def hand_made(x: Tensor, make: Callable[..., Any]) -> float:
     x.grad = torch.ones(1)
     wrapper.step()
     return x.item() + 1.0
+
+
+def reused(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper, own = make(2), torch.zeros(1)
+    for grad in (1.0, 3.0):
+        x.grad = own.fill_(grad)
+        wrapper.step()
+    return x.item() + 2.0
+
+
+def interrupted(x: Tensor, make: Callable[..., Any]) -> float:
+    """In the middle of the wrapped optimizer's step; then the loop goes on."""
+    wrapper = make(2)
+
+    def fail(*_: Any) -> None:
+        handle.remove()
+        raise KeyboardInterrupt
+
+    handle = wrapper.optimizer.register_step_pre_hook(fail)
+    draw(x, wrapper, 10.0)
+    try:
+        draw(x, wrapper, 10.0)
+    except KeyboardInterrupt:
+        draw(x, wrapper, 1.0), draw(x, wrapper, 3.0)
+    return x.item() + 2.0
+
+
+def stepped_apart(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper = make(2)
+    draw(x, wrapper, 1.0)
+    wrapper.optimizer.step()
+    draw(x, wrapper, 3.0)
+    return x.item() + 2.0
 
 
 def to_bfloat16(x: Tensor, make: Callable[..., Any]) -> float:
@@ -150,10 +192,14 @@ HABITS = (
     Habit("unequal microbatches, `step(weight=n)`", unequal, remedy='loss="sum"'),
     Habit('the same with summed losses, `loss="sum"`', unequal_sums),
     Habit("`zero_grad()` after `backward()`", skipped, "drops that microbatch", BUFFER),
+    Habit("zeroing `.grad` in place before `backward()`", zeroed, "not needed", BUFFER),
     Habit("a NaN or infinite gradient", not_finite, "discarded", "", "drops the window"),
     Habit("`step()` without `backward()`", without_backward, remedy="loss.backward()"),
     Habit("several `backward()` before one `step()`", several_backwards, "one draw"),
     Habit("`.grad` set by hand", hand_made, remedy=BUFFER),
+    Habit("`.grad` set to the same tensor each time", reused, "copied", BUFFER),
+    Habit("an error or interrupt in mid-step", interrupted, "the window is dropped"),
+    Habit("`step()` of the wrapped optimizer in mid-window", stepped_apart, remedy="flush()"),
     Habit("512 draws of a 16-bit parameter", to_bfloat16, "summed in float32", BUFFER),
     Habit("`torch.compile` around the train step", compiled),
     Habit("save and resume in mid-window", resumed),

@@ -269,7 +269,7 @@ def test_steps_of_a_wrapped_wrapper_are_those_that_happened(is_scaled):
     seen = []
     for grads in stream(12):
         before = params[0].detach().clone()
-        backward(params, [g * 4.0 for g in grads] if is_scaled else grads)
+        backward(params, [scaler.scale(g) for g in grads] if is_scaled else grads)
         seen.append(outer.step())
         assert seen[-1] is not torch.equal(params[0], before)
     assert seen == [False, False, False, False, False, True] * 2
@@ -518,7 +518,7 @@ def test_a_window_that_is_found_bad_when_ranks_are_averaged_goes_as_a_whole(accu
         nonfinite="raise" if how == "raise" else "discard",
         grad_scaler=scaler,
     )
-    backward([x], [torch.ones(2)])
+    backward([x], [torch.ones(2) if scaler is None else scaler.scale(torch.ones(2))])
     assert wrapper.step() is False
     backward([x], [torch.tensor([1.0, math.nan])])
     if how == "raise":

@@ -441,7 +441,7 @@ def test_an_overflow_under_a_grad_scaler_is_dropped_and_backs_the_scale_off(case
     wrapper = case.make(adamw(scaled), grad_scaler=scaler, **kwargs)
     feed(reference, plain, draws[:10])
     for i, grads in enumerate(draws[:10]):
-        backward(scaled, [g * scaler.get_scale() for g in grads])
+        backward(scaled, [scaler.scale(g) for g in grads])
         wrapper.step(metric=metric(i))
     in_grad = isinstance(wrapper._window, gqc.wrappers.grad_window.GradWindow)
     while True:
@@ -455,7 +455,7 @@ def test_an_overflow_under_a_grad_scaler_is_dropped_and_backs_the_scale_off(case
     rest = feed(reference, plain, draws[11:])
     got = []
     for i, grads in enumerate(draws[11:]):
-        backward(scaled, [g * scaler.get_scale() for g in grads])
+        backward(scaled, [scaler.scale(g) for g in grads])
         got.append(wrapper.step(metric=metric(i)))
     assert got == rest
     norms = [w.statistics()["last_grad_norm"] for w in (wrapper, reference)]

@@ -720,3 +720,211 @@ def test_on_step_gets_plain_numbers_of_the_window_that_closed(case, accumulate):
     for call in calls:
         assert all(type(value) in (int, float) for value in call.values())
     assert copy.deepcopy(wrapper).on_step is None
+
+
+# What others hold, replace, change, or leave half done
+
+
+@both_windows
+@pytest.mark.parametrize("reads_norms", [False, True])
+def test_a_tensor_that_is_used_again_for_each_gradient_is_no_part_of_the_sum(
+    reads_norms, accumulate
+):
+    x, y, own = scalar(), scalar(), torch.zeros(1)
+    if reads_norms:
+        sgd = SGD([x, y], lr=1.0)
+        wrapper = gqc.OptimizerWrapperGNTS(sgd, 1e9, min_draws=2, accumulate=accumulate)
+    else:
+        wrapper = sbc([x, y], 2, accumulate=accumulate)
+    for grad in (2.0, 4.0):
+        own.fill_(grad)
+        x.grad, y.grad = own.detach() if reads_norms else own, own
+        if accumulate == "grad":
+            with pytest.raises(RuntimeError, match='made by hand need accumulate="buffer"'):
+                wrapper.step()
+            return
+        wrapper.step()
+    assert (x.item(), y.item(), own.item()) == (-3.0, -3.0, 4.0)
+
+
+@both_windows
+def test_gradients_that_are_kept_to_be_looked_at_stay_as_they_are(accumulate):
+    x, kept = scalar(), []
+    wrapper = sbc([x], 3, accumulate=accumulate)
+    for grad in (2.0, 4.0, 6.0):
+        (x * grad).sum().backward()
+        kept.append(x.grad)
+        wrapper.step()
+    if accumulate == "buffer":
+        assert [grad.item() for grad in kept] == [2.0, 4.0, 6.0]
+    assert x.item() == -4.0
+
+
+CHANGES_OF_A_SUM = {
+    "clipped after the step": lambda x: torch.nn.utils.clip_grad_norm_([x], 1.0),
+    "zeroed": lambda x: x.grad.zero_(),
+    "zeroed as in old loops": lambda x: (x.grad.detach_(), x.grad.zero_()),
+}
+
+
+@both_windows
+@pytest.mark.parametrize("is_view", [False, True])
+@pytest.mark.parametrize("change", CHANGES_OF_A_SUM.values(), ids=CHANGES_OF_A_SUM)
+def test_the_next_backward_does_not_hide_a_change_of_the_sum(change, is_view, accumulate):
+    x, y, flat = scalar(), scalar(), torch.zeros(2)
+    wrapper = sbc([x, y], 2, accumulate=accumulate)
+    for grad in (2.0, 4.0):
+        if is_view and x.grad is None:
+            x.grad, y.grad = flat.zero_().split(1)
+        (x * grad + y * grad).sum().backward()
+        if accumulate == "grad" and grad == 4.0:
+            with pytest.raises(RuntimeError, match="changed in place"):
+                wrapper.step()
+            return
+        wrapper.step()
+        if x.grad is not None and not (is_view and change is not CHANGES_OF_A_SUM["zeroed"]):
+            change(x)
+        elif x.grad is not None:
+            x.grad.mul_(0.5)  # a view cannot be detached
+    assert (x.item(), y.item()) == (-3.0, -3.0)
+
+
+@both_windows
+def test_a_sum_that_is_clipped_between_two_backwards_of_a_draw_is_refused(accumulate):
+    x = scalar()
+    wrapper = sbc([x], 2, accumulate=accumulate)
+    for number in range(2):
+        (10 * x).sum().backward()
+        torch.nn.utils.clip_grad_norm_([x], 1.0)
+        (10 * x).sum().backward()
+        if accumulate == "grad" and number == 1:
+            with pytest.raises(RuntimeError, match="clip_norm="):
+                wrapper.step()
+            return
+        wrapper.step()
+    assert x.item() == pytest.approx(-11.0)
+
+
+class Broken(torch.autograd.Function):
+    """Its backward fails, after that of what was used later."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise OSError("out of memory")
+
+
+@both_windows
+def test_a_backward_that_broke_off_leaves_no_part_of_a_gradient(accumulate):
+    x, y = scalar(), scalar(1.0)
+    wrapper = gqc.OptimizerWrapperGNTS(SGD([x, y], lr=1.0), 1e9, min_draws=2, accumulate=accumulate)
+    (2 * x + 2 * y).sum().backward()
+    wrapper.step()
+    with pytest.raises(OSError, match="out of memory"):
+        (Broken.apply(y) * 1.0 * x).sum().backward()  # x gets its gradient first
+    assert x.grad is not None
+    (4 * x + 4 * y).sum().backward()
+    with pytest.raises(RuntimeError, match=r"ended with an error.*zero_grad\(\) forgets it"):
+        wrapper.step()
+    if accumulate == "grad":
+        wrapper.discard()
+        (2 * x + 2 * y).sum().backward()
+        wrapper.step()
+    else:
+        wrapper.zero_grad()
+    (4 * x + 4 * y).sum().backward()
+    assert wrapper.step() is True
+    assert (x.item(), y.item()) == (-3.0, -2.0)
+
+
+@both_windows
+def test_an_error_in_the_wrapped_step_drops_the_window(accumulate):
+    """A hook or an interrupt in mid-step: the next window holds its own draws alone."""
+    x = scalar()
+    wrapper = sbc([x], 2, accumulate=accumulate)
+
+    def fail(*_):
+        handle.remove()
+        raise KeyboardInterrupt
+
+    handle = wrapper.optimizer.register_step_pre_hook(fail)
+    draw(wrapper, x, 2.0)
+    with pytest.raises(KeyboardInterrupt):
+        draw(wrapper, x, 4.0)
+    assert (wrapper.num_draws, x.grad) == (0, None)
+    assert [draw(wrapper, x, g) for g in (6.0, 8.0)] == [False, True]
+    assert x.item() == -7.0
+
+
+@both_windows
+def test_an_error_in_mid_draw_leaves_count_and_sum_together(accumulate, monkeypatch):
+    x = scalar()
+    wrapper = gqc.OptimizerWrapperGNTS(SGD([x], lr=1.0), 1e9, min_draws=3, accumulate=accumulate)
+    draw(wrapper, x, 2.0)
+
+    def interrupt(norms):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(wrapper, "_read", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        draw(wrapper, x, 10.0)
+    monkeypatch.undo()
+    (saved,) = wrapper.state_dict()["wrappers"]
+    assert saved["num_draws"] == (2 if accumulate == "grad" else 1)
+    assert saved["pending"][0].item() == (12.0 if accumulate == "grad" else 2.0)
+    assert draw(wrapper, x, 3.0) is (accumulate == "grad")  # in .grad it was added already
+    if accumulate == "buffer":
+        draw(wrapper, x, 4.0)
+    assert x.item() == (-5.0 if accumulate == "grad" else -3.0)
+
+
+@both_windows
+def test_the_wrapped_optimizer_is_not_stepped_by_itself_in_mid_window(accumulate):
+    x = scalar()
+    for wrapper in (sbc([x], 2, accumulate=accumulate), copy.deepcopy(sbc([x], 2))):
+        (x,) = wrapper.param_groups[0]["params"]
+        draw(wrapper, x, 2.0)
+        with pytest.raises(RuntimeError, match=r"SGD\.step\(\) by itself, while 1 draws of"):
+            wrapper.optimizer.step()
+        draw(wrapper, x, 4.0)
+        assert x.item() == -3.0
+        x.grad = torch.ones(1)
+        wrapper.optimizer.step()  # between windows it may be
+        assert x.item() == -4.0
+        x.grad = None
+
+
+def test_a_parameter_that_is_given_twice_is_refused():
+    x = scalar()
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        sgd = SGD([x, x], lr=1.0)
+    with pytest.raises(ValueError, match="2 parameters, of which 1 are different"):
+        gqc.OptimizerWrapperGNTS(sgd)
+
+
+@every_case
+def test_a_tunable_set_as_an_attribute_is_that_of_all_groups(case):
+    groups = [{"params": [p]} for p in parameters()]
+    wrapper = case.make(SGD(groups, lr=0.1))
+    for name in wrapper.strictest:
+        setattr(wrapper, name, 0.125)
+        assert [group[name] for group in wrapper.param_groups] == [0.125] * 3
+        assert getattr(wrapper, name) == wrapper.tunable(name) == 0.125
+
+
+def test_the_physical_batch_of_sbc_may_change():
+    x = scalar()
+    wrapper = gqc.OptimizerWrapperSBC(SGD([x], lr=1.0), 2, 8)
+    draw(wrapper, x, 1.0)
+    wrapper.physical_batch_size = 6
+    assert draw(wrapper, x, 5.0) is True
+    assert x.item() == -(2 * 1.0 + 6 * 5.0) / 8
+
+
+@pytest.mark.parametrize("bad", ["0.5", None])
+def test_a_tunable_that_is_no_number_is_named(bad):
+    with pytest.raises(ValueError, match=r"gradient_norm_threshold=.*expected a finite number > 0"):
+        gqc.OptimizerWrapperGNTS(SGD([scalar()]), bad)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from gqc_lab import lazy
 
 if TYPE_CHECKING:
     from gqc_widgets.alpha_tuner import VGSAlphaTuner
@@ -18,25 +20,13 @@ if TYPE_CHECKING:
     from gqc_widgets.live import Live, LiveRun
     from gqc_widgets.schedule_editor import NormScheduleEditor
 
-_MODULES = {
-    "Compare": "compare",
-    "Live": "live",
-    "LiveRun": "live",
-    "NormScheduleEditor": "schedule_editor",
-    "VGSAlphaTuner": "alpha_tuner",
-    "live_callback": "callbacks",
-}
-
 __all__ = ["Compare", "Live", "LiveRun", "NormScheduleEditor", "VGSAlphaTuner", "live_callback"]
 
 if "google.colab" in sys.modules:  # its kernel imports it before any cell runs
     importlib.import_module("google.colab.output").enable_custom_widget_manager()
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'gqc_widgets' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"gqc_widgets.{_MODULES[name]}"), name)
+__getattr__ = lazy(__name__, "live", "schedule_editor", "alpha_tuner", "compare", "callbacks")
 
 
 def __dir__() -> list[str]:

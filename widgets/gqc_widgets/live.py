@@ -7,6 +7,7 @@ import math
 import os
 import threading
 import time
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -241,14 +242,7 @@ def progress_text(live: lab.Live) -> str:
     speed, left = live.speed, live.seconds_left
     text = f"{run.done:,}{f' of {run.total:,}' if run.total < math.inf else ''} {unit}"
     text += f" · {speed:,.0f} {unit}/s" if speed is not None else ""
-    return text + (f" · {clock(left)} left" if left is not None else "")
-
-
-def clock(seconds: float) -> str:
-    """Return ``seconds`` as minutes and seconds, with hours if there are any."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return text + (f" · {timedelta(seconds=round(left))} left" if left is not None else "")
 
 
 def _table(live: lab.Live) -> str:

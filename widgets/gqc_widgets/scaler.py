@@ -15,7 +15,6 @@ from gqc_lab.loop.scaler_controls import (
     LAW,
     NAMES,
     VARIANCE,
-    has_scaler,
     scaled_steps,
     what_if,
 )
@@ -36,7 +35,7 @@ class ScalerModel:
 
     def __init__(self, live: Live, recorded: pd.DataFrame | None = None) -> None:
         self.live, self.controls = live, live.experiment.controls
-        if not has_scaler(self.controls):
+        if not set(NAMES) <= set(self.controls):
             raise ValueError(
                 f"experiment {live.label!r} has no variance scaler: expected controls "
                 f"{', '.join(NAMES)}, as with method='vgs'"

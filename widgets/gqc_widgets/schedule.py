@@ -9,13 +9,11 @@ from typing import Any
 
 from gqc.noise import predicted_draws
 from gqc_lab.loop.live import Live
-from gqc_lab.loop.norm_schedule import NAMES, NormSchedule, has_norm_schedule, norm_schedule
+from gqc_lab.loop.norm_schedule import NAMES, NormSchedule, norm_schedule
+from gqc_lab.loop.settings import Pairs
 
 NUM_POINTS = 241  #: of a drawn schedule
 NUM_SAMPLED = 7  #: points that a curve turns into when it is edited by hand
-
-XY = tuple[list[float], list[float]]
-PointPairs = tuple[tuple[float, float], ...]  # (share of the run, norm)
 
 
 class NormScheduleModel:
@@ -28,7 +26,7 @@ class NormScheduleModel:
 
     def __init__(self, live: Live) -> None:
         self.live, self.controls = live, live.experiment.controls
-        if not has_norm_schedule(self.controls):
+        if not set(NAMES) <= set(self.controls):
             raise ValueError(
                 f"experiment {live.label!r} has no norm schedule: expected controls "
                 f"{', '.join(NAMES)}, as with method='gnts'"
@@ -51,7 +49,7 @@ class NormScheduleModel:
         is_new = name == "norm_curve" and content == "points" and not self.controls["norm_points"]
         return {"norm_points": self.sampled()} if is_new else {}
 
-    def points(self, old: float | None, new: tuple[float, float] | None) -> PointPairs:
+    def points(self, old: float | None, new: tuple[float, float] | None) -> Pairs:
         """Return the points with the one at ``old`` replaced by ``new``, (share of the run, norm).
 
         A ``new`` one within half a percent of another takes its place; the last one stays.
@@ -63,7 +61,7 @@ class NormScheduleModel:
             points[_nearest(points, min(max(new[0], 0.0), 1.0))] = new[1]
         return tuple(sorted(points.items()))
 
-    def sampled(self) -> PointPairs:
+    def sampled(self) -> Pairs:
         """Return the present schedule as a few points: its start, then evenly from the warmup."""
         schedule, total = self.schedule, self.total
         has_warmup = schedule.norm_curve != "points"
@@ -72,7 +70,7 @@ class NormScheduleModel:
         shares = sorted({0.0, *(round(share, 4) for share in inner)})
         return tuple((s, float(f"{schedule.threshold(s * total, total):.4g}")) for s in shares)
 
-    def curve(self) -> XY:
+    def curve(self) -> tuple[list[float], list[float]]:
         """Return microbatches from 0 to the end, and the thresholds there."""
         schedule, total = self.schedule, self.total
         is_drawn = schedule.norm_curve == "points"

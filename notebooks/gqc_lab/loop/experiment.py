@@ -161,16 +161,8 @@ class Experiment(Iterator[dict[str, Any]]):
         if self.is_evaluation_due():
             record.update(self.evaluate())
         record["changes"] = json.dumps(changes) if changes else None
-        self._append(record)
+        append(self._columns, record)
         return record
-
-    def _append(self, record: dict[str, Any]) -> None:
-        rows = self.microbatch - 1
-        for name in record:
-            if name not in self._columns:
-                self._columns[name] = [None] * rows
-        for name, column in self._columns.items():
-            column.append(record.get(name))
 
     def _check_whole(self) -> None:
         if self._is_inside:
@@ -313,3 +305,12 @@ class Experiment(Iterator[dict[str, Any]]):
                     f"checkpoint is not of this experiment: its {name} is {found.get(name)!r}, "
                     f"here it is {expected.get(name)!r}; use another checkpoint or run folder"
                 )
+
+
+def append(columns: dict[str, list[Any]], record: Mapping[str, Any]) -> None:
+    """Append a record to the columns of a history; a new column gets None for earlier ones."""
+    for name in record:
+        if name not in columns:
+            columns[name] = [None] * (record["microbatch"] - 1)
+    for name, column in columns.items():
+        column.append(record.get(name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import math
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -42,17 +43,20 @@ class Gate:
         self._loop_thread: threading.Thread | None = None
         self._function: Callable[[], object] | None = None
         self._calls: list[Callable[[], None]] = []
+        self._due = -math.inf  # when messages of widgets, views and checkpoints are looked after
         self._left, self._is_stopping, self._is_inside = math.inf, False, False
 
     def _may_go_on(self, is_whole: bool = True) -> bool:
         """Meet the wishes; wait while paused.  False: the loop has to end."""
         while True:
-            if self._cell is not None:
+            is_due = time.perf_counter() >= self._due
+            if is_due and self._cell is not None:
                 self._cell.pump()
             has_wishes = self._calls or self._is_stopping or self._left < math.inf
             if self.state == RUNNING and not has_wishes and not self._is_over():
-                self._update(is_whole)  # nearly every batch: no lock
-                return True
+                if is_due:
+                    self._update(is_whole)
+                return True  # nearly every batch: no lock
             with self._news:
                 calls, self._calls = self._calls, []
             for call in calls:

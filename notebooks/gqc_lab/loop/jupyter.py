@@ -8,6 +8,7 @@ between two batches.  It uses internals of ipykernel 6.29 to 7.4; with others it
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 import threading
 import time
@@ -54,6 +55,7 @@ class Cell:
         self.can_pump = "google.colab" not in sys.modules and all(
             hasattr(self._kernel, name) for name in ("comm_manager", *needed)
         )
+        self._ahead = _overhear(self._kernel) if self.can_pump and self._is_seven else {}
 
     def enter(self) -> None:
         """Send what this thread prints to the cell, and not to whichever one is running."""
@@ -85,6 +87,10 @@ class Cell:
 
         manager = self._kernel.shell_channel_thread.manager
         self._replies = manager.get_subshell_to_shell_channel_socket(None)
+        for name, frames in list(self._ahead.items()):
+            self._ahead[name] = None
+            if frames is not None:
+                self._handle(frames)
         socket = manager.get_shell_channel_to_subshell_pair(None).to_socket
         while True:
             try:
@@ -112,8 +118,7 @@ class Cell:
         """Handle a message of a widget or of a page that looks for them; False: it is another."""
         kernel = self._kernel
         idents, rest = kernel.session.feed_identities(frames, copy=False)
-        header = kernel.session.unpack(getattr(rest[1], "bytes", rest[1]))
-        kind = header["msg_type"]
+        kind = _header(kernel, rest)["msg_type"]
         if kind not in _MESSAGES | _QUESTIONS:
             return False
         message = kernel.session.deserialize(rest, content=True, copy=False)
@@ -127,3 +132,34 @@ class Cell:
         kernel._publish_status("idle", "shell", parent=message)
         kernel._publish_status("busy", "shell", parent=cell)
         return True
+
+
+def _header(kernel: Any, frames: list[Any]) -> dict[str, Any]:
+    header: dict[str, Any] = kernel.session.unpack(getattr(frames[1], "bytes", frames[1]))
+    return header
+
+
+@functools.cache
+def _overhear(kernel: Any) -> dict[str, Any]:
+    """Keep the widget messages that ipykernel 7 has read and not yet handled, by their ids.
+
+    It reads on until the cell blocks its event loop, and handles what it has read behind the cell.
+    A cell that takes a message out leaves None, and the kernel then leaves it alone.
+    """
+    stream = kernel.shell_channel_thread.manager.get_shell_channel_to_subshell_pair(None).to_stream
+    read, should_handle = stream._recv_callback, kernel.should_handle
+    ahead: dict[str, Any] = {}
+
+    def hear(frames: list[Any]) -> Any:
+        header = _header(kernel, kernel.session.feed_identities(frames, copy=False)[1])
+        if header["msg_type"] in _MESSAGES:
+            ahead[header["msg_id"]] = frames
+        return read(frames)
+
+    def is_left(stream: Any, message: dict[str, Any], idents: Any) -> Any:
+        is_taken = ahead.pop(message["header"]["msg_id"], False) is None
+        return False if is_taken else should_handle(stream, message, idents)
+
+    stream.on_recv(hear, copy=False)
+    kernel.should_handle = is_left
+    return ahead

@@ -22,7 +22,7 @@ from gqc_lab.loop import gate
 from gqc_lab.loop.curves import Curves
 from gqc_lab.loop.experiment import Experiment
 from gqc_lab.loop.gate import Gate, claim
-from gqc_lab.loop.jupyter import Cell, current_cell
+from gqc_lab.loop.jupyter import PUMP_SECONDS, Cell, current_cell
 from gqc_lab.loop.openmp import release_threads
 from gqc_lab.loop.own_loop import Loop, Optimizers
 from gqc_lab.loop.saving import save_run
@@ -144,7 +144,7 @@ class Live(Gate):
         """Begin, or continue after a pause; False: the run is over."""
         cell = current_cell() if threading.current_thread() is threading.main_thread() else None
         if cell is not None and (self._cell is None or cell.turn != self._cell.turn):
-            self._cell = cell
+            self._cell, self._due = cell, -math.inf
             if self.state in (gate.STOPPED, gate.FAILED):  # a person has run the loop again
                 self._is_stopping, self.error = False, None
         if self._is_stopping or self._is_over():
@@ -188,8 +188,6 @@ class Live(Gate):
     @property
     def history(self) -> pd.DataFrame:
         """A row for each batch: what was logged and measured, and changes of controls."""
-        if self._own:
-            self._own.read()
         return self.experiment.history
 
     @property
@@ -305,8 +303,6 @@ class Live(Gate):
 
     def _update(self, is_whole: bool) -> None:
         now = time.perf_counter()
-        if now < self._due:
-            return
         if self.state == gate.RUNNING and now >= self._next:
             recent = [p for p in self._pace if now - p[0] < SPEED_SECONDS] or self._pace[-1:]
             self._pace = [*recent, (now, self.experiment.done)]
@@ -319,10 +315,11 @@ class Live(Gate):
             spent = time.perf_counter() - now
             self._save_at = now + spent + (max(self._every, spent / SHARE) if self._every else 0)
         self._due = min(self._next, self._save_at if self._beginning else math.inf)
+        if self._cell is not None:
+            self._due = min(self._due, now + PUMP_SECONDS)
 
     def _read(self) -> None:
         if self._own:
-            self._own.read()
             self._own.controls.follow(self._own.tunables.values())
         self.curves.read()
         self.statistics: dict[str, Any] = dict(getattr(self.optimizer, "statistics", dict)())

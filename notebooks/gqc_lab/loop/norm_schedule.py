@@ -97,11 +97,6 @@ def norm_schedule(controls: Mapping[str, Any]) -> NormSchedule:
     return NormSchedule(**{name: controls[name] for name in NAMES})
 
 
-def has_norm_schedule(controls: Mapping[str, Any]) -> bool:
-    """Do ``controls`` hold all that a schedule needs?"""
-    return all(name in controls for name in NAMES)
-
-
 def norm_controls(schedule: NormSchedule, total: int) -> dict[str, Setting]:
     """Return the controls that change ``schedule`` during a run of ``total`` microbatches."""
     warmup = "norm_warmup_microbatches"

@@ -11,6 +11,7 @@ import json
 import math
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from gqc.scalers import VarianceGradientScaler
 from gqc.schedules import THRESHOLD
 from gqc.wrappers import OptimizerWrapper
 from gqc_lab.loop.controls import Controls
-from gqc_lab.loop.experiment import Experiment
+from gqc_lab.loop.experiment import Experiment, append
 from gqc_lab.loop.norm_schedule import NAMES, NormSchedule, norm_controls, norm_schedule
 from gqc_lab.loop.scaler_controls import SCALER, apply_scaler, scaler_controls, scaler_settings
 from gqc_lab.loop.settings import Setting
@@ -88,7 +89,6 @@ class Loop(Experiment):
         self._start: dict[str, Any] | None = None  # of the random generators, in this epoch
         self._resumed: dict[str, Any] | None = None
         self._logged: dict[str, Any] = {}
-        self._unread: list[tuple[str, int]] = []  # tensors in the history
         self._moving = {THRESHOLD} & set(self.tunables.specs)  # tunables that are recorded
         self._values = self.tunables.values()
 
@@ -179,19 +179,30 @@ class Loop(Experiment):
         """End the batch: keep its record."""
         if not self._is_inside:
             return
-        self.microbatch += 1
-        self.position += 1
-        self.done = self.microbatch
         self.seconds += time.perf_counter() - self._began
-        record = {"microbatch": self.microbatch, "seconds": self.seconds, **self._logged}
-        record |= self._measure()
+        number = self.microbatch + 1
+        record = {"microbatch": number, "seconds": self.seconds, **self._logged, **self._measure()}
         if self._changes:
             record["changes"] = json.dumps(self._changes)
         self._logged = {}
-        self._append(record)
-        row = self.microbatch - 1
-        self._unread += [(n, row) for n, v in record.items() if isinstance(v, Tensor)]
+        self._ended.append(record)
+        self.microbatch = self.done = number
+        self.position += 1
         self._is_inside = False
+
+    @property
+    def _columns(self) -> dict[str, list[Any]]:
+        # Taken in when somebody looks: after training, touching a column misses the cache.
+        with self._lock:
+            while self._ended:
+                record = self._ended.popleft()
+                values = {n: v.item() if isinstance(v, Tensor) else v for n, v in record.items()}
+                append(self._taken, values)
+            return self._taken
+
+    @_columns.setter
+    def _columns(self, columns: dict[str, list[Any]]) -> None:
+        self._ended, self._taken = deque[dict[str, Any]](), columns
 
     def _measure(self) -> dict[str, Any]:
         values = self._now
@@ -199,7 +210,7 @@ class Loop(Experiment):
             for name in [n for n, v in values.items() if v != self._values[n]]:
                 if name not in self._moving:  # it was constant so far
                     self._moving.add(name)
-                    self._columns[name] = [self._values[name]] * (self.microbatch - 1)
+                    self._columns[name] = [self._values[name]] * self.microbatch
             self._values = values
         found: dict[str, Any] = {name: values[name] for name in self._moving}
         if self.wrapper is not None:
@@ -228,16 +239,7 @@ class Loop(Experiment):
                 column = self._columns.setdefault(name, [None] * self.microbatch)
                 column[-1] = value.item() if isinstance(value, Tensor) else value
 
-    def read(self) -> None:
-        """Read the tensors that were logged from their device."""
-        unread, self._unread = self._unread, []
-        for name, row in unread:
-            value = self._columns[name][row]
-            if isinstance(value, Tensor):
-                self._columns[name][row] = value.item()
-
     def state_dict(self, start: int = 0) -> dict[str, Any]:
-        self.read()
         place = {"epoch": self.epoch, "position": self.position, "start": self._start}
         place |= {"now": self._randomness(), "is_drawn": self._is_drawn}
         return {
@@ -251,7 +253,7 @@ class Loop(Experiment):
         self.epoch, self.position = place["epoch"], place["position"]
         self._resumed = dict(place) if place["start"] is not None else None
         self._is_drawn, self.tunables.edited = place["is_drawn"], dict(place["edited"])
-        self._values, self._unread, self._logged = self.tunables.values(), [], {}
+        self._values, self._logged = self.tunables.values(), {}
         self._moving |= {name for name in self._columns if name in self._values}
         for name, apply in self._applies.items():
             apply(self.controls.applied[name])
@@ -334,6 +336,6 @@ def _kept(name: str, value: Any) -> Any:
         return value.item() if value.is_cpu else value.detach().clone()
     if getattr(value, "size", 0) == 1 and hasattr(value, "item"):
         return value.item()
-    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
-    kind = f"{type(value).__name__}{shape}"
+    kind = type(value).__name__
+    kind += f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
     raise TypeError(f"log({name}=...): expected a number or a tensor of one element, got {kind}")

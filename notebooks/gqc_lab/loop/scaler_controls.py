@@ -63,11 +63,6 @@ def scaler_controls(scaler: VarianceGradientScaler) -> dict[str, Setting]:
     return {n: replace(each, default=getattr(scaler, n) or 0) for n, each in SCALER.items()}
 
 
-def has_scaler(controls: Mapping[str, Any]) -> bool:
-    """Do ``controls`` hold all that a scaler has?"""
-    return all(name in controls for name in NAMES)
-
-
 def scaler_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the scaler's arguments that ``values`` of the controls mean, and no other controls."""
     found = {name: values[name] for name in NAMES}
@@ -80,15 +75,11 @@ def apply_scaler(scaler: VarianceGradientScaler, values: Mapping[str, Any]) -> N
         if getattr(scaler, name) == value:
             continue
         if name == "beta":
-            _restart(scaler, value)
+            state = scaler.state_dict()
+            empty = {"config": {**state["config"], "beta": value}, "statistics": {}}
+            scaler.load_state_dict({**state, **empty, "step_count": 0})
         else:
             setattr(scaler, name, value)
-
-
-def _restart(scaler: VarianceGradientScaler, beta: float) -> None:
-    state = scaler.state_dict()
-    empty = {"config": {**state["config"], "beta": beta}, "statistics": {}, "step_count": 0}
-    scaler.load_state_dict({**state, **empty})
 
 
 def scaled_steps(columns: Mapping[str, Any], x: str) -> dict[str, NDArray[np.float64]]:

@@ -57,7 +57,9 @@ def track(
     if not every_seconds > 0:
         raise ValueError(f"every_seconds={every_seconds!r}: expected > 0")
     sink, close_sink = _open_sink(to, experiment)
-    path = Path(checkpoint) if checkpoint is not None else _default_checkpoint(experiment)
+    if checkpoint is None and (folder := os.environ.get("GQC_RUN_DIR")):
+        checkpoint = checkpoint_path(folder, experiment)
+    path = Path(checkpoint) if checkpoint is not None else None
     return _track(experiment, sink, close_sink, path, every_seconds, has_bar)
 
 
@@ -252,11 +254,6 @@ def _interrupt_deferred() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
     if is_waiting:
         raise KeyboardInterrupt
-
-
-def _default_checkpoint(experiment: Experiment) -> Path | None:
-    folder = os.environ.get("GQC_RUN_DIR")
-    return checkpoint_path(folder, experiment) if folder else None
 
 
 def _open_sink(

@@ -183,7 +183,9 @@ def tune(
             numbers = dict(measure(each["method"], dict(each["values"]), each["seed"]))
             if metric not in numbers:
                 raise ValueError(f"metric={metric!r}: measure gave {', '.join(numbers) or 'none'}")
-            _keep_trial(path, {**each, "numbers": numbers})
+            if path is not None:
+                with open(path, "a", encoding="utf-8") as file:
+                    file.write(json.dumps({**each, "numbers": numbers}) + "\n")
         rows.append({**each, **each["values"], **numbers})
     return Tuning(pd.DataFrame(rows).drop(columns="values"), metric, dict(spaces))
 
@@ -194,12 +196,6 @@ def _check_seeds(seeds: Sequence[int], report_seeds: Iterable[int]) -> None:
             f"seeds={list(seeds)}: the report uses {both}; tune on others, or its numbers are of "
             "the luck that settings were chosen for"
         )
-
-
-def _keep_trial(path: str | Path | None, trial: dict[str, Any]) -> None:
-    if path is not None:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(trial) + "\n")
 
 
 def _read_trials(path: str | Path | None) -> dict[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -93,7 +94,7 @@ class LocalExecutor(Executor):
 
     Args:
         threads: BLAS and OpenMP threads of each run.
-        is_forked: fork kernels from a process with torch loaded, where the system can.
+        is_forked: fork kernels from a process that has imported much, where the system can.
         gpus: that each run has for itself, or the share of one; without, it sees what there is.
     Raises: BadInput: this machine has not as many GPUs.
     """
@@ -121,9 +122,12 @@ class LocalExecutor(Executor):
         from gqc_lab.runs.kernel import preload
 
         if self.is_forked:
-            preload(self.threads)  # goes on while the next line imports papermill
+            preload(self.threads, job["has_torch"])  # meanwhile this process imports papermill
+        # No notebook has IRIs, whose grammar takes longer to compile than all the rest to import.
+        sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
         from gqc_lab.runs.execute import Execution
 
+        sys.modules.pop("rfc3987_syntax")
         job = {**job, "threads": self.threads, "is_forked": self.is_forked}
         if self.gpus_per_run:
             job["gpus"] = [self._free.pop() for _ in range(self.gpus_per_run)]
@@ -172,6 +176,7 @@ def make_job(batch: Batch, run: Run, store: Store) -> dict[str, Any]:
         "folders": [str(each) for each in batch.notebook.folders],
         "runs": str(store.root),
         "timeout": batch.timeout,
+        "has_torch": bool(run.inputs["source"]) or "torch" in batch.notebook.text,
     }
 
 

@@ -288,7 +288,8 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     worker = get_worker()
     if problem := find_problem(job["probe"], job["folders"], job["inputs"]["source"]):
         return {"status": "lost", "error": f"Dask worker {worker.address} {problem}"}
-    if _began(job):
+    note = read_note(Store(job["runs"]).partial(job["id"]) / RECORD)
+    if note.get("submission") == job["submission"]:  # it was started before
         return {"status": "lost", "error": "the Dask worker that had the run was lost"}
     execution = Execution(job, lambda event: worker.log_event(job["topic"], event))
     is_over = threading.Event()
@@ -309,12 +310,6 @@ def _watch(execution: Execution, is_over: threading.Event, worker: Any, task: st
         if state is None or state.state == "cancelled" or worker.status != Status.running:
             execution.stop()
             return
-
-
-def _began(job: dict[str, Any]) -> bool:
-    """Whether this very submission was started before."""
-    note = read_note(Store(job["runs"]).partial(job["id"]) / RECORD)
-    return note.get("submission") == job["submission"]
 
 
 def stop_runs(submissions: list[str], at_once: bool) -> None:

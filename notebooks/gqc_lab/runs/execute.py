@@ -56,7 +56,7 @@ class Execution:
 
     Args:
         job: id, name, notebook (path), text, parameters, inputs, data (paths), runs (the store),
-            timeout, threads, is_forked, and optionally submission.
+            timeout, threads, is_forked, has_torch (as far as can be seen), perhaps submission.
         emit: called with progress events.
     """
 
@@ -220,6 +220,7 @@ class Execution:
                         is_forked=self.job["is_forked"],
                         on_start=self._kernel_starts,
                         gpus=self.job.get("gpus"),
+                        has_torch=self.job["has_torch"],
                     ),
                     # Not papermill's cwd: it changes that of this process, which has other runs.
                     resources={"metadata": {"path": folder}},

@@ -1,7 +1,7 @@
-"""Kernels of runs: forked from a process that has torch loaded, or started from scratch.
+"""Kernels of runs: forked from a process that has imported much, or started from scratch.
 
-A kernel that is started from scratch spends most of a short run importing.  The standard
-library's fork server imports torch and its like once, runs nothing, and forks each kernel on
+A kernel that is started from scratch spends most of a short run importing.  The standard library's
+fork server imports pandas and, for runs that use it, torch, runs nothing, and forks each kernel on
 request.  papermill and nbclient drive both kinds through jupyter_client's own seam, a provisioner.
 Where forking is not safe (macOS, Windows) every kernel is started from scratch; always with this
 interpreter, whatever kernelspecs are installed.
@@ -25,7 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
@@ -44,16 +44,17 @@ _THREAD_COUNTS = (
 # Not plotly: what it finds at import decides how it shows figures.
 _PRELOADED = [
     "gqc_lab.runs.kernel", "ipykernel.kernelapp", "ipykernel_launcher", "IPython.core.debugger",
-    "IPython.extensions.storemagic", "torch", "pandas.io.formats.html", "pyarrow.pandas_compat",
-    "pyarrow.parquet", "gqc_lab.runs.output",
+    "IPython.core.completerlib", "IPython.core.oinspect", "IPython.extensions.storemagic",
+    "pandas.io.formats.html", "pyarrow.pandas_compat", "pyarrow.vendored.version",
+    "pyarrow.parquet",
 ]  # fmt: skip
 _PR_SET_PDEATHSIG = 1
 # A unix socket's path holds 107 bytes, of which some 50 are ours below the temporary folder.
 _LONGEST_PLACE = 40
 _SOCKETS = "gqc-sockets-"
 _STREAM = "--IPKernelApp.outstream_class=gqc_lab.runs.output.BoundedStream"
-_IS_SAFE_PATH = bool(sys.flags.safe_path)
-_servers: dict[int, forkserver.ForkServer] = {}  # by threads: libraries read the count on import
+# By threads, as libraries read the count on import, and whether torch is loaded.
+_servers: dict[tuple[int, bool], forkserver.ForkServer] = {}
 _lock = threading.Lock()
 
 
@@ -95,16 +96,16 @@ def _locked(folder: Path, how: int) -> Iterator[None]:
         os.close(descriptor)
 
 
-def preload(threads: int) -> None:
+def preload(threads: int, has_torch: bool) -> None:
     """Let the fork server for runs of ``threads`` threads begin its imports; returns at once."""
     if CAN_FORK:
         with _lock:
-            _server(threads)
+            _server(threads, has_torch)
 
 
-def _server(threads: int) -> forkserver.ForkServer:
-    server = _servers.setdefault(threads, forkserver.ForkServer())
-    server.set_forkserver_preload(_PRELOADED)
+def _server(threads: int, has_torch: bool) -> forkserver.ForkServer:
+    server = _servers.setdefault((threads, has_torch), forkserver.ForkServer())
+    server.set_forkserver_preload([*_PRELOADED, *["torch"] * has_torch, "gqc_lab.runs.output"])
     # Its imports must not come from the current folder, nor end with the batch's Ctrl-C.
     settings = {"PYTHONSAFEPATH": "1", **dict.fromkeys(_THREAD_COUNTS, str(threads))}
     with _environment(settings):
@@ -136,11 +137,11 @@ class ForkedKernel:
 
     stdin = stdout = stderr = None
 
-    def __init__(self, start: _Start, threads: int) -> None:
+    def __init__(self, start: _Start, threads: int, has_torch: bool) -> None:
         self.returncode: int | None = None
         self._reading = threading.Lock()
         with _lock:
-            self._status, writer = _server(threads).connect_to_new_process([])
+            self._status, writer = _server(threads, has_torch).connect_to_new_process([])
         with os.fdopen(writer, "wb") as pipe:
             pickle.dump({}, pipe)  # what multiprocessing would have the child inherit: nothing
             pickle.dump(start, pipe)
@@ -160,9 +161,7 @@ class ForkedKernel:
                 os.close(self._status)
             return self.returncode
 
-    def wait(self) -> int | None:
-        """Return the exit code; the provisioner calls this after :meth:`poll` gave one."""
-        return self.poll()
+    wait = poll  # the provisioner calls it after poll gave a code
 
     def send_signal(self, number: int) -> None:
         send_signal(self, number)
@@ -222,7 +221,6 @@ def _be_kernel(argv: list[str]) -> None:
     import ipykernel_launcher  # type: ignore[import-untyped]
     import numpy as np
     import pandas as pd
-    import torch
     from ipykernel.kernelapp import IPKernelApp
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -230,20 +228,16 @@ def _be_kernel(argv: list[str]) -> None:
     faulthandler.enable()
     # A fork would share its parent's streams with its siblings; a new process has its own.
     np.random.seed()  # noqa: NPY002
-    torch.default_generator.seed()
+    if torch := sys.modules.get("torch"):
+        torch.default_generator.seed()
     # The default in a kernel; pandas was imported outside one, where it takes a terminal's.
     pd.set_option("display.max_columns", 20)
     options = argv[argv.index("-f") :]
     sys.argv = [ipykernel_launcher.__file__, *options]
-    if not os.environ.get("PYTHONSAFEPATH"):
-        _add_current_folder()
+    if not os.environ.get("PYTHONSAFEPATH"):  # IPython does so only where the fork server did
+        names = [os.path.basename(each) for each in sys.path]
+        sys.path.insert(names.index("site-packages") if "site-packages" in names else 0, "")
     IPKernelApp.launch_instance(argv=[*options, f"--IPKernelApp.parent_handle={os.getppid()}"])
-
-
-def _add_current_folder() -> None:
-    """Do what IPython leaves out since the fork server imports nothing from there."""
-    names = [os.path.basename(each) for each in sys.path]
-    sys.path.insert(names.index("site-packages") if "site-packages" in names else 0, "")
 
 
 def find_gpus() -> list[str]:
@@ -259,20 +253,20 @@ def find_gpus() -> list[str]:
 
 
 class _Provisioner(LocalProvisioner):
-    """Has the kernel forked if ``threads`` is given, and tells who started it."""
+    """Has the kernel forked if ``fork`` is given, and tells who started it."""
 
-    threads: int | None
+    fork: Callable[[_Start], ForkedKernel] | None
     output: Path
     on_start: Callable[[Any], None]
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
-        if self.threads is None:
+        if self.fork is None:
             await super().launch_kernel(cmd, **kwargs)
         else:
-            if not _IS_SAFE_PATH:  # another thread may be starting a server with it
+            if not sys.flags.safe_path:  # another thread may be starting a server with it
                 kwargs["env"].pop("PYTHONSAFEPATH", None)
             start = _Start(cmd, kwargs["env"], str(kwargs.get("cwd") or Path.cwd()), self.output)
-            forked: Any = ForkedKernel(start, self.threads)
+            forked: Any = self.fork(start)
             self.process, self.pid, self.pgid = forked, forked.pid, forked.pid
         self.on_start(self.process)
         return self.connection_info
@@ -281,14 +275,17 @@ class _Provisioner(LocalProvisioner):
 class _QuickChannel(AsyncZMQSocketChannel):
     """Waits a tenth as long for what may never come; a client asks for it before the first cell."""
 
-    async def get_msg(  # type: ignore[override]  # as the parent's own is
-        self, timeout: float | None = None
-    ) -> dict[str, Any]:
+    async def get_msg(self, timeout: float | None = None) -> Any:  # type: ignore[override]
         return await super().get_msg(timeout and timeout / 10)
 
 
 class _QuickClient(AsyncKernelClient):
     iopub_channel_class: Any = _QuickChannel
+
+    def _context_default(self) -> Any:
+        context = super()._context_default()
+        context.reconnect_ivl = 5  # ms until it looks again for the sockets of a starting kernel
+        return context
 
 
 def manager_class(
@@ -299,6 +296,7 @@ def manager_class(
     is_forked: bool,
     on_start: Callable[[Any], None],
     gpus: list[str] | None = None,
+    has_torch: bool = True,
 ) -> type[AsyncKernelManager]:
     """Return the kernel manager for nbclient that starts a run's kernel.
 
@@ -307,9 +305,10 @@ def manager_class(
         sockets: a short folder of its own for the connection file; its unix sockets cannot
             clash with another run's, as port numbers could.
         threads: BLAS and OpenMP threads of the kernel.
-        is_forked: fork the kernel from a process with torch loaded, where the system can.
+        is_forked: fork the kernel from a process that has imported much, where the system can.
         on_start: called with the kernel's process, a :class:`ForkedKernel` or a Popen.
         gpus: the CUDA devices that the run may see; None: those that this process sees.
+        has_torch: whether that process has imported torch.
     """
     env = {
         "GQC_RUN_DIR": str(folder).replace("$", "$$"),  # jupyter_client fills templates in
@@ -327,7 +326,8 @@ def manager_class(
             if CAN_FORK:
                 self.transport = "ipc"
             provisioner = _Provisioner(kernel_id="run", kernel_spec=self.kernel_spec, parent=self)
-            provisioner.threads = threads if is_forked and CAN_FORK else None
+            fork = partial(ForkedKernel, threads=threads, has_torch=has_torch)
+            provisioner.fork = fork if is_forked and CAN_FORK else None
             provisioner.output = folder / "kernel.log"
             provisioner.on_start = on_start
             self.provisioner = provisioner

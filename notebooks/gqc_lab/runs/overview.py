@@ -313,6 +313,7 @@ class BatchProgress:
         self.lines[run.id] = self.bars.add_task(
             f"  {run.id[:8]} {run.title}".replace("[", r"\["), total=self.num_cells, text=""
         )
+        import gqc_lab.stats.analysis  # noqa: F401  # of the table, while the first kernel starts
 
     def moved(self, run: Run, cell: int, text: str) -> None:
         if run.id in self.lines:

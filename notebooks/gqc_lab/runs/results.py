@@ -68,15 +68,13 @@ def save(
 
 def _loaded_modules() -> dict[str, str]:
     """Return the files of all loaded modules that are not of an installed library, by name."""
-    libraries = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib")}
+    libraries = tuple(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib"))
     found = {}
     for name, module in list(sys.modules.items()):
-        path = Path(getattr(module, "__file__", None) or "none")
-        is_library = not {"site-packages", "dist-packages"}.isdisjoint(path.parts) or any(
-            str(path).startswith(f"{each}/") for each in libraries
-        )
-        if path.suffix == ".py" and not is_library:
-            found[name] = str(path.resolve())
+        path = str(getattr(module, "__file__", None))  # no Path: there are thousands
+        is_packaged = "/site-packages/" in path or "/dist-packages/" in path
+        if path.endswith(".py") and not is_packaged and not path.startswith(libraries):
+            found[name] = str(Path(path).resolve())
     return found
 
 

@@ -75,7 +75,7 @@ def source_hashes(code: Sequence[str], folders: Sequence[Path]) -> dict[str, str
         seen.add(name)
         module, rest = _split(name, folders)
         path = _find(module, folders)
-        if path is None or _is_in(NOT_HASHED, module):
+        if path is None or any(f"{module}.".startswith(f"{each}.") for each in NOT_HASHED):
             continue
         exports = _exports(path, module, _stamp(path)) if path.name == "__init__.py" else None
         if exports is None:
@@ -128,10 +128,6 @@ def unplanned_modules(job: Mapping[str, Any], record: Path) -> list[str]:
 def _is_installed(name: str) -> bool:
     """Whether the module is of a distribution, perhaps one that is installed in place."""
     return name.split(".")[0] in importlib.metadata.packages_distributions()
-
-
-def _is_in(packages: Iterable[str], module: str) -> bool:
-    return any(module == each or module.startswith(f"{each}.") for each in packages)
 
 
 def _parse(code: Iterable[str]) -> ast.Module | None:

@@ -17,8 +17,8 @@ from math import nan
 
 import numpy as np
 import pandas as pd
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 Floats = NDArray[np.floating]
 
@@ -107,7 +107,7 @@ def paired_difference(
     for method, run in runs.items():
         d = (run - base).loc[run.index.intersection(base.index)].to_numpy()
         low, high, kind = _t_interval(d, confidence)
-        p = float(stats.ttest_1samp(d, 0.0).pvalue) if kind == "t" else nan
+        p = float(scipy.stats.ttest_1samp(d, 0.0).pvalue) if kind == "t" else nan
         mean, unpaired = float(d.mean()) if len(d) else nan, len(run) + len(base) - 2 * len(d)
         rows.append((method, baseline, mean, low, high, len(d), p, unpaired, kind))
     columns = [by, "baseline", "mean", "low", "high", "n", "p_value", "unpaired", "interval"]
@@ -151,7 +151,7 @@ def seeds_needed(effect: float, level: float, power: float = 0.8, most: int = 10
     Returns: n >= 2, or None if ``most`` are too few.
     """
     n = np.arange(2, most + 1)
-    reached = stats.nct.sf(stats.t.isf(level / 2, n - 1), n - 1, effect * np.sqrt(n))
+    reached = scipy.stats.nct.sf(scipy.stats.t.isf(level / 2, n - 1), n - 1, effect * np.sqrt(n))
     enough = n[reached >= power]
     return int(enough[0]) if len(enough) else None
 
@@ -192,8 +192,8 @@ def power_law(x: ArrayLike, y: ArrayLike, floor: float = 0.0, confidence: float 
     if not ((x > 0).all() and (y > floor).all()):
         least = f"min x={x.min():g}, min y={y.min():g}"
         raise ValueError(f"power_law: {least}; expected x > 0 and y > floor={floor:g}")
-    fit = stats.linregress(np.log(x), np.log(y - floor))
-    half = stats.t.ppf((1 + confidence) / 2, len(x) - 2) * fit.stderr if len(x) > 2 else nan
+    fit = scipy.stats.linregress(np.log(x), np.log(y - floor))
+    half = scipy.stats.t.ppf((1 + confidence) / 2, len(x) - 2) * fit.stderr if len(x) > 2 else nan
     a, b = float(np.exp(fit.intercept)), -float(fit.slope)
     return PowerLaw(a, b, b - half, b + half, floor, float(fit.rvalue**2), len(x))
 
@@ -250,7 +250,8 @@ def _t_interval(values: Floats, confidence: float) -> tuple[float, float, str]:
         return nan, nan, f"none: {num_bad} of {n} runs not finite"
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0]), f"none needed: {n} equal runs"
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    quantile = scipy.special.stdtrit(n - 1, (1 + confidence) / 2)  # scipy.stats loads for a second
+    half = float(quantile * values.std(ddof=1) / np.sqrt(n))
     return float(values.mean()) - half, float(values.mean()) + half, "t"
 
 

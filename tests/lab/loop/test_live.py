@@ -4,6 +4,7 @@ import copy
 import random
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -243,15 +244,17 @@ def test_in_the_background_it_is_the_same_loop_and_can_be_held():
     model, optimizer = make()
     live = Live(optimizer, state={"model": model})
     beginning = copy.deepcopy(live.beginning["parts"])
-    live.pause()
+    begin = threading.Event()
 
     @live.background
     def loop():
+        begin.wait()
         train(live, model, optimizer)
 
     live.step(3)
-    while live.state != "paused" or live.experiment.microbatch < 3:
-        pass  # it may be paused where it began
+    begin.set()
+    while live.state != "paused":
+        time.sleep(0.001)
     assert live.experiment.microbatch == 3
     snapshot = live.snapshot()
     assert snapshot["microbatch"] == 3
