@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextvars
 import math
 import threading
 import time
@@ -106,7 +107,8 @@ class Gate:
                 return
             self.state, self._is_inside = RUNNING, True
             name = f"gqc {self.label}"
-            self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+            run = contextvars.copy_context().run  # ipykernel 7.0 finds the cell there
+            self._thread = threading.Thread(None, run, name, (self._work,), daemon=True)
             self._loop_thread = self._thread
             _running.add(self)
             self._thread.start()
