@@ -33,14 +33,12 @@ class _Callback:
     def record(self, values: Mapping[str, Any]) -> None:  # Lightning sets `log` to its own
         """Log the numbers among ``values``; the learning rate is recorded as it acts."""
         if self.live is not None:
-            self.live.log(**{n: v for n, v in values.items() if _is_number(v) and n != _LR})
+            numbers = {n: v for n, v in values.items() if _is_number(v)}
+            self.live.log(**{n: v for n, v in numbers.items() if n != "learning_rate"})
 
     def on_train_end(self, *args: Any, **given: Any) -> None:
         if self.live is not None:
             self.live.finish()
-
-
-_LR = "learning_rate"
 
 
 def _is_number(value: Any) -> bool:

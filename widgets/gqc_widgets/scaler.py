@@ -10,14 +10,7 @@ import pandas as pd
 from gqc_lab import Controls
 from gqc_lab.loop.curves import XY, thin
 from gqc_lab.loop.live import Live
-from gqc_lab.loop.scaler_controls import (
-    COUNT,
-    LAW,
-    NAMES,
-    VARIANCE,
-    scaled_steps,
-    what_if,
-)
+from gqc_lab.loop.scaler_controls import COUNT, LAW, NAMES, VARIANCE, scaled_steps, what_if
 
 PERCENTILES = ("p10", "p50", "p90")
 

@@ -59,7 +59,7 @@ class Curves:
     @property
     def names(self) -> list[str]:
         """The recorded numbers."""
-        return [name for name in self._arrays if name not in ("changes", "stepped")]
+        return [name for name in list(self._arrays) if name not in ("changes", "stepped")]
 
     def column(self, name: str) -> Array:
         """Return all values of ``name``, NaN where a record has none."""
@@ -68,9 +68,11 @@ class Curves:
     def points(self, name: str) -> XY:
         """Return x and y of a curve, thinned, with NaN where a stretch has no value."""
         x, y = self.column(self._experiment.unit), self._values(name)
-        if not len(y):
-            return EMPTY, EMPTY
         is_stepped = self.column("stepped")
+        length = min(len(x), len(y))  # the training thread may have read more in between
+        x, y, is_stepped = x[:length], y[:length], is_stepped[:length]
+        if not length:
+            return EMPTY, EMPTY
         if name in AT_STEPS and len(is_stepped):
             x, y = x[is_stepped == 1], y[is_stepped == 1]
         known = np.isfinite(y)
@@ -85,8 +87,8 @@ class Curves:
         if name == "forced":
             norm, threshold = self.column("grad_norm"), self.column("gradient_norm_threshold")
             stepped = self.column("stepped")
-            if not len(norm) or not len(threshold) or not len(stepped):
-                return EMPTY
+            length = min(len(norm), len(threshold), len(stepped))
+            norm, threshold, stepped = norm[:length], threshold[:length], stepped[:length]
             return np.where((norm > threshold) & (stepped == 1), norm, np.nan)
         return self.column(name)
 

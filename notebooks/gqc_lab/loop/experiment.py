@@ -189,7 +189,7 @@ class Experiment(Iterator[dict[str, Any]]):
     def replay(self, changes: Iterable[Change]) -> None:
         """Repeat the changes of another run; see `Controls.replay`."""
         with self._lock:
-            self.controls.replay(changes, self.microbatch)
+            self.controls.replay(changes, self.microbatch + self._is_inside)
 
     @property
     def column_names(self) -> list[str]:

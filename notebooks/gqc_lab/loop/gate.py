@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextvars
 import math
 import threading
 import time
@@ -65,7 +66,8 @@ class Gate:
             with self._news:
                 before = self.state
                 if self._is_stopping or self._is_over():
-                    self.state = STOPPED if self._is_stopping else FINISHED
+                    ended = STOPPED if self._is_stopping else FINISHED
+                    self.state = before if before == REPLACED else ended
                 elif self._left > 0:
                     self._left -= 1 if is_whole else 0
                     self.state = RUNNING
@@ -90,13 +92,10 @@ class Gate:
 
     def start(self) -> None:
         """Train to the end."""
-        self._go(math.inf)
+        self.step(math.inf)
 
-    def step(self, count: int = 1) -> None:
+    def step(self, count: float = 1) -> None:
         """Train for ``count`` batches, then pause."""
-        self._go(count)
-
-    def _go(self, count: float) -> None:
         if self.state == PAUSED and not self._is_inside:
             self.wait()  # for a thread that has paused and is still telling
         release_threads()
@@ -108,7 +107,8 @@ class Gate:
                 return
             self.state, self._is_inside = RUNNING, True
             name = f"gqc {self.label}"
-            self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+            run = contextvars.copy_context().run  # ipykernel 7.0 finds the cell there
+            self._thread = threading.Thread(None, run, name, (self._work,), daemon=True)
             self._loop_thread = self._thread
             _running.add(self)
             self._thread.start()
@@ -172,7 +172,8 @@ class Gate:
     def between(self, call: Callable[[], T]) -> T:
         """Call between two batches, in the thread of the loop, and return what it returns."""
         with self._news:
-            if not self._is_inside or self._loop_thread is threading.current_thread():
+            thread = self._loop_thread if self._is_inside else None
+            if thread is None or thread is threading.current_thread() or not thread.is_alive():
                 return call()
             done = threading.Event()
             found: list[Any] = []
@@ -187,8 +188,10 @@ class Gate:
             self._calls.append(work)
             self._news.notify_all()
         while not done.wait(0.05):
-            if not self._is_inside:
-                return self.between(call)
+            with self._news:
+                if not self._is_inside and work in self._calls:
+                    self._calls.remove(work)  # the next loop must not call it again
+                    return call()
         result = found[0]
         if isinstance(result, Exception):
             raise result
@@ -205,6 +208,9 @@ class Gate:
     def replace(self) -> None:
         """Stop, since another one has taken over; the views say so."""
         self.stop()
+        self.between(self._retire)
+
+    def _retire(self) -> None:
         self.state = REPLACED
         self._leave()
         self._tell()

@@ -101,11 +101,9 @@ class Cell:
                 self._waiting.append(asyncio.ensure_future(self._kernel.shell_main(None, frames)))
 
     def _pump_six(self) -> None:
-        import zmq
-
         kernel, held = self._kernel, []
         self._replies = kernel.shell_stream
-        kernel.shell_stream.flush(zmq.POLLIN)
+        kernel.shell_stream.flush()  # also what was answered at the last look
         while not kernel.msg_queue.empty():
             item = kernel.msg_queue.get_nowait()
             frames = item[2][0] if item[2] else None
@@ -135,8 +133,7 @@ class Cell:
 
 
 def _header(kernel: Any, frames: list[Any]) -> dict[str, Any]:
-    header: dict[str, Any] = kernel.session.unpack(getattr(frames[1], "bytes", frames[1]))
-    return header
+    return dict(kernel.session.unpack(getattr(frames[1], "bytes", frames[1])))
 
 
 @functools.cache

@@ -24,7 +24,7 @@ from gqc_lab.loop.experiment import Experiment
 from gqc_lab.loop.gate import Gate, claim
 from gqc_lab.loop.jupyter import PUMP_SECONDS, Cell, current_cell
 from gqc_lab.loop.openmp import release_threads
-from gqc_lab.loop.own_loop import Loop, Optimizers
+from gqc_lab.loop.own_loop import Loop, Optimizers, named
 from gqc_lab.loop.saving import save_run
 from gqc_lab.loop.track import checkpoint_path, load_checkpoint, save_checkpoint
 
@@ -74,20 +74,20 @@ class Live(Gate):
         cell: Cell | None = None,
     ) -> None:
         super().__init__(cell)
+        trained: list[Any] = [what] if isinstance(what, Experiment) else [*named(what).values()]
+        for former in [steered[each] for each in trained if each in steered]:
+            former.replace()  # before anything is read
         run = what if isinstance(what, Experiment) else Loop(what, total, state, label)
         self.experiment, self.label = run, run.label
         self.listeners: list[Listener] = []
         self._own = run if isinstance(run, Loop) else None
         if self._own is None:
-            self._is_iterator, self._function = True, self._train
+            self._is_iterator, self._function = True, lambda: all(True for _ in self(()))
         self._parameters, self._folder = dict(parameters or {}), Path(folder)
         self._beginning = copy.deepcopy(run.state_dict()) if run.parts else {}
         self._every, self._save_at = every_seconds, time.perf_counter() + every_seconds
         claim(self, self._cell)
-        for each in [run, *self._own.tunables.optimizers] if self._own else [run]:
-            if (former := steered.get(each)) is not None:
-                former.replace()
-            steered[each] = self
+        steered.update(dict.fromkeys([run, *trained], self))
         self._undo = [self._cell.on_end(self._end_of_cell)] if self._cell is not None else []
         self._look()
 
@@ -197,7 +197,7 @@ class Live(Gate):
 
     def replay(self, changes: Iterable[dict[str, Any]]) -> None:
         """Repeat the changes of another run, without a person."""
-        self.experiment.replay(changes)
+        self.between(lambda: self.experiment.replay(changes))
 
     @property
     def epoch(self) -> int:
@@ -222,17 +222,17 @@ class Live(Gate):
                 raise RuntimeError(self.error)
         return function
 
-    def _train(self) -> None:
-        for _ in self(()):
-            pass
-
     def reset(self) -> None:
         """Return to where the experiment was at first, with the controls as they are set now.
 
         Raises: RuntimeError: a loop without ``state``.
         """
         self._check_state("reset")
-        self.stop()
+        if self._thread is not None:
+            self.stop()
+        self.between(self._return)
+
+    def _return(self) -> None:
         values = dict(self.experiment.controls)
         self.experiment.load_state_dict(self.beginning)
         self.experiment.controls.update(values)
@@ -338,8 +338,8 @@ class Live(Gate):
             self._own.end() if self.state == gate.FINISHED else None
             self._own.tunables.restore()
 
-    def replace(self) -> None:
-        super().replace()
+    def _retire(self) -> None:
+        super()._retire()
         while self._undo:
             self._undo.pop()()
         if self._own:

@@ -66,14 +66,14 @@ class Loop(Experiment):
         state: Mapping[str, Any] | None = None,
         label: str = "loop",
     ) -> None:
-        named = _named(optimizers)
-        self.tunables = Tunables(named)
-        inner = [o for each in named.values() for o in _unwrapped(each)]
+        by_name = named(optimizers)
+        self.tunables = Tunables(by_name)
+        inner = [o for each in by_name.values() for o in _unwrapped(each)]
         given = list((state or {}).values())
         scalers = [getattr(o, "scaler", None) for o in inner] + given
         self.scaler = next((s for s in scalers if isinstance(s, VarianceGradientScaler)), None)
         self.wrapper = next((o for o in inner if isinstance(o, OptimizerWrapper)), None)
-        parts, generators = _sort_state(named, state)
+        parts, generators = _sort_state(by_name, state)
         self._applies: dict[str, Callable[[Any], object]] = {}
         self._is_drawn = False  # does the norm schedule of the controls decide the threshold?
         super().__init__(
@@ -260,9 +260,8 @@ class Loop(Experiment):
 
     def _streams(self) -> dict[str, torch.Generator]:
         """Return the loop's generators and those of its loader, by name."""
-        sampler = getattr(self._loader, "sampler", None)
-        found = {f"loader {i}": getattr(x, "generator", None) for i, x in
-                 enumerate((self._loader, sampler))}  # fmt: skip
+        places = enumerate((self._loader, getattr(self._loader, "sampler", None)))
+        found = {f"loader {i}": getattr(place, "generator", None) for i, place in places}
         loaders = {n: g for n, g in found.items() if isinstance(g, torch.Generator)}
         return {**self.generators, **loaders}
 
@@ -289,16 +288,16 @@ class Loop(Experiment):
         random.setstate((version, tuple(words), gauss))
 
 
-def _named(optimizers: Optimizers) -> dict[str, Optimizer]:
+def named(optimizers: Optimizers) -> dict[str, Optimizer]:
     if isinstance(optimizers, Optimizer):
         return {"": optimizers}
-    by_name: Any = optimizers if isinstance(optimizers, Mapping) else dict(enumerate(optimizers))
-    named = {f"{name}.": each for name, each in by_name.items()}
-    for name, each in named.items():
+    given: Any = optimizers if isinstance(optimizers, Mapping) else dict(enumerate(optimizers))
+    by_name = {f"{name}.": each for name, each in given.items()}
+    for name, each in by_name.items():
         if not isinstance(each, Optimizer):
             kind = type(each).__name__
             raise TypeError(f"{name[:-1]} is a {kind}: expected torch optimizers or an Experiment")
-    return named
+    return by_name
 
 
 def _unwrapped(optimizer: Any) -> Iterator[Any]:
@@ -308,13 +307,13 @@ def _unwrapped(optimizer: Any) -> Iterator[Any]:
 
 
 def _sort_state(
-    named: Mapping[str, Optimizer], state: Mapping[str, Any] | None
+    optimizers: Mapping[str, Optimizer], state: Mapping[str, Any] | None
 ) -> tuple[dict[str, Any], dict[str, torch.Generator]]:
     if state is None:
         return {}, {}
     own = {
         f"{name}optimizer": o
-        for name, o in named.items()
+        for name, o in optimizers.items()
         if all(o is not v for v in state.values())
     }
     generators = {n: v for n, v in state.items() if isinstance(v, torch.Generator)}

@@ -84,3 +84,24 @@ def test_a_million_records_of_a_loop_are_read_once():
     live.curves.read()
     assert asked == [n - 1] * 2
     assert len(live.curves.points("loss")[0]) <= LIMIT
+
+
+def test_a_curve_is_whole_while_the_training_thread_reads_more():
+    import torch
+
+    live = Live(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1))
+    log = lambda count: [live.log(loss=float(i)) for i in live(range(count))]  # noqa: E731
+    log(3)
+    curves, plain, asked = live.curves, live.curves.column, []
+    curves.read()
+
+    def column(name):
+        found = plain(name)
+        asked.append(name) or log(2)
+        curves.read()
+        return found
+
+    curves.column = column
+    x, y = curves.points("loss")
+    assert asked[:2] == ["microbatch", "loss"]
+    assert (x.tolist(), y.tolist()) == ([1, 2, 3], [0, 1, 2])

@@ -190,6 +190,21 @@ def test_an_exception_ends_the_run_with_its_traceback_and_reset_mends_it():
     assert runner.state == "finished"
 
 
+def test_a_call_that_the_end_of_a_loop_has_left_is_made_once():
+    experiment, begun, made = Descent(fails_at=3), threading.Event(), []
+    runner = Live(experiment)
+    experiment.caught[3] = lambda: (begun.set(), until(lambda: runner._calls))
+    runner.start()
+    begun.wait()
+    runner.between(lambda: made.append(1))
+    experiment.fails_at = None
+    experiment.caught.clear()
+    runner.reset()
+    runner.start()
+    assert runner.wait(600)
+    assert (runner.state, made) == ("finished", [1])
+
+
 def test_a_view_that_fails_is_dropped_and_its_error_kept():
     runner = Live(Descent())
 

@@ -292,6 +292,52 @@ def test_another_live_of_the_same_optimizer_takes_over():
     assert set(seen) == {0.1}
 
 
+def test_one_that_takes_over_reads_nothing_of_a_step_that_is_under_way():
+    """There the group holds the edited rate, which is not what a schedule has written."""
+    model, optimizer = make()
+    first, inside, go_on = Live(optimizer), threading.Event(), threading.Event()
+    first.replay([{"microbatch": 1, "name": "lr", "value": 0.3}])
+    optimizer.register_step_pre_hook(lambda *_: inside.set() or (go_on.wait() and None))
+
+    @first.background
+    def loop():
+        train(first, model, optimizer, epochs=1)
+
+    inside.wait()
+    replace = first.replace
+    first.replace = lambda: (go_on.set(), replace())
+    assert Live(optimizer).experiment.controls["lr"] == 0.1
+    assert first.state == "replaced"
+
+
+def test_a_change_of_the_batch_under_way_is_past():
+    _, optimizer = make()
+    live = Live(optimizer)
+    for number in live(range(1, 4)):
+        change = {"microbatch": number, "name": "lr", "value": 0.3}
+        with pytest.raises(ValueError, match=f"change of microbatch {number}: .* which is done"):
+            live.replay([change])
+
+
+def test_a_reset_from_another_thread_waits_for_the_end_of_the_batch():
+    model, optimizer = make()
+    live, loaders = Live(optimizer, total=5, state={"model": model}), []
+    load = live.experiment.load_state_dict
+    live.experiment.load_state_dict = lambda state: (
+        loaders.append(threading.current_thread()),
+        load(state),
+    )
+    thread = threading.Thread(target=live.reset)
+    for number in live(range(100)):
+        if number == 2:
+            thread.start()
+            while not live._calls:
+                time.sleep(0.001)
+    thread.join()
+    assert loaders == [threading.main_thread()]
+    assert (live.experiment.microbatch, number) == (5, 7)
+
+
 def test_a_drawn_norm_schedule_decides_the_threshold():
     _, optimizer = make()
     wrapped = OptimizerWrapperGNTS(optimizer, gradient_norm_threshold=9.0, max_draws=2)
