@@ -127,7 +127,7 @@ class LocalExecutor(Executor):
         sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
         from gqc_lab.runs.execute import Execution
 
-        sys.modules.pop("rfc3987_syntax")
+        sys.modules.pop("rfc3987_syntax", None)
         job = {**job, "threads": self.threads, "is_forked": self.is_forked}
         if self.gpus_per_run:
             job["gpus"] = [self._free.pop() for _ in range(self.gpus_per_run)]
