@@ -282,10 +282,7 @@ def _report(content: dict[str, Any]) -> Report:
 
 
 def _runs(
-    notebook: Notebook,
-    given: Mapping[str, Any],
-    points: list[dict[str, Any]],
-    data: dict[str, str],
+    notebook: Notebook, given: Mapping[str, Any], points: list[dict[str, Any]], data: dict[str, str]
 ) -> Iterator[Run]:
     fixed: dict[str, Any] = {
         "notebook": {str(k): cell_hash(source) for k, source in enumerate(notebook.code)},

@@ -29,12 +29,14 @@ PACKAGES = {
 }
 # How notebooks are run, listed, drawn and judged does not change their numbers.
 NOT_HASHED = ("gqc_lab.claims", "gqc_lab.cli", "gqc_lab.figures", "gqc_lab.publish", "gqc_lab.runs")
-_RUN = re.compile(r"^(\s*)%run\s+(?:-\w\s+)*(?:\./)?(\w+)(?:\.py)?(?!\S).*")  # as good as importing
+# As good as importing: indentation, folder and name.
+_RUN = re.compile(r"^([ \t]*)%run[ \t]+(?:-\w[ \t]+)*((?:[\w.-]*/)*)(\w+)(?:\.py)?(?!\S).*", re.M)
 
 
-def search_folders(code: Iterable[str], folder: Path) -> tuple[Path, ...]:
-    """Return the notebook's folder and those that it puts on ``sys.path`` by a literal."""
-    folders = [folder]
+def search_folders(code: Sequence[str], folder: Path) -> tuple[Path, ...]:
+    """Return the notebook's folder and those of ``%run`` or put on ``sys.path`` by a literal."""
+    places = [place for _, place, _ in _RUN.findall("\n".join(code)) if place]
+    folders = [folder, *((folder / place).resolve() for place in places)]
     for node in ast.walk(_parse(code) or ast.Module([], [])):
         match node:
             case ast.Call(
@@ -132,7 +134,7 @@ def _is_installed(name: str) -> bool:
 
 def _parse(code: Iterable[str]) -> ast.Module | None:
     """Parse cells without their lines of magic; None if some other magic is left."""
-    lines = (_RUN.sub(r"\1import \2", x) for source in code for x in source.split("\n"))
+    lines = _RUN.sub(r"\1import \3", "\n".join(code)).split("\n")
     try:
         return ast.parse("\n".join("" if x.lstrip().startswith(("%", "!")) else x for x in lines))
     except (SyntaxError, ValueError, RecursionError, MemoryError):

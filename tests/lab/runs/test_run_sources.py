@@ -126,6 +126,20 @@ def test_a_changed_module_changes_its_hash_only(package, tmp_path):
     assert after["gqc.base"] != before["gqc.base"]
 
 
+@pytest.mark.parametrize("line", ["%run ../lib/far.py", "if True:\n    %run -i ../lib/far 3"])
+def test_a_file_that_is_run_from_another_folder_counts(tmp_path, line):
+    folder, lib = tmp_path / "notebooks", tmp_path / "lib"
+    folder.mkdir()
+    lib.mkdir()
+    (lib / "far.py").write_text("import near\n")
+    (lib / "near.py").write_text("x = 1\n")
+    code = ["y = 2", line]
+    before = source_hashes(code, sources.search_folders(code, folder))
+    assert list(before) == ["far", "near"]
+    (lib / "far.py").write_text("import near as other\n")
+    assert source_hashes(code, sources.search_folders(code, folder))["far"] != before["far"]
+
+
 @pytest.mark.parametrize(
     "line",
     [
