@@ -18,7 +18,8 @@ const make = (parent, tag, name, text = "") => {
   return element;
 };
 
-function pageColors(element) {
+function pageColors(panel) {
+  const element = panel.isConnected ? panel : document.body;  // not yet in the page, it has no style
   const text = getComputedStyle(element).color;
   let back = "white";
   for (let e = element; e; e = e.parentElement) {
