@@ -34,8 +34,10 @@ def refuse(wrapper: Any, *, overflow: bool) -> None:
         window.expose()
         scaler.unscale_(wrapper.optimizer)
         wrapper._is_skipping = True
-        scaler.step(wrapper.optimizer)
-        wrapper._is_skipping = False
+        try:
+            scaler.step(wrapper.optimizer)
+        finally:
+            wrapper._is_skipping = False
         scaler.update()
         window.rescale(scaler.get_scale() / before)
         window.scale = None

@@ -279,9 +279,7 @@ class WindowedOptimizer(DelegatingOptimizer):
         return True
 
     def _own_state(self) -> dict[str, Any]:
-        self._window.check_reduced()
-        if self.holds_running_sum:
-            self._window.check()
+        self._window.check() if self.holds_running_sum else self._window.check_reduced()
         last = self.last_window
         own = {
             **super()._own_state(),
