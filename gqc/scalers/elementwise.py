@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gqc.gradients import HALF, local
-from gqc.noise.estimates import debiased_moments, ema_kappa, noise_to_signal
+from gqc.noise.estimates import bounded_ratio, debiased_moments, ema_kappa
 from gqc.scalers.sketch import real_flat, real_numel
 from gqc.scalers.variance import DebiasedEstimator, Grads
 
@@ -41,9 +41,7 @@ class Elementwise(DebiasedEstimator):
         """V of each element of tensor ``index``, flat (a complex element is two)."""
         kappa = ema_kappa(self.count[index], self.beta).to(self.means[index].device)
         variance, signal = debiased_moments(self.spreads[index], self.means[index].square(), kappa)
-        return noise_to_signal(
-            variance, signal, 1 / kappa if variance_cap is None else variance_cap
-        )[0]
+        return bounded_ratio(variance, signal, 1 / kappa if variance_cap is None else variance_cap)
 
     def _prepare(self, grads: Grads, factor: float) -> tuple[Any, Tensor]:
         shards = local(grads)

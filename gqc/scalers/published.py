@@ -83,7 +83,7 @@ class PublishedEstimator(VarianceEstimator):
         """Return the variance from the bias-corrected averages of :meth:`statistic`."""
         raise NotImplementedError
 
-    def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, None]:
+    def ratios(self, variance_cap: float | None) -> tuple[Tensor, None]:
         """Return what :class:`VarianceEstimator` says, without the cap, which acts later."""
         if self.num_updates == 0:
             value = torch.zeros_like(self.param_grad_mean_ema)
@@ -91,7 +91,7 @@ class PublishedEstimator(VarianceEstimator):
             share = 1 - self.beta**self.num_updates
             first, second = self.param_grad_mean_ema / share, self.param_grad_sq_ema / share
             value = _ratio(self.variance(first, second), first, self.eps)
-        return value, torch.zeros_like(value, dtype=torch.bool), None
+        return value, None
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -182,10 +182,10 @@ class Spatial(PublishedEstimator):
         blank = dict.fromkeys(VECTORS, self.param_grad_mean_ema)
         super().load_state_dict({**state, **blank})  # 1.x files know nothing of single tensors
 
-    def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, None]:
+    def ratios(self, variance_cap: float | None) -> tuple[Tensor, None]:
         mean, variance = self.averages.corrected()[:2]
         value = _ratio(variance, mean, self.eps).expand_as(self.param_grad_mean_ema)
-        return value, torch.zeros_like(value, dtype=torch.bool), None
+        return value, None
 
 
 def _ratio(variance: Tensor, mean: Tensor, eps: float) -> Tensor:

@@ -42,7 +42,12 @@ import torch
 from torch import Tensor
 
 from gqc.gradients import constant, local
-from gqc.noise.estimates import debiased_moments, ema_kappa, ema_weight, noise_to_signal
+from gqc.noise.estimates import (
+    bounded_ratio,
+    debiased_moments,
+    ema_weight_and_kappa,
+    noise_to_signal,
+)
 from gqc.scalers.averages import ScalarAverages
 from gqc.scalers.shards import ShardSums, gather, spread
 from gqc.scalers.sketch import HASHES, SignSketch, real_numel
@@ -104,9 +109,13 @@ class VarianceEstimator:
         """
         raise NotImplementedError
 
-    def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """V of each tensor, which are unresolved, and which count at all (None: all); each [T]."""
+    def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor | None]:
+        """V of each tensor, and which count at all (None: all); each [T]."""
         raise NotImplementedError
+
+    def unresolved(self) -> Tensor:
+        """In which tensors noise drowns the signal [T]."""
+        return torch.zeros_like(self.ratios(None)[0], dtype=torch.bool)
 
     def state_dict(self) -> dict[str, Any]:
         """Statistics as tensors, plain numbers and lists of them, copied."""
@@ -139,7 +148,7 @@ class DebiasedEstimator(VarianceEstimator):
         self.spread = torch.zeros(shape, device=device)
         self.mean_sq = torch.zeros_like(self.spread)
         self.num_skipped = torch.zeros((), device=device)
-        self.has_equal_counts = True  # of updates; saves a gather
+        self._look_at_counts()
         self.averages = ScalarAverages(beta, device)
         self._shards = ShardSums(params)
         self._mask = PresenceMask(device)
@@ -148,26 +157,35 @@ class DebiasedEstimator(VarianceEstimator):
         prepared, norm_sq = self._prepare(grads, factor)
         finite = norm_sq < constant(math.inf, norm_sq)
         is_moved = finite.to(self.count.dtype)
-        moved = self._mask(grads) * is_moved
-        self.has_equal_counts &= self._mask.is_full
+        mask, is_full = self._mask(grads), self._mask.is_full
+        moved = is_moved if is_full else mask * is_moved
+        self.has_equal_counts &= is_full
         self.num_skipped = self.num_skipped + (constant(1, is_moved) - is_moved)
         count = self.count + moved
-        weight = ema_weight(count, self.beta) * moved
+        weight, self._kappa = ema_weight_and_kappa(count, self.beta)
+        weight = weight * moved
         sums = self._shards.reduce(self._move(prepared, weight, finite, factor))
         squares, mean_sq = sums.unbind()
         self.spread = self._average(squares, weight)
-        self.mean_sq = torch.where(weight > constant(0, weight), mean_sq, self.mean_sq)
+        if not is_full:
+            mean_sq = torch.where(weight > constant(0, weight), mean_sq, self.mean_sq)
+        self.mean_sq = mean_sq
         self.count = count
         return norm_sq
 
-    def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        kappa = ema_kappa(self.count, self.beta)
-        variance, signal = self._moments(kappa)
-        if self.num_hashes > 1:
-            variance, signal = _median_of_three(torch.stack([variance, signal], 1)).unbind()
-        largest = 1 / kappa if variance_cap is None else variance_cap
+    def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor | None]:
+        largest = 1 / self._kappa if variance_cap is None else variance_cap
         counted = None if self.has_equal_counts else self.count > 0
-        return *noise_to_signal(variance, signal, largest), counted
+        variance, signal = self._estimates()
+        return bounded_ratio(variance, signal, largest), counted
+
+    def unresolved(self) -> Tensor:
+        variance, signal = self._estimates()
+        return noise_to_signal(variance, signal, 1.0)[1]
+
+    def _estimates(self) -> tuple[Tensor, ...]:
+        pair = self._moments(self._kappa)
+        return pair if self.num_hashes == 1 else _median_of_three(torch.stack(pair, 1)).unbind()
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {k: getattr(self, k).clone() for k in self._vectors}
@@ -194,7 +212,7 @@ class DebiasedEstimator(VarianceEstimator):
         for key, here in self._lists().items():
             for mine, saved in zip(here, state[key], strict=True):
                 mine.copy_(saved)
-        self.has_equal_counts = bool((self.count == self.count[0]).all())
+        self._look_at_counts()
         self.averages.load_state_dict(state["averages"])
 
     def carry(self, other: VarianceEstimator, kept: Sequence[int | None]) -> None:
@@ -207,7 +225,11 @@ class DebiasedEstimator(VarianceEstimator):
                 for key, mine in self._lists().items():
                     mine[new].copy_(other._lists()[key][old])
         self.num_skipped, self.averages = other.num_skipped, other.averages
-        self.has_equal_counts = bool((self.count == self.count[0]).all())
+        self._look_at_counts()
+
+    def _look_at_counts(self) -> None:
+        self.has_equal_counts = bool((self.count == self.count[0]).all())  # saves a gather
+        self._kappa = ema_weight_and_kappa(self.count, self.beta)[1]
 
     def _prepare(self, grads: Grads, factor: float) -> tuple[Any, Tensor]:
         """What ``_move`` needs of the gradients, and their squared norm over all ranks."""
@@ -265,6 +287,7 @@ class Sketch(DebiasedEstimator):
         self._owner = owner.repeat_interleave(lengths).to(device)
         self._mean = torch.zeros(len(self._owner), device=device)
         self._pair = torch.zeros(2, len(self._owner), device=device)
+        self._moves_sq, self._means_sq = self._pair.unbind()
         is_whole = runs[0] == runs[1]
         share = torch.where(is_whole, 1.0, 1 / HASHES)[owner]  # the norm is the mean over hashes
         self._share = share.repeat_interleave(lengths).to(device)
@@ -277,14 +300,14 @@ class Sketch(DebiasedEstimator):
         values = self._sketch(local(grads), factor)
         if not self._shards.is_sharded:
             return values, torch.dot(values * self._share, values)
-        torch.mul(values, values, out=self._pair[0])
+        torch.mul(values, values, out=self._moves_sq)
         return values, self._shards.reduce(self._sums()[0].mean(0)).sum()
 
     def _move(self, prepared: Tensor, weight: Tensor, finite: Tensor, factor: float) -> Tensor:
         move = torch.where(finite, prepared, self._mean).sub_(self._mean)
         self._mean.addcmul_(self._of_values(weight), move)
-        torch.mul(move, move, out=self._pair[0])
-        torch.mul(self._mean, self._mean, out=self._pair[1])
+        torch.mul(move, move, out=self._moves_sq)
+        torch.mul(self._mean, self._mean, out=self._means_sq)
         return self._sums()
 
     def _of_values(self, vector: Tensor) -> Tensor:
