@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gqc.checks import untraced
+from gqc.checks import check_count, untraced
 from gqc.clipping import clip_
 from gqc.gradients import collect, is_sharded, total_norm
 from gqc.ranks import ALONE, compare, is_on, weigh
@@ -83,7 +83,7 @@ class OptimizerWrapper(WindowedOptimizer):
     ) -> None:
         self.loss, self.nonfinite, self.reduce_at_step = loss, nonfinite, reduce_at_step
         self.min_draws, self.max_draws = options.check_draws(self, min_draws, max_draws)
-        self.decide_every = options.whole("decide_every", decide_every, 1)
+        self.decide_every = check_count("decide_every", decide_every, 1)
         self.clip_norm, self.on_step, self.process_group = clip_norm, on_step, process_group
         self.grad_scaler = grad_scaler if grad_scaler and grad_scaler.is_enabled() else None
         options.check_ways(self, accumulate, clip_norm)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
+from gqc.checks import check_positive
 from gqc.wrappers import options, saved
 
 FORMAT = 2
@@ -280,7 +281,7 @@ def _fill_in_defaults(optimizer: Optimizer) -> None:
 def _check_keys(optimizer: Optimizer, tunables: Mapping[str, float]) -> None:
     """Raises: ValueError: a value that is not > 0, or a tunable of a wrapper inside already."""
     for name, value in tunables.items():
-        options.check_positive(name, value)
+        check_positive(name, value)
         if name in optimizer.defaults:
             raise ValueError(
                 f"the param groups have a {name!r} already: {type(optimizer).__name__} cannot be "
@@ -288,4 +289,4 @@ def _check_keys(optimizer: Optimizer, tunables: Mapping[str, float]) -> None:
             )
         for i, group in enumerate(optimizer.param_groups):  # one may have a value of its own
             if name in group:
-                options.check_positive(f"param_groups[{i}][{name!r}]", group[name])
+                check_positive(f"param_groups[{i}][{name!r}]", group[name])

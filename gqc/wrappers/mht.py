@@ -11,6 +11,7 @@ from typing import Any, Unpack
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gqc.checks import expect
 from gqc.wrappers.base import OptimizerWrapper
 from gqc.wrappers.options import WindowOptions
 
@@ -65,10 +66,8 @@ class OptimizerWrapperMHT(OptimizerWrapper):
             raise ImportError(
                 "OptimizerWrapperMHT needs scipy for Student's t: pip install 'gqc-kit[lab]'"
             ) from error
-        if not 0 < confidence < 1:
-            raise ValueError(f"confidence={confidence!r}: expected in (0, 1)")
-        if not 0 < ema_alpha <= 1:
-            raise ValueError(f"ema_alpha={ema_alpha!r}: expected in (0, 1]")
+        expect(0 < confidence < 1, "confidence", confidence, "in (0, 1)")
+        expect(0 < ema_alpha <= 1, "ema_alpha", ema_alpha, "in (0, 1]")
         self._quantile = stdtrit
         self.ema_alpha = ema_alpha
         self.running_mean: float | None = None
