@@ -153,10 +153,9 @@ class OptimizerWrapper(WindowedOptimizer):
         """
         if closure is not None and not callable(closure):
             options.refuse_closure(self, closure)
-        # torch.compile loses what a traced step() assigns to attributes of an Optimizer.
-        run = self._run_untraced if torch.compiler.is_dynamo_compiling() else self._run
-        return run(closure, weight, metric)
+        return self._run(closure, weight, metric)
 
+    @untraced
     def _run(self, closure: Any, weight: Any, metric: Any) -> bool:
         if self._ranks is not ALONE and is_on() and saved.answers(self):
             return False
@@ -180,8 +179,6 @@ class OptimizerWrapper(WindowedOptimizer):
         for hook in self._optimizer_step_post_hooks.values():
             hook(self, args, kwargs)
         return stepped
-
-    _run_untraced = torch._disable_dynamo(_run)
 
     # torch wraps step() to run the hooks that are registered for all optimizers: here the wrapped
     # optimizer's own step runs those, once a step rather than once a draw.

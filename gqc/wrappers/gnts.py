@@ -110,4 +110,4 @@ class OptimizerWrapperGNTS(OptimizerWrapper):
         return {**super().statistics(), **noise, "threshold_unreachable": is_beyond}
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
-        super().load_extra_state({"forced_in_a_row": 0, **extra})  # version 0.1.0 had none
+        super().load_extra_state({"forced_in_a_row": 0, **extra})  # as older files
