@@ -69,6 +69,12 @@ class Checkpoint:
     estimator: str | None = None
     shapes: list[list[int]] | None = field(default=None)
 
+    def is_of(self, estimator: str) -> bool:
+        """Can that estimator continue with the statistics?"""
+        if self.version in ESTIMATORS:
+            return ESTIMATORS[self.version] == estimator
+        return self.version == VERSION or estimator != "sketch"
+
     def check_same(self, estimator: str, shapes: list[list[int]]) -> None:
         """Raise ValueError unless the file is of this estimator and of parameters of ``shapes``."""
         if self.estimator != estimator:

@@ -26,7 +26,6 @@ class Elementwise(DebiasedEstimator):
     """
 
     name = "elementwise"
-    versions = ("4.0",)
 
     def __init__(self, params: Sequence[Tensor], beta: float, per_element: bool = False) -> None:
         super().__init__(params, beta)

@@ -270,7 +270,7 @@ class VarianceGradientScaler:
         settings = self._settings.changed(checkpoint.config)
         self._parameters.check(settings.granularity)
         estimator = settings.build(self._parameters.tensors)
-        is_exact = checkpoint.version in (VERSION, *estimator.versions)
+        is_exact = checkpoint.is_of(self.estimator)
         if checkpoint.estimator is not None:
             checkpoint.check_same(self.estimator, self._parameters.shapes())
         if is_exact and checkpoint.statistics:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 from torch.optim import Optimizer
 
-from gqc.checks import check_count, check_finite
+from gqc.checks import check_count, check_finite, check_positive
 from gqc.schedules.shapes import cosine_with_warmup, interpolate, power_growth
 from gqc.schedules.writers import THRESHOLD, ParamGroupSchedule, PiecewiseSchedule
 
@@ -83,8 +82,7 @@ def get_curved_batch_schedule(
     """
     sizes = {"initial_batch_size": initial_batch_size, "final_batch_size": final_batch_size}
     for name, size in {**sizes, "polynomial_exponent": polynomial_exponent}.items():
-        if not 0 < size < math.inf:
-            raise ValueError(f"{name}={size!r}: expected a finite number > 0")
+        check_positive(name, size)
     check_count("num_training_steps", num_training_steps, 1)
     shape = initial_batch_size, final_batch_size, polynomial_exponent
     fn = partial(power_growth, num_training_steps, *shape)

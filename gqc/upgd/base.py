@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gqc.checks import untraced
 from gqc.gradients import count_nonfinite, tensor_norms
-from gqc.upgd import published, utility
+from gqc.upgd import utility
 from gqc.upgd.batches import Batch, Block, hand_out, make_batches
 from gqc.upgd.checkpoints import CheckpointedOptimizer
 from gqc.upgd.utility import Bounds
@@ -111,9 +111,8 @@ class UtilityOptimizer(CheckpointedOptimizer):
 
     def _accumulate(self, batch: Batch, block: Block) -> list[tuple[int, Tensor, Tensor]]:
         """Update a block's state.  Returns: row, least and largest utility of each piece."""
-        maths = published if batch.is_published else utility
         utilities, beta = block.kept[0], self.utility_decay(batch.group)
-        maths.accumulate_utility_(utilities, block.grads, block.params, beta)
+        batch.maths.accumulate_utility_(utilities, block.grads, block.params, beta)
         self.accumulate(batch, block)
         return [(row, *torch.aminmax(u)) for row, u in zip(block.rows, utilities, strict=True)]
 
@@ -175,8 +174,7 @@ class UtilityOptimizer(CheckpointedOptimizer):
         generator: torch.Generator | None,
     ) -> None:
         """Move the weights of a block, with noise from ``generator`` if there is one."""
-        maths = published if batch.is_published else utility
-        group, rows, limits = batch.group, block.rows, scaling.limits
+        maths, group, rows, limits = batch.maths, batch.group, block.rows, scaling.limits
         lr = float(group["lr"])  # may be a tensor, as capturable optimizers have it
         noise = None
         if generator is not None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gqc.gradients import collect, wide
-from gqc.upgd import utility
+from gqc.upgd import published, utility
 
 
 @dataclass
@@ -57,6 +57,11 @@ class Batch:
     @property
     def is_published(self) -> bool:
         return str(self.group["normalization"]).endswith("_published")
+
+    @property
+    def maths(self) -> Any:
+        """The functions of the formulas, which round as :mod:`gqc.upgd.utility` or as published."""
+        return published if self.is_published else utility
 
     @property
     def is_row_wise(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from gqc.checks import is_number, plain
+from gqc.checks import expect, is_number, plain
 from gqc.upgd.utility import NORMALIZATIONS
 
 __all__ = ["ADAM", "SHARED", "Rule", "UtilityOptions", "checked", "rename_betas"]
@@ -84,8 +84,7 @@ def checked(values: Mapping[str, Any], rules: Mapping[str, Rule]) -> dict[str, A
     Raises: ValueError: with name, value and range, unless each is allowed.
     """
     for name, (is_allowed, allowed) in rules.items():
-        if not is_allowed(values[name]):
-            raise ValueError(f"{name}={values[name]!r}: expected {allowed}")
+        expect(is_allowed(values[name]), name, values[name], allowed)
     found = {name: plain(values[name]) for name in rules}
     if "betas" in found:
         found["betas"] = tuple(map(plain, found["betas"]))

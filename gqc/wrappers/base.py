@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gqc.checks import untraced
+from gqc.checks import check_count, untraced
 from gqc.clipping import clip_
 from gqc.gradients import collect, is_sharded, total_norm
 from gqc.ranks import ALONE, compare, is_on, weigh
@@ -83,7 +83,7 @@ class OptimizerWrapper(WindowedOptimizer):
     ) -> None:
         self.loss, self.nonfinite, self.reduce_at_step = loss, nonfinite, reduce_at_step
         self.min_draws, self.max_draws = options.check_draws(self, min_draws, max_draws)
-        self.decide_every = options.whole("decide_every", decide_every, 1)
+        self.decide_every = check_count("decide_every", decide_every, 1)
         self.clip_norm, self.on_step, self.process_group = clip_norm, on_step, process_group
         self.grad_scaler = grad_scaler if grad_scaler and grad_scaler.is_enabled() else None
         options.check_ways(self, accumulate, clip_norm)
@@ -153,10 +153,9 @@ class OptimizerWrapper(WindowedOptimizer):
         """
         if closure is not None and not callable(closure):
             options.refuse_closure(self, closure)
-        # torch.compile loses what a traced step() assigns to attributes of an Optimizer.
-        run = self._run_untraced if torch.compiler.is_dynamo_compiling() else self._run
-        return run(closure, weight, metric)
+        return self._run(closure, weight, metric)
 
+    @untraced
     def _run(self, closure: Any, weight: Any, metric: Any) -> bool:
         if self._ranks is not ALONE and is_on() and saved.answers(self):
             return False
@@ -180,8 +179,6 @@ class OptimizerWrapper(WindowedOptimizer):
         for hook in self._optimizer_step_post_hooks.values():
             hook(self, args, kwargs)
         return stepped
-
-    _run_untraced = torch._disable_dynamo(_run)
 
     # torch wraps step() to run the hooks that are registered for all optimizers: here the wrapped
     # optimizer's own step runs those, once a step rather than once a draw.

@@ -7,6 +7,7 @@ delegate all of them.  What a wrapper does at a step is :mod:`gqc.wrappers.base`
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 import weakref
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
+from gqc.checks import check_positive
 from gqc.wrappers import options, saved
 
 FORMAT = 2
@@ -53,6 +55,8 @@ class DelegatingOptimizer(Optimizer):
 
     #: tunable -> how several groups combine: ``min`` or ``max``, whichever is stricter
     strictest: ClassVar[dict[str, Callable[..., Any]]] = {}
+    #: attributes that checkpoints hold too: plain numbers, lists, or what has a ``state_dict``
+    kept: ClassVar[tuple[str, ...]] = ()
     #: what a subclass's ``**options`` stand for
     options: ClassVar[type] = options.WindowOptions
     #: signatures beyond those of the class itself that declare them
@@ -239,11 +243,22 @@ class DelegatingOptimizer(Optimizer):
         self.load_extra_state(own["extra"])
 
     def extra_state(self) -> dict[str, Any]:
-        """What a subclass keeps beyond all that is saved anyway: tensors, plain numbers."""
-        return {}
+        """What a subclass keeps beyond all that is saved anyway: tensors, plain numbers.
+
+        By default the attributes in ``kept``, under their names without an underscore.
+        """
+        values = {name.lstrip("_"): getattr(self, name) for name in self.kept}
+        has_own = {k: hasattr(v, "state_dict") for k, v in values.items()}
+        return {k: v.state_dict() if has_own[k] else copy.copy(v) for k, v in values.items()}
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
-        """Take back :meth:`extra_state`; a key that an older file lacks keeps its default."""
+        """Take back :meth:`extra_state`."""
+        for name in self.kept:
+            present, saved = getattr(self, name), extra[name.lstrip("_")]
+            if hasattr(present, "load_state_dict"):
+                present.load_state_dict(saved)
+            else:
+                setattr(self, name, copy.copy(saved))
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
@@ -280,7 +295,7 @@ def _fill_in_defaults(optimizer: Optimizer) -> None:
 def _check_keys(optimizer: Optimizer, tunables: Mapping[str, float]) -> None:
     """Raises: ValueError: a value that is not > 0, or a tunable of a wrapper inside already."""
     for name, value in tunables.items():
-        options.check_positive(name, value)
+        check_positive(name, value)
         if name in optimizer.defaults:
             raise ValueError(
                 f"the param groups have a {name!r} already: {type(optimizer).__name__} cannot be "
@@ -288,4 +303,4 @@ def _check_keys(optimizer: Optimizer, tunables: Mapping[str, float]) -> None:
             )
         for i, group in enumerate(optimizer.param_groups):  # one may have a value of its own
             if name in group:
-                options.check_positive(f"param_groups[{i}][{name!r}]", group[name])
+                check_positive(f"param_groups[{i}][{name!r}]", group[name])

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import math
 from collections.abc import Callable, Mapping
-from numbers import Integral, Real
 from typing import Any, TypedDict
 
-from torch import Tensor
 from torch.amp import GradScaler
 
-from gqc.checks import one_of
+from gqc.checks import check_count, check_positive, one_of
 
 ACCUMULATE = ("buffer", "grad")
 LOSS = ("mean", "sum")
@@ -108,23 +105,10 @@ def refuse_closure(wrapper: Any, closure: Any) -> None:
 def check_draws(wrapper: Any, min_draws: Any, max_draws: Any) -> tuple[int, int | None]:
     """The bounds on n.  Raises: ValueError: no window can meet them."""
     fewest = wrapper.fewest_draws
-    least = whole("min_draws", fewest if min_draws is None else min_draws, fewest)
+    least = check_count("min_draws", fewest if min_draws is None else min_draws, fewest)
     if max_draws is None:
         return least, None
-    return least, whole("max_draws", max_draws, least, ", min_draws, or None")
-
-
-def whole(name: str, value: Any, least: int, hint: str = "") -> int:
-    """``value``, of any type of integer.  Raises: ValueError: it is none >= ``least``."""
-    if not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name}={value!r}: expected an integer >= {least}{hint}")
-    return int(value)
-
-
-def check_positive(name: str, value: float) -> None:
-    """Raises: ValueError: ``value`` is not a finite number > 0."""
-    if not (isinstance(value, Real | Tensor) and 0 < value < math.inf):
-        raise ValueError(f"{name}={value!r}: expected a finite number > 0")
+    return least, check_count("max_draws", max_draws, least, ", min_draws, or None")
 
 
 def check_ways(wrapper: Any, accumulate: str, clip_norm: float | None) -> None:
