@@ -40,7 +40,7 @@ class Differences(Sketch):
         is_new = self._of_values(weight > 0) & finite
         self._last = torch.where(is_new, prepared, self._last)
         sums = super()._move(prepared, weight, finite, factor)
-        torch.mul(change, change, out=self._moves_sq)
+        torch.mul(change, change, out=self._pair[0])
         return torch.stack([self._sums()[0] / 2, sums[1]])
 
     def _average(self, squares: Tensor, weight: Tensor) -> Tensor:

@@ -187,7 +187,8 @@ class DebiasedEstimator(VarianceEstimator):
         shape = (self.num_hashes, len(params)) if self.num_hashes > 1 else (len(params),)
         self.spread = torch.zeros(shape, device=device)
         self.mean_sq = torch.zeros_like(self.spread)
-        self._look_at_counts()
+        self.has_equal_counts = True  # of updates; saves a gather
+        self._kappa = torch.ones_like(self.count)
 
     def update(self, grads: Grads, factor: float = 1.0) -> Tensor:
         prepared, norm_sq = self._prepare(grads, factor)
@@ -232,7 +233,7 @@ class DebiasedEstimator(VarianceEstimator):
         self._look_at_counts()
 
     def _look_at_counts(self) -> None:
-        self.has_equal_counts = bool((self.count == self.count[0]).all())  # saves a gather
+        self.has_equal_counts = bool((self.count == self.count[0]).all())
         self._kappa = ema_weight_and_kappa(self.count, self.beta)[1]
 
     def _prepare(self, grads: Grads, factor: float) -> tuple[Any, Tensor]:
@@ -287,7 +288,6 @@ class Sketch(DebiasedEstimator):
         self._owner = owner.repeat_interleave(lengths).to(device)
         self._mean = torch.zeros(len(self._owner), device=device)
         self._pair = torch.zeros(2, len(self._owner), device=device)
-        self._moves_sq, self._means_sq = self._pair.unbind()
         is_whole = runs[0] == runs[1]
         share = torch.where(is_whole, 1.0, 1 / HASHES)[owner]  # the norm is the mean over hashes
         self._share = share.repeat_interleave(lengths).to(device)
@@ -300,14 +300,14 @@ class Sketch(DebiasedEstimator):
         values = self._sketch(local(grads), factor)
         if not self._shards.is_sharded:
             return values, torch.dot(values * self._share, values)
-        torch.mul(values, values, out=self._moves_sq)
+        torch.mul(values, values, out=self._pair[0])
         return values, self._shards.reduce(self._sums()[0].mean(0)).sum()
 
     def _move(self, prepared: Tensor, weight: Tensor, finite: Tensor, factor: float) -> Tensor:
         move = torch.where(finite, prepared, self._mean).sub_(self._mean)
         self._mean.addcmul_(self._of_values(weight), move)
-        torch.mul(move, move, out=self._moves_sq)
-        torch.mul(self._mean, self._mean, out=self._means_sq)
+        torch.mul(move, move, out=self._pair[0])
+        torch.mul(self._mean, self._mean, out=self._pair[1])
         return self._sums()
 
     def _of_values(self, vector: Tensor) -> Tensor:

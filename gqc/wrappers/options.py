@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
+import torch
 from torch.amp import GradScaler
 
 from gqc.checks import check_count, check_positive, one_of
@@ -94,12 +95,15 @@ def check_call(cls: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> No
         raise TypeError(f"{cls.__name__}{signature}: {error}{PUBLISHED}") from None
 
 
-def refuse_closure(wrapper: Any, closure: Any) -> None:
+@torch.enable_grad()
+def call(wrapper: Any, closure: Any) -> None:
     """Raises: TypeError: a metric or a weight stands where ``step`` takes a closure."""
-    raise TypeError(
-        f"step({closure!r}): the first argument of {type(wrapper).__name__}.step is a closure; "
-        f"call step(metric=loss) or step(weight=num_tokens){PUBLISHED}"
-    )
+    if not callable(closure):
+        raise TypeError(
+            f"step({closure!r}): the first argument of {type(wrapper).__name__}.step is a closure; "
+            f"call step(metric=loss) or step(weight=num_tokens){PUBLISHED}"
+        )
+    closure()
 
 
 def check_draws(wrapper: Any, min_draws: Any, max_draws: Any) -> tuple[int, int | None]:
