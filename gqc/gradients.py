@@ -279,7 +279,7 @@ def _of_each(
 ) -> Tensor:
     """``measure`` of each tensor over the shards of all ranks: a sum of squares, or the largest."""
     found = []
-    for (mesh, sharded), shards in _by_mesh(tensors).items():
+    for (mesh, sharded), shards in by_mesh(tensors).items():
         each = measure(list(shards.values()))
         if sharded:
             each = each.square() if is_sum else each
@@ -311,7 +311,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in HALF else dtype
 
 
-def _by_mesh(tensors: Iterable[Any]) -> dict[tuple[Any, tuple[int, ...]], dict[int, Tensor]]:
+def by_mesh(tensors: Iterable[Any]) -> dict[tuple[Any, tuple[int, ...]], dict[int, Tensor]]:
     """Local shards by (mesh, dimensions that shard) and place; pending partial sums are reduced.
 
     Tensors that are no ``DTensor`` come under (None, ()).

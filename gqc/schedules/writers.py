@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import sys
 import warnings
@@ -15,7 +16,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gqc.checks import check_count, check_finite
-from gqc.schedules.shapes import interpolate
 
 THRESHOLD = "gradient_norm_threshold"
 
@@ -183,6 +183,17 @@ class ParamGroupSchedule(LRScheduler):
         value = self.value_at(step)
         for group in self.optimizer.param_groups:
             write(group, self.key, value)
+
+
+def interpolate(points: Sequence[tuple[float, float]], step: float) -> float:
+    """Return the value at ``step`` of the line through ``points``, level beyond its ends."""
+    right = bisect.bisect_right(points, step, key=lambda point: point[0])
+    if right == 0:
+        return points[0][1]
+    if right == len(points):
+        return points[-1][1]
+    (x0, y0), (x1, y1) = points[right - 1], points[right]
+    return y0 + (y1 - y0) * (step - x0) / (x1 - x0)
 
 
 def write(group: dict[str, Any], key: str, value: float) -> None:
