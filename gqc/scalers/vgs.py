@@ -29,8 +29,6 @@ from gqc.scalers.parameters import ParameterList
 from gqc.scalers.settings import ESTIMATORS, Settings, from_published_keys
 from gqc.scalers.variance import VarianceEstimator
 
-__all__ = ["VGSMigrationWarning", "VarianceGradientScaler"]
-
 
 def _setting(name: str, is_fixed: bool = False) -> Any:
     """Make an attribute of a hyperparameter; assigning to it checks the value."""

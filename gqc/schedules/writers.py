@@ -67,7 +67,13 @@ class ParamGroupSchedule(LRScheduler):
         # LRScheduler.__init__ would set the lr and replace optimizer.step.
         self._write(0)
         if hasattr(optimizer, "_optimizer_load_state_dict_post_hooks"):
-            optimizer.register_load_state_dict_post_hook(_Note(self))
+            weak = weakref.ref(self)
+
+            def note(_: Optimizer) -> None:
+                if (schedule := weak()) is not None:
+                    schedule._optimizer_was_loaded, schedule._last_batch = True, None
+
+            optimizer.register_load_state_dict_post_hook(note)
 
     @property
     def last_epoch(self) -> int:  # type: ignore[override]
@@ -203,18 +209,6 @@ def write(group: dict[str, Any], key: str, value: float) -> None:
         present.fill_(value)
     else:
         group[key] = value
-
-
-class _Note:
-    """Tell a schedule that its optimizer was loaded."""
-
-    def __init__(self, schedule: ParamGroupSchedule) -> None:
-        self.schedule = weakref.ref(schedule)
-
-    def __call__(self, optimizer: Optimizer) -> None:
-        if (schedule := self.schedule()) is not None:
-            schedule._optimizer_was_loaded = True
-            schedule._last_batch = None
 
 
 class PiecewiseSchedule(ParamGroupSchedule):

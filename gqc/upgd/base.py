@@ -6,7 +6,6 @@ A subclass says which direction a weight would take without gates and noise.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -98,23 +97,20 @@ class UtilityOptimizer(CheckpointedOptimizer):
 
     def _update_state(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """Advance the state.  Returns: least and largest utility of each parameter."""
-        batch.states = [self._advance(param, batch.group) for param in batch.params]
-        pieces = [self._accumulate(batch, block) for block in batch.blocks(self.kept)]
-        return utility.merge_extrema(itertools.chain(*pieces), len(batch.params))
-
-    def _advance(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        state: dict[str, Any] = self.state[param]
-        if not state:
-            state.update(self._empty_state(param, group))
-        state["step"] += 1
-        return state
-
-    def _accumulate(self, batch: Batch, block: Block) -> list[tuple[int, Tensor, Tensor]]:
-        """Update a block's state.  Returns: row, least and largest utility of each piece."""
-        utilities, beta = block.kept[0], self.utility_decay(batch.group)
-        batch.maths.accumulate_utility_(utilities, block.grads, block.params, beta)
-        self.accumulate(batch, block)
-        return [(row, *torch.aminmax(u)) for row, u in zip(block.rows, utilities, strict=True)]
+        for param in batch.params:
+            state: dict[str, Any] = self.state[param]
+            if not state:
+                state.update(self._empty_state(param, batch.group))
+            state["step"] += 1
+            batch.states.append(state)
+        beta, pieces = self.utility_decay(batch.group), []
+        for block in batch.blocks(self.kept):
+            utilities = block.kept[0]
+            batch.maths.accumulate_utility_(utilities, block.grads, block.params, beta)
+            self.accumulate(batch, block)
+            extrema = map(torch.aminmax, utilities)
+            pieces += [(row, *pair) for row, pair in zip(block.rows, extrema, strict=True)]
+        return utility.merge_extrema(pieces, len(batch.params))
 
     def _scalings(
         self, batches: list[Batch], extrema: list[tuple[Tensor, Tensor]]

@@ -110,7 +110,7 @@ def hand_out(work: Callable[..., None], items: Iterator[tuple[Any, ...]]) -> Non
             work(*item)
         return
     # whether gradients are recorded is each thread's own affair
-    with ThreadPoolExecutor(workers, initializer=_record_no_gradients) as pool:
+    with ThreadPoolExecutor(workers, initializer=torch.set_grad_enabled, initargs=(False,)) as pool:
         for future in [pool.submit(work, *item) for item in items]:
             future.result()
 
@@ -135,10 +135,6 @@ def make_batches(groups: Iterable[dict[str, Any]]) -> list[Batch]:
                 batches[key].grads.append(grad)
             index += 1
     return list(batches.values())
-
-
-def _record_no_gradients() -> None:
-    torch.set_grad_enabled(False)
 
 
 def _check_kind(param: Tensor, index: int) -> None:

@@ -11,8 +11,6 @@ from torch import Tensor
 from gqc.checks import expect, is_number, plain
 from gqc.upgd.utility import NORMALIZATIONS
 
-__all__ = ["ADAM", "SHARED", "Rule", "UtilityOptions", "checked", "rename_betas"]
-
 
 class UtilityOptions(TypedDict, total=False):
     """The keywords that all share, see :class:`~gqc.upgd.upgd.UPGD`."""
