@@ -59,7 +59,7 @@ class PublishedEstimator(VarianceEstimator):
         if overall is None:
             return
         self.averages.update(overall)
-        present, none = self._mask(grads) > 0, (torch.zeros(()),) * 2
+        present, none = self._presence(grads) > 0, (torch.zeros(()),) * 2
         pairs = [none if g is None else self.statistic(whole(g).float()) for g in grads]
         for name, column in zip(("mean", "sq"), zip(*pairs, strict=True), strict=True):
             value = torch.stack([x.to(present.device) for x in column])

@@ -50,27 +50,6 @@ from gqc.scalers.sketch import HASHES, SignSketch, real_numel
 Grads = Sequence[Tensor | None]
 
 
-class PresenceMask:
-    """1 for tensors that have a gradient with elements; copied only when the pattern changes.
-
-    Args:
-        device: of the mask.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._pattern: list[bool] = []
-        self.is_full = False
-        self._mask = torch.zeros(0, device=device)
-
-    def __call__(self, grads: Grads) -> Tensor:
-        if (pattern := [g is None for g in grads]) != self._pattern:
-            has = [g is not None and g.numel() > 0 for g in grads]
-            self._pattern, self.is_full = pattern, all(has)
-            self._mask = torch.tensor(has, dtype=torch.float32, device=self._device)
-        return self._mask
-
-
 class VarianceEstimator:
     """What the scaler needs of an estimator; T is the number of tensors.
 
@@ -94,8 +73,8 @@ class VarianceEstimator:
         self.beta, device = beta, local(params)[0].device
         self.averages = ScalarAverages(beta, device, self.first_value)
         self.num_skipped = torch.zeros((), device=device)
-        self._mask = PresenceMask(device)
         self._shards = ShardSums(params)
+        self._absent: list[bool] = []  # which tensors had no gradient
 
     @classmethod
     def build(cls, params: Sequence[Tensor], settings: Any) -> VarianceEstimator:
@@ -157,6 +136,14 @@ class VarianceEstimator:
                 for key, lists in self._lists().items():
                     lists[new].copy_(other._lists()[key][old])
 
+    def _presence(self, grads: Grads) -> Tensor:
+        """1 for tensors that have a gradient with elements; copied when the pattern changes."""
+        if (absent := [g is None for g in grads]) != self._absent:
+            has = [g is not None and g.numel() > 0 for g in grads]
+            self._absent, self._are_all_present = absent, all(has)
+            self._present = torch.tensor(has, dtype=torch.float32, device=self.num_skipped.device)
+        return self._present
+
     def _lists(self) -> dict[str, list[Tensor]]:
         """Statistics with one tensor for each parameter."""
         return {}
@@ -184,8 +171,8 @@ class DebiasedEstimator(VarianceEstimator):
         prepared, norm_sq = self._prepare(grads, factor)
         finite = norm_sq < constant(math.inf, norm_sq)
         is_moved = finite.to(self.count.dtype)
-        moved = self._mask(grads) * is_moved
-        self.has_equal_counts &= self._mask.is_full
+        moved = self._presence(grads) * is_moved
+        self.has_equal_counts &= self._are_all_present
         self.num_skipped = self.num_skipped + (constant(1, is_moved) - is_moved)
         count = self.count + moved
         weight = ema_weight(count, self.beta) * moved

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,12 +21,7 @@ from gqc.upgd.checkpoints import CheckpointedOptimizer
 from gqc.upgd.utility import Bounds
 from gqc.wrappers.saved import is_asked_for_state
 
-
-class Scaling(NamedTuple):
-    """How a batch's utilities become gates, see :func:`gqc.upgd.utility.gates`."""
-
-    corrections: list[float]  #: of each parameter
-    limits: Bounds | list[Bounds] | None  #: for all, or of each
+Limits = Bounds | list[Bounds] | None  # for all, or of each
 
 
 class UtilityOptimizer(CheckpointedOptimizer):
@@ -66,7 +61,7 @@ class UtilityOptimizer(CheckpointedOptimizer):
         extrema = [pair for batch in batches for pair in self._update_state(batch)]
         for batch, scaling in zip(batches, self._scalings(batches, extrema), strict=True):
             stds = self._noise_stds(batch)
-            move = partial(self._move, batch, scaling, stds)
+            move = partial(self._move, batch, *scaling, stds)
             generator = self._generators.on(batch.device) if stds != 0 else None
             if generator is not None and batch.is_shared:
                 blocks = batch.blocks(self.kept, utility.SERIAL)
@@ -114,7 +109,7 @@ class UtilityOptimizer(CheckpointedOptimizer):
 
     def _scalings(
         self, batches: list[Batch], extrema: list[tuple[Tensor, Tensor]]
-    ) -> Iterator[Scaling]:
+    ) -> Iterator[tuple[list[float], Limits]]:
         """For each batch: bias corrections, and what the corrected utilities are scaled by."""
         factors = [
             c for b in batches for c in utility.corrections(self.utility_decay(b.group), b.steps)
@@ -131,7 +126,7 @@ class UtilityOptimizer(CheckpointedOptimizer):
             mine = slice(last, last := last + len(batch.params))
             name = batch.group["normalization"]
             chosen = extrema if batch.is_published else corrected
-            limits: Bounds | list[Bounds] | None = None
+            limits: Limits = None
             if batch.group["scope"] == "global":
                 to = batch.device, batch.dtype
                 low = torch.stack([low.to(*to) for low, _ in chosen]).amin()
@@ -140,7 +135,7 @@ class UtilityOptimizer(CheckpointedOptimizer):
             elif not batch.is_row_wise:
                 limits = [utility.bounds(low, high, name) for low, high in chosen[mine]]
             is_absolute = batch.is_published or batch.is_row_wise
-            yield Scaling((factors if is_absolute else relative)[mine], limits)
+            yield (factors if is_absolute else relative)[mine], limits
 
     def _noise_stds(self, batch: Batch) -> float | list[Tensor]:
         """Sigma; or relative to each gradient, or to the average of its norms."""
@@ -164,13 +159,14 @@ class UtilityOptimizer(CheckpointedOptimizer):
     def _move(
         self,
         batch: Batch,
-        scaling: Scaling,
+        corrections: list[float],
+        limits: Limits,
         stds: float | list[Tensor],
         block: Block,
         generator: torch.Generator | None,
     ) -> None:
         """Move the weights of a block, with noise from ``generator`` if there is one."""
-        maths, group, rows, limits = batch.maths, batch.group, block.rows, scaling.limits
+        maths, group, rows = batch.maths, batch.group, block.rows
         lr = float(group["lr"])  # may be a tensor, as capturable optimizers have it
         noise = None
         if generator is not None:
@@ -178,7 +174,7 @@ class UtilityOptimizer(CheckpointedOptimizer):
             noise = utility.draw_noise(block.params, std, generator)
         gate = maths.gates(
             block.kept[0],
-            [scaling.corrections[row] for row in rows],
+            [corrections[row] for row in rows],
             [limits[row] for row in rows] if isinstance(limits, list) else limits,
             group["normalization"],
         )

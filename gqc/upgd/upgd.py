@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gqc.upgd.base import UtilityOptimizer
 from gqc.upgd.batches import Batch, Block
-from gqc.upgd.settings import ADAM, DECAY, Rule, UtilityOptions
+from gqc.upgd.checkpoints import ADAM, DECAY, Rule, UtilityOptions
 
 
 class UPGD(UtilityOptimizer):
