@@ -47,15 +47,16 @@ def collect(params: Sequence[Tensor]) -> list[Tensor]:
     return dense([param.grad for param in params])
 
 
-def dense(grads: Sequence[Tensor | None]) -> list[Tensor]:
+def dense(grads: Sequence[Tensor | None], names: Sequence[str] = ()) -> list[Tensor]:
     """:func:`collect` of gradients that were looked up already, one or None a parameter."""
     present = [grad for grad in grads if grad is not None]
     if {grad.layout for grad in present} - {torch.strided}:
         pairs = ((i, g) for i, g in enumerate(grads) if g is not None)
         index, grad = next((i, g) for i, g in pairs if g.layout is not torch.strided)
+        name = names[index] if names else f"parameter {index} of shape {tuple(grad.shape)}"
         raise TypeError(
-            f"parameter {index} of shape {tuple(grad.shape)} has a sparse gradient: expected a "
-            "dense one (build the embedding with sparse=False)"
+            f"{name} has a sparse gradient: expected a dense one (build the embedding with "
+            "sparse=False)"
         )
     return present
 

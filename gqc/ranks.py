@@ -198,12 +198,22 @@ def is_on() -> bool:
 
 
 def ranks_of(wrapper: Any) -> Ranks:
-    """The ranks that train the parameters of ``wrapper``.
+    """The data-parallel ranks of the wrapper's parameters: its ``process_group`` if it has one.
+
+    Looks through the modules that are alive, once some milliseconds.  It does not see modules that
+    ``gc.freeze()`` has put aside.
 
     Raises: RuntimeError: they do so in a way that makes its decisions or sums wrong.
     """
-    ranks = find_ranks(wrapper._params(), wrapper.process_group)
-    if wrapper.reduce_at_step and not ranks.groups and is_on():
+    if not is_on():
+        return ALONE
+    modules: tuple[Any, ...] = tuple(_owners(wrapper._params()))
+    groups: list[Any] = [] if wrapper.process_group is None else [wrapper.process_group]
+    for module in () if groups else modules:
+        groups += [g for g in _groups_of(module) if not any(g is known for known in groups)]
+    is_known = bool(groups) or torch.distributed.get_world_size() == 1
+    ranks = Ranks(tuple(groups), modules, is_known)
+    if wrapper.reduce_at_step and not groups:
         ranks = Ranks((torch.distributed.group.WORLD,))
     must_look = wrapper.needs_gradient or wrapper.clip_norm or wrapper.changes_gradient
     if ranks.has_flat_shards and (must_look or wrapper._is_checked()):
@@ -267,24 +277,6 @@ def compare(wrapper: Any) -> None:
     if wrapper._looks and wrapper.grad_norm is not None:
         wrapper._looks -= 1
         ranks.refuse_different(wrapper.grad_norm, LOOKS - wrapper._looks, message)
-
-
-def find_ranks(params: Sequence[Tensor], process_group: Any = None) -> Ranks:
-    """The data-parallel ranks of ``params``: those of ``process_group`` if it is given.
-
-    Looks through the modules that are alive, once some milliseconds.  It does not see modules that
-    ``gc.freeze()`` has put aside.
-    """
-    if not is_on():
-        return ALONE
-    modules: tuple[Any, ...] = tuple(_owners(params))
-    if process_group is not None:
-        return Ranks((process_group,), modules)
-    groups: list[Any] = []
-    for module in modules:
-        groups += [g for g in _groups_of(module) if not any(g is known for known in groups)]
-    is_known = bool(groups) or torch.distributed.get_world_size() == 1
-    return Ranks(tuple(groups), modules, is_known)
 
 
 def _owners(params: Sequence[Tensor]) -> Iterator[Any]:

@@ -116,9 +116,7 @@ def read_checkpoint(state: Mapping[str, Any]) -> Checkpoint:
     """
     if not isinstance(state, Mapping):
         raise ValueError(f"VGS checkpoint is a {type(state).__name__}: expected a state_dict")
-    version = state.get("vgs_version")
-    if version is None:
-        version = "2.0" if "param_grad_mean_ema" in state else "1.x"
+    version = version_of(state)
     if version in ("4.0", VERSION):
         return _read_present(state, version)
     if version not in WRONG:
@@ -127,6 +125,14 @@ def read_checkpoint(state: Mapping[str, Any]) -> Checkpoint:
             f"4.0 and {VERSION}; upgrade gqc-kit if the file is newer"
         )
     return _read_published(state, version)
+
+
+def version_of(state: Mapping[str, Any]) -> Any:
+    """The version that a file names, or that its keys are those of."""
+    version = state.get("vgs_version")
+    if version is None:
+        version = "2.0" if "param_grad_mean_ema" in state else "1.x"
+    return {"1.0": "1.x", "2.0.1": "2.0"}.get(version, version)
 
 
 def _read_present(state: Mapping[str, Any], version: str) -> Checkpoint:

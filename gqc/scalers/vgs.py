@@ -154,8 +154,11 @@ class VarianceGradientScaler:
             self.update_statistics()
         self._is_read = False
         self.step_count += 1
-        if self.logger is not None:
-            self._log()
+        if hasattr(self.logger, "record"):
+            for key, value in self.metrics().items():
+                self.logger.record(key, value)
+        elif self.logger is not None:
+            self.logger(self.metrics())
 
     @torch.no_grad()
     def update_statistics(self) -> None:
@@ -335,10 +338,3 @@ class VarianceGradientScaler:
         if settings not in host:
             host[settings] = readings(self._estimator, self._parameters, settings)
         return host[settings]
-
-    def _log(self) -> None:
-        if hasattr(self.logger, "record"):
-            for key, value in self.metrics().items():
-                self.logger.record(key, value)
-        else:
-            self.logger(self.metrics())

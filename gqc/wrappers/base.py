@@ -120,7 +120,10 @@ class OptimizerWrapper(WindowedOptimizer):
             ValueError: a weight out of its range, or that the gradients cannot be weighed with.
         """
         if closure is not None and not callable(closure):
-            options.refuse_closure(self, closure)
+            raise TypeError(
+                f"step({closure!r}): the first argument of {type(self).__name__}.step is a "
+                "closure; call step(metric=loss) or step(weight=num_tokens)" + options.PUBLISHED
+            )
         return self._run(closure, weight, metric)
 
     @untraced
@@ -151,6 +154,21 @@ class OptimizerWrapper(WindowedOptimizer):
     # torch wraps step() to run the hooks that are registered for all optimizers: here the wrapped
     # optimizer's own step runs those, once a step rather than once a draw.
     step.hooked = True  # type: ignore[attr-defined]
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Read by ``GradScaler.step(optimizer)``: where to refuse it.
+
+        Once a draw it would unscale earlier draws once more at each, and skip an overflow but leave
+        it in the sum, after which no step ever happens.
+        """
+        if not self._is_wrapped:
+            raise RuntimeError(
+                f"GradScaler.step({type(self).__name__}): unscale a window once, when it closes. "
+                "Pass grad_scaler=scaler to the wrapper and call wrapper.step() alone, without "
+                "scaler.step() and scaler.update()"
+            )
+        return False  # an outer wrapper passes a closed window on
 
     def may_close(self, weight: float) -> bool:
         """Can a coming draw of that weight be the last, by what is known before it?"""

@@ -8,6 +8,8 @@ delegate all of them.  What a wrapper does at a step is :mod:`gqc.wrappers.base`
 from __future__ import annotations
 
 import copy
+import difflib
+import inspect
 import math
 import warnings
 import weakref
@@ -63,8 +65,19 @@ class DelegatingOptimizer(Optimizer):
     sources: ClassVar[tuple[Callable[..., Any], ...]] = ()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> DelegatingOptimizer:
-        if args or kwargs:  # a copy is made without
-            options.check_call(cls, args, kwargs)
+        signature = inspect.signature(cls)
+        for name in kwargs.keys() - signature.parameters.keys():
+            known = [name for name in signature.parameters if name != "optimizer"]
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0)
+            raise TypeError(
+                f"{cls.__name__} has no argument {name!r}: did you mean {near[0]!r}? It takes "
+                f"{', '.join(known)}{options.PUBLISHED}"
+            )
+        try:
+            if args or kwargs:  # a copy is made without
+                signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{cls.__name__}{signature}: {error}{options.PUBLISHED}") from None
         return super().__new__(cls)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

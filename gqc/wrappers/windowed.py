@@ -60,7 +60,11 @@ class WindowedOptimizer(DelegatingOptimizer):
         on_step: Callable[[dict[str, float]], object] | None = None,
     ) -> None:
         self.loss, self.nonfinite, self.reduce_at_step = loss, nonfinite, reduce_at_step
-        self.min_draws, self.max_draws = options.check_draws(self, min_draws, max_draws)
+        fewest = self.fewest_draws
+        least = check_count("min_draws", fewest if min_draws is None else min_draws, fewest)
+        if max_draws is not None:
+            max_draws = check_count("max_draws", max_draws, least, ", min_draws, or None")
+        self.min_draws, self.max_draws = least, max_draws
         self.decide_every = check_count("decide_every", decide_every, 1)
         self.clip_norm, self.on_step, self.process_group = clip_norm, on_step, process_group
         self.grad_scaler = grad_scaler if grad_scaler and grad_scaler.is_enabled() else None
@@ -124,21 +128,6 @@ class WindowedOptimizer(DelegatingOptimizer):
             self._ranks = ranks_of(self)
             self._looks = 0 if self._ranks.has_flat_shards else self._looks  # parts differ
         return self._ranks
-
-    @property
-    def _step_supports_amp_scaling(self) -> bool:
-        """Read by ``GradScaler.step(optimizer)``: where to refuse it.
-
-        Once a draw it would unscale earlier draws once more at each, and skip an overflow but leave
-        it in the sum, after which no step ever happens.
-        """
-        if not self._is_wrapped:
-            raise RuntimeError(
-                f"GradScaler.step({type(self).__name__}): unscale a window once, when it closes. "
-                "Pass grad_scaler=scaler to the wrapper and call wrapper.step() alone, without "
-                "scaler.step() and scaler.update()"
-            )
-        return False  # an outer wrapper passes a closed window on
 
     statistics = report.statistics
     numbers = report.numbers
