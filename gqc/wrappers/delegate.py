@@ -88,7 +88,16 @@ class DelegatingOptimizer(Optimizer):
 
     def __init__(self, optimizer: Optimizer, tunables: Mapping[str, float]) -> None:
         check_optimizer(optimizer)
-        _check_keys(optimizer, tunables)
+        for name, value in tunables.items():
+            check_positive(name, value)
+            if name in optimizer.defaults:
+                raise ValueError(
+                    f"the param groups have a {name!r} already: {type(optimizer).__name__} cannot "
+                    "be wrapped twice by the same kind of wrapper"
+                )
+            for i, group in enumerate(optimizer.param_groups):  # one may have a value of its own
+                if name in group:
+                    check_positive(f"param_groups[{i}][{name!r}]", group[name])
         self.optimizer = optimizer
         self._warned: list[str] = []
         optimizer.defaults.update(tunables)  # so that the wrapped add_param_group fills them in
@@ -303,17 +312,3 @@ def _fill_in_defaults(optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         for name, value in optimizer.defaults.items():
             group.setdefault(name, value)
-
-
-def _check_keys(optimizer: Optimizer, tunables: Mapping[str, float]) -> None:
-    """Raises: ValueError: a value that is not > 0, or a tunable of a wrapper inside already."""
-    for name, value in tunables.items():
-        check_positive(name, value)
-        if name in optimizer.defaults:
-            raise ValueError(
-                f"the param groups have a {name!r} already: {type(optimizer).__name__} cannot be "
-                "wrapped twice by the same kind of wrapper"
-            )
-        for i, group in enumerate(optimizer.param_groups):  # one may have a value of its own
-            if name in group:
-                check_positive(f"param_groups[{i}][{name!r}]", group[name])

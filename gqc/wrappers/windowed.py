@@ -73,13 +73,13 @@ class WindowedOptimizer(DelegatingOptimizer):
             optimizer._check_free()
         super().__init__(optimizer, tunables or {})
         if isinstance(optimizer, WindowedOptimizer):
-            optimizer._is_wrapped, optimizer._accumulate = True, "buffer"  # .grad is the outer's
+            optimizer._is_wrapped, optimizer.sums_in_grad = True, False  # .grad is the outer's
             optimizer._make_window()
         self.last_window: report.ClosedWindow | None = None
         self._counts = dict.fromkeys(report.COUNTERS, 0)
         self._looks = LOOKS
         self._has_first_state = False  # made to be loaded into, and never stepped with
-        self._accumulate = accumulate
+        self.sums_in_grad = accumulate == "grad"
         self.forget_norms()
         self._make_window()
 
@@ -107,11 +107,6 @@ class WindowedOptimizer(DelegatingOptimizer):
     def holds_running_sum(self) -> bool:
         """Is ``.grad`` the sum of earlier draws, so that changing it would change those again?"""
         return self.num_draws > 0 and self.sums_in_grad
-
-    @property
-    def sums_in_grad(self) -> bool:
-        """Is it ``accumulate="grad"``?"""
-        return self._accumulate == "grad"
 
     @property
     def weight(self) -> float:
