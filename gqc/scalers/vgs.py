@@ -225,7 +225,8 @@ class VarianceGradientScaler:
         new.check(self.granularity)
         if self._estimator is not None:
             estimator = self._settings.build(new.tensors)
-            estimator.carry(self._estimator, new.positions_in(self._parameters))
+            places = {id(p): i for i, p in enumerate(self._parameters.tensors)}
+            estimator.carry(self._estimator, [places.get(id(p)) for p in new.tensors])
             self._estimator = estimator
         self._parameters, self._host, self._next = new, {}, None
 

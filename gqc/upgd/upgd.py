@@ -19,8 +19,7 @@ from typing import Any, ClassVar, Unpack
 
 from torch import Tensor
 
-from gqc.upgd.base import UtilityOptimizer
-from gqc.upgd.batches import Batch, Block
+from gqc.upgd.base import Batch, Block, UtilityOptimizer
 from gqc.upgd.checkpoints import ADAM, DECAY, Rule, UtilityOptions
 
 

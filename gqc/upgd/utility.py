@@ -224,12 +224,6 @@ def adam_directions(
     return list(torch._foreach_div(first, denominators))
 
 
-def update_averages_(averages: list[Tensor], norms: list[Tensor], beta: float) -> None:
-    r""":math:`a \leftarrow \beta a + (1-\beta) \|g\|`, in place."""
-    torch._foreach_mul_(averages, beta)
-    torch._foreach_add_(averages, norms, alpha=1 - beta)
-
-
 def noise_stds(
     norms: list[Tensor], numels: Sequence[int], sigma: float, reference: str, floor: float
 ) -> list[Tensor]:
