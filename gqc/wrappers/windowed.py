@@ -36,6 +36,7 @@ class WindowedOptimizer(DelegatingOptimizer):
     counts_examples: ClassVar[bool] = False
     #: weight of a draw that is given none
     default_weight: float = 1.0
+    sums_in_grad: bool  #: is it ``accumulate="grad"``?
     process_group: Any = None  # as hooks, none of these three is copied
     on_step: Callable[[dict[str, float]], object] | None = None
     _ranks: Ranks | None = None
