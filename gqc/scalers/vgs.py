@@ -137,13 +137,31 @@ class VarianceGradientScaler:
     granularity: str = _setting("granularity", is_fixed=True)
 
     @untraced
+    @torch.no_grad()
     def scale_gradients(self) -> float:
         """Scale ``.grad`` of all parameters in place; once a step, before clipping.
 
         Returns: the factor; with a finer granularity the mean factor over tensors (or elements).
         Raises: TypeError: a sparse gradient.
         """
-        return self._scale() if self.enabled else 1.0
+        if not self.enabled:
+            return 1.0
+        grads = self._parameters.gradients()
+        factor, factors = 1.0, None
+        if self.step_count >= self.warmup_steps and self._estimator is not None:
+            factors = tensor_factors(self._estimator, self._parameters, self._settings)
+            factor = self._factor(self._estimator, factors)
+        must_read = ESTIMATORS[self.estimator].reads_raw and not self._is_read
+        if factors is None and must_read:
+            self._observe(grads, factor)  # reads and multiplies in one pass
+            return factor
+        if must_read:
+            self._observe(grads)
+        own: Iterable[float | Tensor] = [factor] * len(grads) if factors is None else factors
+        for grad, one in zip(grads, own, strict=True):
+            if grad is not None:
+                multiply_by(grad, one)
+        return factor
 
     @untraced
     def step(self) -> None:
@@ -290,25 +308,6 @@ class VarianceGradientScaler:
             warnings.warn(
                 checkpoint.migration_message(self.estimator), VGSMigrationWarning, stacklevel=2
             )
-
-    @torch.no_grad()
-    def _scale(self) -> float:
-        grads = self._parameters.gradients()
-        factor, factors = 1.0, None
-        if self.step_count >= self.warmup_steps and self._estimator is not None:
-            factors = tensor_factors(self._estimator, self._parameters, self._settings)
-            factor = self._factor(self._estimator, factors)
-        must_read = ESTIMATORS[self.estimator].reads_raw and not self._is_read
-        if factors is None and must_read:
-            self._observe(grads, factor)  # reads and multiplies in one pass
-            return factor
-        if must_read:
-            self._observe(grads)
-        own: Iterable[float | Tensor] = [factor] * len(grads) if factors is None else factors
-        for grad, one in zip(grads, own, strict=True):
-            if grad is not None:
-                multiply_by(grad, one)
-        return factor
 
     def _factor(self, estimator: VarianceEstimator, factors: list[Tensor] | None) -> float:
         """On the host, where a reading of this update may have brought it already."""
