@@ -16,7 +16,6 @@ from gqc.upgd.utility import NORMALIZATIONS
 from gqc.wrappers.options import spell_out
 from gqc.wrappers.saved import freeze, join_numbers, thaw
 
-NONFINITE = ("raise", "skip", "ignore")
 # Not 0 or another seed in use: with that of the weights, the noise would repeat their initial
 # values.
 SEED = 240_400_781
@@ -179,7 +178,7 @@ class CheckpointedOptimizer(Optimizer):
         nonfinite: str = "raise",
         foreach: bool | None = None,
     ) -> None:
-        one_of("nonfinite", nonfinite, NONFINITE)
+        one_of("nonfinite", nonfinite, ("raise", "skip", "ignore"))
         defaults = checked({**locals(), **own}, {**SHARED, **self.rules})
         self.nonfinite = nonfinite
         self.num_skipped = 0  #: steps passed over for NaN or inf

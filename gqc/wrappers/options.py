@@ -13,9 +13,6 @@ from torch.amp import GradScaler
 
 from gqc.checks import check_positive, one_of
 
-ACCUMULATE = ("buffer", "grad")
-LOSS = ("mean", "sum")
-NONFINITE = ("discard", "raise", "ignore")
 PUBLISHED = "; the names and argument order of torch-gqc are those of gqc.compat.torch_gqc"
 
 
@@ -80,9 +77,9 @@ def spell_out(cls: Any) -> inspect.Signature:
 def check_ways(wrapper: Any, accumulate: str, clip_norm: float | None) -> None:
     """Raises: ValueError: a way to go about gradients that is unknown, or that is not possible."""
     name = type(wrapper).__name__
-    one_of("accumulate", accumulate, ACCUMULATE)
-    one_of("nonfinite", wrapper.nonfinite, NONFINITE)
-    one_of("loss", wrapper.loss, LOSS)
+    one_of("accumulate", accumulate, ("buffer", "grad"))
+    one_of("nonfinite", wrapper.nonfinite, ("discard", "raise", "ignore"))
+    one_of("loss", wrapper.loss, ("mean", "sum"))
     if clip_norm is not None:
         check_positive("clip_norm", clip_norm)
     if wrapper.reduce_at_step and wrapper.needs_gradient:
