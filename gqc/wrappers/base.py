@@ -124,9 +124,10 @@ class OptimizerWrapper(WindowedOptimizer):
                 f"step({closure!r}): the first argument of {type(self).__name__}.step is a "
                 "closure; call step(metric=loss) or step(weight=num_tokens)" + options.PUBLISHED
             )
-        return self._run(closure, weight, metric)
+        # torch.compile loses what a traced step() assigns to attributes of an Optimizer.
+        run = self._run_untraced if torch.compiler.is_dynamo_compiling() else self._run
+        return run(closure, weight, metric)
 
-    @untraced
     def _run(self, closure: Any, weight: Any, metric: Any) -> bool:
         if self._ranks is not ALONE and is_on() and saved.answers(self):
             return False
@@ -150,6 +151,8 @@ class OptimizerWrapper(WindowedOptimizer):
         for hook in self._optimizer_step_post_hooks.values():
             hook(self, args, kwargs)
         return stepped
+
+    _run_untraced = torch._disable_dynamo(_run)
 
     # torch wraps step() to run the hooks that are registered for all optimizers: here the wrapped
     # optimizer's own step runs those, once a step rather than once a draw.
