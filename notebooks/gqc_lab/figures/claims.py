@@ -34,9 +34,6 @@ from gqc_lab.figures.style import (
 )
 from gqc_lab.stats.analysis import check_columns, paired_difference, power_law, summarize
 
-__all__ = ["angles", "batch_invariance", "by_method", "comparison_losses", "norms_against_draws"]
-__all__ += ["power_laws", "reactions", "warmup_panels"]
-
 RATIOS = [0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10]
 TWOS = {"type": "log", "dtick": 0.30103, "tickformat": ".4~s", "rangemode": "normal"}
 BELOW = {"orientation": "h", "x": 0, "y": -0.25, "yanchor": "top"}

@@ -28,9 +28,6 @@ from gqc_lab.figures.style import (
 )
 from gqc_lab.stats.analysis import check_columns, summarize
 
-__all__ = ["batch_estimates", "draws_against_prediction", "draws_against_threshold"]
-__all__ += ["estimates_against_truth", "noise_scale_against"]
-
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star")
 CROSSES = ("x", "cross", "x-thin-open", "cross-thin-open", "asterisk-open")
 RATIOS = [0.05, 0.1, 0.2, 0.5, 0.8, 1, 1.2, 1.5, 2, 3, 5, 10, 20]

@@ -24,8 +24,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Range", "Space", "Tuning", "propose", "tune"]
-
 
 @dataclass(frozen=True)
 class Range:

@@ -40,8 +40,6 @@ from gqc.wrappers import (
 from gqc_lab.loop.placement import find_dtype, make_generator
 from gqc_lab.models.mlp import make_mlp
 
-__all__ = ["PLAIN", "STORED", "WRAPPERS", "compare", "measure", "peak_bytes"]
-
 #: scale -> of what is measured without training (notebook 20): draws of a window, widths of
 #: networks (of 50 kB, 1.3 MB and 8 MB of gradient), steps in which a factor falls, random utilities
 #: of a case

@@ -38,8 +38,6 @@ from gqc_lab.studies.continual import measures
 from gqc_lab.studies.continual.methods import METHODS
 from gqc_lab.studies.continual.settings import ContinualConfig
 
-__all__ = ["OPTIMIZERS", "Continual", "Means", "PerturbedSGD", "build"]
-
 FIFTH = 5  #: the first and the last fifth of the tasks are compared
 
 

@@ -21,19 +21,6 @@ from gqc_lab.errors import check_name
 from gqc_lab.studies import continual
 from gqc_lab.studies.continual.settings import ContinualConfig
 
-__all__ = [
-    "CASES",
-    "ENDS",
-    "comparison",
-    "constructed_gates",
-    "describe",
-    "gates_of",
-    "histogram",
-    "order_of_protection",
-    "read_gates",
-    "watch",
-]
-
 #: name -> utilities, ascending [loss]: from a weight that does harm to the most useful one
 CASES: dict[str, tuple[float, ...]] = {
     "negative": (-4.0, -3.0, -2.0, -1.0, -0.5),

@@ -18,8 +18,6 @@ from gqc_lab.loop.settings import Setting, control
 from gqc_lab.studies.pretraining.methods import METHODS
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
 
-__all__ = ["group_values", "make_controls", "wrap"]
-
 DECAY = 0.2  #: share of a run in which "constant, then decay" decays, in a straight line
 
 

@@ -40,8 +40,6 @@ from gqc_lab.studies.pretraining.settings import PretrainingConfig
 from gqc_lab.studies.pretraining.settings import config as pretraining_config
 from gqc_lab.studies.pretraining.training import Pretraining
 
-__all__ = ["COMPARISONS", "INNER", "InnerOptimizers", "build", "comparison", "config"]
-
 INNER = ("adamw", "sgd", "muon")
 COMPARISONS = (*INNER, "tradeoff")
 METHODS = {"control": "adamw", "gnts": "gnts"}  # label -> method of the wrapper

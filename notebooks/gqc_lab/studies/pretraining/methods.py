@@ -11,8 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["CONTROLLERS", "METHODS", "Method"]
-
 Config = Any  #: a `PretrainingConfig`, whose module imports this one
 
 

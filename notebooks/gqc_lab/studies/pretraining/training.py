@@ -37,8 +37,6 @@ from gqc_lab.studies.pretraining.hyperparameters import (
 )
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
 
-__all__ = ["Pretraining", "build", "recorded_draws", "replay_config"]
-
 MEASURED = (
     *("num_draws", "steps", "grad_norm", "gradient_norm_threshold", "noise_scale", "lr"),
     "examples",

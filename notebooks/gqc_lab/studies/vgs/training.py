@@ -37,17 +37,9 @@ from gqc_lab.loop.scaler_controls import (
 )
 from gqc_lab.loop.settings import Setting
 from gqc_lab.models.mlp import make_mlp
-from gqc_lab.studies.vgs.settings import VGSTrainingConfig, comparison, config
-
-__all__ = [
-    "VGSTraining",
-    "VGSTrainingConfig",
-    "adam_response",
-    "build",
-    "comparison",
-    "config",
-    "stability",
-]
+from gqc_lab.studies.vgs.settings import VGSTrainingConfig
+from gqc_lab.studies.vgs.settings import comparison as comparison
+from gqc_lab.studies.vgs.settings import config as config
 
 SPIKE = 3.0  #: a loss this many times the running median is an explosion
 MEDIAN_OVER = 100  #: records of the running median
