@@ -53,8 +53,7 @@ class Tokenizer:
     def encode(self, text: str) -> Tensor:
         """Return the ids of ``text``: 1-D, uint8 (int32 for more than 256 tokens).
 
-        Raises:
-            ValueError: a character is not in the alphabet.
+        Raises: ValueError: a character is not in the alphabet.
         """
         if self.name == "byte":
             return torch.from_numpy(np.frombuffer(text.encode(), dtype=np.uint8).copy())
@@ -151,8 +150,7 @@ def validation_batch(tokens: Tensor, num_sequences: int, context: int) -> tuple[
     """Return evenly spaced sequences from ``tokens``, the same for every method and seed.
 
     Returns: inputs and targets, int64, shape (num_sequences, context).
-    Raises:
-        ValueError: that many sequences would overlap.
+    Raises: ValueError: that many sequences would overlap.
     """
     last = len(tokens) - context - 1
     if not (num_sequences >= 1 and num_sequences * (context + 1) <= len(tokens)):

@@ -276,9 +276,8 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
 def read_pairs(name: str, value: Any) -> Pairs:
     """Return (share of the run, value) pairs, to be joined by straight lines; none is allowed too.
 
-    Raises:
-        ValueError: not pairs, shares outside [0, 1] or not increasing, or values not finite or
-            negative.
+    Raises: ValueError: not pairs, shares outside [0, 1] or not increasing, or values not finite or
+        negative.
     """
     share, height = Setting(low=0, high=1), Setting(low=0)
     expected = f"{name}={value!r}: expected pairs (share of the run, value)"

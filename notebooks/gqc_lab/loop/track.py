@@ -50,8 +50,7 @@ def track(
         every_seconds: the shortest time between two saves [s], > 0.
         has_bar: show a tqdm bar on standard error.
     Yields: the record of each microbatch.
-    Raises:
-        ValueError: a bad argument, or a checkpoint of another experiment.
+    Raises: ValueError: a bad argument, or a checkpoint of another experiment.
     """
     if not every_seconds > 0:
         raise ValueError(f"every_seconds={every_seconds!r}: expected > 0")
