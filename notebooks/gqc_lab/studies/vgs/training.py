@@ -31,6 +31,7 @@ from gqc_lab.loop.experiment import Experiment
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
 from gqc_lab.loop.scaler_controls import (
     COUNT,
+    SCALER,
     VARIANCE,
     apply_scaler,
     scaler_controls,
@@ -284,13 +285,5 @@ def _wrap(model: nn.Module, c: VGSTrainingConfig) -> OptimizerWrapperVGS:
     else:
         momentum = c.momentum if c.optimizer == "momentum" else 0.0
         optimizer = torch.optim.SGD(model.parameters(), c.lr, momentum=momentum)
-    return OptimizerWrapperVGS(
-        optimizer,
-        alpha=c.alpha,
-        beta=c.beta,
-        warmup_steps=c.warmup_steps,
-        estimator=c.estimator,
-        variance_cap=c.variance_cap,
-        min_scaling_factor=c.min_scaling_factor,
-        percentile=c.percentile,
-    )
+    names = (*SCALER, "estimator")
+    return OptimizerWrapperVGS(optimizer, **{name: getattr(c, name) for name in names})
