@@ -146,6 +146,23 @@ def draw_batch(
     return _windows(tokens, starts, context)
 
 
+def shuffle_targets(
+    targets: Tensor, share: float, generator: torch.Generator
+) -> tuple[Tensor, bool]:
+    """Return the targets, shuffled with probability ``share``, and whether they are.
+
+    Args:
+        targets: of one microbatch, any shape; all of them change places with each other.
+        share: in [0, 1].
+        generator: advanced alike whatever comes out.
+    """
+    chance = torch.rand((), generator=generator).item()
+    order = torch.randperm(targets.numel(), generator=generator)
+    if not chance < share:
+        return targets, False
+    return targets.flatten()[order].view_as(targets), True
+
+
 def validation_batch(tokens: Tensor, num_sequences: int, context: int) -> tuple[Tensor, Tensor]:
     """Return evenly spaced sequences from ``tokens``, the same for every method and seed.
 

@@ -2,7 +2,7 @@
 
 A further method is one entry of `METHODS`; a setting of its own is a field of
 `gqc_lab.studies.pretraining.settings.PretrainingConfig`.  The wrapper is made in
-`gqc_lab.studies.pretraining.hyperparameters`.
+`gqc_lab.studies.pretraining.training`.
 """
 
 from __future__ import annotations
