@@ -28,6 +28,7 @@ _POSITIVE = Setting(above=0)
 
 #: scale -> what is trained, on how much
 SCALES = read_scales(Path(__file__).with_name("scales.csv"))
+
 #: (scale, method) -> values; the trials that they were chosen from are in the file
 TUNED = read_tuned(Path(__file__).with_name("tuned.csv"), ("scale", "method"), "val_loss")
 
