@@ -226,8 +226,8 @@ class Pretraining(Experiment):
         }
 
     def is_evaluation_due(self) -> bool:
-        every, before = self.config.evaluation_tokens, self.done - self.config.microbatch_tokens
-        return self.done >= self.total or self.done // every > before // every
+        every, each = self.config.evaluation_tokens, self.done // self.microbatch
+        return self.done >= self.total or self.done // every > (self.done - each) // every
 
     @torch.inference_mode()
     def evaluate(self) -> dict[str, float]:
