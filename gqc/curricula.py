@@ -17,8 +17,6 @@ from dataclasses import dataclass
 
 from gqc.checks import check_finite, expect, one_of
 
-__all__ = ["RAMPS", "Curriculum", "cap_shares", "compute_inverse_loss_curriculum_weight"]
-
 _RATE = 5.0  # of the exponential ramp, which is at 7.6 % half-way
 
 #: shape of a ramp -> s(x) on [0, 1]

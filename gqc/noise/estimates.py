@@ -339,10 +339,6 @@ def noise_to_signal(
         variance is not positive); unresolved where there is noise and no positive signal.
     """
     zero = constant(0, variance)
-    return bounded_ratio(variance, signal, largest), (variance > zero) & (signal <= zero)
-
-
-def bounded_ratio(variance: Tensor, signal: Tensor, largest: Tensor | float) -> Tensor:
-    """Return the ratio of :func:`noise_to_signal` alone."""
+    unresolved = (variance > zero) & (signal <= zero)
     ratio = (variance.clamp_min(0) / signal.clamp_min(0)).nan_to_num(0.0)  # 0/0: no noise at all
-    return ratio.clamp(max=largest)
+    return ratio.clamp(max=largest), unresolved

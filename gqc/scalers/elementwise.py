@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqc.gradients import HALF, local
-from gqc.noise.estimates import bounded_ratio, debiased_moments, ema_kappa
+from gqc.gradients import local, wide
+from gqc.noise.estimates import debiased_moments, ema_kappa, noise_to_signal
 from gqc.scalers.sketch import real_flat, real_numel
 from gqc.scalers.variance import DebiasedEstimator, Grads
 
@@ -40,12 +40,16 @@ class Elementwise(DebiasedEstimator):
         """V of each element of tensor ``index``, flat (a complex element is two)."""
         kappa = ema_kappa(self.count[index], self.beta).to(self.means[index].device)
         variance, signal = debiased_moments(self.spreads[index], self.means[index].square(), kappa)
-        return bounded_ratio(variance, signal, 1 / kappa if variance_cap is None else variance_cap)
+        return noise_to_signal(
+            variance, signal, 1 / kappa if variance_cap is None else variance_cap
+        )[0]
 
     def _prepare(self, grads: Grads, factor: float) -> tuple[Any, Tensor]:
         shards = local(grads)
         zero = torch.zeros_like(self.num_skipped)
-        norms = [zero if g is None else _norm(real_flat(g)).to(zero) for g in shards]
+        norm = torch.linalg.vector_norm
+        flats = [None if g is None else real_flat(g) for g in shards]
+        norms = [zero if f is None else norm(f, dtype=wide(f.dtype)).to(zero) for f in flats]
         return shards, self._shards.reduce(torch.stack(norms).square()).sum()
 
     def _move(self, prepared: Any, weight: Tensor, finite: Tensor, factor: float) -> Tensor:
@@ -86,9 +90,3 @@ class Elementwise(DebiasedEstimator):
 
     def _lists(self) -> dict[str, list[Tensor]]:
         return {"means": self.means} | ({"spreads": self.spreads} if self.spreads else {})
-
-
-def _norm(flat: Tensor) -> Tensor:
-    """Return the norm, summed in float32 unless the elements are float64."""
-    dtype = torch.float32 if flat.dtype in HALF else None
-    return torch.linalg.vector_norm(flat, dtype=dtype)

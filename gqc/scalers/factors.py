@@ -47,7 +47,7 @@ def readings(
     names = [*NUMBERS, *(f"of {name}" for name in parameters.names)]
     if estimator is None:
         return {**dict.fromkeys(names, 0.0), "factor": 1.0}
-    ratios, counted = estimator.ratios(settings.variance_cap)
+    ratios, unresolved, counted = estimator.ratios(settings.variance_cap)
     variance = _aggregate(ratios, counted, parameters, settings)
     factors = tensor_factors(estimator, parameters, settings)
     factor = mean_factor(estimator, parameters, settings, factors)
@@ -55,7 +55,7 @@ def readings(
         [
             torch.stack([variance, factor, estimator.num_skipped]),
             *(_quantile(ratios, counted, level).view(1) for level in PERCENTILES),
-            torch.stack([_mean(ratios, counted), _mean(estimator.unresolved(), counted)]),
+            torch.stack([_mean(ratios, counted), _mean(unresolved, counted)]),
             estimator.averages.corrected(),
             ratios if parameters.names else ratios[:0],
         ]
@@ -75,7 +75,7 @@ def tensor_factors(
             for index in range(len(parameters.tensors))
         )
         return [_law(ratios, settings) for ratios in single]
-    ratios, counted = estimator.ratios(settings.variance_cap)
+    ratios, _, counted = estimator.ratios(settings.variance_cap)
     if settings.granularity == "group":
         of_group = {}
         for group in set(parameters.groups):
@@ -94,7 +94,7 @@ def mean_factor(
 ) -> Tensor:
     """Return the one factor, 0-dim, or the mean of :func:`tensor_factors` over what they are of."""
     if factors is None:
-        ratios, counted = estimator.ratios(settings.variance_cap)
+        ratios, _, counted = estimator.ratios(settings.variance_cap)
         return _law(_aggregate(ratios, counted, parameters, settings), settings)
     device = estimator.averages.raw.device
     total = torch.stack([f.sum().to(device) for f in factors]).sum()

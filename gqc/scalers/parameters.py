@@ -70,11 +70,6 @@ class ParameterList:
         """Which tensors belong to ``group`` [T]."""
         return self._copied(group, [g == group for g in self.groups], device)
 
-    def positions_in(self, other: ParameterList) -> list[int | None]:
-        """Where each parameter is in ``other``; None if it is not."""
-        index = {id(p): i for i, p in enumerate(other.tensors)}
-        return [index.get(id(p)) for p in self.tensors]
-
     def _copied(self, key: Any, values: list[Any], device: torch.device) -> Tensor:
         """``values`` on ``device``, copied there once: the host waits for each copy."""
         if (key, device) not in self._on_device:

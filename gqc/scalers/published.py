@@ -59,7 +59,7 @@ class PublishedEstimator(VarianceEstimator):
         if overall is None:
             return
         self.averages.update(overall)
-        present, none = self._mask(grads) > 0, (torch.zeros(()),) * 2
+        present, none = self._presence(grads) > 0, (torch.zeros(()),) * 2
         pairs = [none if g is None else self.statistic(whole(g).float()) for g in grads]
         for name, column in zip(("mean", "sq"), zip(*pairs, strict=True), strict=True):
             value = torch.stack([x.to(present.device) for x in column])
@@ -78,7 +78,7 @@ class PublishedEstimator(VarianceEstimator):
         """Return the variance from the bias-corrected averages of :meth:`statistic`."""
         raise NotImplementedError
 
-    def ratios(self, variance_cap: float | None) -> tuple[Tensor, None]:
+    def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, None]:
         """Return what :class:`VarianceEstimator` says, without the cap, which acts later."""
         if self.num_updates == 0:
             value = torch.zeros_like(self.param_grad_mean_ema)
@@ -86,7 +86,7 @@ class PublishedEstimator(VarianceEstimator):
             share = 1 - self.beta**self.num_updates
             first, second = self.param_grad_mean_ema / share, self.param_grad_sq_ema / share
             value = _ratio(self.variance(first, second), first, self.eps)
-        return value, None
+        return value, torch.zeros_like(value, dtype=torch.bool), None
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "num_updates": self.num_updates}
@@ -148,10 +148,10 @@ class Spatial(PublishedEstimator):
             self.averages.update(overall)
             self.num_updates += 1
 
-    def ratios(self, variance_cap: float | None) -> tuple[Tensor, None]:
+    def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, None]:
         mean, variance = self.averages.corrected()[:2]
         value = _ratio(variance, mean, self.eps).expand_as(self.param_grad_mean_ema)
-        return value, None
+        return value, torch.zeros_like(value, dtype=torch.bool), None
 
 
 def _ratio(variance: Tensor, mean: Tensor, eps: float) -> Tensor:

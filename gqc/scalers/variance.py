@@ -43,7 +43,6 @@ from torch import Tensor
 
 from gqc.gradients import constant, local
 from gqc.noise.estimates import (
-    bounded_ratio,
     debiased_moments,
     ema_weight_and_kappa,
     noise_to_signal,
@@ -53,27 +52,6 @@ from gqc.scalers.shards import ShardSums, gather, spread
 from gqc.scalers.sketch import HASHES, SignSketch, real_numel
 
 Grads = Sequence[Tensor | None]
-
-
-class PresenceMask:
-    """1 for tensors that have a gradient with elements; copied only when the pattern changes.
-
-    Args:
-        device: of the mask.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._pattern: list[bool] = []
-        self.is_full = False
-        self._mask = torch.zeros(0, device=device)
-
-    def __call__(self, grads: Grads) -> Tensor:
-        if (pattern := [g is None for g in grads]) != self._pattern:
-            has = [g is not None and g.numel() > 0 for g in grads]
-            self._pattern, self.is_full = pattern, all(has)
-            self._mask = torch.tensor(has, dtype=torch.float32, device=self._device)
-        return self._mask
 
 
 class VarianceEstimator:
@@ -99,8 +77,8 @@ class VarianceEstimator:
         self.beta, device = beta, local(params)[0].device
         self.averages = ScalarAverages(beta, device, self.first_value)
         self.num_skipped = torch.zeros((), device=device)
-        self._mask = PresenceMask(device)
         self._shards = ShardSums(params)
+        self._absent: list[bool] = []  # which tensors had no gradient
 
     @classmethod
     def build(cls, params: Sequence[Tensor], settings: Any) -> VarianceEstimator:
@@ -118,13 +96,9 @@ class VarianceEstimator:
         """
         raise NotImplementedError
 
-    def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor | None]:
-        """V of each tensor, and which count at all (None: all); each [T]."""
+    def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """V of each tensor, which are unresolved, and which count at all (None: all); each [T]."""
         raise NotImplementedError
-
-    def unresolved(self) -> Tensor:
-        """In which tensors noise drowns the signal [T]."""
-        return torch.zeros_like(self.ratios(None)[0], dtype=torch.bool)
 
     def state_dict(self) -> dict[str, Any]:
         """Statistics as tensors, plain numbers and lists of them, copied."""
@@ -166,6 +140,14 @@ class VarianceEstimator:
                 for key, lists in self._lists().items():
                     lists[new].copy_(other._lists()[key][old])
 
+    def _presence(self, grads: Grads) -> Tensor:
+        """1 for tensors that have a gradient with elements; copied when the pattern changes."""
+        if (absent := [g is None for g in grads]) != self._absent:
+            has = [g is not None and g.numel() > 0 for g in grads]
+            self._absent, self._are_all_present = absent, all(has)
+            self._present = torch.tensor(has, dtype=torch.float32, device=self.num_skipped.device)
+        return self._present
+
     def _lists(self) -> dict[str, list[Tensor]]:
         """Statistics with one tensor for each parameter."""
         return {}
@@ -194,8 +176,8 @@ class DebiasedEstimator(VarianceEstimator):
         prepared, norm_sq = self._prepare(grads, factor)
         finite = norm_sq < constant(math.inf, norm_sq)
         is_moved = finite.to(self.count.dtype)
-        mask, is_full = self._mask(grads), self._mask.is_full
-        moved = is_moved if is_full else mask * is_moved
+        presence, is_full = self._presence(grads), self._are_all_present
+        moved = is_moved if is_full else presence * is_moved
         self.has_equal_counts &= is_full
         self.num_skipped = self.num_skipped + (constant(1, is_moved) - is_moved)
         count = self.count + moved
@@ -210,19 +192,13 @@ class DebiasedEstimator(VarianceEstimator):
         self.count = count
         return norm_sq
 
-    def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor | None]:
+    def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        variance, signal = self._moments(self._kappa)
+        if self.num_hashes > 1:
+            variance, signal = _median_of_three(torch.stack([variance, signal], 1)).unbind()
         largest = 1 / self._kappa if variance_cap is None else variance_cap
         counted = None if self.has_equal_counts else self.count > 0
-        variance, signal = self._estimates()
-        return bounded_ratio(variance, signal, largest), counted
-
-    def unresolved(self) -> Tensor:
-        variance, signal = self._estimates()
-        return noise_to_signal(variance, signal, 1.0)[1]
-
-    def _estimates(self) -> tuple[Tensor, ...]:
-        pair = self._moments(self._kappa)
-        return pair if self.num_hashes == 1 else _median_of_three(torch.stack(pair, 1)).unbind()
+        return *noise_to_signal(variance, signal, largest), counted
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)

@@ -19,9 +19,8 @@ from typing import Any, ClassVar, Unpack
 
 from torch import Tensor
 
-from gqc.upgd.base import UtilityOptimizer
-from gqc.upgd.batches import Batch, Block
-from gqc.upgd.settings import ADAM, DECAY, Rule, UtilityOptions
+from gqc.upgd.base import Batch, Block, UtilityOptimizer
+from gqc.upgd.checkpoints import ADAM, DECAY, Rule, UtilityOptions
 
 
 class UPGD(UtilityOptimizer):

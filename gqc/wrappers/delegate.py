@@ -8,6 +8,8 @@ delegate all of them.  What a wrapper does at a step is :mod:`gqc.wrappers.base`
 from __future__ import annotations
 
 import copy
+import difflib
+import inspect
 import math
 import warnings
 import weakref
@@ -63,8 +65,19 @@ class DelegatingOptimizer(Optimizer):
     sources: ClassVar[tuple[Callable[..., Any], ...]] = ()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> DelegatingOptimizer:
-        if args or kwargs:  # a copy is made without
-            options.check_call(cls, args, kwargs)
+        signature = inspect.signature(cls)
+        for name in kwargs.keys() - signature.parameters.keys():
+            known = [name for name in signature.parameters if name != "optimizer"]
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0)
+            raise TypeError(
+                f"{cls.__name__} has no argument {name!r}: did you mean {near[0]!r}? It takes "
+                f"{', '.join(known)}{options.PUBLISHED}"
+            )
+        try:
+            if args or kwargs:  # a copy is made without
+                signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{cls.__name__}{signature}: {error}{options.PUBLISHED}") from None
         return super().__new__(cls)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -75,7 +88,16 @@ class DelegatingOptimizer(Optimizer):
 
     def __init__(self, optimizer: Optimizer, tunables: Mapping[str, float]) -> None:
         check_optimizer(optimizer)
-        _check_keys(optimizer, tunables)
+        for name, value in tunables.items():
+            check_positive(name, value)
+            if name in optimizer.defaults:
+                raise ValueError(
+                    f"the param groups have a {name!r} already: {type(optimizer).__name__} cannot "
+                    "be wrapped twice by the same kind of wrapper"
+                )
+            for i, group in enumerate(optimizer.param_groups):  # one may have a value of its own
+                if name in group:
+                    check_positive(f"param_groups[{i}][{name!r}]", group[name])
         self.optimizer = optimizer
         self._warned: list[str] = []
         optimizer.defaults.update(tunables)  # so that the wrapped add_param_group fills them in
@@ -290,17 +312,3 @@ def _fill_in_defaults(optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         for name, value in optimizer.defaults.items():
             group.setdefault(name, value)
-
-
-def _check_keys(optimizer: Optimizer, tunables: Mapping[str, float]) -> None:
-    """Raises: ValueError: a value that is not > 0, or a tunable of a wrapper inside already."""
-    for name, value in tunables.items():
-        check_positive(name, value)
-        if name in optimizer.defaults:
-            raise ValueError(
-                f"the param groups have a {name!r} already: {type(optimizer).__name__} cannot be "
-                "wrapped twice by the same kind of wrapper"
-            )
-        for i, group in enumerate(optimizer.param_groups):  # one may have a value of its own
-            if name in group:
-                check_positive(f"param_groups[{i}][{name!r}]", group[name])

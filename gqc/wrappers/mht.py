@@ -78,7 +78,10 @@ class OptimizerWrapperMHT(OptimizerWrapper):
         super().__init__(optimizer, tunables, max_draws=max_draws, **options)
 
     def observe_metric(self, metric: float | Tensor | None) -> bool:
-        value = self._over_ranks(metric)
+        own = metric.detach() if isinstance(metric, Tensor) else metric
+        ranks = self.ranks.require("step(metric=...)")
+        one = math.nan if own is None else float(own)  # makes NaN of that of all ranks
+        value = ranks.sum([one], self._window.params[0].device)[0] / ranks.size
         if not math.isfinite(value):
             self._warn_once(
                 f"metric={metric}: a draw without a finite metric is discarded (num_discarded); "
@@ -106,14 +109,6 @@ class OptimizerWrapperMHT(OptimizerWrapper):
         low, high = self.interval or (None, None)
         own = {"running_mean": self.running_mean, "ci_low": low, "ci_high": high}
         return {**super().statistics(), **own}
-
-    def _over_ranks(self, metric: float | Tensor | None) -> float:
-        """The mean over the ranks; NaN on all of them where one has none."""
-        own = metric.detach() if isinstance(metric, Tensor) else metric
-        value = math.nan if own is None else float(own)
-        ranks = self.ranks.require("step(metric=...)")
-        (total,) = ranks.sum([value], self._window.params[0].device)
-        return total / ranks.size
 
 
 def t_interval(samples: list[float], confidence: float, quantile: Any) -> tuple[float, float]:

@@ -363,7 +363,7 @@ def test_tensors_without_a_gradient_so_far_do_not_count():
     """Frozen layers would pull the percentile down to 0."""
     params, scaler = make(warmup_steps=0)
     feed(scaler, params, [[None, None, None, grads[3]] for grads in steps(20)])
-    ratios, counted = scaler._estimator.ratios(50.0)
+    ratios, _, counted = scaler._estimator.ratios(50.0)
     assert counted.tolist() == [False, False, False, True]
     assert scaler.get_normalized_variance() == pytest.approx(ratios[3].item())
 
@@ -372,7 +372,7 @@ def test_a_sparse_gradient_is_refused_by_name():
     embedding = torch.nn.Embedding(5, 3, sparse=True)
     embedding(torch.tensor([1])).sum().backward()
     scaler = VarianceGradientScaler(embedding.named_parameters())
-    with pytest.raises(TypeError, match=r"weight of shape .* has a sparse gradient"):
+    with pytest.raises(TypeError, match=r"weight has a .*sparse.* gradient"):
         scaler.scale_gradients()
 
 

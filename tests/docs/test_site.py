@@ -8,13 +8,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
+import make_site as site
 import nbformat
 import pytest
 
-from gqc_lab.publish import site
 from gqc_lab.publish.interactive import PLOTLY
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 LOADED = {"script": "src", "link": "href", "img": "src", "iframe": "src"}
 
 
@@ -82,6 +82,7 @@ def test_a_figure_is_kept_interactive(tmp_path):
     assert [script in "".join(o["data"]["text/html"]) for o in (first, second)] == [True, False]
 
 
+@pytest.mark.slow
 def test_pages_are_collected_from_a_checkout_alone(tmp_path):
     """A run store beside it, the user's own, is not read."""
     site.collect(ROOT, tmp_path)
