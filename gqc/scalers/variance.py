@@ -42,11 +42,7 @@ import torch
 from torch import Tensor
 
 from gqc.gradients import constant, local
-from gqc.noise.estimates import (
-    debiased_moments,
-    ema_weight_and_kappa,
-    noise_to_signal,
-)
+from gqc.noise.estimates import debiased_moments, ema_weight_and_kappa, noise_to_signal
 from gqc.scalers.averages import ScalarAverages
 from gqc.scalers.shards import ShardSums, gather, spread
 from gqc.scalers.sketch import HASHES, SignSketch, real_numel
