@@ -26,8 +26,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from gqc.checks import check_count, expect
-from gqc.gradients import constant
+from gqc.checks import check_count, constant, expect
 
 TINY = torch.finfo(torch.float32).tiny
 

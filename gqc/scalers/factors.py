@@ -8,7 +8,8 @@ from ctypes import c_float
 import torch
 from torch import Tensor
 
-from gqc.gradients import constant, local
+from gqc.checks import constant
+from gqc.gradients import local
 from gqc.scalers.elementwise import Elementwise
 from gqc.scalers.parameters import ParameterList
 from gqc.scalers.settings import Settings
