@@ -108,7 +108,7 @@ def answer(text: str, verdicts: Mapping[str, Verdict]) -> str:
             return "not measured"
         return _filled(verdict, place - 1, match["how"] or "", seeds)
 
-    filled = _SLOT.sub(fill, text).strip()
+    filled = _SLOT.sub(fill, text).strip().replace(" %", "\u00a0%")
     if not seeds:
         return filled
     counted = " or ".join(str(n) for n in sorted(seeds))
