@@ -35,6 +35,10 @@ STYLE = """.gallery { display: grid; gap: 1rem;
 .card img { width: 100%; background: white; }
 .card span { display: block; font-size: .85rem; line-height: 1.25; }
 .output { overflow-x: auto; }
+.js-plotly-plot { min-width: 36rem; }
+.content { width: min(54em, 100%); }
+article h1 { font-size: 2em; }
+.table-wrapper td { vertical-align: top; }
 .output img, .article-container img { max-width: 100%; }
 """
 # `Returns: x` on one line, which napoleon wants as a heading
