@@ -76,7 +76,7 @@ from gqc_lab.studies.pretraining import equal_tokens
 # - `size`: against AdamW on 16 times the parameters, its learning rate divided by the width factor,
 #   4;
 # - `microbatch`: GNTS with 1 to 16 sequences per microbatch, and the same largest logical batch;
-# - `warmup`: a threshold that starts at 10 times its value (*inverted*), at a tenth (*upright*), or
+# - `warmup`: a threshold that starts at 30 times its value (*inverted*), at a tenth (*upright*), or
 #   at its own value (*none*).
 
 # %% tags=["nbval-ignore-output"]

@@ -192,15 +192,16 @@ def test_what_the_lab_page_says_of_the_flagship_holds():
     assert f"{annealing.TOKENS_PER_PARAMETER} for each of 156,352" in page
     trials = pd.read_csv(annealing.TRIALS, comment="#").query("rung == '0.16M'")
     tried = trials.dropna(subset=["val_loss"]).groupby("arm").size()
-    assert "has the best of 18" in page
-    assert {tried[a] for a in ("adamw, constant", "adamw, cosine", "gnts, constant")} == {18}
+    assert re.search(r"has the best of 18\s+settings .*AdamW with a cosine of 30", page, re.S)
+    assert {tried[a] for a in ("adamw, constant", "sbc, constant", "gnts, constant")} == {18}
+    assert tried["adamw, cosine"] == 30
 
 
 def test_what_is_said_of_the_tuning_of_the_further_arms_holds():
     trials = pd.read_csv(annealing.TRIALS, comment="#").query("rung == '0.16M'")
     tried = trials.dropna(subset=["val_loss"]).groupby("arm").size().to_dict()
-    assert tried.pop("gnts, cosine") == 30
-    assert len(tried) == 6
+    assert {tried.pop(f"{method}, cosine") for method in ("adamw", "gnts", "sbc")} == {30}
+    assert len(tried) == 5
     assert set(tried.values()) == {18}
     values = ["lr", "start_norm", "end_norm", "final_accumulation", "growth_exponent"]
     for _, runs in trials.dropna(subset=["val_loss"]).groupby("arm"):

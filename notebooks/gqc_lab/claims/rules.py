@@ -31,7 +31,8 @@ most so much, or a factor between 1 / margin and margin, counts as none.
 
 ``kind`` says what a failed test means: a ``statement`` about algebra, code or definitions is
 refuted, an ``effect`` on training (the default) was not reproduced at this scale, and a
-``question`` gets no verdict.
+``question`` gets no verdict.  ``earlier`` is the verdict of an exploratory round whose runs are no
+longer kept, as their settings were wrong; the note says what was.
 """
 
 from __future__ import annotations
@@ -106,6 +107,7 @@ class Claim:
     not_tested: str = ""
     note: str = ""
     kind: str = "effect"
+    earlier: str = ""
 
     @property
     def rule(self) -> str:

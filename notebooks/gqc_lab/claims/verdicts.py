@@ -101,7 +101,9 @@ def evaluate(claims: Sequence[Claim], results: Mapping[str, Frozen]) -> list[Ver
         return explored
     last = [stages.get("confirmatory", stages["exploratory"]) for stages in chosen]
     return [
-        replace(new, stage="confirmatory", earlier=old.verdict) if "confirmatory" in stages else new
+        replace(new, stage="confirmatory", earlier=new.claim.earlier or old.verdict)
+        if "confirmatory" in stages
+        else new
         for new, old, stages in zip(_evaluate(claims, last), explored, chosen, strict=True)
     ]
 

@@ -48,6 +48,8 @@ _PRELOADED = [
     "pandas.io.formats.html", "pyarrow.pandas_compat", "pyarrow.vendored.version",
     "pyarrow.parquet",
 ]  # fmt: skip
+# What a run with torch imports for its first optimizer, interval and figure as well.
+_WITH_TORCH = ["torch", "torch._dynamo", "scipy.stats", "nbformat"]
 _PR_SET_PDEATHSIG = 1
 # A unix socket's path holds 107 bytes, of which some 50 are ours below the temporary folder.
 _LONGEST_PLACE = 40
@@ -105,7 +107,7 @@ def preload(threads: int, has_torch: bool) -> None:
 
 def _server(threads: int, has_torch: bool) -> forkserver.ForkServer:
     server = _servers.setdefault((threads, has_torch), forkserver.ForkServer())
-    server.set_forkserver_preload([*_PRELOADED, *["torch"] * has_torch, "gqc_lab.runs.output"])
+    server.set_forkserver_preload([*_PRELOADED, *_WITH_TORCH * has_torch, "gqc_lab.runs.output"])
     # Its imports must not come from the current folder, nor end with the batch's Ctrl-C.
     settings = {"PYTHONSAFEPATH": "1", **dict.fromkeys(_THREAD_COUNTS, str(threads))}
     with _environment(settings):

@@ -118,6 +118,16 @@ def test_fresh_seeds_under_a_registered_rule_decide_and_old_ones_are_shown(proje
     assert check(project / "paper") == []
 
 
+def test_the_verdict_of_a_round_that_is_no_longer_kept_is_shown_and_changes_no_rule(project):
+    path = project / "paper" / "claims.yaml"
+    before = read_claims(path)[0].rule
+    path.write_text(RULE + "  earlier: undecided\n")
+    assert read_claims(path)[0].rule == before
+    put(project, [1000, 1001, 1002], -0.5, registered(project))
+    verdict = decide(project)
+    assert (verdict.stage, verdict.earlier) == ("confirmatory", "undecided")
+
+
 def test_runs_that_began_before_their_rule_or_under_another_are_exploratory(project):
     made_under = registered(project)
     put(project, [1000, 1001, 1002], -0.5)  # nothing was registered

@@ -9,8 +9,8 @@ Each arm is a method with a learning rate that is constant or decays:
 - ``"gnts, ..."``: a falling norm threshold;
 - ``"gnts relative, ..."``: the same, relative to the norm of single microbatches;
 - ``"sbc, ..."``: a batch that grows on a schedule and looks at no gradient;
-- ``"replay, constant"``: the batches of ``"gnts, constant"`` with the next seed, in order, whatever
-  the gradient.
+- ``"replay, ..."``: the batches of ``"gnts, ..."`` with the next seed, in order, whatever the
+  gradient.
 
 Microbatches have two sequences, and AdamW's second moment keeps its half-life in tokens.  `RUNGS`
 are sizes of the model with `TOKENS_PER_PARAMETER` tokens per parameter, as the source's run had.
@@ -65,9 +65,10 @@ ARMS = {
     for curve in (_CURVES if method == "adamw" else ("constant", "cosine"))
 }
 ARMS["adamw, untuned"] = ("adamw", "constant")
-ARMS["replay, constant"] = ("replay", "constant")
+REPLAYS = {"replay, constant": "gnts, constant", "replay, cosine": "gnts, cosine"}  #: of arms
+ARMS |= {replay: ("replay", ARMS[source][1]) for replay, source in REPLAYS.items()}
 
-TUNABLE = tuple(arm for arm in ARMS if arm not in ("adamw, untuned", "replay, constant"))
+TUNABLE = tuple(arm for arm in ARMS if arm not in ("adamw, untuned", *REPLAYS))
 _WHOLE = ("accumulation", "final_accumulation")  # rounded
 _ALL: dict[str, Any] = {"beta2_tokens": 2**14, "context": 64, "microbatch_size": 2}
 _GNTS = {"norm_warmup_multiplier": 30.0}  # with 10, first norms above it held some seeds up
@@ -117,17 +118,17 @@ def comparison(
 ) -> dict[str, PretrainingConfig]:
     """Return the configs of some arms by name.
 
-    A replay trains its source first: ``"gnts, constant"`` with weights and data of the next seed.
+    A replay trains its source first, with weights and data of the next seed.
     """
     configs = {}
     for arm in arms:
-        if arm != "replay, constant":
+        if arm not in REPLAYS:
             configs[arm] = config(arm, rung, seed=seed, **overrides)
             continue
-        source = build(config("gnts, constant", rung, seed=seed + 1, **overrides))
+        source = build(config(REPLAYS[arm], rung, seed=seed + 1, **overrides))
         for _ in track(source, has_bar=False):
             pass
-        tuned = TUNED.get((rung, "gnts, constant"), {})
+        tuned = TUNED.get((rung, REPLAYS[arm]), {})
         shared = {"lr": tuned["lr"]} if "lr" in tuned else {}
         draws = {"draws": recorded_draws(source.history)}
         configs[arm] = config(arm, rung, seed=seed, **{**shared, **draws, **overrides})

@@ -20,7 +20,10 @@ DIFFER = {
         "adamw": {"method", "lr", "start_norm", "end_norm", "norm_warmup"},
         "adamw, 16x": {"method", "lr", "start_norm", "end_norm", "norm_warmup", "width"},
     },
-    "microbatch": {f"microbatch {n}": {"microbatch_size", "max_draws"} for n in (1, 2, 4, 8, 16)},
+    "microbatch": {
+        f"microbatch {n}": {"microbatch_size", "max_draws", "start_norm", "end_norm"}
+        for n in (1, 2, 4, 8, 16)
+    },
     "warmup": {label: {"norm_warmup_multiplier"} for label in ("inverted", "upright", "none")},
     "repeated": {
         "gnts": {"train_tokens"},
@@ -50,9 +53,10 @@ def test_the_large_control_has_16_times_the_parameters_of_the_blocks():
     assert configs["adamw, 16x"].lr == configs["adamw"].lr / 4
 
 
-def test_the_largest_logical_batch_is_the_same_for_every_microbatch():
+def test_the_threshold_and_the_largest_logical_batch_are_the_same_for_every_microbatch():
     configs = equal_tokens.comparison("microbatch", "laptop")
     assert {c.max_draws * c.microbatch_size for c in configs.values()} == {256}
+    assert {(c.start_norm, c.end_norm) for c in configs.values()} == {(0.6, 0.6)}
 
 
 def test_an_unknown_comparison_is_named():
