@@ -136,8 +136,8 @@ def say(part: Part, effect: Effect, more: str = "higher", less: str = "lower") -
     values = (effect.mean, effect.low, effect.high)
     unit = f" {part.unit}" if part.unit else ""
     if part.compare is None or (is_ratio and not 0.5 < effect.mean < 2):
-        mean, _, ends = interval(effect).partition(" ")
-        return " ".join(filter(None, (mean, "times as large" if is_ratio else part.unit, ends)))
+        value, _, ends = interval(effect).partition(" ")
+        return " ".join(filter(None, (value, "times as large" if is_ratio else part.unit, ends)))
     mean, low, high = (100 * (value - 1) for value in values) if is_ratio else values
     if is_ratio and abs(mean) < 0.05:
         is_exact = max(abs(low), abs(high)) < 0.005
