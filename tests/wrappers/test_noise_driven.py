@@ -43,6 +43,7 @@ def test_gns_draws_as_many_microbatches_as_the_noise_scale():
     assert sum(draws[50:]) / len(draws[50:]) == pytest.approx(10.5, rel=0.1)  # R rounded up
 
 
+@pytest.mark.slow
 def test_gns_decides_by_past_windows_since_the_open_one_biases_it():
     """With decay 0 each window's own estimate shows; R = 10 in d = 50 from 600 of them."""
     seen = {}

@@ -82,6 +82,7 @@ def test_a_figure_is_kept_interactive(tmp_path):
     assert [script in "".join(o["data"]["text/html"]) for o in (first, second)] == [True, False]
 
 
+@pytest.mark.slow
 def test_pages_are_collected_from_a_checkout_alone(tmp_path):
     """A run store beside it, the user's own, is not read."""
     site.collect(ROOT, tmp_path)

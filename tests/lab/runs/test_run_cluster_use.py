@@ -89,6 +89,7 @@ def test_a_job_array_saves_and_queues_again(tmp_path, monkeypatch, capsys):
     assert sorted(load(store.root).results["seed"]) == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_each_run_has_its_own_gpus(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
     code = (
@@ -184,6 +185,7 @@ def test_status_says_how_far_runs_are(tmp_path):
     assert f"{run.id} seed=0: died: process 7 on moon, in cell 3" in show(batch, store)
 
 
+@pytest.mark.slow
 def test_status_is_followed_until_nothing_runs(tmp_path):
     wait = "import os, sys, time\nwhile not os.path.exists('go'):\n    time.sleep(0.05)\n"
     wait += "    print('epoch: 50%|', file=sys.stderr, flush=True)"

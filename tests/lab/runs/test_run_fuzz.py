@@ -115,7 +115,7 @@ def gqc(monkeypatch, capsys, *arguments):
     return code
 
 
-each_count = pytest.mark.parametrize("count", [15, pytest.param(100, marks=pytest.mark.slow)])
+each_count = pytest.mark.parametrize("count", [5, pytest.param(100, marks=pytest.mark.slow)])
 
 
 @pytest.fixture
