@@ -120,10 +120,9 @@ def number(value: float) -> str:
 
 def interval(effect: Effect) -> str:
     """Format an effect as ``mean [low, high]``; as ``mean`` where both ends read the same."""
-    mean, low, high = map(number, (effect.mean, effect.low, effect.high))
-    return (
-        mean if not math.isfinite(effect.low) or low == high == mean else f"{mean} [{low}, {high}]"
-    )
+    mean, *ends = map(number, (effect.mean, effect.low, effect.high))
+    is_alone = not math.isfinite(effect.low) or set(ends) == {mean}
+    return mean if is_alone else f"{mean} [{', '.join(ends)}]"
 
 
 def say(part: Part, effect: Effect, more: str = "higher", less: str = "lower") -> str:

@@ -243,8 +243,7 @@ def by_method(
         baseline: method over which the measures are taken, seed by seed, in geometric means; None:
             the measures themselves.
         series: columns whose values are told apart by colour and symbol.
-        names: methods to show, in order, and what to call them and values of ``series``; if it
-            has no method, all except the baseline are shown.
+        names: of methods (only these, in order; all if there is none) and values of ``series``.
         by: column that a row is for.
     """
     check_columns("by_method", results, [by, "seed", *measures, *series])
