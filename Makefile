@@ -78,7 +78,7 @@ paper: $(READY)  ## verdicts, figures and paper from the committed results, with
 	else echo "paper: pdflatex is missing (Debian: apt install texlive-latex-recommended lmodern)"; fi
 
 site: $(READY)  ## README, notebooks and API reference as HTML under build/site
-	$(BIN)/python -m gqc_lab.publish.site . build/site
+	$(BIN)/python docs/make_site.py . build/site
 
 clean:  ## remove what the other targets made, but not the runs
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

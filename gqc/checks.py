@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from typing import Any, TypeVar, cast
 
 import torch
+from torch import Tensor
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,17 +32,27 @@ def is_count(value: Any, least: int = 0) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
-def check_count(name: str, value: int, least: int) -> int:
+def expect(is_allowed: bool, name: str, value: Any, allowed: str) -> None:
+    """Raise ValueError, which says what is ``allowed``, unless ``value`` is."""
+    if not is_allowed:
+        raise ValueError(f"{name}={value!r}: expected {allowed}")
+
+
+def check_count(name: str, value: int, least: int, hint: str = "") -> int:
     """Return ``value`` as an int; raise ValueError unless it is an integer >= ``least``."""
-    if not is_count(value, least):
-        raise ValueError(f"{name}={value!r}: expected an integer >= {least}")
+    expect(is_count(value, least), name, value, f"an integer >= {least}{hint}")
     return int(value)
 
 
 def check_finite(name: str, value: float) -> None:
     """Raise ValueError unless ``value`` is a finite number >= 0."""
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name}={value!r}: expected a finite number >= 0")
+    expect(0 <= value < math.inf, name, value, "a finite number >= 0")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise ValueError unless ``value`` is a finite number > 0, also in a tensor."""
+    is_allowed = isinstance(value, Real | Tensor) and 0 < value < math.inf
+    expect(bool(is_allowed), name, value, "a finite number > 0")
 
 
 def one_of(name: str, value: Any, allowed: Collection[str]) -> str:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gqc.checks import one_of
+from gqc.checks import expect, one_of
 from gqc.gradients import collect, local, magnitudes, multiply_, tensor_norms, total_norm
 
 EPS = 1e-6  # as in torch.nn.utils.clip_grad_norm_
@@ -114,7 +114,7 @@ def clip_before_step(
             was given a closure, which makes gradients only after they would have been clipped.
     """
     one_of("per", per, CLIPPERS)
-    _check_max_norm(max_norm)
+    expect(max_norm > 0, "max_norm", max_norm, "> 0; math.inf only measures")
     if getattr(optimizer, "grad_scaler", None) is not None:
         raise ValueError(
             f"{type(optimizer).__name__} has a grad_scaler: its microbatches are scaled; clip in "
@@ -147,7 +147,7 @@ def _refuse_to_clip(stepping: Optimizer, args: Any, kwargs: Any) -> None:
 
 @torch.no_grad()
 def _clip(lists: list[list[Tensor]], max_norm: float, error_if_nonfinite: bool) -> Tensor:
-    _check_max_norm(max_norm)
+    expect(max_norm > 0, "max_norm", max_norm, "> 0; math.inf only measures")
     norms = _norms(lists)
     if error_if_nonfinite and not bool(norms.isfinite().all()):
         bad = [i for i, norm in enumerate(norms.tolist()) if not abs(norm) < float("inf")]
@@ -200,11 +200,6 @@ def _param(item: Any) -> Tensor | None:
         case (str(), Tensor() as param):
             return param
     return None
-
-
-def _check_max_norm(max_norm: float) -> None:
-    if not max_norm > 0:
-        raise ValueError(f"max_norm={max_norm!r}: expected > 0; math.inf only measures")
 
 
 def is_usual(norm: float) -> bool:

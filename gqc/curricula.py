@@ -15,9 +15,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from gqc.checks import check_finite, one_of
-
-__all__ = ["RAMPS", "Curriculum", "cap_shares", "compute_inverse_loss_curriculum_weight"]
+from gqc.checks import check_finite, expect, one_of
 
 _RATE = 5.0  # of the exponential ramp, which is at 7.6 % half-way
 
@@ -52,8 +50,7 @@ class Curriculum:
     def __post_init__(self) -> None:
         for name in ("base", "delay", "ramp"):
             check_finite(name, getattr(self, name))
-        if not self.cap >= 0:
-            raise ValueError(f"cap={self.cap!r}: expected a number >= 0; math.inf for none")
+        expect(self.cap >= 0, "cap", self.cap, "a number >= 0; math.inf for none")
         one_of("shape", self.shape, RAMPS)
 
     def __call__(self, epoch: float) -> float:
@@ -106,8 +103,7 @@ def cap_shares(
     if losses.keys() != weights.keys():
         raise ValueError(f"losses {sorted(losses)}, weights {sorted(weights)}: expected one each")
     for name, share in max_shares.items():
-        if not 0 <= share <= 1:
-            raise ValueError(f"max_shares[{name!r}]={share!r}: expected a share in [0, 1]")
+        expect(0 <= share <= 1, f"max_shares[{name!r}]", share, "a share in [0, 1]")
     parts = {}
     for name, loss in losses.items():
         if loss < 0 or not weights[name] >= 0:

@@ -47,15 +47,16 @@ def collect(params: Sequence[Tensor]) -> list[Tensor]:
     return dense([param.grad for param in params])
 
 
-def dense(grads: Sequence[Tensor | None]) -> list[Tensor]:
+def dense(grads: Sequence[Tensor | None], names: Sequence[str] = ()) -> list[Tensor]:
     """:func:`collect` of gradients that were looked up already, one or None a parameter."""
     present = [grad for grad in grads if grad is not None]
     if {grad.layout for grad in present} - {torch.strided}:
         pairs = ((i, g) for i, g in enumerate(grads) if g is not None)
         index, grad = next((i, g) for i, g in pairs if g.layout is not torch.strided)
+        name = names[index] if names else f"parameter {index} of shape {tuple(grad.shape)}"
         raise TypeError(
-            f"parameter {index} of shape {tuple(grad.shape)} has a sparse gradient: expected a "
-            "dense one (build the embedding with sparse=False)"
+            f"{name} has a sparse gradient: expected a dense one (build the embedding with "
+            "sparse=False)"
         )
     return present
 
@@ -279,7 +280,7 @@ def _of_each(
 ) -> Tensor:
     """``measure`` of each tensor over the shards of all ranks: a sum of squares, or the largest."""
     found = []
-    for (mesh, sharded), shards in _by_mesh(tensors).items():
+    for (mesh, sharded), shards in by_mesh(tensors).items():
         each = measure(list(shards.values()))
         if sharded:
             each = each.square() if is_sum else each
@@ -311,7 +312,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in HALF else dtype
 
 
-def _by_mesh(tensors: Iterable[Any]) -> dict[tuple[Any, tuple[int, ...]], dict[int, Tensor]]:
+def by_mesh(tensors: Iterable[Any]) -> dict[tuple[Any, tuple[int, ...]], dict[int, Tensor]]:
     """Local shards by (mesh, dimensions that shard) and place; pending partial sums are reduced.
 
     Tensors that are no ``DTensor`` come under (None, ()).

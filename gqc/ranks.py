@@ -32,7 +32,11 @@ ALONE_AT_DRAW = (
     "as often as the others, since they decide alike"
 )
 TORCH_HOOKS = "torch.distributed.algorithms"
-BUILT_IN = ("FP16_COMPRESS",)
+FLAT_SHARDS = (
+    "{} of FullyShardedDataParallel (FSDP1): each rank has a part of the gradient that looks like "
+    "a whole one, and they would decide apart. Shard with torch.distributed.fsdp.fully_shard "
+    "(FSDP2){}"
+)
 HOOKED = (
     'accumulate="grad" under a DDP communication hook ({}): it acts on the running sum at every '
     "draw, and what compresses rounds that again and again (in float16 2048 + 1 + 1 is 2048). Pass "
@@ -85,15 +89,6 @@ class Ranks:
         strategies = (getattr(module, "sharding_strategy", None) for module in self.modules)
         is_sharded = any(s is not None and s.name != "NO_SHARD" for s in strategies)
         return is_sharded and self.size > 1
-
-    def refuse_flat_shards(self, name: str, remedy: str) -> None:
-        """Raises: RuntimeError: FSDP1 has given this rank a part of each gradient."""
-        if self.has_flat_shards:
-            raise RuntimeError(
-                f"{name} of FullyShardedDataParallel (FSDP1): each rank has a part of the gradient "
-                "that looks like a whole one, and they would decide apart. Shard with "
-                f"torch.distributed.fsdp.fully_shard (FSDP2){remedy}"
-            )
 
     def require(self, what: str) -> Ranks:
         """These ranks.  Raises: RuntimeError: nothing says which they are."""
@@ -153,20 +148,15 @@ class Ranks:
 
         Warns: UserWarning: a hook does that, and may round or not.
         """
-        for module in self._replicas():
+        for module in self.replicas():
             hooks = [(hook.__module__, hook.__name__) for hook, _ in module._comm_hooks]
-            if (built_in := module._get_ddp_logging_data().get("comm_hook")) in BUILT_IN:
+            if (built_in := module._get_ddp_logging_data().get("comm_hook")) == "FP16_COMPRESS":
                 hooks.append((TORCH_HOOKS, built_in))
             for where, name in hooks:
                 if where.startswith(TORCH_HOOKS) and name != "allreduce_hook":
                     raise RuntimeError(HOOKED.format(name))
                 if name != "allreduce_hook":
                     warnings.warn(HOOKED.format(name), stacklevel=2)
-
-    def refuse_open_no_sync(self, message: str) -> None:
-        """Raises: RuntimeError: a decision, or a step, inside ``DDP.no_sync()``; costs nothing."""
-        if not all(module.require_backward_grad_sync for module in self._replicas()):
-            raise RuntimeError(f"inside DDP.no_sync(): {message}")
 
     def refuse_different(self, norm: float, look: int, message: str) -> None:
         """Compare ``norm`` with that of the next rank at its draw of the same number, ``look``.
@@ -193,7 +183,8 @@ class Ranks:
                     f"{other} at its draw {look}): {message}"
                 )
 
-    def _replicas(self) -> Iterator[Any]:
+    def replicas(self) -> Iterator[Any]:
+        """The ``DistributedDataParallel`` modules."""
         kind = nn.parallel.DistributedDataParallel
         return (module for module in self.modules if isinstance(module, kind))
 
@@ -207,17 +198,27 @@ def is_on() -> bool:
 
 
 def ranks_of(wrapper: Any) -> Ranks:
-    """The ranks that train the parameters of ``wrapper``.
+    """The data-parallel ranks of the wrapper's parameters: its ``process_group`` if it has one.
+
+    Looks through the modules that are alive, once some milliseconds.  It does not see modules that
+    ``gc.freeze()`` has put aside.
 
     Raises: RuntimeError: they do so in a way that makes its decisions or sums wrong.
     """
-    ranks = find_ranks(wrapper._params(), wrapper.process_group)
-    if wrapper.reduce_at_step and not ranks.groups and is_on():
+    if not is_on():
+        return ALONE
+    modules: tuple[Any, ...] = tuple(_owners(wrapper._params()))
+    groups: list[Any] = [] if wrapper.process_group is None else [wrapper.process_group]
+    for module in () if groups else modules:
+        groups += [g for g in _groups_of(module) if not any(g is known for known in groups)]
+    is_known = bool(groups) or torch.distributed.get_world_size() == 1
+    ranks = Ranks(tuple(groups), modules, is_known)
+    if wrapper.reduce_at_step and not groups:
         ranks = Ranks((torch.distributed.group.WORLD,))
     must_look = wrapper.needs_gradient or wrapper.clip_norm or wrapper.changes_gradient
-    if must_look or wrapper.nonfinite != "ignore" or wrapper.grad_scaler is not None:
+    if ranks.has_flat_shards and (must_look or wrapper._is_checked()):
         remedy = "" if must_look else ', or pass nonfinite="ignore"'
-        ranks.refuse_flat_shards(type(wrapper).__name__, remedy)
+        raise RuntimeError(FLAT_SHARDS.format(type(wrapper).__name__, remedy))
     if wrapper.sums_in_grad and not wrapper.reduce_at_step:
         ranks.refuse_rounded_sums()
     return ranks
@@ -271,28 +272,11 @@ def compare(wrapper: Any) -> None:
         return
     message = LOCAL.format(type(wrapper).__name__)
     message += "" if wrapper.needs_gradient else CAN_REDUCE
-    ranks.refuse_open_no_sync(message)
+    if not all(module.require_backward_grad_sync for module in ranks.replicas()):
+        raise RuntimeError(f"inside DDP.no_sync(): {message}")
     if wrapper._looks and wrapper.grad_norm is not None:
         wrapper._looks -= 1
         ranks.refuse_different(wrapper.grad_norm, LOOKS - wrapper._looks, message)
-
-
-def find_ranks(params: Sequence[Tensor], process_group: Any = None) -> Ranks:
-    """The data-parallel ranks of ``params``: those of ``process_group`` if it is given.
-
-    Looks through the modules that are alive, once some milliseconds.  It does not see modules that
-    ``gc.freeze()`` has put aside.
-    """
-    if not is_on():
-        return ALONE
-    modules: tuple[Any, ...] = tuple(_owners(params))
-    if process_group is not None:
-        return Ranks((process_group,), modules)
-    groups: list[Any] = []
-    for module in modules:
-        groups += [g for g in _groups_of(module) if not any(g is known for known in groups)]
-    is_known = bool(groups) or torch.distributed.get_world_size() == 1
-    return Ranks(tuple(groups), modules, is_known)
 
 
 def _owners(params: Sequence[Tensor]) -> Iterator[Any]:

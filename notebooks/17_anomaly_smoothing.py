@@ -90,7 +90,12 @@ for label in wrappers:
 history, results = pd.concat(histories, ignore_index=True), pd.DataFrame(rows)
 
 # %% tags=["nbval-ignore-output"]
-figures.claims.reactions(results)
+measures = {
+    "extra_draws": "extra draws\n[microbatches]",
+    "correlation": "rank correlation,\nall windows",
+    "clean_correlation": "rank correlation,\nclean first",
+}
+figures.claims.by_method(results, measures, level=0)
 
 # %% [markdown]
 # ## What this run says

@@ -12,6 +12,7 @@ Source: torch-gqc 0.8.5 and 0.10.4, signatures and values of schedules; the code
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Unpack
@@ -22,20 +23,53 @@ from torch.optim import Optimizer
 
 import gqc
 from gqc import NormWarmupScheduler as NormWarmupScheduler
-from gqc.compat.torch_gqc_schedules import SynchronousSchedule, curve, published, scheduled
-from gqc.compat.torch_gqc_wrapper import AbstractOptimizerWrapper
+from gqc.compat.torch_gqc_wrapper import AbstractOptimizerWrapper, group_values
+from gqc.schedules import THRESHOLD, ParamGroupSchedule
+from gqc.schedules.builders import check_lengths
+from gqc.schedules.writers import write
 from gqc.wrappers.options import WindowOptions
 
 __version__ = "0.10.4"
 
-get_norm_threshold_cosine_annealing_with_warmup = published(
-    gqc.get_norm_threshold_cosine_annealing_with_warmup, "gradient_norm_threshold"
+#: what 0.8.5 scheduled by scheduling a wrapper's "lr"
+_TARGETS = {
+    gqc.OptimizerWrapperGNTS: THRESHOLD,
+    gqc.OptimizerWrapperSBC: "logical_batch_size",
+    gqc.OptimizerWrapperGNR: "target_gradient_norm",
+}
+
+
+def _published(builder: Callable[..., ParamGroupSchedule], otherwise: str) -> Any:
+    """Return the builder for what a wrapper decides by, or else ``otherwise``.
+
+    A plain optimizer gets that entry: a wrapper that is made of it later keeps it.
+    """
+
+    def build(
+        optimizer: Optimizer, *args: Any, key: str | None = None, **kwargs: Any
+    ) -> ParamGroupSchedule:
+        own = [name for kind, name in _TARGETS.items() if isinstance(optimizer, kind)]
+        key = key or (*own, otherwise)[0]
+        for group in optimizer.param_groups:
+            group.setdefault(key, 1.0)
+        return builder(optimizer, *args, key=key, **kwargs)
+
+    build.__name__ = build.__qualname__ = builder.__name__
+    build.__doc__ = f""":func:`gqc.{builder.__name__}` of what GNTS, SBC and GNR decide by.
+
+    Of any other optimizer: of {otherwise!r}, which its groups get where they have none.
+    """
+    return build
+
+
+get_norm_threshold_cosine_annealing_with_warmup = _published(
+    gqc.get_norm_threshold_cosine_annealing_with_warmup, THRESHOLD
 )
-get_direct_cosine_annealing_with_warmup = published(
+get_direct_cosine_annealing_with_warmup = _published(
     gqc.get_direct_cosine_annealing_with_warmup, "lr"
 )
-get_curved_batch_schedule = published(gqc.get_curved_batch_schedule, "logical_batch_size")
-get_quadratic_batch_schedule = published(gqc.get_quadratic_batch_schedule, "logical_batch_size")
+get_curved_batch_schedule = _published(gqc.get_curved_batch_schedule, "logical_batch_size")
+get_quadratic_batch_schedule = _published(gqc.get_quadratic_batch_schedule, "logical_batch_size")
 
 
 class OptimizerWrapperGNTS(AbstractOptimizerWrapper, gqc.OptimizerWrapperGNTS):
@@ -140,6 +174,55 @@ class OptimizerWrapperMHT(AbstractOptimizerWrapper, gqc.OptimizerWrapperMHT):
     step.hooked = True  # type: ignore[attr-defined]
 
 
+class SynchronousSchedule(ParamGroupSchedule):
+    """A schedule of a tunable that also multiplies lr and weight decay.
+
+    Their initial values are kept in the groups as ``initial_ENTRY``, as torch keeps ``initial_lr``.
+
+    Args:
+        optimizer, key: see :class:`~gqc.schedules.ParamGroupSchedule`.
+        lengths: W and T [microbatches].
+        shape: first, peak and last value of ``key``, and the power, see :func:`_curve`.
+        is_conventional: anneal the lr too, and leave weight decay alone; else the other way round.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        key: str,
+        lengths: tuple[int, int],
+        shape: tuple[float, float, float, float],
+        is_conventional: bool,
+    ) -> None:
+        check_lengths(*lengths)
+        ends = {"lr": 0.0} if is_conventional else {"lr": 1.0, "weight_decay": 0.0}
+        self.factors = {k: partial(_curve, *lengths, 0.0, 1.0, end, 0) for k, end in ends.items()}
+        super().__init__(optimizer, key, partial(_curve, *lengths, *shape))
+
+    @property
+    def schedule_names(self) -> list[str]:
+        """Entries of the groups that are scheduled."""
+        return [self.key, *self.factors]
+
+    def get_last_schedule(self, name: str) -> list[float]:
+        """Return the present value of an entry in each param group."""
+        return group_values(self.optimizer, name)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken, or that of torch-gqc 0.10.4."""
+        if "key" not in state_dict and self.key in state_dict:
+            state_dict = {"key": self.key, "last_step": state_dict[self.key]["last_epoch"]}
+        super().load_state_dict(state_dict)
+
+    def _write(self, step: int) -> None:
+        super()._write(step)
+        for name, factor in self.factors.items():
+            for group in self.optimizer.param_groups:
+                if name in group:
+                    initial = float(group.setdefault(f"initial_{name}", float(group[name])))
+                    write(group, name, initial * factor(step))
+
+
 # Factories, each with a twin whose lr is annealed too and whose weight decay is not scheduled
 
 
@@ -170,9 +253,8 @@ def make_gnts_with_cosine_annealing_schedule(
     end = final_threshold if norm_anneal_target is None else norm_anneal_target
     times = warmup_multiplier if initial_warmup_multiplier is None else initial_warmup_multiplier
     wrapper = OptimizerWrapperGNTS(optimizer, max_batch_draws, distributed_mode)
-    lengths = num_warmup_steps, num_training_steps
-    fn = partial(curve, *lengths, peak * times, peak, end, 0)
-    return wrapper, scheduled(wrapper, lengths, "gradient_norm_threshold", fn, is_conventional)
+    lengths, shape = (num_warmup_steps, num_training_steps), (peak * times, peak, end, 0)
+    return wrapper, SynchronousSchedule(wrapper, THRESHOLD, lengths, shape, is_conventional)
 
 
 def make_sbc_with_polynomial_schedule(
@@ -191,8 +273,9 @@ def make_sbc_with_polynomial_schedule(
     """SBC whose batch is warmed up from 0 and then grows as a polynomial."""
     wrapper = OptimizerWrapperSBC(optimizer, physical_batch_size, max_batch_draws, distributed_mode)
     lengths = num_warmup_steps, num_training_steps
-    fn = partial(curve, *lengths, 0.0, initial_batch_size, final_batch_size, polynomial_power)
-    return wrapper, scheduled(wrapper, lengths, "logical_batch_size", fn, is_conventional)
+    shape = 0.0, initial_batch_size, final_batch_size, polynomial_power
+    schedule = SynchronousSchedule(wrapper, "logical_batch_size", lengths, shape, is_conventional)
+    return wrapper, schedule
 
 
 def make_gnr_with_cosine_annealing_schedule(
@@ -207,9 +290,9 @@ def make_gnr_with_cosine_annealing_schedule(
 ) -> tuple[OptimizerWrapperGNR, SynchronousSchedule]:
     """GNR whose target norm is warmed up from 0 and annealed as a cosine."""
     wrapper = OptimizerWrapperGNR(optimizer, distributed_mode)
-    lengths = num_warmup_steps, num_training_steps
-    fn = partial(curve, *lengths, 0.0, initial_norm, final_norm, 0)
-    return wrapper, scheduled(wrapper, lengths, "target_gradient_norm", fn, is_conventional)
+    lengths, shape = (num_warmup_steps, num_training_steps), (0.0, initial_norm, final_norm, 0)
+    schedule = SynchronousSchedule(wrapper, "target_gradient_norm", lengths, shape, is_conventional)
+    return wrapper, schedule
 
 
 def make_gns_with_cosine_annealing_schedule(
@@ -227,9 +310,8 @@ def make_gns_with_cosine_annealing_schedule(
         optimizer, max_batch_draws=max_batch_draws, distributed_mode=distributed_mode
     )
     lengths = num_warmup_steps, num_training_steps
-    values = initial_tolerance * warmup_multiplier, initial_tolerance, final_tolerance
-    fn = partial(curve, *lengths, *values, 0)
-    return wrapper, scheduled(wrapper, lengths, "noise_tolerance", fn, True)
+    shape = initial_tolerance * warmup_multiplier, initial_tolerance, final_tolerance, 0
+    return wrapper, SynchronousSchedule(wrapper, "noise_tolerance", lengths, shape, True)
 
 
 def make_gns_default(
@@ -245,6 +327,16 @@ def make_gns_default(
     return make_gns_with_cosine_annealing_schedule(
         optimizer, tolerance, tolerance, *lengths, 20, max_batch_draws, distributed_mode
     )
+
+
+def _curve(W: int, T: int, first: float, peak: float, end: float, power: float, step: int) -> float:
+    """Return the value of a line, then of a quarter cosine (``power`` 0) or a polynomial."""
+    if step < W:
+        return first + (peak - first) * step / W
+    if step >= T:
+        return end
+    done = (step - W) / (T - W)
+    return end + (peak - end) * ((1 - done) ** power if power else math.cos(math.pi / 2 * done))
 
 
 make_gnts_with_cosine_annealing_schedule_conventional_lr = partial(

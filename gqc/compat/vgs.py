@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gqc import scalers
 from gqc.scalers import VGSMigrationWarning
-from gqc.scalers.checkpoints import CONFIG, ESTIMATORS, SCALARS, VECTORS, WRONG
+from gqc.scalers.checkpoints import CONFIG, ESTIMATORS, SCALARS, VECTORS, WRONG, version_of
 from gqc.scalers.published import PublishedEstimator
 
 __all__ = ["VGSMigrationWarning", "VarianceGradientScaler"]
@@ -32,7 +32,6 @@ MIGRATION = (
     "estimator if steps get too small"
 )
 _MORE = ("min_scaling_factor", "variance_cap")
-_MARKERS = {"1.0": "1.x", "1.x": "1.x", "2.0.1": "2.0"}
 
 
 class VarianceGradientScaler(scalers.VarianceGradientScaler):
@@ -105,9 +104,7 @@ class VarianceGradientScaler(scalers.VarianceGradientScaler):
 
     def _completed(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """``state`` with what documents leave out: settings stay, numbers start again."""
-        mean = "param_grad_mean_ema" in state
-        version = state.get("vgs_version", "2.0" if mean else "1.x")
-        version = _MARKERS.get(version, version) if isinstance(version, str) else version
+        version = version_of(state)
         if version not in WRONG or "statistics" in state:
             return state
         least = VECTORS if version != "1.x" else ("grad_mean_ema", "grad_var_ema")
@@ -127,11 +124,7 @@ class VarianceGradientScaler(scalers.VarianceGradientScaler):
                 VGSMigrationWarning,
                 stacklevel=1,
             )
-        whole.setdefault("param_numel", None)
-        whole["vgs_version"] = version
-        if version == "1.x":
-            del whole["vgs_version"]
-        return whole
+        return {"param_numel": None, **whole, "vgs_version": version}
 
     # What published code reads
 

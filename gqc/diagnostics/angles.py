@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gqc.checks import expect
 from gqc.gradients import total_norm, wide
 
 
@@ -104,10 +105,8 @@ def expected_momentum_angle(
         include_gradient: as in :func:`momentum_angle`.
     Raises: ValueError: an argument out of its range.
     """
-    if not noise_scale >= 0:
-        raise ValueError(f"noise_scale={noise_scale!r}: expected >= 0")
-    if not 0 <= beta < 1:
-        raise ValueError(f"beta={beta!r}: expected in [0, 1)")
+    expect(noise_scale >= 0, "noise_scale", noise_scale, ">= 0")
+    expect(0 <= beta < 1, "beta", beta, "in [0, 1)")
     kappa = (1 - beta) / (1 + beta)
     share = (1 - beta) if include_gradient else 0.0
     if math.isinf(noise_scale):
@@ -128,10 +127,8 @@ def expected_norm(signal_sq: float, noise_trace: float, num_draws: float) -> flo
     Raises: ValueError: an argument out of its range.
     """
     for name, value in (("signal_sq", signal_sq), ("noise_trace", noise_trace)):
-        if not value >= 0:
-            raise ValueError(f"{name}={value!r}: expected >= 0")
-    if not num_draws > 0:
-        raise ValueError(f"num_draws={num_draws!r}: expected > 0")
+        expect(value >= 0, name, value, ">= 0")
+    expect(num_draws > 0, "num_draws", num_draws, "> 0")
     return math.sqrt(signal_sq + noise_trace / num_draws)
 
 

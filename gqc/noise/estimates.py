@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from gqc.checks import check_count
+from gqc.checks import check_count, expect
 from gqc.gradients import constant
 
 TINY = torch.finfo(torch.float32).tiny
@@ -49,8 +49,7 @@ def two_batch(small_sq: Number, large_sq: Number, num_draws: float) -> tuple[Num
     Raises: ValueError: ``num_draws`` is not > 1: one batch size can't tell noise from signal.
     Source: arXiv:1812.06162, eq. A.2, in units of the small batch.
     """
-    if not num_draws > 1:
-        raise ValueError(f"num_draws={num_draws!r}: expected > 1; draw at least two microbatches")
+    expect(num_draws > 1, "num_draws", num_draws, "> 1; draw at least two microbatches")
     signal_sq = (num_draws * large_sq - small_sq) / (num_draws - 1)
     noise_trace = (small_sq - large_sq) * (num_draws / (num_draws - 1))
     return signal_sq, noise_trace
@@ -78,10 +77,8 @@ def unequal_two_batch(
         equal weights of 1 these are the values of :func:`two_batch`.
     Raises: ValueError: ``num_draws`` is not > 1, or ``total_weight`` not > 0.
     """
-    if not num_draws > 1:
-        raise ValueError(f"num_draws={num_draws!r}: expected > 1; draw at least two microbatches")
-    if not total_weight > 0:
-        raise ValueError(f"total_weight={total_weight!r}: expected > 0")
+    expect(num_draws > 1, "num_draws", num_draws, "> 1; draw at least two microbatches")
+    expect(total_weight > 0, "total_weight", total_weight, "> 0")
     noise_trace = (weighted_sq - total_weight * large_sq) / (num_draws - 1)
     return large_sq - noise_trace / total_weight, noise_trace
 
@@ -138,12 +135,9 @@ def predicted_draws(signal_sq: float, noise_trace: float, threshold: float) -> f
         :math:`\tau \le |G|`, which no number of draws reaches.
     Raises: ValueError: an argument is NaN or a negative threshold or trace.
     """
-    if not threshold >= 0:
-        raise ValueError(f"threshold={threshold!r}: expected a norm >= 0")
-    if not noise_trace >= 0:
-        raise ValueError(f"noise_trace={noise_trace!r}: expected >= 0; average over more windows")
-    if math.isnan(signal_sq):
-        raise ValueError("signal_sq=nan: expected a number")
+    expect(threshold >= 0, "threshold", threshold, "a norm >= 0")
+    expect(noise_trace >= 0, "noise_trace", noise_trace, ">= 0; average over more windows")
+    expect(not math.isnan(signal_sq), "signal_sq", signal_sq, "a number")
     room = threshold**2 - signal_sq
     return noise_trace / room if room > 0 else math.inf
 
@@ -166,8 +160,7 @@ class NoiseScaleEMA:
     """
 
     def __init__(self, decay: float = 0.95) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay={decay!r}: expected in [0, 1); 0.95 averages about 20 windows")
+        expect(0 <= decay < 1, "decay", decay, "in [0, 1); 0.95 averages about 20 windows")
         self.decay = decay
         self.signal_sq = 0.0
         self.noise_trace = 0.0

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gqc.checks import check_count
+from gqc.checks import check_count, expect
 from gqc.diagnostics.correlation import ProductSketch
 from gqc.gradients import dense, is_sharded, total_norm
 
@@ -134,8 +134,7 @@ class Probe:
 
         Raises: ValueError: fewer than one draw.
         """
-        if not draws >= 1:
-            raise ValueError(f"draws={draws!r}: expected a number >= 1")
+        expect(draws >= 1, "draws", draws, "a number >= 1")
         if LONGEST * draws > len(self.products):
             return math.sqrt(max(self.signal_sq, 0.0) + self.noise_trace / draws)
         return _norm_for(draws, _lowest_norms(self.products, math.ceil(LONGEST * draws)))

@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gqc.checks import check_count
+
 VERSION = "4.1"
 SCALARS = ("grad_mean_ema", "grad_var_ema", "grad_norm_ema", "grad_max_ema")
 VECTORS = ("param_grad_mean_ema", "param_grad_sq_ema")
@@ -69,6 +71,12 @@ class Checkpoint:
     estimator: str | None = None
     shapes: list[list[int]] | None = field(default=None)
 
+    def is_of(self, estimator: str) -> bool:
+        """Can that estimator continue with the statistics?"""
+        if self.version in ESTIMATORS:
+            return ESTIMATORS[self.version] == estimator
+        return self.version == VERSION or estimator != "sketch"
+
     def check_same(self, estimator: str, shapes: list[list[int]]) -> None:
         """Raise ValueError unless the file is of this estimator and of parameters of ``shapes``."""
         if self.estimator != estimator:
@@ -108,9 +116,7 @@ def read_checkpoint(state: Mapping[str, Any]) -> Checkpoint:
     """
     if not isinstance(state, Mapping):
         raise ValueError(f"VGS checkpoint is a {type(state).__name__}: expected a state_dict")
-    version = state.get("vgs_version")
-    if version is None:
-        version = "2.0" if "param_grad_mean_ema" in state else "1.x"
+    version = version_of(state)
     if version in ("4.0", VERSION):
         return _read_present(state, version)
     if version not in WRONG:
@@ -121,6 +127,14 @@ def read_checkpoint(state: Mapping[str, Any]) -> Checkpoint:
     return _read_published(state, version)
 
 
+def version_of(state: Mapping[str, Any]) -> Any:
+    """The version that a file names, or that its keys are those of."""
+    version = state.get("vgs_version")
+    if version is None:
+        version = "2.0" if "param_grad_mean_ema" in state else "1.x"
+    return {"1.0": "1.x", "2.0.1": "2.0"}.get(version, version)
+
+
 def _read_present(state: Mapping[str, Any], version: str) -> Checkpoint:
     _require(state, ("estimator", "config", "step_count", "shapes", "statistics"), version)
     for key, kind in (("config", Mapping), ("statistics", Mapping), ("shapes", list)):
@@ -129,7 +143,7 @@ def _read_present(state: Mapping[str, Any], version: str) -> Checkpoint:
     return Checkpoint(
         version,
         dict(state["config"]),
-        _count(state["step_count"], version),
+        check_count(f"VGS checkpoint {version}: step_count", state["step_count"], 0),
         dict(state["statistics"]),
         state["estimator"],
         [list(shape) for shape in state["shapes"]],
@@ -140,8 +154,8 @@ def _read_published(state: Mapping[str, Any], version: str) -> Checkpoint:
     _require(state, (*CONFIG, "step_count", *SCALARS), version)
     if version != "1.x":
         _require(state, (*VECTORS, "param_numel"), version)
-    steps = _count(state["step_count"], version)
-    updates = _count(state.get("num_updates", steps), version)
+    steps = check_count(f"VGS checkpoint {version}: step_count", state["step_count"], 0)
+    updates = check_count("num_updates", state.get("num_updates", steps), 0)
     counts = [0 if state[key] is None else updates for key in SCALARS]  # None before the first step
     statistics: dict[str, Any] = {
         "num_updates": updates,
@@ -162,12 +176,6 @@ def _read_published(state: Mapping[str, Any], version: str) -> Checkpoint:
 def _require(state: Mapping[str, Any], keys: tuple[str, ...], version: str) -> None:
     if missing := [key for key in keys if key not in state]:
         raise ValueError(f"VGS checkpoint of version {version} lacks {missing}: it is damaged")
-
-
-def _count(value: Any, version: str) -> int:
-    if not (isinstance(value, int) and value >= 0):
-        raise ValueError(f"VGS checkpoint {version}: step_count={value!r} is not a count >= 0")
-    return value
 
 
 def _number(value: Any, key: str, version: str) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqc.gradients import HALF, local
+from gqc.gradients import local, wide
 from gqc.noise.estimates import debiased_moments, ema_kappa, noise_to_signal
 from gqc.scalers.sketch import real_flat, real_numel
 from gqc.scalers.variance import DebiasedEstimator, Grads
@@ -26,7 +26,6 @@ class Elementwise(DebiasedEstimator):
     """
 
     name = "elementwise"
-    versions = ("4.0",)
 
     def __init__(self, params: Sequence[Tensor], beta: float, per_element: bool = False) -> None:
         super().__init__(params, beta)
@@ -48,7 +47,9 @@ class Elementwise(DebiasedEstimator):
     def _prepare(self, grads: Grads, factor: float) -> tuple[Any, Tensor]:
         shards = local(grads)
         zero = torch.zeros_like(self.num_skipped)
-        norms = [zero if g is None else _norm(real_flat(g)).to(zero) for g in shards]
+        norm = torch.linalg.vector_norm
+        flats = [None if g is None else real_flat(g) for g in shards]
+        norms = [zero if f is None else norm(f, dtype=wide(f.dtype)).to(zero) for f in flats]
         return shards, self._shards.reduce(torch.stack(norms).square()).sum()
 
     def _move(self, prepared: Any, weight: Tensor, finite: Tensor, factor: float) -> Tensor:
@@ -89,9 +90,3 @@ class Elementwise(DebiasedEstimator):
 
     def _lists(self) -> dict[str, list[Tensor]]:
         return {"means": self.means} | ({"spreads": self.spreads} if self.spreads else {})
-
-
-def _norm(flat: Tensor) -> Tensor:
-    """Return the norm, summed in float32 unless the elements are float64."""
-    dtype = torch.float32 if flat.dtype in HALF else None
-    return torch.linalg.vector_norm(flat, dtype=dtype)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqc.gradients import settle
+from gqc.gradients import dense, settle
 
 
 class ParameterList:
@@ -55,13 +55,7 @@ class ParameterList:
         """
         settle(self.tensors)
         grads = [p.grad for p in self.tensors]
-        for index, grad in enumerate(grads):
-            if grad is not None and grad.layout is not torch.strided:
-                name = self.names[index] if self.names else f"parameter {index}"
-                raise TypeError(
-                    f"{name} has a {grad.layout} gradient: expected a dense one (build the "
-                    "embedding with sparse=False)"
-                )
+        dense(grads, self.names)
         return grads
 
     def shapes(self) -> list[list[int]]:
@@ -75,11 +69,6 @@ class ParameterList:
     def members(self, group: int, device: torch.device) -> Tensor:
         """Which tensors belong to ``group`` [T]."""
         return self._copied(group, [g == group for g in self.groups], device)
-
-    def positions_in(self, other: ParameterList) -> list[int | None]:
-        """Where each parameter is in ``other``; None if it is not."""
-        index = {id(p): i for i, p in enumerate(other.tensors)}
-        return [index.get(id(p)) for p in self.tensors]
 
     def _copied(self, key: Any, values: list[Any], device: torch.device) -> Tensor:
         """``values`` on ``device``, copied there once: the host waits for each copy."""

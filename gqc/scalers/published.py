@@ -30,10 +30,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gqc.gradients import local
-from gqc.scalers.averages import ScalarAverages, whole, whole_gradient_statistics
+from gqc.scalers.averages import whole, whole_gradient_statistics
 from gqc.scalers.checkpoints import VECTORS
-from gqc.scalers.variance import Grads, PresenceMask, VarianceEstimator
+from gqc.scalers.variance import Grads, VarianceEstimator
 
 LARGEST = 1e6  # upper clip of V in all published versions
 FLOOR = 1e-12  # lower clip of the squared mean
@@ -43,17 +42,13 @@ class PublishedEstimator(VarianceEstimator):
     """State that all published versions share; T-vectors have their checkpoints' names."""
 
     reads_raw = False
-    first_value: ClassVar[bool] = False
+    vectors: ClassVar[tuple[str, ...]] = VECTORS
 
     def __init__(self, params: Sequence[Tensor], beta: float, eps: float) -> None:
-        self.beta, self.eps = beta, eps
-        device = local(params)[0].device
-        self.averages = ScalarAverages(beta, device, self.first_value)
-        self.param_grad_mean_ema = torch.zeros(len(params), device=device)
-        self.param_grad_sq_ema = torch.zeros(len(params), device=device)
-        self.num_updates = 0
-        self.num_skipped = torch.zeros((), device=device)  # as published: nothing is
-        self._mask = PresenceMask(device)
+        super().__init__(params, beta)
+        self.eps, self.num_updates = eps, 0
+        self.param_grad_mean_ema = self.num_skipped.repeat(len(params))
+        self.param_grad_sq_ema = self.num_skipped.repeat(len(params))
 
     @classmethod
     def build(cls, params: Sequence[Tensor], settings: Any) -> PublishedEstimator:
@@ -64,7 +59,7 @@ class PublishedEstimator(VarianceEstimator):
         if overall is None:
             return
         self.averages.update(overall)
-        present, none = self._mask(grads) > 0, (torch.zeros(()),) * 2
+        present, none = self._presence(grads) > 0, (torch.zeros(()),) * 2
         pairs = [none if g is None else self.statistic(whole(g).float()) for g in grads]
         for name, column in zip(("mean", "sq"), zip(*pairs, strict=True), strict=True):
             value = torch.stack([x.to(present.device) for x in column])
@@ -94,44 +89,21 @@ class PublishedEstimator(VarianceEstimator):
         return value, torch.zeros_like(value, dtype=torch.bool), None
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "averages": self.averages.state_dict(),
-            "num_updates": self.num_updates,
-            "param_grad_mean_ema": self.param_grad_mean_ema.clone(),
-            "param_grad_sq_ema": self.param_grad_sq_ema.clone(),
-        }
+        return {**super().state_dict(), "num_updates": self.num_updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        here = self.param_grad_mean_ema
-        for key in VECTORS:
-            saved = state.get(key)
-            if not isinstance(saved, Tensor) or saved.shape != here.shape:
-                count = len(saved) if isinstance(saved, Tensor) and saved.dim() else saved
-                raise ValueError(
-                    f"{key!r} is of {count} tensors in the checkpoint and of {len(here)} here: "
-                    "it is another model's"
-                )
-        for key in VECTORS:
-            setattr(self, key, state[key].to(here.device, here.dtype, copy=True))
+        super().load_state_dict(state)
         self.num_updates = int(state["num_updates"])
-        self.averages.load_state_dict(state["averages"])
 
-    def carry(self, other: VarianceEstimator, kept: Sequence[int | None]) -> None:
-        if not isinstance(other, PublishedEstimator):
-            raise TypeError(f"cannot carry statistics of {other.name!r} over to {self.name!r}")
+    def carry(self, other: Any, kept: Sequence[int | None]) -> None:
+        super().carry(other, kept)
         self.num_updates = other.num_updates
-        self.averages = other.averages
-        for new, old in enumerate(kept):
-            if old is not None:
-                self.param_grad_mean_ema[new] = other.param_grad_mean_ema[old]
-                self.param_grad_sq_ema[new] = other.param_grad_sq_ema[old]
 
 
 class TensorSpatial(PublishedEstimator):
     """Versions 2.0 and 2.0.1: spread of the elements of each tensor."""
 
     name = "tensor_spatial"
-    versions: ClassVar[tuple[str, ...]] = ("2.0", "4.0")
     first_value = True
 
     def statistic(self, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,7 +117,6 @@ class TensorMean(PublishedEstimator):
     """Version 3.0: variance over time of each tensor's mean."""
 
     name = "tensor_mean"
-    versions: ClassVar[tuple[str, ...]] = ("3.0", "4.0")
 
     def statistic(self, grad: Tensor) -> tuple[Tensor, Tensor]:
         mean = grad.mean()
@@ -159,7 +130,6 @@ class MeanSquare(TensorMean):
     """Versions 3.1 and 3.2: mean square over elements and time, less the squared mean."""
 
     name = "mean_square"
-    versions = ("3.1", "3.2", "4.0")
 
     def statistic(self, grad: Tensor) -> tuple[Tensor, Tensor]:
         return grad.mean(), grad.square().mean()
@@ -169,18 +139,14 @@ class Spatial(PublishedEstimator):
     """Versions 1.x: spread of the absolute elements of all tensors together."""
 
     name = "spatial"
-    versions = ("1.x", "4.0")
     first_value = True
+    vectors = ()  # 1.x files know nothing of single tensors
 
     def update(self, grads: Grads, factor: float = 1.0) -> None:
         overall = whole_gradient_statistics(grads)
         if overall is not None:
             self.averages.update(overall)
             self.num_updates += 1
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        blank = dict.fromkeys(VECTORS, self.param_grad_mean_ema)
-        super().load_state_dict({**state, **blank})  # 1.x files know nothing of single tensors
 
     def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, None]:
         mean, variance = self.averages.corrected()[:2]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gqc.checks import is_count, is_number, one_of, plain
+from gqc.checks import expect, is_count, is_number, one_of, plain
 from gqc.scalers.differences import Differences
 from gqc.scalers.elementwise import Elementwise
 from gqc.scalers.published import MeanSquare, Spatial, TensorMean, TensorSpatial
@@ -53,19 +53,19 @@ class Settings:
         one_of("estimator", self.estimator, ESTIMATORS)
         one_of("aggregate", self.aggregate, AGGREGATES)
         one_of("granularity", self.granularity, GRANULARITIES)
-        _check("beta", self.beta, is_number(self.beta) and 0 < self.beta < 1, "in (0, 1)")
-        _check("alpha", self.alpha, is_number(self.alpha) and self.alpha >= 0, "finite, >= 0")
-        _check("eps", self.eps, is_number(self.eps) and self.eps > 0, "finite, > 0")
-        _check("warmup_steps", self.warmup_steps, is_count(self.warmup_steps, 0), "integer >= 0")
+        expect(is_number(self.beta) and 0 < self.beta < 1, "beta", self.beta, "in (0, 1)")
+        expect(is_number(self.alpha) and self.alpha >= 0, "alpha", self.alpha, "finite, >= 0")
+        expect(is_number(self.eps) and self.eps > 0, "eps", self.eps, "finite, > 0")
+        expect(is_count(self.warmup_steps, 0), "warmup_steps", self.warmup_steps, "integer >= 0")
         smallest, cap, level = self.min_scaling_factor, self.variance_cap, self.percentile
-        _check("min_scaling_factor", smallest, is_number(smallest) and 0 <= smallest <= 1, "[0, 1]")
-        _check("variance_cap", cap, cap is None or (is_number(cap) and cap > 0), "> 0 or None")
-        _check("percentile", level, is_number(level) and 0 <= level <= 1, "in [0, 1]")
-        _check("sketch_size", self.sketch_size, is_count(self.sketch_size, 1), "integer >= 1")
-        _check("sketch_seed", self.sketch_seed, is_count(self.sketch_seed, 0), "integer >= 0")
+        expect(is_number(smallest) and 0 <= smallest <= 1, "min_scaling_factor", smallest, "[0, 1]")
+        expect(cap is None or (is_number(cap) and cap > 0), "variance_cap", cap, "> 0 or None")
+        expect(is_number(level) and 0 <= level <= 1, "percentile", level, "in [0, 1]")
+        expect(is_count(self.sketch_size, 1), "sketch_size", self.sketch_size, "integer >= 1")
+        expect(is_count(self.sketch_seed, 0), "sketch_seed", self.sketch_seed, "integer >= 0")
         for name in ("enabled", "track_spatial"):
             value = getattr(self, name)
-            _check(name, value, isinstance(value, bool), "True or False")
+            expect(isinstance(value, bool), name, value, "True or False")
         if self.granularity == "element" and self.estimator != "elementwise":
             raise ValueError(
                 f"granularity='element' with estimator={self.estimator!r}: only "
@@ -104,8 +104,3 @@ def from_published_keys(mapping: Mapping[str, Any]) -> dict[str, Any]:
             if arguments.setdefault(name, own) != own:
                 raise ValueError(f"{name} is both {arguments[name]!r} and {own!r} in the mapping")
     return arguments
-
-
-def _check(name: str, value: Any, is_allowed: bool, allowed: str) -> None:
-    if not is_allowed:
-        raise ValueError(f"{name}={value!r}: expected {allowed}")

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gqc.gradients import by_mesh
+
 
 class ShardSums:
     """Adds up per-tensor numbers of the ranks that hold shards of a ``DTensor``.
@@ -18,14 +20,8 @@ class ShardSums:
     """
 
     def __init__(self, params: Sequence[Tensor]) -> None:
-        groups: dict[tuple[Any, tuple[int, ...]], list[int]] = {}
-        for index, param in enumerate(params):
-            mesh = getattr(param, "device_mesh", None)
-            if mesh is not None:
-                placements: Any = param.placements  # type: ignore[attr-defined]
-                sharded = tuple(i for i, p in enumerate(placements) if not p.is_replicate())
-                groups.setdefault((mesh, sharded), []).append(index)
-        self._groups = [(key, index) for key, index in groups.items() if key[1]]
+        groups = by_mesh(params).items()
+        self._groups = [(key, [*shards]) for key, shards in groups if key[1]]
         self.params = list(params) if self._groups else []
 
     @property

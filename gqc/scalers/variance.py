@@ -50,48 +50,36 @@ from gqc.scalers.sketch import HASHES, SignSketch, real_numel
 Grads = Sequence[Tensor | None]
 
 
-class PresenceMask:
-    """1 for tensors that have a gradient with elements; copied only when the pattern changes.
-
-    Args:
-        device: of the mask.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._pattern: list[bool] = []
-        self.is_full = False
-        self._mask = torch.zeros(0, device=device)
-
-    def __call__(self, grads: Grads) -> Tensor:
-        if (pattern := [g is None for g in grads]) != self._pattern:
-            has = [g is not None and g.numel() > 0 for g in grads]
-            self._pattern, self.is_full = pattern, all(has)
-            self._mask = torch.tensor(has, dtype=torch.float32, device=self._device)
-        return self._mask
-
-
 class VarianceEstimator:
     """What the scaler needs of an estimator; T is the number of tensors.
 
     Attributes:
         name: its name in ``estimator=``.
-        versions: earlier versions whose checkpoints hold its statistics.
         reads_raw: does it read gradients before they are scaled and clipped?
+        first_value: do averages start at their first value, as published, not at zero?
+        num_hashes: images of each tensor; with one it keeps a number for each element.
+        vectors: names of its statistics, tensors [..., T] or 0-dim.
         averages: of the whole gradient's norm and the like, for logging.
         num_skipped: updates that were skipped because a gradient was not finite, 0-dim.
     """
 
     name: ClassVar[str]
-    versions: ClassVar[tuple[str, ...]] = ()
     reads_raw: ClassVar[bool] = True
-    averages: ScalarAverages
-    num_skipped: Tensor
+    first_value: ClassVar[bool] = False
+    num_hashes: ClassVar[int] = 1
+    vectors: ClassVar[tuple[str, ...]]
+
+    def __init__(self, params: Sequence[Tensor], beta: float) -> None:
+        self.beta, device = beta, local(params)[0].device
+        self.averages = ScalarAverages(beta, device, self.first_value)
+        self.num_skipped = torch.zeros((), device=device)
+        self._shards = ShardSums(params)
+        self._absent: list[bool] = []  # which tensors had no gradient
 
     @classmethod
     def build(cls, params: Sequence[Tensor], settings: Any) -> VarianceEstimator:
         """The estimator with empty statistics, from the scaler's settings."""
-        return cls(params, settings.beta)  # type: ignore[call-arg]
+        return cls(params, settings.beta)
 
     def update(self, grads: Grads, factor: float = 1.0) -> Tensor | None:
         """Take in one gradient per tensor (None: none this time), without a host sync.
@@ -110,15 +98,55 @@ class VarianceEstimator:
 
     def state_dict(self) -> dict[str, Any]:
         """Statistics as tensors, plain numbers and lists of them, copied."""
-        raise NotImplementedError
+        state: dict[str, Any] = {k: getattr(self, k).clone() for k in self.vectors}
+        lists = {k: [t.clone() for t in v] for k, v in self._lists().items()}
+        if self._shards.is_sharded:
+            lists = spread(lists, self._shards.params, self.num_hashes == 1)
+        return {**state, "averages": self.averages.state_dict(), **lists}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`; raises ValueError, changing nothing, if it does not fit."""
-        raise NotImplementedError
+        """Restore :meth:`state_dict` in a new estimator; raises ValueError if it does not fit."""
+        state = gather(state, list(self._lists()), self._shards.params)
+        expected = {k: getattr(self, k) for k in self.vectors} | self._lists()
+        if missing := [k for k in (*expected, "averages") if k not in state]:
+            raise ValueError(f"statistics of {self.name!r} lack {missing}: the file is damaged")
+        for key, here in expected.items():
+            if _shapes(state[key]) != _shapes(here):
+                raise ValueError(
+                    f"statistics {key!r} have shape {_shapes(state[key])} in the checkpoint and "
+                    f"{_shapes(here)} here: it is another model's, or another number of ranks'"
+                )
+            if isinstance(here, Tensor):
+                here.copy_(state[key])
+                continue
+            for mine, saved in zip(here, state[key], strict=True):
+                mine.copy_(saved)
+        self.averages.load_state_dict(state["averages"])
 
     def carry(self, other: VarianceEstimator, kept: Sequence[int | None]) -> None:
         """Take tensor i's statistics from tensor ``kept[i]`` of ``other``; None starts empty."""
-        raise NotImplementedError
+        if other.name != self.name:
+            raise TypeError(f"cannot carry statistics of {other.name!r} over to {self.name!r}")
+        self.num_skipped, self.averages = other.num_skipped, other.averages
+        for new, old in enumerate(kept):
+            if old is not None:
+                for key in self.vectors:
+                    if (mine := getattr(self, key)).dim():
+                        mine[..., new] = getattr(other, key)[..., old]
+                for key, lists in self._lists().items():
+                    lists[new].copy_(other._lists()[key][old])
+
+    def _presence(self, grads: Grads) -> Tensor:
+        """1 for tensors that have a gradient with elements; copied when the pattern changes."""
+        if (absent := [g is None for g in grads]) != self._absent:
+            has = [g is not None and g.numel() > 0 for g in grads]
+            self._absent, self._are_all_present = absent, all(has)
+            self._present = torch.tensor(has, dtype=torch.float32, device=self.num_skipped.device)
+        return self._present
+
+    def _lists(self) -> dict[str, list[Tensor]]:
+        """Statistics with one tensor for each parameter."""
+        return {}
 
 
 class DebiasedEstimator(VarianceEstimator):
@@ -128,28 +156,23 @@ class DebiasedEstimator(VarianceEstimator):
     with several images of a tensor has as many estimates of its moments, and takes their medians.
     """
 
-    num_hashes: ClassVar[int] = 1
-    _vectors: ClassVar = ("count", "spread", "mean_sq", "num_skipped")
+    vectors = ("count", "spread", "mean_sq", "num_skipped")
 
     def __init__(self, params: Sequence[Tensor], beta: float) -> None:
-        self.beta = beta
-        device = local(params)[0].device
+        super().__init__(params, beta)
+        device = self.num_skipped.device
         self.count = torch.zeros(len(params), device=device)  # updates of each tensor
         shape = (self.num_hashes, len(params)) if self.num_hashes > 1 else (len(params),)
         self.spread = torch.zeros(shape, device=device)
         self.mean_sq = torch.zeros_like(self.spread)
-        self.num_skipped = torch.zeros((), device=device)
         self.has_equal_counts = True  # of updates; saves a gather
-        self.averages = ScalarAverages(beta, device)
-        self._shards = ShardSums(params)
-        self._mask = PresenceMask(device)
 
     def update(self, grads: Grads, factor: float = 1.0) -> Tensor:
         prepared, norm_sq = self._prepare(grads, factor)
         finite = norm_sq < constant(math.inf, norm_sq)
         is_moved = finite.to(self.count.dtype)
-        moved = self._mask(grads) * is_moved
-        self.has_equal_counts &= self._mask.is_full
+        moved = self._presence(grads) * is_moved
+        self.has_equal_counts &= self._are_all_present
         self.num_skipped = self.num_skipped + (constant(1, is_moved) - is_moved)
         count = self.count + moved
         weight = ema_weight(count, self.beta) * moved
@@ -169,44 +192,12 @@ class DebiasedEstimator(VarianceEstimator):
         counted = None if self.has_equal_counts else self.count > 0
         return *noise_to_signal(variance, signal, largest), counted
 
-    def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = {k: getattr(self, k).clone() for k in self._vectors}
-        state["averages"] = self.averages.state_dict()
-        lists = {k: [t.clone() for t in v] for k, v in self._lists().items()}
-        if self._shards.is_sharded:
-            lists = spread(lists, self._shards.params, self.num_hashes == 1)
-        return {**state, **lists}
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        state = gather(state, list(self._lists()), self._shards.params)
-        expected = {k: getattr(self, k) for k in self._vectors} | self._lists()
-        if missing := [k for k in (*expected, "averages") if k not in state]:
-            raise ValueError(f"statistics of {self.name!r} lack {missing}: the file is damaged")
-        for key, here in expected.items():
-            if _shapes(state[key]) != _shapes(here):
-                raise ValueError(
-                    f"statistics {key!r} have shape {_shapes(state[key])} in the checkpoint and "
-                    f"{_shapes(here)} here: it is another model's, or another number of ranks'"
-                )
-        for key in self._vectors:
-            here = getattr(self, key)
-            setattr(self, key, state[key].to(here.device, here.dtype, copy=True))
-        for key, here in self._lists().items():
-            for mine, saved in zip(here, state[key], strict=True):
-                mine.copy_(saved)
+        super().load_state_dict(state)
         self.has_equal_counts = bool((self.count == self.count[0]).all())
-        self.averages.load_state_dict(state["averages"])
 
     def carry(self, other: VarianceEstimator, kept: Sequence[int | None]) -> None:
-        if not isinstance(other, DebiasedEstimator):
-            raise TypeError(f"cannot carry statistics of {other.name!r} over to {self.name!r}")
-        for new, old in enumerate(kept):
-            if old is not None:
-                for key in ("count", "spread", "mean_sq"):
-                    getattr(self, key)[..., new] = getattr(other, key)[..., old]
-                for key, mine in self._lists().items():
-                    mine[new].copy_(other._lists()[key][old])
-        self.num_skipped, self.averages = other.num_skipped, other.averages
+        super().carry(other, kept)
         self.has_equal_counts = bool((self.count == self.count[0]).all())
 
     def _prepare(self, grads: Grads, factor: float) -> tuple[Any, Tensor]:
@@ -228,10 +219,6 @@ class DebiasedEstimator(VarianceEstimator):
     def _moments(self, kappa: Tensor) -> tuple[Tensor, Tensor]:
         """Return variance and squared signal, in the shape of ``spread``."""
         return debiased_moments(self.spread, self.mean_sq, kappa)
-
-    def _lists(self) -> dict[str, list[Tensor]]:
-        """State with one tensor for each parameter, at least ``means``."""
-        raise NotImplementedError
 
 
 class Sketch(DebiasedEstimator):

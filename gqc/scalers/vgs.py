@@ -29,8 +29,6 @@ from gqc.scalers.parameters import ParameterList
 from gqc.scalers.settings import ESTIMATORS, Settings, from_published_keys
 from gqc.scalers.variance import VarianceEstimator
 
-__all__ = ["VGSMigrationWarning", "VarianceGradientScaler"]
-
 
 def _setting(name: str, is_fixed: bool = False) -> Any:
     """Make an attribute of a hyperparameter; assigning to it checks the value."""
@@ -139,13 +137,31 @@ class VarianceGradientScaler:
     granularity: str = _setting("granularity", is_fixed=True)
 
     @untraced
+    @torch.no_grad()
     def scale_gradients(self) -> float:
         """Scale ``.grad`` of all parameters in place; once a step, before clipping.
 
         Returns: the factor; with a finer granularity the mean factor over tensors (or elements).
         Raises: TypeError: a sparse gradient.
         """
-        return self._scale() if self.enabled else 1.0
+        if not self.enabled:
+            return 1.0
+        grads = self._parameters.gradients()
+        factor, factors = 1.0, None
+        if self.step_count >= self.warmup_steps and self._estimator is not None:
+            factors = tensor_factors(self._estimator, self._parameters, self._settings)
+            factor = self._factor(self._estimator, factors)
+        must_read = ESTIMATORS[self.estimator].reads_raw and not self._is_read
+        if factors is None and must_read:
+            self._observe(grads, factor)  # reads and multiplies in one pass
+            return factor
+        if must_read:
+            self._observe(grads)
+        own: Iterable[float | Tensor] = [factor] * len(grads) if factors is None else factors
+        for grad, one in zip(grads, own, strict=True):
+            if grad is not None:
+                multiply_by(grad, one)
+        return factor
 
     @untraced
     def step(self) -> None:
@@ -156,8 +172,11 @@ class VarianceGradientScaler:
             self.update_statistics()
         self._is_read = False
         self.step_count += 1
-        if self.logger is not None:
-            self._log()
+        if hasattr(self.logger, "record"):
+            for key, value in self.metrics().items():
+                self.logger.record(key, value)
+        elif self.logger is not None:
+            self.logger(self.metrics())
 
     @torch.no_grad()
     def update_statistics(self) -> None:
@@ -224,7 +243,8 @@ class VarianceGradientScaler:
         new.check(self.granularity)
         if self._estimator is not None:
             estimator = self._settings.build(new.tensors)
-            estimator.carry(self._estimator, new.positions_in(self._parameters))
+            places = {id(p): i for i, p in enumerate(self._parameters.tensors)}
+            estimator.carry(self._estimator, [places.get(id(p)) for p in new.tensors])
             self._estimator = estimator
         self._parameters, self._host, self._next = new, {}, None
 
@@ -270,7 +290,7 @@ class VarianceGradientScaler:
         settings = self._settings.changed(checkpoint.config)
         self._parameters.check(settings.granularity)
         estimator = settings.build(self._parameters.tensors)
-        is_exact = checkpoint.version in (VERSION, *estimator.versions)
+        is_exact = checkpoint.is_of(self.estimator)
         if checkpoint.estimator is not None:
             checkpoint.check_same(self.estimator, self._parameters.shapes())
         if is_exact and checkpoint.statistics:
@@ -288,25 +308,6 @@ class VarianceGradientScaler:
             warnings.warn(
                 checkpoint.migration_message(self.estimator), VGSMigrationWarning, stacklevel=2
             )
-
-    @torch.no_grad()
-    def _scale(self) -> float:
-        grads = self._parameters.gradients()
-        factor, factors = 1.0, None
-        if self.step_count >= self.warmup_steps and self._estimator is not None:
-            factors = tensor_factors(self._estimator, self._parameters, self._settings)
-            factor = self._factor(self._estimator, factors)
-        must_read = ESTIMATORS[self.estimator].reads_raw and not self._is_read
-        if factors is None and must_read:
-            self._observe(grads, factor)  # reads and multiplies in one pass
-            return factor
-        if must_read:
-            self._observe(grads)
-        own: Iterable[float | Tensor] = [factor] * len(grads) if factors is None else factors
-        for grad, one in zip(grads, own, strict=True):
-            if grad is not None:
-                multiply_by(grad, one)
-        return factor
 
     def _factor(self, estimator: VarianceEstimator, factors: list[Tensor] | None) -> float:
         """On the host, where a reading of this update may have brought it already."""
@@ -337,10 +338,3 @@ class VarianceGradientScaler:
         if settings not in host:
             host[settings] = readings(self._estimator, self._parameters, settings)
         return host[settings]
-
-    def _log(self) -> None:
-        if hasattr(self.logger, "record"):
-            for key, value in self.metrics().items():
-                self.logger.record(key, value)
-        else:
-            self.logger(self.metrics())

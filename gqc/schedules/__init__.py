@@ -13,20 +13,22 @@ Source of the shapes: torch-gqc and its README; there they extrapolate past thei
 """
 
 from gqc.schedules.builders import (
+    cosine_with_warmup,
     get_constant_schedule,
     get_curved_batch_schedule,
     get_direct_cosine_annealing_with_warmup,
     get_linear_schedule,
     get_norm_threshold_cosine_annealing_with_warmup,
     get_quadratic_batch_schedule,
+    power_growth,
 )
 from gqc.schedules.draws import DrawsSchedule
-from gqc.schedules.shapes import cosine_with_warmup, interpolate, power_growth
 from gqc.schedules.writers import (
     THRESHOLD,
     NormWarmupScheduler,
     ParamGroupSchedule,
     PiecewiseSchedule,
+    interpolate,
 )
 
 __all__ = [

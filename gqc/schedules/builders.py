@@ -1,4 +1,4 @@
-"""Builders of the common schedules."""
+"""Builders of the common schedules, and their values as pure functions of the step."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from functools import partial
 
 from torch.optim import Optimizer
 
-from gqc.checks import check_count, check_finite
-from gqc.schedules.shapes import cosine_with_warmup, interpolate, power_growth
-from gqc.schedules.writers import THRESHOLD, ParamGroupSchedule, PiecewiseSchedule
+from gqc.checks import check_count, check_finite, check_positive
+from gqc.schedules.writers import THRESHOLD, ParamGroupSchedule, PiecewiseSchedule, interpolate
 
 
 def get_norm_threshold_cosine_annealing_with_warmup(
@@ -83,8 +82,7 @@ def get_curved_batch_schedule(
     """
     sizes = {"initial_batch_size": initial_batch_size, "final_batch_size": final_batch_size}
     for name, size in {**sizes, "polynomial_exponent": polynomial_exponent}.items():
-        if not 0 < size < math.inf:
-            raise ValueError(f"{name}={size!r}: expected a finite number > 0")
+        check_positive(name, size)
     check_count("num_training_steps", num_training_steps, 1)
     shape = initial_batch_size, final_batch_size, polynomial_exponent
     fn = partial(power_growth, num_training_steps, *shape)
@@ -144,3 +142,31 @@ def check_lengths(warmup: int, total: int) -> None:
             f"num_warmup_steps={warmup}: expected at most num_training_steps={total}; both count "
             "microbatches"
         )
+
+
+def cosine_with_warmup(
+    num_warmup_steps: int, num_training_steps: int, first: float, peak: float, end: float, step: int
+) -> float:
+    r"""Return the value at ``step`` of a straight line, a half cosine, and a level end.
+
+    With W warmup and T training steps and :math:`x=(t-W)/(T-W)`:
+    :math:`f + (p-f)\,t/W` for :math:`t<W`, then :math:`b + (p-b)(1+\cos\pi x)/2`, then b.
+
+    Args:
+        num_warmup_steps, num_training_steps: W and T.
+        first, peak, end: f, p and b; an inverted warmup has f > p.
+        step: t.
+    """
+    if step < num_warmup_steps:
+        return first + (peak - first) * step / num_warmup_steps
+    if step >= num_training_steps:
+        return end
+    progress = (step - num_warmup_steps) / (num_training_steps - num_warmup_steps)
+    return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def power_growth(
+    num_training_steps: int, start: float, end: float, exponent: float, step: int
+) -> float:
+    r"""Return :math:`a + (b-a)\,(t/T)^p` at step t, b after T: ``start``, ``end``, ``exponent``."""
+    return start + (end - start) * min(step / num_training_steps, 1.0) ** exponent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import sys
 import warnings
@@ -15,7 +16,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gqc.checks import check_count, check_finite
-from gqc.schedules.shapes import interpolate
 
 THRESHOLD = "gradient_norm_threshold"
 
@@ -67,7 +67,13 @@ class ParamGroupSchedule(LRScheduler):
         # LRScheduler.__init__ would set the lr and replace optimizer.step.
         self._write(0)
         if hasattr(optimizer, "_optimizer_load_state_dict_post_hooks"):
-            optimizer.register_load_state_dict_post_hook(_Note(self))
+            weak = weakref.ref(self)
+
+            def note(_: Optimizer) -> None:
+                if (schedule := weak()) is not None:
+                    schedule._optimizer_was_loaded, schedule._last_batch = True, None
+
+            optimizer.register_load_state_dict_post_hook(note)
 
     @property
     def last_epoch(self) -> int:  # type: ignore[override]
@@ -185,6 +191,17 @@ class ParamGroupSchedule(LRScheduler):
             write(group, self.key, value)
 
 
+def interpolate(points: Sequence[tuple[float, float]], step: float) -> float:
+    """Return the value at ``step`` of the line through ``points``, level beyond its ends."""
+    right = bisect.bisect_right(points, step, key=lambda point: point[0])
+    if right == 0:
+        return points[0][1]
+    if right == len(points):
+        return points[-1][1]
+    (x0, y0), (x1, y1) = points[right - 1], points[right]
+    return y0 + (y1 - y0) * (step - x0) / (x1 - x0)
+
+
 def write(group: dict[str, Any], key: str, value: float) -> None:
     """Set an entry of a param group."""
     present = group.get(key)
@@ -192,18 +209,6 @@ def write(group: dict[str, Any], key: str, value: float) -> None:
         present.fill_(value)
     else:
         group[key] = value
-
-
-class _Note:
-    """Tell a schedule that its optimizer was loaded."""
-
-    def __init__(self, schedule: ParamGroupSchedule) -> None:
-        self.schedule = weakref.ref(schedule)
-
-    def __call__(self, optimizer: Optimizer) -> None:
-        if (schedule := self.schedule()) is not None:
-            schedule._optimizer_was_loaded = True
-            schedule._last_batch = None
 
 
 class PiecewiseSchedule(ParamGroupSchedule):

@@ -1,33 +1,109 @@
 """The step that the UPGD optimizers share.
 
 First all utilities are brought up to date, then their extrema are known, then every weight moves.
-A subclass says which direction a weight would take without gates and noise.
+A subclass says which direction a weight would take without gates and noise.  Parameters are sorted
+into lists that one kernel call may take, and these are cut for the cache.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any, NamedTuple
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gqc.checks import untraced
-from gqc.gradients import count_nonfinite, tensor_norms
+from gqc.gradients import collect, count_nonfinite, tensor_norms, wide
 from gqc.upgd import published, utility
-from gqc.upgd.batches import Batch, Block, hand_out, make_batches
 from gqc.upgd.checkpoints import CheckpointedOptimizer
 from gqc.upgd.utility import Bounds
 from gqc.wrappers.saved import is_asked_for_state
 
+Limits = Bounds | list[Bounds] | None  # for all, or of each
 
-class Scaling(NamedTuple):
-    """How a batch's utilities become gates, see :func:`gqc.upgd.utility.gates`."""
 
-    corrections: list[float]  #: of each parameter
-    limits: Bounds | list[Bounds] | None  #: for all, or of each
+@dataclass
+class Block:
+    """A part of a batch: pieces of tensors, as parallel lists."""
+
+    rows: list[int]  #: place in the batch of the parameter that each piece belongs to
+    stored: list[Tensor]  #: the weights
+    stored_grads: list[Tensor]
+    kept: list[list[Tensor]]  #: state, utility first
+
+    @cached_property
+    def params(self) -> list[Tensor]:
+        """The weights in the dtype of the state: copies of 16-bit ones."""
+        return _cast(self.stored, self.kept[0][0].dtype)
+
+    @cached_property
+    def grads(self) -> list[Tensor]:
+        return _cast(self.stored_grads, self.kept[0][0].dtype)
+
+    def write_back(self) -> None:
+        """Round ``params`` into the weights, where they are copies."""
+        if self.params is not self.stored:
+            torch._foreach_copy_(self.stored, self.params)
+
+
+@dataclass
+class Batch:
+    """Parameters with a gradient that agree in group, device and dtype, as parallel lists."""
+
+    group: dict[str, Any]
+    device: torch.device
+    dtype: torch.dtype  #: of state and arithmetic
+    params: list[Tensor] = field(default_factory=list)
+    grads: list[Tensor] = field(default_factory=list)
+    states: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def is_published(self) -> bool:
+        return str(self.group["normalization"]).endswith("_published")
+
+    @property
+    def maths(self) -> Any:
+        """The functions of the formulas, which round as :mod:`gqc.upgd.utility` or as published."""
+        return published if self.is_published else utility
+
+    @property
+    def is_row_wise(self) -> bool:
+        """Are utilities scaled by norms along the last dimension, which needs whole tensors?"""
+        return self.group["scope"] == "local" and self.group["normalization"].startswith("max")
+
+    @property
+    def steps(self) -> list[int]:
+        return [state["step"] for state in self.states]
+
+    @property
+    def block_size(self) -> int:
+        """Elements of a block at most; 0: a tensor each."""
+        if self.device.type != "cpu":
+            return sys.maxsize  # one kernel takes all and has nothing to gain
+        return 0 if self.group["foreach"] is False else utility.BLOCK
+
+    @property
+    def is_shared(self) -> bool:
+        """Do threads share the blocks that get noise?"""
+        return 0 < self.block_size < sum(param.numel() for param in self.params)
+
+    def blocks(self, kept: tuple[str, ...], piece: int | None = None) -> Iterator[Block]:
+        """Cut the batch; ``kept`` names the state that comes along.
+
+        Args:
+            piece: see :func:`gqc.upgd.utility.blocks`.
+        """
+        columns = [self.params, self.grads]
+        columns += [[state[key] for state in self.states] for key in kept]
+        is_split = self.block_size > 0 and not self.is_row_wise
+        cut = utility.blocks(columns, self.block_size, piece=piece, is_split=is_split)
+        for rows, (stored, grads, *state) in cut:
+            yield Block(rows, stored, grads, state)
 
 
 class UtilityOptimizer(CheckpointedOptimizer):
@@ -67,7 +143,7 @@ class UtilityOptimizer(CheckpointedOptimizer):
         extrema = [pair for batch in batches for pair in self._update_state(batch)]
         for batch, scaling in zip(batches, self._scalings(batches, extrema), strict=True):
             stds = self._noise_stds(batch)
-            move = partial(self._move, batch, scaling, stds)
+            move = partial(self._move, batch, *scaling, stds)
             generator = self._generators.on(batch.device) if stds != 0 else None
             if generator is not None and batch.is_shared:
                 blocks = batch.blocks(self.kept, utility.SERIAL)
@@ -98,28 +174,24 @@ class UtilityOptimizer(CheckpointedOptimizer):
 
     def _update_state(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """Advance the state.  Returns: least and largest utility of each parameter."""
-        batch.states = [self._advance(param, batch.group) for param in batch.params]
-        pieces = [self._accumulate(batch, block) for block in batch.blocks(self.kept)]
-        return utility.merge_extrema(itertools.chain(*pieces), len(batch.params))
-
-    def _advance(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        state: dict[str, Any] = self.state[param]
-        if not state:
-            state.update(self._empty_state(param, group))
-        state["step"] += 1
-        return state
-
-    def _accumulate(self, batch: Batch, block: Block) -> list[tuple[int, Tensor, Tensor]]:
-        """Update a block's state.  Returns: row, least and largest utility of each piece."""
-        maths = published if batch.is_published else utility
-        utilities, beta = block.kept[0], self.utility_decay(batch.group)
-        maths.accumulate_utility_(utilities, block.grads, block.params, beta)
-        self.accumulate(batch, block)
-        return [(row, *torch.aminmax(u)) for row, u in zip(block.rows, utilities, strict=True)]
+        for param in batch.params:
+            state: dict[str, Any] = self.state[param]
+            if not state:
+                state.update(self._empty_state(param, batch.group))
+            state["step"] += 1
+            batch.states.append(state)
+        beta, pieces = self.utility_decay(batch.group), []
+        for block in batch.blocks(self.kept):
+            utilities = block.kept[0]
+            batch.maths.accumulate_utility_(utilities, block.grads, block.params, beta)
+            self.accumulate(batch, block)
+            extrema = map(torch.aminmax, utilities)
+            pieces += [(row, *pair) for row, pair in zip(block.rows, extrema, strict=True)]
+        return utility.merge_extrema(pieces, len(batch.params))
 
     def _scalings(
         self, batches: list[Batch], extrema: list[tuple[Tensor, Tensor]]
-    ) -> Iterator[Scaling]:
+    ) -> Iterator[tuple[list[float], Limits]]:
         """For each batch: bias corrections, and what the corrected utilities are scaled by."""
         factors = [
             c for b in batches for c in utility.corrections(self.utility_decay(b.group), b.steps)
@@ -136,7 +208,7 @@ class UtilityOptimizer(CheckpointedOptimizer):
             mine = slice(last, last := last + len(batch.params))
             name = batch.group["normalization"]
             chosen = extrema if batch.is_published else corrected
-            limits: Bounds | list[Bounds] | None = None
+            limits: Limits = None
             if batch.group["scope"] == "global":
                 to = batch.device, batch.dtype
                 low = torch.stack([low.to(*to) for low, _ in chosen]).amin()
@@ -145,7 +217,7 @@ class UtilityOptimizer(CheckpointedOptimizer):
             elif not batch.is_row_wise:
                 limits = [utility.bounds(low, high, name) for low, high in chosen[mine]]
             is_absolute = batch.is_published or batch.is_row_wise
-            yield Scaling((factors if is_absolute else relative)[mine], limits)
+            yield (factors if is_absolute else relative)[mine], limits
 
     def _noise_stds(self, batch: Batch) -> float | list[Tensor]:
         """Sigma; or relative to each gradient, or to the average of its norms."""
@@ -159,7 +231,8 @@ class UtilityOptimizer(CheckpointedOptimizer):
                 if "grad_norm_ema" not in state:  # as if all norms before had been this one
                     state["grad_norm_ema"] = norm * (1 - beta ** (state["step"] - 1))
             averages = [state["grad_norm_ema"] for state in batch.states]
-            utility.update_averages_(averages, norms, beta)
+            torch._foreach_mul_(averages, beta)
+            torch._foreach_add_(averages, norms, alpha=1 - beta)
             norms = list(torch._foreach_div(averages, utility.corrections(beta, batch.steps)))
         numels = [param.numel() for param in batch.params]
         return utility.noise_stds(
@@ -169,14 +242,14 @@ class UtilityOptimizer(CheckpointedOptimizer):
     def _move(
         self,
         batch: Batch,
-        scaling: Scaling,
+        corrections: list[float],
+        limits: Limits,
         stds: float | list[Tensor],
         block: Block,
         generator: torch.Generator | None,
     ) -> None:
         """Move the weights of a block, with noise from ``generator`` if there is one."""
-        maths = published if batch.is_published else utility
-        group, rows, limits = batch.group, block.rows, scaling.limits
+        maths, group, rows = batch.maths, batch.group, block.rows
         lr = float(group["lr"])  # may be a tensor, as capturable optimizers have it
         noise = None
         if generator is not None:
@@ -184,7 +257,7 @@ class UtilityOptimizer(CheckpointedOptimizer):
             noise = utility.draw_noise(block.params, std, generator)
         gate = maths.gates(
             block.kept[0],
-            [scaling.corrections[row] for row in rows],
+            [corrections[row] for row in rows],
             [limits[row] for row in rows] if isinstance(limits, list) else limits,
             group["normalization"],
         )
@@ -198,3 +271,60 @@ class UtilityOptimizer(CheckpointedOptimizer):
             rate=group["step_scale"] * lr,
         )
         block.write_back()
+
+
+def hand_out(work: Callable[..., None], items: Iterator[tuple[Any, ...]]) -> None:
+    """``for item in items: work(*item)``, on as many threads as torch has.
+
+    For work that torch does on the thread that calls it, as drawing noise.  Items are disjoint, so
+    that the result does not depend on who does what.
+    """
+    workers = torch.get_num_threads()
+    if workers == 1:
+        for item in items:
+            work(*item)
+        return
+    # whether gradients are recorded is each thread's own affair
+    with ThreadPoolExecutor(workers, initializer=torch.set_grad_enabled, initargs=(False,)) as pool:
+        for future in [pool.submit(work, *item) for item in items]:
+            future.result()
+
+
+def make_batches(groups: Iterable[dict[str, Any]]) -> list[Batch]:
+    """Batches of all parameters that have a gradient, in their order.
+
+    Raises: TypeError: a sparse gradient, a complex or a ``DTensor`` parameter.
+    """
+    batches: dict[Any, Batch] = {}
+    groups, index = list(groups), 0
+    collect([param for group in groups for param in group["params"]])  # refuses sparse gradients
+    for place, group in enumerate(groups):
+        for param in group["params"]:
+            grad = param.grad
+            if grad is not None and grad.numel():
+                _check_kind(param, index)
+                key = (place, param.device, param.dtype, grad.dtype)
+                if key not in batches:
+                    batches[key] = Batch(group, param.device, wide(param.dtype))
+                batches[key].params.append(param)
+                batches[key].grads.append(grad)
+            index += 1
+    return list(batches.values())
+
+
+def _check_kind(param: Tensor, index: int) -> None:
+    name = f"parameter {index} of shape {tuple(param.shape)}"
+    if param.is_complex():
+        raise TypeError(
+            f"{name} is {param.dtype}: expected a real one, since utilities have to be ordered "
+            "(optimize torch.view_as_real of it)"
+        )
+    if hasattr(param, "device_mesh"):  # an isinstance check would import torch.distributed
+        raise TypeError(
+            f"{name} is a DTensor: expected a plain tensor, since the utilities of other ranks' "
+            "shards are not compared (DDP works, FSDP2 does not)"
+        )
+
+
+def _cast(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    return tensors if tensors[0].dtype == dtype else [t.to(dtype) for t in tensors]

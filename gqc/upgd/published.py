@@ -21,9 +21,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from gqc.upgd.utility import Bounds, corrections, shift_and_scale
+from gqc.upgd.utility import Bounds, corrections, scale
 
 
 def accumulate_utility_(
@@ -44,11 +43,7 @@ def gates(
     Args:
         correction: :math:`1-\beta^t` of each.
     """
-    scaled = list(torch._foreach_div(utilities, correction))
-    if limits is None:
-        scaled = [normalize(x, dim=-1) for x in scaled]
-    else:
-        scaled = shift_and_scale(scaled, limits)
+    scaled = scale(utilities, correction, limits)
     if normalization == "minmax_published":
         torch._foreach_clamp_min_(scaled, 0.0)
         torch._foreach_clamp_max_(scaled, 1.0)
@@ -94,16 +89,10 @@ def update_(
     decay: float,
     rate: float,
 ) -> None:
-    if protect:
-        if noise is not None:
-            torch._foreach_add_(noise, directions)
-        torch._foreach_mul_(gate, noise or directions)
-        steps = gate
-    elif noise is not None:
-        torch._foreach_mul_(gate, noise)
-        torch._foreach_add_(gate, directions)
-        steps = gate
-    else:
-        steps = directions
+    if noise is not None and protect:
+        torch._foreach_add_(noise, directions)
+    torch._foreach_mul_(gate, noise or directions)
+    if not protect:
+        gate = directions if noise is None else list(torch._foreach_add(gate, directions))
     torch._foreach_mul_(params, decay)
-    torch._foreach_add_(params, steps, alpha=-rate)
+    torch._foreach_add_(params, gate, alpha=-rate)

@@ -3,11 +3,13 @@ r"""UPGD: perturb the weights that are of little use, protect those that are of 
 .. math::
 
     u &\leftarrow \beta u - (1-\beta)\, g w, \qquad \hat u = u / (1-\beta^t) \\
-    w &\leftarrow w (1 - \eta\lambda) - k\eta\,(g + \xi)\,(1 - s(\hat u)), \quad
+    w &\leftarrow w (1 - \eta\lambda) - k\eta\,(d + \xi)\,(1 - s(\hat u)), \quad
         \xi \sim N(0, \sigma^2)
 
+with d the gradient (UPGD) or Adam's :math:`\hat m/(\sqrt{\hat v}+\epsilon)` (AdaptiveUPGD, UPGDW).
+
 Source: Elsayed and Mahmood, Addressing Loss of Plasticity and Catastrophic Forgetting in Continual
-Learning, ICLR 2024, arXiv:2404.00781.
+Learning, ICLR 2024, arXiv:2404.00781, and its released code.
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, ClassVar, Unpack
 
-from gqc.upgd.base import UtilityOptimizer
-from gqc.upgd.settings import DECAY, Rule, UtilityOptions
+from torch import Tensor
 
-__all__ = ["UPGD"]
+from gqc.upgd.base import Batch, Block, UtilityOptimizer
+from gqc.upgd.checkpoints import ADAM, DECAY, Rule, UtilityOptions
 
 
 class UPGD(UtilityOptimizer):
@@ -77,3 +79,83 @@ class UPGD(UtilityOptimizer):
     ) -> None:
         own = {"lr": lr, "weight_decay": weight_decay, "sigma": sigma}
         super().__init__(params, {**own, "beta_utility": beta_utility}, **options)
+
+
+class AdaptiveUPGD(UtilityOptimizer):
+    r"""UPGD whose direction is Adam's; three floats of state per parameter.
+
+    The direction does not change when all gradients are scaled, so a fixed ``sigma`` is a fixed
+    ratio of noise to direction; ``adaptive_noise`` makes the noise follow the scale of the
+    gradient, and this ratio with it.
+
+    Args:
+        betas: decays of Adam's moments, each in [0, 1); also taken as ``beta1`` and ``beta2``.
+        eps: :math:`\epsilon > 0` [gradient].
+        others: see :class:`UPGD`.
+    Raises:
+        ValueError: a hyperparameter out of its range.
+    """
+
+    kept: ClassVar[tuple[str, ...]] = ("avg_utility", "first_moment", "sec_moment")
+    rules: ClassVar[dict[str, Rule]] = {"beta_utility": DECAY, **ADAM}
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-5,
+        weight_decay: float = 0.001,
+        beta_utility: float = 0.999,
+        sigma: float = 0.001,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        beta1: float | None = None,
+        beta2: float | None = None,
+        eps: float = 1e-8,
+        **options: Unpack[UtilityOptions],
+    ) -> None:
+        if beta1 is not None or beta2 is not None:
+            betas = (betas[0] if beta1 is None else beta1, betas[1] if beta2 is None else beta2)
+        own = {"lr": lr, "weight_decay": weight_decay, "sigma": sigma, "betas": betas, "eps": eps}
+        super().__init__(params, {**own, "beta_utility": beta_utility}, **options)
+
+    def accumulate(self, batch: Batch, block: Block) -> None:
+        _, first, second = block.kept
+        batch.maths.update_moments_(first, second, block.grads, batch.group["betas"])
+
+    def directions(self, batch: Batch, block: Block) -> list[Tensor]:
+        _, first, second = block.kept
+        steps, group = [batch.states[row]["step"] for row in block.rows], batch.group
+        return batch.maths.adam_directions(first, second, group["betas"], steps, group["eps"])
+
+
+class UPGDW(AdaptiveUPGD):
+    r"""AdaptiveUPGD to put in the place of AdamW, with its names and defaults.
+
+    Decay first, then Adam's direction with noise and gates; the utility's decay is :math:`\beta_2`.
+
+    Args:
+        betas: decays of Adam's moments, each in [0, 1); the second is also the utility's.
+        others: see :class:`UPGD`.
+    Raises:
+        ValueError: a hyperparameter out of its range.
+
+    Source: the method's published drop-in for AdamW, whose state keys it has.
+    """
+
+    kept: ClassVar[tuple[str, ...]] = ("avg_utility", "exp_avg", "exp_avg_sq")
+    rules: ClassVar[dict[str, Rule]] = ADAM
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        sigma: float = 0.001,
+        **options: Unpack[UtilityOptions],
+    ) -> None:
+        super().__init__(params, lr, weight_decay, sigma=sigma, betas=betas, eps=eps, **options)
+
+    def utility_decay(self, group: dict[str, Any]) -> float:
+        return float(group["betas"][1])

@@ -167,17 +167,21 @@ def gates(
         normalization: only for the signature of :func:`gqc.upgd.published.gates`.
     Returns: new tensors.
     """
-    gate = utilities
-    if any(factor != 1 for factor in correction) or limits is None:
-        gate = list(torch._foreach_div(utilities, correction))
-    gate = [normalize(x, dim=-1) for x in gate] if limits is None else shift_and_scale(gate, limits)
+    gate = scale(utilities, correction, limits)
     torch._foreach_neg_(gate)
     torch._foreach_sigmoid_(gate)  # 1 - sigmoid(x) = sigmoid(-x)
     return gate
 
 
-def shift_and_scale(tensors: list[Tensor], limits: Bounds | list[Bounds]) -> list[Tensor]:
-    """``(t - shift) / scale``, new tensors."""
+def scale(
+    utilities: list[Tensor], correction: list[float], limits: Bounds | list[Bounds] | None
+) -> list[Tensor]:
+    """Corrected utilities over their norm, or ``(t - shift) / scale``; see :func:`gates`."""
+    tensors = utilities
+    if any(factor != 1 for factor in correction) or limits is None:
+        tensors = list(torch._foreach_div(utilities, correction))
+    if limits is None:
+        return [normalize(x, dim=-1) for x in tensors]
     if isinstance(limits, Bounds):
         if limits.shift is None:
             return list(torch._foreach_div(tensors, limits.scale))
@@ -218,12 +222,6 @@ def adam_directions(
     torch._foreach_mul_(denominators, ratios)
     torch._foreach_add_(denominators, [eps * c1 for c1 in factors1])
     return list(torch._foreach_div(first, denominators))
-
-
-def update_averages_(averages: list[Tensor], norms: list[Tensor], beta: float) -> None:
-    r""":math:`a \leftarrow \beta a + (1-\beta) \|g\|`, in place."""
-    torch._foreach_mul_(averages, beta)
-    torch._foreach_add_(averages, norms, alpha=1 - beta)
 
 
 def noise_stds(

@@ -12,12 +12,11 @@ A new wrapper subclasses :class:`OptimizerWrapper` and overrides ``should_step``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from gqc.checks import untraced
 from gqc.clipping import clip_
@@ -26,7 +25,7 @@ from gqc.ranks import ALONE, compare, is_on, weigh
 from gqc.wrappers import options, overflow, saved
 from gqc.wrappers.report import ClosedWindow
 from gqc.wrappers.watch import CHANGED_DRAW
-from gqc.wrappers.windowed import WindowedOptimizer, check_inner
+from gqc.wrappers.windowed import WindowedOptimizer
 
 
 class OptimizerWrapper(WindowedOptimizer):
@@ -58,38 +57,7 @@ class OptimizerWrapper(WindowedOptimizer):
         ValueError: an argument out of its range, or a tunable of a wrapper inside this one.
     """
 
-    #: the least ``min_draws`` with which the decision makes sense
-    fewest_draws: int = 1
-    #: does the decision read the norm of each draw alone?
-    needs_draw_norm: ClassVar[bool] = False
     _may_defer = False  # may the coming draw come without a gradient?
-
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        tunables: Mapping[str, float] | None = None,
-        *,
-        min_draws: int | None = None,
-        max_draws: int | None = 64,
-        decide_every: int = 1,
-        accumulate: str = "buffer",
-        loss: str = "mean",
-        clip_norm: float | None = None,
-        nonfinite: str = "discard",
-        grad_scaler: torch.amp.GradScaler | None = None,
-        reduce_at_step: bool = False,
-        process_group: Any = None,
-        on_step: Callable[[dict[str, float]], object] | None = None,
-    ) -> None:
-        self.loss, self.nonfinite, self.reduce_at_step = loss, nonfinite, reduce_at_step
-        self.min_draws, self.max_draws = options.check_draws(self, min_draws, max_draws)
-        self.decide_every = options.whole("decide_every", decide_every, 1)
-        self.clip_norm, self.on_step, self.process_group = clip_norm, on_step, process_group
-        self.grad_scaler = grad_scaler if grad_scaler and grad_scaler.is_enabled() else None
-        options.check_ways(self, accumulate, clip_norm)
-        check_inner(optimizer)
-        super().__init__(optimizer, tunables or {})
-        self._start(accumulate)
 
     def is_full(self) -> bool:
         """Has the window ``max_draws``, and steps now whatever ``should_step`` says?"""
@@ -152,7 +120,10 @@ class OptimizerWrapper(WindowedOptimizer):
             ValueError: a weight out of its range, or that the gradients cannot be weighed with.
         """
         if closure is not None and not callable(closure):
-            options.refuse_closure(self, closure)
+            raise TypeError(
+                f"step({closure!r}): the first argument of {type(self).__name__}.step is a "
+                "closure; call step(metric=loss) or step(weight=num_tokens)" + options.PUBLISHED
+            )
         # torch.compile loses what a traced step() assigns to attributes of an Optimizer.
         run = self._run_untraced if torch.compiler.is_dynamo_compiling() else self._run
         return run(closure, weight, metric)
@@ -186,6 +157,21 @@ class OptimizerWrapper(WindowedOptimizer):
     # torch wraps step() to run the hooks that are registered for all optimizers: here the wrapped
     # optimizer's own step runs those, once a step rather than once a draw.
     step.hooked = True  # type: ignore[attr-defined]
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Read by ``GradScaler.step(optimizer)``: where to refuse it.
+
+        Once a draw it would unscale earlier draws once more at each, and skip an overflow but leave
+        it in the sum, after which no step ever happens.
+        """
+        if not self._is_wrapped:
+            raise RuntimeError(
+                f"GradScaler.step({type(self).__name__}): unscale a window once, when it closes. "
+                "Pass grad_scaler=scaler to the wrapper and call wrapper.step() alone, without "
+                "scaler.step() and scaler.update()"
+            )
+        return False  # an outer wrapper passes a closed window on
 
     def may_close(self, weight: float) -> bool:
         """Can a coming draw of that weight be the last, by what is known before it?"""

@@ -7,6 +7,9 @@ delegate all of them.  What a wrapper does at a step is :mod:`gqc.wrappers.base`
 
 from __future__ import annotations
 
+import copy
+import difflib
+import inspect
 import math
 import warnings
 import weakref
@@ -16,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
+from gqc.checks import check_positive
 from gqc.wrappers import options, saved
 
 FORMAT = 2
@@ -53,14 +57,27 @@ class DelegatingOptimizer(Optimizer):
 
     #: tunable -> how several groups combine: ``min`` or ``max``, whichever is stricter
     strictest: ClassVar[dict[str, Callable[..., Any]]] = {}
+    #: attributes that checkpoints hold too: plain numbers, lists, or what has a ``state_dict``
+    kept: ClassVar[tuple[str, ...]] = ()
     #: what a subclass's ``**options`` stand for
     options: ClassVar[type] = options.WindowOptions
     #: signatures beyond those of the class itself that declare them
     sources: ClassVar[tuple[Callable[..., Any], ...]] = ()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> DelegatingOptimizer:
-        if args or kwargs:  # a copy is made without
-            options.check_call(cls, args, kwargs)
+        signature = inspect.signature(cls)
+        for name in kwargs.keys() - signature.parameters.keys():
+            known = [name for name in signature.parameters if name != "optimizer"]
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0)
+            raise TypeError(
+                f"{cls.__name__} has no argument {name!r}: did you mean {near[0]!r}? It takes "
+                f"{', '.join(known)}{options.PUBLISHED}"
+            )
+        try:
+            if args or kwargs:  # a copy is made without
+                signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{cls.__name__}{signature}: {error}{options.PUBLISHED}") from None
         return super().__new__(cls)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -71,7 +88,16 @@ class DelegatingOptimizer(Optimizer):
 
     def __init__(self, optimizer: Optimizer, tunables: Mapping[str, float]) -> None:
         check_optimizer(optimizer)
-        _check_keys(optimizer, tunables)
+        for name, value in tunables.items():
+            check_positive(name, value)
+            if name in optimizer.defaults:
+                raise ValueError(
+                    f"the param groups have a {name!r} already: {type(optimizer).__name__} cannot "
+                    "be wrapped twice by the same kind of wrapper"
+                )
+            for i, group in enumerate(optimizer.param_groups):  # one may have a value of its own
+                if name in group:
+                    check_positive(f"param_groups[{i}][{name!r}]", group[name])
         self.optimizer = optimizer
         self._warned: list[str] = []
         optimizer.defaults.update(tunables)  # so that the wrapped add_param_group fills them in
@@ -239,11 +265,22 @@ class DelegatingOptimizer(Optimizer):
         self.load_extra_state(own["extra"])
 
     def extra_state(self) -> dict[str, Any]:
-        """What a subclass keeps beyond all that is saved anyway: tensors, plain numbers."""
-        return {}
+        """What a subclass keeps beyond all that is saved anyway: tensors, plain numbers.
+
+        By default the attributes in ``kept``, under their names without an underscore.
+        """
+        values = {name.lstrip("_"): getattr(self, name) for name in self.kept}
+        has_own = {k: hasattr(v, "state_dict") for k, v in values.items()}
+        return {k: v.state_dict() if has_own[k] else copy.copy(v) for k, v in values.items()}
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
-        """Take back :meth:`extra_state`; a key that an older file lacks keeps its default."""
+        """Take back :meth:`extra_state`."""
+        for name in self.kept:
+            present, saved = getattr(self, name), extra[name.lstrip("_")]
+            if hasattr(present, "load_state_dict"):
+                present.load_state_dict(saved)
+            else:
+                setattr(self, name, copy.copy(saved))
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
@@ -275,17 +312,3 @@ def _fill_in_defaults(optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         for name, value in optimizer.defaults.items():
             group.setdefault(name, value)
-
-
-def _check_keys(optimizer: Optimizer, tunables: Mapping[str, float]) -> None:
-    """Raises: ValueError: a value that is not > 0, or a tunable of a wrapper inside already."""
-    for name, value in tunables.items():
-        options.check_positive(name, value)
-        if name in optimizer.defaults:
-            raise ValueError(
-                f"the param groups have a {name!r} already: {type(optimizer).__name__} cannot be "
-                "wrapped twice by the same kind of wrapper"
-            )
-        for i, group in enumerate(optimizer.param_groups):  # one may have a value of its own
-            if name in group:
-                options.check_positive(f"param_groups[{i}][{name!r}]", group[name])

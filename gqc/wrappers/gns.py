@@ -74,9 +74,13 @@ class OptimizerWrapperGNS(TwoBatchWrapper):
             self.rank_noise.update()
 
     def should_step(self) -> bool:
-        if self.reactive:
-            return self.is_small(self._with_open_window(), self.weight)
-        return super().should_step()
+        if not self.reactive:
+            return super().should_step()
+        noise = copy.deepcopy(self._noise)
+        estimate = self.estimate(self.num_draws, self.weight, self.grad_norm)
+        if estimate is not None:
+            noise.update(*estimate)
+        return self.is_small(noise, self.weight)
 
     def may_close(self, weight: float) -> bool:
         return self.rank_noise is not None or super().may_close(weight)
@@ -99,10 +103,3 @@ class OptimizerWrapperGNS(TwoBatchWrapper):
         if self.rank_noise is not None:
             raise TypeError("a wrapper with rank_noise= cannot be copied: it belongs to its model")
         return super().__getstate__()
-
-    def _with_open_window(self) -> NoiseScaleEMA:
-        noise = copy.deepcopy(self._noise)
-        estimate = self.estimate(self.num_draws, self.weight, self.grad_norm)
-        if estimate is not None:
-            noise.update(*estimate)
-        return noise

@@ -46,6 +46,7 @@ class OptimizerWrapperGNTS(OptimizerWrapper):
     """
 
     strictest = {"gradient_norm_threshold": min}
+    kept = ("_noise", "_first", "_forced_in_a_row")
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class OptimizerWrapperGNTS(OptimizerWrapper):
         **options: Unpack[WindowOptions],
     ) -> None:
         self._noise = NoiseScaleEMA()
-        self._first: tuple[float, float] | None = None  # W and norm where it was first read
+        self._first: list[float] | None = None  # W and norm where it was first read
         self._forced_in_a_row = 0
         tunables = {"gradient_norm_threshold": gradient_norm_threshold}
         super().__init__(optimizer, tunables, max_draws=max_draws, **options)
@@ -71,7 +72,7 @@ class OptimizerWrapperGNTS(OptimizerWrapper):
 
     def on_draw(self) -> None:
         if self._first is None and self.grad_norm is not None:
-            self._first = (self.weight, self.grad_norm)
+            self._first = [self.weight, self.grad_norm]
 
     def on_close(self, stepped: bool) -> None:
         first, self._first, last = self._first, None, self.last_window
@@ -108,12 +109,5 @@ class OptimizerWrapperGNTS(OptimizerWrapper):
         is_beyond = None if signal_sq is None else threshold**2 <= signal_sq
         return {**super().statistics(), **noise, "threshold_unreachable": is_beyond}
 
-    def extra_state(self) -> dict[str, Any]:
-        first = list(self._first) if self._first else None
-        forced = self._forced_in_a_row
-        return {"noise": self._noise.state_dict(), "first": first, "forced_in_a_row": forced}
-
     def load_extra_state(self, extra: dict[str, Any]) -> None:
-        self._noise.load_state_dict(extra["noise"])
-        self._first = tuple(extra["first"]) if extra["first"] else None
-        self._forced_in_a_row = extra.get("forced_in_a_row", 0)
+        super().load_extra_state({"forced_in_a_row": 0, **extra})  # as older files

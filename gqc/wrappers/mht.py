@@ -11,6 +11,7 @@ from typing import Any, Unpack
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gqc.checks import expect
 from gqc.wrappers.base import OptimizerWrapper
 from gqc.wrappers.options import WindowOptions
 
@@ -48,6 +49,7 @@ class OptimizerWrapperMHT(OptimizerWrapper):
     strictest = {"confidence": max, "error_tolerance": min}
     fewest_draws = 2
     needs_gradient = False
+    kept = ("running_mean", "interval", "_metrics")
 
     def __init__(
         self,
@@ -65,20 +67,21 @@ class OptimizerWrapperMHT(OptimizerWrapper):
             raise ImportError(
                 "OptimizerWrapperMHT needs scipy for Student's t: pip install 'gqc-kit[lab]'"
             ) from error
-        if not 0 < confidence < 1:
-            raise ValueError(f"confidence={confidence!r}: expected in (0, 1)")
-        if not 0 < ema_alpha <= 1:
-            raise ValueError(f"ema_alpha={ema_alpha!r}: expected in (0, 1]")
+        expect(0 < confidence < 1, "confidence", confidence, "in (0, 1)")
+        expect(0 < ema_alpha <= 1, "ema_alpha", ema_alpha, "in (0, 1]")
         self._quantile = stdtrit
         self.ema_alpha = ema_alpha
         self.running_mean: float | None = None
-        self.interval: tuple[float, float] | None = None
+        self.interval: list[float] | None = None
         self._metrics: list[float] = []
         tunables = {"confidence": confidence, "error_tolerance": error_tolerance}
         super().__init__(optimizer, tunables, max_draws=max_draws, **options)
 
     def observe_metric(self, metric: float | Tensor | None) -> bool:
-        value = self._over_ranks(metric)
+        own = metric.detach() if isinstance(metric, Tensor) else metric
+        ranks = self.ranks.require("step(metric=...)")
+        one = math.nan if own is None else float(own)  # makes NaN of that of all ranks
+        value = ranks.sum([one], self._window.params[0].device)[0] / ranks.size
         if not math.isfinite(value):
             self._warn_once(
                 f"metric={metric}: a draw without a finite metric is discarded (num_discarded); "
@@ -92,7 +95,7 @@ class OptimizerWrapperMHT(OptimizerWrapper):
         history = [] if self.running_mean is None else [self.running_mean]
         samples = [*history, *self._metrics]
         mean, half = t_interval(samples, self.tunable("confidence"), self._quantile)
-        self.interval = (mean - half, mean + half)
+        self.interval = [mean - half, mean + half]
         return half <= self.tunable("error_tolerance") * abs(mean)
 
     def on_close(self, stepped: bool) -> None:
@@ -106,26 +109,6 @@ class OptimizerWrapperMHT(OptimizerWrapper):
         low, high = self.interval or (None, None)
         own = {"running_mean": self.running_mean, "ci_low": low, "ci_high": high}
         return {**super().statistics(), **own}
-
-    def extra_state(self) -> dict[str, Any]:
-        return {
-            "running_mean": self.running_mean,
-            "interval": list(self.interval) if self.interval else None,
-            "metrics": list(self._metrics),
-        }
-
-    def load_extra_state(self, extra: dict[str, Any]) -> None:
-        self.running_mean = extra["running_mean"]
-        self.interval = tuple(extra["interval"]) if extra["interval"] else None
-        self._metrics = list(extra["metrics"])
-
-    def _over_ranks(self, metric: float | Tensor | None) -> float:
-        """The mean over the ranks; NaN on all of them where one has none."""
-        own = metric.detach() if isinstance(metric, Tensor) else metric
-        value = math.nan if own is None else float(own)
-        ranks = self.ranks.require("step(metric=...)")
-        (total,) = ranks.sum([value], self._window.params[0].device)
-        return total / ranks.size
 
 
 def t_interval(samples: list[float], confidence: float, quantile: Any) -> tuple[float, float]:

@@ -14,8 +14,6 @@ from gqc.checks import one_of
 from gqc.noise.estimates import NoiseScaleEMA
 from gqc.wrappers.two_batch import NoiseOptions, TwoBatchWrapper
 
-RHS = ("debiased", "published")
-
 
 class OptimizerWrapperNormTest(TwoBatchWrapper):
     r"""Step when :math:`\widehat{\mathrm{tr}\,\Sigma}/n \le \theta^2\,\widehat{\|G\|^2}`.
@@ -56,7 +54,7 @@ class OptimizerWrapperNormTest(TwoBatchWrapper):
         reactive: bool = True,
         **options: Unpack[NoiseOptions],
     ) -> None:
-        self.rhs = one_of("rhs", rhs, RHS)
+        self.rhs = one_of("rhs", rhs, ("debiased", "published"))
         tunables = {"theta": theta}
         super().__init__(optimizer, tunables, decay, reactive, max_draws=max_draws, **options)
 

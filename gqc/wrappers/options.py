@@ -5,21 +5,14 @@ A misspelt keyword is a ``TypeError`` that names the nearest one.
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import math
-from collections.abc import Callable, Mapping
-from numbers import Integral, Real
+from collections.abc import Callable
 from typing import Any, TypedDict
 
-from torch import Tensor
 from torch.amp import GradScaler
 
-from gqc.checks import one_of
+from gqc.checks import check_positive, one_of
 
-ACCUMULATE = ("buffer", "grad")
-LOSS = ("mean", "sum")
-NONFINITE = ("discard", "raise", "ignore")
 PUBLISHED = "; the names and argument order of torch-gqc are those of gqc.compat.torch_gqc"
 
 
@@ -81,58 +74,12 @@ def spell_out(cls: Any) -> inspect.Signature:
     return inspect.Signature([*found.values()])
 
 
-def check_call(cls: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Raises: TypeError: an argument that ``cls`` does not have, or lacks one that it needs."""
-    signature = inspect.signature(cls)
-    names = [name for name in signature.parameters if name != "optimizer"]
-    for name in kwargs.keys() - signature.parameters.keys():
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0)
-        raise TypeError(
-            f"{cls.__name__} has no argument {name!r}: did you mean {near[0]!r}? It takes "
-            f"{', '.join(names)}{PUBLISHED}"
-        )
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError as error:
-        raise TypeError(f"{cls.__name__}{signature}: {error}{PUBLISHED}") from None
-
-
-def refuse_closure(wrapper: Any, closure: Any) -> None:
-    """Raises: TypeError: a metric or a weight stands where ``step`` takes a closure."""
-    raise TypeError(
-        f"step({closure!r}): the first argument of {type(wrapper).__name__}.step is a closure; "
-        f"call step(metric=loss) or step(weight=num_tokens){PUBLISHED}"
-    )
-
-
-def check_draws(wrapper: Any, min_draws: Any, max_draws: Any) -> tuple[int, int | None]:
-    """The bounds on n.  Raises: ValueError: no window can meet them."""
-    fewest = wrapper.fewest_draws
-    least = whole("min_draws", fewest if min_draws is None else min_draws, fewest)
-    if max_draws is None:
-        return least, None
-    return least, whole("max_draws", max_draws, least, ", min_draws, or None")
-
-
-def whole(name: str, value: Any, least: int, hint: str = "") -> int:
-    """``value``, of any type of integer.  Raises: ValueError: it is none >= ``least``."""
-    if not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name}={value!r}: expected an integer >= {least}{hint}")
-    return int(value)
-
-
-def check_positive(name: str, value: float) -> None:
-    """Raises: ValueError: ``value`` is not a finite number > 0."""
-    if not (isinstance(value, Real | Tensor) and 0 < value < math.inf):
-        raise ValueError(f"{name}={value!r}: expected a finite number > 0")
-
-
 def check_ways(wrapper: Any, accumulate: str, clip_norm: float | None) -> None:
     """Raises: ValueError: a way to go about gradients that is unknown, or that is not possible."""
     name = type(wrapper).__name__
-    one_of("accumulate", accumulate, ACCUMULATE)
-    one_of("nonfinite", wrapper.nonfinite, NONFINITE)
-    one_of("loss", wrapper.loss, LOSS)
+    one_of("accumulate", accumulate, ("buffer", "grad"))
+    one_of("nonfinite", wrapper.nonfinite, ("discard", "raise", "ignore"))
+    one_of("loss", wrapper.loss, ("mean", "sum"))
     if clip_norm is not None:
         check_positive("clip_norm", clip_norm)
     if wrapper.reduce_at_step and wrapper.needs_gradient:

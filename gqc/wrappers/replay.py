@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import index
-from typing import Any, Unpack
+from typing import Unpack
 
 from torch.optim import Optimizer
 
@@ -28,6 +28,7 @@ class OptimizerWrapperReplay(OptimizerWrapper):
     """
 
     needs_gradient = False
+    kept = ("_position",)
 
     def __init__(
         self,
@@ -65,9 +66,3 @@ class OptimizerWrapperReplay(OptimizerWrapper):
 
     def on_close(self, stepped: bool) -> None:
         self._position += stepped
-
-    def extra_state(self) -> dict[str, Any]:
-        return {"position": self._position}
-
-    def load_extra_state(self, extra: dict[str, Any]) -> None:
-        self._position = extra["position"]

@@ -109,6 +109,19 @@ def unpack(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "state": inner, "param_groups": [first, *groups[1:]], WRAPPERS: owns}
 
 
+def check_shapes(params: Sequence[Tensor], sums: dict[int, Tensor]) -> None:
+    """Raises: ValueError: pending gradients of a file that are not those of ``params``."""
+    for index, value in sums.items():
+        param = params[index] if index < len(params) else None
+        shapes = [] if param is None else [param.shape, shard(param).shape]
+        if value.shape not in shapes:
+            here = None if param is None else tuple(shapes[1])
+            raise ValueError(
+                f"pending gradient of shape {tuple(value.shape)} given to parameter {index} "
+                f"of shape {here}"
+            )
+
+
 def _take_own_ranks(owns: list[dict[str, Any]], first: dict[str, Any]) -> None:
     """Move what belongs to this rank into its wrapper's state; forget that of others."""
     found = {key: first.pop(key) for key in [*first] if key.startswith("wrapper_")}

@@ -51,6 +51,7 @@ class TwoBatchWrapper(OptimizerWrapper):
 
     fewest_draws = 2
     needs_draw_norm: ClassVar[bool] = True
+    kept = ("_noise", "_sum_sq")
     options: ClassVar[type] = NoiseOptions
 
     def __init__(
@@ -115,13 +116,6 @@ class TwoBatchWrapper(OptimizerWrapper):
 
     def statistics(self) -> dict[str, Any]:
         return {**super().statistics(), **self._noise.statistics()}
-
-    def extra_state(self) -> dict[str, Any]:
-        return {"noise": self._noise.state_dict(), "sum_sq": self._sum_sq}
-
-    def load_extra_state(self, extra: dict[str, Any]) -> None:
-        self._noise.load_state_dict(extra["noise"])
-        self._sum_sq = extra["sum_sq"]
 
     def _check_own(self, own: dict[str, Any]) -> None:
         super()._check_own(own)

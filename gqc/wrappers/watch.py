@@ -81,7 +81,10 @@ class GradientWatch:
         new, self._is_plain = params[len(self.params) :], not is_sharded(params)
         for param in new:
             if param.is_leaf and (param.is_floating_point() or param.is_complex()):
-                self._handles.append(_add(param, hook))
+                is_frozen = not param.requires_grad  # it may thaw later
+                param.requires_grad_()
+                self._handles.append(param.register_post_accumulate_grad_hook(hook))
+                param.requires_grad_(not is_frozen)
         self.versions = [*self.versions, *self.versions_of([p.grad for p in new])]
         self.has_arrived |= any(p.grad is not None for p in new)  # unseen, where it was added late
         self.params = params
@@ -161,12 +164,3 @@ class GradientWatch:
 
 def _at_the_end(call: Any) -> None:
     Variable._execution_engine.queue_callback(call)
-
-
-def _add(param: Tensor, hook: Any) -> Any:
-    """Hook a frozen parameter too, which may thaw later."""
-    is_frozen = not param.requires_grad
-    handle = param.requires_grad_().register_post_accumulate_grad_hook(hook)
-    if is_frozen:
-        param.requires_grad_(False)
-    return handle

@@ -6,17 +6,17 @@ When a window closes is :mod:`gqc.wrappers.base`, where its sum lies :mod:`gqc.w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gqc.checks import untraced
-from gqc.gradients import count_nonfinite, is_sharded, shard
+from gqc.checks import check_count, untraced
+from gqc.gradients import count_nonfinite, is_sharded
 from gqc.ranks import LOOKS, Ranks, is_on, ranks_of
-from gqc.wrappers import report, saved
+from gqc.wrappers import options, report, saved
 from gqc.wrappers.delegate import DelegatingOptimizer
 from gqc.wrappers.grad_window import GradWindow
 from gqc.wrappers.watch import CLEARED
@@ -28,31 +28,59 @@ class WindowedOptimizer(DelegatingOptimizer):
 
     #: does the decision need the gradient (reduced over all ranks)?
     needs_gradient: ClassVar[bool] = True
+    #: the least ``min_draws`` with which the decision makes sense
+    fewest_draws: int = 1
+    #: does the decision read the norm of each draw alone?
+    needs_draw_norm: ClassVar[bool] = False
     #: is the default weight of a draw its number of examples?
     counts_examples: ClassVar[bool] = False
     #: weight of a draw that is given none
     default_weight: float = 1.0
-    loss = "mean"
-    nonfinite: str
-    grad_scaler: Any
-    reduce_at_step: bool
+    sums_in_grad: bool  #: is it ``accumulate="grad"``?
     process_group: Any = None  # as hooks, none of these three is copied
     on_step: Callable[[dict[str, float]], object] | None = None
     _ranks: Ranks | None = None
-    _accumulate: str
     _is_wrapped = False  # by an outer wrapper
     _is_skipping = False  # does GradScaler call the wrapped step, which skips an overflow itself?
 
-    def _start(self, accumulate: str) -> None:
-        """Open the first window; what a constructor does after that of the base."""
-        if isinstance(inner := self.optimizer, WindowedOptimizer):
-            inner._is_wrapped, inner._accumulate = True, "buffer"  # .grad is the outer one's
-            inner._make_window()
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        tunables: Mapping[str, float] | None = None,
+        *,
+        min_draws: int | None = None,
+        max_draws: int | None = 64,
+        decide_every: int = 1,
+        accumulate: str = "buffer",
+        loss: str = "mean",
+        clip_norm: float | None = None,
+        nonfinite: str = "discard",
+        grad_scaler: torch.amp.GradScaler | None = None,
+        reduce_at_step: bool = False,
+        process_group: Any = None,
+        on_step: Callable[[dict[str, float]], object] | None = None,
+    ) -> None:
+        self.loss, self.nonfinite, self.reduce_at_step = loss, nonfinite, reduce_at_step
+        fewest = self.fewest_draws
+        least = check_count("min_draws", fewest if min_draws is None else min_draws, fewest)
+        if max_draws is not None:
+            max_draws = check_count("max_draws", max_draws, least, ", min_draws, or None")
+        self.min_draws, self.max_draws = least, max_draws
+        self.decide_every = check_count("decide_every", decide_every, 1)
+        self.clip_norm, self.on_step, self.process_group = clip_norm, on_step, process_group
+        self.grad_scaler = grad_scaler if grad_scaler and grad_scaler.is_enabled() else None
+        options.check_ways(self, accumulate, clip_norm)
+        if isinstance(optimizer, WindowedOptimizer):
+            optimizer._check_free()
+        super().__init__(optimizer, tunables or {})
+        if isinstance(optimizer, WindowedOptimizer):
+            optimizer._is_wrapped, optimizer.sums_in_grad = True, False  # .grad is the outer's
+            optimizer._make_window()
         self.last_window: report.ClosedWindow | None = None
         self._counts = dict.fromkeys(report.COUNTERS, 0)
         self._looks = LOOKS
         self._has_first_state = False  # made to be loaded into, and never stepped with
-        self._accumulate = accumulate
+        self.sums_in_grad = accumulate == "grad"
         self.forget_norms()
         self._make_window()
 
@@ -82,11 +110,6 @@ class WindowedOptimizer(DelegatingOptimizer):
         return self.num_draws > 0 and self.sums_in_grad
 
     @property
-    def sums_in_grad(self) -> bool:
-        """Is it ``accumulate="grad"``?"""
-        return self._accumulate == "grad"
-
-    @property
     def weight(self) -> float:
         """W, weights of the draws in the open window; n where they are given none."""
         return self._window.weight
@@ -102,28 +125,8 @@ class WindowedOptimizer(DelegatingOptimizer):
             self._looks = 0 if self._ranks.has_flat_shards else self._looks  # parts differ
         return self._ranks
 
-    @property
-    def _step_supports_amp_scaling(self) -> bool:
-        """Read by ``GradScaler.step(optimizer)``: where to refuse it.
-
-        Once a draw it would unscale earlier draws once more at each, and skip an overflow but leave
-        it in the sum, after which no step ever happens.
-        """
-        if not self._is_wrapped:
-            raise RuntimeError(
-                f"GradScaler.step({type(self).__name__}): unscale a window once, when it closes. "
-                "Pass grad_scaler=scaler to the wrapper and call wrapper.step() alone, without "
-                "scaler.step() and scaler.update()"
-            )
-        return False  # an outer wrapper passes a closed window on
-
-    def statistics(self) -> dict[str, Any]:
-        """All there is to log, see :func:`gqc.wrappers.report.statistics`."""
-        return report.statistics(self)
-
-    def numbers(self) -> dict[str, float]:
-        """The numbers of the last closed window, see :func:`gqc.wrappers.report.numbers`."""
-        return report.numbers(self)
+    statistics = report.statistics
+    numbers = report.numbers
 
     def vital_statistics(self) -> dict[str, Any]:
         """The short set for a progress bar: steps, last n, last norm, tunables."""
@@ -199,6 +202,19 @@ class WindowedOptimizer(DelegatingOptimizer):
         twin = type(self).__new__(type(self))
         twin.__setstate__(self.__getstate__())
         return twin
+
+    def _check_free(self) -> None:
+        """Raises: RuntimeError, ValueError: it cannot be wrapped now."""
+        if self.num_draws:
+            raise RuntimeError(
+                f"{type(self).__name__} has {self.num_draws} pending draws: flush() or discard() "
+                "them before it is wrapped"
+            )
+        if self.loss != "mean":
+            raise ValueError(
+                f"loss={self.loss!r} of a wrapper inside another, which hands on means: give "
+                'loss="sum" to the outer one alone'
+            )
 
     def _refuse_to_step_wrapped(self) -> None:
         """Raises: RuntimeError: somebody else steps the wrapped optimizer while draws wait."""
@@ -284,9 +300,7 @@ class WindowedOptimizer(DelegatingOptimizer):
         own = {
             **super()._own_state(),
             **self._window.state(),
-            "last_window": None
-            if last is None
-            else {**vars(last), "draw_norms": [*last.draw_norms]},
+            "last_window": None if last is None else {**vars(last)},
             "counts": dict(self._counts),
             "grad_norm": self.grad_norm,
             "draw_norm": self.draw_norm,
@@ -301,7 +315,7 @@ class WindowedOptimizer(DelegatingOptimizer):
     def _check_own(self, own: dict[str, Any]) -> None:
         if own.get("rank", here := self._rank()) != here:
             raise ValueError(saved.ONE_RANKS_DRAWS.format(own["rank"][0], *here))
-        _check_shapes(self._params(), own["pending"])
+        saved.check_shapes(self._params(), own["pending"])
 
     def _restore(self, own: dict[str, Any]) -> None:
         if "_window" not in vars(self):  # a copy
@@ -317,32 +331,3 @@ class WindowedOptimizer(DelegatingOptimizer):
         self.tensor_norms = list(own.get("tensor_norms", []))
         self._has_first_state = own.get("has_first_state", False)
         super()._restore(own)
-
-
-def check_inner(inner: Optimizer) -> None:
-    """Raises: RuntimeError, ValueError: ``inner`` is a wrapper that cannot be wrapped now."""
-    if not isinstance(inner, WindowedOptimizer):
-        return
-    if inner.num_draws:
-        raise RuntimeError(
-            f"{type(inner).__name__} has {inner.num_draws} pending draws: flush() or discard() "
-            "them before it is wrapped"
-        )
-    if inner.loss != "mean":
-        raise ValueError(
-            f"loss={inner.loss!r} of a wrapper inside another, which hands on means: give "
-            'loss="sum" to the outer one alone'
-        )
-
-
-def _check_shapes(params: list[Tensor], sums: dict[int, Tensor]) -> None:
-    """Raises: ValueError: pending gradients of a file that are not those of ``params``."""
-    for index, value in sums.items():
-        param = params[index] if index < len(params) else None
-        shapes = [] if param is None else [param.shape, shard(param).shape]
-        if value.shape not in shapes:
-            here = None if param is None else tuple(shapes[1])
-            raise ValueError(
-                f"pending gradient of shape {tuple(value.shape)} given to parameter {index} "
-                f"of shape {here}"
-            )

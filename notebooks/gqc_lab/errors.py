@@ -1,9 +1,10 @@
-"""The error of a wrong request, and the check of a name that somebody typed."""
+"""The error of a wrong request, and the checks of names that somebody typed."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class BadInput(ValueError):
@@ -21,6 +22,15 @@ def check_name(kind: str, name: object, known: Iterable[str]) -> None:
     close = _most_similar(name, names, cutoff=0.6)
     hint = f"did you mean {close!r}? " if close else ""
     raise ValueError(f"{kind}={name!r}: {hint}expected one of {', '.join(names) or '(none)'}")
+
+
+def check_keys(where: str, row: Any, known: Iterable[str]) -> None:
+    """Raises: BadInput: ``row`` is no mapping, or has a key that is not known."""
+    if not isinstance(row, Mapping):
+        raise BadInput(f"{where}{row!r}: expected a mapping")
+    for key in row:
+        if key not in known:
+            raise BadInput(f"{where}unknown key {key!r}{nearest(key, known)}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -29,8 +29,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from gqc_lab.loop.checkpoints import save_checkpoint
 from gqc_lab.loop.experiment import Experiment
-from gqc_lab.loop.track import save_checkpoint
 from gqc_lab.runs import load, store
 from gqc_lab.runs.index import INDEX
 from gqc_lab.runs.plan import Batch, read_batch

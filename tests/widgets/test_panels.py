@@ -7,8 +7,7 @@ import torch
 from gqc_lab.studies import pretraining
 from gqc_lab.studies.vgs import training as vgs_training
 from gqc_widgets import Live, LiveRun
-from gqc_widgets.panels import Panels, line, panel
-from gqc_widgets.picture import draw
+from gqc_widgets.panels import Panels, draw, line, panel
 
 LOSS = "loss [nat/token]"
 TEXT = [LOSS, "norm of mean gradient", "draws per step", "noise / signal"]

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from gqc_lab.loop.track import load_checkpoint
+from gqc_lab.loop.checkpoints import load_checkpoint
 from gqc_lab.runs.notebook import read_notebook
 from gqc_lab.runs.parameters import read_mapping, resolve
 from gqc_lab.studies import pretraining

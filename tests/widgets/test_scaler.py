@@ -13,7 +13,7 @@ from gqc_lab.loop.scaler_controls import LAW, scaled_steps, what_if
 from gqc_lab.studies import pretraining
 from gqc_lab.studies.vgs import training as vgs_training
 from gqc_widgets import VGSAlphaTuner
-from gqc_widgets.scaler import ScalerModel
+from gqc_widgets.alpha_tuner import ScalerModel
 from gqc_widgets.side_by_side import parse_alphas
 
 NUM_STEPS = 60

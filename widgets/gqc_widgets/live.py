@@ -23,8 +23,7 @@ from gqc_lab.loop.own_loop import Loop
 from gqc_lab.loop.scaler_controls import SCALER
 from gqc_lab.runs import current_run_dir
 from gqc_widgets.fields import Fields, escape, say
-from gqc_widgets.panels import Panel, Panels, names_in, run_panels
-from gqc_widgets.picture import draw
+from gqc_widgets.panels import Panel, Panels, draw, names_in, run_panels
 
 #: button -> (icon, tooltip, states in which it can be pressed)
 BUTTONS = {

@@ -2,12 +2,14 @@
 
 Why not plotly's ``FigureWidget``: each instance makes the browser compile plotly's 5 MB again.
 Here plotly comes once a kernel, in a model of its own, and each message carries the whole of the
-thinned curves, so that a view that is opened late, or again after a reload, finds them.
+thinned curves, so that a view that is opened late, or again after a reload, finds them.  Where no
+widget is shown, on GitHub and in a converted file, there is a picture by `draw`.
 """
 
 from __future__ import annotations
 
 import functools
+import io
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +30,7 @@ COLORS = (*OKABE_ITO[:6], TEXT, "#999933", "#AA4499", "#8C8C8C")  #: of methods 
 Panel = dict[str, Any]
 Trace = dict[str, Any]
 _HERE = Path(__file__).parent
+_DASHES = {"dash": "--", "dot": ":", "dashdot": "-."}  #: plotly's in matplotlib
 #: recorded numbers without a panel: they are x axes, or shown next to others
 _AXES = ("microbatch", "seconds", "tokens", "examples", "steps")
 
@@ -241,3 +244,43 @@ class Panels(anywidget.AnyWidget):
 
 def _bytes(values: Any) -> bytes:
     return np.asarray(values, dtype=float).tobytes()
+
+
+def draw(
+    panels: Sequence[Panel], curves: Mapping[str, tuple[Any, Any]], title: str
+) -> bytes | None:
+    """Return the panels that have points as a PNG; None: there are none."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawn = [p for p in panels if any(len(curves.get(t["meta"], [()])[0]) for t in p["traces"])]
+    if not drawn:
+        return None
+    rows = -(-len(drawn) // 2)
+    figure = Figure(figsize=(10, 0.3 + 2.4 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=10)
+    for number, spec in enumerate(drawn, 1):
+        axes = figure.add_subplot(rows, min(2, len(drawn)), number)
+        for trace in spec["traces"]:
+            x, y = (np.asarray(v, dtype=float) for v in curves.get(trace["meta"], ((), ())))
+            if len(x):
+                axes.plot(x, y, label=trace["name"], **_style(trace))
+        axes.set_title(spec["title"], fontsize=9, loc="left")
+        axes.set_xlabel(spec["x"], fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.set_yscale("log" if spec["log"] else "linear")
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(fontsize=7, loc="best", frameon=False)
+    file = io.BytesIO()
+    figure.savefig(file, dpi=80, metadata={"Software": None})
+    return file.getvalue()
+
+
+def _style(trace: Mapping[str, Any]) -> dict[str, Any]:
+    look = trace.get("line") or trace["marker"]
+    color = "black" if look["color"] == TEXT else look["color"]
+    style = {"alpha": trace.get("opacity", 1.0), "color": color}
+    if "line" not in trace:
+        return style | {"ls": "", "marker": "x" if look["symbol"] == "x" else ".", "ms": 4}
+    return style | {"lw": 0.6 * look["width"], "ls": _DASHES.get(look["dash"], "-")}

@@ -6,8 +6,7 @@
 :mod:`~gqc_lab.claims.render` writes what people read.  Nothing here trains.
 """
 
-from gqc_lab.claims.display import show_verdicts
-from gqc_lab.claims.evidence import show_evidence
+from gqc_lab.claims.evidence import show_evidence, show_verdicts
 from gqc_lab.claims.frozen import Frozen, freeze, load_frozen
 from gqc_lab.claims.rules import Claim, Part, read_claims
 from gqc_lab.claims.verdicts import Verdict, evaluate

@@ -25,7 +25,7 @@ from gqc_lab.claims.registration import FILE, read_registration, register, verif
 from gqc_lab.claims.render import number, render, verdict_frame
 from gqc_lab.claims.rules import Claim, read_claims, read_yaml
 from gqc_lab.claims.verdicts import Verdict, changes, evaluate
-from gqc_lab.errors import BadInput, nearest
+from gqc_lab.errors import BadInput, check_keys, nearest
 from gqc_lab.runs.plan import read_batch
 from gqc_lab.runs.store import write_json
 from gqc_lab.stats.analysis import mean_over_runs
@@ -167,14 +167,10 @@ def _cell(row: Mapping[Hashable, Any]) -> str:
 
 def read_plan(paper: Path) -> dict[str, dict[str, Any]]:
     """Read results.yaml: what is committed of each batch.  Raises: BadInput: an unknown key."""
-    path = paper / PLAN
-    plan = read_yaml(path)
+    plan = {name: entry or {} for name, entry in read_yaml(paper / PLAN).items()}
     for name, entry in plan.items():
-        for key in entry or ():
-            if key not in KEYS:
-                hint = nearest(key, KEYS)
-                raise BadInput(f"{path}: {name}: unknown key {key!r}{hint}")
-    return {name: entry or {} for name, entry in plan.items()}
+        check_keys(f"{paper / PLAN}: {name}: ", entry, KEYS)
+    return plan
 
 
 def batch_path(paper: Path, name: str) -> Path:

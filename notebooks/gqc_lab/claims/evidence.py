@@ -1,4 +1,8 @@
-"""Show at the top of a notebook what the committed results answer: a sentence, a figure, verdicts.
+"""Show in a notebook what the committed results answer: a sentence, a figure, verdicts.
+
+A saved notebook holds a run of seconds; the results that decide its claims are in ``paper``.  This
+shows them without deciding or training anything; ``python -m gqc_lab.publish.notebooks --verdicts
+notebooks/*.ipynb`` brings saved notebooks up to date.
 
 ``paper/answers.yaml`` has the sentences.  Their numbers, directions and yes or no are filled in
 from the committed verdicts, and the figure is drawn from the committed frames::
@@ -23,16 +27,18 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gqc_lab.claims.commands import RESULTS, VERDICTS, read_verdicts
-from gqc_lab.claims.display import PAPER, show_verdicts
+from gqc_lab.claims.commands import CLAIMS, RESULTS, VERDICTS, read_verdicts
 from gqc_lab.claims.frozen import Frozen, load_frozen
-from gqc_lab.claims.render import say
+from gqc_lab.claims.render import render, say, verdict_frame
 from gqc_lab.claims.rules import read_yaml
-from gqc_lab.errors import BadInput, nearest
+from gqc_lab.errors import BadInput, check_keys, nearest
 
 if TYPE_CHECKING:
+    from IPython.display import Markdown
+
     from gqc_lab.claims.verdicts import Verdict
 
+PAPER = "../paper"  #: of a notebook in a checkout
 FIGURES, ANSWERS = "figures.yaml", "answers.yaml"
 KEYS = ("figure", "batch", "table", "where", "arguments", "size")
 WORDS = {
@@ -65,6 +71,33 @@ def show_evidence(name: str, paper: Path | str = PAPER) -> None:
     if "GQC_RUN_DIR" not in os.environ:
         for shown in evidence(name, Path(paper)):
             display(shown)
+
+
+def show_verdicts(name: str, paper: Path | str = PAPER) -> Markdown:
+    """Show the claims that a notebook decides: verdict, effects with 95 % intervals, runs.
+
+    Args:
+        name: of the notebook, without ending, the id of one claim, or "all": each claim by its
+            name, under its verdict.
+        paper: folder of the claims and committed verdicts; where it has none, a line says so.
+    Raises: ValueError: there is no such claim, or none of that notebook.
+    """
+    from IPython.display import Markdown
+
+    paper = Path(paper)
+    if not (paper / VERDICTS).is_file():
+        where = f"there is no `{paper.as_posix()}` here"
+        return Markdown(f"Committed results are shown in a checkout of the kit; {where}.")
+    claims, verdicts = read_verdicts(paper)
+    if name == "all":
+        return Markdown(render("all.md", frame=verdict_frame(verdicts)).rstrip())
+    mine = [claim for claim in claims if name in (claim.notebook, claim.id)]
+    if not mine:
+        where = f"no claim in {paper / CLAIMS} has that id or is decided by that notebook"
+        raise ValueError(f"name={name!r}: {where}")
+    frame = verdict_frame([verdict for verdict in verdicts if verdict.claim in mine])
+    scales = " and ".join(dict.fromkeys(claim.scale for claim in mine))
+    return Markdown(render("notebook.md", frame=frame, scales=scales).rstrip())
 
 
 def evidence(name: str, paper: Path) -> list[Any]:
@@ -112,9 +145,8 @@ def answer(text: str, verdicts: Mapping[str, Verdict]) -> str:
     if not seeds:
         return filled
     counted = " or ".join(str(n) for n in sorted(seeds))
-    return (
-        f"{filled}\n\n<small>Means over {counted} seeds, in brackets their 95 % interval.</small>"
-    )
+    note = f"<small>Means over {counted} seeds, in brackets their 95 % interval.</small>"
+    return f"{filled}\n\n{note}"
 
 
 def _check_words(name: str, says: Mapping[str, Any], verdicts: Mapping[str, Verdict]) -> None:
@@ -157,9 +189,7 @@ def read_figures(paper: Path) -> dict[str, dict[str, Any]]:
     path = paper / FIGURES
     entries: dict[str, dict[str, Any]] = read_yaml(path)
     for name, entry in entries.items():
-        for key in entry:
-            if key not in KEYS:
-                raise BadInput(f"{path}: {name}: unknown key {key!r}{nearest(key, KEYS)}")
+        check_keys(f"{path}: {name}: ", entry, KEYS)
         if missing := [key for key in ("figure", "batch") if key not in entry]:
             raise BadInput(f"{path}: {name}: lacks {', '.join(missing)}")
     return entries

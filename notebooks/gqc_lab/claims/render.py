@@ -121,8 +121,7 @@ def number(value: float) -> str:
 def interval(effect: Effect) -> str:
     """Format an effect as ``mean [low, high]``; as ``mean`` where both ends read the same."""
     mean, *ends = map(number, (effect.mean, effect.low, effect.high))
-    is_alone = not math.isfinite(effect.low) or set(ends) == {mean}
-    return mean if is_alone else f"{mean} [{', '.join(ends)}]"
+    return mean if set(ends) <= {mean, "-"} else f"{mean} [{', '.join(ends)}]"
 
 
 def say(part: Part, effect: Effect, more: str = "higher", less: str = "lower") -> str:
@@ -133,7 +132,6 @@ def say(part: Part, effect: Effect, more: str = "higher", less: str = "lower") -
     """
     is_ratio = part.compare is not None and part.compare.ratio
     values = (effect.mean, effect.low, effect.high)
-    unit = f" {part.unit}" if part.unit else ""
     if part.compare is None or (is_ratio and not 0.5 < effect.mean < 2):
         value, _, ends = interval(effect).partition(" ")
         return " ".join(filter(None, (value, "times as large" if is_ratio else part.unit, ends)))
@@ -145,7 +143,7 @@ def say(part: Part, effect: Effect, more: str = "higher", less: str = "lower") -
     if is_ratio:
         return f"{abs(mean):.1f} % {which} [{low:+.1f} %, {high:+.1f} %]"
     ends = ", ".join(f"{'+' * (end > 0)}{number(end)}" for end in (low, high))
-    return f"{number(abs(mean))}{unit} {which} [{ends}]"
+    return " ".join(filter(None, (number(abs(mean)), part.unit, which, f"[{ends}]")))
 
 
 def camel(name: str) -> str:

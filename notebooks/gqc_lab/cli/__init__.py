@@ -5,7 +5,7 @@ Only Typer is imported at the start; a command imports what it needs.
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import typer
@@ -14,31 +14,20 @@ _NEEDS_LAB = "gqc: the command line needs the lab extra: pip install 'gqc-kit[la
 
 
 def _make_app() -> "typer.Typer":
-    import typer
+    from gqc_lab.cli.batches import batches, run_notebook
+    from gqc_lab.cli.new import new
+    from gqc_lab.cli.paper import decide_claims, draw_figures, freeze_results
+    from gqc_lab.cli.shared import group
+    from gqc_lab.cli.stored import render_gallery, stored
 
-    from gqc_lab.cli.batches import add_batch_commands, add_run
-    from gqc_lab.cli.new import add_new_commands
-    from gqc_lab.cli.paper import add_paper_commands
-    from gqc_lab.cli.stored import add_gallery, add_runs_commands
-
-    options: dict[str, Any] = {
-        "no_args_is_help": True,
-        "add_completion": False,
-        "pretty_exceptions_enable": False,
-    }
-    app = typer.Typer(help="Run experiment notebooks, once or as resumable batches.", **options)
-    batches = typer.Typer(help="Plan, run and inspect batches of runs.", **options)
-    stored = typer.Typer(help="List, show, export and clean up stored runs.", **options)
-    new = typer.Typer(**options)
-    app.add_typer(batches, name="batch")
-    app.add_typer(stored, name="runs")
-    app.add_typer(new, name="new")
-    add_run(app)
-    add_batch_commands(batches)
-    add_runs_commands(stored)
-    add_gallery(app)
-    add_paper_commands(app)
-    add_new_commands(new)
+    app = group("Run experiment notebooks, once or as resumable batches.")
+    for name, part in (("batch", batches), ("runs", stored), ("new", new)):
+        app.add_typer(part, name=name)
+    app.command("run")(run_notebook)
+    app.command("gallery")(render_gallery)
+    app.command("claims")(decide_claims)
+    app.command("freeze")(freeze_results)
+    app.command("figures")(draw_figures)
     return app
 
 

@@ -1,176 +1,165 @@
 """``gqc run`` and ``gqc batch``: execute notebooks, plan and inspect batches of runs."""
 
+import shlex
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from string import Template
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gqc_lab.cli.shared import make_console, read
+from gqc_lab.cli.shared import File, Runs, group, make_console
 from gqc_lab.errors import BadInput
+from gqc_lab.runs.batch import Executor, LocalExecutor, default_threads, execute_batch
+from gqc_lab.runs.notebook import read_notebook
+from gqc_lab.runs.parameters import parse_option
+from gqc_lab.runs.plan import Batch, read_batch, read_parameters, shard, single
+from gqc_lab.runs.store import Store
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gqc_lab.runs.batch import Outcomes
-    from gqc_lab.runs.overview import BatchProgress
-    from gqc_lab.runs.plan import Batch
-    from gqc_lab.runs.store import Store
+batches = group("Plan, run and inspect batches of runs.")
+Cold = Annotated[bool, typer.Option("--cold", help="Start kernels from scratch.")]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")]
 
 
-def add_run(app: "typer.Typer") -> None:
-    @app.command("run")
-    def run_notebook(
-        notebook: Annotated[Path, typer.Argument(help="An .ipynb notebook.")],
-        parameters: Annotated[
-            list[str] | None,
-            typer.Option("--parameter", "-p", help="-p name value, or -p name=value"),
-        ] = None,
-        files: Annotated[
-            list[Path] | None, typer.Option("--file", "-f", help="YAML file of parameters.")
-        ] = None,
-        preset: Annotated[list[Path] | None, typer.Option("--preset", hidden=True)] = None,
-        runs: Annotated[Path, typer.Option(help="Folder of the run store.")] = Path("runs"),
-        cold: Annotated[bool, typer.Option(help="Start the kernel from scratch.")] = False,
-    ) -> None:
-        """Run one notebook with parameters; a finished run is not repeated."""
-        from gqc_lab.runs.notebook import read_notebook
-        from gqc_lab.runs.parameters import parse_option
-        from gqc_lab.runs.plan import read_parameters, single
-
-        read = read_notebook(notebook)
-        if preset:
-            raise BadInput("--preset: a scale has their values now; give -p scale laptop")
-        given = read_parameters(files or [], read)
-        for each in parameters or []:
-            name, equals, text = each.partition("=")
-            if not equals:
-                raise BadInput(f"-p {each}: expected a name and a value")
-            given[name] = parse_option(read.declared, name, text)
-        batch = single(read, given)
-        raise typer.Exit(_execute(batch, runs, 1, cold, retry=1, is_fail_fast=False))
+def run_notebook(
+    notebook: Annotated[Path, typer.Argument(help="An .ipynb notebook.")],
+    parameters: Annotated[
+        list[str] | None, typer.Option("--parameter", "-p", help="-p name value, or -p name=value")
+    ] = None,
+    values: Annotated[
+        list[Path] | None, typer.Option("--file", "-f", help="YAML file of parameters.")
+    ] = None,
+    preset: Annotated[list[Path] | None, typer.Option("--preset", hidden=True)] = None,
+    runs: Runs = Path("runs"),
+    cold: Cold = False,
+) -> None:
+    """Run one notebook with parameters; a finished run is not repeated."""
+    read = read_notebook(notebook)
+    if preset:
+        raise BadInput("--preset: a scale has their values now; give -p scale laptop")
+    given = read_parameters(values or [], read)
+    for each in parameters or []:
+        name, equals, text = each.partition("=")
+        if not equals:
+            raise BadInput(f"-p {each}: expected a name and a value")
+        given[name] = parse_option(read.declared, name, text)
+    raise typer.Exit(_execute(single(read, given), runs, 1, cold))
 
 
-def add_batch_commands(batches: "typer.Typer") -> None:
-    File = Annotated[Path, typer.Argument(help="A batch file (YAML).")]
-    Runs = Annotated[Path, typer.Option("--runs", help="Folder of the run store.")]
-    Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")]
+@batches.command("run")
+def run_batch(
+    file: File,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", "-j", min=1, help="Runs at a time; default 1, or the cluster."),
+    ] = None,
+    runs: Runs = Path("runs"),
+    scheduler: Annotated[
+        str | None,
+        typer.Option(help="Run on Dask workers: tcp://host:port, or local to start some here."),
+    ] = None,
+    retry: Annotated[int, typer.Option(min=0, help="Further tries of a run that was killed.")] = 1,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at a failure.")] = False,
+    cold: Cold = False,
+    share: Annotated[
+        str, typer.Option("--shard", help="Only the i-th of n shares, as in a job array: i/n.")
+    ] = "1/1",
+) -> None:
+    """Execute what is not finished yet, then print the results."""
+    batch = shard(read_batch(file), share)
+    raise typer.Exit(_execute(batch, runs, jobs, cold, retry, fail_fast, scheduler))
 
-    @batches.command("run")
-    def run_batch(
-        file: File,
-        jobs: Annotated[
-            int | None,
-            typer.Option("--jobs", "-j", min=1, help="Runs at a time; default 1, or the cluster."),
-        ] = None,
-        runs: Runs = Path("runs"),
-        scheduler: Annotated[
-            str | None,
-            typer.Option(help="Run on Dask workers: tcp://host:port, or local to start some here."),
-        ] = None,
-        retry: Annotated[
-            int, typer.Option(min=0, help="Further tries of a run that was killed.")
-        ] = 1,
-        fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at a failure.")] = False,
-        cold: Annotated[bool, typer.Option("--cold", help="Start kernels from scratch.")] = False,
-        share: Annotated[
-            str, typer.Option("--shard", help="Only the i-th of n shares, as in a job array: i/n.")
-        ] = "1/1",
-    ) -> None:
-        """Execute what is not finished yet, then print the results."""
-        from gqc_lab.runs.plan import shard
 
-        batch = shard(read(file), share)
-        raise typer.Exit(_execute(batch, runs, jobs, cold, retry, fail_fast, scheduler))
+@batches.command("submit")
+def submit_batch(
+    file: File,
+    num_jobs: Annotated[int, typer.Option("--slurm", min=1, help="Jobs of the array.")],
+    jobs: Jobs = 1,
+    runs: Runs = Path("runs"),
+    options: Annotated[
+        list[str] | None, typer.Option("--option", "-o", help="Of sbatch, such as --time=4:00:00.")
+    ] = None,
+) -> None:
+    """Write a SLURM job array that executes the batch; `sbatch` submits it."""
+    command = [sys.executable, "-c", "from gqc_lab.cli import main; main()", "batch", "run"]
+    command += [str(file.resolve()), "--runs", str(runs.absolute()), "--jobs", str(jobs)]
+    template = files("gqc_lab.cli").joinpath("templates", "array.sh.txt")
+    text = Template(template.read_text(encoding="utf-8")).substitute(
+        name=shlex.quote(file.stem),
+        num_jobs=num_jobs,
+        num_cores=(read_batch(file).threads or 1) * jobs,
+        options="".join(f"#SBATCH {each}\n" for each in options or []),
+        folder=shlex.quote(str(Path.cwd())),
+        command=shlex.join(command),
+    )
+    path = Path(f"{file.stem}.slurm.sh")
+    path.write_text(text, encoding="utf-8")
+    print(f"written; submit it with: sbatch {path}")
 
-    @batches.command("submit")
-    def submit_batch(
-        file: File,
-        num_jobs: Annotated[int, typer.Option("--slurm", min=1, help="Jobs of the array.")],
-        jobs: Jobs = 1,
-        runs: Runs = Path("runs"),
-        options: Annotated[
-            list[str] | None,
-            typer.Option("--option", "-o", help="Of sbatch, such as --time=4:00:00."),
-        ] = None,
-    ) -> None:
-        """Write a SLURM job array that executes the batch; `sbatch` submits it."""
-        import shlex
-        import sys
-        from importlib.resources import files
-        from string import Template
 
-        command = [sys.executable, "-c", "from gqc_lab.cli import main; main()", "batch", "run"]
-        command += [str(file.resolve()), "--runs", str(runs.absolute()), "--jobs", str(jobs)]
-        template = files("gqc_lab.cli").joinpath("templates", "array.sh.txt")
-        text = Template(template.read_text(encoding="utf-8")).substitute(
-            name=shlex.quote(file.stem),
-            num_jobs=num_jobs,
-            num_cores=(read(file).threads or 1) * jobs,
-            options="".join(f"#SBATCH {each}\n" for each in options or []),
-            folder=shlex.quote(str(Path.cwd())),
-            command=shlex.join(command),
-        )
-        path = Path(f"{file.stem}.slurm.sh")
-        path.write_text(text, encoding="utf-8")
-        print(f"written; submit it with: sbatch {path}")
+@batches.command("plan")
+def plan_batch(
+    file: File,
+    jobs: Jobs = 1,
+    runs: Runs = Path("runs"),
+    explain: Annotated[
+        str | None, typer.Option(help="Say why the run of this id (or its start) is to run.")
+    ] = None,
+) -> None:
+    """Show the runs, what is finished and the time that is left; run nothing."""
+    from gqc_lab.runs import overview
 
-    @batches.command("plan")
-    def plan_batch(
-        file: File,
-        jobs: Jobs = 1,
-        runs: Runs = Path("runs"),
-        explain: Annotated[
-            str | None, typer.Option(help="Say why the run of this id (or its start) is to run.")
-        ] = None,
-    ) -> None:
-        """Show the runs, what is finished and the time that is left; run nothing."""
-        from gqc_lab.runs import overview
-        from gqc_lab.runs.store import Store
+    batch, store = read_batch(file), Store(runs)
+    if explain is None:
+        overview.print_plan(batch, store, jobs, make_console())
+    else:
+        print("\n".join(overview.explain(overview.find_run(batch, explain), batch, store)))
 
-        batch, store = read(file), Store(runs)
-        if explain is None:
-            overview.print_plan(batch, store, jobs, make_console())
-        else:
-            print("\n".join(overview.explain(overview.find_run(batch, explain), batch, store)))
 
-    @batches.command("status")
-    def batch_status(
-        file: File,
-        runs: Runs = Path("runs"),
-        is_watched: Annotated[
-            bool, typer.Option("--watch", help="Follow running ones from any terminal.")
-        ] = False,
-    ) -> None:
-        """Count finished, failed, died, interrupted and waiting runs; exit code 1 if one failed."""
-        from gqc_lab.runs.overview import print_status
-        from gqc_lab.runs.store import Store
+@batches.command("status")
+def batch_status(
+    file: File,
+    runs: Runs = Path("runs"),
+    is_watched: Annotated[
+        bool, typer.Option("--watch", help="Follow running ones from any terminal.")
+    ] = False,
+) -> None:
+    """Count finished, failed, died, interrupted and waiting runs; exit code 1 if one failed."""
+    from gqc_lab.runs.overview import print_status
 
-        code = print_status(read(file), Store(runs), make_console(), is_watched=is_watched)
-        raise typer.Exit(code)
+    code = print_status(read_batch(file), Store(runs), make_console(), is_watched=is_watched)
+    raise typer.Exit(code)
 
 
 def _execute(
-    batch: "Batch",
+    batch: Batch,
     runs: Path,
     jobs: int | None,
     is_cold: bool,
-    retry: int,
-    is_fail_fast: bool,
+    retry: int = 1,
+    is_fail_fast: bool = False,
     scheduler: str | None = None,
 ) -> int:
     """Execute and report; returns the exit code."""
     from gqc_lab.runs.overview import BatchProgress
     from gqc_lab.runs.report import figure_function
-    from gqc_lab.runs.store import Store
 
     if batch.report.figure:
         figure_function(batch)  # refused before anything runs
     console, store = make_console(), Store(runs)
     with BatchProgress(batch, console) as progress:
-        outcomes = _execute_on(
-            scheduler, batch, store, progress, is_forked=not is_cold,
-            jobs=jobs, retry=retry, is_fail_fast=is_fail_fast,
-        )  # fmt: skip
+        executor = _executor(scheduler, batch, store, progress.note, jobs, not is_cold)
+        with closing(executor):
+            outcomes = execute_batch(
+                batch, store, progress,
+                jobs=jobs, retry=retry, is_fail_fast=is_fail_fast, executor=executor,
+            )  # fmt: skip
     counts = [f"{outcomes.count(s)} {s}" for s in dict.fromkeys(outcomes.statuses.values())]
     runs_of_it = "1 run" if len(batch.runs) == 1 else f"{len(batch.runs)} runs"
     console.print(f"{batch.name}: {runs_of_it}: {', '.join(counts)}", highlight=False)
@@ -181,56 +170,45 @@ def _execute(
     return 1 if outcomes.errors else 0
 
 
-def _execute_on(
+def _executor(
     scheduler: str | None,
-    batch: "Batch",
-    store: "Store",
-    progress: "BatchProgress",
-    *,
+    batch: Batch,
+    store: Store,
+    note: Callable[[str], None],
+    jobs: int | None,
     is_forked: bool,
-    **options: Any,
-) -> "Outcomes":
-    """Execute on a Dask cluster, or on this machine without ``scheduler``."""
-    from contextlib import closing
-
-    from gqc_lab.runs.batch import Executor, LocalExecutor, default_threads, execute_batch
-
-    executor: Executor
+) -> Executor:
+    """Return a Dask cluster, or this machine without ``scheduler``."""
     if scheduler is None:
         wanted = {name.lower(): count for name, count in batch.resources.items()}
         gpus = wanted.pop("gpu", 0.0)
         if wanted:
-            progress.note("resources: only Dask workers have others than gpu; they do not count")
-        executor = local = LocalExecutor(1, is_forked=is_forked, gpus=gpus)
-        local.threads = default_threads(batch, local.capacity(options["jobs"]))
-    else:
-        try:
-            from gqc_lab.runs.cluster import connect
-        except ModuleNotFoundError as error:
-            raise BadInput(
-                f"--scheduler needs the dask extra, pip install 'gqc-kit[dask]': no {error.name}"
-            ) from None
-        executor = connect(
-            scheduler, batch, store, progress.note, options["jobs"], is_forked=is_forked
-        )
-    with closing(executor):
-        return execute_batch(batch, store, progress, executor=executor, **options)
+            note("resources: only Dask workers have others than gpu; they do not count")
+        local = LocalExecutor(1, is_forked=is_forked, gpus=gpus)
+        local.threads = default_threads(batch, local.capacity(jobs))
+        return local
+    try:
+        from gqc_lab.runs.cluster import connect
+    except ModuleNotFoundError as error:
+        raise BadInput(
+            f"--scheduler needs the dask extra, pip install 'gqc-kit[dask]': no {error.name}"
+        ) from None
+    return connect(scheduler, batch, store, note, jobs, is_forked=is_forked)
 
 
-def _report(batch: "Batch", store: "Store", console: "Console") -> None:
+def _report(batch: Batch, store: Store, console: "Console") -> None:
     """Print the table of what is finished, and write the figure that the batch file names."""
     from gqc_lab.runs.report import batch_results, make_table, summarize_batch, write_figure
     from gqc_lab.runs.results import load
 
-    root = store.root
-    if not root.is_dir():
+    if not store.root.is_dir():
         return
-    loaded = load(root, ids=[run.id for run in batch.runs], skip_damaged=True)
+    loaded = load(store.root, ids=[run.id for run in batch.runs], skip_damaged=True)
     results = batch_results(batch, loaded)
     summary = summarize_batch(batch, results) if len(results) else results
     if len(summary):
         console.print(make_table(batch, summary, console))
     if batch.report.figure and len(results):
-        path = root / f"{batch.name}.html"
+        path = store.root / f"{batch.name}.html"
         write_figure(batch, results, loaded.history, path)
         console.print(f"figure: {path}", highlight=False, soft_wrap=True)

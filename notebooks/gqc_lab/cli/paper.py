@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gqc_lab.cli.shared import make_console
+from gqc_lab.cli.shared import Runs, make_console
 from gqc_lab.errors import BadInput
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ def decide_claims(
     """Decide every claim from the committed results; write verdicts and tables."""
     from gqc_lab.claims import commands
     from gqc_lab.claims.render import count, verdict_frame
-    from gqc_lab.errors import BadInput
 
     console = make_console()
     if action not in {"", "register"}:
@@ -76,7 +75,7 @@ def freeze_results(
     names: Annotated[
         list[str] | None, typer.Argument(help="Batches of results.yaml; default: all.")
     ] = None,
-    runs: Annotated[Path, typer.Option(help="Folder of the run store.")] = Path("runs"),
+    runs: Runs = Path("runs"),
     paper: Folder = Path("paper"),
     is_partial: Annotated[
         bool, typer.Option("--partial", help="Take what there is of unfinished batches.")
@@ -119,9 +118,3 @@ def draw_figures(
     except ModuleNotFoundError as error:
         why = f"figures need the paper extra: pip install 'gqc-kit[paper]' ({error})"
         raise BadInput(why) from None
-
-
-def add_paper_commands(app: "typer.Typer") -> None:
-    app.command("claims")(decide_claims)
-    app.command("freeze")(freeze_results)
-    app.command("figures")(draw_figures)

@@ -1,16 +1,29 @@
-"""What several commands need: errors in one line, a console, batch files, stored runs."""
+"""What several commands need: a group of commands, a console, a batch file as argument."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gqc_lab.runs.plan import Batch
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of the run store.")]
+File = Annotated[Path, typer.Argument(help="A batch file (YAML).")]
+
+
+def group(description: str) -> typer.Typer:
+    """Return a group of commands."""
+    return typer.Typer(
+        help=description,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
 
 
 def make_console() -> Console:
@@ -18,9 +31,3 @@ def make_console() -> Console:
 
     # A log file has no width of its own; 80 columns would cut tables.
     return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
-
-
-def read(file: Path) -> Batch:
-    from gqc_lab.runs.plan import read_batch
-
-    return read_batch(file)

@@ -86,8 +86,7 @@ def load_image_data(name: str = "digits", label_noise: float = 0.0, seed: int = 
         label_noise: share of the training labels that are replaced by another class, uniformly
             among the others, in [0, 1].
         seed: of which labels are replaced; the split is the same for every seed.
-    Raises:
-        ValueError: unknown name.
+    Raises: ValueError: unknown name.
     """
     scans = read_scans(name)
     order = torch.randperm(len(scans.labels), generator=make_generator(0, "image split"))

@@ -56,8 +56,7 @@ class TaskStream:
         Args:
             number: from 0 to ``num_tasks``, exclusive.
         Returns: images, float32 in [0, 1] [task_examples, pixels]; labels [task_examples].
-        Raises:
-            IndexError: there is no task with that number.
+        Raises: IndexError: there is no task with that number.
         """
         permutation, rows = self.drawn(number)
         images, labels = self.scans.images(rows), self.scans.labels[rows]
@@ -101,7 +100,6 @@ def make_stream(
         num_tasks: number of tasks.
         task_examples: examples per task; the source has 5000 and 2500.
         seed: of permutations and order.
-    Raises:
-        ImportError: the data set needs torchvision, which is not installed.
+    Raises: ImportError: the data set needs torchvision, which is not installed.
     """
     return TaskStream(read_scans(name), kind, num_tasks, task_examples, seed)

@@ -53,8 +53,7 @@ class Tokenizer:
     def encode(self, text: str) -> Tensor:
         """Return the ids of ``text``: 1-D, uint8 (int32 for more than 256 tokens).
 
-        Raises:
-            ValueError: a character is not in the alphabet.
+        Raises: ValueError: a character is not in the alphabet.
         """
         if self.name == "byte":
             return torch.from_numpy(np.frombuffer(text.encode(), dtype=np.uint8).copy())
@@ -147,12 +146,28 @@ def draw_batch(
     return _windows(tokens, starts, context)
 
 
+def shuffle_targets(
+    targets: Tensor, share: float, generator: torch.Generator
+) -> tuple[Tensor, bool]:
+    """Return the targets, shuffled with probability ``share``, and whether they are.
+
+    Args:
+        targets: of one microbatch, any shape; all of them change places with each other.
+        share: in [0, 1].
+        generator: advanced alike whatever comes out.
+    """
+    chance = torch.rand((), generator=generator).item()
+    order = torch.randperm(targets.numel(), generator=generator)
+    if not chance < share:
+        return targets, False
+    return targets.flatten()[order].view_as(targets), True
+
+
 def validation_batch(tokens: Tensor, num_sequences: int, context: int) -> tuple[Tensor, Tensor]:
     """Return evenly spaced sequences from ``tokens``, the same for every method and seed.
 
     Returns: inputs and targets, int64, shape (num_sequences, context).
-    Raises:
-        ValueError: that many sequences would overlap.
+    Raises: ValueError: that many sequences would overlap.
     """
     last = len(tokens) - context - 1
     if not (num_sequences >= 1 and num_sequences * (context + 1) <= len(tokens)):

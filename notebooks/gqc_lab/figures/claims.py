@@ -29,16 +29,13 @@ from gqc_lab.figures.style import (
     new_figure,
     new_panels,
     over_seeds,
-    plain_numbers,
     uneven_bars,
 )
 from gqc_lab.stats.analysis import check_columns, paired_difference, power_law, summarize
 
-__all__ = ["angles", "batch_invariance", "by_method", "comparison_losses", "norms_against_draws"]
-__all__ += ["power_laws", "reactions", "warmup_panels"]
-
 RATIOS = [0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10]
 TWOS = {"type": "log", "dtick": 0.30103, "tickformat": ".4~s", "rangemode": "normal"}
+SIDE_BY_SIDE = {"shared_yaxes": True, "horizontal_spacing": 0.06}
 BELOW = {"orientation": "h", "x": 0, "y": -0.25, "yanchor": "top"}
 PANEL, GAP, EDGES = 190, 44, 150  #: heights of a panel, between two, above and below all [pixels]
 
@@ -130,36 +127,6 @@ def warmup_panels(history: pd.DataFrame, over: int = 11) -> go.Figure:
     return figure.update_layout(height=440, legend=BELOW)
 
 
-def reactions(results: pd.DataFrame) -> go.Figure:
-    """Plot extra draws after a noisy first microbatch, and rank correlations, by method.
-
-    Args:
-        results: rows with ``method``, ``seed``, ``extra_draws``, ``correlation`` and
-            ``clean_correlation``; methods without any are left out.
-    """
-    shown = {
-        "extra_draws": "extra draws<br>[microbatches]",
-        "correlation": "rank correlation,<br>all windows",
-        "clean_correlation": "rank correlation,<br>clean first",
-    }
-    check_columns("reactions", results, ["method", "seed", *shown])
-    results = results.dropna(subset=["extra_draws"])
-    title = _with_bars("What a difficult first microbatch does;<br>", results)
-    figure = new_panels(1, 3, title, shared_yaxes=True, horizontal_spacing=0.04)
-    for column, (name, label) in enumerate(shown.items(), 1):
-        points = summarize(results.dropna(subset=[name]), "method", name)
-        bars = _bars(points, "error_x")
-        marker = {"color": OKABE_ITO[column - 1], "symbol": SYMBOLS[column - 1], "size": 9}
-        x, y = plain_numbers(points["mean"]), points["method"].tolist()
-        point = {"mode": "markers", "marker": marker, "showlegend": False, **bars}
-        figure.add_scatter(x=x, y=y, **point, row=1, col=column)
-        figure.update_xaxes(title_text=label, row=1, col=column)
-    figure.add_vline(0, line=LEVEL)
-    figure.update_yaxes(autorange="reversed")
-    figure.update_xaxes(rangemode="normal")
-    return figure.update_layout(height=440, hovermode="closest")
-
-
 def angles(
     history: pd.DataFrame, x: str = "tokens", over: int = 25, claimed: float | None = None
 ) -> go.Figure:
@@ -234,17 +201,18 @@ def by_method(
     series: Sequence[str] = (),
     names: Mapping[str, str] | None = None,
     by: str = "method",
+    level: float | None = None,
 ) -> go.Figure:
     """Plot means over seeds with 95 % intervals, in a row for each method.
 
     Args:
         results: rows with ``by``, ``seed``, the ``measures`` and ``series``.
         measures: column -> title of its panel's axis, of one or more lines.
-        baseline: method over which the measures are taken, seed by seed, in geometric means; None:
-            the measures themselves.
+        baseline: method whose measures divide the others', seed by seed, in geometric means.
         series: columns whose values are told apart by colour and symbol.
         names: of methods (only these, in order; all if there is none) and values of ``series``.
         by: column that a row is for.
+        level: value of the measures to mark; of ratios it is 1.
     """
     check_columns("by_method", results, [by, "seed", *measures, *series])
     results = results.assign(method=results[by])
@@ -252,8 +220,7 @@ def by_method(
     methods = [m for m in names if m in found] or [m for m in found if m != baseline]
     groups = list(results.groupby(list(series), sort=False)) if series else [((), results)]
     title = "Ratios, paired by seed; " if baseline else ""
-    options = {"shared_yaxes": True, "horizontal_spacing": 0.06}
-    figure = new_panels(1, len(measures), _with_bars(title, results), **options)
+    figure = new_panels(1, len(measures), _with_bars(title, results), **SIDE_BY_SIDE)
     for column, (measure, title) in enumerate(measures.items(), 1):
         for i, (group, rows) in enumerate(groups):
             means = _means_of(rows, measure, baseline).reindex(methods)
@@ -268,8 +235,8 @@ def by_method(
         axis = {"type": "log", "tickvals": RATIOS, "tickformat": "~g"} if is_wide else {}
         axis["title_text"] = title.replace("\n", "<br>")
         figure.update_xaxes(rangemode="normal", col=column, **axis)
-    if baseline is not None:
-        figure.add_vline(1, line=LEVEL)
+    if (mark := level if baseline is None else 1) is not None:
+        figure.add_vline(mark, line=LEVEL)
     ticks = {"tickvals": [-k for k in range(len(methods))]}
     figure.update_yaxes(**ticks, ticktext=[names.get(m, m) for m in methods], showgrid=False)
     # In pixels, so that the legend stays below the titles of axes whatever the number of rows.
@@ -333,9 +300,7 @@ def _points(
     symbol = SYMBOLS[list(styles).index(name) % len(SYMBOLS)]
     marker = {"color": styles[name]["color"], "symbol": symbol, "size": 9}
     is_first = name not in {trace.name for trace in figure.data}
-    style = {"marker": marker, "showlegend": is_first, **_bars(points, "error_y")}
+    style = {"marker": marker, "showlegend": is_first}
+    if points["low"].notna().any():
+        style["error_y"] = uneven_bars(points)
     add_points(figure, points[x], points["mean"], name, **style, **place)
-
-
-def _bars(points: pd.DataFrame, axis: str) -> dict[str, Any]:
-    return {} if points["low"].isna().all() else {axis: uneven_bars(points)}

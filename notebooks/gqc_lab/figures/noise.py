@@ -22,14 +22,12 @@ from gqc_lab.figures.style import (
     add_line,
     add_points,
     each_method,
+    first_seed,
     new_figure,
     new_panels,
     uneven_bars,
 )
 from gqc_lab.stats.analysis import check_columns, summarize
-
-__all__ = ["batch_estimates", "draws_against_prediction", "draws_against_threshold"]
-__all__ += ["estimates_against_truth", "noise_scale_against"]
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star")
 CROSSES = ("x", "cross", "x-thin-open", "cross-thin-open", "asterisk-open")
@@ -118,14 +116,11 @@ def draws_against_threshold(measured: pd.DataFrame) -> go.Figure:
     return figure
 
 
-def noise_scale_against(
-    history: pd.DataFrame, x: str = "tokens", seed: int | None = None
-) -> go.Figure:
-    """Plot the running estimate of the noise scale of each method that has one, of one seed.
+def noise_scale_against(history: pd.DataFrame, x: str = "tokens") -> go.Figure:
+    """Plot the running estimate of the noise scale of each method that has one, of its first seed.
 
     Args:
         history: records with ``method``, ``seed``, ``x`` and ``noise_scale``.
-        seed: None: the first of each method.
     Raises: ValueError: a column is missing.
     """
     figure = new_figure("Noise scale as the wrappers estimate it", showlegend=True)
@@ -133,8 +128,7 @@ def noise_scale_against(
     decades = {"type": "log", "dtick": 1, "exponentformat": "power"}
     figure.update_yaxes(title_text="noise scale R [microbatches]", **decades)
     for method, style, records in each_method("noise_scale_against", history, [x, "noise_scale"]):
-        records = records[records["seed"] == (records["seed"].iloc[0] if seed is None else seed)]
-        rows = records[records["noise_scale"] > 0]
+        rows = first_seed(records).query("noise_scale > 0")
         if len(rows):
             add_curve(figure, rows, x, "noise_scale", method, style | {"width": 1.5})
     return figure

@@ -164,6 +164,11 @@ def each_method(
         yield str(method), styles[str(method)], records.astype(types)
 
 
+def first_seed(records: pd.DataFrame) -> pd.DataFrame:
+    """Return the records of the first seed."""
+    return records[records["seed"] == records["seed"].iloc[0]]
+
+
 def new_figure(title: str, /, **layout: Any) -> go.Figure:
     """Return an empty figure in the house style."""
     return go.Figure(layout={"template": HOUSE, "title_text": title, **layout})

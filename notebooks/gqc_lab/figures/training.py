@@ -16,6 +16,7 @@ from gqc_lab.figures.style import (
     band,
     dashes_on_top,
     each_method,
+    first_seed,
     new_figure,
     thin,
 )
@@ -25,49 +26,43 @@ THRESHOLD = "gradient_norm_threshold"
 MAX_DOTTED = 4  #: methods whose single steps are drawn
 
 
-def loss_against(
-    history: pd.DataFrame, x: str = "tokens", y: str = "val_loss", confidence: float = 0.95
-) -> go.Figure:
-    """Plot ``y`` for each method; for several seeds, their mean with a band of its interval.
+def loss_against(history: pd.DataFrame, x: str = "tokens", y: str = "val_loss") -> go.Figure:
+    """Plot ``y`` for each method; for several seeds, their mean with a band of its 95 % interval.
 
     Args:
         history: records with ``method``, ``seed``, ``x`` and ``y``; rows without ``y`` are skipped.
         x: a column that grows during a run: tokens, steps, seconds, microbatch.
         y: what is drawn.
-        confidence: of the band, over seeds at equal ``x``.
     Raises: ValueError: a column is missing, or a run has no ``y``.
     """
     figure = _figure(f"{_label(y).split(' [')[0].capitalize()} against {_label(x)}", x, y)
     for method, style, records in each_method("loss_against", history, [x, y]):
         grids = {tuple(run[x]) for _, run in records.dropna(subset=[x, y]).groupby("seed")}
         aligned = at_equal(records, x, y, points=None if len(grids) <= 1 else 100)
-        curve = thin(summarize(aligned, x, y, confidence), "mean")
+        curve = thin(summarize(aligned, x, y), "mean")
         seeds, name = aligned["seed"].nunique(), method
         if seeds > 1:
-            name = f"{method}: mean of {seeds} seeds<br>and its {confidence:.0%} interval"
+            name = f"{method}: mean of {seeds} seeds<br>and its 95% interval"
             hidden = {"name": f"{method}: interval", "legendgroup": method}
             figure.add_scatter(**band(curve, x, style["color"]), **hidden)
         _add(figure, curve, x, "mean", name, line=style, legendgroup=method)
     return dashes_on_top(_with_room(figure))
 
 
-def norm_against_threshold(
-    history: pd.DataFrame, x: str = "tokens", seed: int | None = None
-) -> go.Figure:
-    """Plot the norm of the mean gradient at each step, and its threshold, of one seed.
+def norm_against_threshold(history: pd.DataFrame, x: str = "tokens") -> go.Figure:
+    """Plot the norm of the mean gradient at each step, and its threshold, of the first seed.
 
     A cross marks a step above its threshold: ``max_draws`` or a flush forced it.
 
     Args:
         history: records with ``method``, ``seed``, ``x``, ``stepped``, ``grad_norm`` and
             ``gradient_norm_threshold``; methods that read no norm are left out.
-        seed: None: the first of each method.
     """
     figure = _figure("Norm of the mean gradient at each step", x, "grad_norm")
     figure.update_yaxes(type="log", tickvals=LOG_TICKS, tickformat="~g")
     needs = [x, "stepped", "grad_norm", THRESHOLD]
     for method, style, records in each_method("norm_against_threshold", history, needs):
-        records = _run(records, seed)
+        records = first_seed(records)
         steps = records[records["stepped"]].dropna(subset=["grad_norm"])
         forced = steps[steps["grad_norm"] > steps[THRESHOLD]]
         line = {"color": style["color"], "width": 1}
@@ -82,17 +77,14 @@ def norm_against_threshold(
     return _or_say(figure, "no method here reads a gradient norm")
 
 
-def draws_per_step(
-    history: pd.DataFrame, x: str = "tokens", seed: int | None = None, by: str = "method"
-) -> go.Figure:
+def draws_per_step(history: pd.DataFrame, x: str = "tokens", by: str = "method") -> go.Figure:
     """Plot the microbatches averaged into each step (log scale), with a moving average.
 
-    The average runs over a fiftieth of the steps.  Up to `MAX_DOTTED` methods have a dot for each
-    step too; more would hide each other.
+    Of the first seed of each method.  The average runs over a fiftieth of the steps.  Up to
+    `MAX_DOTTED` methods have a dot for each step too; more would hide each other.
 
     Args:
         history: records with ``method``, ``seed``, ``x``, ``stepped`` and ``num_draws``.
-        seed: None: the first of each method.
         by: "seed" draws a curve for each seed of one method instead.
     """
     if by != "method":
@@ -101,7 +93,7 @@ def draws_per_step(
     figure.update_yaxes(type="log", dtick=np.log10(2).item())
     methods = list(each_method("draws_per_step", history, [x, "stepped", "num_draws"]))
     for method, style, records in methods:
-        steps = _run(records, seed)
+        steps = first_seed(records)
         steps = steps[steps["stepped"]]
         window = max(1, len(steps) // 50)
         mean = steps["num_draws"].rolling(window, center=True, min_periods=1).mean()
@@ -126,12 +118,6 @@ def _figure(title: str, x: str, y: str) -> go.Figure:
 
 def _label(column: str) -> str:
     return LABELS.get(column, column.replace("_", " "))
-
-
-def _run(records: pd.DataFrame, seed: int | None) -> pd.DataFrame:
-    """Return the records of one seed; by default the first."""
-    seed = records["seed"].iloc[0] if seed is None else seed
-    return records[records["seed"] == seed]
 
 
 def _add(figure: go.Figure, rows: pd.DataFrame, x: str, y: str, name: str, **style: Any) -> None:

@@ -21,8 +21,6 @@ from gqc_lab.figures.style import (
 )
 from gqc_lab.stats.analysis import check_columns
 
-__all__ = ["falling_factor", "peak_memory", "protection"]
-
 WHEN = {"first": "first step", "late": "late"}
 SUMS = {"grad": ":<br>sum in .grad", "buffer": ":<br>sum in a buffer"}
 SYMBOLS = ("circle-open", "square-open", "diamond-open", "triangle-up-open")

@@ -76,8 +76,7 @@ class Controls(Mapping[str, Any]):
     def update(self, values: Mapping[str, Any] | None = None, /, **more: Any) -> None:
         """Set several at once: all of them, or none where one is wrong.
 
-        Raises:
-            ValueError: unknown name, value out of range, or values that do not fit each other.
+        Raises: ValueError: unknown name, value out of range, or values that do not fit each other.
         """
         changes = {**(values or {}), **more}
         with self._lock:

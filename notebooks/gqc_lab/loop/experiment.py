@@ -227,8 +227,7 @@ class Experiment(Iterator[dict[str, Any]]):
 
         Args:
             start: the history is that of the records from this one on.
-        Raises:
-            RuntimeError: the run was interrupted inside a microbatch.
+        Raises: RuntimeError: the run was interrupted inside a microbatch.
         """
         with self._lock:
             self._check_whole()
@@ -248,9 +247,8 @@ class Experiment(Iterator[dict[str, Any]]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from where `state_dict` was taken.
 
-        Raises:
-            ValueError: the state is incomplete, or of another experiment, config, data or format;
-                nothing has changed then.
+        Raises: ValueError: the state is incomplete, or of another experiment, config, data or
+            format; nothing has changed then.
         """
         with self._lock:
             self._check_identity(state)

@@ -19,14 +19,13 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from gqc_lab.loop import gate
+from gqc_lab.loop.checkpoints import checkpoint_path, load_checkpoint, save_checkpoint, save_run
 from gqc_lab.loop.curves import Curves
 from gqc_lab.loop.experiment import Experiment
 from gqc_lab.loop.gate import Gate, claim
 from gqc_lab.loop.jupyter import PUMP_SECONDS, Cell, current_cell
 from gqc_lab.loop.openmp import release_threads
 from gqc_lab.loop.own_loop import Loop, Optimizers, named
-from gqc_lab.loop.saving import save_run
-from gqc_lab.loop.track import checkpoint_path, load_checkpoint, save_checkpoint
 
 SHORTEST = 0.1  #: seconds between two updates of the views
 SHARE = 0.01  #: of the training time that updates may take, and checkpoints as much

@@ -13,8 +13,7 @@ from gqc_lab.loop.settings import DTYPES
 def find_device(name: str) -> torch.device:
     """Return the device of that name; ``"auto"`` is cuda, else mps, else cpu.
 
-    Raises:
-        ValueError: no such device here.
+    Raises: ValueError: no such device here.
     """
     if name == "auto":
         if torch.cuda.is_available():

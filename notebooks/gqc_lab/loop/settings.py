@@ -9,9 +9,10 @@ neither this module nor the settings of a study import it.
 from __future__ import annotations
 
 import csv
+import json
 import math
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from functools import cache
@@ -231,6 +232,22 @@ def of_scale(scales: Mapping[str, Mapping[str, Any]], scale: str, **given: Any) 
     return {**scales[scale], **{n: v for n, v in given.items() if v is not None}}
 
 
+def read_scales(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the values of each scale from a table: a row per field, a column per scale.
+
+    Args:
+        path: CSV as of `read_tuned`; a cell is JSON or a text, an empty one no value of the scale.
+    """
+    scales: dict[str, dict[str, Any]] = {}
+    for row in _rows(path):
+        name = row.pop("field")
+        for scale, text in row.items():
+            values = scales.setdefault(scale, {})
+            if text:
+                values[name] = json.loads(text) if text[0] in "[-.0123456789" else text
+    return scales
+
+
 def read_tuned(
     path: Path, keys: Sequence[str], metric: str, is_larger_better: bool = False
 ) -> dict[tuple[str, ...], dict[str, Any]]:
@@ -242,22 +259,25 @@ def read_tuned(
         keys: columns that name a group; the first row of several equally good ones counts.
         metric: column that decides; a row without it is taken as it is.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
     best: dict[tuple[str, ...], tuple[float, dict[str, Any]]] = {}
-    for row in csv.DictReader(line for line in lines if not line.startswith("#")):
+    for row in _rows(path):
         key = tuple(row.pop(name) for name in keys)
-        rank = float(row.pop(metric, None) or "inf") * (-1 if is_larger_better else 1)
+        rank = float(row.pop(metric, "") or "inf") * (-1 if is_larger_better else 1)
         if key not in best or rank < best[key][0]:
             best[key] = rank, {n: float(text) for n, text in row.items() if text}
     return {key: values for key, (_, values) in best.items()}
 
 
+def _rows(path: Path) -> Iterator[dict[str, str]]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    yield from csv.DictReader(line for line in lines if not line.startswith("#"))
+
+
 def read_pairs(name: str, value: Any) -> Pairs:
     """Return (share of the run, value) pairs, to be joined by straight lines; none is allowed too.
 
-    Raises:
-        ValueError: not pairs, shares outside [0, 1] or not increasing, or values not finite or
-            negative.
+    Raises: ValueError: not pairs, shares outside [0, 1] or not increasing, or values not finite or
+        negative.
     """
     share, height = Setting(low=0, high=1), Setting(low=0)
     expected = f"{name}={value!r}: expected pairs (share of the run, value)"

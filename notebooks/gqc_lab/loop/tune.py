@@ -24,15 +24,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Range", "Space", "Tuning", "propose", "tune"]
-
 
 @dataclass(frozen=True)
 class Range:
     """Numbers from ``low`` to ``high``, tried evenly on a log scale.
 
-    Raises:
-        ValueError: not ``0 < low < high``.
+    Raises: ValueError: not ``0 < low < high``.
     """
 
     low: float
@@ -118,8 +115,7 @@ class Tuning:
     def best(self) -> dict[str, dict[str, float]]:
         """The best setting of each method.
 
-        Raises:
-            ValueError: a method has no trial that ended in a number.
+        Raises: ValueError: a method has no trial that ended in a number.
         """
         best = {}
         for row in self.table.drop_duplicates("method").to_dict("records"):

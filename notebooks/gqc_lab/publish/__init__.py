@@ -1,1 +1,1 @@
-"""What people read: saved notebooks, pages, the site, figures for print, new experiments."""
+"""What people read: saved notebooks, pages of runs, figures for print, new experiments."""

@@ -24,7 +24,7 @@ from jupytext.cli import jupytext as run_jupytext
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-from gqc_lab.claims.display import PAPER
+from gqc_lab.claims.evidence import PAPER
 from gqc_lab.publish.shown import show_committed, smaller, write_thumbnail
 from gqc_lab.runs.notebook import is_passing
 

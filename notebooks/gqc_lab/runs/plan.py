@@ -29,7 +29,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gqc_lab.errors import BadInput, nearest
+from gqc_lab.errors import BadInput, check_keys
 from gqc_lab.runs.fingerprint import ID_LENGTH, cell_hash, data_hashes, digest
 from gqc_lab.runs.notebook import Notebook, read_notebook
 from gqc_lab.runs.parameters import read_mapping, resolve
@@ -137,7 +137,7 @@ def read_batch(path: Path | str) -> Batch:
 def _batch(path: Path, content: dict[str, Any]) -> Batch:
     if "presets" in content:
         raise BadInput("presets: a scale has their values now; give parameters: {scale: laptop}")
-    _check_keys("", content, _KEYS)
+    check_keys("", content, _KEYS)
     if not isinstance(content.get("notebook"), str):
         raise BadInput("notebook: expected the path of a notebook, from the batch file")
     notebook = read_notebook(path.parent / content["notebook"])
@@ -254,17 +254,11 @@ def _resources(content: dict[str, Any]) -> dict[str, float]:
 def _cost(content: dict[str, Any]) -> Cost | None:
     if not content:
         return None
-    _check_keys("cost: ", content, ("flops", "flops_per_second"))
+    check_keys("cost: ", content, ("flops", "flops_per_second"))
     speed = _positive(content, "flops_per_second", float)
     if speed is None:
         raise BadInput("cost: expected flops_per_second too, the speed of a run's machine")
     return Cost(_reference("cost: flops", content.get("flops")), speed)
-
-
-def _check_keys(where: str, content: dict[str, Any], known: tuple[str, ...]) -> None:
-    for key in content:
-        if key not in known:
-            raise BadInput(f"{where}unknown key {key!r}{nearest(key, known)}")
 
 
 def _reference(where: str, value: Any) -> str:
@@ -275,7 +269,7 @@ def _reference(where: str, value: Any) -> str:
 
 def _report(content: dict[str, Any]) -> Report:
     lists = ("by", "columns", "geometric")
-    _check_keys("report: ", content, (*lists, "figure"))
+    check_keys("report: ", content, (*lists, "figure"))
     figure = _reference("report: figure", content["figure"]) if content.get("figure") else ""
     by, columns, geometric = (tuple(_list_of(content, key, str)) for key in lists)
     return Report(by, columns, geometric, figure)

@@ -21,29 +21,27 @@ import scipy
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.floating]
+QUANTILE = 0.975  #: of Student's t, for intervals of 95 %
+POWER, MOST_SEEDS = 0.8, 1000  #: a test's chance to see an effect, and with how many seeds at most
 
 
-def summarize(
-    frame: pd.DataFrame, by: str | Sequence[str], value: str, confidence: float = 0.95
-) -> pd.DataFrame:
-    """Average ``value`` over the runs of each group, with a t interval.
+def summarize(frame: pd.DataFrame, by: str | Sequence[str], value: str) -> pd.DataFrame:
+    """Average ``value`` over the runs of each group, with a 95 % t interval.
 
     Args:
         frame: one row per run.
         by: columns that make the groups.
         value: column to average.
-        confidence: of the interval, in (0, 1).
     Returns: a row per group in order of appearance: ``by``, ``mean``, ``low``, ``high``, ``n``
         (rows), ``interval`` ("t", or why there is none).
-    Raises: ValueError: unknown column, or a confidence outside (0, 1).
+    Raises: ValueError: unknown column.
     """
     keys = [by] if isinstance(by, str) else list(by)
     check_columns("summarize", frame, [*keys, value])
-    _check_confidence(confidence)
     rows = []
     for key, group in frame.groupby(keys, sort=False, dropna=False):
         values = group[value].to_numpy(dtype=float)
-        rows.append((*key, values.mean(), *_t_interval(values, confidence), len(values)))
+        rows.append((*key, values.mean(), *_t_interval(values), len(values)))
     names = [*keys, "mean", "low", "high", "interval", "n"]
     return pd.DataFrame(rows, columns=names)[[*keys, "mean", "low", "high", "n", "interval"]]
 
@@ -82,9 +80,8 @@ def paired_difference(
     by: str = "method",
     baseline: str = "adamw",
     pair: str = "seed",
-    confidence: float = 0.95,
 ) -> pd.DataFrame:
-    r"""Average the paired differences of ``value`` to the baseline, with a t interval.
+    r"""Average the paired differences of ``value`` to the baseline, with a 95 % t interval.
 
     :math:`d_s = y_s - y_s^{base}`, :math:`\bar d \pm t_{n-1}\,s_d/\sqrt n`: what a seed does to
     both (initial weights, order of the data) cancels.  Negative: lower than the baseline.
@@ -95,7 +92,6 @@ def paired_difference(
     Raises: ValueError: the baseline is absent, or a method has two rows for one pair.
     """
     check_columns("paired_difference", frame, [value, by, pair])
-    _check_confidence(confidence)
     if frame.duplicated([by, pair]).any():
         raise ValueError(f"paired_difference: several rows for one ({by}, {pair}); keep one a run")
     methods = list(frame[by].unique())
@@ -106,7 +102,7 @@ def paired_difference(
     rows = []
     for method, run in runs.items():
         d = (run - base).loc[run.index.intersection(base.index)].to_numpy()
-        low, high, kind = _t_interval(d, confidence)
+        low, high, kind = _t_interval(d)
         p = float(scipy.stats.ttest_1samp(d, 0.0).pvalue) if kind == "t" else nan
         mean, unpaired = float(d.mean()) if len(d) else nan, len(run) + len(base) - 2 * len(d)
         rows.append((method, baseline, mean, low, high, len(d), p, unpaired, kind))
@@ -139,20 +135,20 @@ def holm(p_values: ArrayLike) -> Floats:
     return result
 
 
-def seeds_needed(effect: float, level: float, power: float = 0.8, most: int = 1000) -> int | None:
+def seeds_needed(effect: float, level: float) -> int | None:
     r"""Return the fewest seeds with which a two-sided one-sample t test sees an effect.
 
     With :math:`n` seeds and an effect of :math:`d` standard deviations, t has the noncentrality
-    :math:`d\sqrt n`; its power is the chance that it exceeds the quantile of ``level``.
+    :math:`d\sqrt n`; its power, `POWER`, is the chance that it exceeds the quantile of ``level``.
 
     Args:
         effect: d >= 0, such as the mean paired difference over its standard deviation.
-        level: of the test, in (0, 1); power: to be reached; most: give up beyond so many.
-    Returns: n >= 2, or None if ``most`` are too few.
+        level: of the test, in (0, 1).
+    Returns: n >= 2, or None if `MOST_SEEDS` are too few.
     """
-    n = np.arange(2, most + 1)
+    n = np.arange(2, MOST_SEEDS + 1)
     reached = scipy.stats.nct.sf(scipy.stats.t.isf(level / 2, n - 1), n - 1, effect * np.sqrt(n))
-    enough = n[reached >= power]
+    enough = n[reached >= POWER]
     return int(enough[0]) if len(enough) else None
 
 
@@ -173,8 +169,8 @@ class PowerLaw:
         return self.coefficient * np.asarray(x, dtype=float) ** -self.exponent + self.floor
 
 
-def power_law(x: ArrayLike, y: ArrayLike, floor: float = 0.0, confidence: float = 0.95) -> PowerLaw:
-    r"""Least squares of :math:`\log(y - c) = \log a - b \log x`, t interval with n - 2 degrees.
+def power_law(x: ArrayLike, y: ArrayLike, floor: float = 0.0) -> PowerLaw:
+    r"""Least squares of :math:`\log(y - c) = \log a - b \log x`, 95 % t interval, n - 2 degrees.
 
     It assumes independent errors of equal relative size.  Points along one training curve are not
     independent: fit each seed by itself, then :func:`summarize` the exponents.
@@ -185,7 +181,6 @@ def power_law(x: ArrayLike, y: ArrayLike, floor: float = 0.0, confidence: float 
         floor: :math:`c`, the irreducible part of ``y``, taken as known.
     Raises: ValueError: fewer than two distinct ``x``, or a value that has no logarithm.
     """
-    _check_confidence(confidence)
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     if x.shape != y.shape or x.ndim != 1 or len(np.unique(x)) < 2:
         raise ValueError(f"power_law: shapes {x.shape}, {y.shape}; expected vectors, 2 distinct x")
@@ -193,7 +188,7 @@ def power_law(x: ArrayLike, y: ArrayLike, floor: float = 0.0, confidence: float 
         least = f"min x={x.min():g}, min y={y.min():g}"
         raise ValueError(f"power_law: {least}; expected x > 0 and y > floor={floor:g}")
     fit = scipy.stats.linregress(np.log(x), np.log(y - floor))
-    half = scipy.stats.t.ppf((1 + confidence) / 2, len(x) - 2) * fit.stderr if len(x) > 2 else nan
+    half = scipy.stats.t.ppf(QUANTILE, len(x) - 2) * fit.stderr if len(x) > 2 else nan
     a, b = float(np.exp(fit.intercept)), -float(fit.slope)
     return PowerLaw(a, b, b - half, b + half, floor, float(fit.rvalue**2), len(x))
 
@@ -242,7 +237,7 @@ def at_equal(
     return pd.concat(aligned, ignore_index=True)
 
 
-def _t_interval(values: Floats, confidence: float) -> tuple[float, float, str]:
+def _t_interval(values: Floats) -> tuple[float, float, str]:
     n, num_bad = len(values), int((~np.isfinite(values)).sum())
     if n < 2:
         return nan, nan, f"none: {n} run" if n else "none: no run"
@@ -250,7 +245,7 @@ def _t_interval(values: Floats, confidence: float) -> tuple[float, float, str]:
         return nan, nan, f"none: {num_bad} of {n} runs not finite"
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0]), f"none needed: {n} equal runs"
-    quantile = scipy.special.stdtrit(n - 1, (1 + confidence) / 2)  # scipy.stats loads for a second
+    quantile = scipy.special.stdtrit(n - 1, QUANTILE)  # scipy.stats loads for a second
     half = float(quantile * values.std(ddof=1) / np.sqrt(n))
     return float(values.mean()) - half, float(values.mean()) + half, "t"
 
@@ -260,8 +255,3 @@ def check_columns(what: str, frame: pd.DataFrame, columns: Sequence[str]) -> Non
         if column not in frame.columns:
             have = ", ".join(map(str, frame.columns))
             raise ValueError(f"{what}: no column {column!r}; the frame has {have}")
-
-
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence!r}: expected in (0, 1), such as 0.95")

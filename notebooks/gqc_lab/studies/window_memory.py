@@ -18,6 +18,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -38,33 +39,11 @@ from gqc.wrappers import (
     OptimizerWrapperSBC,
 )
 from gqc_lab.loop.placement import find_dtype, make_generator
+from gqc_lab.loop.settings import read_scales
 from gqc_lab.models.mlp import make_mlp
 
-__all__ = ["PLAIN", "STORED", "WRAPPERS", "compare", "measure", "peak_bytes"]
-
-#: scale -> of what is measured without training (notebook 20): draws of a window, widths of
-#: networks (of 50 kB, 1.3 MB and 8 MB of gradient), steps in which a factor falls, random utilities
-#: of a case
-SCALES: dict[str, dict[str, Any]] = {
-    "smoke": {
-        "draws": [1, 2, 8],
-        "widths": [64, 400],
-        "durations": [1, 10, 100],
-        "num_weights": 100,
-    },
-    "laptop": {
-        "draws": [1, 2, 16, 256],
-        "widths": [64, 400],
-        "durations": [1, 100, 1000, 10_000],
-        "num_weights": 1000,
-    },
-    "paper": {
-        "draws": [1, 2, 16, 256],
-        "widths": [64, 400, 1024],
-        "durations": [1, 100, 1000, 10_000, 100_000],
-        "num_weights": 1_000_000,
-    },
-}
+#: scale -> of what is measured without training (notebook 20)
+SCALES = read_scales(Path(__file__).with_name("window_memory.csv"))
 PLAIN, STORED = "plain accumulation", "list of gradients"
 NEVER = 1e-30  #: a tolerance that no gradient or metric meets: ``max_draws`` ends the window
 EXAMPLES, DEPTH = 4, 2  #: of a microbatch; hidden layers

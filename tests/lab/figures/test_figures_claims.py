@@ -82,7 +82,6 @@ DRAWN = {
     figures.comparison_losses: (comparison, "comparison"),
     figures.batch_invariance: (by_microbatch, "microbatch_size"),
     figures.warmup_panels: (warmups, "is_warmup"),
-    figures.reactions: (reacted, "extra_draws"),
     figures.angles: (angled, "angle_before"),
     figures.norms_against_draws: (angled, "norm_ratio"),
     figures.power_laws: (ends, "tokens"),
@@ -114,7 +113,7 @@ def test_axes_say_what_they_show(draw):
     titles = [
         a["title"]["text"] for n, a in layout.items() if n.startswith("yaxis") and "title" in a
     ]
-    assert titles or draw is figures.reactions  # its rows are methods
+    assert titles
     assert all(titles)
     assert any("title" in a for n, a in layout.items() if n.startswith("xaxis"))
 
@@ -159,10 +158,12 @@ def test_the_warmup_is_drawn_to_twice_its_length():
     assert len(figure.data) == 6
 
 
-def test_reactions_leave_out_methods_without_any():
-    first = figures.reactions(reacted()).data[0]
-    assert first.y == ("gnts", "gnts, replay")
-    assert first.x == (4, 0)
+def test_values_have_a_row_for_each_method_and_a_level():
+    measures = {"extra_draws": "extra draws", "correlation": "rank correlation"}
+    figure = figures.by_method(reacted().dropna(subset=["extra_draws"]), measures, level=0)
+    assert figure.layout.yaxis.ticktext == ("gnts", "gnts, replay")
+    assert figure.data[0].x == (4, 0)
+    assert {(shape.x0, shape.xref) for shape in figure.layout.shapes} == {(0, "x"), (0, "x2")}
 
 
 def test_angles_begin_with_the_first_step_and_keep_the_prediction():

@@ -5,7 +5,15 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from gqc_lab.loop.settings import Config, Setting, control, make_config, of_scale, setting
+from gqc_lab.loop.settings import (
+    Config,
+    Setting,
+    control,
+    make_config,
+    of_scale,
+    read_scales,
+    setting,
+)
 from gqc_lab.studies.continual.settings import ContinualConfig
 from gqc_lab.studies.operator_learning.settings import OperatorLearningConfig
 from gqc_lab.studies.pretraining.inner_optimizers import InnerConfig
@@ -92,6 +100,15 @@ def test_none_is_the_scales_value_unless_the_field_may_be_none():
     assert of_scale(SCALES, "laptop", rate=None, size=7) == {"size": 7, "rate": 0.1}
     with pytest.raises(ValueError, match="scale='labtop': did you mean 'laptop'"):
         of_scale(SCALES, "labtop")
+
+
+def test_a_table_of_scales_has_a_column_for_each(tmp_path):
+    table = tmp_path / "scales.csv"
+    rows = ["# why", "field,smoke,laptop", "size,8,64", "rate,,0.1", "sizes,,'[1, 2]'", "data,kjv,"]
+    table.write_text("\n".join(rows).replace("'", '"'))
+    expected = {"smoke": {"size": 8, "data": "kjv"}}
+    assert read_scales(table) == expected | {"laptop": {"size": 64, "rate": 0.1, "sizes": [1, 2]}}
+    assert type(read_scales(table)["laptop"]["size"]) is int
 
 
 def test_a_control_has_the_range_of_the_field_and_starts_at_its_value():

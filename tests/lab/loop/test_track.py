@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from gqc_lab import track as exported
+from gqc_lab.loop.checkpoints import checkpoint_path, load_checkpoint, run_name, save_checkpoint
 from gqc_lab.loop.experiment import Experiment
 from gqc_lab.loop.placement import make_generator
-from gqc_lab.loop.track import checkpoint_path, load_checkpoint, run_name, save_checkpoint, track
+from gqc_lab.loop.track import track
 
 
 @pytest.fixture(autouse=True)

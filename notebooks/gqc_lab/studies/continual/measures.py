@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gqc.upgd import utility
-from gqc.upgd.adaptive_upgd import AdaptiveUPGD
+from gqc.upgd import AdaptiveUPGD, utility
 
 DIGITS = 6  #: of a rank: LAPACK's last bits differ from call to call, and a resumed run's may not
 

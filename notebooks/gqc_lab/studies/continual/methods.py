@@ -11,8 +11,6 @@ from typing import Any
 
 from gqc_lab.loop.tune import Range, Space
 
-__all__ = ["METHODS", "Method"]
-
 _SGD, _DECAY, _NOISE = Range(0.01, 0.5), Range(1e-4, 3e-2), Range(1e-3, 1e-1)
 _GATED = Range(0.02, 1.0)  # a neutral gate is 1/2
 _ADAM: Space = {"lr": Range(3e-4, 1e-2), "weight_decay": Range(1e-3, 1.0)}

@@ -8,43 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from gqc_lab.loop.scaler_controls import SCALER
-from gqc_lab.loop.settings import Config, Setting, make_config, read_tuned, setting
+from gqc_lab.loop.settings import Config, Setting, make_config, read_scales, read_tuned, setting
 from gqc_lab.studies.continual.methods import METHODS
 
 STREAMS = ("input_permuted", "label_permuted")  #: as of `gqc_lab.data.streams.KINDS`
 _COUNT, _BETA = Setting(low=1), Setting(low=0, below=1)
 
 #: scale -> sizes; a run of laptop takes some seconds on one core, paper is as in the source
-SCALES: dict[str, dict[str, Any]] = {
-    "smoke": {
-        "num_tasks": 4,
-        "task_examples": 240,
-        "batch_size": 8,
-        "measure_every": 5,
-        "probe_examples": 64,
-        "width": 32,
-        "depth": 2,
-    },
-    "laptop": {
-        "num_tasks": 30,
-        "task_examples": 1600,
-        "batch_size": 8,
-        "measure_every": 10,
-        "probe_examples": 256,
-        "width": 64,
-        "depth": 2,
-    },
-    "paper": {
-        "num_tasks": 200,
-        "task_examples": 5000,
-        "batch_size": 1,
-        "measure_every": 1,
-        "probe_examples": 512,
-        "width": 256,
-        "depth": 2,
-        "data": "mnist",
-    },
-}
+SCALES = read_scales(Path(__file__).with_name("scales.csv"))
 
 TRIALS = Path(__file__).with_name("tuned.csv")
 #: (stream, `ContinualConfig.name`) -> values; the trials that they were chosen from are in the file

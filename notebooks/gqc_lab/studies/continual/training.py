@@ -38,8 +38,6 @@ from gqc_lab.studies.continual import measures
 from gqc_lab.studies.continual.methods import METHODS
 from gqc_lab.studies.continual.settings import ContinualConfig
 
-__all__ = ["OPTIMIZERS", "Continual", "Means", "PerturbedSGD", "build"]
-
 FIFTH = 5  #: the first and the last fifth of the tasks are compared
 
 
@@ -158,6 +156,9 @@ class Continual(Experiment):
     #: of the network, on the first examples of the task; ranks of its last hidden activations
     NETWORK = ("dead_share", "weight_norm", "effective_rank", "stable_rank")
 
+    #: fields of the config that stand next to the results
+    REPORTED = ("vgs", "adaptive_noise", "gradient_factor", "lr", "weight_decay", "sigma")
+
     unit = "examples"
     evaluated = (*ONLINE, *NETWORK)
 
@@ -171,7 +172,10 @@ class Continual(Experiment):
         self._parameters = list(self.model.parameters())
         noise = make_generator(config.seed, "noise")
         self.inner = make_optimizer(self._parameters, config, noise)
-        self.optimizer = _with_vgs(self.inner, config) if config.vgs else self.inner
+        self.optimizer = self.inner
+        if config.vgs:
+            options = {n: getattr(config, f"vgs_{n}") for n in ("alpha", "beta", "warmup_steps")}
+            self.optimizer = OptimizerWrapperVGS(self.inner, **options)
         self.means = Means()
         self._task: tuple[int, Tensor, Tensor] | None = None
         controls = {"lr_scale": Setting(1.0, "factor of the learning rate", low=0)}
@@ -275,11 +279,10 @@ class Continual(Experiment):
         The base's; ``online_accuracy`` over all finished tasks, over their first and last fifth
         (``first_accuracy``, ``last_accuracy``) and the difference of the two
         (``accuracy_change``); ``plasticity`` and so on: means over tasks of `ONLINE`, and the last
-        ones of `NETWORK`; ``num_not_finite`` (losses); ``vgs``, ``adaptive_noise``,
-        ``gradient_factor``, ``lr``, ``weight_decay`` and ``sigma`` of the config.  None before the
+        ones of `NETWORK`; ``num_not_finite`` (losses); `REPORTED` of the config.  None before the
         first task is finished.
         """
-        c, tasks, numbers = self.config, self.tasks, dict.fromkeys(self.evaluated)
+        tasks, numbers = self.tasks, dict.fromkeys(self.evaluated)
         part = max(1, len(tasks) // FIFTH)
         accuracy = tasks["online_accuracy"]
         first = last = None
@@ -295,20 +298,9 @@ class Continual(Experiment):
             "last_accuracy": last,
             "accuracy_change": None if first is None or last is None else last - first,
             "num_not_finite": int((~losses.isfinite()).sum()),
-            "vgs": c.vgs,
-            "adaptive_noise": c.adaptive_noise,
-            "gradient_factor": c.gradient_factor,
-            "lr": c.lr,
-            "weight_decay": c.weight_decay,
-            "sigma": c.sigma,
+            **{name: getattr(self.config, name) for name in self.REPORTED},
         }
 
 
 def _number(value: float) -> float | None:
     return None if value != value else float(value)
-
-
-def _with_vgs(optimizer: Optimizer, c: ContinualConfig) -> OptimizerWrapperVGS:
-    return OptimizerWrapperVGS(
-        optimizer, alpha=c.vgs_alpha, beta=c.vgs_beta, warmup_steps=c.vgs_warmup_steps
-    )

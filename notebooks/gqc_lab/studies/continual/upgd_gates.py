@@ -21,19 +21,6 @@ from gqc_lab.errors import check_name
 from gqc_lab.studies import continual
 from gqc_lab.studies.continual.settings import ContinualConfig
 
-__all__ = [
-    "CASES",
-    "ENDS",
-    "comparison",
-    "constructed_gates",
-    "describe",
-    "gates_of",
-    "histogram",
-    "order_of_protection",
-    "read_gates",
-    "watch",
-]
-
 #: name -> utilities, ascending [loss]: from a weight that does harm to the most useful one
 CASES: dict[str, tuple[float, ...]] = {
     "negative": (-4.0, -3.0, -2.0, -1.0, -0.5),
@@ -64,8 +51,7 @@ def gates_of(
         utilities: uncorrected averages u, any shapes.
         normalization: one of `gqc.upgd.utility.NORMALIZATIONS`.
         beta: decay of the averages; step: from 1.
-    Raises:
-        ValueError: unknown normalization.
+    Raises: ValueError: unknown normalization.
     """
     check_name("normalization", normalization, NORMALIZATIONS)
     low = torch.stack([u.amin() for u in utilities]).amin()
@@ -130,8 +116,7 @@ def read_gates(optimizer: UPGD) -> tuple[Tensor, Tensor]:
 
     Args:
         optimizer: one group, ``scope="global"``, and every parameter has taken every step.
-    Raises:
-        ValueError: it is another, or no step was taken.
+    Raises: ValueError: it is another, or no step was taken.
     """
     if len(optimizer.param_groups) != 1 or optimizer.param_groups[0]["scope"] != "global":
         raise ValueError("read_gates: expected one group with scope='global'")
@@ -219,8 +204,7 @@ def watch(
         steps: after which to read them; later ones than the run has are left out.
     Returns: histograms (rows of `histogram`), numbers (of `describe`), both with ``stream``,
         ``normalization``, ``lr``, ``seed`` and ``step``; the experiment, trained.
-    Raises:
-        ValueError: another method.
+    Raises: ValueError: another method.
     """
     experiment = continual.build(config)
     if not isinstance(experiment.inner, UPGD):

@@ -20,8 +20,6 @@ from gqc.upgd.utility import NORMALIZATIONS
 from gqc_lab.loop.placement import find_dtype, make_generator
 from gqc_lab.studies.continual.upgd_gates import constructed_gates, gates_of, order_of_protection
 
-__all__ = ["BETA", "CASES", "RANDOM", "WHEN", "constructed_orders", "correlation", "random_orders"]
-
 BETA = 0.999  #: decay of the average utility, UPGD's default
 WHEN = {"first": 1, "late": 100_000}  #: steps; at the later one bias corrections are 1
 

@@ -104,8 +104,7 @@ def effective_weights(
             `gqc.curricula.compute_inverse_loss_curriculum_weight`.  None: no curriculum and no cap.
         batch: number of the batch; inverse losses are 0 except in every
             ``inverse_loss_frequency``-th, from 0 on.
-    Raises:
-        ValueError: an unknown key, or a value out of its range.
+    Raises: ValueError: an unknown key, or a value out of its range.
     """
     values = check_weights(weights)
     result = {name: float(values[f"lambda_{name}"]) for name in LOSSES}
@@ -125,8 +124,7 @@ def effective_weights(
 def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
     """Return ``weights`` with the defaults of what is absent.
 
-    Raises:
-        ValueError: an unknown key, or a value out of its range.
+    Raises: ValueError: an unknown key, or a value out of its range.
     """
     for key in weights:
         check_name("weight", key, WEIGHTS)

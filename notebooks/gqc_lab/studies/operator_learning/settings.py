@@ -3,58 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gqc_lab.errors import check_name
-from gqc_lab.loop.settings import Config, Setting, make_config, setting, settings_of
+from gqc_lab.loop.settings import Config, Setting, make_config, read_scales, setting, settings_of
 from gqc_lab.models.operator_sizes import OperatorConfig
 
 ENCODER_LEARNS = ("inverse", "all", "none")
 DECODER_LEARNS = ("inverse", "all")
 _COUNT = Setting(low=1)
 
-_SOURCE = {"epochs": 35, "inverse_loss_warmup_epochs": 15}
-
 #: scale -> sizes; those of paper are the source's, except for the pretraining
-SCALES: dict[str, dict[str, Any]] = {
-    "smoke": {
-        "num_train": 4,
-        "num_test": 2,
-        "stride": 8,
-        "pretraining_epochs": 4,
-        "epochs": 8,
-        "tokens": 16,
-        "latent_dim": 16,
-        "hidden": 16,
-        "blocks": 1,
-        "heads": 2,
-        "neighbors": 32,
-        "pretraining_lr": 3e-3,
-        "lr": 3e-3,
-        "lr_warmup": 5,
-        "ema_decay": 0.9,
-        "inverse_loss_warmup_epochs": 3,
-        "test_steps": 4,
-    },
-    "laptop": {
-        **_SOURCE,
-        "num_train": 40,
-        "num_test": 16,
-        "pretraining_epochs": 30,
-        "lr": 3e-4,  # at the source's 1e-3, on so little data, the loss of some epochs rises
-        "ema_decay": 0.99,  # a twenty-fifth of the source's batches
-        "hidden": 48,
-        "blocks": 2,
-        "heads": 4,
-    },
-    "paper": {
-        **_SOURCE,
-        "num_train": 1000,
-        "num_test": 100,
-        "pretraining_epochs": 10,
-        "ema_decay": 0.999,
-    },
-}
+SCALES = read_scales(Path(__file__).with_name("scales.csv"))
 
 
 def _inverse(weight: float, **rest: Any) -> dict[str, Any]:

@@ -157,16 +157,15 @@ class OperatorLearning(Experiment):
         return self._bundle.total
 
     def _codec_losses(self, fields: Tensor) -> LossBundle:
-        model, x = self.model, self._positions
-        return compute_operator_loss_bundle(
-            weights={"lambda_inv_enc": 1.0, "lambda_inv_dec": self.config.pretraining_inv_dec},
-            fields=fields,
-            positions=x,
-            latents=model.encoder(fields, x),
-            query_positions=x,
-            encoder=model.encoder,
-            decoder=model.decoder,
-        )
+        weights = {"lambda_inv_enc": 1.0, "lambda_inv_dec": self.config.pretraining_inv_dec}
+        latents = self.model.encoder(fields, self._positions)
+        return compute_operator_loss_bundle(weights=weights, **self._inverse(fields, latents))
+
+    def _inverse(self, fields: Tensor, latents: Tensor) -> dict[str, Any]:
+        """Return what the inverse losses take."""
+        codec = {"encoder": self.model.encoder, "decoder": self.model.decoder}
+        places = {"positions": self._positions, "query_positions": self._positions}
+        return {"fields": fields, "latents": latents, **places, **codec}
 
     def _operator_losses(self, fields: Tensor, following: Tensor) -> LossBundle:
         c, model, x = self.config, self.model, self._positions
@@ -196,12 +195,7 @@ class OperatorLearning(Experiment):
             next_fields=following[:, 0],
             predicted_rollout=rollout,
             target_rollout=following if rollout is not None else None,
-            fields=fields,
-            positions=x,
-            latents=latents,
-            query_positions=x,
-            encoder=model.encoder,
-            decoder=model.decoder,
+            **self._inverse(fields, latents),
             current_epoch=self.epoch if c.has_curriculum else None,
             batch=self.microbatch,
         )

@@ -29,8 +29,6 @@ from gqc_lab.models.gpt import count_parameters
 from gqc_lab.studies.pretraining.settings import PretrainingConfig, config
 from gqc_lab.studies.pretraining.training import Pretraining, build
 
-__all__ = ["COMPARISONS", "UNTUNED", "comparison", "labelled", "numbers", "run_all"]
-
 COMPARISONS = ("control", "size", "microbatch", "warmup", "repeated")
 #: scale -> the fields of all runs; 64 draws would not fit into the 16 microbatches of smoke
 SCALES: dict[str, dict[str, Any]] = {

@@ -26,8 +26,6 @@ from gqc_lab.data.text import draw_batch, load_text_data
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
 from gqc_lab.studies.pretraining.training import Pretraining
 
-__all__ = ["GradientAngles", "build", "numbers", "probe"]
-
 #: scale -> training tokens, and the most microbatches that are averaged at a moment
 SCALES: dict[str, dict[str, Any]] = {
     "smoke": {"tokens": 2**14, "num_draws": 32},

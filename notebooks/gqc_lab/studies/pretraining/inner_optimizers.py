@@ -35,12 +35,9 @@ from gqc_lab.data.text import TextData, load_text_data
 from gqc_lab.errors import check_name
 from gqc_lab.loop.settings import read_tuned, setting
 from gqc_lab.models.gpt import GPT
-from gqc_lab.studies.pretraining.hyperparameters import wrap
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
 from gqc_lab.studies.pretraining.settings import config as pretraining_config
-from gqc_lab.studies.pretraining.training import Pretraining
-
-__all__ = ["COMPARISONS", "INNER", "InnerOptimizers", "build", "comparison", "config"]
+from gqc_lab.studies.pretraining.training import Pretraining, wrap
 
 INNER = ("adamw", "sgd", "muon")
 COMPARISONS = (*INNER, "tradeoff")

@@ -2,7 +2,7 @@
 
 A further method is one entry of `METHODS`; a setting of its own is a field of
 `gqc_lab.studies.pretraining.settings.PretrainingConfig`.  The wrapper is made in
-`gqc_lab.studies.pretraining.hyperparameters`.
+`gqc_lab.studies.pretraining.training`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-__all__ = ["CONTROLLERS", "METHODS", "Method"]
 
 Config = Any  #: a `PretrainingConfig`, whose module imports this one
 

@@ -16,8 +16,6 @@ from scipy import stats
 
 from gqc_lab.studies.pretraining.settings import PretrainingConfig, config
 
-__all__ = ["METHODS", "comparison", "reaction", "windows"]
-
 #: label -> what a wrapper decides by
 METHODS: dict[str, dict[str, Any]] = {
     "gnts": {"method": "gnts"},

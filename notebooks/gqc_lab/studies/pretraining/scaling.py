@@ -18,8 +18,6 @@ from gqc_lab.errors import check_name
 from gqc_lab.stats.analysis import PowerLaw, check_columns, power_law
 from gqc_lab.studies.pretraining.settings import PretrainingConfig, config
 
-__all__ = ["best_floor", "budgets", "fits"]
-
 #: scale -> token budgets
 BUDGETS = {
     "smoke": [2**12, 2**13, 2**14, 2**15],

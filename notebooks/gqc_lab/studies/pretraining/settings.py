@@ -8,7 +8,15 @@ from typing import Any
 
 from gqc_lab.loop.norm_schedule import SETTINGS as NORM
 from gqc_lab.loop.scaler_controls import SCALER
-from gqc_lab.loop.settings import Config, Pairs, Setting, make_config, read_tuned, setting
+from gqc_lab.loop.settings import (
+    Config,
+    Pairs,
+    Setting,
+    make_config,
+    read_scales,
+    read_tuned,
+    setting,
+)
 from gqc_lab.studies.pretraining.methods import METHODS
 
 ESTIMATORS = "gqc.scalers.settings:ESTIMATORS"
@@ -19,55 +27,7 @@ _SHARE = Setting(low=0, high=1)
 _POSITIVE = Setting(above=0)
 
 #: scale -> what is trained, on how much
-SCALES: dict[str, dict[str, Any]] = {
-    # 29k parameters, a second per run on one core: for tests, not for conclusions
-    "smoke": {
-        "width": 32,
-        "depth": 2,
-        "heads": 2,
-        "context": 64,
-        "microbatch_size": 8,
-        "tokens": 2**17,
-        "evaluation_tokens": 2**14,
-        "evaluation_sequences": 64,
-    },
-    # 0.16M parameters, half a minute per run on one core.  Microbatches of 4 sequences, where
-    # stepping on each and on pairs of them is equally good: larger ones would leave an adaptive
-    # batch nothing to choose.
-    "laptop": {
-        "width": 64,
-        "depth": 3,
-        "heads": 4,
-        "context": 64,
-        "microbatch_size": 4,
-        "norm_warmup_multiplier": 30.0,  # with 10, first norms above it held one seed in five up
-        "tokens": 2**20,
-        "evaluation_tokens": 2**16,
-        "evaluation_sequences": 256,
-    },
-    # the source's size: 50M parameters, 282M tokens; for a GPU
-    "paper": {
-        "width": 512,
-        "depth": 16,
-        "heads": 8,
-        "context": 512,
-        "microbatch_size": 8,
-        "tokens": 282_000_000,
-        "evaluation_tokens": 2**21,
-        "evaluation_sequences": 512,
-        "corpus": "hf:Salesforce/wikitext:wikitext-103-raw-v1",
-        "tokenizer": "byte",
-        "lr": 6e-4,
-    },
-}
-# the source's larger baseline: 16 times the parameters (0.79G), the same tokens
-SCALES["paper-16x"] = {
-    **SCALES["paper"],
-    "width": 1536,
-    "depth": 28,
-    "heads": 16,
-    "lr": 2.5e-4,
-}
+SCALES = read_scales(Path(__file__).with_name("scales.csv"))
 
 #: (scale, method) -> values; the trials that they were chosen from are in the file
 TUNED = read_tuned(Path(__file__).with_name("tuned.csv"), ("scale", "method"), "val_loss")

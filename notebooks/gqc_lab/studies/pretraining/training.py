@@ -13,7 +13,7 @@ gradient was not judged good enough.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -25,24 +25,29 @@ from torch.optim import AdamW, Optimizer
 
 from gqc import wrappers
 from gqc.scalers import VarianceGradientScaler
-from gqc_lab.data.text import TextData, draw_batch, load_text_data, validation_batch
-from gqc_lab.loop.experiment import Experiment
-from gqc_lab.loop.placement import find_device, find_dtype, make_generator
-from gqc_lab.loop.scaler_controls import COUNT, VARIANCE, apply_scaler
-from gqc_lab.models.gpt import GPT, GPTConfig, make_gpt
-from gqc_lab.studies.pretraining.hyperparameters import (
-    group_values,
-    make_controls,
-    wrap,
+from gqc.schedules import THRESHOLD, cosine_with_warmup, interpolate, power_growth
+from gqc_lab.data.text import (
+    TextData,
+    draw_batch,
+    load_text_data,
+    shuffle_targets,
+    validation_batch,
 )
+from gqc_lab.loop.controls import Controls
+from gqc_lab.loop.experiment import Experiment
+from gqc_lab.loop.norm_schedule import NormSchedule, norm_controls, norm_schedule
+from gqc_lab.loop.placement import find_device, find_dtype, make_generator
+from gqc_lab.loop.scaler_controls import COUNT, VARIANCE, apply_scaler, scaler_controls
+from gqc_lab.loop.settings import Setting, control
+from gqc_lab.models.gpt import GPT, GPTConfig, make_gpt
+from gqc_lab.studies.pretraining.methods import METHODS
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
-
-__all__ = ["Pretraining", "build", "recorded_draws", "replay_config"]
 
 MEASURED = (
     *("num_draws", "steps", "grad_norm", "gradient_norm_threshold", "noise_scale", "lr"),
     "examples",
 )
+DECAY = 0.2  #: share of a run in which "constant, then decay" decays, in a straight line
 EVALUATION_CHUNK = 64  # sequences per forward pass; bounds memory, does not change the loss
 
 
@@ -131,9 +136,8 @@ class Pretraining(Experiment):
     def __init__(self, config: PretrainingConfig, data: TextData) -> None:
         self.config: PretrainingConfig = config
         self.device = find_device(config.device)
-        self.model = _make_model(config, data.tokenizer.size).to(
-            self.device, find_dtype(config.dtype)
-        )
+        model = _make_model(config, data.tokenizer.size)
+        self.model = model.to(self.device, find_dtype(config.dtype))
         optimizer: Optimizer = _make_adamw(self.model, config)
         self.scaler: VarianceGradientScaler | None = None
         if config.vgs_alpha is not None:
@@ -155,7 +159,6 @@ class Pretraining(Experiment):
         self._held_out = [t.to(self.device) for t in held_out]
         self._train = data.train[: config.train_tokens]
         self._is_noisy = False
-        self._microbatch_tokens = config.microbatch_tokens
         data_seed = config.seed if config.data_seed is None else config.data_seed
         streams = ("data", "noise") if config.noisy_share else ("data",)
         super().__init__(
@@ -184,13 +187,11 @@ class Pretraining(Experiment):
 
     def draw_batch(self) -> tuple[Tensor, Tensor]:
         c = self.config
-        inputs, targets = draw_batch(
-            self._train, c.microbatch_size, c.context, self.generators["data"]
-        )
+        generator = self.generators["data"]
+        inputs, targets = draw_batch(self._train, c.microbatch_size, c.context, generator)
         if c.noisy_share:
-            targets, self._is_noisy = shuffle_targets(
-                targets, c.noisy_share, self.generators["noise"]
-            )
+            noise = self.generators["noise"]
+            targets, self._is_noisy = shuffle_targets(targets, c.noisy_share, noise)
         return inputs.to(self.device), targets.to(self.device)
 
     def compute_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -225,8 +226,8 @@ class Pretraining(Experiment):
         }
 
     def is_evaluation_due(self) -> bool:
-        every, before = self.config.evaluation_tokens, self.done - self._microbatch_tokens
-        return self.done >= self.total or self.done // every > before // every
+        every, each = self.config.evaluation_tokens, self.done // self.microbatch
+        return self.done >= self.total or self.done // every > (self.done - each) // every
 
     @torch.inference_mode()
     def evaluate(self) -> dict[str, float]:
@@ -249,35 +250,17 @@ class Pretraining(Experiment):
         losses = history["val_loss"].dropna() if len(history) else pd.Series(dtype=float)
         val_loss = float(losses.iloc[-1]) if len(losses) else None
         draws = history.loc[history["stepped"], "num_draws"] if len(history) else losses
+        examples = float(draws.mean()) * self.config.microbatch_size if len(draws) else None
         statistics = self.wrapper.statistics()
         return {
             **super().summary(),
             "val_loss": val_loss,
             "perplexity": None if val_loss is None else math.exp(min(val_loss, 700.0)),
             "steps": statistics["steps"],
-            "mean_logical_batch_examples": (
-                float(draws.mean()) * self.config.microbatch_size if len(draws) else None
-            ),
+            "mean_logical_batch_examples": examples,
             "num_forced": statistics["num_forced"],
             "num_discarded": statistics["num_discarded"],
         }
-
-
-def shuffle_targets(
-    targets: Tensor, share: float, generator: torch.Generator
-) -> tuple[Tensor, bool]:
-    """Return the targets, shuffled with probability ``share``, and whether they are.
-
-    Args:
-        targets: of one microbatch, any shape; all of them change places with each other.
-        share: in [0, 1].
-        generator: advanced alike whatever comes out.
-    """
-    chance = torch.rand((), generator=generator).item()
-    order = torch.randperm(targets.numel(), generator=generator)
-    if not chance < share:
-        return targets, False
-    return targets.flatten()[order].view_as(targets), True
 
 
 def _make_model(c: PretrainingConfig, vocabulary: int) -> GPT:
@@ -301,3 +284,67 @@ def _make_adamw(model: GPT, c: PretrainingConfig) -> AdamW:
 def _token_loss(model: GPT, inputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
     logits = model(inputs).flatten(0, 1)
     return F.cross_entropy(logits.float(), targets.flatten(), reduction=reduction)
+
+
+def wrap(optimizer: Optimizer, c: PretrainingConfig) -> wrappers.OptimizerWrapper:
+    """Return ``optimizer`` in the wrapper of the method of ``c``."""
+    method = METHODS[c.method]
+    kind, arguments = getattr(wrappers, method.wrapper), method.arguments(c)
+    if method.has_draws:
+        fewest = max(kind.fewest_draws, c.min_draws)
+        arguments |= {"min_draws": fewest, "max_draws": c.max_draws}
+    wrapper: wrappers.OptimizerWrapper = kind(optimizer, **arguments)
+    return wrapper
+
+
+def make_controls(c: PretrainingConfig, scaler: VarianceGradientScaler | None) -> Controls:
+    """Return what may be changed while the method of ``c`` runs, and ``scaler`` with it."""
+    controls = {"lr_scale": Setting(1.0, "factor of the scheduled learning rate", low=0)}
+    check: Callable[[Mapping[str, Any]], object] | None = None
+    if tunable := METHODS[c.method].tunable:
+        controls[tunable] = control(c, tunable, low=0, above=-math.inf)  # 0: draw up to max_draws
+    if scaler is not None:
+        controls |= scaler_controls(scaler)
+    if c.method.startswith("gnts"):
+        total = c.num_microbatches
+        names = ("start_norm", "end_norm", "norm_warmup_multiplier", "norm_curve")
+        values = {name: getattr(c, name) for name in (*names, "norm_exponent", "norm_points")}
+        schedule = NormSchedule(norm_warmup_microbatches=round(c.norm_warmup * total), **values)
+        controls |= norm_controls(schedule, total)
+        check = norm_schedule
+    return Controls(controls, check)
+
+
+def group_values(
+    c: PretrainingConfig, controls: Mapping[str, Any], microbatch: int, typical: float = 1.0
+) -> dict[str, float]:
+    """Return what stands in the wrapper's param groups at a microbatch, counted from 0.
+
+    Args:
+        typical: norm of a single microbatch, for a relative threshold.
+    """
+    total, lr = c.num_microbatches, c.lr * controls["lr_scale"]
+    values = {"lr": _learning_rate(c, lr, microbatch)}
+    if c.method.startswith("gnts"):
+        factor = typical if c.method == "gnts relative" else 1.0
+        values[THRESHOLD] = norm_schedule(controls).threshold(microbatch, total) * factor
+    if c.method == "sbc":
+        most, exponent = c.final_accumulation, c.growth_exponent
+        # Rounded, or a batch of hardly more than one microbatch would be two of them.
+        draws = round(power_growth(total, 1, most, exponent, microbatch))
+        values["logical_batch_size"] = draws * c.microbatch_size
+    if tunable := METHODS[c.method].tunable:
+        values[tunable] = controls[tunable]
+    return values
+
+
+def _learning_rate(c: PretrainingConfig, peak: float, microbatch: int) -> float:
+    """Return the learning rate at a microbatch: a warmup, and what ``lr_curve`` says."""
+    total = c.num_microbatches
+    warmup, last = round(c.lr_warmup * total), peak * c.min_lr
+    step = microbatch + 1  # a warmup from 0 would make the first microbatch a step of size 0
+    if c.lr_curve == "cosine":
+        return cosine_with_warmup(warmup, total, 0.0, peak, last, step)
+    decay = (round((1 - DECAY) * total), peak), (total, last)
+    is_level = c.lr_curve == "constant"
+    return interpolate([(0, 0.0), (warmup, peak), *(() if is_level else decay)], step)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -17,42 +18,10 @@ from torch import Tensor
 
 from gqc.scalers import VarianceGradientScaler
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
+from gqc_lab.loop.settings import read_scales
 
-#: scale -> of the estimators' errors and costs (notebook 05): draws of a sketch's signs, gradients
-#: of each stream, decay of the averages, elements of a gradient, elements where they vary,
-#: images in a minibatch, width and layers of the network whose memory and time are measured
-SCALES: dict[str, dict[str, Any]] = {
-    "smoke": {
-        "num_signs": 4,
-        "steps": 100,
-        "beta": 0.98,
-        "numel": 1024,
-        "sizes": [32, 256, 1024],
-        "batch_sizes": [1, 8, 64, 512],
-        "width": 256,
-        "layers": 4,
-    },
-    "laptop": {
-        "num_signs": 10,
-        "steps": 800,
-        "beta": 0.99,
-        "numel": 4096,
-        "sizes": [32, 256, 2048, 16384],
-        "batch_sizes": [1, 4, 16, 64, 256],
-        "width": 512,
-        "layers": 4,
-    },
-    "paper": {
-        "num_signs": 20,
-        "steps": 3000,
-        "beta": 0.99,
-        "numel": 4096,
-        "sizes": [32, 256, 2048, 16384, 131072],
-        "batch_sizes": [1, 4, 16, 64, 256],
-        "width": 4096,
-        "layers": 8,
-    },
-}
+#: scale -> of the estimators' errors and costs (notebook 05)
+SCALES = read_scales(Path(__file__).with_name("costs.csv"))
 PLAIN = (dict, list, tuple, set)
 
 

@@ -20,8 +20,6 @@ from torch import Tensor
 
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
 
-__all__ = ["FACTOR", "OPTIMIZERS", "measure", "ratios"]
-
 FACTOR = 1 / 6  #: that of VGS at alpha 0.1 with V at its cap
 OPTIMIZERS = ("adamw", "sgd")
 SIZE, NOISE, BETAS, LR = 1000, 1.0, (0.9, 0.99), 1e-3

@@ -22,8 +22,6 @@ from gqc.scalers.checkpoints import CONFIG, SCALARS
 from gqc_lab.errors import check_name
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
 
-__all__ = ["PROMISES", "VERSIONS", "measure", "published_state"]
-
 #: published file -> its estimator, and the version that it states
 VERSIONS: dict[str, tuple[str, str | None]] = {
     "1.x": ("spatial", None),

@@ -31,23 +31,16 @@ from gqc_lab.loop.experiment import Experiment
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
 from gqc_lab.loop.scaler_controls import (
     COUNT,
+    SCALER,
     VARIANCE,
     apply_scaler,
     scaler_controls,
 )
 from gqc_lab.loop.settings import Setting
 from gqc_lab.models.mlp import make_mlp
-from gqc_lab.studies.vgs.settings import VGSTrainingConfig, comparison, config
-
-__all__ = [
-    "VGSTraining",
-    "VGSTrainingConfig",
-    "adam_response",
-    "build",
-    "comparison",
-    "config",
-    "stability",
-]
+from gqc_lab.studies.vgs.settings import VGSTrainingConfig
+from gqc_lab.studies.vgs.settings import comparison as comparison
+from gqc_lab.studies.vgs.settings import config as config
 
 SPIKE = 3.0  #: a loss this many times the running median is an explosion
 MEDIAN_OVER = 100  #: records of the running median
@@ -292,13 +285,5 @@ def _wrap(model: nn.Module, c: VGSTrainingConfig) -> OptimizerWrapperVGS:
     else:
         momentum = c.momentum if c.optimizer == "momentum" else 0.0
         optimizer = torch.optim.SGD(model.parameters(), c.lr, momentum=momentum)
-    return OptimizerWrapperVGS(
-        optimizer,
-        alpha=c.alpha,
-        beta=c.beta,
-        warmup_steps=c.warmup_steps,
-        estimator=c.estimator,
-        variance_cap=c.variance_cap,
-        min_scaling_factor=c.min_scaling_factor,
-        percentile=c.percentile,
-    )
+    names = (*SCALER, "estimator")
+    return OptimizerWrapperVGS(optimizer, **{name: getattr(c, name) for name in names})

@@ -1,6 +1,6 @@
 """The documentation as a folder of HTML pages that opens without a network: ``make site``.
 
-Sphinx makes it (:mod:`gqc_lab.publish.conf`) of README, the pages in ``docs``, notebooks with the
+Sphinx makes it (``conf.py`` next to this) of README, the pages in ``docs``, notebooks with the
 outputs they were saved with, a gallery of them, the claims and verdicts, and the docstrings.  This
 collects their sources under ``build/pages``; nothing is read from a run store, and nothing is
 executed.
@@ -33,8 +33,7 @@ PAGES = {
     "CHANGELOG.md": "",
     "tests/peer/DIFFERENCES.md": "# Differences from torch-gqc\n\n",
 }
-#: an old name that only says its new one, and Sphinx's settings
-NOT_LISTED = ("gqc.lab", "gqc_lab.publish.conf")
+NOT_LISTED = ("gqc.lab",)  #: an old name that only says its new one
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)|<img[^>]* src=\"([^\":]+)\"")
 CARD = """<a class="card" href="{name}.html"><img src="notebooks/thumbnails/{stem}.png" alt="">
 <span>{title}</span></a>"""
@@ -157,7 +156,7 @@ def _references(folder: Path, package: str) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``python -m gqc_lab.publish.site ROOT TARGET``."""
+    """``python docs/make_site.py ROOT TARGET``."""
     root, target = map(Path, arguments)
     print(f"open {build(root, target)}")
     return 0

@@ -8,13 +8,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
+import make_site as site
 import nbformat
 import pytest
 
-from gqc_lab.publish import site
 from gqc_lab.publish.interactive import PLOTLY
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 LOADED = {"script": "src", "link": "href", "img": "src", "iframe": "src"}
 
 
