@@ -180,7 +180,7 @@ def norm_by_draws(table: pd.DataFrame, signal: float) -> go.Figure:
 
     Args:
         table: rows with ``draws``, ``norm`` and ``expected``, as a probe gives them.
-        signal: |G|, below which no threshold can be reached.
+        signal: :math:`|G|`, below which no threshold can be reached.
     Raises: ValueError: a column is missing.
     """
     check_columns("norm_by_draws", table, ["draws", "norm", "expected"])

@@ -32,7 +32,7 @@ SCALES: dict[str, dict[str, Any]] = {
     "laptop": {"tokens": 2**18, "num_draws": 512},
     "paper": {"num_draws": 512},
 }
-NOISE_SHARE = 4  #: one microbatch for |G|^2 and tr(Sigma) to this many for the norms
+NOISE_SHARE = 4  #: one microbatch for :math:`|G|^2` and its noise to this many for the norms
 
 
 class GradientAngles(Pretraining):
