@@ -1,4 +1,4 @@
-"""What several modules share: checks that refuse NaN, constants, and steps left untraced."""
+"""What several modules share: checks of arguments, which refuse NaN, and steps left untraced."""
 
 from __future__ import annotations
 
@@ -78,17 +78,3 @@ def untraced(method: F) -> F:
         return (hidden if torch.compiler.is_dynamo_compiling() else method)(*args, **kwargs)
 
     return cast(F, run)
-
-
-def constant(value: float, like: Tensor) -> Tensor:
-    """``value`` as a 0-dim tensor of the dtype and device of ``like``.
-
-    On the CPU an operation on a few elements takes it in half the time of a Python number.
-    """
-    return _constant(value, like.dtype, like.device)
-
-
-@functools.lru_cache(maxsize=256)
-def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.full((), value, dtype=dtype, device=device)

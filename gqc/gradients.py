@@ -8,6 +8,7 @@ have several dtypes, and be ``DTensor`` (FSDP2): plain and sharded ones may be m
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
@@ -134,8 +135,9 @@ def norm_of_such(tensors: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], Tens
     if len(few) < 2 or sum(numels[i] for i in few) > SMALL:
         few = []
     many = sorted(set(range(len(numels))) - set(few))
-    is_flat = all(tensors[i].dim() == 1 for i in few)
-    join = _joined([numels[i] for i in few], tensors[0].dtype, is_flat)
+    join = torch.cat if all(tensors[i].dim() == 1 for i in few) else _flatten_dense_tensors
+    if not many:
+        return lambda given: torch.linalg.vector_norm(join([*given]), dtype=dtype)
     num = bool(few) + sum(max(1, math.ceil(numels[i] / CHUNK)) for i in many)
     norms = torch.empty(num, dtype=dtype.to_real())
     places = norms.unbind()
@@ -143,8 +145,6 @@ def norm_of_such(tensors: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], Tens
     @torch.no_grad()
     def norm(given: Sequence[Tensor]) -> Tensor:
         parts = [join([given[i] for i in few])] if few else []
-        if not many:
-            return torch.linalg.vector_norm(parts[0], dtype=dtype)
         for i in many:
             parts += given[i].reshape(-1).split(CHUNK) if numels[i] > CHUNK else (given[i],)
         for part, place in zip(parts, places, strict=True):
@@ -152,27 +152,6 @@ def norm_of_such(tensors: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], Tens
         return torch.linalg.vector_norm(norms)
 
     return norm
-
-
-def _joined(sizes: list[int], dtype: torch.dtype, is_flat: bool) -> Callable[..., Tensor]:
-    """Copies tensors into one row, the same each time: new memory may cost more than a norm."""
-    row: list[Tensor] = []
-    views: list[Tensor] = []
-
-    def join(given: list[Tensor]) -> Tensor:
-        if not row:
-            row.append((torch.cat if is_flat else _flatten_dense_tensors)(given))
-            return row[0]
-        if [*map(Tensor.numel, given)] != sizes or {*map(_dtype, given)} != {dtype}:
-            raise RuntimeError("tensors of other sizes or dtypes: make another plan")
-        if is_flat:
-            return torch.cat(given, out=row[0])
-        if not views:
-            views.extend(p.view(t.shape) for p, t in zip(row[0].split(sizes), given, strict=True))
-        torch._foreach_copy_(views, given)
-        return row[0]
-
-    return join
 
 
 def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
@@ -227,6 +206,20 @@ def multiply_(tensors: Sequence[Tensor], factor: float | Tensor) -> None:
         by_device.setdefault(tensor.device, []).append(tensor)
     for device, there in by_device.items():
         torch._foreach_mul_(there, factor.to(device))
+
+
+def constant(value: float, like: Tensor) -> Tensor:
+    """``value`` as a 0-dim tensor of the dtype and device of ``like``.
+
+    On the CPU an operation on a few elements takes it in half the time of a Python number.
+    """
+    return _constant(value, like.dtype, like.device)
+
+
+@functools.lru_cache(maxsize=256)
+def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.full((), value, dtype=dtype, device=device)
 
 
 def shard(tensor: Tensor) -> Tensor:

@@ -42,13 +42,10 @@ def test_one_look_at_tensors_serves_all_that_are_like_them(sizes, dtype):
     """Small ones are taken together, also next to a large one."""
     first, second = [[torch.randn(size).to(dtype) for size in sizes] for _ in range(2)]
     norm = norm_of_such(first)
-    for tensors in (first, second, first):
+    for tensors in (first, second):
         # one float32 sum of 1e5 squares of 16-bit numbers is off by 3e-6
         assert float(norm(tensors)) == pytest.approx(global_norm(tensors), rel=1e-5)
         assert torch.equal(norm(tensors), total_norm(tensors))
-    for others in ([t.double() for t in second], [t[:1] if t.dim() else t for t in second]):
-        with pytest.raises(RuntimeError):
-            norm(others)
 
 
 def test_sixteen_bit_norms_are_summed_in_float32():

@@ -26,7 +26,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from gqc.checks import check_count, constant, expect
+from gqc.checks import check_count, expect
+from gqc.gradients import constant
 
 TINY = torch.finfo(torch.float32).tiny
 

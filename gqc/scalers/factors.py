@@ -8,8 +8,7 @@ from ctypes import c_float
 import torch
 from torch import Tensor
 
-from gqc.checks import constant
-from gqc.gradients import local
+from gqc.gradients import constant, local
 from gqc.scalers.elementwise import Elementwise
 from gqc.scalers.parameters import ParameterList
 from gqc.scalers.settings import Settings

@@ -41,8 +41,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gqc.checks import constant
-from gqc.gradients import local
+from gqc.gradients import constant, local
 from gqc.noise.estimates import debiased_moments, ema_weight_and_kappa, noise_to_signal
 from gqc.scalers.averages import ScalarAverages
 from gqc.scalers.shards import ShardSums, gather, spread
