@@ -1,5 +1,6 @@
 """Answers say size, direction, yes and no as the verdicts have them."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,6 +125,14 @@ def test_the_answer_on_noise_scales_is_that_of_its_results():
     assert published.mean()[100] / published.mean()[10_000] == pytest.approx(100, rel=0.05)
     said = read_answers(PAPER)["03_noise_scale"]["answer"]
     assert f"{holds.sum()} of {len(ours)} streams" in said.replace("\n", " ")
+
+
+def test_the_angle_of_pure_noise_is_what_notebook_18_says():
+    """A gradient of unit noise, and Adam's momentum after it, whose other part is independent."""
+    text = (PAPER.parent / "notebooks/18_angle_paradox.py").read_text("utf-8")
+    angle = math.degrees(math.acos(0.1 / math.sqrt(0.1**2 / (1 - 0.9**2))))
+    assert f"pure noise stands at {angle:.0f} degrees" in text.replace("\n# ", " ")
+    assert f"takes noise from 90 to {angle:.0f} degrees" in text.replace("\n# ", " ")
 
 
 def test_what_answers_say_of_figures_holds():
