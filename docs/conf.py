@@ -14,6 +14,7 @@ project = "gqc"
 html_title = "gqc"
 html_theme = "furo"
 html_copy_source = False
+html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 html_show_copyright = False
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
@@ -28,15 +29,6 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 napoleon_custom_sections = ["Source"]
 html_math_renderer = "mathml"
-STYLE = """.gallery { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); }
-.card { border: 1px solid var(--color-background-border); border-radius: 6px; padding: .6rem;
-  color: inherit; text-decoration: none; }
-.card img { width: 100%; background: white; }
-.card span { display: block; font-size: .85rem; line-height: 1.25; }
-.output { overflow-x: auto; }
-.output img, .article-container img { max-width: 100%; }
-"""
 # `Returns: x` on one line, which napoleon wants as a heading
 _SECTION = re.compile(r"(\s*)(Args|Returns|Raises|Yields|Source|Attributes): +(\S.*)")
 
@@ -52,11 +44,6 @@ def _open_sections(
         else:
             opened.append(line)
     lines[:] = opened
-
-
-def _write_static(folder: Path) -> None:
-    write_script(folder)
-    (folder / "site.css").write_text(STYLE, encoding="utf-8")
 
 
 def _is_foreign(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
@@ -78,7 +65,7 @@ def _mathml(display: str) -> Any:
 def setup(app: Any) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", _open_sections, priority=400)
     app.connect("autodoc-skip-member", _is_foreign)
-    app.connect("builder-inited", lambda app: _write_static(Path(app.outdir) / "_static"))
+    app.connect("builder-inited", lambda app: write_script(Path(app.outdir) / "_static"))
     inline, block = (_mathml("inline"), None), (_mathml("block"), None)
     app.add_html_math_renderer("mathml", inline_renderers=inline, block_renderers=block)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

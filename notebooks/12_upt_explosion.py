@@ -135,8 +135,8 @@ for variant, group in results.groupby("variant", sort=False):
 # rate of 0.1 gradients explode at every weight, and through every part: what explodes is the
 # network, and the inverse losses are one more path through it.
 #
-# **Limits.** One seed, and one network designed for this project with layer norms and, as
-# published, a clipped gradient; what the published network lacked is not known.
+# **Limits.** One seed here, five above, and one network designed for this project with layer norms
+# and, as published, a clipped gradient; what the published network lacked is not known.
 
 # %%
 saved = runs.save(history, results, data_hash=experiment.data_hash)

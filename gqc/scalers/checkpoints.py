@@ -18,7 +18,7 @@ mean nothing in another.  The sketch of 4.0 had other projections than that of 4
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -69,7 +69,7 @@ class Checkpoint:
     step_count: int
     statistics: dict[str, Any]
     estimator: str | None = None
-    shapes: list[list[int]] | None = field(default=None)
+    shapes: list[list[int]] | None = None
 
     def is_of(self, estimator: str) -> bool:
         """Can that estimator continue with the statistics?"""

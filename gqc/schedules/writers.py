@@ -123,9 +123,7 @@ class ParamGroupSchedule(LRScheduler):
         """Return the learning rate in each param group, whatever ``key`` is, as trainers log it."""
         return [float(group["lr"]) for group in self.optimizer.param_groups if "lr" in group]
 
-    def get_lr(self) -> list[float]:  # type: ignore[override]
-        """Return :meth:`get_last_lr`."""
-        return self.get_last_lr()
+    get_lr = get_last_lr  # type: ignore[assignment]
 
     def state_dict(self) -> dict[str, Any]:
         """Return ``{"key", "last_step"}``; the function is the constructor's."""

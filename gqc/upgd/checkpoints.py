@@ -132,8 +132,7 @@ class Generators:
                 continue
             generator.set_state(state.cpu())
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.state_dict()
+    __getstate__ = state_dict
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
         self._by_device = {}

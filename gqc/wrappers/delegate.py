@@ -259,6 +259,9 @@ class DelegatingOptimizer(Optimizer):
 
     def _check_own(self, own: dict[str, Any]) -> None:
         """Raises: ValueError: ``own`` is of this class, but does not fit; nothing was changed."""
+        for name in self.kept:
+            if hasattr(present := getattr(self, name), "load_state_dict"):
+                copy.deepcopy(present).load_state_dict(own["extra"][name.lstrip("_")])
 
     def _restore(self, own: dict[str, Any]) -> None:
         """Take back :meth:`_own_state`, into a new object too."""

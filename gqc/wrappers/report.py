@@ -82,7 +82,6 @@ def closed(own: dict[str, Any], default_weight: float) -> ClosedWindow | None:
     if "last_window" not in own:
         n, norm = own["last_num_draws"], own["last_grad_norm"]
         return None if n is None else ClosedWindow(n, n * default_weight, norm)
-    last = own["last_window"]
-    return (
-        None if last is None else ClosedWindow(**{**last, "draw_norms": tuple(last["draw_norms"])})
-    )
+    if (last := own["last_window"]) is None:
+        return None
+    return ClosedWindow(**{**last, "draw_norms": tuple(last["draw_norms"])})

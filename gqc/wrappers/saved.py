@@ -154,11 +154,9 @@ def freeze(value: Any) -> bytes:
 
 def thaw(data: bytes) -> Any:
     """Return what :func:`freeze` was given; an empty dict of `NOTHING`."""
-    return (
-        torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        if data != NOTHING
-        else {}
-    )
+    if data == NOTHING:
+        return {}
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
 def _room(param: Tensor, total: Tensor | None) -> Tensor:

@@ -8,7 +8,6 @@ With draws of weights :math:`w_i`, sum W, and noise T of one unit of weight,
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
@@ -116,7 +115,3 @@ class TwoBatchWrapper(OptimizerWrapper):
 
     def statistics(self) -> dict[str, Any]:
         return {**super().statistics(), **self._noise.statistics()}
-
-    def _check_own(self, own: dict[str, Any]) -> None:
-        super()._check_own(own)
-        copy.deepcopy(self._noise).load_state_dict(own["extra"]["noise"])  # a rehearsal

@@ -313,6 +313,7 @@ class WindowedOptimizer(DelegatingOptimizer):
         return [torch.distributed.get_rank() if is_on() else 0, self.ranks.size]
 
     def _check_own(self, own: dict[str, Any]) -> None:
+        super()._check_own(own)
         if own.get("rank", here := self._rank()) != here:
             raise ValueError(saved.ONE_RANKS_DRAWS.format(own["rank"][0], *here))
         saved.check_shapes(self._params(), own["pending"])

@@ -48,7 +48,7 @@ print(f"{vgs.scaler.step_count} steps, factor {vgs.scaler.get_scaling_factor():.
 
 # %% [markdown]
 # The callback records `vgs/...` with PPO's own logger. A model's file does not hold the scaler:
-# save `vgs.scaler.state_dict()` beside it, and give it back as `VGSCallback(state=...)`.
+# save `vgs.scaler.state_dict()` with it, and give it back as `VGSCallback(state=...)`.
 #
 # ## UPGD as the optimizer
 

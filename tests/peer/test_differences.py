@@ -173,3 +173,10 @@ def test_every_row_of_the_table_is_asserted_here():
     source = differences.Path(__file__).read_text()
     for row in differences.ROWS:
         assert f"{row.measure.__module__.removeprefix('peer.')}.{row.measure.__name__}()" in source
+
+
+def test_the_page_for_users_repeats_a_row_of_the_table():
+    [row] = [line for line in differences.TABLE.read_text().splitlines() if "scale 100" in line]
+    peer, ours = (cell.strip().partition(":")[0] for cell in row.split("|")[2:4])
+    page = differences.TABLE.parents[2] / "docs/torch_gqc.md"
+    assert f"| noise scale of a stream with true value 100 | {peer} | {ours} |" in page.read_text()

@@ -150,6 +150,17 @@ def test_the_state_of_another_kind_of_average_changes_nothing():
     assert wrapper.state_dict() == before
 
 
+def test_a_damaged_average_of_gnts_changes_nothing():
+    x = torch.zeros(3, requires_grad=True)
+    state = gqc.OptimizerWrapperGNTS(SGD([x], lr=1.0)).state_dict()
+    state["wrappers"][-1]["extra"]["noise"]["signal_sq"] = math.nan
+    wrapper = gqc.OptimizerWrapperGNTS(SGD([x], lr=0.5))
+    before = wrapper.state_dict()
+    with pytest.raises(ValueError, match="non-finite average"):
+        wrapper.load_state_dict(state)
+    assert wrapper.state_dict() == before
+
+
 @pytest.mark.parametrize("kind", NOISE_DRIVEN)
 @pytest.mark.parametrize("correlation", [0.0, 0.6])
 def test_correlated_draws_are_told_where_they_are_looked_at(kind, correlation):

@@ -101,9 +101,9 @@ def budget(frozen: Frozen) -> str:
 
 
 def _seeds(seeds: list[int]) -> str:
-    if len(seeds) > 3 and seeds == list(range(seeds[0], seeds[-1] + 1)):
-        return f"{seeds[0]} to {seeds[-1]}"
-    return ", ".join(map(str, seeds))
+    starts = [seed for seed in seeds if seed - 1 not in seeds]
+    ends = [seed for seed in seeds if seed + 1 not in seeds]
+    return ", ".join(f"{a} to {b}" if b > a else str(a) for a, b in zip(starts, ends, strict=True))
 
 
 def compared(frozen: Frozen, columns: Sequence[str]) -> str:

@@ -141,13 +141,12 @@ def answer(text: str, verdicts: Mapping[str, Verdict]) -> str:
             return "not measured"
         return _filled(verdict, place - 1, match["how"] or "", seeds)
 
-    filled = _SLOT.sub(fill, text).strip()
+    filled = _SLOT.sub(fill, text).strip().replace(" %", "\u00a0%")
     if not seeds:
         return filled
     counted = " or ".join(str(n) for n in sorted(seeds))
-    return (
-        f"{filled}\n\n<small>Means over {counted} seeds, in brackets their 95 % interval.</small>"
-    )
+    note = f"<small>Means over {counted} seeds, in brackets their 95 % interval.</small>"
+    return f"{filled}\n\n{note}"
 
 
 def _check_words(name: str, says: Mapping[str, Any], verdicts: Mapping[str, Verdict]) -> None:

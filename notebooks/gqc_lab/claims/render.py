@@ -111,7 +111,7 @@ def number(value: float) -> str:
     if not math.isfinite(value):
         return "-" if math.isnan(value) else ("-inf" if value < 0 else "inf")
     size = abs(value)
-    if size >= 1e6 or 0 < size < 1e-3:
+    if size >= 1e6 or 0 < size < 1e-4:
         return f"{value:.2e}"
     if size >= 100:
         return f"{value:,.0f}"
@@ -119,9 +119,9 @@ def number(value: float) -> str:
 
 
 def interval(effect: Effect) -> str:
-    """Format an effect as ``mean [low, high]``."""
-    bounds = f" [{number(effect.low)}, {number(effect.high)}]"
-    return number(effect.mean) + (bounds if math.isfinite(effect.low) else "")
+    """Format an effect as ``mean [low, high]``; as ``mean`` where both ends read the same."""
+    mean, *ends = map(number, (effect.mean, effect.low, effect.high))
+    return mean if set(ends) <= {mean, "-"} else f"{mean} [{', '.join(ends)}]"
 
 
 def say(part: Part, effect: Effect, more: str = "higher", less: str = "lower") -> str:
@@ -132,10 +132,9 @@ def say(part: Part, effect: Effect, more: str = "higher", less: str = "lower") -
     """
     is_ratio = part.compare is not None and part.compare.ratio
     values = (effect.mean, effect.low, effect.high)
-    unit = f" {part.unit}" if part.unit else ""
     if part.compare is None or (is_ratio and not 0.5 < effect.mean < 2):
-        ends = f" [{number(effect.low)}, {number(effect.high)}]" if effect.high > effect.low else ""
-        return number(effect.mean) + (f" times as large{ends}" if is_ratio else unit + ends)
+        value, _, ends = interval(effect).partition(" ")
+        return " ".join(filter(None, (value, "times as large" if is_ratio else part.unit, ends)))
     mean, low, high = (100 * (value - 1) for value in values) if is_ratio else values
     if is_ratio and abs(mean) < 0.05:
         is_exact = max(abs(low), abs(high)) < 0.005
@@ -144,7 +143,7 @@ def say(part: Part, effect: Effect, more: str = "higher", less: str = "lower") -
     if is_ratio:
         return f"{abs(mean):.1f} % {which} [{low:+.1f} %, {high:+.1f} %]"
     ends = ", ".join(f"{'+' * (end > 0)}{number(end)}" for end in (low, high))
-    return f"{number(abs(mean))}{unit} {which} [{ends}]"
+    return " ".join(filter(None, (number(abs(mean)), part.unit, which, f"[{ends}]")))
 
 
 def camel(name: str) -> str:
@@ -155,11 +154,12 @@ def camel(name: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Escape plain text for LaTeX."""
+    """Escape plain text for LaTeX; a line ends neither after a minus nor before a per cent sign."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {c: "\\" + c for c in "&%$#_{}"} | {"<": r"$<$", ">": r"$>$"}
     special |= {"≤": r"$\le$", "≥": r"$\ge$", "×": r"$\times$", "°": r"$^\circ$", "≈": r"$\approx$"}
-    return "".join(special.get(character, character) for character in text)
+    escaped = "".join(special.get(character, character) for character in text)
+    return re.sub(r"(?<![\w.)}-])-(?=\d)", "$-$", escaped).replace(r" \%", r"~\%")
 
 
 def powers(text: str) -> str:

@@ -35,6 +35,7 @@ from gqc_lab.stats.analysis import check_columns, paired_difference, power_law, 
 
 RATIOS = [0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10]
 TWOS = {"type": "log", "dtick": 0.30103, "tickformat": ".4~s", "rangemode": "normal"}
+SIDE_BY_SIDE = {"shared_yaxes": True, "horizontal_spacing": 0.06}
 BELOW = {"orientation": "h", "x": 0, "y": -0.25, "yanchor": "top"}
 PANEL, GAP, EDGES = 190, 44, 150  #: heights of a panel, between two, above and below all [pixels]
 
@@ -207,39 +208,39 @@ def by_method(
     Args:
         results: rows with ``by``, ``seed``, the ``measures`` and ``series``.
         measures: column -> title of its panel's axis, of one or more lines.
-        baseline: method over which the measures are taken, seed by seed, in geometric means; None:
-            the measures themselves.
+        baseline: method whose measures divide the others', seed by seed, in geometric means.
         series: columns whose values are told apart by colour and symbol.
-        names: methods to show, in order, and what to call them; None: all except the baseline.
+        names: of methods (only these, in order; all if there is none) and values of ``series``.
         by: column that a row is for.
         level: value of the measures to mark; of ratios it is 1.
     """
     check_columns("by_method", results, [by, "seed", *measures, *series])
     results = results.assign(method=results[by])
-    names = names or {m: m for m in results["method"].unique() if m != baseline}
+    names, found = names or {}, list(results["method"].unique())
+    methods = [m for m in names if m in found] or [m for m in found if m != baseline]
     groups = list(results.groupby(list(series), sort=False)) if series else [((), results)]
     title = "Ratios, paired by seed; " if baseline else ""
-    options = {"shared_yaxes": True, "horizontal_spacing": 0.06}
-    figure = new_panels(1, len(measures), _with_bars(title, results), **options)
-    for column, (measure, label) in enumerate(measures.items(), 1):
+    figure = new_panels(1, len(measures), _with_bars(title, results), **SIDE_BY_SIDE)
+    for column, (measure, title) in enumerate(measures.items(), 1):
         for i, (group, rows) in enumerate(groups):
-            means = _means_of(rows, measure, baseline).reindex(list(names))
-            heights = [0.15 * ((len(groups) - 1) / 2 - i) - k for k in range(len(names))]
+            means = _means_of(rows, measure, baseline).reindex(methods)
+            heights = [0.15 * ((len(groups) - 1) / 2 - i) - k for k in range(len(methods))]
             marker = {"color": OKABE_ITO[i % 7], "symbol": SYMBOLS[i % 7], "size": 8}
             style = {"error_x": uneven_bars(means), "marker": marker, "row": 1, "col": column}
             style["showlegend"] = bool(series) and column == 1
-            add_points(figure, means["mean"], heights, ", ".join(map(str, group)), **style)
+            label = ", ".join(names.get(str(value), str(value)) for value in group)
+            add_points(figure, means["mean"], heights, label, **style)
         values = [v for trace in figure.data[-len(groups) :] for v in trace.x if v is not None]
         is_wide = baseline is not None and max(values) > 1.6 * min(values)
         axis = {"type": "log", "tickvals": RATIOS, "tickformat": "~g"} if is_wide else {}
-        axis["title_text"] = label.replace("\n", "<br>")
+        axis["title_text"] = title.replace("\n", "<br>")
         figure.update_xaxes(rangemode="normal", col=column, **axis)
     if (mark := level if baseline is None else 1) is not None:
         figure.add_vline(mark, line=LEVEL)
-    ticks = {"tickvals": [-k for k in range(len(names))], "ticktext": list(names.values())}
-    figure.update_yaxes(**ticks, showgrid=False)
+    ticks = {"tickvals": [-k for k in range(len(methods))]}
+    figure.update_yaxes(**ticks, ticktext=[names.get(m, m) for m in methods], showgrid=False)
     # In pixels, so that the legend stays below the titles of axes whatever the number of rows.
-    plot, below = 50 + 40 * len(names), 65 + 20 * max(t.count("\n") for t in measures.values())
+    plot, below = 50 + 40 * len(methods), 65 + 20 * max(t.count("\n") for t in measures.values())
     bottom = below + 40 * bool(series)
     figure.update_layout(legend=BELOW | {"y": -below / plot}, hovermode="closest")
     return figure.update_layout(height=60 + plot + bottom, margin_b=bottom)

@@ -1,8 +1,10 @@
 """Answers say size, direction, yes and no as the verdicts have them."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
@@ -31,6 +33,7 @@ def effect(mean, low, high, status="holds"):
     [
         (VALUE, (0.25, 0.25, 0.25), "0.25 nat"),
         (VALUE, (0.25, 0.2, 0.3), "0.25 nat [0.2, 0.3]"),
+        (VALUE, (0.25, 0.24999, 0.25001), "0.25 nat"),
         (DIFFERENCE, (-0.00367, -0.0119, 0.00455), "0.00367 nat lower [-0.0119, +0.00455]"),
         (DIFFERENCE, (0.5, 0.25, 0.75), "0.5 nat higher [+0.25, +0.75]"),
         (RATIO, (1.069, 0.997, 1.146), "6.9 % higher [-0.3 %, +14.6 %]"),
@@ -63,7 +66,7 @@ def known():
         ("{a-b.1!yes}, {a-b.2!yes}", "No, Yes"),
         ("{a-b.1!more/fewer}", "0.5 nat more [+0.25, +0.75]"),
         ("{a-b.1!percent}", "50 points higher [+25, +75]"),
-        ("{a-b.2!percent}", "90 % [80, 100]"),
+        ("{a-b.2!percent}", "90\u00a0% [80, 100]"),
         ("{a-b.2!10^}", "7.94 [6.31, 12.6]"),
     ],
 )
@@ -118,16 +121,37 @@ def test_the_answer_on_noise_scales_is_that_of_its_results():
     published = measured[measured["measurement"] == "published"].groupby("dimension")["measured"]
     assert (published.max() / published.min()).max() < 2
     assert published.mean().max() > 50 * published.mean().min()
+    assert published.max().max() < 0.01
+    assert published.mean()[100] / published.mean()[10_000] == pytest.approx(100, rel=0.05)
     said = read_answers(PAPER)["03_noise_scale"]["answer"]
     assert f"{holds.sum()} of {len(ours)} streams" in said.replace("\n", " ")
+
+
+def test_the_angle_of_pure_noise_is_what_notebook_18_says():
+    """A gradient of unit noise, and Adam's momentum after it, whose other part is independent."""
+    text = (PAPER.parent / "notebooks/18_angle_paradox.py").read_text("utf-8")
+    angle = math.degrees(math.acos(0.1 / math.sqrt(0.1**2 / (1 - 0.9**2))))
+    assert f"pure noise stands at {angle:.0f} degrees" in text.replace("\n# ", " ")
+    assert f"takes noise from 90 to {angle:.0f} degrees" in text.replace("\n# ", " ")
 
 
 def test_what_answers_say_of_figures_holds():
     """Words that no part of a claim decides: they are of the frames that the figures show."""
     frames = {name: frozen.results for name, frozen in load_frozen(PAPER / "results").items()}
+    answers = read_answers(PAPER)
     batches = frames["02_all_wrappers"].query("method == 'gnts'")["mean_logical_batch_examples"]
     *others, most = sorted(batches)
     assert most > 2 * max(others)
+
+    cost = frames["05_vgs_estimators"].query("kind == 'cost'")
+    cost = cost.groupby("estimator")[["bytes_per_parameter", "error"]].max()
+    ours = cost.loc[["elementwise", "sketch, k = 64"]]
+    assert list(ours["bytes_per_parameter"].round(2)) == [4.0, 0.02]
+    assert (ours["error"] < 0.01).all()
+
+    first = load_frozen(PAPER / "results")["09_upgd_normalisation"].history.query("step == 1")
+    ends = first.query("seed >= 1000").groupby("normalization")["at_ends_used"].min()
+    assert (ends[["minmax_published", "max_published"]] > 0.5).all()
 
     change = summarize(frames["10_upgd_continual"], ["stream", "method"], "accuracy_change")
     assert (change.query("method == 'adamw'")["high"] < 0).all()
@@ -137,6 +161,8 @@ def test_what_answers_say_of_figures_holds():
     accuracy = accuracy.set_index(["stream", "method"])
     both, plain = (("label_permuted", m) for m in ("upgd, adaptive noise, VGS", "upgd"))
     assert accuracy.loc[both, "high"] < accuracy.loc[plain, "low"]
+    points = 100 * (accuracy.loc[plain, "mean"] - accuracy.loc[both, "mean"])
+    assert f"about {points:.0f} points lower" in answers["11_upgd_vgs"]["answer"]
 
     explosion = frames["12_upt_explosion"]
     assert (explosion.query("variant == 'no norms, lr 0.1'")["num_not_finite"] > 0).all()
@@ -150,5 +176,15 @@ def test_what_answers_say_of_figures_holds():
     runs = frames["19_scaling_fit"].query("kind == 'run'")
     losses = runs.pivot_table(index="tokens", columns="method", values="val_loss")
     assert (losses["gnts"] > losses["adamw"]).all()
-    fits = [power_law(r["tokens"], r["val_loss"]) for _, r in runs.groupby(["method", "seed"])]
-    assert max(fit.exponent for fit in fits) < 0.35
+    fits = {
+        key: power_law(r["tokens"], r["val_loss"]) for key, r in runs.groupby(["method", "seed"])
+    }
+    exponents = pd.Series({key: fit.exponent for key, fit in fits.items()})
+    assert exponents.max() < 0.35
+    mean = exponents.groupby(level=0).mean()
+    said = answers["19_scaling_fit"]["answer"]
+    assert f"{mean['adamw']:.3f} for AdamW" in said
+    assert f"{mean['gnts']:.3f} for GNTS" in said
+
+    capped = frames["14_curricula"].query("name == 'cap of the share'")["largest_share"]
+    assert capped.to_numpy() == pytest.approx(0.05)

@@ -1,6 +1,7 @@
 """Freezing runs, the appendix about them, printed figures and the commands, without training."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -194,12 +195,12 @@ def test_the_appendix_counts_runs_and_machines(project):
     plan = {"tiny-batch": {"trained": "a line, 2 parameters", "tuning": "two runs"}}
     text, written = texts(results, plan).values()
     assert "| tiny-batch | a line, 2 parameters | " in text
-    assert "| 6 | 0, 1, 2 | 6 | 1970-01-01 | - | two runs |" in text
+    assert "| 6 | 0 to 2 | 6 | 1970-01-01 | - | two runs |" in text
     assert r"\newcommand{\numRuns}{6}" in written
     experiments, repetition = written.split(r"\newcommand{\batchTable}")
     assert r"\newcommand{\experimentTable}" in experiments
     assert "tiny-batch & a line, 2 parameters & " in experiments
-    assert "tiny-batch & 6 & 0, 1, 2 & 6 & two runs" in repetition
+    assert "tiny-batch & 6 & 0 to 2 & 6 & two runs" in repetition
 
 
 def test_results_of_an_older_code_are_told(project):
@@ -258,7 +259,7 @@ def test_from_runs_to_verdicts_by_command(project, monkeypatch, capsys):
     assert (code, "tiny-batch: 6 runs\n" in out) == (0, True)
     code, out, _ = gqc(project, monkeypatch, capsys, "claims")
     assert (code, "1 claims: 1 reproduced" in out) == (0, True)
-    assert "2 [2, 2]" in out
+    assert re.search(r" 2 +3 +holds", out)
     assert gqc(project, monkeypatch, capsys, "claims", "--check")[0] == 0
     path = project / "paper" / "verdicts.json"
     verdicts = json.loads(path.read_text())
