@@ -143,9 +143,7 @@ def test_what_answers_say_of_figures_holds():
     assert batches.max() < 1.1 * 4  # sequences of a microbatch: it steps on nearly every one
     losses = frames["17_anomaly_smoothing"].pivot(index="seed", columns="method", values="val_loss")
     lower = {m: (losses[f"{m}, replay"] - losses[m]).mean() for m in ("gns", "gnts")}
-    assert lower["gns"] == pytest.approx(
-        lower["gnts"], rel=0.2
-    )  # due to the order of the text
+    assert lower["gns"] == pytest.approx(lower["gnts"], rel=0.2)  # due to the order of the text
 
     cost = frames["05_vgs_estimators"].query("kind == 'cost'")
     cost = cost.groupby("estimator")[["bytes_per_parameter", "error"]].max()
