@@ -44,15 +44,11 @@ class PublishedEstimator(VarianceEstimator):
     reads_raw = False
     vectors: ClassVar[tuple[str, ...]] = VECTORS
 
-    def __init__(self, params: Sequence[Tensor], beta: float, eps: float) -> None:
-        super().__init__(params, beta)
-        self.eps, self.num_updates = eps, 0
+    def __init__(self, params: Sequence[Tensor], settings: Any) -> None:
+        super().__init__(params, settings)
+        self.eps, self.num_updates = settings.eps, 0
         self.param_grad_mean_ema = self.num_skipped.repeat(len(params))
         self.param_grad_sq_ema = self.num_skipped.repeat(len(params))
-
-    @classmethod
-    def build(cls, params: Sequence[Tensor], settings: Any) -> PublishedEstimator:
-        return cls(params, settings.beta, settings.eps)
 
     def update(self, grads: Grads, factor: float = 1.0) -> None:
         overall = whole_gradient_statistics(grads)

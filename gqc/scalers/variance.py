@@ -51,8 +51,11 @@ Grads = Sequence[Tensor | None]
 
 
 class VarianceEstimator:
-    """What the scaler needs of an estimator; T is the number of tensors.
+    """What the scaler needs of an estimator, which begins with empty statistics.
 
+    Args:
+        params: the T tensors.
+        settings: :class:`~gqc.scalers.settings.Settings` of the scaler.
     Attributes:
         name: its name in ``estimator=``.
         reads_raw: does it read gradients before they are scaled and clipped?
@@ -69,17 +72,12 @@ class VarianceEstimator:
     num_hashes: ClassVar[int] = 1
     vectors: ClassVar[tuple[str, ...]]
 
-    def __init__(self, params: Sequence[Tensor], beta: float) -> None:
-        self.beta, device = beta, local(params)[0].device
-        self.averages = ScalarAverages(beta, device, self.first_value)
+    def __init__(self, params: Sequence[Tensor], settings: Any) -> None:
+        self.beta, device = settings.beta, local(params)[0].device
+        self.averages = ScalarAverages(self.beta, device, self.first_value)
         self.num_skipped = torch.zeros((), device=device)
         self._shards = ShardSums(params)
         self._absent: list[bool] = []  # which tensors had no gradient
-
-    @classmethod
-    def build(cls, params: Sequence[Tensor], settings: Any) -> VarianceEstimator:
-        """The estimator with empty statistics, from the scaler's settings."""
-        return cls(params, settings.beta)
 
     def update(self, grads: Grads, factor: float = 1.0) -> Tensor | None:
         """Take in one gradient per tensor (None: none this time), without a host sync.
@@ -158,8 +156,8 @@ class DebiasedEstimator(VarianceEstimator):
 
     vectors = ("count", "spread", "mean_sq", "num_skipped")
 
-    def __init__(self, params: Sequence[Tensor], beta: float) -> None:
-        super().__init__(params, beta)
+    def __init__(self, params: Sequence[Tensor], settings: Any) -> None:
+        super().__init__(params, settings)
         device = self.num_skipped.device
         self.count = torch.zeros(len(params), device=device)  # updates of each tensor
         shape = (self.num_hashes, len(params)) if self.num_hashes > 1 else (len(params),)
@@ -225,24 +223,16 @@ class Sketch(DebiasedEstimator):
     """Moments of three hashes of each tensor, and the median of what they estimate.
 
     About 3 floats for 1000 parameters; tensors of up to 4096 elements are kept whole.
-
-    Args:
-        params: the tensors.
-        beta: decay of the moments.
-        size: k, see :mod:`gqc.scalers.sketch`.
-        seed: of the signs.
     """
 
     name = "sketch"
     num_hashes = HASHES
 
-    def __init__(
-        self, params: Sequence[Tensor], beta: float, size: int = 64, seed: int = 0
-    ) -> None:
-        super().__init__(params, beta)
+    def __init__(self, params: Sequence[Tensor], settings: Any) -> None:
+        super().__init__(params, settings)
         shards = local(params)
         numels, devices = [real_numel(p) for p in shards], [p.device for p in shards]
-        self._sketch = SignSketch(numels, devices, size, seed)
+        self._sketch = SignSketch(numels, devices, settings.sketch_size, settings.sketch_seed)
         device, lengths = self.count.device, torch.tensor(self._sketch.lengths)
         runs = torch.tensor(self._sketch.runs)
         self._runs = runs.flatten().to(device)
@@ -255,10 +245,6 @@ class Sketch(DebiasedEstimator):
         is_whole = runs[0] == runs[1]
         share = torch.where(is_whole, 1.0, 1 / HASHES)[owner]  # the norm is the mean over hashes
         self._share = share.repeat_interleave(lengths).to(device)
-
-    @classmethod
-    def build(cls, params: Sequence[Tensor], settings: Any) -> Sketch:
-        return cls(params, settings.beta, settings.sketch_size, settings.sketch_seed)
 
     def _prepare(self, grads: Grads, factor: float) -> tuple[Tensor, Tensor]:
         values = self._sketch(local(grads), factor)
