@@ -9,7 +9,7 @@ import pytest
 from lab_page import THEMES
 from watching import PLOTS, look, microbatch, nothing_is_wrong, settle, threads, until
 
-from gqc_lab.loop.norm_schedule import SETTINGS
+from gqc_lab.loop.controls import NORM_SETTINGS
 
 LONG = {"interactive": True, "changes": [], "tokens": 2**21}  # half a minute at least
 
@@ -38,7 +38,7 @@ def live(opened):
 
 def field(lab, name):
     view = lab.page.locator(".gqc-norm-schedule")
-    return view.get_by_role("textbox", name=SETTINGS[name].axis, exact=True)
+    return view.get_by_role("textbox", name=NORM_SETTINGS[name].axis, exact=True)
 
 
 def type_into(lab, name, text):
@@ -82,7 +82,7 @@ def test_a_run_is_started_held_steered_and_stopped(live):
     at = change["microbatch"]
     until(lambda: microbatch(lab) > at + 2)
     rows = lab.ask(f"experiment.history['gradient_norm_threshold'].tolist()[{at - 2}:{at}]")
-    module = "__import__('gqc_lab.loop.norm_schedule', fromlist=['a'])"
+    module = "__import__('gqc_lab.loop.controls', fromlist=['a'])"
     plan = f"{module}.norm_schedule(experiment.controls)"
     total = "experiment.config.num_microbatches"
     assert rows[1] == lab.ask(f"{plan}.threshold({at - 1}, {total})")

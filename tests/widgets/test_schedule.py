@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from gqc_lab import Live
-from gqc_lab.loop.norm_schedule import CURVES, norm_schedule
+from gqc_lab.loop.controls import CURVES, norm_schedule
 from gqc_lab.studies import pretraining
 from gqc_widgets import NormScheduleEditor
 from gqc_widgets.schedule_editor import NormScheduleModel

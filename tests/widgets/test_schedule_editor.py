@@ -2,7 +2,7 @@
 
 import pytest
 
-from gqc_lab.loop.norm_schedule import norm_schedule
+from gqc_lab.loop.controls import norm_schedule
 from gqc_lab.studies import pretraining
 from gqc_widgets import LiveRun, NormScheduleEditor
 

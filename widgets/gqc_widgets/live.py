@@ -17,8 +17,8 @@ from IPython.display import Image, display
 
 from gqc_lab import Experiment
 from gqc_lab.loop import live as lab
+from gqc_lab.loop.controls import NORM_NAMES
 from gqc_lab.loop.gate import FAILED, FINISHED, PAUSED, READY, REPLACED, RUNNING, STOPPED
-from gqc_lab.loop.norm_schedule import NAMES
 from gqc_lab.loop.own_loop import Loop
 from gqc_lab.loop.scaler_controls import SCALER
 from gqc_lab.runs import current_run_dir
@@ -170,7 +170,7 @@ class LiveView(widgets.VBox):
     def _fields(self) -> Fields:
         """Return fields for the controls, except those that have an editor."""
         run = self.live.experiment
-        edited = {*NAMES} if isinstance(run, Loop) else {*NAMES, *SCALER}
+        edited = {*NORM_NAMES} if isinstance(run, Loop) else {*NORM_NAMES, *SCALER}
         specs = {n: s for n, s in run.controls.specs.items() if n not in edited}
         numbers = [
             n for n, s in specs.items() if s.kind in (int, float) and not s.choices and not s.read

@@ -12,8 +12,8 @@ import ipywidgets as widgets
 
 from gqc.noise import predicted_draws
 from gqc_lab import Experiment
+from gqc_lab.loop.controls import CURVES, NORM_NAMES, NORM_SETTINGS, NormSchedule, norm_schedule
 from gqc_lab.loop.live import Live
-from gqc_lab.loop.norm_schedule import CURVES, NAMES, SETTINGS, NormSchedule, norm_schedule
 from gqc_lab.loop.settings import Pairs
 from gqc_widgets.editor import Editor, columns, note
 from gqc_widgets.fields import Fields, say
@@ -37,16 +37,16 @@ class NormScheduleModel:
     """The norm schedule of one run, before it and while it trains.
 
     Args:
-        live: with the controls of `gqc_lab.loop.norm_schedule`.
+        live: with the controls of `gqc_lab.loop.controls`.
     Raises: ValueError: the run has no norm schedule.
     """
 
     def __init__(self, live: Live) -> None:
         self.live, self.controls = live, live.experiment.controls
-        if not set(NAMES) <= set(self.controls):
+        if not set(NORM_NAMES) <= set(self.controls):
             raise ValueError(
                 f"experiment {live.label!r} has no norm schedule: expected controls "
-                f"{', '.join(NAMES)}, as with method='gnts'"
+                f"{', '.join(NORM_NAMES)}, as with method='gnts'"
             )
         #: microbatches after which a step is forced, or None
         self.max_draws: int | None = getattr(live.optimizer, "max_draws", None)
@@ -146,7 +146,7 @@ class NormScheduleModel:
 
     def export(self) -> dict[str, Any]:
         """Return the schedule as parameters for papermill."""
-        values = {name: self.controls[name] for name in NAMES}
+        values = {name: self.controls[name] for name in NORM_NAMES}
         warmup = values.pop("norm_warmup_microbatches")
         points = [list(point) for point in values.pop("norm_points")]
         return {**values, "norm_warmup": warmup / self.total, "norm_points": points}
@@ -176,7 +176,7 @@ class NormScheduleEditor(Editor):
     def __init__(self, run: Live | Experiment) -> None:
         super().__init__(run)
         self.model = NormScheduleModel(self.live)
-        labels = {name: SETTINGS[name].axis for name in FIELDS}
+        labels = {name: NORM_SETTINGS[name].axis for name in FIELDS}
         controls = self.experiment.controls
         self.fields = Fields(controls, labels, self._refresh, implied=self.model.implied)
         self.notes = widgets.HTML()

@@ -38,13 +38,14 @@ def rows(results: Mapping[str, Frozen], plan: Mapping[str, Any]) -> list[dict[st
         runs, entry = frozen.runs, plan.get(name, {})
         seeds = sorted({run["parameters"].get("seed") for run in runs} - {None})
         data = frozen.record["inputs"].get("data", {})
+        missing = frozen.record.get("missing", 0)
         found.append(
             {
                 "batch": name,
                 "trained": entry.get("trained", "-"),
                 "budget": budget(frozen),
                 "compared": compared(frozen, entry.get("compared", ["method"])),
-                "runs": _of(len(runs), frozen.record.get("missing", 0)),
+                "runs": f"{len(runs)} of {len(runs) + missing}" if missing else str(len(runs)),
                 "seeds": _seeds(seeds),
                 "minutes": number(sum(run["seconds"] for run in runs) / 60),
                 "day": _days(runs),
@@ -120,10 +121,6 @@ def compared(frozen: Frozen, columns: Sequence[str]) -> str:
 
 def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _of(number_of_runs: int, missing: int) -> str:
-    return f"{number_of_runs} of {number_of_runs + missing}" if missing else str(number_of_runs)
 
 
 def machines(results: Mapping[str, Frozen]) -> list[str]:

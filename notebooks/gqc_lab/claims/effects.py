@@ -111,8 +111,9 @@ def _by_seed(
     return (left - right).to_numpy(), set(pd.concat(pair)["runs"].explode())
 
 
-def _bound(part: Part) -> float:
-    return math.log(part.bound) if part.compare and part.compare.ratio else part.bound
+def _on_scale(part: Part, value: float) -> float:
+    """Return a bound or margin on the scale of the values: the logarithm of a ratio's."""
+    return math.log(value) if part.compare and part.compare.ratio else value
 
 
 def _p_value(values: np.ndarray, bound: float) -> float:
@@ -127,16 +128,9 @@ def _t(values: np.ndarray, bound: float) -> float:
     return float((values.mean() - bound) / (values.std(ddof=1) / math.sqrt(len(values))))
 
 
-def _margin(part: Part) -> float | None:
-    """Return the largest effect that counts as none, on the scale of the values."""
-    if part.margin is None:
-        return None
-    return math.log(part.margin) if part.compare and part.compare.ratio else part.margin
-
-
-def _p_none(values: np.ndarray, margin: float | None) -> float:
+def _p_none(values: np.ndarray, margin: float) -> float:
     """Return the p value of two one-sided tests that the mean lies within the margin of 0."""
-    if margin is None or len(values) < 2 or not np.isfinite(values).all():
+    if len(values) < 2 or not np.isfinite(values).all():
         return math.nan
     if np.ptp(values) == 0:
         return 0.0 if abs(values[0]) < margin else 1.0
@@ -154,7 +148,7 @@ def measure(part: Part, values: np.ndarray, level: float) -> Effect:
     if len(values):
         row = summarize(pd.DataFrame({"all": 0, "value": values}), "all", "value").iloc[0]
         mean, low, high = float(row["mean"]), float(row["low"]), float(row["high"])
-    bound, status, needs = _bound(part), "open", None
+    bound, status, needs = _on_scale(part, part.bound), "open", None
     if part.side == WITHIN:
         limit, bound = bound, math.copysign(bound, mean)  # the one that is nearer
         holds = abs(mean) < limit
@@ -167,5 +161,7 @@ def measure(part: Part, values: np.ndarray, level: float) -> Effect:
         needs = seeds_needed(abs(mean - bound) / values.std(ddof=1), level)
     if part.compare and part.compare.ratio:
         mean, low, high = math.exp(mean), math.exp(low), math.exp(high)
-    p_none = _p_none(values, _margin(part))
+    p_none = math.nan
+    if part.margin is not None:
+        p_none = _p_none(values, _on_scale(part, part.margin))
     return Effect(part.name, mean, low, high, len(values), p, status, p_none, needs)

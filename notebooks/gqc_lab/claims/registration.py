@@ -112,7 +112,8 @@ def history(paper: Path, claims: Sequence[Claim]) -> dict[str, dict[str, str]]:
     for when, rows in _versions(paper, "claims.yaml"):
         for row in rows:
             versions = written.setdefault(row["id"], [])
-            rule = digest([row.get("kind"), [_decisive(part) for part in row.get("parts", [])]])
+            parts = [{k: v for k, v in p.items() if k not in PROSE} for p in row.get("parts", [])]
+            rule = digest([row.get("kind"), parts])
             if not versions or versions[-1][1] != rule:
                 versions.append((when, rule))
     data = _first_data(paper)
@@ -124,10 +125,6 @@ def history(paper: Path, claims: Sequence[Claim]) -> dict[str, dict[str, str]]:
             times |= {"data": min(starts)} if starts else {}
             found[claim.id] = {key: _minute(value) for key, value in times.items()}
     return found
-
-
-def _decisive(part: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in part.items() if key not in PROSE}
 
 
 def _versions(paper: Path, name: str) -> Iterator[tuple[int, list[dict[str, Any]]]]:

@@ -24,9 +24,8 @@ from torch.optim import Optimizer
 from gqc.scalers import VarianceGradientScaler
 from gqc.schedules import THRESHOLD
 from gqc.wrappers import OptimizerWrapper
-from gqc_lab.loop.controls import Controls
+from gqc_lab.loop.controls import NORM_NAMES, Controls, NormSchedule, norm_controls, norm_schedule
 from gqc_lab.loop.experiment import Experiment, append
-from gqc_lab.loop.norm_schedule import NAMES, NormSchedule, norm_controls, norm_schedule
 from gqc_lab.loop.scaler_controls import SCALER, apply_scaler, scaler_controls, scaler_settings
 from gqc_lab.loop.settings import Setting
 from gqc_lab.loop.tunables import Tunables
@@ -104,7 +103,7 @@ class Loop(Experiment):
         def check(values: Mapping[str, Any]) -> None:
             if self.scaler is not None:
                 scaler_settings(values)
-            if NAMES[0] in values:
+            if NORM_NAMES[0] in values:
                 norm_schedule(values)
 
         return Controls({**free, **specs}, check_together=check)
@@ -166,7 +165,7 @@ class Loop(Experiment):
 
     def _apply(self, changes: Mapping[str, Any]) -> None:
         self._is_drawn = THRESHOLD not in changes and (
-            self._is_drawn or not set(changes).isdisjoint(NAMES)
+            self._is_drawn or not set(changes).isdisjoint(NORM_NAMES)
         )
         self.tunables.edit(changes)
         if self.scaler is not None and not set(changes).isdisjoint(SCALER):

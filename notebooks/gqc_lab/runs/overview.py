@@ -247,15 +247,12 @@ def explain(run: Run, batch: Batch, store: Store) -> list[str]:
     others = _of_notebook(batch, store)
     if not others:
         return [*lines, f"no run of {batch.notebook.name} is in the store"]
-    near = {key: (_alike(run.parameters, r.parameters), r.started) for key, r in others.items()}
-    nearest = store.record(max(near, key=lambda key: near[key]))
+    wanted = run.parameters.items()
+    alike = {k: sum(r.parameters.get(n, ...) == v for n, v in wanted) for k, r in others.items()}
+    nearest = store.record(max(others, key=lambda key: (alike[key], others[key].started)))
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(nearest["started"]))
     lines.append(f"nearest in the store: {nearest['id']} of {when}; since then, or unlike it:")
     return lines + [f"  {line}" for line in differences(run, nearest)]
-
-
-def _alike(parameters: Mapping[str, Any], others: Mapping[str, Any]) -> int:
-    return sum(others.get(name, ...) == value for name, value in parameters.items())
 
 
 def differences(run: Run, record: Mapping[str, Any]) -> Iterator[str]:

@@ -7,8 +7,7 @@ import torch
 
 from gqc.schedules import get_norm_threshold_cosine_annealing_with_warmup
 from gqc.wrappers import OptimizerWrapperGNTS
-from gqc_lab.loop.controls import Controls
-from gqc_lab.loop.norm_schedule import CURVES, NormSchedule, norm_controls, norm_schedule
+from gqc_lab.loop.controls import CURVES, Controls, NormSchedule, norm_controls, norm_schedule
 from gqc_lab.loop.settings import Setting, read_pairs
 from gqc_lab.studies import pretraining
 

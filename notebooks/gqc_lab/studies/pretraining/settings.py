@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gqc_lab.loop.norm_schedule import SETTINGS as NORM
+from gqc_lab.loop.controls import NORM_SETTINGS as NORM
 from gqc_lab.loop.scaler_controls import SCALER
 from gqc_lab.loop.settings import (
     Config,

@@ -33,9 +33,8 @@ from gqc_lab.data.text import (
     shuffle_targets,
     validation_batch,
 )
-from gqc_lab.loop.controls import Controls
+from gqc_lab.loop.controls import Controls, NormSchedule, norm_controls, norm_schedule
 from gqc_lab.loop.experiment import Experiment
-from gqc_lab.loop.norm_schedule import NormSchedule, norm_controls, norm_schedule
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
 from gqc_lab.loop.scaler_controls import COUNT, VARIANCE, apply_scaler, scaler_controls
 from gqc_lab.loop.settings import Setting, control
