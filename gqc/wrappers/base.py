@@ -244,7 +244,8 @@ class OptimizerWrapper(WindowedOptimizer):
 
     def _draw(self, weight: float | Tensor | None, metric: float | Tensor | None) -> bool:
         """Add ``.grad`` to the window; False where the draw was refused."""
-        overflow.check_left(self._window)
+        if self._window.left:
+            overflow.check_left(self._window)
         self.before_draw()
         if self.grad_scaler is not None:
             overflow.check_scale(self)
