@@ -281,8 +281,7 @@ def ema_weight(count: Tensor, beta: float) -> Tensor:
         beta: decay in (0, 1).
     Returns: the shape of ``count``; exactly 1 where t = 1, and 0 where t = 0.
     """
-    rest = _power_minus_one(count, beta)
-    return (rest.reciprocal() * constant(beta - 1, rest)).to(count.dtype) * count.clamp_max(1)
+    return ema_weight_and_kappa(count, beta)[0] * count.clamp_max(1)
 
 
 def ema_kappa(count: Tensor, beta: float) -> Tensor:
@@ -296,15 +295,17 @@ def ema_kappa(count: Tensor, beta: float) -> Tensor:
         beta: decay in (0, 1).
     Returns: the shape of ``count``, in (0, 1]; exactly 1 where t <= 1.
     """
-    rest = _power_minus_one(count, beta)
-    odds = rest.reciprocal() * constant(2, rest) + constant(1, rest)
-    return (odds * constant((beta - 1) / (1 + beta), rest)).to(count.dtype)
+    return ema_weight_and_kappa(count, beta)[1]
 
 
-def _power_minus_one(count: Tensor, beta: float) -> Tensor:
-    """Return beta^t - 1 without cancellation; in float64, so that it is beta - 1 at t = 1."""
+def ema_weight_and_kappa(count: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """Return :func:`ema_weight` (1 where t = 0) and :func:`ema_kappa`."""
     power = count.double().clamp_min(1)
-    return torch.expm1(power * constant(math.log(beta), power))
+    # 1 / (beta^t - 1) without cancellation; in float64, so that it is 1 / (beta - 1) at t = 1
+    inverse = torch.expm1(power * constant(math.log(beta), power)).reciprocal()
+    odds = inverse * constant(2, power) + constant(1, power)
+    kappa = odds * constant((beta - 1) / (1 + beta), power)
+    return (inverse * constant(beta - 1, power)).to(count.dtype), kappa.to(count.dtype)
 
 
 def debiased_moments(spread: Tensor, mean_sq: Tensor, kappa: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ slowly is none either: which of the two estimators is right depends on the strea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,17 +22,12 @@ from gqc.scalers.variance import Sketch
 
 
 class Differences(Sketch):
-    """Half the mean square of differences; half as much memory again as the sketch.
-
-    Args: as of :class:`~gqc.scalers.variance.Sketch`.
-    """
+    """Half the mean square of differences; half as much memory again as the sketch."""
 
     name = "differences"
 
-    def __init__(
-        self, params: Sequence[Tensor], beta: float, size: int = 64, seed: int = 0
-    ) -> None:
-        super().__init__(params, beta, size, seed)
+    def __init__(self, params: Sequence[Tensor], settings: Any) -> None:
+        super().__init__(params, settings)
         self._last = torch.zeros_like(self._mean)
 
     def _move(self, prepared: Tensor, weight: Tensor, finite: Tensor, factor: float) -> Tensor:

@@ -17,24 +17,18 @@ CHUNK = 1 << 18  # elements; on a CPU the scratch of a chunk stays in the cache
 
 
 class Elementwise(DebiasedEstimator):
-    """Moments of every element: one float per parameter, or two with ``per_element``.
+    """Moments of every element: one float per parameter.
 
-    Args:
-        params: the tensors.
-        beta: decay of the moments.
-        per_element: keep each element's spread too, for :meth:`element_ratios`.
+    With a factor for each element two: its spread too, for :meth:`element_ratios`.
     """
 
     name = "elementwise"
 
-    def __init__(self, params: Sequence[Tensor], beta: float, per_element: bool = False) -> None:
-        super().__init__(params, beta)
+    def __init__(self, params: Sequence[Tensor], settings: Any) -> None:
+        super().__init__(params, settings)
+        per_element = settings.granularity == "element"
         self.means = [torch.zeros(real_numel(p), device=p.device) for p in local(params)]
         self.spreads = [torch.zeros_like(m) for m in self.means] if per_element else []
-
-    @classmethod
-    def build(cls, params: Sequence[Tensor], settings: Any) -> Elementwise:
-        return cls(params, settings.beta, per_element=settings.granularity == "element")
 
     def element_ratios(self, index: int, variance_cap: float | None) -> Tensor:
         """V of each element of tensor ``index``, flat (a complex element is two)."""

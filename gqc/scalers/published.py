@@ -30,7 +30,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gqc.scalers.averages import whole, whole_gradient_statistics
 from gqc.scalers.checkpoints import VECTORS
 from gqc.scalers.variance import Grads, VarianceEstimator
 
@@ -44,15 +43,11 @@ class PublishedEstimator(VarianceEstimator):
     reads_raw = False
     vectors: ClassVar[tuple[str, ...]] = VECTORS
 
-    def __init__(self, params: Sequence[Tensor], beta: float, eps: float) -> None:
-        super().__init__(params, beta)
-        self.eps, self.num_updates = eps, 0
+    def __init__(self, params: Sequence[Tensor], settings: Any) -> None:
+        super().__init__(params, settings)
+        self.eps, self.num_updates = settings.eps, 0
         self.param_grad_mean_ema = self.num_skipped.repeat(len(params))
         self.param_grad_sq_ema = self.num_skipped.repeat(len(params))
-
-    @classmethod
-    def build(cls, params: Sequence[Tensor], settings: Any) -> PublishedEstimator:
-        return cls(params, settings.beta, settings.eps)
 
     def update(self, grads: Grads, factor: float = 1.0) -> None:
         overall = whole_gradient_statistics(grads)
@@ -157,3 +152,24 @@ class Spatial(PublishedEstimator):
 def _ratio(variance: Tensor, mean: Tensor, eps: float) -> Tensor:
     value = variance.clamp(min=0) / (mean.square().clamp(min=FLOOR) + eps)
     return torch.where(value.isfinite(), value, 0.0).clamp(0, LARGEST)
+
+
+def whole_gradient_statistics(grads: Sequence[Tensor | None]) -> Tensor | None:
+    """Return mean|g|, unbiased var|g|, norm and max|g| over all elements together [4], float32.
+
+    None without a gradient.  One element has variance 0.
+    """
+    present = [whole(g) for g in grads if g is not None]
+    if not present:
+        return None
+    device = present[0].device
+    sizes = torch.cat([g.abs().flatten().float().to(device) for g in present])
+    variance = sizes.var() if sizes.numel() > 1 else sizes.new_zeros(())
+    norm = torch.linalg.vector_norm(sizes)
+    return torch.stack([sizes.mean(), variance, norm, sizes.max()])
+
+
+def whole(grad: Tensor) -> Tensor:
+    """Return all elements, including those on other ranks; a complex one as two real ones."""
+    full = grad.full_tensor() if hasattr(grad, "full_tensor") else grad
+    return torch.view_as_real(full) if full.is_complex() else full

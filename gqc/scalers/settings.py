@@ -82,7 +82,7 @@ class Settings:
 
     def build(self, params: Sequence[Tensor]) -> VarianceEstimator:
         """Return the estimator, with empty statistics, for ``params``."""
-        return ESTIMATORS[self.estimator].build(params, self)
+        return ESTIMATORS[self.estimator](params, self)
 
 
 def from_published_keys(mapping: Mapping[str, Any]) -> dict[str, Any]:

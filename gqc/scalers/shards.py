@@ -22,12 +22,8 @@ class ShardSums:
     def __init__(self, params: Sequence[Tensor]) -> None:
         groups = by_mesh(params).items()
         self._groups = [(key, [*shards]) for key, shards in groups if key[1]]
+        self.is_sharded = bool(self._groups)  #: does another rank hold a part of any tensor?
         self.params = list(params) if self._groups else []
-
-    @property
-    def is_sharded(self) -> bool:
-        """Does another rank hold a part of any tensor?"""
-        return bool(self._groups)
 
     def reduce(self, values: Tensor) -> Tensor:
         """Sum ``values`` [..., T] over shards; the same tensor back when nothing is sharded."""

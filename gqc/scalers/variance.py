@@ -42,17 +42,71 @@ import torch
 from torch import Tensor
 
 from gqc.gradients import constant, local
-from gqc.noise.estimates import debiased_moments, ema_kappa, ema_weight, noise_to_signal
-from gqc.scalers.averages import ScalarAverages
+from gqc.noise.estimates import debiased_moments, ema_weight_and_kappa, noise_to_signal
 from gqc.scalers.shards import ShardSums, gather, spread
 from gqc.scalers.sketch import HASHES, SignSketch, real_numel
 
 Grads = Sequence[Tensor | None]
 
 
-class VarianceEstimator:
-    """What the scaler needs of an estimator; T is the number of tensors.
+class ScalarAverages:
+    r"""Bias-corrected averages of mean|g|, var|g|, norm, max|g| of all tensors together, to log.
 
+    ``raw`` holds :math:`\bar x_t = \beta\bar x_{t-1} + (1-\beta)x_t`; :meth:`corrected` divides by
+    :math:`1-\beta^t`.
+
+    Args:
+        beta: decay.
+        device: of the averages.
+        first_value: start at the first value (published versions 1.x and 2.x), not at zero.
+    """
+
+    def __init__(self, beta: float, device: torch.device, first_value: bool = False) -> None:
+        self.beta = beta
+        self.first_value = first_value
+        self.raw = torch.zeros(4, device=device)
+        self.count = torch.zeros(4, device=device)  # of each number: some may not be tracked
+
+    def update(self, values: Tensor) -> None:
+        """Average in ``values`` [4], as published: a NaN stays forever."""
+        raw = self.beta * self.raw + (1 - self.beta) * values
+        self.raw = torch.where(self.count == 0, values, raw) if self.first_value else raw
+        self.count = self.count + 1
+
+    def update_raw(self, norm_sq: Tensor, values: Tensor | None) -> None:
+        """Average in the norm, or all ``values`` [4]; nothing unless ``norm_sq`` is finite."""
+        finite = norm_sq < math.inf
+        if values is None:
+            mean = self.raw[2]
+            mean.lerp_(torch.where(finite, norm_sq.sqrt(), mean), 1 - self.beta)
+            self.count[2].add_(finite)
+        else:
+            values = torch.where(finite, values.to(self.raw.device), self.raw)
+            self.raw = self.raw.lerp(values, 1 - self.beta)
+            self.count = self.count + finite
+
+    def corrected(self) -> Tensor:
+        """Bias-corrected averages [4]; 0 before the first value."""
+        share = -torch.expm1(self.count * math.log(self.beta))
+        return torch.where(self.count > 0, self.raw / share, 0.0)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """``raw`` and ``count``, copied."""
+        return {"raw": self.raw.clone(), "count": self.count.clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore :meth:`state_dict`."""
+        for key in ("raw", "count"):
+            mine = getattr(self, key)
+            setattr(self, key, state[key].to(mine.device, mine.dtype, copy=True).reshape(4))
+
+
+class VarianceEstimator:
+    """What the scaler needs of an estimator, which begins with empty statistics.
+
+    Args:
+        params: the T tensors.
+        settings: :class:`~gqc.scalers.settings.Settings` of the scaler.
     Attributes:
         name: its name in ``estimator=``.
         reads_raw: does it read gradients before they are scaled and clipped?
@@ -69,17 +123,12 @@ class VarianceEstimator:
     num_hashes: ClassVar[int] = 1
     vectors: ClassVar[tuple[str, ...]]
 
-    def __init__(self, params: Sequence[Tensor], beta: float) -> None:
-        self.beta, device = beta, local(params)[0].device
-        self.averages = ScalarAverages(beta, device, self.first_value)
+    def __init__(self, params: Sequence[Tensor], settings: Any) -> None:
+        self.beta, device = settings.beta, local(params)[0].device
+        self.averages = ScalarAverages(self.beta, device, self.first_value)
         self.num_skipped = torch.zeros((), device=device)
         self._shards = ShardSums(params)
         self._absent: list[bool] = []  # which tensors had no gradient
-
-    @classmethod
-    def build(cls, params: Sequence[Tensor], settings: Any) -> VarianceEstimator:
-        """The estimator with empty statistics, from the scaler's settings."""
-        return cls(params, settings.beta)
 
     def update(self, grads: Grads, factor: float = 1.0) -> Tensor | None:
         """Take in one gradient per tensor (None: none this time), without a host sync.
@@ -158,47 +207,55 @@ class DebiasedEstimator(VarianceEstimator):
 
     vectors = ("count", "spread", "mean_sq", "num_skipped")
 
-    def __init__(self, params: Sequence[Tensor], beta: float) -> None:
-        super().__init__(params, beta)
+    def __init__(self, params: Sequence[Tensor], settings: Any) -> None:
+        super().__init__(params, settings)
         device = self.num_skipped.device
         self.count = torch.zeros(len(params), device=device)  # updates of each tensor
         shape = (self.num_hashes, len(params)) if self.num_hashes > 1 else (len(params),)
         self.spread = torch.zeros(shape, device=device)
         self.mean_sq = torch.zeros_like(self.spread)
         self.has_equal_counts = True  # of updates; saves a gather
+        self._kappa = torch.ones_like(self.count)
 
     def update(self, grads: Grads, factor: float = 1.0) -> Tensor:
         prepared, norm_sq = self._prepare(grads, factor)
         finite = norm_sq < constant(math.inf, norm_sq)
         is_moved = finite.to(self.count.dtype)
-        moved = self._presence(grads) * is_moved
-        self.has_equal_counts &= self._are_all_present
+        presence, is_full = self._presence(grads), self._are_all_present
+        moved = is_moved if is_full else presence * is_moved
+        self.has_equal_counts &= is_full
         self.num_skipped = self.num_skipped + (constant(1, is_moved) - is_moved)
         count = self.count + moved
-        weight = ema_weight(count, self.beta) * moved
+        weight, self._kappa = ema_weight_and_kappa(count, self.beta)
+        weight = weight * moved
         sums = self._shards.reduce(self._move(prepared, weight, finite, factor))
         squares, mean_sq = sums.unbind()
         self.spread = self._average(squares, weight)
-        self.mean_sq = torch.where(weight > constant(0, weight), mean_sq, self.mean_sq)
+        if not is_full:
+            mean_sq = torch.where(weight > constant(0, weight), mean_sq, self.mean_sq)
+        self.mean_sq = mean_sq
         self.count = count
         return norm_sq
 
     def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        kappa = ema_kappa(self.count, self.beta)
-        variance, signal = self._moments(kappa)
+        variance, signal = self._moments(self._kappa)
         if self.num_hashes > 1:
             variance, signal = _median_of_three(torch.stack([variance, signal], 1)).unbind()
-        largest = 1 / kappa if variance_cap is None else variance_cap
+        largest = 1 / self._kappa if variance_cap is None else variance_cap
         counted = None if self.has_equal_counts else self.count > 0
         return *noise_to_signal(variance, signal, largest), counted
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.has_equal_counts = bool((self.count == self.count[0]).all())
+        self._look_at_counts()
 
     def carry(self, other: VarianceEstimator, kept: Sequence[int | None]) -> None:
         super().carry(other, kept)
+        self._look_at_counts()
+
+    def _look_at_counts(self) -> None:
         self.has_equal_counts = bool((self.count == self.count[0]).all())
+        self._kappa = ema_weight_and_kappa(self.count, self.beta)[1]
 
     def _prepare(self, grads: Grads, factor: float) -> tuple[Any, Tensor]:
         """What ``_move`` needs of the gradients, and their squared norm over all ranks."""
@@ -225,24 +282,16 @@ class Sketch(DebiasedEstimator):
     """Moments of three hashes of each tensor, and the median of what they estimate.
 
     About 3 floats for 1000 parameters; tensors of up to 4096 elements are kept whole.
-
-    Args:
-        params: the tensors.
-        beta: decay of the moments.
-        size: k, see :mod:`gqc.scalers.sketch`.
-        seed: of the signs.
     """
 
     name = "sketch"
     num_hashes = HASHES
 
-    def __init__(
-        self, params: Sequence[Tensor], beta: float, size: int = 64, seed: int = 0
-    ) -> None:
-        super().__init__(params, beta)
+    def __init__(self, params: Sequence[Tensor], settings: Any) -> None:
+        super().__init__(params, settings)
         shards = local(params)
         numels, devices = [real_numel(p) for p in shards], [p.device for p in shards]
-        self._sketch = SignSketch(numels, devices, size, seed)
+        self._sketch = SignSketch(numels, devices, settings.sketch_size, settings.sketch_seed)
         device, lengths = self.count.device, torch.tensor(self._sketch.lengths)
         runs = torch.tensor(self._sketch.runs)
         self._runs = runs.flatten().to(device)
@@ -255,10 +304,6 @@ class Sketch(DebiasedEstimator):
         is_whole = runs[0] == runs[1]
         share = torch.where(is_whole, 1.0, 1 / HASHES)[owner]  # the norm is the mean over hashes
         self._share = share.repeat_interleave(lengths).to(device)
-
-    @classmethod
-    def build(cls, params: Sequence[Tensor], settings: Any) -> Sketch:
-        return cls(params, settings.beta, settings.sketch_size, settings.sketch_seed)
 
     def _prepare(self, grads: Grads, factor: float) -> tuple[Tensor, Tensor]:
         values = self._sketch(local(grads), factor)

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from gqc.checks import untraced
-from gqc.scalers.averages import whole_gradient_statistics
 from gqc.scalers.checkpoints import VERSION, VGSMigrationWarning, read_checkpoint
 from gqc.scalers.factors import mean_factor, multiply_by, readings, tensor_factors
 from gqc.scalers.parameters import ParameterList
+from gqc.scalers.published import whole_gradient_statistics
 from gqc.scalers.settings import ESTIMATORS, Settings, from_published_keys
 from gqc.scalers.variance import VarianceEstimator
 

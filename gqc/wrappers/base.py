@@ -120,6 +120,7 @@ class OptimizerWrapper(WindowedOptimizer):
             ValueError: a weight out of its range, or that the gradients cannot be weighed with.
         """
         if closure is not None and not callable(closure):
+            overflow.leave(self._window)
             raise TypeError(
                 f"step({closure!r}): the first argument of {type(self).__name__}.step is a "
                 "closure; call step(metric=loss) or step(weight=num_tokens)" + options.PUBLISHED
@@ -138,11 +139,16 @@ class OptimizerWrapper(WindowedOptimizer):
             kwargs = {k: v for k, v in given.items() if v is not None}
             args, kwargs = self._run_pre_hooks(args, kwargs)
             closure, weight, metric = map(kwargs.get, given)
-        if closure is not None:
-            with torch.enable_grad():
-                closure()
         stepped = False
-        if self._draw(weight, metric):
+        try:
+            if closure is not None:
+                with torch.enable_grad():
+                    closure()
+            is_drawn = self._draw(weight, metric)
+        except BaseException:
+            overflow.leave(self._window)
+            raise
+        if is_drawn:
             ready = self._decides() and self.should_step()
             if ready or self.is_full():
                 stepped = self._close(forced=not ready)
@@ -238,6 +244,8 @@ class OptimizerWrapper(WindowedOptimizer):
 
     def _draw(self, weight: float | Tensor | None, metric: float | Tensor | None) -> bool:
         """Add ``.grad`` to the window; False where the draw was refused."""
+        if self._window.left:
+            overflow.check_left(self._window)
         self.before_draw()
         if self.grad_scaler is not None:
             overflow.check_scale(self)
@@ -250,7 +258,7 @@ class OptimizerWrapper(WindowedOptimizer):
             self._counts["batches"] += 1
             return False
         staged = window.stage()
-        if window.was_changed:
+        if window.was_changed and self.needs_gradient:
             self._warn_once(CHANGED_DRAW.format(type(self).__name__))
         if staged:
             self.on_staged(staged)

@@ -1,4 +1,4 @@
-"""Draws that overflow or lack a metric are dropped, and AMP's scaler is told.
+"""Draws that overflow or lack a metric are dropped, AMP's scaler is told; what a refusal leaves.
 
 A ``torch.amp.GradScaler`` unscales, steps and updates once a window in place of once a draw.
 """
@@ -55,6 +55,22 @@ def refuse(wrapper: Any, *, overflow: bool) -> None:
         wrapper._end_window(stepped=False)
 
 
+def leave(window: Any) -> None:
+    """Remember the gradients that a refused ``step()`` leaves in ``.grad``."""
+    params = window.params if window.has_new() else []
+    window.left = [(p, p.grad, p.grad._version) for p in params if p.grad is not None]
+
+
+def check_left(window: Any) -> None:
+    """Raises: RuntimeError: a backward has added to gradients that a refused ``step()`` left."""
+    left, window.left = window.left, []
+    if any(param.grad is grad and grad._version == version + 1 for param, grad, version in left):
+        raise RuntimeError(
+            "a refused step() left its gradient in .grad, and another backward() has added to it, "
+            "as in a cell that runs again: zero_grad() forgets both, discard() drops the window too"
+        )
+
+
 def check_scale(wrapper: Any) -> None:
     """Raises: RuntimeError: a draw is unscaled, or not scaled as the earlier ones of its window.
 
@@ -75,13 +91,15 @@ def check_scale(wrapper: Any) -> None:
             "grad_scaler= was given, but no loss has gone through its scale(), and the gradient "
             "would be divided by it: scaler.scale(loss).backward()"
         )
+    when = f"while {window.num_draws} draws wait for a step"
     if window.num_draws == 0 or window.scale is None:
-        window.scale = scale.clone()
-    elif window.scale_count != scale._version and (before := float(window.scale)) != float(scale):
+        when = "between backward() and step()"
+        noted = window.watch.scale if window.watch is not None else None
+        window.scale_count, window.scale = noted or (scale._version, scale.clone())
+    if window.scale_count != scale._version and (before := float(window.scale)) != float(scale):
         raise RuntimeError(
-            f"the scale of grad_scaler went from {before:g} to {float(scale):g} while "
-            f"{window.num_draws} draws wait for a step, by its update() or load_state_dict(): the "
-            "wrapper updates it itself, so give it a GradScaler of its own, and load that of the "
-            "checkpoint too; discard() drops the window"
+            f"the scale of grad_scaler went from {before:g} to {float(scale):g} {when}, by its "
+            "update() or load_state_dict(): the wrapper updates it itself, so give it a GradScaler "
+            "of its own, and load that of the checkpoint too; discard() drops the window"
         )
     window.scale_count = scale._version

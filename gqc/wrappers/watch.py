@@ -53,8 +53,10 @@ class GradientWatch:
     of a group that was added to the wrapped optimizer and not to the wrapper.
     """
 
-    def __init__(self, params: Sequence[Tensor]) -> None:
+    def __init__(self, params: Sequence[Tensor], scaler: Any = None) -> None:
         self.params: Sequence[Tensor] = []
+        self._scaler = scaler
+        self.scale: tuple[int, Tensor] | None = None  #: of the first backward: its version and it
         self.versions: list[Any] = []  #: of the gradients as the last backward left them
         self.sums: list[Any] = []  #: of sums that wait in ``.grad``, as the last draw left them
         self.has_arrived = False  #: has a backward ended since :meth:`take` or :meth:`forget`?
@@ -132,6 +134,7 @@ class GradientWatch:
     def forget(self) -> None:
         """The gradients are drawn, or cleared."""
         self.has_arrived = self._is_running = self._was_changed = False
+        self.scale = None
 
     def has_others(self) -> bool:
         """Do the parameters have hooks of others that run at each backward and may change sums?"""
@@ -140,6 +143,8 @@ class GradientWatch:
 
     def _start(self, first: Tensor) -> None:
         self._is_running = True
+        if self.scale is None and (now := getattr(self._scaler, "_scale", None)) is not None:
+            self.scale = now._version, now.clone()
         if self.sums and self._is_plain:
             self._was_changed |= self._has_moved(first)
         # Called at the end of this backward, in turn: DDP's and FSDP2's come before the second.

@@ -50,11 +50,13 @@ class Window:
     Args:
         params: the parameters, in the order of the groups.
         is_watched: do changes of their gradients by others count?
+        scaler: the GradScaler that the losses go through, if any.
     """
 
-    def __init__(self, params: list[Tensor], is_watched: bool) -> None:
+    def __init__(self, params: list[Tensor], is_watched: bool, scaler: Any = None) -> None:
         self.params = [*params]
-        self.watch = GradientWatch(self.params) if is_watched else None
+        self.watch = GradientWatch(self.params, scaler) if is_watched else None
+        self.left: list[Any] = []  #: by a refused draw: parameters, gradients, versions
         self.was_changed = False  #: was the draw in progress changed after its backward?
         self.open()
 

@@ -227,9 +227,9 @@ class WindowedOptimizer(DelegatingOptimizer):
 
     def _make_window(self) -> None:
         """Watch the parameters where somebody else's changes would count."""
-        is_watched = not self._is_wrapped and (self.sums_in_grad or self.needs_gradient)
+        matters = self.sums_in_grad or self.needs_gradient or self.grad_scaler is not None
         kind = GradWindow if self.sums_in_grad else BufferWindow
-        self._window: Any = kind(self._params(), is_watched)
+        self._window: Any = kind(self._params(), matters and not self._is_wrapped, self.grad_scaler)
 
     def _is_local(self) -> bool:
         """Are there pending draws that are this rank's alone?"""

@@ -1,4 +1,4 @@
-"""Runs on four ranks: checkpoints of ``torch.distributed.checkpoint`` in the middle of a window."""
+"""Runs on four ranks, and one check on two: checkpoints of ``torch.distributed`` in mid-window."""
 
 from __future__ import annotations
 
@@ -97,7 +97,8 @@ def load(net, wrapper, where: str, how: str, group=None) -> None:
 
 def check_same_number_of_ranks(rank: int) -> None:
     """Bit for bit, through a Stateful and through torch's functions."""
-    mesh, data = DeviceMesh("cpu", [0, 1, 2, 3]), batches()
+    size, data = dist.get_world_size(), batches()
+    mesh = DeviceMesh("cpu", range(size))
     waiting = ("gnts", "gns", "normtest", "mht", "sbc", "replay", *MORE)
     for number, name in enumerate(waiting):  # each way with half of them
         how, accumulate = (("stateful", "grad"), ("functions", "buffer"))[number % 2]
@@ -105,14 +106,14 @@ def check_same_number_of_ranks(rank: int) -> None:
         first, second = sharded(mesh), sharded(mesh)
         wrapper, resumed = ((MAKERS | MORE)[name](adamw(net), **options) for net in (first, second))
         assert isinstance(wrapper, Stateful)
-        done = len(until_open(first, wrapper, data, rank, 4))
+        done = len(until_open(first, wrapper, data, rank, size))
         where = folder(rank)
         save(first, wrapper, where, how)
         load(second, resumed, where, how)
         assert resumed.num_draws == wrapper.num_draws, name
         assert resumed.statistics() == wrapper.statistics(), name
         for net, one in ((first, wrapper), (second, resumed)):
-            train(net, one, data[done : done + 12], rank, 4)
+            train(net, one, data[done : done + 12], rank, size)
         assert equal(first, second), (name, how)
 
 

@@ -64,9 +64,9 @@ def check_no_sync_is_refused(rank: int) -> None:
 def check_flat_shards_are_refused(rank: int) -> None:
     """FSDP1, with and without original parameters; SBC may step without looking, VGS never."""
     for is_original in (False, True):
-        for name in ("gnts", "sbc"):
+        for name, accumulate in (("gnts", "buffer"), ("gnts", "grad"), ("sbc", "buffer")):
             net = FSDP(model(), use_orig_params=is_original, device_id=torch.device("cpu"))
-            wrapper = MAKERS[name](adamw(net))
+            wrapper = MAKERS[name](adamw(net), accumulate=accumulate)
             message = refused(rank, wrapper, draws_of(net, batches(4), rank))
             assert "fully_shard" in message, message
             assert ("nonfinite" in message) is (name == "sbc"), message

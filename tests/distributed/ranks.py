@@ -250,15 +250,16 @@ def counted_allreduce(counts, bucket):  # DDP takes no annotations that are stri
 
 def check_missing_metric(rank: int) -> None:
     """None on one rank discards the draw on both."""
-    net = DDP(model())
-    wrapper = MAKERS["mht"](adamw(net))
-    for i, (x, y) in enumerate(batches(4)):
-        loss = loss_of(net, x, y, rank)
-        loss.backward()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            wrapper.step(metric=None if i == 1 and rank == 1 else loss.detach())
-    assert wrapper.statistics()["num_discarded"] == 1
+    for options in ways("mht"):
+        net = DDP(model())
+        wrapper = MAKERS["mht"](adamw(net), **options)
+        for i, (x, y) in enumerate(batches(4)):
+            loss = loss_of(net, x, y, rank)
+            loss.backward()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                wrapper.step(metric=None if i == 1 and rank == 1 else loss.detach())
+        assert wrapper.statistics()["num_discarded"] == (2 if options else 1)  # or its window
 
 
 def sharded() -> nn.Sequential:
@@ -277,6 +278,24 @@ def check_fsdp2(rank: int) -> None:
             net = sharded()
             decisions = train(net, make(adamw(net), **options), batches(), rank)
             agree(f"fsdp2 {name} {accumulate}", decisions, net, *reference_run(make))
+
+
+def check_messages_of_norms(rank: int) -> None:
+    """Norms of all tensors take one message a draw, whatever their number."""
+    net, send, messages = sharded(), dist.all_reduce, []
+
+    def count(*args, **kwargs):
+        messages.append(args)
+        return send(*args, **kwargs)
+
+    wrapper = MAKERS["gnr_independent"](adamw(net))
+    for x, y in batches(6):
+        loss_of(net, x, y, rank).backward()
+        messages.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dist, "all_reduce", count)
+            assert wrapper.step() is True
+        assert len(messages) == 1
 
 
 def check_tiny_gradients(rank: int) -> None:

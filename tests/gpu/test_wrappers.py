@@ -99,6 +99,20 @@ def test_a_cut_and_resumed_run_is_bitwise_the_uncut(case, inner, device):
         assert torch.equal(a, c)
 
 
+@pytest.mark.parametrize("name", ["gnts", "normtest", "gnr_independent"])
+@pytest.mark.parametrize("at", [0, 2])
+def test_norms_of_parameters_on_two_devices_are_read_together(name, at, device):
+    runs = []
+    for place in ("cpu", device):
+        places = [place if i == at else "cpu" for i in range(3)]
+        params = [parameters(torch.device(where))[i] for i, where in enumerate(places)]
+        wrapper = CASES[name].make(torch.optim.SGD(params, lr=0.1))
+        runs.append((feed(wrapper, params, stream(20)), [p.detach().cpu() for p in params]))
+    (expected, theirs), (decisions, ours) = runs
+    assert decisions == expected
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("accumulate", ["grad", "buffer"])
 def test_a_nan_is_discarded(accumulate, device):
     params, draws = parameters(device), stream(6)

@@ -105,12 +105,18 @@ def test_a_schedule_that_nobody_saved_does_not_start_again(accelerator, tmp_path
 
 
 @pytest.mark.parametrize("accelerator", [1], indirect=True)
-def test_clipping_by_the_accelerator_is_told_of(accelerator):
+@pytest.mark.parametrize("accumulate", ["grad", "buffer"])
+def test_clipping_by_the_accelerator_is_told_of(accelerator, accumulate):
     net = model()
-    wrapper, _ = scheduled(net)
+    sgd = torch.optim.SGD(net.parameters(), lr=1.0)
+    wrapper = gqc.OptimizerWrapperGNTS(sgd, 1.0, accumulate=accumulate)
     prepared, optimizer = accelerator.prepare(net, wrapper)
     (x, y), *_ = batches(1)
     accelerator.backward(F.cross_entropy(prepared(x), y))
     accelerator.clip_grad_norm_(prepared.parameters(), 0.01)
-    with pytest.warns(UserWarning, match="pass clip_norm= to the wrapper"):
-        optimizer.step()
+    if accumulate == "grad":
+        with pytest.raises(RuntimeError, match="pass clip_norm= to the wrapper"):
+            optimizer.step()
+    else:
+        with pytest.warns(UserWarning, match="pass clip_norm= to the wrapper"):
+            optimizer.step()

@@ -119,6 +119,19 @@ def test_what_would_be_wrong_is_refused(tmp_path):
         trainer.train()
 
 
+@pytest.mark.parametrize("accumulate", ["grad", "buffer"])
+def test_a_trainer_at_its_defaults_says_that_it_clips(tmp_path, accumulate):
+    """Without the callback, and with its own max_grad_norm of 1."""
+    trainer, _, _ = make(tmp_path, wrap={"accumulate": accumulate}, max_grad_norm=1.0)
+    trainer.remove_callback(WrapperCallback)
+    if accumulate == "grad":
+        with pytest.raises(RuntimeError, match="pass clip_norm= to the wrapper"):
+            trainer.train()
+    else:
+        with pytest.warns(UserWarning, match="clip_norm= to the wrapper"):
+            trainer.train()
+
+
 def test_it_says_what_max_steps_counts(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr("gqc.integrations.huggingface.logger.warning", said.append)

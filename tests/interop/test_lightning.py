@@ -139,9 +139,38 @@ def test_what_would_be_wrong_is_refused(tmp_path):
         fit(Plain(), tmp_path, WrapperCallback())
 
 
-def test_without_the_callback_clipping_is_told_of(tmp_path):
+def in_grad(net):
+    adamw = torch.optim.AdamW(net.parameters(), lr=0.05)
+    wrapper = gqc.OptimizerWrapperGNTS(adamw, 1e-9, max_draws=4, accumulate="grad")
+    return wrapper, gqc.get_constant_schedule(wrapper, 1e-9, key=THRESHOLD)
+
+
+# It clears at every microbatch.
+@pytest.mark.filterwarnings("ignore:zero_grad.. was ignored")
+def test_without_the_callback_clipping_is_told_of(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="pass clip_norm= to the wrapper"):
         fit(Module(is_manual=False), tmp_path, gradient_clip_val=0.1)
+    monkeypatch.setitem(globals(), "scheduled", in_grad)
+    with pytest.raises(RuntimeError, match="pass clip_norm= to the wrapper"):
+        fit(Module(is_manual=False), tmp_path, gradient_clip_val=0.1)
+
+
+class Skipping(Module):
+    def training_step(self, batch, index):
+        loss = super().training_step(batch, index)
+        return None if index == 2 else loss
+
+
+@pytest.mark.filterwarnings("ignore:zero_grad.. was ignored", "ignore:.*returned `None`")
+@pytest.mark.parametrize("make", [scheduled, in_grad])
+def test_a_training_step_that_returns_none_is_no_draw(make, tmp_path, monkeypatch):
+    """Its closure makes no gradient: that of the draw before would count twice."""
+    monkeypatch.setitem(globals(), "scheduled", make)
+    module = Skipping()
+    before = copy.deepcopy([*module.net.parameters()])
+    with pytest.raises(RuntimeError, match=r"loss\.backward\(\)"):
+        fit(module, tmp_path)
+    assert make is scheduled or same(module.net.parameters(), before)
 
 
 def test_without_the_callback_a_schedule_of_epochs_is_told_of(tmp_path):

@@ -226,6 +226,45 @@ def test_a_scale_that_others_change_in_mid_window_is_refused(how, accumulate):
     assert x.item() == -3.0
 
 
+@pytest.mark.parametrize("accumulate", ["grad", "buffer"])
+@pytest.mark.parametrize("draw", [0, 1])
+@pytest.mark.parametrize("overflows", [False, True])
+def test_a_shared_scaler_that_is_updated_before_the_step_is_refused(overflows, draw, accumulate):
+    """Two models, one GradScaler: an overflow of the other halves a scale that was used."""
+    x, y = (torch.zeros(1, requires_grad=True) for _ in range(2))
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=10_000)
+    other = torch.optim.SGD([y], lr=1.0)
+    wrapper = gqc.OptimizerWrapperSBC(
+        torch.optim.SGD([x], lr=1.0), 1, 2, grad_scaler=scaler, accumulate=accumulate
+    )
+    for number in range(2):
+        scaler.scale((2 * x).sum()).backward()
+        if number == draw:
+            y.grad = None
+            scaler.scale((math.inf if overflows else 1.0) * y.sum()).backward()
+            scaler.step(other)
+            scaler.update()
+            if overflows:
+                with pytest.raises(
+                    RuntimeError, match=r"went from 4 to 2 .*a GradScaler of its own"
+                ):
+                    wrapper.step()
+                return
+        wrapper.step()
+    assert x.item() == -2.0
+
+
+def test_a_scaler_that_the_wrapper_was_not_told_of_ends_in_an_error_of_torch():
+    """Nothing in a gradient says that its loss was scaled; but then there is nothing to update."""
+    x = torch.zeros(1, requires_grad=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    wrapper = gqc.OptimizerWrapperSBC(torch.optim.SGD([x], lr=1.0), 1, 2)
+    scaler.scale(x.sum()).backward()
+    wrapper.step()
+    with pytest.raises(AssertionError, match="No inf checks were recorded prior to update"):
+        scaler.update()
+
+
 def test_a_loss_that_was_never_scaled_is_refused():
     x = torch.zeros(1, requires_grad=True)
     sgd = torch.optim.SGD([x], lr=1.0)

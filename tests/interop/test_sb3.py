@@ -57,6 +57,20 @@ def test_upgd_is_the_optimizer(tmp_path):
     torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("accumulate", ["grad", "buffer"])
+def test_a_wrapper_says_that_ppo_clips_each_draw(accumulate):
+    algorithm = make()
+    algorithm.policy.optimizer = gqc.OptimizerWrapperGNTS(
+        algorithm.policy.optimizer, 1e-9, max_draws=2, accumulate=accumulate
+    )
+    if accumulate == "grad":
+        with pytest.raises(RuntimeError, match="clip_norm="):
+            algorithm.learn(64)
+    else:
+        with pytest.warns(UserWarning, match="clip_norm="):
+            algorithm.learn(64)
+
+
 @pytest.mark.parametrize("estimator", ["sketch", "mean_square"])
 def test_vgs_scales_before_clipping(estimator):
     """Against the loop of the source: backward, scale, clip, step, update."""

@@ -96,6 +96,9 @@ TAKEN = {
     "There is none to compare": {f"gqc-adam-specific.{n}": ("fails", "open") for n in (1, 2, 3)},
     "Nor are a few clean steps of Adam worth many noisy ones": {"gqc-adam-tradeoff.5": ("fails",)},
     "Whether reacting pays is": {"gqc-reactive": ("undecided",)},
+    "ends below its replay by as much as GNTS does": {
+        f"gqc-reactive.{n}": ("holds",) for n in (1, 2)
+    },
     "two corrected ones are": {f"vgs-v4-true.{n}": ("holds",) for n in (1, 2)},
     "It takes a mean that turns quickly for noise": {"vgs-drift": ("reproduced",)},
     "of noise with a correlation from draw to draw": {"vgs-correlated": ("reproduced",)},

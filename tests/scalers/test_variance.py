@@ -23,6 +23,7 @@ from vgs_reference import (
 )
 
 from gqc.scalers import VarianceGradientScaler
+from gqc.scalers.settings import Settings
 from gqc.scalers.variance import Sketch
 
 RIGHT = ["elementwise", "sketch"]
@@ -142,7 +143,7 @@ def test_elementwise_finds_the_ratio_of_independent_noise(ratio):
 @pytest.mark.parametrize("numel", [4096, 10_000, pytest.param(1 << 20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("ratio", [0.1, 1, 10])
 def test_sketch_finds_the_ratio_in_the_median_over_signs(ratio, numel):
-    sketches = [Sketch([torch.zeros(numel)], 0.99, seed=seed) for seed in range(20)]
+    sketches = [Sketch([torch.zeros(numel)], Settings(sketch_seed=seed)) for seed in range(20)]
     stream = iid_noise(numel, ratio)
     for t in range(400 if numel < 1 << 20 else 150):
         gradient = [stream(t)]
@@ -199,7 +200,7 @@ def test_signal_in_two_elements_wherever_they_are(distance):
     for place in range(0, numel - distance, numel // 12):
         signal = torch.zeros(numel)
         signal[place] = signal[place + distance] = 1.0
-        one = Sketch([torch.zeros(numel)], 0.99)
+        one = Sketch([torch.zeros(numel)], Settings())
         found += seen_by([one], lambda t, signal=signal: signal + noise[t], num)
     assert min(found) > 0.26 * 0.7
     assert max(found) < 0.26 * 1.3
@@ -215,7 +216,9 @@ def test_rows_of_an_embedding_that_follow_zipf():
         for t in range(num)
     ]
     truth = debiased_ratio(steps, 0.99)
-    sketches = [Sketch([torch.zeros(rows * width)], 0.99, seed=seed) for seed in range(20)]
+    sketches = [
+        Sketch([torch.zeros(rows * width)], Settings(sketch_seed=seed)) for seed in range(20)
+    ]
     found = seen_by(sketches, lambda t: steps[t], num)
     assert 0.1 < truth < 0.4
     assert min(found) > 0.5 * truth

@@ -105,6 +105,18 @@ def several_backwards(x: Tensor, make: Callable[..., Any]) -> float:
     return x.item() + 5.0
 
 
+def again_after_an_error(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper = make(2)
+    for weight in (-1, 1):
+        x.sum().backward()
+        try:
+            wrapper.step(weight=weight)
+        except ValueError:
+            continue
+    draw(x, wrapper, 3.0, weight=1)
+    return x.item() + 2.0
+
+
 def hand_made(x: Tensor, make: Callable[..., Any]) -> float:
     wrapper = make(1)
     x.grad = torch.ones(1)
@@ -195,7 +207,8 @@ HABITS = (
     Habit("zeroing `.grad` in place before `backward()`", zeroed, "not needed", BUFFER),
     Habit("a NaN or infinite gradient", not_finite, "discarded", "", "drops the window"),
     Habit("`step()` without `backward()`", without_backward, remedy="loss.backward()"),
-    Habit("several `backward()` before one `step()`", several_backwards, "one draw"),
+    Habit("several `backward()` before one `step()`", several_backwards, "one draw, their sum"),
+    Habit("`backward()` again after a refused `step()`", again_after_an_error, "", "zero_grad()"),
     Habit("`.grad` set by hand", hand_made, remedy=BUFFER),
     Habit("`.grad` set to the same tensor each time", reused, "copied", BUFFER),
     Habit("an error or interrupt in mid-step", interrupted, "the window is dropped"),

@@ -408,6 +408,53 @@ def test_a_step_without_a_backward_is_refused(pending, accumulate):
     assert x.item() == -1.0
 
 
+REFUSED = {  # kind, then a step() that is refused and the one that was meant
+    "weight": (sbc, {"weight": -1}, {"weight": 1}),
+    "closure": (
+        lambda params, n, **kw: gqc.OptimizerWrapperMHT(
+            SGD(params, lr=1.0), min_draws=n, max_draws=n, **kw
+        ),
+        {"closure": 0.5},
+        {"metric": 0.5},
+    ),
+}
+
+
+@both_windows
+@pytest.mark.parametrize("pending", [0, 1])
+@pytest.mark.parametrize("again", ["cell", "step", "cleared"])
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_cell_that_runs_again_after_a_refused_step_draws_its_gradient_once(
+    kind, again, pending, accumulate
+):
+    x = scalar()
+    make, wrong, right = REFUSED[kind]
+    wrapper = make([x], 2, accumulate=accumulate)
+    for _ in range(pending):
+        draw(wrapper, x, 3.0, **right)
+    x.sum().backward()
+    with pytest.raises((ValueError, TypeError)):
+        wrapper.step(**wrong)
+    if again == "cleared":
+        if accumulate == "grad" and pending:
+            with pytest.raises(RuntimeError, match=r"discard\(\) drops the window"):
+                wrapper.zero_grad()
+            return
+        wrapper.zero_grad(set_to_none=False)
+    if again != "step":
+        x.sum().backward()
+    if again == "cell":
+        with pytest.raises(RuntimeError, match=r"another backward\(\) has added to it.*zero_grad"):
+            wrapper.step(**right)
+        wrapper.discard()
+        pending = 0
+        x.sum().backward()
+    wrapper.step(**right)
+    for _ in range(1 - pending):
+        draw(wrapper, x, 3.0, **right)
+    assert x.item() == -2.0
+
+
 @both_windows
 def test_a_sum_takes_only_the_gradients_of_a_backward(accumulate):
     x = scalar()
@@ -446,6 +493,9 @@ def test_every_signature_is_spelled_out_and_a_misspelt_option_is_refused(case):
     kind = type(case.make(SGD(parameters())))
     parameters_of = inspect.signature(kind).parameters
     assert not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters_of.values())
+    declared = inspect.signature(kind.__init__).parameters.values()
+    for rest in (p for p in declared if p.kind is inspect.Parameter.VAR_KEYWORD):
+        assert rest.annotation.startswith("Unpack[")  # type checkers see a misspelt one
     options = inspect.signature(gqc.OptimizerWrapper.__init__).parameters
     assert set(options) - {"self", "tunables"} <= set(parameters_of)
     for wrong, near in (("max_draw", "max_draws"), ("max_batch_draws", "max_draws")):

@@ -140,8 +140,10 @@ def test_what_answers_say_of_figures_holds():
     frames = {name: frozen.results for name, frozen in load_frozen(PAPER / "results").items()}
     answers = read_answers(PAPER)
     batches = frames["02_all_wrappers"].query("method == 'gnts'")["mean_logical_batch_examples"]
-    *others, most = sorted(batches)
-    assert most > 2 * max(others)
+    assert batches.max() < 1.1 * 4  # sequences of a microbatch: it steps on nearly every one
+    losses = frames["17_anomaly_smoothing"].pivot(index="seed", columns="method", values="val_loss")
+    lower = {m: (losses[f"{m}, replay"] - losses[m]).mean() for m in ("gns", "gnts")}
+    assert lower["gns"] == pytest.approx(lower["gnts"], rel=0.2)  # due to the order of the text
 
     cost = frames["05_vgs_estimators"].query("kind == 'cost'")
     cost = cost.groupby("estimator")[["bytes_per_parameter", "error"]].max()
