@@ -148,6 +148,12 @@ TAKEN = {
         f"gqc-annealing.{n}": ("holds", "open") for n in (2, 5)
     },
     "We had registered that nothing is gained there": {"gqc-both-schedules.2": ("fails",)},
+    "batches that grow help a little even where the learning rate decays": {
+        "gqc-cosine-batches": ("reproduced",),
+    },
+    "a replay of its batches, which looks at no gradient, gains as much": {
+        "gqc-cosine-batches.1": ("holds",),
+    },
     "needs no norm to be known beforehand": {"gqc-relative.1": ("holds",)},
     "accumulation by any of these rules costs no memory": {"gqc-constant-memory": ("reproduced",)},
     "the noise-to-signal ratio can be estimated without bias": {"vgs-v4-true.1": ("holds",)},
@@ -178,6 +184,9 @@ def test_readme_says_what_was_found_on_top_of_a_cosine(verdicts):
     assert said[1] == f"{-effect.mean:.3g}"
     assert effect.high < 0
     assert 1 - math.exp(effect.low) < 0.01
+    assert "In both cases a replay of its batches, which looks at no gradient, [gains the" in readme
+    found = {v.claim.id: v.effects for v in verdicts}
+    assert found["gqc-annealing"][3].status == found["gqc-cosine-batches"][0].status == "holds"
 
 
 def test_the_untuned_baseline_is_the_better_of_the_constant_ones():
