@@ -33,6 +33,7 @@ from gqc_lab.studies.vgs import training as vgs_training
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "paper"
 LIMIT = 10_000_000  # bytes of all committed results
+pytestmark = pytest.mark.xdist_group("paper")  # one process decides the claims, once
 
 
 @pytest.fixture(scope="module")

@@ -126,6 +126,7 @@ from ipykernel.connect import get_connection_info
 print(json.loads(get_connection_info())["transport"])"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "output", "tags", "code"),
     [

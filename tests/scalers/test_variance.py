@@ -140,6 +140,7 @@ def test_elementwise_finds_the_ratio_of_independent_noise(ratio):
     assert statistics.mean(values) == pytest.approx(ratio, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("numel", [4096, 10_000, pytest.param(1 << 20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("ratio", [0.1, 1, 10])
 def test_sketch_finds_the_ratio_in_the_median_over_signs(ratio, numel):

@@ -100,8 +100,10 @@ def test_follows_the_slow_reference(case, accumulate):
 @every_plain_case
 @pytest.mark.parametrize(
     ("problem", "start", "lr", "steps"),
-    [(quadratic, (3.0, -2.0, 1.0), 0.1, 400), (rosenbrock, (-0.5, 0.5), 0.02, 3000)],
-    ids=["quadratic", "rosenbrock"],
+    [
+        pytest.param(quadratic, (3.0, -2.0, 1.0), 0.1, 400, id="quadratic"),
+        pytest.param(rosenbrock, (-0.5, 0.5), 0.02, 3000, id="rosenbrock", marks=pytest.mark.slow),
+    ],
 )
 def test_reaches_the_minimum_without_noise(case, problem, start, lr, steps):
     x = torch.tensor(start, dtype=torch.float64, requires_grad=True)

@@ -198,6 +198,7 @@ def test_a_part_may_ask_for_an_effect_within_its_bound(mean, spread, status):
     assert effect.p == pytest.approx(stats.t.sf(t, 4) * (1 if abs(values.mean()) < 0.01 else 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("truth", [-0.01, 0.01])
 def test_an_effect_as_large_as_the_margin_is_rarely_called_none(truth):
     generator, trials = np.random.default_rng(0), 600

@@ -189,6 +189,7 @@ def test_a_power_law_is_named_by_its_exponent():
     assert curves[0].y == pytest.approx(points.y)
 
 
+@pytest.mark.slow
 def test_long_curves_are_thinned():
     frame = pd.concat([comparison().dropna().assign(tokens=k) for k in range(2000)])
     figure = figures.comparison_losses(frame)

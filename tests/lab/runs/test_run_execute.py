@@ -219,6 +219,7 @@ def test_a_full_disk_is_named_and_leaves_the_store_intact(make_batch, tmp_path, 
     assert Store(tmp_path / "runs").finished() == set()
 
 
+@pytest.mark.slow
 def test_a_module_that_changes_during_a_run_spoils_it(make_batch, tmp_path, executor):
     (tmp_path / "tool.py").write_text("x = 1")
     change = "from pathlib import Path\nPath('tool.py').write_text('x = 2')"

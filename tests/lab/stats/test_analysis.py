@@ -129,6 +129,7 @@ def test_disjoint_seeds_have_no_difference():
     assert math.isnan(row["mean"])
 
 
+@pytest.mark.slow
 def test_paired_interval_covers_what_it_promises():
     rng, hits, repeats = np.random.default_rng(7), 0, 600
     for _ in range(repeats):

@@ -13,6 +13,7 @@ from gqc_lab.studies.noise.streams import COLUMNS, stream
 from gqc_lab.studies.noise.wrappers import CHUNK, measure_draws, measure_reach, measure_reports
 
 
+@pytest.mark.slow
 def test_only_gns_reports_without_bias_in_few_dimensions():
     """A window of 20 draws in 30 dimensions knows R = 10 to 15 %; the running averages know it to
     about 4 %, and the median over 1000 of them better; the biases are 20 % and more."""

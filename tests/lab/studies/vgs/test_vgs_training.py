@@ -120,6 +120,7 @@ def test_td_loss_and_value_error_by_hand():
     assert found["val_error"] == pytest.approx(math.sqrt(error / spread), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_values_are_learnt():
     """TD finds what solves the chain's equations, where there is no reward noise to average."""
     config = tiny("values", "adamw", alpha=0, steps=1500, batch_size=32, lr=3e-3, width=64)
