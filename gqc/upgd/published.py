@@ -89,10 +89,12 @@ def update_(
     decay: float,
     rate: float,
 ) -> None:
+    steps = gate if protect or noise is not None else directions
     if noise is not None and protect:
         torch._foreach_add_(noise, directions)
-    torch._foreach_mul_(gate, noise or directions)
-    if not protect:
-        gate = directions if noise is None else list(torch._foreach_add(gate, directions))
+    if steps is gate:
+        torch._foreach_mul_(gate, noise or directions)
+    if noise is not None and not protect:
+        torch._foreach_add_(gate, directions)
     torch._foreach_mul_(params, decay)
-    torch._foreach_add_(params, gate, alpha=-rate)
+    torch._foreach_add_(params, steps, alpha=-rate)

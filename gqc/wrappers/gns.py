@@ -77,8 +77,7 @@ class OptimizerWrapperGNS(TwoBatchWrapper):
         if not self.reactive:
             return super().should_step()
         noise = copy.deepcopy(self._noise)
-        estimate = self.estimate(self.num_draws, self.weight, self.grad_norm)
-        if estimate is not None:
+        if estimate := self.estimate(self.num_draws, self.weight, self.grad_norm):
             noise.update(*estimate)
         return self.is_small(noise, self.weight)
 

@@ -296,11 +296,10 @@ class WindowedOptimizer(DelegatingOptimizer):
 
     def _own_state(self) -> dict[str, Any]:
         self._window.check() if self.holds_running_sum else self._window.check_reduced()
-        last = self.last_window
         own = {
             **super()._own_state(),
             **self._window.state(),
-            "last_window": None if last is None else {**vars(last)},
+            "last_window": self.last_window and dict(vars(self.last_window)),
             "counts": dict(self._counts),
             "grad_norm": self.grad_norm,
             "draw_norm": self.draw_norm,

@@ -221,7 +221,7 @@ def by_method(
     groups = list(results.groupby(list(series), sort=False)) if series else [((), results)]
     title = "Ratios, paired by seed; " if baseline else ""
     figure = new_panels(1, len(measures), _with_bars(title, results), **SIDE_BY_SIDE)
-    for column, (measure, title) in enumerate(measures.items(), 1):
+    for column, (measure, heading) in enumerate(measures.items(), 1):
         for i, (group, rows) in enumerate(groups):
             means = _means_of(rows, measure, baseline).reindex(methods)
             heights = [0.15 * ((len(groups) - 1) / 2 - i) - k for k in range(len(methods))]
@@ -233,7 +233,7 @@ def by_method(
         values = [v for trace in figure.data[-len(groups) :] for v in trace.x if v is not None]
         is_wide = baseline is not None and max(values) > 1.6 * min(values)
         axis = {"type": "log", "tickvals": RATIOS, "tickformat": "~g"} if is_wide else {}
-        axis["title_text"] = title.replace("\n", "<br>")
+        axis["title_text"] = heading.replace("\n", "<br>")
         figure.update_xaxes(rangemode="normal", col=column, **axis)
     if (mark := level if baseline is None else 1) is not None:
         figure.add_vline(mark, line=LEVEL)

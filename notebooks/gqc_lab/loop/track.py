@@ -82,9 +82,9 @@ def _track(
                 return
             if sink is not None:
                 sink(_numbers(record))
-            shown |= _latest(record)
-            bar.set_postfix(shown, refresh=False)
-            bar.update(experiment.done - bar.n)
+            if has_bar:
+                bar.set_postfix(shown := shown | _latest(record), refresh=False)
+                bar.update(experiment.done - bar.n)
             if path is not None and time.monotonic() - saved_at >= every_seconds:
                 save_checkpoint(experiment, path)
                 saved_at, saved_microbatch = time.monotonic(), experiment.microbatch
