@@ -134,8 +134,7 @@ def _of_loss(unit: str) -> str:
 
 
 def _smoothed(key: str) -> tuple[Trace, ...]:
-    single = line(key, "microbatch", BLUE, 1, opacity=0.5)
-    return single, line(f"smooth {key}", "smoothed", BLUE, 2.5)
+    return line(key, "batch", BLUE, 1, opacity=0.5), line(f"smooth {key}", "smoothed", BLUE, 2.5)
 
 
 def schedule_panels(has_most: bool) -> list[Panel]:

@@ -189,7 +189,6 @@ def norm_by_draws(table: pd.DataFrame, signal: float) -> go.Figure:
     shown |= {"|G|: out of reach below": table["norm"] * 0 + signal}
     for number, (name, values) in enumerate(shown.items()):
         add_line(figure, table["draws"], values, name, {"color": OKABE_ITO[number]})
-    ticks = {"type": "log", "tickvals": list(table["draws"])}
-    figure.update_xaxes(title_text="draws a step [microbatches]", **ticks)
+    figure.update_xaxes(title_text=LABELS["num_draws"], type="log", tickvals=[*table["draws"]])
     figure.update_yaxes(title_text="gradient norm", rangemode="tozero")
     return figure

@@ -31,7 +31,7 @@ from gqc_lab.claims.evidence import PAPER
 from gqc_lab.publish.shown import show_committed, smaller, write_thumbnail
 from gqc_lab.runs.notebook import is_passing
 
-HEADINGS = files("gqc_lab.publish").joinpath("templates", "columns.yaml")
+HEADINGS = yaml.safe_load((files("gqc_lab.publish") / "templates/columns.yaml").read_text("utf-8"))
 CELL = re.compile(r"(<t[hd][^>]*>)([^<]*)(</t[hd]>)")
 LONG = re.compile(r">(-?\d+\.\d{6,}|-?[\d.]+e[+-]\d+|-?\d{5,}(?:\.\d+)?)<")
 
@@ -118,13 +118,8 @@ def readable(text: str) -> str:
     if "<table" not in text:
         return re.sub(r"(?<=\s)\[\](?=[,.\n]|$)", "none", text)
     text = re.sub(r"<style.*?</style>\n?| border=\"1\"", "", text, flags=re.S)
-    known = yaml.safe_load(HEADINGS.read_text(encoding="utf-8"))
-    text = CELL.sub(lambda cell: cell[1] + known.get(cell[2], cell[2]) + cell[3], text)
-    return LONG.sub(lambda long: f">{_short(float(long[1]))}<", text)
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    text = CELL.sub(lambda cell: cell[1] + HEADINGS.get(cell[2], cell[2]) + cell[3], text)
+    return LONG.sub(lambda long: f">{float(f'{float(long[1]):.4g}'):,.15g}<", text)
 
 
 def find_renderer() -> str:
