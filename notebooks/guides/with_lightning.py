@@ -27,7 +27,7 @@ if find_spec("gqc") is None:
     # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
-# %%
+# %% tags=["install"]
 if find_spec("lightning") is None:
     raise SystemExit("skipped: this guide needs lightning; run: %pip install lightning")
 
