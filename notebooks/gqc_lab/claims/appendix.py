@@ -113,14 +113,10 @@ def compared(frozen: Frozen, columns: Sequence[str]) -> str:
     lists = []
     for name in columns:
         if name in results:
-            values = dict.fromkeys(map(_shown, results[name].dropna()))
+            texts = (f"{v:g}" if isinstance(v, float) else str(v) for v in results[name].dropna())
             head = f"{name.replace('_', ' ')}: " if len(columns) > 1 else ""
-            lists.append(head + "; ".join(values))
+            lists.append(head + "; ".join(dict.fromkeys(texts)))
     return ". ".join(lists) or "-"
-
-
-def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def machines(results: Mapping[str, Frozen]) -> list[str]:
