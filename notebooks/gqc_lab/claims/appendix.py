@@ -78,7 +78,7 @@ def describe_age(
     some = f"{len(old)} of the {total} runs {what} ({names})"
     return (
         f"{f'All {total} runs {what}' if len(old) == total else some} were made with an older "
-        f"version of the code ({_days(old)}) and have not been repeated since."
+        f"version of the code ({_days(old)}); a test repeats the beginnings of two with this one."
     )
 
 
