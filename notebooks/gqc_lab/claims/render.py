@@ -140,8 +140,9 @@ def say(part: Part, effect: Effect, more: str = "higher", less: str = "lower") -
         is_exact = max(abs(low), abs(high)) < 0.005
         return "unchanged" if is_exact else f"unchanged [{low:+.2f} %, {high:+.2f} %]"
     which = less if mean < 0 else more
-    if is_ratio:
-        return f"{abs(mean):.1f} % {which} [{low:+.1f} %, {high:+.1f} %]"
+    if is_ratio:  # one digit more where an end would read as zero
+        digits = 2 if min(abs(mean), abs(low), abs(high)) < 0.1 else 1
+        return f"{abs(mean):.{digits}f} % {which} [{low:+.{digits}f} %, {high:+.{digits}f} %]"
     ends = ", ".join(f"{'+' * (end > 0)}{number(end)}" for end in (low, high))
     return " ".join(filter(None, (number(abs(mean)), part.unit, which, f"[{ends}]")))
 
