@@ -8,7 +8,7 @@ from typing import Any
 
 from latex2mathml.converter import convert
 
-from gqc_lab.publish.interactive import write_script
+from gqc_lab.publish.gallery import write_script
 
 project = "gqc"
 html_title = "gqc"

@@ -23,7 +23,7 @@ import gqc
 import gqc_lab
 from gqc_lab.claims.commands import decide
 from gqc_lab.claims.render import render, verdict_frame
-from gqc_lab.publish.interactive import SCRIPT, figures_as_html
+from gqc_lab.publish.gallery import SCRIPT, figures_as_html
 from gqc_lab.publish.shown import THUMBNAILS
 
 #: pages for readers in the order of the contents, then others; and the heading of one that has none

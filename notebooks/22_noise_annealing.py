@@ -51,7 +51,7 @@ claims.show_evidence("22_noise_annealing")
 # %% tags=["parameters"]
 # settings: gqc_lab.studies.pretraining.PretrainingConfig
 scale = "smoke"  # seconds, minutes, a GPU
-rung: str | None = None  # size of the model: 0.16M, 0.4M or 1M; None: the scale's
+rung: str | None = None  # size of the model: 0.04M, 0.16M, 0.4M or 1M; None: the scale's
 arms = ["adamw, cosine", "adamw, constant", "gnts, constant", "sbc, constant", "replay, constant"]
 seed = 0  # of the weights and of the order of the text
 tokens: int | None = None  # training budget, None: the rung's

@@ -102,9 +102,9 @@ class Checkpoint:
         )
         if self.version in ESTIMATORS:
             message += (
-                ". Steps may change much: another estimator gives another factor (0.17 for 0.75 in "
-                "one measurement, steps 4.5 times smaller). To keep the old behaviour construct "
-                f"the scaler with estimator={ESTIMATORS[self.version]!r}"
+                ". Steps may become much smaller: where the new estimate is at variance_cap the "
+                "factor is 1 / (1 + alpha * variance_cap). To keep the old behaviour construct the "
+                f"scaler with estimator={ESTIMATORS[self.version]!r}"
             )
         return message
 

@@ -64,11 +64,16 @@ found
 #   batch**.
 # - **draws**: "NOT independent" means that successive microbatches share noise (packed documents,
 #   an unshuffled file). Every estimate of noise is then too small: shuffle first.
-# - **for 8 draws**: the settings of GNTS that mean 8 draws a step, at these parameters.
-# - **they give**: how far off the mean may be. Four times as many microbatches in the probe halve
-#   it; it is large where the noise scale is far below 8, and a little more norm many draws less.
+# - **for 8 draws**: the settings with which GNTS takes 8 draws a step on average, at the present
+#   parameters.
+# - **they give**: the mean draws to expect, with their standard error. Four times as many
+#   microbatches in the probe halve it. Where the noise scale is far below 8 it is large, since
+#   there a slightly higher norm takes far fewer draws.
 #
 # ## From draws to a norm
+#
+# A threshold for one draw has to lie above nearly all norms, so it is far above the expected one.
+# For many draws the two agree.
 
 # %%
 draws = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]

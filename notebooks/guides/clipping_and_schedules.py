@@ -57,7 +57,7 @@ def microbatches():
 # ## An lr schedule that is stepped only on steps
 #
 # The schedule below falls to 0 over the run. Stepped with every microbatch it gets there. Stepped
-# only when the optimizer steps, it ends far above, because there are fewer steps.
+# only when the optimizer steps, it ends far above 0, because there are fewer steps.
 
 # %%
 def train(only_on_steps):

@@ -17,9 +17,9 @@
 # %% [markdown]
 # # How do I use GNTS on several GPUs?
 #
-# Wrap the optimizer as on one; the decision is the same on all ranks, because it is made from
-# reduced gradients (DDP) or reduced norms (FSDP2). Two things change: a threshold that was chosen
-# on one rank, and what a draw costs. Below, two ranks show both, on a CPU.
+# Wrap the optimizer as on one GPU: all ranks decide alike, because they decide from reduced
+# gradients (DDP) or reduced norms (FSDP2). Two things change: what a threshold that was chosen on
+# one rank means, and what a draw costs. Below, two ranks show both, on a CPU.
 
 # %% tags=["install"]
 from importlib.util import find_spec
@@ -118,7 +118,7 @@ def train(name, model, make_wrapper, only_last=False):
         wrapper.step()
     steps = wrapper.numbers()["steps"]
     if rank == 0:
-        cost = f", {sent[0] / steps / 1000:.0f} kB reduced" if sent[0] else ""
+        cost = f", {sent[0] / steps / 1000:.0f} kB reduced a step" if sent[0] else ""
         print(f"{name}: {240 / ranks / steps:.1f} draws a step{cost}")
 
 

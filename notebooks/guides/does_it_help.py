@@ -17,8 +17,8 @@
 # %% [markdown]
 # # Does GNTS help me?
 #
-# Not if it only found a better batch size, and not if it only used larger batches at the right
-# time. Three arms tell these apart, at the same number of examples:
+# It does if it beats two simpler things: a better constant batch size, and larger batches at the
+# right time. Three arms tell these apart, at the same number of examples:
 #
 # - **GNTS**, with your threshold;
 # - **SBC**, the constant batch whose size is the mean logical batch of GNTS;
@@ -90,8 +90,8 @@ print(f"mean logical batch of GNTS: {mean:.1f} draws of 8 examples")
 # %% [markdown]
 # ## The answer
 #
-# Differences within a seed, since all arms share its weights and data, with a 95 % interval from
-# Student's t.
+# Differences of the validation loss within a seed, since all arms share its weights and data, with
+# a 95 % interval from Student's t. Above 0 GNTS is worse.
 
 # %%
 from scipy import stats
@@ -104,7 +104,7 @@ for name in ("SBC", "Replay"):
     print(f"GNTS - {name:6}: {difference.mean():+.2f} nat, 95 % interval +- {half:.2f}")
 
 # %% [markdown]
-# An interval that holds 0 decides nothing: add seeds. Tune the threshold and the constant batch
-# with equal effort, or the comparison measures the tuning; test on seeds that were not tuned on.
-# Also compare with plain AdamW at *its* best batch size and learning rate. The [notebook on equal
-# tokens](../15_equal_tokens.ipynb) does all of this on a language model.
+# An interval that holds 0, as both do here, decides nothing: add seeds. Tune the threshold and the
+# constant batch with equal effort, or the comparison measures the tuning; test on seeds that were
+# not tuned on. Also compare with plain AdamW at *its* best batch size and learning rate. The
+# [notebook on equal tokens](../15_equal_tokens.ipynb) does all of this on a language model.

@@ -45,10 +45,11 @@ for _ in range(400):
     loss.backward()
     optimizer.step()
     schedule.step()
-print(f"{optimizer.num_batches} microbatches, {optimizer.num_steps} steps, loss {loss.item():.1f}")
+print(f"{optimizer.num_batches} microbatches, {optimizer.num_steps} steps, "
+      f"mean square error {loss.item():.1f}")
 
 # %% [markdown]
-# ## What changes without your doing
+# ## What changes by itself
 #
 # | | torch-gqc | here |
 # |---|---|---|

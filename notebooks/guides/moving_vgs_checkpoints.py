@@ -50,8 +50,8 @@ old_file = {
 # %% [markdown]
 # ## Continue with the new estimate
 #
-# The configuration is kept, the statistics and the warmup start again. The message is logged too,
-# and a search for "VGS Checkpoint Migration" finds it.
+# The configuration is kept; the statistics and the warmup start again. The warning is logged too,
+# where a search for "VGS Checkpoint Migration" finds it.
 
 # %%
 logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(name)s: %(message)s")
@@ -59,7 +59,7 @@ scaler = VarianceGradientScaler(params)
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # the log says the same
     scaler.load_state_dict(old_file)
-print("step", scaler.step_count, "factor", scaler.get_scaling_factor())
+print(f"step {scaler.step_count}, factor {scaler.get_scaling_factor():.2f}")
 
 # %% [markdown]
 # ## Continue with the old one
@@ -76,7 +76,7 @@ print("step", scaler.step_count, "factor", scaler.get_scaling_factor())
 # %%
 old = VarianceGradientScaler(params, estimator="mean_square")
 old.load_state_dict(old_file)
-print("step", old.step_count, "factor", round(old.get_scaling_factor(), 3))
+print(f"step {old.step_count}, factor {old.get_scaling_factor():.2f}")
 
 # %% [markdown]
 # ## Roll back
@@ -86,7 +86,8 @@ print("step", old.step_count, "factor", round(old.get_scaling_factor(), 3))
 # files are of a version that it refuses.
 
 # %%
-print({name: value for name, value in old.state_dict().items() if not torch.is_tensor(value)})
+state = old.state_dict()
+print(f"version {state['vgs_version']}, step {state['step_count']}, alpha {state['alpha']}")
 
 # %% [markdown]
 # ## Configurations
@@ -97,15 +98,16 @@ print({name: value for name, value in old.state_dict().items() if not torch.is_t
 # %%
 published = {"model": {"variance_gradient_scaling": False, "vgs_beta": 0.95, "vgs_alpha": 0.2}}
 configured = VarianceGradientScaler.from_config(published, params)
-print("enabled:", configured.enabled, "beta:", configured.beta, "alpha:", configured.alpha)
+print(f"enabled {configured.enabled}, beta {configured.beta}, alpha {configured.alpha}")
 
 # %% [markdown]
 # ## Troubleshooting
 #
-# - **Steps got much smaller.** The new estimate is often larger: 0.17 for 0.75 was one measurement
-#   of the factor. Lower `alpha`, or name the old estimator.
+# - **Steps got much smaller.** The new estimate is often larger; at its cap the factor is
+#   $1/(1 + \alpha V_\max)$. Lower `alpha`, or name the old estimator.
 # - **The factor is constant.** `metrics()["vgs/unresolved"]` near 1 says that no tensor's signal is
-#   resolved; raise `beta` (0.999 resolves ten times more).
+#   resolved. Raise `beta`, which resolves ratios up to $(1 + \beta)/(1 - \beta)$, and
+#   `variance_cap`.
 # - **"without 'step_count'".** The averages cannot be corrected for their start, so they start
 #   again.
 # - **"it is another model's".** The file has another number of tensors; nothing was changed.

@@ -56,7 +56,8 @@ from gqc_lab import figures
 
 experiment = batch_noise.build(batch_noise.config("smoke", "gnts", lr=5e-3))
 history = list(experiment)
-{key: round(experiment.summary()[key], 1) for key in ("val_loss", "accuracy")}
+found = experiment.summary()
+print(f"validation loss {found['val_loss']:.1f} nat, accuracy {found['accuracy']:.1f}")
 
 # %% tags=["nbval-ignore-output"]
 figures.loss_against(experiment.history, x="examples")

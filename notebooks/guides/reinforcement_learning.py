@@ -26,7 +26,7 @@ if find_spec("gqc") is None:
     # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
-# %%
+# %% tags=["install"]
 if find_spec("stable_baselines3") is None:
     raise SystemExit("skipped: this guide needs it; run: %pip install stable-baselines3")
 
@@ -40,13 +40,18 @@ from stable_baselines3 import PPO
 
 # %% tags=["sb3"]
 model = PPO("MlpPolicy", "CartPole-v1", n_steps=128, n_epochs=4, seed=0, device="cpu")
-vgs = VGSCallback(alpha=0.3, warmup_steps=10)  # changed
+vgs = VGSCallback(alpha=0.02, warmup_steps=10)  # changed
 trained = model.learn(1024, callback=vgs)  # changed
 
 # %%
-print(f"{vgs.scaler.step_count} steps, factor {vgs.scaler.get_scaling_factor():.1f}")
+found = vgs.scaler.metrics()
+print(f"{vgs.scaler.step_count} steps; V {found['vgs/normalized_variance']:.0f}, "
+      f"factor {found['vgs/scaling_factor']:.1f}")
 
 # %% [markdown]
+# V stands at its cap, `variance_cap=50`: there VGS only lowers the learning rate. How to see more
+# is in [the guide on VGS](variance_scaling.ipynb).
+#
 # The callback records `vgs/...` with PPO's own logger. A model's file does not hold the scaler:
 # save `vgs.scaler.state_dict()` with it, and give it back as `VGSCallback(state=...)`.
 #

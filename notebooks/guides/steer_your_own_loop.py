@@ -19,7 +19,7 @@
 #
 # Three lines in an ordinary loop show it below its cell and let you change it: learning rate,
 # weight decay, thresholds, whatever is in the optimizer's param groups. Run this notebook in
-# JupyterLab and move a slider. Executed without a person, as here, it shows the picture alone.
+# JupyterLab and move a slider. Executed without a person, as here, it shows a picture only.
 
 # %% tags=["install"]
 from importlib.util import find_spec
@@ -55,14 +55,15 @@ schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, epochs * len(l
 # %% [markdown]
 # ## Steered
 #
-# `Live` finds the controls; `live(loader)` looks after the page between two batches; `log` takes
-# any number. `state` is for checkpoints: leave it out if you need none. `control` adds a control.
+# `Live` finds the controls; `live(loader)` updates the page between two batches; `log` takes any
+# number. `state` is for checkpoints: leave it out if you need none. `control` adds a control.
 
 # %% tags=["nbval-ignore-output"]
 state = {"model": model, "schedule": schedule}
 live = Live(optimizer, total=epochs * len(loader), state=state, label="digits")
 live.control("dropout", 0.1, lambda p: setattr(model[2], "p", p), low=0, high=0.9)
-live.replay([{"microbatch": 61, "name": "lr", "value": 0.01}])  # what a hand would do
+edit = {"microbatch": 61, "name": "lr", "value": 0.01}  # what a hand would do
+live.replay([edit])
 for _ in range(live.epoch, epochs):
     for x, y in live(loader):
         output = model(x)
@@ -76,14 +77,16 @@ for _ in range(live.epoch, epochs):
 # %% [markdown]
 # ## What happened
 #
-# `live.history` has a row for each batch. The change was made at batch 61; from there on the rate
-# keeps its ratio to what the schedule writes, and `live.changes` repeats it in another run.
+# `live.history` has a row for each batch. From the edit on, the rate keeps its ratio to what the
+# schedule writes. `live.changes` is what `replay` repeats in another run.
 
 # %%
-live.history.loc[58:62, ["microbatch", "lr", "changes"]].round(5)
+rows = live.history.set_index("microbatch")[["lr", "changes"]].round(5)
+rows.loc[edit["microbatch"] - 2 : edit["microbatch"] + 2].fillna("")
 
 # %%
-live.changes
+for change in live.changes:
+    print(f"microbatch {change['microbatch']}: {change['name']} = {change['value']}")
 
 # %% [markdown]
 # ## After a crash

@@ -56,14 +56,20 @@ def losses(model):
 # %%
 model = make_model()
 optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
-optimizer = OptimizerWrapperVGS(optimizer, alpha=0.3, warmup_steps=50, clip_norm=1.0)  # changed
+optimizer = OptimizerWrapperVGS(optimizer, alpha=0.01, warmup_steps=50, clip_norm=1.0)  # changed
 for loss in losses(model):
     loss.backward()
     optimizer.step()
-metrics = optimizer.scaler.metrics()
-print({key: round(value, 2) for key, value in metrics.items() if "factor" in key})
+found = optimizer.scaler.metrics()
+print(f"V {found['vgs/normalized_variance']:.0f}, factor {found['vgs/scaling_factor']:.2f}")
 
 # %% [markdown]
+# Look at V before you trust the factor. Here it stands at its cap, `variance_cap=50`: microbatches
+# this small are noisier than that, and VGS is a constant factor, no more than a smaller learning
+# rate. Larger microbatches lower V; a higher `beta` resolves ratios up to
+# $(1 + \beta)/(1 - \beta)$, if `variance_cap` allows. `vgs/unresolved` is the share of tensors
+# whose signal is not resolved.
+#
 # ## As two calls
 #
 # Where your loop clips itself, the scaler goes where its source has it: after `backward()`, before
@@ -72,7 +78,7 @@ print({key: round(value, 2) for key, value in metrics.items() if "factor" in key
 # %%
 twin = make_model()
 sgd = torch.optim.SGD(twin.parameters(), lr=0.3)
-scaler = VarianceGradientScaler(twin.parameters(), alpha=0.3, warmup_steps=50)
+scaler = VarianceGradientScaler(twin.parameters(), alpha=0.01, warmup_steps=50)
 for loss in losses(twin):
     sgd.zero_grad()
     loss.backward()

@@ -26,7 +26,7 @@ if find_spec("gqc") is None:
     # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
-# %%
+# %% tags=["install"]
 if find_spec("accelerate") is None:
     raise SystemExit("skipped: this guide needs accelerate; run: %pip install accelerate")
 
@@ -48,13 +48,16 @@ model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.L
 
 # %% [markdown]
 # ## The loop
+#
+# The schedule is given its warmup and the length of the run in microbatches, then the threshold at
+# the start and at the end.
 
 # %% tags=["accelerate"]
 accelerator = Accelerator(cpu=True)
 loader = torch.utils.data.DataLoader(data, batch_size=8)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 optimizer = OptimizerWrapperGNTS(optimizer, clip_norm=1.0)  # changed
-attach(schedule := norm_schedule(optimizer, 40, 376, 0.8, 0.5))  # changed
+attach(schedule := norm_schedule(optimizer, 40, 2 * len(loader), 0.8, 0.5))  # changed
 model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
 for _ in range(2):
     for inputs, targets in loader:

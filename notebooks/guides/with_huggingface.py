@@ -27,7 +27,7 @@ if find_spec("gqc") is None:
     # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
-# %%
+# %% tags=["install"]
 if find_spec("transformers") is None:
     raise SystemExit("skipped: this guide needs transformers; run: %pip install transformers")
 
@@ -58,12 +58,17 @@ class Classifier(torch.nn.Module):
 
 # %% [markdown]
 # ## The script
+#
+# The schedule is given its warmup and the length of the run in microbatches, then the threshold at
+# the start and at the end.
 
 # %% tags=["huggingface"]
+import math
 import tempfile
 
 torch.manual_seed(0)
 model, folder = Classifier(), tempfile.mkdtemp()
+total = 2 * math.ceil(1500 / 8)  # microbatches of 2 epochs
 args = TrainingArguments(
     folder,
     num_train_epochs=2,
@@ -81,7 +86,7 @@ trainer = Trainer(
     args,
     train_dataset=data[:1500],
     optimizers=(optimizer, None),
-    callbacks=[WrapperCallback(norm_schedule(optimizer, 40, 376, 0.8, 0.5))],  # changed
+    callbacks=[WrapperCallback(norm_schedule(optimizer, 40, total, 0.8, 0.5))],  # changed
 )
 
 # %%
@@ -91,14 +96,13 @@ trainer.remove_callback(PrinterCallback)  # prints each log entry
 result = trainer.train()
 for entry in trainer.state.log_history[:-1]:
     print(
-        f"microbatch {entry['step']:3}: loss {entry['loss']:.1f}, {entry['gqc/steps']:3} steps, "
-        f"threshold {entry['gqc/gradient_norm_threshold']:.2f}"
+        f"microbatch {entry['step']:3}: loss {entry['loss']:.1f} nat, "
+        f"{entry['gqc/steps']:3} steps, threshold {entry['gqc/gradient_norm_threshold']:.2f}"
     )
 
 # %% [markdown]
 # - The Trainer believes that each of its calls steps, so `max_steps`, `logging_steps`,
-#   `save_steps`, `warmup_steps` and its lr schedule count **microbatches**: 2 epochs of 1,500
-#   examples are 376.
+#   `save_steps`, `warmup_steps` and its lr schedule count **microbatches**.
 # - A checkpoint holds the open window and the threshold's schedule;
 #   `trainer.train(resume_from_checkpoint=...)` continues bit for bit.
 # - The Trainer clears gradients itself, so the wrapper must keep `accumulate="buffer"`, its

@@ -27,7 +27,7 @@ if find_spec("gqc") is None:
     # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
-# %%
+# %% tags=["install"]
 if find_spec("lightning") is None:
     raise SystemExit("skipped: this guide needs lightning; run: %pip install lightning")
 
@@ -49,6 +49,9 @@ loader = torch.utils.data.DataLoader(data, batch_size=8)
 
 # %% [markdown]
 # ## The module and its trainer
+#
+# The schedule is given its warmup and the length of the run in microbatches, then the threshold at
+# the start and at the end.
 
 # %% tags=["lightning"]
 class Classifier(lightning.LightningModule):
@@ -64,7 +67,8 @@ class Classifier(lightning.LightningModule):
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
         optimizer = OptimizerWrapperGNTS(optimizer, clip_norm=1.0)  # changed
-        return [optimizer], [{"scheduler": norm_schedule(optimizer, 40, 376, 0.8, 0.5)}]  # changed
+        schedule = norm_schedule(optimizer, 40, 2 * len(loader), 0.8, 0.5)
+        return [optimizer], [{"scheduler": schedule}]  # changed
 
 def make_trainer(**options):
     return lightning.Trainer(

@@ -6,8 +6,7 @@ import nbformat
 import pandas as pd
 
 from gqc_lab.figures import norm_against_threshold, write_html
-from gqc_lab.publish.gallery import build_gallery
-from gqc_lab.publish.interactive import PLOTLY
+from gqc_lab.publish.gallery import PLOTLY, build_gallery
 from gqc_lab.runs.store import Store, write_json
 
 FIGURE = {"data": [{"type": "scatter", "y": [3, 1, 2]}], "layout": {"title": {"text": "Loss"}}}

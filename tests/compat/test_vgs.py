@@ -19,7 +19,7 @@ VECTORS = {"param_grad_mean_ema": torch.ones(2) * 0.1, "param_grad_sq_ema": torc
 LEGACY = {"grad_mean_ema": 0.01, "grad_var_ema": 0.002}
 MESSAGES = (
     *("VGS Checkpoint Migration", "OLD FORMAT DETECTED", "CRITICAL BUG FIXED", "ACTION REQUIRED"),
-    *("0.17 for 0.75", "estimator='"),
+    *("1 / (1 + alpha * variance_cap)", "estimator='"),
 )
 
 

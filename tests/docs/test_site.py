@@ -12,7 +12,7 @@ import make_site as site
 import nbformat
 import pytest
 
-from gqc_lab.publish.interactive import PLOTLY
+from gqc_lab.publish.gallery import PLOTLY
 
 ROOT = Path(__file__).parents[2]
 LOADED = {"script": "src", "link": "href", "img": "src", "iframe": "src"}

@@ -302,6 +302,26 @@ def test_the_size_of_a_model_is_what_it_is_said_to_be(name):
     assert re.search(rf"\b{size:,}\b", read_plan(PAPER)[name]["trained"])
 
 
+def said_in(name):
+    """The text of a notebook in one line."""
+    script = (ROOT / f"notebooks/{name}.py").read_text("utf-8")
+    return re.sub(r"\s+", " ", script.replace("\n#", "\n"))
+
+
+def test_what_notebooks_say_of_sizes_and_budgets_holds():
+    gpt, net = (LAPTOP[name]().model for name in ("01_gnts_pretraining", "10_upgd_continual"))
+    size, small = (sum(p.numel() for p in model.parameters()) for model in (gpt, net))
+    tuned_on = pretraining.config("laptop").tokens
+    limits = f"has {size / 1e6:.2f}M parameters; settings were chosen with {tuned_on / 2**20:.0f}M"
+    assert f"{limits} tokens, while the seeds train on half of them" in said_in("02_all_wrappers")
+    batch = read_batch(batch_path(PAPER, "02_all_wrappers"))
+    assert {2 * run.parameters["tokens"] for run in batch.runs} == {tuned_on}
+    assert round(small / 1000) == 9
+    assert "networks of nine thousand parameters" in said_in("10_upgd_continual")
+    share = f"with {annealing.TOKENS_PER_PARAMETER} tokens for each parameter"
+    assert share in said_in("22_noise_annealing")
+
+
 def test_every_batch_says_what_was_trained():
     assert [name for name, entry in read_plan(PAPER).items() if not entry.get("trained")] == []
 

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import nbformat
 import nbval.kernel
+import nbval.plugin
 import pytest
 from jupyter_client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 from notebook_files import NOTEBOOKS
 
-from gqc_lab.publish.notebooks import on_cpu
+from gqc_lab.publish.notebooks import on_cpu, readable
 from gqc_lab.runs.kernel import manager_class
 
 FLAGSHIP = next(n for n in NOTEBOOKS if n.stem == "01_gnts_pretraining")
@@ -51,6 +52,11 @@ def blocking_manager(folder, sockets):
     return Manager
 
 
+def sanitized(cell, output):
+    """What is compared of an output: as saved notebooks show it."""
+    return readable(output) if isinstance(output, str) else output
+
+
 @pytest.fixture
 def compare(tmp_path, monkeypatch):
     """Run and compare a notebook, on the CPU: exit code and report."""
@@ -58,6 +64,7 @@ def compare(tmp_path, monkeypatch):
     monkeypatch.setattr(
         nbval.kernel, "KernelManager", blocking_manager(tmp_path, Path(sockets.name))
     )
+    monkeypatch.setattr(nbval.plugin.IPyNbCell, "sanitize", sanitized)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PLOTLY_RENDERER", "plotly_mimetype")
 

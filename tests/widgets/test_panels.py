@@ -7,7 +7,7 @@ import torch
 from gqc_lab.studies import pretraining
 from gqc_lab.studies.vgs import training as vgs_training
 from gqc_widgets import Live, LiveRun
-from gqc_widgets.panels import Panels, draw, line, panel
+from gqc_widgets.panels import Panels, draw, line, panel, run_panels
 
 LOSS = "loss [nat/token]"
 TEXT = [LOSS, "norm of mean gradient", "draws per step", "noise / signal"]
@@ -62,6 +62,11 @@ def test_whatever_a_loop_logs_has_a_panel_and_its_validation_is_in_it():
     assert [t["meta"] for t in live.view.panels.panels[1]["traces"]] == [
         "reward", "smooth reward", "val_reward",
     ]  # fmt: skip
+
+
+def test_a_learning_rate_is_not_smoothed():
+    [rate] = run_panels(["lr"], "microbatch", has_others=True)
+    assert [trace["meta"] for trace in rate["traces"]] == ["lr"]
 
 
 def sent(view, name, axis):

@@ -99,7 +99,7 @@ def run_panels(
         line("gradient_norm_threshold", "threshold", TEXT, 2.5),
     )
     known = {
-        "loss": panel(_of_loss(loss_unit), *_smoothed("loss", "microbatch"), validation,
+        "loss": panel(_of_loss(loss_unit), *_smoothed("loss"), validation,
                       unit=loss_unit, x=unit),
         "grad_norm": panel("norm of mean gradient", *norms, x=unit, log=True,
                            note="no step has read a norm"),
@@ -117,7 +117,7 @@ def run_panels(
         rest = [f for f in fields if f not in drawn and f not in _AXES and not f.startswith("vgs/")]
         together = [f for f in rest if f.startswith("val_") and f[4:] in rest]
         for name in (f for f in rest if f not in together):
-            traces = _smoothed(name, "batch")
+            traces = (line(name, "applied", BLUE, 2.5),) if name == "lr" else _smoothed(name)
             if f"val_{name}" in together:
                 traces += (line(f"val_{name}", "validation", VERMILION),)
             found.append(panel(LABELS.get(name, name), *traces, x=unit, note="nothing logged yet"))
@@ -133,8 +133,8 @@ def _of_loss(unit: str) -> str:
     return f"loss [{unit}]" if unit else "loss"
 
 
-def _smoothed(key: str, name: str) -> tuple[Trace, ...]:
-    return line(key, name, BLUE, 1, opacity=0.5), line(f"smooth {key}", "smoothed", BLUE, 2.5)
+def _smoothed(key: str) -> tuple[Trace, ...]:
+    return line(key, "batch", BLUE, 1, opacity=0.5), line(f"smooth {key}", "smoothed", BLUE, 2.5)
 
 
 def schedule_panels(has_most: bool) -> list[Panel]:

@@ -78,7 +78,7 @@ def describe_age(
     some = f"{len(old)} of the {total} runs {what} ({names})"
     return (
         f"{f'All {total} runs {what}' if len(old) == total else some} were made with an older "
-        f"version of the code ({_days(old)}) and have not been repeated since."
+        f"version of the code ({_days(old)}); a test repeats the beginnings of two with this one."
     )
 
 
@@ -113,14 +113,10 @@ def compared(frozen: Frozen, columns: Sequence[str]) -> str:
     lists = []
     for name in columns:
         if name in results:
-            values = dict.fromkeys(map(_shown, results[name].dropna()))
+            texts = (f"{v:g}" if isinstance(v, float) else str(v) for v in results[name].dropna())
             head = f"{name.replace('_', ' ')}: " if len(columns) > 1 else ""
-            lists.append(head + "; ".join(values))
+            lists.append(head + "; ".join(dict.fromkeys(texts)))
     return ". ".join(lists) or "-"
-
-
-def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def machines(results: Mapping[str, Frozen]) -> list[str]:

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -139,7 +140,9 @@ def freeze(
         is unknown, or what is frozen lacks one.
     """
     place, target = Store(store), Path(folder) / batch.name
-    old = _read_if_whole(target)
+    old = None
+    with contextlib.suppress(CorruptRun):  # freezing again repairs it
+        old = _read(target) if (target / RUNS).is_file() else None
     chosen = _choose(batch, place, old, is_partial)
     loaded = load(place.root, ids=[r["id"] for r in chosen if not r["is_frozen"]])
     kept = [r["id"] for r in chosen if r["is_frozen"]]
@@ -154,14 +157,6 @@ def freeze(
         frame.to_parquet(target / name, index=False, compression="zstd")
     write_json(target / RUNS, seal(_record(batch, chosen, target)))
     return _read(target)
-
-
-def _read_if_whole(folder: Path) -> Frozen | None:
-    """Return what is frozen there, or None if it is damaged: freezing again repairs it."""
-    try:
-        return _read(folder) if (folder / RUNS).is_file() else None
-    except CorruptRun:
-        return None
 
 
 def _select(

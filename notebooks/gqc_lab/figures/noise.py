@@ -184,11 +184,11 @@ def norm_by_draws(table: pd.DataFrame, signal: float) -> go.Figure:
     Raises: ValueError: a column is missing.
     """
     check_columns("norm_by_draws", table, ["draws", "norm", "expected"])
-    figure = new_figure("Which threshold means how many draws?")
-    for name, column, color in (("threshold", "norm", 0), ("expected norm", "expected", 1)):
-        line = {"color": OKABE_ITO[color]}
-        figure.add_scatter(x=table["draws"], y=table[column], name=name, line=line)
-    figure.add_hline(y=signal, line_dash="dash", annotation_text="|G|: out of reach below")
-    figure.update_xaxes(title_text="draws", type="log", dtick="D1")
+    figure = new_figure("Threshold for a mean number of draws a step")
+    shown = {"threshold": table["norm"], "expected norm": table["expected"]}
+    shown |= {"|G|: out of reach below": table["norm"] * 0 + signal}
+    for number, (name, values) in enumerate(shown.items()):
+        add_line(figure, table["draws"], values, name, {"color": OKABE_ITO[number]})
+    figure.update_xaxes(title_text=LABELS["num_draws"], type="log", tickvals=[*table["draws"]])
     figure.update_yaxes(title_text="gradient norm", rangemode="tozero")
     return figure

@@ -36,6 +36,8 @@ def loss_against(history: pd.DataFrame, x: str = "tokens", y: str = "val_loss") 
     Raises: ValueError: a column is missing, or a run has no ``y``.
     """
     figure = _figure(f"{_label(y).split(' [')[0].capitalize()} against {_label(x)}", x, y)
+    if "tokens" not in history:  # the loss has another unit
+        figure.update_yaxes(title_text=_label(y).split(" [")[0])
     for method, style, records in each_method("loss_against", history, [x, y]):
         grids = {tuple(run[x]) for _, run in records.dropna(subset=[x, y]).groupby("seed")}
         aligned = at_equal(records, x, y, points=None if len(grids) <= 1 else 100)

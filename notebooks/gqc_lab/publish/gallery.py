@@ -18,7 +18,6 @@ from markupsafe import Markup
 from nbconvert import HTMLExporter
 
 from gqc_lab.errors import BadInput
-from gqc_lab.publish.interactive import PLOTLY, SCRIPT, figures_as_html, write_script
 from gqc_lab.runs.index import describe_damage, summarize
 from gqc_lab.runs.plan import Batch
 from gqc_lab.runs.report import (
@@ -34,6 +33,9 @@ from gqc_lab.runs.store import NOTEBOOK, Store
 
 if TYPE_CHECKING:
     import pandas as pd
+
+PLOTLY = "application/vnd.plotly.v1+json"
+SCRIPT = "plotly.min.js"  #: plotly itself: one file, shared by the pages of a folder
 
 
 def build_gallery(store: Store, target: Path, batch: Batch | None = None) -> Path:
@@ -61,7 +63,10 @@ def build_gallery(store: Store, target: Path, batch: Batch | None = None) -> Pat
     sections = []
     for notebook, rows in found.groupby("notebook", sort=False):
         rows = rows.dropna(axis="columns", how="all")
-        sections.append(_section(str(notebook), rows if batch else _sorted(rows), thumbnails))
+        if not batch:  # by parameters and then results: ids mean nothing
+            by = [column for column in rows.columns if column != "run"]
+            rows = rows.sort_values(by, key=lambda c: c.map(str) if c.dtype == object else c)
+        sections.append(_section(str(notebook), rows, thumbnails))
     figure = None
     if batch and batch.report.figure:
         drawn = figure_function(batch)(found, runs.history)
@@ -120,12 +125,6 @@ def _summary(batch: Batch, results: pd.DataFrame) -> dict[str, Any] | None:
     return {"text": text, "heads": [*by, "runs", *columns], "rows": rows}
 
 
-def _sorted(rows: pd.DataFrame) -> pd.DataFrame:
-    """Sort by parameters and then results: ids mean nothing."""
-    by = [column for column in rows.columns if column != "run"]
-    return rows.sort_values(by, key=lambda c: c.map(str) if c.dtype == object else c)
-
-
 def _section(notebook: str, rows: pd.DataFrame, thumbnails: dict[str, Markup]) -> dict[str, Any]:
     """Return a table of runs; constant columns are stated once, above it."""
     texts = rows.drop(columns="notebook").map(show_cell)
@@ -139,3 +138,28 @@ def _section(notebook: str, rows: pd.DataFrame, thumbnails: dict[str, Markup]) -
             lines.append([*((thumbnails[str(run)], link) if at == 0 else ("", "")), *row])
     said = ", ".join(f"{name} = {texts[name].iloc[0]}" for name in fixed)
     return {"notebook": notebook, "fixed": said, "heads": ["", "run", *varied], "rows": lines}
+
+
+def figures_as_html(notebook: dict[str, Any], script: str) -> None:
+    """Replace the plotly figures in the outputs of ``notebook`` by HTML.
+
+    Args:
+        script: where the page finds plotly; the first figure loads it.
+    """
+    import plotly.io as pio
+
+    head = f'<script src="{script}"></script>'
+    for output in (o for cell in notebook["cells"] for o in cell.get("outputs", [])):
+        if (figure := output.get("data", {}).get(PLOTLY)) is not None:
+            shown = pio.from_json(json.dumps(figure))
+            fits = {"responsive": True}  # its width follows the page
+            body = pio.to_html(shown, include_plotlyjs=False, full_html=False, config=fits)
+            output["data"], head = {"text/html": head + body}, ""
+
+
+def write_script(folder: Path) -> None:
+    """Put plotly's script into ``folder``."""
+    from plotly.offline import get_plotlyjs
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SCRIPT).write_text(get_plotlyjs(), encoding="utf-8")

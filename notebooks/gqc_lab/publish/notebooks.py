@@ -7,6 +7,8 @@ is found, every figure is also saved as a still picture, for viewers that run no
 
 ``python -m gqc_lab.publish.notebooks --verdicts notebooks/*.ipynb`` runs nothing: it brings what
 saved outputs show of committed results up to what ``paper`` holds, and the thumbnails with it.
+
+Tables are made :func:`readable`; ``text/plain`` next to one keeps what pandas printed.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from pathlib import Path
 from string import Template
 
 import nbformat
+import yaml
 from jupytext.cli import jupytext as run_jupytext
 from nbclient import NotebookClient
 from nbformat import NotebookNode
@@ -27,6 +30,10 @@ from nbformat import NotebookNode
 from gqc_lab.claims.evidence import PAPER
 from gqc_lab.publish.shown import show_committed, smaller, write_thumbnail
 from gqc_lab.runs.notebook import is_passing
+
+HEADINGS = yaml.safe_load((files("gqc_lab.publish") / "templates/columns.yaml").read_text("utf-8"))
+CELL = re.compile(r"(<t[hd][^>]*>)([^<]*)(</t[hd]>)")
+LONG = re.compile(r">(-?\d+\.\d{6,}|-?[\d.]+e[+-]\d+|-?\d{5,}(?:\.\d+)?)<")
 
 
 def install_cell(extra: str = "lab") -> str:
@@ -95,9 +102,24 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not is_passing(output)]
-            for data in (o.data for o in cell.outputs if "image/png" in o.get("data", {})):
-                data["image/png"] = smaller(data["image/png"])
+            for data in (o.get("data", o) for o in cell.outputs):
+                if "image/png" in data:
+                    data["image/png"] = smaller(data["image/png"])
+                data.update({k: readable(data[k]) for k in ("text", "text/html") if k in data})
     return notebook
+
+
+def readable(text: str) -> str:
+    """Return an output for readers; one that is readable stays as it is.
+
+    Missing values in a table are a dash, long numbers have four digits, and columns the headings
+    of ``templates/columns.yaml``.  An empty list is "none".
+    """
+    if "<table" not in text:
+        return re.sub(r"(?<=\s)\[\](?=[,.\n]|$)", "none", text)
+    text = re.sub(r"<style.*?</style>\n?| border=\"1\"", "", text, flags=re.S)
+    text = CELL.sub(lambda cell: cell[1] + HEADINGS.get(cell[2], cell[2]) + cell[3], text)
+    return LONG.sub(lambda long: f">{float(f'{float(long[1]):.4g}'):,.15g}<", text)
 
 
 def find_renderer() -> str:

@@ -54,7 +54,8 @@ def write_experiment(name: str, question: str = "", folder: Path | str = ".") ->
     is_checkout = experiments.is_dir() and notebooks.is_dir()
     if not is_checkout:
         experiments = notebooks = root
-    stem = f"{_next_number(notebooks):02}_{name}"
+    numbers = [int(p.name[:2]) for p in notebooks.glob("[0-9][0-9]_*.ipynb")]
+    stem = f"{max(numbers, default=0) + 1:02}_{name}"
     notebook, module = notebooks / f"{stem}.ipynb", experiments / f"{name}.py"
     batch = notebooks / "batches" / f"{stem}.yaml"
     origin = f"from gqc_lab.studies import {name}" if is_checkout else f"import {name}"
@@ -94,8 +95,3 @@ def _check_name(name: str) -> None:
         raise BadInput(f"{name!r}: expected a name of lower case letters, digits and underscores")
     if name in sys.stdlib_module_names or importlib.util.find_spec(name) is not None:
         raise BadInput(f"{name!r}: a file of that name would hide the module; choose another name")
-
-
-def _next_number(notebooks: Path) -> int:
-    numbers = [int(p.name[:2]) for p in notebooks.glob("[0-9][0-9]_*.ipynb")]
-    return max(numbers, default=0) + 1

@@ -80,7 +80,8 @@ def _picture(figure: Any, size: tuple[float, float], paper: Path) -> bytes:
     with mpl.rc_context(), mpl.rc_context(fname=paper / STYLE):
         mpl.use("agg")
         drawn = draw(figure, size)
-        drawn.suptitle(figure.layout.title.text, x=0.01, ha="left", fontsize=8)
+        title = figure.layout.title.text.replace("<br>", "\n")
+        drawn.suptitle(title, x=0.01, ha="left", fontsize=8)
         file = io.BytesIO()
         drawn.savefig(file, format="png", dpi=150)
         pyplot.close(drawn)

@@ -208,11 +208,14 @@ def test_results_of_an_older_code_are_told(project):
     results = {"tiny-batch": freeze(batch, project / "runs", project / "r")}
     ids = [run.id for run in batch.runs]
     assert describe_age(results, {"tiny-batch": ids}, "of it") == ""
-    when = "were made with an older version of the code (1970-01-01) and have not been repeated"
+    when = (
+        "were made with an older version of the code (1970-01-01); a test repeats the beginnings of"
+        " two with this one."
+    )
     one, every = {"tiny-batch": ids[1:]}, {"tiny-batch": []}
     some = describe_age(results, one, "of it")
-    assert some == f"1 of the 6 runs of it (tiny-batch) {when} since."
-    assert describe_age(results, every, "of it") == f"All 6 runs of it {when} since."
+    assert some == f"1 of the 6 runs of it (tiny-batch) {when}"
+    assert describe_age(results, every, "of it") == f"All 6 runs of it {when}"
 
 
 def frozen_of(rows):

@@ -168,8 +168,9 @@ def test_every_public_name_is_drawn_here():
 def test_thresholds_are_drawn_over_draws_with_what_is_out_of_reach():
     table = pd.DataFrame({"draws": [1, 8], "norm": [3.0, 1.2], "expected": [3.2, 1.3]})
     figure = norm_by_draws(table, 0.9)
-    assert [trace.name for trace in figure.data] == ["threshold", "expected norm"]
+    names = ["threshold", "expected norm", "|G|: out of reach below"]
+    assert [trace.name for trace in figure.data] == names
     assert list(figure.data[0].y) == [3.0, 1.2]
-    assert figure.layout.shapes[0].y0 == 0.9
+    assert list(figure.data[2].y) == [0.9, 0.9]
     with pytest.raises(ValueError, match="expected"):
         norm_by_draws(table.drop(columns="expected"), 0.9)

@@ -7,8 +7,7 @@ import nbformat
 import pytest
 
 from gqc_lab.errors import BadInput
-from gqc_lab.publish.gallery import build_gallery
-from gqc_lab.publish.interactive import PLOTLY
+from gqc_lab.publish.gallery import PLOTLY, build_gallery
 from gqc_lab.runs.plan import read_batch
 from gqc_lab.runs.store import Store, write_json
 

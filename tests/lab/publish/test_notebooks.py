@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import jupytext
 import nbformat
+import pandas as pd
 import pytest
 from nbclient.exceptions import CellExecutionError
 from notebook_files import is_paired
@@ -106,3 +107,21 @@ def test_verdicts_are_brought_up_to_date_without_running(tmp_path, monkeypatch):
     shown, other = cells(path)
     assert shown.outputs[0].data == {"text/markdown": "01_x of paper", "text/plain": "M"}
     assert other.outputs[0].text == "old"
+
+
+def test_a_table_has_headings_with_units_and_short_numbers_and_no_nan():
+    columns = {"val_loss": [2.5, None], "checkpoint_bytes": [1052804, 12], "share": [0.1, 1 / 3]}
+    index = pd.Index(["3.0", "adamw"], name="method")
+    html = pd.DataFrame(columns, index=index)._repr_html_()
+    shown = notebooks.readable(html)
+    cells = [cell[2] for cell in notebooks.CELL.finditer(shown)]
+    assert cells[:4] == ["", "validation loss [nat/token]", "checkpoint [bytes]", "share"]
+    assert cells[8:] == ["3.0", "2.5", "1,053,000", "0.1", "adamw", "–", "12", "0.3333"]
+    assert "<style" not in shown
+    assert notebooks.readable(shown) == shown
+
+
+def test_an_empty_list_is_none_and_other_text_stays():
+    assert notebooks.readable("above [], below []\n") == "above none, below none\n"
+    kept = "x[], [1], nan and 1.234567890\n"
+    assert notebooks.readable(kept) == kept

@@ -81,6 +81,7 @@ def _tokens(parameters: int) -> int:
 #: rung -> fields of its configs
 RUNGS: dict[str, dict[str, Any]] = {
     "smoke": {"tokens": 2**14, "max_draws": 16},
+    "0.04M": {"width": 32, "depth": 3, "heads": 4, "tokens": _tokens(41_312)},
     "0.16M": {"width": 64, "depth": 3, "heads": 4, "tokens": _tokens(156_352)},
     "0.4M": {"width": 104, "depth": 3, "heads": 4, "tokens": _tokens(403_832)},
     "1M": {"width": 144, "depth": 4, "heads": 4, "tokens": _tokens(1_015_632)},
@@ -128,10 +129,8 @@ def comparison(
         source = build(config(REPLAYS[arm], rung, seed=seed + 1, **overrides))
         for _ in track(source, has_bar=False):
             pass
-        tuned = TUNED.get((rung, REPLAYS[arm]), {})
-        shared = {"lr": tuned["lr"]} if "lr" in tuned else {}
-        draws = {"draws": recorded_draws(source.history)}
-        configs[arm] = config(arm, rung, seed=seed, **{**shared, **draws, **overrides})
+        shared = {"lr": source.config.lr, "draws": recorded_draws(source.history)}
+        configs[arm] = config(arm, rung, seed=seed, **{**shared, **overrides})
     return configs
 
 
