@@ -11,8 +11,8 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from operator import attrgetter
-from sys import getrefcount
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -22,8 +22,10 @@ from torch._utils import _flatten_dense_tensors
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-_dtype, _is_graph = map(attrgetter, ("dtype", "requires_grad"))
-ALONE = max(map(getrefcount, [object()]))  # of what is in one list only
+_dtype = attrgetter("dtype")
+_num_holders = torch._C._storage_Use_Count
+_one = torch.empty(0)
+SOLE = _num_holders(_one.untyped_storage()._cdata)  # of memory that is one tensor's
 T = TypeVar("T", bound=Tensor | None)
 HALF = frozenset((torch.float16, torch.bfloat16))
 
@@ -44,7 +46,32 @@ def collect(params: Sequence[Tensor]) -> list[Tensor]:
     Raises:
         TypeError: a gradient is sparse (its norm would count absent rows, its mean would not).
     """
-    return dense([param.grad for param in params])
+    return [grad for grad in settle(params) if grad is not None]
+
+
+def settle(params: Sequence[Tensor], names: Sequence[str] = ()) -> list[Tensor | None]:
+    """The gradient of each of ``params``, made whole and apart from the others in its place.
+
+    Tensor parallelism leaves partial sums over ranks (a ``DTensor`` that is ``Partial``) for
+    parameters that every rank holds whole but uses for a part of the sequence: they are reduced.
+    Autograd leaves several parameters one memory where a sum hands a gradient on to them through
+    views, as ``p[None] + q[None]`` does: they get copies.
+
+    Raises: TypeError: as :func:`collect`.
+    """
+    grads = [param.grad for param in params]
+    present = dense(grads, names)
+    if is_sharded(present):
+        for param, grad in zip(params, grads, strict=True):
+            if _is_partial(grad):
+                sharded: Any = param
+                param.grad = grad.redistribute(placements=sharded.placements)  # type: ignore
+    shared = [shard(grad) for grad in present if not is_apart(grad)]
+    spans = sorted((grad.data_ptr(), grad.data_ptr() + grad.nbytes) for grad in shared)
+    if any(start < end for (_, end), (start, _) in pairwise(spans)):
+        for param in params:
+            param.grad = None if param.grad is None else param.grad.clone()
+    return [param.grad for param in params]
 
 
 def dense(grads: Sequence[Tensor | None], names: Sequence[str] = ()) -> list[Tensor]:
@@ -61,48 +88,9 @@ def dense(grads: Sequence[Tensor | None], names: Sequence[str] = ()) -> list[Ten
     return present
 
 
-def own(grads: list[Any], is_made: bool) -> list[Any]:
-    """Gradients that were taken out of ``.grad``, for keeps and in float32 or wider.
-
-    Each is itself, unless it is cast or may get other values later on: it was made by hand,
-    somebody else holds it too, or it is a view, as into DDP's buckets.  Then it is copied.
-
-    Args:
-        grads: in this list only, one or None a parameter.
-        is_made: did a backward make them all?
-    """
-    counts = [*map(getrefcount, grads)]  # None's is large
-    if is_made and max(counts, default=0) <= ALONE and not is_sharded(grads):
-        is_apart = not (any(map(_is_graph, grads)) or any(map(Tensor._is_view, grads)))
-        if is_apart and HALF.isdisjoint(map(_dtype, grads)):
-            return grads
-    kept = [*grads]
-    for i, (grad, count) in enumerate(zip(kept, counts, strict=True)):
-        if grad is not None and grad.dtype in HALF:
-            kept[i] = grad.detach().float()
-        elif grad is not None:
-            is_alone = is_made and count <= ALONE and not grad.requires_grad
-            kept[i] = grad if is_alone and not shard(grad)._is_view() else grad.detach().clone()
-    return kept
-
-
 def is_sharded(tensors: Iterable[Tensor | None]) -> bool:
     """Is any of them a ``DTensor``?"""
     return any(hasattr(kind, "device_mesh") for kind in set(map(type, tensors)))
-
-
-def settle(params: Iterable[Tensor]) -> None:
-    """Reduce gradients that are partial sums over ranks, and put the whole ones in their place.
-
-    Tensor parallelism leaves such (a ``DTensor`` that is ``Partial``) for parameters that every
-    rank holds whole but uses for a part of the sequence.  Others are not touched.
-    """
-    pairs: list[tuple[Tensor, Any]] = [(param, param.grad) for param in params]
-    if is_sharded(grad for _, grad in pairs):
-        for param, grad in pairs:
-            if _is_partial(grad):
-                sharded: Any = param
-                param.grad = grad.redistribute(placements=sharded.placements)
 
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -232,6 +220,13 @@ def local(tensors: Sequence[T]) -> list[T]:
     if not is_sharded(tensors):
         return list(tensors)
     return [getattr(t, "_local_tensor", t) for t in tensors]
+
+
+def is_apart(grad: Tensor) -> bool:
+    """Does no other tensor hold the memory of this one?  (Shards are pieces of one message.)"""
+    if type(grad) is not Tensor:
+        return not shard(grad)._is_view()
+    return bool(_num_holders(grad.untyped_storage()._cdata) <= SOLE)
 
 
 def _is_dtensor(tensor: Any) -> bool:

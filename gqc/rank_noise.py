@@ -69,11 +69,13 @@ class RankNoise:
                 module.set_custom_reduce_scatter(_MeasuredReduceScatter(self))  # type: ignore[operator]
 
     @torch.no_grad()
-    def update(self) -> float | None:
+    def update(self, scaler: torch.amp.GradScaler | None = None) -> float | None:
         """After each backward, before gradients are changed: average its estimate in.
 
         One scalar message for all tensors, and one host sync.  Every rank has to call it.
 
+        Args:
+            scaler: whose ``scale`` the loss went through, if any.
         Returns: the noise scale as averaged so far [microbatches of a rank]; None while the signal
             is not distinguishable from the noise.
         """
@@ -87,6 +89,8 @@ class RankNoise:
         sums = torch.stack([torch.stack(small).sum(), torch.stack(large).sum()])
         torch.distributed.all_reduce(sums, group=self._group)
         size = torch.distributed.get_world_size(self._group)
+        if scaler is not None:
+            sums = sums / scaler.scale(torch.ones_like(sums)).square()
         small_sq, large_sq = sums.tolist()
         if not self._is_sharded:
             large_sq /= size  # every rank has the whole mean

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from gqc.checks import one_of
@@ -74,25 +73,10 @@ class AbstractOptimizerWrapper(OptimizerWrapper):
         if "_take_batch_step" in getattr(getattr(cls, "step", None), "__code__", _NONE).co_names:
             raise TypeError(_OLD_CONTRACT.format(cls.__name__))
 
-    @property
-    def num_batches(self) -> int:
-        """Microbatches so far."""
-        return self._counts["batches"]
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of the wrapped optimizer so far."""
-        return self._counts["steps"]
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        """All parameters."""
-        return self._params()
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the first parameter."""
-        return self._params()[0].device
+    num_batches = property(lambda self: self._counts["batches"])  #: microbatches so far
+    num_steps = property(lambda self: self._counts["steps"])  #: of the wrapped optimizer so far
+    parameters = property(lambda self: self._params())  #: all of them
+    device = property(lambda self: self._params()[0].device)  #: of the first parameter
 
     @property
     def valid_schedule_targets(self) -> list[str]:

@@ -81,12 +81,12 @@ class DrawCorrelation:
         self._has_warned = False
 
     @torch.no_grad()
-    def update(self, grads: Sequence[Tensor]) -> None:
-        """Take in one draw; one with NaN or infinity is passed over.
+    def update(self, grads: Sequence[Tensor], factor: float | Tensor = 1.0) -> None:
+        """Take in one draw, times ``factor``; one with NaN or infinity is passed over.
 
         Raises: ValueError: tensors of other sizes than before.
         """
-        values = self._sketch(grads)
+        values = self._sketch(grads) * factor
         pair = [values]
         if len(self._past) == self.far:
             pair += [self._past[-1], self._past[0]]

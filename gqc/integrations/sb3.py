@@ -10,14 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
-from torch import Tensor
-from torch.autograd import Variable
 from torch.optim import Optimizer
 
 from gqc.scalers import VarianceGradientScaler
+from gqc.wrappers.watch import GradientWatch
 
 
-class ScaleBeforeClipping:
+class ScaleBeforeClipping(GradientWatch):
     """Scale gradients as each ``backward`` ends, and observe them as the optimizer has stepped.
 
     For any loop that clips: what it clips is scaled already, and the published estimators read what
@@ -29,27 +28,19 @@ class ScaleBeforeClipping:
 
     def __init__(self, optimizer: Optimizer, scaler: VarianceGradientScaler) -> None:
         self.scaler = scaler
-        self._is_running = False
-        params = [p for group in optimizer.param_groups for p in group["params"]]
-        self._handles = [p.register_post_accumulate_grad_hook(self._arrive) for p in params]
+        super().__init__([p for group in optimizer.param_groups for p in group["params"]])
         self._handles.append(optimizer.register_step_post_hook(self._observe))
 
     def remove(self) -> None:
         """Leave gradients as they are from here on."""
-        for handle in self._handles:
-            handle.remove()
-
-    def _arrive(self, param: Tensor) -> None:
-        if not self._is_running:
-            self._is_running = True
-            Variable._execution_engine.queue_callback(self._end)
+        self.__del__()
 
     def _end(self) -> None:
-        self._is_running = False
+        super()._end()
         self.scaler.scale_gradients()
 
     def _observe(self, *args: Any) -> None:
-        self._is_running = False  # as a backward that failed has left it
+        self.forget()  # a backward that failed too
         self.scaler.step()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqc.gradients import dense, settle
+from gqc.gradients import settle
 
 
 class ParameterList:
@@ -53,10 +53,7 @@ class ParameterList:
 
         Raises: TypeError: a sparse gradient.
         """
-        settle(self.tensors)
-        grads = [p.grad for p in self.tensors]
-        dense(grads, self.names)
-        return grads
+        return settle(self.tensors, self.names)
 
     def shapes(self) -> list[list[int]]:
         """Shape of each parameter (of the whole one if it is sharded)."""

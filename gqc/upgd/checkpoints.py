@@ -42,14 +42,6 @@ Rule = tuple[Callable[[Any], bool], str]
 """Is the value allowed?  And what is, in words."""
 
 
-def _is_decay(value: Any) -> bool:
-    return is_number(value) and 0 <= value < 1
-
-
-def _is_two_decays(value: Any) -> bool:
-    return isinstance(value, (tuple, list)) and len(value) == 2 and all(map(_is_decay, value))
-
-
 def _is_rate(value: Any) -> bool:
     is_tensor = isinstance(value, Tensor) and value.numel() == 1
     return is_number(float(value) if is_tensor else value) and float(value) >= 0
@@ -61,7 +53,7 @@ def _one_of(*allowed: Any) -> Rule:
 
 NOT_NEGATIVE: Rule = (lambda value: is_number(value) and value >= 0, "a finite number >= 0")
 POSITIVE: Rule = (lambda value: is_number(value) and value > 0, "a finite number > 0")
-DECAY: Rule = (_is_decay, "a number in [0, 1)")
+DECAY: Rule = (lambda value: is_number(value) and 0 <= value < 1, "a number in [0, 1)")
 FLAG: Rule = (lambda value: isinstance(value, bool), "True or False")
 
 SHARED: dict[str, Rule] = {
@@ -80,7 +72,10 @@ SHARED: dict[str, Rule] = {
     "foreach": (lambda value: value is None or isinstance(value, bool), "None, True or False"),
 }
 ADAM: dict[str, Rule] = {
-    "betas": (_is_two_decays, "two numbers in [0, 1)"),
+    "betas": (
+        lambda two: isinstance(two, (tuple, list)) and len(two) == 2 and all(map(DECAY[0], two)),
+        "two numbers in [0, 1)",
+    ),
     "eps": POSITIVE,  # with 0 a zero gradient would be 0 / 0
 }
 

@@ -227,8 +227,9 @@ class OptimizerWrapper(WindowedOptimizer):
 
     def _decides(self, num_draws: int | None = None) -> bool:
         """Is this draw (or the one of that number) one that the decision is made at?"""
-        since = (self._window.num_draws if num_draws is None else num_draws) - self.min_draws
-        return since >= 0 and since % self.decide_every == 0
+        n = self._window.num_draws if num_draws is None else num_draws
+        since = n - self.min_draws
+        return n == self.max_draws or (since >= 0 and since % self.decide_every == 0)
 
     def _run_pre_hooks(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """Run this wrapper's hooks; what they make of a gradient is meant, unless it is a sum."""
@@ -246,9 +247,9 @@ class OptimizerWrapper(WindowedOptimizer):
         """Add ``.grad`` to the window; False where the draw was refused."""
         if self._window.left:
             overflow.check_left(self._window)
-        self.before_draw()
         if self.grad_scaler is not None:
             overflow.check_scale(self)
+        self.before_draw()
         window, norms = self._window, {}
         window.follow(self._params())
         share, unit = weigh(self, weight)
@@ -260,9 +261,9 @@ class OptimizerWrapper(WindowedOptimizer):
         staged = window.stage()
         if window.was_changed and self.needs_gradient:
             self._warn_once(CHANGED_DRAW.format(type(self).__name__))
+        window.count(share, unit, weight is not None)
         if staged:
             self.on_staged(staged)
-        window.count(share, unit, weight is not None)
         self._counts["batches"] += 1
         reads_mean = self._decides() and self.needs_grad_norm()
         checks_draw = self._is_checked() and not (self.reduce_at_step or reads_mean)

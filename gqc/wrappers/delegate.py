@@ -199,11 +199,11 @@ class DelegatingOptimizer(Optimizer):
         self.optimizer.register_load_state_dict_post_hook(_fill_in_defaults)
         wrapper: Any = weakref.ref(self)  # the optimizer may outlive it
 
-        def refuse(*_: Any) -> None:
-            if (alive := wrapper()) is not None:
-                alive._refuse_to_step_wrapped()
+        def tell(name: str) -> Callable[..., None]:
+            return lambda *_: None if (alive := wrapper()) is None else getattr(alive, name)()
 
-        self.optimizer.register_step_pre_hook(refuse)
+        self.optimizer.register_step_pre_hook(tell("_refuse_to_step_wrapped"))
+        self.optimizer.register_step_post_hook(tell("_note_step_of_wrapped"))
 
     def _params(self) -> list[Tensor]:
         groups = self.optimizer.param_groups
@@ -213,10 +213,10 @@ class DelegatingOptimizer(Optimizer):
 
     def _mark_called(self) -> None:
         """Schedulers of the wrapped optimizers warn when stepped before them: a draw counts."""
-        inner: Any = self
-        while isinstance(inner, DelegatingOptimizer):
-            inner = inner.optimizer
-            inner._opt_called = True
+        inner: Any = self.optimizer
+        inner._opt_called = True
+        if isinstance(inner, DelegatingOptimizer):
+            inner._mark_called()
 
     def _warn_once(self, message: str) -> None:
         kind = message[:12]

@@ -71,7 +71,7 @@ class OptimizerWrapperGNS(TwoBatchWrapper):
 
     def before_draw(self) -> None:
         if self.rank_noise is not None:
-            self.rank_noise.update()
+            self.rank_noise.update(self.grad_scaler)
 
     def should_step(self) -> bool:
         if not self.reactive:

@@ -39,12 +39,8 @@ class GradWindow(Window):
     """:math:`A_n / u` is ``.grad`` itself; it has a watch."""
 
     watch: GradientWatch  # it has one
-    is_unchecked = True  # a draw that no decision read may be NaN until the step looks
+    is_in_grad = True  # so a draw that no decision read may be NaN until the step looks
     _zeros = staticmethod(torch.zeros_like)  # the sum of a parameter that never had a gradient
-
-    def open(self) -> None:
-        super().open()
-        self.watch.sums = []
 
     def check_unit(self, own: float, unit: float, ranks: float) -> None:
         """Raises: ValueError: a mean loss of another weight than the earlier ones."""

@@ -21,7 +21,7 @@ class WindowOptions(TypedDict, total=False):
 
     Args:
         min_draws: n below which no window closes; None: the fewest that make sense.
-        decide_every: decide at n = ``min_draws`` and at every so many draws after it.
+        decide_every: decide at n = ``min_draws``, every so many draws after it, and ``max_draws``.
         accumulate: ``"buffer"`` takes each gradient out of ``.grad`` and sums in float32 apart:
             one more gradient in memory; a bad draw is dropped alone; clearing or clipping ``.grad``
             acts on the draw in progress alone.  The tensors that it finds there become its own,

@@ -56,18 +56,19 @@ def refuse(wrapper: Any, *, overflow: bool) -> None:
 
 
 def leave(window: Any) -> None:
-    """Remember the gradients that a refused ``step()`` leaves in ``.grad``."""
+    """Remember what a ``step()``, refused or of the wrapped optimizer, leaves in ``.grad``."""
     params = window.params if window.has_new() else []
     window.left = [(p, p.grad, p.grad._version) for p in params if p.grad is not None]
 
 
 def check_left(window: Any) -> None:
-    """Raises: RuntimeError: a backward has added to gradients that a refused ``step()`` left."""
+    """Raises: RuntimeError: a backward has added to gradients that a ``step()`` left."""
     left, window.left = window.left, []
     if any(param.grad is grad and grad._version == version + 1 for param, grad, version in left):
         raise RuntimeError(
-            "a refused step() left its gradient in .grad, and another backward() has added to it, "
-            "as in a cell that runs again: zero_grad() forgets both, discard() drops the window too"
+            "a step() that was refused, or that of the wrapped optimizer, left its gradient in "
+            ".grad, and another backward() has added to it: zero_grad() forgets both, discard() "
+            "drops the window too"
         )
 
 

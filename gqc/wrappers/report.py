@@ -70,7 +70,7 @@ def numbers(wrapper: Any) -> dict[str, float]:
     ``weight``, ``grad_norm`` (left out where it was not read), ``is_forced``, ``is_clipped``.
     """
     values = {**wrapper.statistics(), "batches": wrapper._counts["batches"]}
-    del values["last_num_draws"], values["last_grad_norm"]
+    del values["num_draws"], values["last_num_draws"], values["last_grad_norm"]
     if wrapper.last_window is not None:
         values.update(vars(wrapper.last_window), draw_norms=None)
     kept = {k: v for k, v in values.items() if isinstance(v, (int, float))}

@@ -92,7 +92,10 @@ class TwoBatchWrapper(OptimizerWrapper):
 
     def on_staged(self, staged: list[Tensor]) -> None:
         if self.correlation is not None:
-            self.correlation.update(staged)
+            factor: Any = self._window.unit / self._window.last_weight  # where losses are summed
+            if self._window.scale is not None:
+                factor = factor / self._window.scale
+            self.correlation.update(staged, factor)
 
     def on_draw(self) -> None:
         if self.draw_norm is not None:

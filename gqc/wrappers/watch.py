@@ -5,15 +5,18 @@ With the sum of a window in ``.grad`` such a change would act on its earlier dra
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Sequence
 from operator import attrgetter, is_
+from sys import getrefcount
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Variable
 
-from gqc.gradients import is_sharded, shard
+from gqc.gradients import HALF, is_apart, is_sharded, shard
 
 CHANGED_DRAW = (
     "gradients were changed in place between backward() and step(), as by clip_grad_norm_: {} "
@@ -35,7 +38,8 @@ TORN = (
     "a backward() ended with an error, or was interrupted, and left a part of a gradient in .grad: "
     "zero_grad() forgets it, discard() drops the window too"
 )
-_version = attrgetter("_version")
+_version, _dtype, _is_graph = map(attrgetter, ("_version", "dtype", "requires_grad"))
+ALONE = max(map(getrefcount, [object()]))  # of what is in one list only
 
 
 class GradientWatch:
@@ -115,7 +119,8 @@ class GradientWatch:
         if self._is_running and any(self.versions_of(grads)):
             raise RuntimeError(TORN)
         known = self.versions
-        now = self.versions_of(grads) if self.has_arrived else known
+        is_over = self.has_arrived and torch._C._current_graph_task_id() == -1  # no hook steps
+        now = self.versions_of(grads) if is_over else known
         return self._was_changed or (now != known and now[: len(known)] != known)
 
     def versions_of(self, grads: Sequence[Tensor | None]) -> list[Any]:
@@ -142,6 +147,9 @@ class GradientWatch:
         return any(not hasattr(h, "is_watch") for own in hooks if own for h in own.values())
 
     def _start(self, first: Tensor) -> None:
+        compiled: Any = sys.modules.get("torch._dynamo.compiled_autograd")
+        if getattr(compiled, "in_compiled_autograd_region", False):
+            return  # it takes no callbacks
         self._is_running = True
         if self.scale is None and (now := getattr(self._scaler, "_scale", None)) is not None:
             self.scale = now._version, now.clone()
@@ -169,3 +177,28 @@ class GradientWatch:
 
 def _at_the_end(call: Any) -> None:
     Variable._execution_engine.queue_callback(call)
+
+
+def own(grads: list[Any], is_made: bool) -> list[Any]:
+    """Gradients that were taken out of ``.grad``, for keeps and in float32 or wider.
+
+    Each is itself, unless it is cast or may get other values later on: it was made by hand, or
+    somebody else holds it or its memory too, as DDP's buckets do.  Then it is copied.
+
+    Args:
+        grads: in this list only, one or None a parameter.
+        is_made: did a backward make them all?
+    """
+    counts = [*map(getrefcount, grads)]  # None's is large
+    if is_made and max(counts, default=0) <= ALONE and not is_sharded(grads):
+        is_own = not any(map(_is_graph, grads)) and all(map(is_apart, grads))
+        if is_own and HALF.isdisjoint(map(_dtype, grads)):
+            return grads
+    kept = [*grads]
+    for i, (grad, count) in enumerate(zip(kept, counts, strict=True)):
+        if grad is not None and grad.dtype in HALF:
+            kept[i] = grad.detach().float()
+        elif grad is not None:
+            is_alone = is_made and count <= ALONE and not grad.requires_grad
+            kept[i] = grad if is_alone and is_apart(grad) else grad.detach().clone()
+    return kept

@@ -30,7 +30,6 @@ from gqc.gradients import (
     local,
     multiply_,
     norm_of_such,
-    own,
     settle,
     shard,
     total_norm,
@@ -38,7 +37,7 @@ from gqc.gradients import (
 )
 from gqc.ranks import Ranks
 from gqc.wrappers.saved import like
-from gqc.wrappers.watch import NO_GRADIENT, GradientWatch
+from gqc.wrappers.watch import NO_GRADIENT, GradientWatch, own
 
 _grad = attrgetter("grad")
 SAVED = ("num_draws", "weight", "unit", "is_weighted")
@@ -53,6 +52,8 @@ class Window:
         scaler: the GradScaler that the losses go through, if any.
     """
 
+    is_in_grad = False
+
     def __init__(self, params: list[Tensor], is_watched: bool, scaler: Any = None) -> None:
         self.params = [*params]
         self.watch = GradientWatch(self.params, scaler) if is_watched else None
@@ -62,6 +63,9 @@ class Window:
 
     def open(self) -> None:
         """Begin with no draws."""
+        if self.watch is not None:
+            self.watch.sums = []
+            self.watch.forget()
         self._is_sharded = is_sharded(self.params)
         self.num_draws, self.weight, self.unit = self._before = (0, 0.0, 1.0)  #: n, W, u
         self.last_weight = 0.0  #: of the draw in progress, or the last one
@@ -112,9 +116,8 @@ class Window:
         if not self._are_kept(grads) and not dense(grads):
             raise RuntimeError(NO_GRADIENT)
         self.was_changed = watch is not None and watch.was_changed(grads)
-        if self._is_sharded:  # ranks may have parts of a sum
-            settle(self.params)
-            grads = [p.grad for p in self.params]
+        if self._is_sharded or (self.is_in_grad and self.num_draws == 0):
+            grads = settle(self.params)
             if watch is not None:
                 watch.note()
         return self._take(grads)
@@ -183,6 +186,7 @@ class Window:
 
     def rescale(self, factor: float) -> None:
         """Follow a change of the loss scale in mid-window."""
+        multiply_(self.totals(), factor)
 
     def totals(self) -> list[Tensor]:
         """The tensors of :math:`A_n / u`, with the draw in progress."""
@@ -240,8 +244,6 @@ class Window:
 
 class BufferWindow(Window):
     """:math:`A_n / u` in float32 next to the parameters; ``.grad`` holds the draw in progress."""
-
-    is_unchecked = False  # each draw was looked at before it was added
 
     def open(self) -> None:
         super().open()
@@ -325,10 +327,6 @@ class BufferWindow(Window):
         self._show(self._staged or self._sums)
         self._staged = []
         return had_draw
-
-    def rescale(self, factor: float) -> None:
-        """Follow a change of the loss scale in mid-window."""
-        multiply_(self.totals(), factor)
 
     def close(self) -> None:
         """Leave the mean :math:`G_n = A_n / W` in ``.grad``."""

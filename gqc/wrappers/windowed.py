@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from gqc.checks import check_count, untraced
 from gqc.gradients import count_nonfinite, is_sharded
 from gqc.ranks import LOOKS, Ranks, is_on, ranks_of
-from gqc.wrappers import options, report, saved
+from gqc.wrappers import options, overflow, report, saved
 from gqc.wrappers.delegate import DelegatingOptimizer
 from gqc.wrappers.grad_window import GradWindow
 from gqc.wrappers.watch import CLEARED
@@ -83,6 +83,7 @@ class WindowedOptimizer(DelegatingOptimizer):
         self.sums_in_grad = accumulate == "grad"
         self.forget_norms()
         self._make_window()
+        self._window.clear()  # of what a loop without wrapper has left in .grad
 
     @property
     def num_draws(self) -> int:
@@ -151,8 +152,6 @@ class WindowedOptimizer(DelegatingOptimizer):
         """Throw the open window away, and a gradient that is no draw yet."""
         self._window.follow(self._params())
         self._window.clear()
-        if self._window.watch is not None:
-            self._window.watch.forget()
         self._end_window(stepped=False)
 
     @untraced
@@ -165,7 +164,6 @@ class WindowedOptimizer(DelegatingOptimizer):
             self.optimizer.zero_grad(set_to_none=set_to_none or not self.sums_in_grad)
             if (watch := self._window.watch) is not None:
                 watch.follow([*self._params()])
-                watch.note()
                 watch.forget()
         elif self._window.has_new():
             raise RuntimeError(CLEARED.format(self.num_draws))
@@ -216,6 +214,10 @@ class WindowedOptimizer(DelegatingOptimizer):
                 'loss="sum" to the outer one alone'
             )
 
+    def _note_step_of_wrapped(self) -> None:
+        if not self.num_draws:  # somebody else's, whose gradient is still in .grad
+            overflow.leave(self._window)
+
     def _refuse_to_step_wrapped(self) -> None:
         """Raises: RuntimeError: somebody else steps the wrapped optimizer while draws wait."""
         if self.num_draws and self._window._sums and not self._is_skipping:
@@ -226,10 +228,9 @@ class WindowedOptimizer(DelegatingOptimizer):
             )
 
     def _make_window(self) -> None:
-        """Watch the parameters where somebody else's changes would count."""
-        matters = self.sums_in_grad or self.needs_gradient or self.grad_scaler is not None
+        """Watch the parameters, unless an outer wrapper does."""
         kind = GradWindow if self.sums_in_grad else BufferWindow
-        self._window: Any = kind(self._params(), matters and not self._is_wrapped, self.grad_scaler)
+        self._window: Any = kind(self._params(), not self._is_wrapped, self.grad_scaler)
 
     def _is_local(self) -> bool:
         """Are there pending draws that are this rank's alone?"""
@@ -274,7 +275,7 @@ class WindowedOptimizer(DelegatingOptimizer):
     def _must_check(self) -> bool:
         """Is a step the first look at its gradient, for NaN or by the ranks at each other's?"""
         is_new = self.grad_norm is None
-        if (self.reduce_at_step or (is_new and self._window.is_unchecked)) and self._is_checked():
+        if (self.reduce_at_step or (is_new and self._window.is_in_grad)) and self._is_checked():
             return True
         is_apart = not (self.reduce_at_step or self._is_wrapped)
         return is_apart and is_new and self._looks > 0 and self.ranks.size > 1
@@ -320,7 +321,7 @@ class WindowedOptimizer(DelegatingOptimizer):
     def _restore(self, own: dict[str, Any]) -> None:
         if "_window" not in vars(self):  # a copy
             self._make_window()
-        elif self.num_draws:
+        elif self.num_draws or not self._is_wrapped:  # then .grad is the outer one's
             self._window.clear()
         self._window.follow(self._params())
         self._window.open()

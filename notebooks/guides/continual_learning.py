@@ -73,7 +73,7 @@ for name, make in ways.items():
     print(f"{name:4}: accuracy {accuracy[0]:.1f} on the first task, {accuracy[-1]:.1f} on the last")
 
 # %% [markdown]
-# On so short a stream neither loses plasticity, and to one digit and with one seed they are equal.
+# On a stream this short neither loses plasticity, and with one seed they agree to one digit.
 # [Notebook 10](../10_upgd_continual.ipynb) compares them on longer streams, tuned and over seeds.
 #
 # - A gate of 1/2 is neutral, so `UPGD` takes about twice the learning rate of SGD. `AdaptiveUPGD`

@@ -64,9 +64,9 @@ found = optimizer.scaler.metrics()
 print(f"V {found['vgs/normalized_variance']:.0f}, factor {found['vgs/scaling_factor']:.2f}")
 
 # %% [markdown]
-# Look at V before you believe in the factor. Here it stands at its cap, `variance_cap=50`: the
-# noise of so small microbatches is beyond it, and VGS is a constant factor, no more than a smaller
-# learning rate. Larger microbatches lower V; a higher `beta` resolves ratios up to
+# Look at V before you trust the factor. Here it stands at its cap, `variance_cap=50`: microbatches
+# this small are noisier than that, and VGS is a constant factor, no more than a smaller learning
+# rate. Larger microbatches lower V; a higher `beta` resolves ratios up to
 # $(1 + \beta)/(1 - \beta)$, if `variance_cap` allows. `vgs/unresolved` is the share of tensors
 # whose signal is not resolved.
 #

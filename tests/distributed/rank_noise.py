@@ -110,6 +110,22 @@ def check_gns(rank: int) -> None:
         gqc.OptimizerWrapperGNS(sgd, rank_noise=noise, reactive=True)
 
 
+def check_loss_scale(rank: int) -> None:
+    """Estimates are of the gradients without it, also where it changes."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=5)
+    net = DDP(Linear())
+    wrapper = gqc.OptimizerWrapperGNS(
+        torch.optim.SGD(net.parameters(), lr=0.0), rank_noise=RankNoise(net), grad_scaler=scaler
+    )
+    for step in range(40):
+        scaler.scale(net(draws(step, rank))).backward()
+        wrapper.step()
+    assert scaler.get_scale() > 64.0
+    reference, found = expected(40, 0.95), wrapper.statistics()
+    assert found["signal_sq"] == pytest.approx(reference.signal_sq, rel=1e-4)
+    assert found["noise_scale"] == pytest.approx(reference.noise_scale, rel=1e-4)
+
+
 def check_what_cannot_be_compared(rank: int) -> None:
     net = DDP(Linear())
     noise = run(net, rank, num=3)

@@ -39,6 +39,7 @@ CHECKS = {  # number of ranks -> checks, all in one start of the processes
         "rank_noise:check_ddp",
         "rank_noise:check_fsdp2",
         "rank_noise:check_gns",
+        "rank_noise:check_loss_scale",
         "rank_noise:check_what_cannot_be_compared",
         "scalers_and_upgd:check_scaler_on_as_many_ranks",
         "scalers_and_upgd:check_scaler_on_fewer_ranks",

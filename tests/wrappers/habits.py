@@ -117,6 +117,62 @@ def again_after_an_error(x: Tensor, make: Callable[..., Any]) -> float:
     return x.item() + 2.0
 
 
+class Broken(torch.autograd.Function):
+    """A backward that ends in an error."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        raise MemoryError
+
+
+def skips_what_broke_off(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper, y = make(2), torch.zeros(1, requires_grad=True)
+    for loss in (x, Broken.apply(y) + 100 * x, 3 * x):
+        try:
+            loss.sum().backward()
+        except MemoryError:
+            continue
+        wrapper.step()
+    return x.item() + 2.0
+
+
+def left_before(x: Tensor, make: Callable[..., Any]) -> float:
+    (100 * x).sum().backward()
+    wrapper = make(2)
+    draw(x, wrapper, 1.0), draw(x, wrapper, 3.0)
+    return x.item() + 2.0
+
+
+def left_before_loading(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper = make(2)
+    state = copy.deepcopy(wrapper.state_dict())
+    (100 * x).sum().backward()
+    wrapper.load_state_dict(state)
+    draw(x, wrapper, 1.0), draw(x, wrapper, 3.0)
+    return x.item() + 2.0
+
+
+def stepped_between(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper = make(2)
+    (100 * x).sum().backward()
+    wrapper.optimizer.step()
+    draw(x, wrapper, 1.0), draw(x, wrapper, 3.0)
+    return x.item() + 102.0
+
+
+def shared(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper, y = make(2), torch.zeros(1, requires_grad=True)
+    wrapper.add_param_group({"params": [y]})
+    for grad in (1.0, 3.0):
+        ((x[None] + y[None]) * grad).sum().backward()
+        wrapper.step()
+    return x.item() + y.item() + 4.0
+
+
 def hand_made(x: Tensor, make: Callable[..., Any]) -> float:
     wrapper = make(1)
     x.grad = torch.ones(1)
@@ -209,10 +265,15 @@ HABITS = (
     Habit("`step()` without `backward()`", without_backward, remedy="loss.backward()"),
     Habit("several `backward()` before one `step()`", several_backwards, "one draw, their sum"),
     Habit("`backward()` again after a refused `step()`", again_after_an_error, "", "zero_grad()"),
+    Habit("a batch whose `backward()` ran out of memory", skips_what_broke_off, "", "zero_grad()"),
+    Habit("a gradient from before the wrapper was made", left_before, "no draw"),
+    Habit("a gradient from before a checkpoint was loaded", left_before_loading, "no draw"),
+    Habit("two parameters in one sum, `p[None] + q[None]`", shared, "torch alone sums 7 for 4"),
     Habit("`.grad` set by hand", hand_made, remedy=BUFFER),
     Habit("`.grad` set to the same tensor each time", reused, "copied", BUFFER),
     Habit("an error or interrupt in mid-step", interrupted, "the window is dropped"),
     Habit("`step()` of the wrapped optimizer in mid-window", stepped_apart, remedy="flush()"),
+    Habit("the same between windows, no `zero_grad()`", stepped_between, "", "zero_grad()"),
     Habit("512 draws of a 16-bit parameter", to_bfloat16, "summed in float32", BUFFER),
     Habit("`torch.compile` around the train step", compiled),
     Habit("save and resume in mid-window", resumed),
