@@ -22,7 +22,7 @@ from torch._utils import _flatten_dense_tensors
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-_dtype = attrgetter("dtype")
+_dtype, _cdata = map(attrgetter, ("dtype", "_cdata"))
 _num_holders = torch._C._storage_Use_Count
 _one = torch.empty(0)
 SOLE = _num_holders(_one.untyped_storage()._cdata)  # of memory that is one tensor's
@@ -66,7 +66,7 @@ def settle(params: Sequence[Tensor], names: Sequence[str] = ()) -> list[Tensor |
             if _is_partial(grad):
                 sharded: Any = param
                 param.grad = grad.redistribute(placements=sharded.placements)  # type: ignore
-    shared = [shard(grad) for grad in present if not is_apart(grad)]
+    shared = [] if is_apart(*present) else local(present)
     spans = sorted((grad.data_ptr(), grad.data_ptr() + grad.nbytes) for grad in shared)
     if any(start < end for (_, end), (start, _) in pairwise(spans)):
         for param in params:
@@ -222,11 +222,12 @@ def local(tensors: Sequence[T]) -> list[T]:
     return [getattr(t, "_local_tensor", t) for t in tensors]
 
 
-def is_apart(grad: Tensor) -> bool:
-    """Does no other tensor hold the memory of this one?  (Shards are pieces of one message.)"""
-    if type(grad) is not Tensor:
-        return not shard(grad)._is_view()
-    return bool(_num_holders(grad.untyped_storage()._cdata) <= SOLE)
+def is_apart(*grads: Tensor) -> bool:
+    """Does no other tensor hold the memory of any of these?  (Shards are pieces of a message.)"""
+    if is_sharded(grads):
+        return not any(map(Tensor._is_view, map(shard, grads)))
+    holders = map(_num_holders, map(_cdata, map(Tensor.untyped_storage, grads)))
+    return max(holders, default=0) <= SOLE
 
 
 def _is_dtensor(tensor: Any) -> bool:

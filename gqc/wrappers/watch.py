@@ -191,7 +191,7 @@ def own(grads: list[Any], is_made: bool) -> list[Any]:
     """
     counts = [*map(getrefcount, grads)]  # None's is large
     if is_made and max(counts, default=0) <= ALONE and not is_sharded(grads):
-        is_own = not any(map(_is_graph, grads)) and all(map(is_apart, grads))
+        is_own = not any(map(_is_graph, grads)) and is_apart(*grads)
         if is_own and HALF.isdisjoint(map(_dtype, grads)):
             return grads
     kept = [*grads]
