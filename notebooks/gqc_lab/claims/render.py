@@ -127,8 +127,7 @@ def interval(effect: Effect) -> str:
 def say(part: Part, effect: Effect, more: str = "higher", less: str = "lower") -> str:
     """Say an effect with its direction: ``6.9 % higher [-0.3 %, +14.6 %]``.
 
-    A part that compares is a change, in per cent where it is a ratio below 2 and above one half; a
-    part that does not is a value with its unit.
+    A comparison is a change, of ratios from 0.5 to 2 in per cent; another part a value with a unit.
     """
     is_ratio = part.compare is not None and part.compare.ratio
     values = (effect.mean, effect.low, effect.high)
