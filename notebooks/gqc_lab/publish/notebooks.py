@@ -112,14 +112,14 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
 def readable(text: str) -> str:
     """Return an output for readers; one that is readable stays as it is.
 
-    Missing values in a table are a dash, long numbers have four digits, and columns the headings
-    of ``templates/columns.yaml``.  An empty list is "none".
+    Missing values in a table are a dash, long numbers have no fraction or four digits, and columns
+    the headings of ``templates/columns.yaml``.  An empty list is "none".
     """
     if "<table" not in text:
         return re.sub(r"(?<=\s)\[\](?=[,.\n]|$)", "none", text)
     text = re.sub(r"<style.*?</style>\n?| border=\"1\"", "", text, flags=re.S)
     text = CELL.sub(lambda cell: cell[1] + HEADINGS.get(cell[2], cell[2]) + cell[3], text)
-    return LONG.sub(lambda long: f">{float(f'{float(long[1]):.4g}'):,.15g}<", text)
+    return LONG.sub(lambda m: f">{(x := float(m[1])):{',.0f' if abs(x) > 999 else '.4g'}}<", text)
 
 
 def find_renderer() -> str:
