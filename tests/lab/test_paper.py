@@ -94,6 +94,7 @@ TAKEN = {
         "gqc-perplexity.2": ("holds",),
         "gqc-perplexity.3": ("fails",),
     },
+    "Slowly if at all, and not as fast": {"gqc-grows-with-size": ("not reproduced",)},
     "There is none to compare": {f"gqc-adam-specific.{n}": ("fails", "open") for n in (1, 2, 3)},
     "Nor are a few clean steps of Adam worth many noisy ones": {"gqc-adam-tradeoff.5": ("fails",)},
     "Whether reacting pays is": {"gqc-reactive": ("undecided",)},
@@ -198,6 +199,23 @@ def test_the_untuned_baseline_is_the_better_of_the_constant_ones():
     untuned, tuned = (annealing.config(f"adamw, {n}", "0.16M") for n in ("untuned", "constant"))
     assert untuned.beta2_tokens is None
     assert tuned.beta2_tokens < 1000 * tuned.context * tuned.microbatch_size
+
+
+def test_what_the_ladder_of_sizes_says_holds(verdicts):
+    """What 41 % at 50M needs, from the ratio at 0.16M; and that 0.04M decides nothing."""
+    [ratio] = [v.effects[1].mean for v in verdicts if v.claim.id == "gqc-perplexity"]
+    needed = (math.log(0.59) - math.log(ratio)) / math.log10(50e6 / 156_352)
+    assert needed == pytest.approx(-1 / 6, abs=0.01)
+    assert "by about a sixth of a nat" in (PAPER / "results-text.tex").read_text("utf-8")
+    assert f"needs {-needed:.2f} lower" in (PAPER / "answers.yaml").read_text("utf-8")
+    assert f"a change of {needed:.2f} or more" in (PAPER / "claims.yaml").read_text("utf-8")
+    results = load_frozen(PAPER / "results")["22_ladder"].results.query("comparison == '0.04M'")
+    losses = results.pivot_table(index="seed", columns="method", values="val_loss")
+    for arm in ("adamw, cosine", "adamw, constant"):
+        difference = losses["gnts, constant"] - losses[arm]
+        assert difference.std() > 2 * abs(difference.mean())
+        assert annealing.TUNED["0.04M", arm]["accumulation"] > 1
+        assert annealing.config(arm, "0.04M").tokens == round(5.6 * 41_312)
 
 
 def test_what_the_lab_page_says_of_the_flagship_holds():

@@ -9,8 +9,7 @@ Each arm is a method with a learning rate that is constant or decays:
 - ``"gnts, ..."``: a falling norm threshold;
 - ``"gnts relative, ..."``: the same, relative to the norm of single microbatches;
 - ``"sbc, ..."``: a batch that grows on a schedule and looks at no gradient;
-- ``"replay, ..."``: the batches of ``"gnts, ..."`` with the next seed, in order, whatever the
-  gradient.
+- ``"replay, ..."``: the batches of ``"gnts, ..."`` with the next seed, whatever the gradient.
 
 Microbatches have two sequences, and AdamW's second moment keeps its half-life in tokens.  `RUNGS`
 are sizes of the model with `TOKENS_PER_PARAMETER` tokens per parameter, as the source's run had.
@@ -123,14 +122,13 @@ def comparison(
     """
     configs = {}
     for arm in arms:
-        if arm not in REPLAYS:
-            configs[arm] = config(arm, rung, seed=seed, **overrides)
-            continue
-        source = build(config(REPLAYS[arm], rung, seed=seed + 1, **overrides))
-        for _ in track(source, has_bar=False):
-            pass
-        shared = {"lr": source.config.lr, "draws": recorded_draws(source.history)}
-        configs[arm] = config(arm, rung, seed=seed, **{**shared, **overrides})
+        replayed: dict[str, Any] = {}
+        if arm in REPLAYS:
+            source = build(config(REPLAYS[arm], rung, seed=seed + 1, **overrides))
+            for _ in track(source, has_bar=False):
+                pass
+            replayed = {"lr": source.config.lr, "draws": recorded_draws(source.history)}
+        configs[arm] = config(arm, rung, seed=seed, **{**replayed, **overrides})
     return configs
 
 
