@@ -206,12 +206,11 @@ def by_method(
     """Plot means over seeds with 95 % intervals, in a row for each method.
 
     Args:
-        results: rows with ``by``, ``seed``, the ``measures`` and ``series``.
+        results: rows with ``by`` (what a row is for), ``seed``, the ``measures`` and ``series``.
         measures: column -> title of its panel's axis, of one or more lines.
         baseline: method whose measures divide the others', seed by seed, in geometric means.
         series: columns whose values are told apart by colour and symbol.
         names: of methods (only these, in order; all if none) and of values of ``series``, in order.
-        by: column that a row is for.
         level: value of the measures to mark; of ratios it is 1.
     """
     check_columns("by_method", results, [by, "seed", *measures, *series])
@@ -219,8 +218,7 @@ def by_method(
     names, found = names or {}, list(results["method"].unique())
     methods = [m for m in names if m in found] or [m for m in found if m != baseline]
     groups: list[Any] = [*results.groupby([*series], sort=False)] if series else [((), results)]
-    if {str(value) for group, _ in groups for value in group} <= set(names):
-        groups.sort(key=lambda pair: [[*names].index(str(value)) for value in pair[0]])
+    groups.sort(key=lambda pair: [[*names, str(value)].index(str(value)) for value in pair[0]])
     title = "Ratios, paired by seed; " if baseline else ""
     figure = new_panels(1, len(measures), _with_bars(title, results), **SIDE_BY_SIDE)
     for column, (measure, heading) in enumerate(measures.items(), 1):
