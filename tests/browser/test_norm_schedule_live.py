@@ -119,7 +119,7 @@ def test_what_is_hovered_over_has_its_unit_in_all_panels_and_axes_fit_the_data(l
     loss, norm = panels[0]["box"], panels[1]["box"]
     assert loss[0] == norm[0]  # they share x
     assert re.fullmatch(r"[\d,]+ training tokens", loss[0])
-    assert re.search(r"microbatch : \d\.\d+ nat/token", " ".join(loss[1:]))
+    assert re.search(r"batch : \d\.\d+ nat/token", " ".join(loss[1:]))
     assert re.search(r"threshold : \d", " ".join(norm[1:]))
     low, high = panels[1]["ends"]
     values = [v for v in panels[1]["y"] if v > 0]
