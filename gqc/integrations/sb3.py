@@ -31,10 +31,6 @@ class ScaleBeforeClipping(GradientWatch):
         super().__init__([p for group in optimizer.param_groups for p in group["params"]])
         self._handles.append(optimizer.register_step_post_hook(self._observe))
 
-    def remove(self) -> None:
-        """Leave gradients as they are from here on."""
-        self.__del__()
-
     def _end(self) -> None:
         super()._end()
         self.scaler.scale_gradients()

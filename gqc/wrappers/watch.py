@@ -74,7 +74,7 @@ class GradientWatch:
         if self.is_of(params):
             return
         if not all(map(is_, self.params, params)) or len(params) < len(self.params):
-            self.__del__()
+            self.remove()
             self.params, self.versions, self._handles = [], [], []
             self.forget()
         watch = weakref.ref(self)  # the parameters outlive the wrapper
@@ -107,9 +107,12 @@ class GradientWatch:
         self.forget()
         return has_arrived
 
-    def __del__(self) -> None:
+    def remove(self) -> None:
+        """Leave gradients alone from here on."""
         for handle in self.__dict__.get("_handles", ()):
             handle.remove()
+
+    __del__ = remove
 
     def was_changed(self, grads: Sequence[Tensor | None]) -> bool:
         """Is any of ``grads``, those of the parameters, not as the last backward left it?

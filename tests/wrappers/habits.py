@@ -118,20 +118,21 @@ def again_after_an_error(x: Tensor, make: Callable[..., Any]) -> float:
 
 
 class Broken(torch.autograd.Function):
-    """A backward that ends in an error."""
+    """``Broken.apply(x, error)`` is x; its backward fails, after that of what was used later."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, error: Exception) -> Tensor:
+        ctx.error = error
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        raise MemoryError
+    def backward(ctx: Any, grad: Tensor) -> None:
+        raise ctx.error
 
 
 def skips_what_broke_off(x: Tensor, make: Callable[..., Any]) -> float:
     wrapper, y = make(2), torch.zeros(1, requires_grad=True)
-    for loss in (x, Broken.apply(y) + 100 * x, 3 * x):
+    for loss in (x, Broken.apply(y, MemoryError()) + 100 * x, 3 * x):
         try:
             loss.sum().backward()
         except MemoryError:

@@ -11,6 +11,7 @@ import warnings
 import pytest
 import torch
 from torch.optim import SGD
+from wrappers.habits import Broken
 
 import gqc
 from gqc.clipping import clip_grad_norm_total_
@@ -93,16 +94,6 @@ def test_a_step_of_the_wrapped_optimizer_between_windows_leaves_no_draw(accumula
     assert x.item() == -204.0
 
 
-class Broken(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        raise MemoryError
-
-
 @both_windows
 @pytest.mark.parametrize("kind", ["SBC", "MHT", "Replay", "VGS"])
 def test_a_loop_that_skips_batches_too_large_for_memory_counts_no_part_of_them(kind, accumulate):
@@ -114,7 +105,7 @@ def test_a_loop_that_skips_batches_too_large_for_memory_counts_no_part_of_them(k
     wrapper = make(SGD([x, y], lr=1.0), *args, max_draws=2, accumulate=accumulate, **options)
     draw(wrapper, x, 1.0) if kind != "MHT" else None
     with pytest.raises(MemoryError):
-        (Broken.apply(y) + 100 * x).sum().backward()
+        (Broken.apply(y, MemoryError()) + 100 * x).sum().backward()
     (3 * x).sum().backward()
     with pytest.raises(RuntimeError, match=r"a part of a gradient in .grad: zero_grad\(\)"):
         wrapper.step(metric=1.0)

@@ -14,6 +14,7 @@ from cases import CASES
 from problems import backward, parameters, stream
 from torch.nn import functional as F
 from torch.optim import SGD
+from wrappers.habits import Broken
 
 import gqc
 
@@ -855,26 +856,15 @@ def test_a_sum_that_is_clipped_between_two_backwards_of_a_draw_is_refused(accumu
     assert x.item() == pytest.approx(-11.0)
 
 
-class Broken(torch.autograd.Function):
-    """Its backward fails, after that of what was used later."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        raise OSError("out of memory")
-
-
 @both_windows
 def test_a_backward_that_broke_off_leaves_no_part_of_a_gradient(accumulate):
     x, y = scalar(), scalar(1.0)
     wrapper = gqc.OptimizerWrapperGNTS(SGD([x, y], lr=1.0), 1e9, min_draws=2, accumulate=accumulate)
     (2 * x + 2 * y).sum().backward()
     wrapper.step()
+    broken = Broken.apply(y, OSError("out of memory"))
     with pytest.raises(OSError, match="out of memory"):
-        (Broken.apply(y) * 1.0 * x).sum().backward()  # x gets its gradient first
+        (broken * 1.0 * x).sum().backward()  # x gets its gradient first
     assert x.grad is not None
     (4 * x + 4 * y).sum().backward()
     with pytest.raises(RuntimeError, match=r"ended with an error.*zero_grad\(\) forgets it"):

@@ -35,9 +35,10 @@ def loss_against(history: pd.DataFrame, x: str = "tokens", y: str = "val_loss") 
         y: what is drawn.
     Raises: ValueError: a column is missing, or a run has no ``y``.
     """
-    figure = _figure(f"{_label(y).split(' [')[0].capitalize()} against {_label(x)}", x, y)
+    quantity = _label(y).split(" [")[0]
+    figure = _figure(f"{quantity.capitalize()} against {_label(x)}", x, y)
     if "tokens" not in history:  # the loss has another unit
-        figure.update_yaxes(title_text=_label(y).split(" [")[0])
+        figure.update_yaxes(title_text=quantity)
     for method, style, records in each_method("loss_against", history, [x, y]):
         grids = {tuple(run[x]) for _, run in records.dropna(subset=[x, y]).groupby("seed")}
         aligned = at_equal(records, x, y, points=None if len(grids) <= 1 else 100)

@@ -7,8 +7,6 @@ is found, every figure is also saved as a still picture, for viewers that run no
 
 ``python -m gqc_lab.publish.notebooks --verdicts notebooks/*.ipynb`` runs nothing: it brings what
 saved outputs show of committed results up to what ``paper`` holds, and the thumbnails with it.
-
-Tables are made :func:`readable`; ``text/plain`` next to one keeps what pandas printed.
 """
 
 from __future__ import annotations
@@ -112,14 +110,18 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
 def readable(text: str) -> str:
     """Return an output for readers; one that is readable stays as it is.
 
-    Missing values in a table are a dash, long numbers have no fraction or four digits, and columns
-    the headings of ``templates/columns.yaml``.  An empty list is "none".
+    Tables get the headings of ``templates/columns.yaml``, short numbers and a dash for no value;
+    their ``text/plain`` keeps what pandas printed.  An empty list is "none".
     """
     if "<table" not in text:
         return re.sub(r"(?<=\s)\[\](?=[,.\n]|$)", "none", text)
     text = re.sub(r"<style.*?</style>\n?| border=\"1\"", "", text, flags=re.S)
     text = CELL.sub(lambda cell: cell[1] + HEADINGS.get(cell[2], cell[2]) + cell[3], text)
-    return LONG.sub(lambda m: f">{(x := float(m[1])):{',.0f' if abs(x) > 999 else '.4g'}}<", text)
+    return LONG.sub(lambda number: f">{_short(float(number[1]))}<", text)
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) > 999 else f"{value:.4g}"
 
 
 def find_renderer() -> str:
