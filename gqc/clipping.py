@@ -45,7 +45,8 @@ def clip_grad_norm_per_group_(
     Args:
         groups: an optimizer, its ``param_groups``, parameters (one group), or lists of parameters
             (a group each), named or not, as optimizers take them.  Parameters without a gradient
-            are left out.  ``DTensor``: the norm of the whole tensor, alike on all ranks.
+            are left out, and one given twice is clipped once.  ``DTensor``: the norm of the whole
+            tensor, alike on all ranks.
         max_norm: c > 0 [loss / parameter], of each group; ``math.inf`` only measures.
         error_if_nonfinite: raise where a norm is NaN or infinite.  Else, as in torch, an infinite
             norm makes finite elements 0 and infinite ones NaN, and a NaN spreads in its group.
@@ -110,8 +111,9 @@ def clip_before_step(
     Raises:
         ValueError: a bad argument, or a wrapper with a ``grad_scaler``, which unscales gradients
             only once a window is full; clip in its wrapped optimizer.
-        RuntimeError: at a step: ``.grad`` is the sum of a window that is under way; or the step
-            was given a closure, which makes gradients only after they would have been clipped.
+        RuntimeError: at a step: ``.grad`` is the sum of a window that is under way; or gradients
+            are made, or unscaled, only after they would have been clipped (a closure; a fused
+            optimizer in ``GradScaler.step`` without ``unscale_``).
     """
     one_of("per", per, CLIPPERS)
     expect(max_norm > 0, "max_norm", max_norm, "> 0; math.inf only measures")
@@ -137,6 +139,11 @@ def _refuse_to_clip(stepping: Optimizer, args: Any, kwargs: Any) -> None:
             f"{type(stepping).__name__}.step(closure): gradients are clipped before the "
             "closure makes them; call the closure yourself, then step()"
         )
+    if getattr(stepping, "grad_scale", None) is not None:  # set by GradScaler.step()
+        raise RuntimeError(
+            f"{type(stepping).__name__}: a fused step unscales gradients after they would have "
+            "been clipped; call scaler.unscale_(optimizer) before scaler.step(optimizer)"
+        )
     if getattr(stepping, "holds_running_sum", False):
         raise RuntimeError(
             f"{type(stepping).__name__}: .grad is the sum of several microbatches, which "
@@ -155,6 +162,8 @@ def _clip(lists: list[list[Tensor]], max_norm: float, error_if_nonfinite: bool) 
             f"gradient norms {bad[:5]} of {len(lists)} are NaN or infinite; gradients are as they "
             "were. Pass error_if_nonfinite=False to clip them all the same"
         )
+    if max_norm == math.inf:  # inf / inf would make NaN of finite elements
+        return norms
     factors = (max_norm / (norms + EPS)).clamp(max=1.0).unbind()
     firsts = [grads[0] for grads in lists if len(grads) == 1]
     if len(firsts) == len(lists) and len({grad.device for grad in firsts}) == 1:
@@ -177,9 +186,12 @@ def _norms(lists: list[list[Tensor]]) -> Tensor:
 
 
 def _groups(groups: Optimizer | Iterable[Any]) -> list[list[Tensor]]:
-    found: list[Any] = groups.param_groups if isinstance(groups, Optimizer) else list(groups)
+    given: Any = groups.param_groups if isinstance(groups, Optimizer) else groups
+    found = [given] if isinstance(given, Tensor) else list(given)
     is_one = bool(found) and all(_param(item) is not None for item in found)
-    return [_params(group) for group in ([found] if is_one else found)]
+    lists = [_params(group) for group in ([found] if is_one else found)]
+    first = {param: i for i, params in reversed([*enumerate(lists)]) for param in params}
+    return [[p for p in dict.fromkeys(ps) if first[p] == i] for i, ps in enumerate(lists)]
 
 
 def _params(group: Any) -> list[Tensor]:

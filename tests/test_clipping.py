@@ -263,6 +263,24 @@ def test_inside_nested_wrappers_each_place_clips_what_passes_there():
     assert_stepped(params, start, [clipped(mean, 0.3) for mean in means])
 
 
+@pytest.mark.parametrize("clip", [clip_grad_norm_per_tensor_, clip_grad_norm_total_])
+def test_one_parameter_is_clipped_once(clip):
+    """As it is by itself, and where tied weights are listed twice, in one list or in two."""
+    for given in (lambda p: p, lambda p: [p, p], lambda p: [[p], [p]], lambda p: iter([p])):
+        param = nn.Parameter(torch.zeros(2))
+        param.grad = torch.tensor([3.0, 4.0])
+        assert clip(given(param), 1.0).tolist() == [5.0]
+        assert param.grad.tolist() == pytest.approx([0.6, 0.8])
+
+
+@pytest.mark.parametrize("values", [[1e30, 4.0], [math.inf, 4.0]])
+def test_an_infinite_bound_only_measures_an_infinite_norm_too(values):
+    param = nn.Parameter(torch.zeros(2))
+    param.grad = torch.tensor(values)
+    assert clip_grad_norm_total_([param], math.inf).tolist() == [math.inf]
+    assert torch.equal(param.grad, torch.tensor(values))
+
+
 def test_a_removed_hook_clips_no_more():
     params = parameters()
     start = [p.detach().clone() for p in params]
@@ -290,6 +308,24 @@ def test_with_a_grad_scaler_the_wrapped_optimizer_clips_unscaled_gradients():
     feed(wrapper, params, [[scaler.scale(g) for g in d] for d in DRAWS[:3]])
     mean = [sum(d[i] for d in DRAWS[:3]) / 3 for i in range(3)]
     assert_stepped(params, start, [clipped(mean, 0.3)])
+
+
+def test_a_fused_step_clips_what_was_unscaled_and_refuses_what_was_not():
+    """``GradScaler.step`` lets it unscale within the step: the norm before would be 1024 * 5."""
+
+    def step(prepare):
+        param = nn.Parameter(torch.zeros(2))
+        optimizer = torch.optim.SGD([param], lr=1.0, fused=True)
+        clip_before_step(optimizer, 1.0)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        scaler.scale((param * torch.tensor([3.0, 4.0])).sum()).backward()
+        prepare(scaler, optimizer)
+        scaler.step(optimizer)
+        return param.tolist()
+
+    with pytest.raises(RuntimeError, match=r"call scaler.unscale_\(optimizer\) before"):
+        step(lambda scaler, optimizer: None)
+    assert step(torch.amp.GradScaler.unscale_) == pytest.approx([-0.6, -0.8])
 
 
 def test_the_norms_come_from_one_batched_call(monkeypatch):
