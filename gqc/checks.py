@@ -44,9 +44,10 @@ def check_count(name: str, value: int, least: int, hint: str = "") -> int:
     return int(value)
 
 
-def check_finite(name: str, value: float) -> None:
-    """Raise ValueError unless ``value`` is a finite number >= 0."""
-    expect(0 <= value < math.inf, name, value, "a finite number >= 0")
+def check_finite(**values: float) -> None:
+    """Raise ValueError, which says the name, unless each of ``values`` is finite and >= 0."""
+    for name, value in values.items():
+        expect(0 <= value < math.inf, name, value, "a finite number >= 0")
 
 
 def check_positive(name: str, value: float) -> None:

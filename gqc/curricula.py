@@ -48,14 +48,13 @@ class Curriculum:
     cap: float = math.inf
 
     def __post_init__(self) -> None:
-        for name in ("base", "delay", "ramp"):
-            check_finite(name, getattr(self, name))
+        check_finite(base=self.base, delay=self.delay, ramp=self.ramp)
         expect(self.cap >= 0, "cap", self.cap, "a number >= 0; math.inf for none")
         one_of("shape", self.shape, RAMPS)
 
     def __call__(self, epoch: float) -> float:
         """w(epoch)."""
-        check_finite("epoch", epoch)
+        check_finite(epoch=epoch)
         if epoch < self.delay:
             return 0.0
         if epoch >= self.delay + self.ramp:
@@ -76,9 +75,7 @@ def compute_inverse_loss_curriculum_weight(
         base_weight, warmup_epochs, max_weight: b, W [epochs] and c, >= 0 and finite.
     Raises: ValueError: an argument that is negative or not finite.
     """
-    check_finite("base_weight", base_weight)
-    check_finite("warmup_epochs", warmup_epochs)
-    check_finite("max_weight", max_weight)
+    check_finite(base_weight=base_weight, warmup_epochs=warmup_epochs, max_weight=max_weight)
     curriculum = Curriculum(base_weight, warmup_epochs, warmup_epochs, cap=max_weight)
     return curriculum(epoch)
 
@@ -93,8 +90,8 @@ def cap_shares(
     kink for each capped term: T is found exactly, from the term that exceeds its share most.
 
     Args:
-        losses: :math:`L_i \ge 0` by name, unweighted.  One that is not finite keeps its weight and
-            counts nothing: no weight would make the total finite.
+        losses: :math:`L_i \ge 0` by name, unweighted, numbers or tensors.  One that is not finite
+            keeps its weight and counts nothing: no weight would make the total finite.
         weights: :math:`w_i \ge 0` by name, of the same terms.
         max_shares: :math:`s_i` in [0, 1] of the terms that are bounded; they may be absent.
     Returns: new weights.  0 where bounded terms (of together less than 1) are all there is.
@@ -102,6 +99,8 @@ def cap_shares(
     """
     if losses.keys() != weights.keys():
         raise ValueError(f"losses {sorted(losses)}, weights {sorted(weights)}: expected one each")
+    # Of tensors the numbers: a weight c / L that knew L would take all gradient out of its term.
+    losses = {n: loss.item() if hasattr(loss, "item") else loss for n, loss in losses.items()}
     for name, share in max_shares.items():
         expect(0 <= share <= 1, f"max_shares[{name!r}]", share, "a share in [0, 1]")
     parts = {}

@@ -4,6 +4,7 @@ import math
 from itertools import pairwise, product
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -147,6 +148,16 @@ def test_shares_that_sum_to_one_leave_every_term_something(twentieths, data):
     assert all(0 < weight <= 1 for weight in found.values())
     for name, share in shares(losses, found).items():
         assert share <= limits[name] * (1 + 1e-9)
+
+
+def test_the_weight_of_a_tensor_is_a_number_that_leaves_its_gradient():
+    """A weight of 1 / (9 x) would take all gradient out of the term 9 x."""
+    x = torch.tensor(2.0, requires_grad=True)
+    losses, weights = {"a": 1.0 * x, "b": 9.0 * x}, {"a": 1.0, "b": 1.0}
+    found = cap_shares(losses, weights, {"b": 0.5})
+    assert found == {"a": 1.0, "b": pytest.approx(1 / 9)}
+    sum(found[name] * losses[name] for name in losses).backward()
+    assert x.grad == pytest.approx(2.0)
 
 
 def test_losses_that_are_not_finite_keep_their_weights():

@@ -31,9 +31,7 @@ def get_norm_threshold_cosine_annealing_with_warmup(
         start_norm, end_norm, warmup_multiplier: >= 0.
     Raises: ValueError: an argument out of its range.
     """
-    check_finite("start_norm", start_norm)
-    check_finite("end_norm", end_norm)
-    check_finite("warmup_multiplier", warmup_multiplier)
+    check_finite(start_norm=start_norm, end_norm=end_norm, warmup_multiplier=warmup_multiplier)
     first, lengths = start_norm * warmup_multiplier, (num_warmup_steps, num_training_steps)
     return _cosine(optimizer, key, *lengths, first, start_norm, end_norm)
 
@@ -57,8 +55,7 @@ def get_direct_cosine_annealing_with_warmup(
         key: any param-group key; not a norm threshold, which is warmed up from above.
     Raises: ValueError: an argument out of its range.
     """
-    check_finite("peak_value", peak_value)
-    check_finite("min_value", min_value)
+    check_finite(peak_value=peak_value, min_value=min_value)
     lengths = num_warmup_steps, num_training_steps
     return _cosine(optimizer, key, *lengths, 0.0, peak_value, min_value)
 
@@ -105,21 +102,15 @@ def get_quadratic_batch_schedule(
 
 def get_constant_schedule(optimizer: Optimizer, value: float, *, key: str) -> ParamGroupSchedule:
     """``value`` at every step (finite, >= 0)."""
-    check_finite("value", value)
+    check_finite(value=value)
     return ParamGroupSchedule(optimizer, key, partial(interpolate, [(0, value)]))
 
 
 def get_linear_schedule(
-    optimizer: Optimizer,
-    start_value: float,
-    end_value: float,
-    num_training_steps: int,
-    *,
-    key: str,
+    optimizer: Optimizer, start_value: float, end_value: float, num_training_steps: int, *, key: str
 ) -> ParamGroupSchedule:
     """A straight line over ``num_training_steps`` microbatches, then level (values >= 0)."""
-    check_finite("start_value", start_value)
-    check_finite("end_value", end_value)
+    check_finite(start_value=start_value, end_value=end_value)
     check_count("num_training_steps", num_training_steps, 1)
     points = [(0, start_value), (num_training_steps, end_value)]
     return PiecewiseSchedule(optimizer, points, key=key)
