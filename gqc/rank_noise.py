@@ -72,6 +72,8 @@ class RankNoise:
     def update(self, scaler: torch.amp.GradScaler | None = None) -> float | None:
         """After each backward, before gradients are changed: average its estimate in.
 
+        Clear gradients before each backward: what DDP finds in ``.grad`` would count as signal.
+
         One scalar message for all tensors, and one host sync.  Every rank has to call it.
 
         Args:

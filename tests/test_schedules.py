@@ -90,6 +90,12 @@ def test_piecewise_interpolates_holds_its_ends_and_can_be_edited_while_it_runs()
         with pytest.raises(ValueError, match="expected"):
             schedule.points = bad
     assert schedule.points == [(0.0, 9.0)]
+    schedule.points[:] = [(0, 5.0), (24, 1.0)]  # in place: taken and checked at the next step
+    schedule.step()
+    assert (schedule.last_step, schedule.get_last_value()) == (12, [3.0])
+    schedule.points.append((4, 9.0))
+    with pytest.raises(ValueError, match="steps 24, 4: expected strictly increasing"):
+        schedule.step()
 
 
 def test_interpolate_at_its_points_is_exact():
@@ -106,6 +112,12 @@ def test_norm_warmup_goes_in_front_of_another_schedule():
     stepped.step()
     with pytest.raises(ValueError, match="stepped 1 times"):
         gqc.NormWarmupScheduler(stepped, 4)
+    with pytest.raises(RuntimeError, match="the NormWarmupScheduler around it"):
+        after.step()  # it would write its own value over that of the warmup
+    with pytest.raises(ValueError, match="is attached: expected a new one"):
+        gqc.NormWarmupScheduler(after, 4)
+    with pytest.raises(TypeError, match="DrawsSchedule, which does more at a step"):
+        gqc.NormWarmupScheduler(gqc.schedules.DrawsSchedule(opt, 2, 1.0, 1.0), 4)
 
 
 def test_a_schedule_follows_groups_that_are_added_or_loaded():

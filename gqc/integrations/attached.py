@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch.optim import Optimizer
 
@@ -11,6 +12,7 @@ from gqc.schedules import ParamGroupSchedule
 from gqc.wrappers import OptimizerWrapper
 
 STATE = "schedules"
+_taken: WeakKeyDictionary[OptimizerWrapper, list[str]] = WeakKeyDictionary()  # keys
 
 
 def attach(*schedules: ParamGroupSchedule) -> OptimizerWrapper:
@@ -53,6 +55,7 @@ def attach(*schedules: ParamGroupSchedule) -> OptimizerWrapper:
     wrapper.register_state_dict_post_hook(save)
     wrapper.register_load_state_dict_pre_hook(take)
     wrapper.register_load_state_dict_post_hook(load)
+    _taken[wrapper] = [*_taken.get(wrapper, ()), *keys]
     for schedule in schedules:
         schedule.is_attached = True
     return wrapper
@@ -111,6 +114,7 @@ def _check(schedules: tuple[ParamGroupSchedule, ...]) -> OptimizerWrapper:
         raise TypeError(f"schedule of a {type(wrapper).__name__}: only wrappers step schedules")
     if any(schedule.optimizer is not wrapper for schedule in schedules):
         raise ValueError("schedules of different wrappers: attach those of each by themselves")
-    if len({schedule.key for schedule in schedules}) < len(schedules):
-        raise ValueError(f"keys {[s.key for s in schedules]}: two schedules of one key")
+    keys = [*_taken.get(wrapper, ()), *(schedule.key for schedule in schedules)]
+    if len({*keys}) < len(keys):
+        raise ValueError(f"keys {keys}: two schedules of one key")
     return wrapper

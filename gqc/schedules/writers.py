@@ -42,7 +42,7 @@ class ParamGroupSchedule(LRScheduler):
         schedule that is stepped once in several draws falls behind.
     """
 
-    is_attached = False  #: does the wrapper step it?
+    is_attached = False  #: does the wrapper step it, or another schedule?
     _is_late = False  # was that said?
 
     def __init__(self, optimizer: Optimizer, key: str, fn: Callable[[int], float]) -> None:
@@ -66,14 +66,15 @@ class ParamGroupSchedule(LRScheduler):
             )
         # LRScheduler.__init__ would set the lr and replace optimizer.step.
         self._write(0)
-        if hasattr(optimizer, "_optimizer_load_state_dict_post_hooks"):
+        loaded = getattr(optimizer, "innermost", optimizer)  # by itself or by its wrapper
+        if hasattr(loaded, "_optimizer_load_state_dict_post_hooks"):
             weak = weakref.ref(self)
 
             def note(_: Optimizer) -> None:
                 if (schedule := weak()) is not None:
                     schedule._optimizer_was_loaded, schedule._last_batch = True, None
 
-            optimizer.register_load_state_dict_post_hook(note)
+            loaded.register_load_state_dict_post_hook(note)
 
     @property
     def last_epoch(self) -> int:  # type: ignore[override]
@@ -103,7 +104,8 @@ class ParamGroupSchedule(LRScheduler):
         if self.is_attached:
             raise RuntimeError(
                 f"step() of a schedule of {self.key!r} that is attached: its wrapper steps it "
-                "after each draw. Remove the call, and do not hand the schedule to a trainer"
+                "after each draw, or the NormWarmupScheduler around it. Remove the call, and do "
+                "not hand the schedule to a trainer"
             )
         if not self._is_repeated(sys._getframe(1).f_globals.get("__name__")):
             self._check_loaded()
@@ -143,10 +145,8 @@ class ParamGroupSchedule(LRScheduler):
             raise
 
     def _restore(self, state: dict[str, Any]) -> None:
-        if state["key"] != self.key:
-            raise ValueError(
-                f"state of a schedule of {state['key']!r} given to one of {self.key!r}"
-            )
+        if (key := state.get("key")) != self.key:
+            raise ValueError(f"state of a schedule of {key!r} given to one of {self.key!r}")
         self.last_step = state["last_step"]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -242,7 +242,7 @@ class PiecewiseSchedule(ParamGroupSchedule):
         for (before, _), (after, _) in pairwise(checked):
             if not after > before:
                 raise ValueError(f"steps {before:g}, {after:g}: expected strictly increasing steps")
-        self._points = checked
+        self._points, self._checked = checked, tuple(checked)
 
     def state_dict(self) -> dict[str, Any]:
         """Return ``{"key", "last_step", "points"}``."""
@@ -253,7 +253,9 @@ class PiecewiseSchedule(ParamGroupSchedule):
         self.points = state.get("points", self.points)
 
     def _line(self, step: int) -> float:
-        return interpolate(self.points, step)
+        if tuple(self._points) != self._checked:  # edited in place
+            self.points = self._points
+        return interpolate(self._points, step)
 
 
 class NormWarmupScheduler(ParamGroupSchedule):
@@ -264,13 +266,16 @@ class NormWarmupScheduler(ParamGroupSchedule):
     times ``warmup_end``.
 
     Args:
-        scheduler: a :class:`ParamGroupSchedule` that was not stepped yet; this one takes its place.
+        scheduler: a :class:`ParamGroupSchedule` that was not stepped yet, whose value depends on
+            the step alone; this one takes its place, and calling its ``step`` is an error.
         num_warmup_steps: W [microbatches], >= 0.
         warmup_start, warmup_end: factors, >= 0.
     Attributes:
         scheduler: the inner one; the points of a :class:`PiecewiseSchedule` may be assigned while
             training, and are saved with this one.
-    Raises: ValueError: an argument out of its range, or a schedule that was stepped already.
+    Raises:
+        ValueError: an argument out of its range, or a schedule that was stepped or attached.
+        TypeError: one that reads or writes more at each step than ``key``, as `DrawsSchedule`.
     """
 
     def __init__(
@@ -281,11 +286,19 @@ class NormWarmupScheduler(ParamGroupSchedule):
         warmup_end: float = 1.0,
     ) -> None:
         check_count("num_warmup_steps", num_warmup_steps, 0)
-        check_finite("warmup_start", warmup_start)
-        check_finite("warmup_end", warmup_end)
-        if scheduler.last_step != 0:
-            raise ValueError(f"scheduler stepped {scheduler.last_step} times: expected a new one")
-        self.scheduler = scheduler
+        check_finite(warmup_start=warmup_start, warmup_end=warmup_end)
+        if scheduler.last_step != 0 or scheduler.is_attached:
+            done = (
+                "is attached" if scheduler.is_attached else f"stepped {scheduler.last_step} times"
+            )
+            raise ValueError(f"scheduler {done}: expected a new one")
+        kind, base = type(scheduler), ParamGroupSchedule
+        if (kind.go_to, kind._write) != (base.go_to, base._write):
+            raise TypeError(
+                f"scheduler is a {kind.__name__}, which does more at a step than to write a value "
+                "of the step: give it a warmup of its own"
+            )
+        self.scheduler, scheduler.is_attached = scheduler, True
         self._warmup = num_warmup_steps, warmup_start, warmup_end
         super().__init__(scheduler.optimizer, scheduler.key, self._warmed)
 

@@ -96,6 +96,11 @@ def other_kinds():
     yield (attached,), ValueError, "attached already"
     yield (schedule, scheduled(model())[1]), ValueError, "different wrappers"
     yield (schedule, schedule), ValueError, "two schedules of one key"
+    another = gqc.get_constant_schedule(attached.optimizer, 1.0, key=THRESHOLD)
+    yield (another,), ValueError, "two schedules of one key"
+    inner = gqc.get_constant_schedule(wrapper, 1.0, key=THRESHOLD)
+    gqc.NormWarmupScheduler(inner, 3)
+    yield (inner,), ValueError, "attached already"
 
 
 @pytest.mark.parametrize(("schedules", "error", "message"), [*other_kinds()])
@@ -104,13 +109,14 @@ def test_what_cannot_be_attached_is_named(schedules, error, message):
         attach(*schedules)
 
 
-def test_a_schedule_that_was_not_resumed_with_its_optimizer_is_refused():
+@pytest.mark.parametrize("part", [lambda w: w, lambda w: w.optimizer], ids=["wrapper", "wrapped"])
+def test_a_schedule_that_was_not_resumed_with_its_optimizer_is_refused(part):
     net = model()
     wrapper, schedule = scheduled(net)
     data = [*batches(NUM)]
     train(net, wrapper, data[:5], schedule.step)
     other, again = scheduled(model())
-    other.load_state_dict(wrapper.state_dict())
+    part(other).load_state_dict(part(wrapper).state_dict())
     with pytest.raises(RuntimeError, match=r"not its schedule, which is at step 0 with 3"):
         again.step()
     again.load_state_dict(schedule.state_dict())
