@@ -149,7 +149,19 @@ def test_the_table_and_the_options():
 # Nothing is changed
 
 
-def state_of(model, loader):
+class Averaging(nn.Module):
+    """A layer that puts a new tensor in the place of its buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        return x
+
+
+def state_of(model, generator):
     states = [torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()]  # noqa: NPY002
     modes = [module.training for module in model.modules()]
     grads = [None if p.grad is None else (id(p.grad), p.grad.tolist()) for p in model.parameters()]
@@ -162,16 +174,22 @@ def state_of(model, loader):
         grads,
         buffers,
         values,
-        loader.generator.get_state().tolist(),
+        generator.get_state().tolist(),
     ]
 
 
-def test_everything_is_afterwards_as_before():
-    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
+@pytest.mark.parametrize("is_sampled", [False, True], ids=["shuffle", "batch_sampler"])
+def test_everything_is_afterwards_as_before(is_sampled):
+    parts = (nn.BatchNorm1d(8), Averaging(), nn.Dropout(0.5), nn.Linear(8, 1))
+    model = nn.Sequential(nn.Linear(6, 8), *parts)
     data = torch.utils.data.TensorDataset(torch.randn(200, 6), torch.randn(200, 1))
-    loader = torch.utils.data.DataLoader(
-        data, batch_size=6, shuffle=True, generator=torch.Generator().manual_seed(3)
-    )
+    generator = torch.Generator().manual_seed(3)
+    if is_sampled:
+        sampler = torch.utils.data.RandomSampler(data, generator=generator)
+        batches = torch.utils.data.BatchSampler(sampler, 6, drop_last=False)
+        loader = torch.utils.data.DataLoader(data, batch_sampler=batches)
+    else:
+        loader = torch.utils.data.DataLoader(data, 6, shuffle=True, generator=generator)
     wrapper = gqc.OptimizerWrapperSBC(SGD(model.parameters(), lr=0.1), 1, 2, accumulate="grad")
 
     def loss_fn(model, batch):
@@ -181,10 +199,10 @@ def test_everything_is_afterwards_as_before():
 
     loss_fn(model, next(iter(loader))).backward()
     wrapper.step()
-    model[2].eval()
-    before = state_of(model, loader)
+    model[3].eval()
+    before = state_of(model, generator)
     p = probe(model, loss_fn, loader, wrapper, draws=20)
-    assert state_of(model, loader) == before
+    assert state_of(model, generator) == before
     assert (p.examples, len(p.products)) == (6, 20)
     # the last batch of 200 has two examples
     assert len(probe(model, loss_fn, loader, draws=64).products) == 33
@@ -202,10 +220,35 @@ def test_it_also_restores_what_an_error_interrupts():
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    "batch",
+    [
+        lambda x: x.numpy(),
+        lambda x: (torch.tensor(7), x),
+        lambda x: {"id": 7, "text": ["a"], "x": [x.numpy()]},
+    ],
+    ids=["array", "after a number", "nested"],
+)
+def test_examples_are_counted_in_what_has_a_length(batch):
+    model, xs = nn.Linear(2, 1), [torch.randn(n, 2) for n in [3] * 20 + [1]]
+    found = probe(model, lambda m, i: m(xs[i["i"]]).sum(), [{"i": i} for i in range(20)])
+    assert found.examples is None
+    pairs = [(batch(x), i) for i, x in enumerate(xs)]
+    found = probe(model, lambda m, pair: m(xs[pair[1]]).sum(), pairs)
+    assert (found.examples, len(found.products)) == (3, 20)  # the last one is smaller
+
+
 def test_what_cannot_be_probed_is_refused():
-    model = nn.Linear(1, 1)
-    with pytest.raises(ValueError, match="the loader has 3 microbatches: expected >= 16"):
+    model, other = nn.Linear(1, 1), nn.Linear(1, 1)
+    with pytest.raises(ValueError, match=r"3 microbatches of the size of the first \(1\): expec"):
         probe(model, lambda m, x: m(x).sum(), [torch.ones(1, 1)] * 3)
+    with pytest.raises(ValueError, match="all gradients are 0"):
+        probe(model, lambda m, x: other(x).sum(), [torch.ones(1, 1)] * 16)
+    for loss in (lambda x: (model(x).sum(),) * 2, lambda x: {"loss": model(x).sum()}, model):
+        with pytest.raises(TypeError, match=r"loss_fn returned (tuple|dict|shape \(2, 1\)): exp"):
+            probe(model, lambda m, x, loss=loss: loss(x), [torch.ones(2, 1)] * 16)
+    with torch.inference_mode(), pytest.raises(TypeError, match="one element with a graph"):
+        probe(model, lambda m, x: m(x).sum(), [torch.ones(1, 1)] * 16)
     with pytest.raises(ValueError, match="draws=4"):
         probe(model, lambda m, x: m(x).sum(), [], draws=4)
     with pytest.raises(ValueError, match="no parameter needs a gradient"):

@@ -19,13 +19,9 @@ where gradients are meant to shrink on a schedule of your own.
 from __future__ import annotations
 
 import math
-import random
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +32,7 @@ from torch.optim import Optimizer
 from gqc.checks import check_count, expect
 from gqc.diagnostics.correlation import ProductSketch
 from gqc.gradients import dense, is_sharded, total_norm
+from gqc.noise.batches import alike, length, unchanged
 
 if TYPE_CHECKING:
     from gqc.schedules import DrawsSchedule
@@ -226,8 +223,9 @@ def probe(
 ) -> Probe:
     """Measure how noisy the gradient of ``model`` is, and what follows, without a step.
 
-    Parameters, ``.grad``, buffers, training modes, and the generators of torch, numpy and Python
-    are afterwards as before.  Memory: two gradients, and a sketch of each draw.
+    Parameters, ``.grad``, buffers, training modes, and the generators of torch, numpy, Python and
+    the loader are afterwards as before, except what ``loss_fn`` itself changes in parameters, as an
+    embedding with ``max_norm`` does.  Memory: two gradients, and a sketch of each draw.
 
     Args:
         model: as it is trained, in its present mode; not in DDP, and not sharded.
@@ -239,8 +237,8 @@ def probe(
             of the microbatches of a run are well spent, and the table says how far off the settings
             may be.
     Raises:
-        ValueError: fewer than 16 microbatches, or nothing to train.
-        TypeError: a model in DDP or with sharded parameters, or a sparse gradient.
+        ValueError: fewer than 16 microbatches, nothing to train, or gradients that are all 0.
+        TypeError: DDP, sharded parameters, a sparse gradient, or more than one loss with a graph.
         FloatingPointError: a gradient is NaN or infinite.
     Source: arXiv:1812.06162, appendix A; the threshold is that of torch-gqc.
     """
@@ -248,24 +246,31 @@ def probe(
     params = _trained(model, optimizer)
     sketch, vectors, norms, seconds, size = ProductSketch(), [], [], [], None
     total = [torch.zeros_like(p, dtype=None if p.is_complex() else torch.float32) for p in params]
-    with _unchanged(model, loader):
-        for batch in _alike(loader, draws):
+    with unchanged(model, loader):
+        for batch in alike(loader, draws):
             started = time.perf_counter()
             with torch.enable_grad():
-                loss = loss_fn(model, batch)
-                grads = torch.autograd.grad(loss, params, materialize_grads=True)
+                grads = _gradients(loss_fn(model, batch), params)
             with torch.no_grad():
                 norms.append(float(total_norm(dense(grads))))
                 wide = [g if g.is_complex() else g.float() for g in grads]
                 torch._foreach_add_(total, wide)
                 vectors.append(sketch(wide))
             seconds.append(time.perf_counter() - started)
-            size = _size(batch)
+            size = length(batch)
             if not math.isfinite(norms[-1]):
                 raise FloatingPointError(f"gradient {len(norms)} has the norm {norms[-1]}")
     if len(norms) < FEWEST:
-        raise ValueError(f"the loader has {len(norms)} microbatches: expected >= {FEWEST}")
+        found = f"{len(norms)} microbatches of the size of the first ({size})"
+        raise ValueError(f"the loader has {found}: expected >= {FEWEST}")
     return Probe(_products(vectors, norms, float(total_norm(total))), median(seconds), size)
+
+
+def _gradients(loss: Any, params: list[Tensor]) -> Sequence[Tensor]:
+    if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
+        return torch.autograd.grad(loss, params, materialize_grads=True)
+    kind = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+    raise TypeError(f"loss_fn returned {kind}: expected the loss alone, one element with a graph")
 
 
 def _trained(model: nn.Module, optimizer: Optimizer | None) -> list[Tensor]:
@@ -280,6 +285,8 @@ def _trained(model: nn.Module, optimizer: Optimizer | None) -> list[Tensor]:
 
 def _products(vectors: list[Tensor], norms: list[float], norm_of_sum: float) -> Tensor:
     """Products of all pairs from sketches; the sketch errs in their sum too, which is known."""
+    if not any(norms):
+        raise ValueError("all gradients are 0: expected parameters that the loss depends on")
     n, own = len(norms), torch.tensor(norms, dtype=torch.double).square()
     sketched = torch.stack(vectors).double().cpu()
     products = (sketched @ sketched.T).fill_diagonal_(0.0)
@@ -305,44 +312,3 @@ def _norm_for(draws: float, lowest: Tensor) -> float:
     """The threshold that is still above so many of ``lowest``: a window draws while it is below."""
     above = round((draws - 1) * len(lowest))
     return float(lowest[:, :-1].flatten().sort(descending=True).values[above])
-
-
-def _size(batch: Any) -> int | None:
-    """Length of the first tensor in a batch."""
-    if isinstance(batch, Tensor):
-        return len(batch) if batch.dim() else 1
-    parts = batch.values() if hasattr(batch, "values") else batch
-    sizes = map(_size, parts) if isinstance(parts, Iterable) and not isinstance(parts, str) else ()
-    return next((size for size in sizes if size is not None), None)
-
-
-def _alike(loader: Iterable[Any], most: int) -> Iterator[Any]:
-    """At most so many batches, those of the size of the first."""
-    batches = iter(loader)
-    for first in batches:
-        rest = (batch for batch in batches if _size(batch) == _size(first))
-        yield from islice(chain([first], rest), most)
-        return
-
-
-@contextmanager
-def _unchanged(model: nn.Module, loader: Any) -> Iterator[None]:
-    """Put back buffers, modes and generators; the rest is not touched."""
-    buffers = [(b, b.detach().clone()) for b in model.buffers()]
-    modes = [(module, module.training) for module in model.modules()]
-    owned = [getattr(o, "generator", None) for o in (loader, getattr(loader, "sampler", None))]
-    numpy: Any = sys.modules.get("numpy")
-    states: list[tuple[Callable[[Any], Any], Any]] = [(random.setstate, random.getstate())]
-    states += [(g.set_state, g.get_state()) for g in owned if isinstance(g, torch.Generator)]
-    states += [(numpy.random.set_state, numpy.random.get_state())] if numpy else []
-    cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    try:
-        with torch.random.fork_rng([*cuda]):
-            yield
-    finally:
-        for buffer, value in buffers:
-            buffer.detach().copy_(value)
-        for module, mode in modes:
-            module.training = mode
-        for restore, state in states:
-            restore(state)
