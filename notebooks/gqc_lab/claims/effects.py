@@ -22,7 +22,7 @@ from scipy import stats
 from gqc_lab.claims.frozen import Frozen
 from gqc_lab.claims.rules import SIDES, WITHIN, Claim, Part
 from gqc_lab.errors import BadInput
-from gqc_lab.stats.analysis import seeds_needed, summarize
+from gqc_lab.stats.analysis import seeds_needed, t_interval
 
 if TYPE_CHECKING:
     import duckdb
@@ -144,10 +144,7 @@ def measure(part: Part, values: np.ndarray, level: float) -> Effect:
     Args:
         level: at which a test would have to decide it, for the seeds that it needs.
     """
-    mean, low, high = math.nan, math.nan, math.nan
-    if len(values):
-        row = summarize(pd.DataFrame({"all": 0, "value": values}), "all", "value").iloc[0]
-        mean, low, high = float(row["mean"]), float(row["low"]), float(row["high"])
+    mean, (low, high, _) = float(values.mean()) if len(values) else math.nan, t_interval(values)
     bound, status, needs = _on_scale(part, part.bound), "open", None
     if part.side == WITHIN:
         limit, bound = bound, math.copysign(bound, mean)  # the one that is nearer

@@ -19,10 +19,7 @@ File = Annotated[Path, typer.Argument(help="A batch file (YAML).")]
 def group(description: str) -> typer.Typer:
     """Return a group of commands."""
     return typer.Typer(
-        help=description,
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
+        help=description, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
     )
 
 

@@ -41,7 +41,7 @@ def summarize(frame: pd.DataFrame, by: str | Sequence[str], value: str) -> pd.Da
     rows = []
     for key, group in frame.groupby(keys, sort=False, dropna=False):
         values = group[value].to_numpy(dtype=float)
-        rows.append((*key, values.mean(), *_t_interval(values), len(values)))
+        rows.append((*key, values.mean(), *t_interval(values), len(values)))
     names = [*keys, "mean", "low", "high", "interval", "n"]
     return pd.DataFrame(rows, columns=names)[[*keys, "mean", "low", "high", "n", "interval"]]
 
@@ -75,11 +75,7 @@ def mean_over_runs(
 
 
 def paired_difference(
-    frame: pd.DataFrame,
-    value: str,
-    by: str = "method",
-    baseline: str = "adamw",
-    pair: str = "seed",
+    frame: pd.DataFrame, value: str, by: str = "method", baseline: str = "adamw", pair: str = "seed"
 ) -> pd.DataFrame:
     r"""Average the paired differences of ``value`` to the baseline, with a 95 % t interval.
 
@@ -102,7 +98,7 @@ def paired_difference(
     rows = []
     for method, run in runs.items():
         d = (run - base).loc[run.index.intersection(base.index)].to_numpy()
-        low, high, kind = _t_interval(d)
+        low, high, kind = t_interval(d)
         p = float(scipy.stats.ttest_1samp(d, 0.0).pvalue) if kind == "t" else nan
         mean, unpaired = float(d.mean()) if len(d) else nan, len(run) + len(base) - 2 * len(d)
         rows.append((method, baseline, mean, low, high, len(d), p, unpaired, kind))
@@ -237,7 +233,8 @@ def at_equal(
     return pd.concat(aligned, ignore_index=True)
 
 
-def _t_interval(values: Floats) -> tuple[float, float, str]:
+def t_interval(values: Floats) -> tuple[float, float, str]:
+    """Return the bounds of 95 % around the mean, and "t" or why there are none."""
     n, num_bad = len(values), int((~np.isfinite(values)).sum())
     if n < 2:
         return nan, nan, f"none: {n} run" if n else "none: no run"
