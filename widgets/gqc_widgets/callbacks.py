@@ -31,10 +31,10 @@ class _Callback:
     live: Live | None = None
 
     def record(self, values: Mapping[str, Any]) -> None:  # Lightning sets `log` to its own
-        """Log the numbers among ``values``; the learning rate is recorded as it acts."""
+        """Log the numbers among ``values``; what `Live` measures itself is left out."""
         if self.live is not None:
-            numbers = {n: v for n, v in values.items() if _is_number(v)}
-            self.live.log(**{n: v for n, v in numbers.items() if n != "learning_rate"})
+            own = {"learning_rate", *self.live.loop.own_names}
+            self.live.log(**{n: v for n, v in values.items() if n not in own and _is_number(v)})
 
     def on_train_end(self, *args: Any, **given: Any) -> None:
         if self.live is not None:

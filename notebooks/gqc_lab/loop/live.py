@@ -22,10 +22,10 @@ from gqc_lab.loop import gate
 from gqc_lab.loop.checkpoints import checkpoint_path, load_checkpoint, save_checkpoint, save_run
 from gqc_lab.loop.curves import Curves
 from gqc_lab.loop.experiment import Experiment
-from gqc_lab.loop.gate import Gate, claim
 from gqc_lab.loop.jupyter import PUMP_SECONDS, Cell, current_cell
 from gqc_lab.loop.openmp import release_threads
-from gqc_lab.loop.own_loop import Loop, Optimizers, named
+from gqc_lab.loop.own_loop import Loop
+from gqc_lab.loop.tunables import Optimizers, named
 
 SHORTEST = 0.1  #: seconds between two updates of the views
 SHARE = 0.01  #: of the training time that updates may take, and checkpoints as much
@@ -38,7 +38,7 @@ _END = object()
 steered: weakref.WeakKeyDictionary[Any, Live] = weakref.WeakKeyDictionary()
 
 
-class Live(Gate):
+class Live(gate.Gate):
     """A training that can be watched and steered.
 
     Args:
@@ -85,7 +85,7 @@ class Live(Gate):
         self._parameters, self._folder = dict(parameters or {}), Path(folder)
         self._beginning = copy.deepcopy(run.state_dict()) if run.parts else {}
         self._every, self._save_at = every_seconds, time.perf_counter() + every_seconds
-        claim(self, self._cell)
+        gate.claim(self, self._cell)
         steered.update(dict.fromkeys([run, *trained], self))
         self._undo = [self._cell.on_end(self._end_of_cell)] if self._cell is not None else []
         self._look()
@@ -121,8 +121,12 @@ class Live(Gate):
     def __call__(self, loader: Iterable[Any]) -> Iterator[Any]:
         """Yield the batches of ``loader``, with the views looked after in between.
 
-        Ends early after `stop`, and at ``total``.
+        Ends early after `stop`, and at ``total``.  Raises: RuntimeError: within a batch of another.
         """
+        if self._is_inside and self._own and not self._own.is_whole:
+            raise RuntimeError(
+                "live() within a batch of live(): use live(zip(a, b)) or a plain loop"
+            )
         if not self._enter():
             return
         items = self._own.items(loader) if self._own else self.experiment

@@ -12,8 +12,9 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gqc.noise.batches import generators_of
 from gqc.scalers import VarianceGradientScaler
 from gqc.schedules import THRESHOLD
 from gqc.wrappers import OptimizerWrapper
@@ -28,10 +30,9 @@ from gqc_lab.loop.controls import NORM_NAMES, Controls, NormSchedule, norm_contr
 from gqc_lab.loop.experiment import Experiment, append
 from gqc_lab.loop.scaler_controls import SCALER, apply_scaler, scaler_controls, scaler_settings
 from gqc_lab.loop.settings import Setting
-from gqc_lab.loop.tunables import Tunables
+from gqc_lab.loop.tunables import Optimizers, Tunables, named, unwrapped
 
 _PLAIN = (bool, int, float, str)
-Optimizers = Optimizer | Sequence[Optimizer] | Mapping[str, Optimizer]
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,10 @@ class Loop(Experiment):
             and ``load_state_dict``, and torch generators.  None: there are no checkpoints.
         label: a short name for legends and files.
     Attributes:
-        epoch: how many times a loader has been gone through.
+        epoch: how many times a loader has been gone through, to its end: a pass that ``break``
+            ends is not counted, one of ``itertools.islice(loader, n)`` is.
         position: batches of the present loader that have begun.
+        own_names: columns that `log` may not have, since they are measured.
     Raises: TypeError: what is no optimizer, or has no state.
     """
 
@@ -67,9 +70,8 @@ class Loop(Experiment):
     ) -> None:
         by_name = named(optimizers)
         self.tunables = Tunables(by_name)
-        inner = [o for each in by_name.values() for o in _unwrapped(each)]
-        given = list((state or {}).values())
-        scalers = [getattr(o, "scaler", None) for o in inner] + given
+        inner = [o for each in by_name.values() for o in unwrapped(each)]
+        scalers = [getattr(o, "scaler", None) for o in inner] + list((state or {}).values())
         self.scaler = next((s for s in scalers if isinstance(s, VarianceGradientScaler)), None)
         self.wrapper = next((o for o in inner if isinstance(o, OptimizerWrapper)), None)
         parts, generators = _sort_state(by_name, state)
@@ -88,6 +90,9 @@ class Loop(Experiment):
         self._start: dict[str, Any] | None = None  # of the random generators, in this epoch
         self._resumed: dict[str, Any] | None = None
         self._logged: dict[str, Any] = {}
+        wrapped = ("stepped", "num_draws", "grad_norm", "noise_scale") if self.wrapper else ()
+        scaled = ("stepped", "factor") if self.scaler else ()
+        self.own_names = {"microbatch", "seconds", "changes", *wrapped, *scaled}
         self._moving = {THRESHOLD} & set(self.tunables.specs)  # tunables that are recorded
         self._values = self.tunables.values()
 
@@ -124,7 +129,11 @@ class Loop(Experiment):
     def items(self, loader: Iterable[Any]) -> Iterator[Any]:
         """Return an iterator over ``loader``, at the place of the checkpoint that was loaded.
 
-        Raises: ValueError: the loader has workers, and the loop gives its state.
+        The generators of a ``DataLoader`` and of its samplers are saved; where something else is
+        around it (``tqdm``, ``zip``) the loop's ``state`` has to give them.
+
+        Raises: ValueError: the loader has workers, and the loop gives its state; or fewer batches
+            than the checkpoint.
         """
         if self.parts and (workers := getattr(loader, "num_workers", 0)):
             raise ValueError(
@@ -139,8 +148,10 @@ class Loop(Experiment):
         self._start = place["start"]
         self._set_randomness(place["start"])
         items = iter(loader)
-        for _ in range(self.position):
-            next(items)
+        if (found := sum(1 for _ in islice(items, self.position))) < self.position:
+            raise ValueError(
+                f"{found} batches in the loader: the checkpoint has done {self.position}"
+            )
         self._set_randomness(place["now"])
         return self._through(items)
 
@@ -180,7 +191,7 @@ class Loop(Experiment):
             return
         self.seconds += time.perf_counter() - self._began
         number = self.microbatch + 1
-        record = {"microbatch": number, "seconds": self.seconds, **self._logged, **self._measure()}
+        record = {"microbatch": number, "seconds": self.seconds, **self._measure(), **self._logged}
         if self._changes:
             record["changes"] = json.dumps(self._changes)
         self._logged = {}
@@ -206,10 +217,10 @@ class Loop(Experiment):
     def _measure(self) -> dict[str, Any]:
         values = self._now
         if values is not self._values:
-            for name in [n for n, v in values.items() if v != self._values[n]]:
-                if name not in self._moving:  # it was constant so far
-                    self._moving.add(name)
-                    self._columns[name] = [self._values[name]] * self.microbatch
+            for name in {n for n, v in values.items() if v != self._values[n]} - self._moving:
+                self._moving.add(name)  # it was constant so far
+                past = [self._values[name]] * self.microbatch
+                self._columns.setdefault(name, past)  # else the loop logs it
             self._values = values
         found: dict[str, Any] = {name: values[name] for name in self._moving}
         if self.wrapper is not None:
@@ -227,8 +238,10 @@ class Loop(Experiment):
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Keep numbers of the batch in progress, or of the last one; tensors are read later.
 
-        Raises: TypeError: neither a number, a text nor a tensor of one element.
+        Raises: TypeError: no number, text or tensor of one element.  ValueError: in `own_names`.
         """
+        if taken := self.own_names & metrics.keys():
+            raise ValueError(f"log({', '.join(sorted(taken))}): recorded anyway; use other names")
         kept = {name: _kept(name, value) for name, value in metrics.items()}
         if self._is_inside or not self.microbatch:
             self._logged |= kept
@@ -259,10 +272,8 @@ class Loop(Experiment):
 
     def _streams(self) -> dict[str, torch.Generator]:
         """Return the loop's generators and those of its loader, by name."""
-        places = enumerate((self._loader, getattr(self._loader, "sampler", None)))
-        found = {f"loader {i}": getattr(place, "generator", None) for i, place in places}
-        loaders = {n: g for n, g in found.items() if isinstance(g, torch.Generator)}
-        return {**self.generators, **loaders}
+        found = {f"loader {i}": g for i, g in generators_of(self._loader).items()}
+        return {**self.generators, **found}
 
     def _randomness(self) -> dict[str, Any]:
         kind, keys, *rest = np.random.get_state()  # noqa: NPY002
@@ -277,7 +288,8 @@ class Loop(Experiment):
 
     def _set_randomness(self, state: Mapping[str, Any]) -> None:
         for name, generator in self._streams().items():
-            generator.set_state(state["streams"][name])
+            if name in state["streams"]:
+                generator.set_state(state["streams"][name])
         torch.set_rng_state(state["torch"])
         if state["cuda"]:
             torch.cuda.set_rng_state_all(state["cuda"])
@@ -285,24 +297,6 @@ class Loop(Experiment):
         np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
         version, words, gauss = state["python"]
         random.setstate((version, tuple(words), gauss))
-
-
-def named(optimizers: Optimizers) -> dict[str, Optimizer]:
-    if isinstance(optimizers, Optimizer):
-        return {"": optimizers}
-    given: Any = optimizers if isinstance(optimizers, Mapping) else dict(enumerate(optimizers))
-    by_name = {f"{name}.": each for name, each in given.items()}
-    for name, each in by_name.items():
-        if not isinstance(each, Optimizer):
-            kind = type(each).__name__
-            raise TypeError(f"{name[:-1]} is a {kind}: expected torch optimizers or an Experiment")
-    return by_name
-
-
-def _unwrapped(optimizer: Any) -> Iterator[Any]:
-    while optimizer is not None:
-        yield optimizer
-        optimizer = getattr(optimizer, "optimizer", None)
 
 
 def _sort_state(

@@ -8,7 +8,7 @@ multiplies what it finds does not compound the edit.  Where :math:`b_0 = 0` it i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,13 +17,22 @@ from torch.optim import Optimizer
 
 from gqc_lab.loop.settings import Setting
 
+Optimizers = Optimizer | Sequence[Optimizer] | Mapping[str, Optimizer]
 _RANGES = {
     "lr": Setting(meaning="learning rate of the first group", low=0),
     "momentum": Setting(meaning="momentum", low=0, below=1),
+    "dampening": Setting(meaning="dampening of momentum", low=0),
     "weight_decay": Setting(meaning="weight decay of the first group", low=0),
     "betas": Setting(meaning="decay of a moment", low=0, below=1),
 }
 _WRITTEN = ("initial_lr", "swa_lr")  # by schedules, for themselves
+
+
+def _write(group: dict[str, Any], key: str, value: Any) -> None:
+    if isinstance(group[key], torch.Tensor):
+        group[key].fill_(value)
+    else:
+        group[key] = value
 
 
 class _Place(NamedTuple):
@@ -40,10 +49,8 @@ class _Place(NamedTuple):
         old = group[self.key]
         if self.at is not None:
             group[self.key] = (*old[: self.at], value, *old[self.at + 1 :])
-        elif isinstance(old, torch.Tensor):
-            old.fill_(value)
         else:
-            group[self.key] = type(old)(value)
+            _write(group, self.key, value)
 
     def groups(self) -> list[dict[str, Any]]:
         return [group for group in self.optimizer.param_groups if self.key in group]
@@ -67,8 +74,8 @@ class Tunables:
         self._values: dict[str, float] = {}
         self._before: list[tuple[dict[str, Any], str, Any]] = []
         self._hooks: list[Any] = []
-        self.optimizers = list(optimizers.values())
-        for prefix, optimizer in optimizers.items():
+        for prefix, given in optimizers.items():  # Accelerate's has no hooks, the one in it has
+            optimizer = next(o for o in unwrapped(given) if hasattr(o, "_optimizer_step_pre_hooks"))
             for number, group in enumerate(optimizer.param_groups):
                 for key, value in group.items():
                     self._find(prefix, _Place(optimizer, key, number, None), value)
@@ -121,7 +128,8 @@ class Tunables:
         base = bases[min(number, len(bases) - 1)]  # of a group that was added since: the last
         if base != bases[0]:
             value = value * base / bases[0] if bases[0] else base
-        return value * (now / base) if base else value
+        value = value * (now / base) if base else value
+        return round(value) if self.specs[name].kind is int else value
 
     def _scale(self, optimizer: Optimizer) -> None:
         self.restore()  # a step that raised has left its values
@@ -130,21 +138,35 @@ class Tunables:
             if place.optimizer is optimizer:
                 for number, group in enumerate(place.groups()):
                     old = group[place.key]
-                    kept = old.clone() if isinstance(old, torch.Tensor) else old
+                    kept = float(old) if isinstance(old, torch.Tensor) else old
                     self._before.append((group, place.key, kept))
                     place.write(group, self._value(name, number, group))
 
     def restore(self) -> None:
         """Put back what was in the groups before the step."""
         while self._before:
-            group, key, old = self._before.pop()
-            if isinstance(old, torch.Tensor):
-                group[key].copy_(old)
-            else:
-                group[key] = old
+            _write(*self._before.pop())
 
     def detach(self) -> None:
         """Leave the optimizers alone from now on."""
         self.restore()
         for hook in self._hooks:
             hook.remove()
+
+
+def named(optimizers: Optimizers) -> dict[str, Optimizer]:
+    if isinstance(optimizers, Optimizer):
+        return {"": optimizers}
+    given: Any = optimizers if isinstance(optimizers, Mapping) else dict(enumerate(optimizers))
+    by_name = {f"{name}.": each for name, each in given.items()}
+    for name, each in by_name.items():
+        if not isinstance(each, Optimizer):
+            kind = type(each).__name__
+            raise TypeError(f"{name[:-1]} is a {kind}: expected torch optimizers or an Experiment")
+    return by_name
+
+
+def unwrapped(optimizer: Any) -> Iterator[Any]:
+    while optimizer is not None:
+        yield optimizer
+        optimizer = getattr(optimizer, "optimizer", None)

@@ -10,9 +10,9 @@ import time
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
-from gqc import OptimizerWrapperGNTS, OptimizerWrapperVGS
+from gqc import OptimizerWrapperGNTS, OptimizerWrapperSBC, OptimizerWrapperVGS
 from gqc_lab import Live
 
 
@@ -122,6 +122,77 @@ def test_groups_keep_their_ratio_and_what_was_zero_is_set():
     assert other_lr == pytest.approx(1.2)
 
 
+@pytest.mark.parametrize(
+    ("fields", "name", "value"),
+    [({"lr": 1}, "lr", 0.5), ({"lr": 0.1}, "weight_decay", 0.05), ({"lr": 0.1}, "momentum", 0.9)],
+)
+def test_a_whole_number_becomes_the_fraction_that_it_is_set_to(fields, name, value):
+    """SGD's own defaults of momentum and decay are the integer 0."""
+    model, optimizer = make(**fields)
+    live, seen = Live(optimizer), []
+    optimizer.register_step_pre_hook(lambda o, *_: seen.append(o.param_groups[0][name]))
+    before = optimizer.param_groups[0][name]
+    live.replay([{"microbatch": 2, "name": name, "value": value}])
+    train(live, model, optimizer, epochs=1)
+    assert seen == live.history[name].tolist() == [before] + [value] * 4
+    assert optimizer.param_groups[0][name] == before
+
+
+def test_a_count_stays_a_whole_number_under_a_schedule():
+    model, optimizer = make()
+    wrapper = OptimizerWrapperSBC(optimizer, 1, 8)
+    live, seen, key = Live(wrapper), [], "logical_batch_size"
+    wrapper.register_step_pre_hook(lambda o, *_: seen.append(o.param_groups[0][key]))
+    for number in live(range(4)):
+        if number == 1:
+            wrapper.param_groups[0][key] = 9
+            live.experiment.controls[key] = 4
+        if number == 3:
+            wrapper.param_groups[0][key] = 16  # 4 * 16 / 9 is 7.1
+        model(torch.ones(1, 3)).sum().backward()
+        wrapper.step()
+    assert seen == [8, 9, 4, 7]
+
+
+def test_the_optimizer_of_accelerate_is_steered():
+    from accelerate import Accelerator
+
+    model, optimizer = make()
+    outer, seen = Accelerator(cpu=True).prepare(optimizer), []
+    live = Live(outer)
+    optimizer.register_step_pre_hook(lambda o, *_: seen.append(o.param_groups[0]["lr"]))
+    live.replay([{"microbatch": 2, "name": "lr", "value": 0.03}])
+    train(live, model, outer, epochs=1)
+    assert seen == [0.1, *[0.03] * 4]
+
+
+def test_loops_within_one_another_are_refused():
+    live = Live(make()[1])
+    with pytest.raises(RuntimeError, match="within a batch of live"):
+        list(zip(live(range(3)), live(range(3)), strict=True))
+    for _ in live(range(2)):
+        with pytest.raises(RuntimeError, match="within a batch of live"):
+            next(live(range(2)))
+    assert live.history["microbatch"].tolist() == [1, 2, 3]
+
+
+def test_what_the_loop_logs_is_what_the_history_has():
+    """A name that is measured is refused; one that would only be recorded is the loop's."""
+    model, optimizer = make()
+    wrapper = OptimizerWrapperGNTS(optimizer, max_draws=1)
+    live, schedule = Live(wrapper), torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    for number in live(range(3)):
+        model(torch.ones(1, 3)).sum().backward()
+        wrapper.step()
+        schedule.step()
+        live.log(lr=float(number))
+        for name in ("grad_norm", "microbatch", "seconds", "changes", "stepped"):
+            with pytest.raises(ValueError, match=rf"log\({name}\): recorded anyway"):
+                live.log(**{name: 1.0})
+    assert live.history["lr"].tolist() == [0.0, 1.0, 2.0]
+    assert live.history["microbatch"].tolist() == [1, 2, 3]
+
+
 def test_a_replay_without_a_person_is_the_steered_run():
     runs = []
     for changes in (None, []):
@@ -189,9 +260,26 @@ def test_break_keeps_the_batch_and_stop_ends_every_epoch():
 KINDS = ("whole", "cut")
 
 
-@pytest.mark.parametrize("cut", [1, 5, 7, 12])
-@pytest.mark.parametrize("has_generator", [False, True], ids=["global", "generator"])
-def test_a_killed_run_resumes_bit_for_bit(cut, has_generator, tmp_path):
+def sampled(generator):
+    sampler = RandomSampler(data(), generator=generator)
+    return DataLoader(data(), batch_sampler=BatchSampler(sampler, 4, drop_last=False))
+
+
+LOADERS = {
+    "global": lambda generator: DataLoader(data(), 4, shuffle=True),
+    "generator": lambda generator: DataLoader(data(), 4, shuffle=True, generator=generator),
+    "batch_sampler": sampled,
+}
+
+
+@pytest.mark.parametrize(
+    ("cut", "loader_kind"),
+    [
+        *((cut, kind) for cut in (1, 5, 7, 12) for kind in ("global", "generator")),
+        (7, "batch_sampler"),
+    ],
+)
+def test_a_killed_run_resumes_bit_for_bit(cut, loader_kind, tmp_path):
     """Weights, dropout, numpy, python, shuffling, schedule and an edited rate, in mid-epoch."""
     ends = {}
     for kind in KINDS:
@@ -200,8 +288,7 @@ def test_a_killed_run_resumes_bit_for_bit(cut, has_generator, tmp_path):
             model, optimizer = make(momentum=0.9)
             seed() if attempt == 0 else random.seed(99)
             schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-            generator = torch.Generator().manual_seed(3) if has_generator else None
-            loader = DataLoader(data(), 4, shuffle=True, generator=generator)
+            loader = LOADERS[loader_kind](torch.Generator().manual_seed(3))
             state = {"model": model, "schedule": schedule}
             folder = tmp_path / kind
             live = Live(optimizer, total=15, state=state, folder=folder, every_seconds=0)
@@ -229,6 +316,12 @@ def test_workers_and_stateless_things_are_refused():
     live = Live(optimizer, state={"model": model})
     with pytest.raises(ValueError, match="num_workers=2"):
         next(live(DataLoader(data(), num_workers=2)))
+    train(live, model, optimizer, epochs=1)
+    state = live.snapshot()
+    state["loop"]["position"] = 3
+    live.experiment.load_state_dict(state)
+    with pytest.raises(ValueError, match="2 batches in the loader: the checkpoint has done 3"):
+        next(live([1, 2]))
     with pytest.raises(TypeError, match=r"state\['x'\] is a int"):
         Live(optimizer, state={"x": 3})
     with pytest.raises(RuntimeError, match="resume: expected"):
