@@ -74,6 +74,7 @@ class Tunables:
         self._values: dict[str, float] = {}
         self._before: list[tuple[dict[str, Any], str, Any]] = []
         self._hooks: list[Any] = []
+        self.optimizers = list(optimizers.values())
         for prefix, given in optimizers.items():  # Accelerate's has no hooks, the one in it has
             optimizer = next(o for o in unwrapped(given) if hasattr(o, "_optimizer_step_pre_hooks"))
             for number, group in enumerate(optimizer.param_groups):
