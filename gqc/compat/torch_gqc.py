@@ -50,14 +50,14 @@ def _published(builder: Callable[..., ParamGroupSchedule], otherwise: str) -> An
     ) -> ParamGroupSchedule:
         own = [name for kind, name in _TARGETS.items() if isinstance(optimizer, kind)]
         key = key or (*own, otherwise)[0]
-        for group in optimizer.param_groups:
+        for group in () if isinstance(optimizer, gqc.OptimizerWrapper) else optimizer.param_groups:
             group.setdefault(key, 1.0)
         return builder(optimizer, *args, key=key, **kwargs)
 
     build.__name__ = build.__qualname__ = builder.__name__
     build.__doc__ = f""":func:`gqc.{builder.__name__}` of what GNTS, SBC and GNR decide by.
 
-    Of any other optimizer: of {otherwise!r}, which its groups get where they have none.
+    Of any other optimizer: of {otherwise!r}, which groups of a plain one get where they have none.
     """
     return build
 

@@ -295,8 +295,7 @@ class NormWarmupScheduler(ParamGroupSchedule):
         kind, base = type(scheduler), ParamGroupSchedule
         if (kind.go_to, kind._write) != (base.go_to, base._write):
             raise TypeError(
-                f"scheduler is a {kind.__name__}, which does more at a step than to write a value "
-                "of the step: give it a warmup of its own"
+                f"{kind.__name__} does more at a step than write: give it its own warmup"
             )
         self.scheduler, scheduler.is_attached = scheduler, True
         self._warmup = num_warmup_steps, warmup_start, warmup_end

@@ -253,6 +253,8 @@ def test_builders_set_what_the_wrapper_decides_by():
     ):
         direct(wrapper, 8.0, 0, 50)
         assert wrapper.param_groups[0][key] == 8.0
+    with pytest.raises(KeyError, match="has no 'gradient_norm_threshold'"):  # nobody would read it
+        torch_gqc.get_norm_threshold_cosine_annealing_with_warmup(wrapper, 5, 50)
 
 
 # Calls

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -74,16 +75,17 @@ class Tunables:
         self._values: dict[str, float] = {}
         self._before: list[tuple[dict[str, Any], str, Any]] = []
         self._hooks: list[Any] = []
-        self.optimizers = list(optimizers.values())
+        self._stepping: Optimizer | None = None  # whose step the groups were changed for
         for prefix, given in optimizers.items():  # Accelerate's has no hooks, the one in it has
-            optimizer = next(o for o in unwrapped(given) if hasattr(o, "_optimizer_step_pre_hooks"))
-            for number, group in enumerate(optimizer.param_groups):
+            chain = [o for o in unwrapped(given) if hasattr(o, "_optimizer_step_pre_hooks")]
+            for number, group in enumerate(chain[0].param_groups):
                 for key, value in group.items():
-                    self._find(prefix, _Place(optimizer, key, number, None), value)
-            self._hooks += [
-                optimizer.register_step_pre_hook(lambda o, *_: self._scale(o)),
-                optimizer.register_step_post_hook(lambda *_: self.restore()),
-            ]
+                    self._find(prefix, _Place(chain[0], key, number, None), value)
+            for each in chain:  # a wrapper's flush() steps the one in it alone
+                self._hooks += [
+                    each.register_step_pre_hook(partial(self._scale, chain[0])),
+                    each.register_step_post_hook(lambda o, *_: self.restore(o)),
+                ]
 
     def _find(self, prefix: str, place: _Place, value: Any) -> None:
         key = place.key
@@ -132,8 +134,11 @@ class Tunables:
         value = value * (now / base) if base else value
         return round(value) if self.specs[name].kind is int else value
 
-    def _scale(self, optimizer: Optimizer) -> None:
+    def _scale(self, optimizer: Optimizer, stepping: Optimizer, *_: Any) -> None:
+        if self._before and stepping is not optimizer:
+            return  # within the step of the wrapper around it
         self.restore()  # a step that raised has left its values
+        self._stepping = stepping
         for name in self.edited:
             place = self._places[name]
             if place.optimizer is optimizer:
@@ -143,9 +148,9 @@ class Tunables:
                     self._before.append((group, place.key, kept))
                     place.write(group, self._value(name, number, group))
 
-    def restore(self) -> None:
-        """Put back what was in the groups before the step."""
-        while self._before:
+    def restore(self, after: Optimizer | None = None) -> None:
+        """Put back what was in the groups before the step (of ``after``)."""
+        while self._before and after in (None, self._stepping):
             _write(*self._before.pop())
 
     def detach(self) -> None:

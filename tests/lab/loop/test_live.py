@@ -154,6 +154,21 @@ def test_a_count_stays_a_whole_number_under_a_schedule():
     assert seen == [8, 9, 4, 7]
 
 
+def test_an_edit_also_acts_on_a_flush_and_is_what_on_step_hears():
+    model, optimizer = make()
+    heard, seen = [], []
+    wrapper = OptimizerWrapperSBC(optimizer, 1, 2, on_step=lambda n: heard.append(n["lr"]))
+    live = Live(wrapper)
+    optimizer.register_step_pre_hook(lambda o, *_: seen.append(o.param_groups[0]["lr"]))
+    live.replay([{"microbatch": 2, "name": "lr", "value": 0.03}])
+    for _ in live(range(3)):
+        model(torch.ones(1, 3)).sum().backward()
+        wrapper.step()
+    assert wrapper.flush()
+    assert seen == heard == [0.03, 0.03]
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
 def test_the_optimizer_of_accelerate_is_steered():
     from accelerate import Accelerator
 
