@@ -117,21 +117,25 @@ def _on_scale(part: Part, value: float) -> float:
 
 
 def _p_value(values: np.ndarray, bound: float) -> float:
+    if len(values) < 2 or not np.isfinite(values).all():
+        return math.nan
+    if np.ptp(values) == 0:
+        return 1.0 if values[0] == bound else 0.0
     return 2 * float(stats.t.sf(abs(_t(values, bound)), len(values) - 1))
 
 
 def _t(values: np.ndarray, bound: float) -> float:
-    """Return t; NaN where there is no test, and infinite, or 0, of equal values."""
-    if len(values) < 2 or not np.isfinite(values).all():
-        return math.nan
-    if np.ptp(values) == 0:
-        return 0.0 if values[0] == bound else math.copysign(math.inf, values[0] - bound)
     return float((values.mean() - bound) / (values.std(ddof=1) / math.sqrt(len(values))))
 
 
 def _p_none(values: np.ndarray, margin: float) -> float:
     """Return the p value of two one-sided tests that the mean lies within the margin of 0."""
-    return float(stats.t.sf([_t(values, -margin), -_t(values, margin)], len(values) - 1).max())
+    if len(values) < 2 or not np.isfinite(values).all():
+        return math.nan
+    if np.ptp(values) == 0:
+        return 0.0 if abs(values[0]) < margin else 1.0
+    one_sided = stats.t.sf([_t(values, -margin), -_t(values, margin)], len(values) - 1)
+    return float(one_sided.max())
 
 
 def measure(part: Part, values: np.ndarray, level: float) -> Effect:

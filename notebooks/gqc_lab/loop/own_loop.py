@@ -132,8 +132,7 @@ class Loop(Experiment):
         The generators of a ``DataLoader`` and of its samplers are saved; where something else is
         around it (``tqdm``, ``zip``) the loop's ``state`` has to give them.
 
-        Raises: ValueError: the loader has workers, and the loop gives its state; or fewer batches
-            than the checkpoint.
+        Raises: ValueError: it has workers and the loop gives its state, or too few batches.
         """
         if self.parts and (workers := getattr(loader, "num_workers", 0)):
             raise ValueError(
@@ -218,9 +217,8 @@ class Loop(Experiment):
         values = self._now
         if values is not self._values:
             for name in {n for n, v in values.items() if v != self._values[n]} - self._moving:
-                self._moving.add(name)  # it was constant so far
-                past = [self._values[name]] * self.microbatch
-                self._columns.setdefault(name, past)  # else the loop logs it
+                self._moving.add(name)  # it was constant so far; if logged, the loop's own
+                self._columns.setdefault(name, [self._values[name]] * self.microbatch)
             self._values = values
         found: dict[str, Any] = {name: values[name] for name in self._moving}
         if self.wrapper is not None:

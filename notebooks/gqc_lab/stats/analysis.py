@@ -234,7 +234,6 @@ def at_equal(
 
 
 def t_interval(values: Floats) -> tuple[float, float, str]:
-    """Return the bounds of 95 % around the mean, and "t" or why there are none."""
     n, num_bad = len(values), int((~np.isfinite(values)).sum())
     if n < 2:
         return nan, nan, f"none: {n} run" if n else "none: no run"

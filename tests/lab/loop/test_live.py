@@ -154,10 +154,9 @@ def test_a_count_stays_a_whole_number_under_a_schedule():
     assert seen == [8, 9, 4, 7]
 
 
-def test_an_edit_also_acts_on_a_flush_and_is_what_on_step_hears():
+def test_an_edit_also_acts_on_a_flush():
     model, optimizer = make()
-    heard, seen = [], []
-    wrapper = OptimizerWrapperSBC(optimizer, 1, 2, on_step=lambda n: heard.append(n["lr"]))
+    wrapper, seen = OptimizerWrapperSBC(optimizer, 1, 2), []
     live = Live(wrapper)
     optimizer.register_step_pre_hook(lambda o, *_: seen.append(o.param_groups[0]["lr"]))
     live.replay([{"microbatch": 2, "name": "lr", "value": 0.03}])
@@ -165,7 +164,7 @@ def test_an_edit_also_acts_on_a_flush_and_is_what_on_step_hears():
         model(torch.ones(1, 3)).sum().backward()
         wrapper.step()
     assert wrapper.flush()
-    assert seen == heard == [0.03, 0.03]
+    assert seen == [0.03, 0.03]
     assert optimizer.param_groups[0]["lr"] == 0.1
 
 
