@@ -52,8 +52,7 @@ class Loop(Experiment):
             and ``load_state_dict``, and torch generators.  None: there are no checkpoints.
         label: a short name for legends and files.
     Attributes:
-        epoch: how many times a loader has been gone through, to its end: a pass that ``break``
-            ends is not counted, one of ``itertools.islice(loader, n)`` is.
+        epoch: times that a loader was gone through: not where ``break`` ended it, but ``islice``.
         position: batches of the present loader that have begun.
         own_names: columns that `log` may not have, since they are measured.
     Raises: TypeError: what is no optimizer, or has no state.
