@@ -78,7 +78,7 @@ def test_only_numbers_of_the_groups_are_scheduled(key):
     optimizer = torch.optim.Adam([torch.zeros(2, requires_grad=True)])
     before = dict(optimizer.param_groups[0])
     with pytest.raises(
-        KeyError, match=rf"has no '{key}': expected one of \['eps', 'lr', 'weight_dec"
+        KeyError, match=rf"has no '{key}': expected one of \['lr', 'eps', 'weight_dec"
     ):
         gqc.ParamGroupSchedule(optimizer, key, lambda step: 0.5)
     assert optimizer.param_groups[0] == before

@@ -49,9 +49,7 @@ class ParamGroupSchedule(LRScheduler):
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer is a {type(optimizer).__name__}: expected an Optimizer")
         for index, group in enumerate(optimizer.param_groups):
-            known = sorted(
-                k for k, v in group.items() if type(v) in (int, float) or hasattr(v, "ndim")
-            )
+            known = [k for k, v in group.items() if type(v) in (int, float) or hasattr(v, "ndim")]
             if key not in known:
                 raise KeyError(f"param group {index} has no {key!r}: expected one of {known}")
         self.optimizer, self.key, self.fn = optimizer, key, fn
