@@ -73,6 +73,17 @@ def test_batch_schedules_grow_as_a_power_and_hold(exponent):
         assert values(quadratic, 14) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("key", ["betas", "params", "amsgrad", "foreach", "nope"])
+def test_only_numbers_of_the_groups_are_scheduled(key):
+    optimizer = torch.optim.Adam([torch.zeros(2, requires_grad=True)])
+    before = dict(optimizer.param_groups[0])
+    with pytest.raises(
+        KeyError, match=rf"has no '{key}': expected one of \['lr', 'eps', 'weight_dec"
+    ):
+        gqc.ParamGroupSchedule(optimizer, key, lambda step: 0.5)
+    assert optimizer.param_groups[0] == before
+
+
 def test_constant_and_linear():
     assert values(gqc.get_constant_schedule(wrapper(), 3.0, key=THRESHOLD), 3) == [3.0] * 4
     linear = gqc.get_linear_schedule(wrapper(), 4.0, 0.0, 4, key=THRESHOLD)

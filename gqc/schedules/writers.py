@@ -31,12 +31,12 @@ class ParamGroupSchedule(LRScheduler):
     Args:
         optimizer: an optimizer or a wrapper; the groups are looked up at each step, so that a
             loaded ``state_dict`` and an added group are followed.
-        key: the entry to write; it must exist in every group.
+        key: the entry to write, a number in every group.
         fn: step [microbatches, from 0] -> value, finite.  To be pickled with the schedule, it has
             to be a function of a module, or a ``functools.partial`` of one.
     Raises:
         TypeError: ``optimizer`` is not an ``Optimizer``.
-        KeyError: a group has no ``key``.
+        KeyError: a group has no number ``key``.
         ValueError: ``fn`` returned NaN or infinity; the groups keep their values.
     Warns: a norm threshold that starts at 0 makes every early window run to ``max_draws``; a
         schedule that is stepped once in several draws falls behind.
@@ -49,8 +49,8 @@ class ParamGroupSchedule(LRScheduler):
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer is a {type(optimizer).__name__}: expected an Optimizer")
         for index, group in enumerate(optimizer.param_groups):
-            if key not in group:
-                known = sorted(set(group) - {"params"})
+            known = [k for k, v in group.items() if type(v) in (int, float) or hasattr(v, "ndim")]
+            if key not in known:
                 raise KeyError(f"param group {index} has no {key!r}: expected one of {known}")
         self.optimizer, self.key, self.fn = optimizer, key, fn
         self.last_step = 0

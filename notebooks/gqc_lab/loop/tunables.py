@@ -82,10 +82,10 @@ class Tunables:
                 for key, value in group.items():
                     self._find(prefix, _Place(chain[0], key, number, None), value)
             for each in chain:  # a wrapper's flush() steps the one in it alone
-                self._hooks += [
-                    each.register_step_pre_hook(partial(self._scale, chain[0])),
-                    each.register_step_post_hook(lambda o, *_: self.restore(o)),
-                ]
+                post = each.register_step_post_hook(lambda o, *_: self.restore(o))
+                # Schedules that hooks step find the groups without the edit.
+                each._optimizer_step_post_hooks.move_to_end(post.id, last=False)
+                self._hooks += [each.register_step_pre_hook(partial(self._scale, chain[0])), post]
 
     def _find(self, prefix: str, place: _Place, value: Any) -> None:
         key = place.key

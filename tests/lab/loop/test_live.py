@@ -12,7 +12,13 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
-from gqc import OptimizerWrapperGNTS, OptimizerWrapperSBC, OptimizerWrapperVGS
+from gqc import (
+    OptimizerWrapperGNTS,
+    OptimizerWrapperSBC,
+    OptimizerWrapperVGS,
+    get_linear_schedule,
+)
+from gqc.integrations import attach
 from gqc_lab import Live
 
 
@@ -152,6 +158,25 @@ def test_a_count_stays_a_whole_number_under_a_schedule():
         model(torch.ones(1, 3)).sum().backward()
         wrapper.step()
     assert seen == [8, 9, 4, 7]
+
+
+@pytest.mark.parametrize("is_attached", [True, False], ids=["attached", "in a hook"])
+def test_an_edit_keeps_its_ratio_to_a_schedule_that_a_hook_steps(is_attached):
+    model, optimizer = make()
+    if is_attached:
+        optimizer = OptimizerWrapperSBC(optimizer, 1, 1)
+        attach(get_linear_schedule(optimizer, 0.1, 0.02, 4, key="lr"))
+        expected = [0.1, 0.08, 0.6, 0.4, 0.2]
+    else:
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        optimizer.register_step_post_hook(lambda *_: schedule.step())
+        expected = [0.1, 0.05, 0.6, 0.3, 0.15]
+    live, seen = Live(optimizer), []
+    optimizer.register_step_pre_hook(lambda o, *_: seen.append(o.param_groups[0]["lr"]))
+    live.replay([{"microbatch": 3, "name": "lr", "value": 0.6}])
+    train(live, model, optimizer, epochs=1)
+    assert seen == pytest.approx(expected)
+    assert live.history["lr"].tolist() == pytest.approx(expected)
 
 
 def test_an_edit_also_acts_on_a_flush():
