@@ -8,13 +8,10 @@ taken in one batched pass and stay on the device.  Per group, it is bit for bit 
 norm is summed in float32 here and in 16 bits there.
 
 **With wrappers and VGS.**  What is clipped depends on the optimizer that clips
-(:func:`clip_before_step`):
-
-- the *wrapped* one: the wrapper averages its window and changes the mean (VGS scales it), then it
-  is clipped.  What the optimizer steps with is bounded; decisions and variances are those of raw
-  gradients.  This is the order that VGS was published with.
-- the *wrapper*: each microbatch is clipped before it is drawn.  Decisions are made from, and VGS
-  measures and scales, clipped gradients; VGS may make the step smaller still.
+(:func:`clip_before_step`).  The *wrapped* one clips the mean of each window, as scaled by VGS, so
+that what it steps with is bounded; decisions and variances are those of raw gradients.  This is the
+order that VGS was published with.  The *wrapper* clips each microbatch: decisions and VGS then see
+clipped gradients, and VGS may make the step smaller still.
 
 Source: Pascanu et al. 2013, arXiv:1211.5063, for the total norm.
 """

@@ -224,6 +224,13 @@ def ranks_of(wrapper: Any) -> Ranks:
     return ranks
 
 
+def refuse_flat_shards(name: str, params: Sequence[Tensor]) -> None:
+    """Raise RuntimeError where FSDP1 gave this rank a part of ``params`` that looks whole."""
+    for module in _owners(params) if is_on() else ():
+        if Ranks(tuple(_groups_of(module)), (module,)).has_flat_shards:
+            raise RuntimeError(FLAT_SHARDS.format(name, ""))
+
+
 def weigh(wrapper: Any, weight: float | Tensor | None) -> tuple[float, float]:
     """Weight of a draw over all ranks, and its unit (:mod:`gqc.wrappers.window`).
 

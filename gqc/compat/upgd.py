@@ -7,11 +7,12 @@ whose state has the published keys already; ``normalization="max_published"`` an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import gqc
 from gqc import UPGD
+from gqc.checks import expect
 
 __all__ = ["UPGD", "UPGDW", "AdaptiveUPGD"]
 
@@ -39,12 +40,15 @@ class AdaptiveUPGD(gqc.AdaptiveUPGD):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
         self._show()
+        super().check_groups()
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Step with the decays that the groups hold now."""
-        for group in self.param_groups:
+    def check_groups(self) -> None:
+        """Take the decays that the groups hold now; a scheduler changes ``betas``."""
+        for place, group in enumerate(self.param_groups):
+            if group["betas"] != self._checked.get(place, group).get("betas"):
+                group.update(zip(_DECAYS, group["betas"], strict=True))
             group["betas"] = tuple(group[name] for name in _DECAYS)
-        return super().step(closure)
+        super().check_groups()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -59,17 +63,7 @@ class UPGDW(gqc.UPGDW):
     """:class:`gqc.UPGDW`, which takes AdamW's ``amsgrad`` where it is False."""
 
     def __init__(self, params: Iterable[Any], *args: Any, amsgrad: bool = False, **kwargs: Any):
-        if amsgrad:
-            raise ValueError(
-                "amsgrad=True: UPGDW keeps no maximum of second moments, and would step otherwise "
-                "than that promises; leave it out"
-            )
+        expect(not amsgrad, "amsgrad", amsgrad, "False: UPGDW keeps no maximum of second moments")
         super().__init__(params, *args, **kwargs)
-        self.defaults["amsgrad"] = False
-        for group in self.param_groups:
+        for group in (self.defaults, *self.param_groups):
             group["amsgrad"] = False
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if any(group.get("amsgrad") for group in self.param_groups):
-            raise ValueError("amsgrad=True in the file: UPGDW keeps no maximum of second moments")

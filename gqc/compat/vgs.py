@@ -31,7 +31,6 @@ MIGRATION = (
     "ACTION REQUIRED: look at vgs/scaling_factor after the warmup, and lower alpha or name the old "
     "estimator if steps get too small"
 )
-_MORE = ("min_scaling_factor", "variance_cap")
 
 
 class VarianceGradientScaler(scalers.VarianceGradientScaler):
@@ -47,15 +46,17 @@ class VarianceGradientScaler(scalers.VarianceGradientScaler):
         self._file: Mapping[str, Any] | None = None  # loaded before there were parameters
         super().__init__(entries or [torch.zeros(())], *args, **kwargs)
 
-    def set_parameters(self, parameters: Iterable[Any]) -> None:
-        """Scale these from now on; a file that was loaded before takes effect."""
-        self.update_parameters(parameters)
+    def update_parameters(self, parameters: Iterable[Any]) -> None:
+        """Scale these from now on; a file that was loaded before the first takes effect."""
+        super().update_parameters(parameters)
         if self._is_waiting:
             self._is_waiting, file = False, self._file
             self.reset_statistics()
             if file is not None:
                 self._file = None
                 self.load_state_dict(file)
+
+    set_parameters = update_parameters
 
     def step(self) -> None:
         if not self._is_waiting:
@@ -69,7 +70,8 @@ class VarianceGradientScaler(scalers.VarianceGradientScaler):
         if self._is_waiting and self._file is not None:
             return dict(copy.deepcopy(self._file))
         own = super().state_dict()
-        flat = {name: getattr(self, name) for name in (*CONFIG, "step_count", *_MORE)}
+        more = ("step_count", "min_scaling_factor", "variance_cap")
+        flat = {name: getattr(self, name) for name in (*CONFIG, *more)}
         flat |= {name: self._scalar(index) for index, name in enumerate(SCALARS)}
         flat["param_numel"] = self._param_numel
         if self.estimator not in ESTIMATORS.values():

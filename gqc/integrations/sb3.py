@@ -49,7 +49,7 @@ class VGSCallback(BaseCallback):
     Args:
         state: of the scaler of an earlier run.
         options: keywords of :class:`~gqc.scalers.vgs.VarianceGradientScaler`.
-    Attributes: scaler: from the first ``learn`` on; a second ``learn`` continues with it.
+    Attributes: scaler: of the model that learns or did last; its next ``learn`` continues with it.
     Raises: ValueError, TypeError: as training begins, as the scaler.
     """
 
@@ -57,10 +57,12 @@ class VGSCallback(BaseCallback):
         super().__init__()
         self.options, self.state = options, state
         self.scaler: VarianceGradientScaler | None = None
+        self._policy: Any = None  # that of the model which the scaler belongs to
 
     def _on_training_start(self) -> None:
         optimizer = self.model.policy.optimizer
-        if self.scaler is None:
+        if self.scaler is None or self._policy is not self.model.policy:
+            self._policy = self.model.policy
             self.scaler = VarianceGradientScaler(optimizer.param_groups, **self.options)
             if self.state is not None:
                 self.scaler.load_state_dict(self.state)

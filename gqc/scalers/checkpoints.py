@@ -1,22 +1,15 @@
 """Checkpoints of the variance gradient scaler: the present format and all published ones.
 
-==================== ================================================ ==============================
-file                 recognised by                                    statistics go to
-==================== ================================================ ==============================
-1.x                  no ``vgs_version``, no ``param_grad_mean_ema``   ``spatial``
-2.0, 2.0.1           ``vgs_version`` "2.0", or none                   ``tensor_spatial``
-3.0                  ``vgs_version`` "3.0"                            ``tensor_mean``
-3.1, 3.2             ``vgs_version`` "3.1", "3.2"                     ``mean_square``
-4.0                  ``vgs_version`` "4.0"                            the one it names, but sketch
-4.1                  ``vgs_version`` "4.1"                            the estimator it names
-==================== ================================================ ==============================
-
-Any other estimator starts again, statistics and warmup, with a warning: numbers of one definition
-mean nothing in another.  The sketch of 4.0 had other projections than that of 4.1.
+A file names its version in ``vgs_version``; without that it is a 2.0 if it has
+``param_grad_mean_ema``, else a 1.x.  Statistics of a published one go to its own of `ESTIMATORS`,
+those of 4.0 and 4.1 to the estimator they name.  Any other estimator starts again, statistics and
+warmup, with a warning: numbers of one definition mean nothing in another.  So does the sketch from
+a file of 4.0, which had other projections.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +54,7 @@ class Checkpoint:
         step_count: steps of the scaler.
         estimator: the estimator named in the file; None in published ones.
         statistics: what the estimator's ``load_state_dict`` takes.
-        shapes: of the parameters; None in published ones.
+        shapes: of the parameters; published ones say their numbers of elements, or nothing (None).
     """
 
     version: str
@@ -79,7 +72,11 @@ class Checkpoint:
 
     def check_same(self, estimator: str, shapes: list[list[int]]) -> None:
         """Raise ValueError unless the file is of this estimator and of parameters of ``shapes``."""
-        if self.estimator != estimator:
+        if self.version in ESTIMATORS:
+            if self.shapes is None or not self.is_of(estimator):
+                return
+            shapes = [[math.prod(shape)] for shape in shapes]
+        elif self.estimator != estimator:
             raise ValueError(
                 f"checkpoint of estimator {self.estimator!r} given to {estimator!r}: "
                 f"construct the scaler with estimator={self.estimator!r}"
@@ -170,7 +167,9 @@ def _read_published(state: Mapping[str, Any], version: str) -> Checkpoint:
             raise ValueError(f"VGS checkpoint {version}: {key!r} is not a tensor of one dimension")
         statistics[key] = value
     config = {k: state[k] for k in (*CONFIG, "min_scaling_factor", "variance_cap") if k in state}
-    return Checkpoint(version, config, steps, statistics)
+    numels = state.get("param_numel")
+    shapes = None if numels is None else torch.as_tensor(numels).long().view(-1, 1).tolist()
+    return Checkpoint(version, config, steps, statistics, shapes=shapes)
 
 
 def _require(state: Mapping[str, Any], keys: tuple[str, ...], version: str) -> None:

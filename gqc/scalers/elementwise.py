@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqc.gradients import local, wide
+from gqc.gradients import local, tensor_norms
 from gqc.noise.estimates import debiased_moments, ema_kappa, noise_to_signal
 from gqc.scalers.sketch import real_flat, real_numel
 from gqc.scalers.variance import DebiasedEstimator, Grads
@@ -40,11 +40,9 @@ class Elementwise(DebiasedEstimator):
 
     def _prepare(self, grads: Grads, factor: float) -> tuple[Any, Tensor]:
         shards = local(grads)
-        zero = torch.zeros_like(self.num_skipped)
-        norm = torch.linalg.vector_norm
-        flats = [None if g is None else real_flat(g) for g in shards]
-        norms = [zero if f is None else norm(f, dtype=wide(f.dtype)).to(zero) for f in flats]
-        return shards, self._shards.reduce(torch.stack(norms).square()).sum()
+        there = [m[:0] if g is None else g for g, m in zip(shards, self.means, strict=True)]
+        squares = tensor_norms(there).to(self.num_skipped).square()
+        return shards, self._shards.reduce(squares).sum()
 
     def _move(self, prepared: Any, weight: Tensor, finite: Tensor, factor: float) -> Tensor:
         # An integer mask makes the move exactly zero where NaN * 0 would not, and costs less than

@@ -26,14 +26,9 @@ PERCENTILES = (0.1, 0.5, 0.9)
 def scaling_factor(
     variance: Tensor, alpha: float, smallest: float, variance_cap: float | None
 ) -> Tensor:
-    r"""Return the factor: :math:`\mathrm{clip}(1/(1+\alpha\min(V, V_\max)), f_\min, 1)`.
+    r"""Return the factor of :mod:`gqc.scalers.vgs`, in the shape of ``variance``, with its letters.
 
-    Args:
-        variance: :math:`V \ge 0`, any shape.
-        alpha: strength, >= 0.
-        smallest: :math:`f_\min` in [0, 1].
-        variance_cap: :math:`V_\max`; None for no cap.
-    Returns: the shape of ``variance``.
+    :math:`\mathrm{clip}(1/(1+\alpha\min(V, V_\max)), f_\min, 1)`; no cap where that is None.
     """
     bounded = variance if variance_cap is None else variance.clamp_max(variance_cap)
     scaled = constant(alpha, bounded) * bounded + constant(1, bounded)

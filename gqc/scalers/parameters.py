@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,12 @@ import torch
 from torch import Tensor
 
 from gqc.gradients import settle
+
+AGAIN = (
+    "scale_gradients() again before step(): call it once per optimizer step, after the last "
+    "backward(), and the scaler's step() after the optimizer's, without which the warmup never "
+    "ends. To leave a step out, zero_grad(set_to_none=True)"
+)
 
 
 class ParameterList:
@@ -20,16 +27,20 @@ class ParameterList:
         tensors: the parameters.
         names: of the parameters, or empty if they came without.
         groups: number of the param group of each parameter.
+        is_marked: were gradients marked as scaled since the scaler's last step?
     Raises:
         ValueError: there is none, or only some have a name.
         TypeError: something else is in there.
     """
 
     def __init__(self, parameters: Iterable[Any]) -> None:
+        if isinstance(parameters, Tensor):
+            raise TypeError("parameters is one tensor, of which each row would be taken: [it]")
         self.tensors: list[Tensor] = []
         self.names: list[str] = []
         self.groups: list[int] = []
-        self._has_groups = False
+        self.is_marked = self._has_groups = False
+        self._complex: list[Tensor] = []
         self._on_device: dict[Any, Tensor] = {}
         seen = set()
         for group, name, tensor in self._entries(parameters):
@@ -38,6 +49,7 @@ class ParameterList:
                 self.tensors.append(tensor)
                 self.groups.append(group)
                 self.names += [] if name is None else [name]
+                self._complex += [tensor] if tensor.is_complex() else []
         if not self.tensors:
             raise ValueError("no parameters to scale: an iterator that was used up?")
         if self.names and len(self.names) != len(self.tensors):
@@ -53,7 +65,31 @@ class ParameterList:
 
         Raises: TypeError: a sparse gradient.
         """
+        for param in self._complex:
+            if param.grad is not None:  # autograd may leave it to be conjugated
+                param.grad = param.grad.resolve_conj()
         return settle(self.tensors, self.names)
+
+    def mark(self, grads: Sequence[Tensor | None], is_first: bool) -> None:
+        """Note on the first gradient that it is being scaled; zero_grad() removes that with it.
+
+        Raises: RuntimeError: it was scaled before in this step.
+        """
+        first = next((grad for grad in grads if grad is not None), None)
+        if self.is_marked and first is not None and vars(first).get("scaled_by") == id(self):
+            raise RuntimeError(AGAIN)
+        if self.is_marked and is_first:
+            warnings.warn(AGAIN, stacklevel=5)
+        if first is not None:
+            self.is_marked, vars(first)["scaled_by"] = True, id(self)
+
+    def check_there(self, estimator: str) -> None:
+        """Raise RuntimeError where no gradient is left of those that were marked."""
+        if self.is_marked and all(p.grad is None for p in self.tensors):
+            raise RuntimeError(
+                f"estimator={estimator!r} reads gradients in step(), and zero_grad() has removed "
+                "them: call the scaler's step() between the optimizer's and zero_grad()"
+            )
 
     def shapes(self) -> list[list[int]]:
         """Shape of each parameter (of the whole one if it is sharded)."""
@@ -96,3 +132,17 @@ def _named(entry: Any) -> tuple[str | None, Tensor]:
         f"parameters hold a {type(entry).__name__}: expected tensors, (name, tensor) pairs or "
         "param groups"
     )
+
+
+def which_train(params: Sequence[Tensor], numels: list[int], found: list[int]) -> list[bool]:
+    """Which have a gradient or may get one: what was frozen does not count until it is thawed.
+
+    Raises: ValueError: a gradient of other than ``numels`` elements (-1 for none).
+    """
+    for index, (here, numel) in enumerate(zip(found, numels, strict=True)):
+        if here not in (-1, numel):
+            raise ValueError(
+                f"gradient {index} has {here} elements, and {numel} when its statistics began: "
+                "replace the parameter and call update_parameters(), or reset_statistics()"
+            )
+    return [here >= 0 or p.requires_grad for here, p in zip(found, params, strict=True)]

@@ -30,6 +30,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from gqc.gradients import total_norm
 from gqc.scalers.checkpoints import VECTORS
 from gqc.scalers.variance import Grads, VarianceEstimator
 
@@ -54,16 +55,18 @@ class PublishedEstimator(VarianceEstimator):
         if overall is None:
             return
         self.averages.update(overall)
+        self.num_updates += 1
+        if not self.vectors:
+            return
         present, none = self._presence(grads) > 0, (torch.zeros(()),) * 2
         pairs = [none if g is None else self.statistic(whole(g).float()) for g in grads]
         for name, column in zip(("mean", "sq"), zip(*pairs, strict=True), strict=True):
             value = torch.stack([x.to(present.device) for x in column])
             old = getattr(self, f"param_grad_{name}_ema")
             new = self.beta * old + (1 - self.beta) * value
-            if self.first_value and self.num_updates == 0:
+            if self.first_value and self.num_updates == 1:
                 new = value
             setattr(self, f"param_grad_{name}_ema", torch.where(present, new, old))
-        self.num_updates += 1
 
     def statistic(self, grad: Tensor) -> tuple[Tensor, Tensor]:
         """Return the two numbers of one tensor that are averaged over time, each 0-dim."""
@@ -137,12 +140,6 @@ class Spatial(PublishedEstimator):
     first_value = True
     vectors = ()  # 1.x files know nothing of single tensors
 
-    def update(self, grads: Grads, factor: float = 1.0) -> None:
-        overall = whole_gradient_statistics(grads)
-        if overall is not None:
-            self.averages.update(overall)
-            self.num_updates += 1
-
     def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, None]:
         mean, variance = self.averages.corrected()[:2]
         value = _ratio(variance, mean, self.eps).expand_as(self.param_grad_mean_ema)
@@ -159,14 +156,13 @@ def whole_gradient_statistics(grads: Sequence[Tensor | None]) -> Tensor | None:
 
     None without a gradient.  One element has variance 0.
     """
-    present = [whole(g) for g in grads if g is not None]
+    present = [whole(g) for g in grads if g is not None and g.numel()]
     if not present:
         return None
     device = present[0].device
     sizes = torch.cat([g.abs().flatten().float().to(device) for g in present])
     variance = sizes.var() if sizes.numel() > 1 else sizes.new_zeros(())
-    norm = torch.linalg.vector_norm(sizes)
-    return torch.stack([sizes.mean(), variance, norm, sizes.max()])
+    return torch.stack([sizes.mean(), variance, total_norm([sizes]), sizes.max()])
 
 
 def whole(grad: Tensor) -> Tensor:

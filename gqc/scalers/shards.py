@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gqc.gradients import by_mesh
+from gqc.ranks import refuse_flat_shards
 
 
 class ShardSums:
@@ -20,6 +21,7 @@ class ShardSums:
     """
 
     def __init__(self, params: Sequence[Tensor]) -> None:
+        refuse_flat_shards("VarianceGradientScaler", params)
         groups = by_mesh(params).items()
         self._groups = [(key, [*shards]) for key, shards in groups if key[1]]
         self.is_sharded = bool(self._groups)  #: does another rank hold a part of any tensor?
@@ -43,12 +45,7 @@ def spread(
 
     It takes plain tensors of the ranks for copies of each other.  A number for each element becomes
     a ``DTensor`` laid out as its parameter, which other numbers of ranks can read too; anything
-    else gets this rank's own name.
-
-    Args:
-        lists: by name, one flat tensor for each parameter.
-        params: the parameters, sharded ones among them.
-        has_elements: do the tensors hold one number for each real element?
+    else (not ``has_elements``) gets this rank's own name.
     """
     if not has_elements:
         return {name + _of_rank(params): tensors for name, tensors in lists.items()}
@@ -59,11 +56,8 @@ def spread(
 
 
 def gather(state: dict[str, Any], names: Sequence[str], params: Sequence[Any]) -> dict[str, Any]:
-    """What :func:`spread` was given; a state of plain tensors unchanged.
+    """What :func:`spread` was given for ``names``; a state of plain tensors unchanged.
 
-    Args:
-        state, names: statistics, and which of them are lists.
-        params: the parameters if some are sharded, or none.
     Raises: ValueError: the statistics belong to shards of other ranks.
     """
     state = {**state}

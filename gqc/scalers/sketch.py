@@ -161,10 +161,6 @@ class _Whole:
 class _Hashes:
     """The three hashes of a large tensor, or of several tensors of one size.
 
-    Args:
-        numels: elements of each tensor, all the same.
-        size, seed: see :class:`SignSketch`.
-        device: of the tensors.
     Attributes:
         lengths: number of values of each hash of each tensor.
         rooms: how many numbers of scratch it needs in each of two buffers.

@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -43,6 +44,7 @@ from torch import Tensor
 
 from gqc.gradients import constant, local
 from gqc.noise.estimates import debiased_moments, ema_weight_and_kappa, noise_to_signal
+from gqc.scalers.parameters import which_train
 from gqc.scalers.shards import ShardSums, gather, spread
 from gqc.scalers.sketch import HASHES, SignSketch, real_numel
 
@@ -52,13 +54,9 @@ Grads = Sequence[Tensor | None]
 class ScalarAverages:
     r"""Bias-corrected averages of mean|g|, var|g|, norm, max|g| of all tensors together, to log.
 
-    ``raw`` holds :math:`\bar x_t = \beta\bar x_{t-1} + (1-\beta)x_t`; :meth:`corrected` divides by
+    ``raw`` holds :math:`\bar x_t = \beta\bar x_{t-1} + (1-\beta)x_t`, from the first value on as in
+    versions 1.x and 2.x (``first_value``) or from zero; :meth:`corrected` divides by
     :math:`1-\beta^t`.
-
-    Args:
-        beta: decay.
-        device: of the averages.
-        first_value: start at the first value (published versions 1.x and 2.x), not at zero.
     """
 
     def __init__(self, beta: float, device: torch.device, first_value: bool = False) -> None:
@@ -128,7 +126,8 @@ class VarianceEstimator:
         self.averages = ScalarAverages(self.beta, device, self.first_value)
         self.num_skipped = torch.zeros((), device=device)
         self._shards = ShardSums(params)
-        self._absent: list[bool] = []  # which tensors had no gradient
+        self._which_train = partial(which_train, params, [p.numel() for p in params])
+        self._found: list[int] = []  # elements of each gradient, -1 for none
 
     def update(self, grads: Grads, factor: float = 1.0) -> Tensor | None:
         """Take in one gradient per tensor (None: none this time), without a host sync.
@@ -159,23 +158,20 @@ class VarianceEstimator:
         expected = {k: getattr(self, k) for k in self.vectors} | self._lists()
         if missing := [k for k in (*expected, "averages") if k not in state]:
             raise ValueError(f"statistics of {self.name!r} lack {missing}: the file is damaged")
-        for key, here in expected.items():
-            if _shapes(state[key]) != _shapes(here):
+        for key, value in expected.items():
+            here, there = ([x] if isinstance(x, Tensor) else x for x in (value, state[key]))
+            own, saved = ([list(t.shape) for t in tensors] for tensors in (here, there))
+            if saved != own:
                 raise ValueError(
-                    f"statistics {key!r} have shape {_shapes(state[key])} in the checkpoint and "
-                    f"{_shapes(here)} here: it is another model's, or another number of ranks'"
+                    f"statistics {key!r} have shapes {saved} in the checkpoint and {own} here: it "
+                    "is another model's, or another number of ranks'"
                 )
-            if isinstance(here, Tensor):
-                here.copy_(state[key])
-                continue
-            for mine, saved in zip(here, state[key], strict=True):
-                mine.copy_(saved)
+            for mine, other in zip(here, there, strict=True):
+                mine.copy_(other)
         self.averages.load_state_dict(state["averages"])
 
     def carry(self, other: VarianceEstimator, kept: Sequence[int | None]) -> None:
         """Take tensor i's statistics from tensor ``kept[i]`` of ``other``; None starts empty."""
-        if other.name != self.name:
-            raise TypeError(f"cannot carry statistics of {other.name!r} over to {self.name!r}")
         self.num_skipped, self.averages = other.num_skipped, other.averages
         for new, old in enumerate(kept):
             if old is not None:
@@ -187,9 +183,9 @@ class VarianceEstimator:
 
     def _presence(self, grads: Grads) -> Tensor:
         """1 for tensors that have a gradient with elements; copied when the pattern changes."""
-        if (absent := [g is None for g in grads]) != self._absent:
-            has = [g is not None and g.numel() > 0 for g in grads]
-            self._absent, self._are_all_present = absent, all(has)
+        if (found := [-1 if g is None else g.numel() for g in grads]) != self._found:
+            has = [numel > 0 for numel in found]
+            self._found, self._are_all_present = found, all(has)
             self._present = torch.tensor(has, dtype=torch.float32, device=self.num_skipped.device)
         return self._present
 
@@ -218,10 +214,10 @@ class DebiasedEstimator(VarianceEstimator):
         self._kappa = torch.ones_like(self.count)
 
     def update(self, grads: Grads, factor: float = 1.0) -> Tensor:
+        presence, is_full = self._presence(grads), self._are_all_present
         prepared, norm_sq = self._prepare(grads, factor)
         finite = norm_sq < constant(math.inf, norm_sq)
         is_moved = finite.to(self.count.dtype)
-        presence, is_full = self._presence(grads), self._are_all_present
         moved = is_moved if is_full else presence * is_moved
         self.has_equal_counts &= is_full
         self.num_skipped = self.num_skipped + (constant(1, is_moved) - is_moved)
@@ -252,6 +248,13 @@ class DebiasedEstimator(VarianceEstimator):
     def carry(self, other: VarianceEstimator, kept: Sequence[int | None]) -> None:
         super().carry(other, kept)
         self._look_at_counts()
+
+    def _presence(self, grads: Grads) -> Tensor:
+        known, presence = self._found, super()._presence(grads)
+        if self._found is not known:
+            trains = torch.tensor(self._which_train(self._found), device=self.count.device)
+            self.count = self.count * trains
+        return presence
 
     def _look_at_counts(self) -> None:
         self.has_equal_counts = bool((self.count == self.count[0]).all())
@@ -339,9 +342,3 @@ def _median_of_three(values: Tensor) -> Tensor:
     """Return the median over the first dimension; ``torch.median`` is 20 times slower here."""
     a, b, c = values.unbind()
     return torch.maximum(torch.minimum(a, b), torch.minimum(torch.maximum(a, b), c))
-
-
-def _shapes(value: Tensor | list[Tensor]) -> list[int] | list[list[int]]:
-    if isinstance(value, Tensor):
-        return list(value.shape)
-    return [list(t.shape) for t in value]

@@ -3,8 +3,9 @@ r"""Variance gradient scaler (VGS): the noisier the gradient, the smaller it is 
 .. math:: f = \mathrm{clip}\left(\frac{1}{1+\alpha\min(V, V_\max)},\; f_\min,\; 1\right)
 
 with V a normalised variance of the gradient over time; f = 1 during warmup.  Order in a training
-step: ``backward``, :meth:`~VarianceGradientScaler.scale_gradients`, clip, ``optimizer.step``,
-:meth:`~VarianceGradientScaler.step`.
+step: ``backward``, ``GradScaler.unscale_`` (a loss scale that changes would count as noise),
+:meth:`~VarianceGradientScaler.scale_gradients`, clip, ``optimizer.step``,
+:meth:`~VarianceGradientScaler.step`, ``zero_grad``.
 
 Source: the method's published versions 1.0 to 3.2; what V was there, and where that goes wrong, is
 in :mod:`gqc.scalers.published`, the present definition in :mod:`gqc.scalers.variance`.
@@ -46,7 +47,8 @@ class VarianceGradientScaler:
     :meth:`scale_gradients`; the factor at t uses what was read up to t - 1.  The published ones
     read in :meth:`step` whatever scaling and clipping have left, as they did.  At most one host
     sync a step, none during warmup.  A gradient with NaN or inf is not read, but counted in
-    ``num_skipped``.
+    ``num_skipped``.  A tensor without a gradient keeps its V, which counts, unless it is frozen
+    (``requires_grad``; the published ones keep that too).
 
     Args:
         parameters: parameters, (name, parameter) pairs (as of ``named_parameters``; adds a metric
@@ -103,7 +105,7 @@ class VarianceGradientScaler:
         self._parameters = ParameterList(parameters)
         self._parameters.check(granularity)
         self.logger = logger
-        self._is_read = False  # were this step's gradients read?
+        self._is_read: bool  # were this step's gradients read?
         self._estimator: VarianceEstimator | None = None  # made when the first gradient is read
         self._host: dict[Settings, dict[str, float]]  # numbers of these statistics, once read
         self._next: tuple[Settings, Tensor] | None = None  # the factor for the next gradient
@@ -117,8 +119,7 @@ class VarianceGradientScaler:
 
         Args:
             mapping: may hold ``variance_gradient_scaling`` (enabled), ``vgs_beta``, ``vgs_alpha``,
-                ``vgs_warmup_steps``, also in mappings in it, as in the published files' ``model:``;
-                keys that do not start with ``vgs_`` are other people's.
+                ``vgs_warmup_steps``, also in mappings in it; others may not start with ``vgs_``.
             parameters: see the class, as are ``options``.
         Raises: ValueError: an unknown key that starts with ``vgs_``, or one with two values.
         """
@@ -142,11 +143,13 @@ class VarianceGradientScaler:
         """Scale ``.grad`` of all parameters in place; once a step, before clipping.
 
         Returns: the factor; with a finer granularity the mean factor over tensors (or elements).
-        Raises: TypeError: a sparse gradient.
+        Warns: UserWarning: there was no :meth:`step` since the first call.
+        Raises: TypeError: a sparse gradient.  RuntimeError: it was scaled before in this step.
         """
         if not self.enabled:
             return 1.0
         grads = self._parameters.gradients()
+        self._parameters.mark(grads, self.step_count == 0)
         factor, factors = 1.0, None
         if self.step_count >= self.warmup_steps and self._estimator is not None:
             factors = tensor_factors(self._estimator, self._parameters, self._settings)
@@ -165,12 +168,13 @@ class VarianceGradientScaler:
 
     @untraced
     def step(self) -> None:
-        """Count a step; read the gradient unless this step's was read before."""
+        """Count a step; read the gradient unless this step's was read; RuntimeError: it is gone."""
         if not self.enabled:
             return
         if not self._is_read:
+            self._parameters.check_there(self.estimator)
             self.update_statistics()
-        self._is_read = False
+        self._is_read = self._parameters.is_marked = False
         self.step_count += 1
         if hasattr(self.logger, "record"):
             for key, value in self.metrics().items():
@@ -238,7 +242,10 @@ class VarianceGradientScaler:
         }
 
     def update_parameters(self, parameters: Iterable[Any]) -> None:
-        """Scale other parameters from now on; those that stay keep their statistics."""
+        """Scale other parameters from now on; those that stay keep their statistics.
+
+        No scaler notices a new param group or a replaced layer by itself.
+        """
         new = ParameterList(parameters)
         new.check(self.granularity)
         if self._estimator is not None:
@@ -257,6 +264,7 @@ class VarianceGradientScaler:
     def reset_statistics(self) -> None:
         """Forget all statistics; the warmup starts again."""
         self.step_count = 0
+        self._is_read = self._parameters.is_marked = False
         self._estimator, self._host, self._next = None, {}, None
 
     def state_dict(self) -> dict[str, Any]:
@@ -291,8 +299,7 @@ class VarianceGradientScaler:
         self._parameters.check(settings.granularity)
         estimator = settings.build(self._parameters.tensors)
         is_exact = checkpoint.is_of(self.estimator)
-        if checkpoint.estimator is not None:
-            checkpoint.check_same(self.estimator, self._parameters.shapes())
+        checkpoint.check_same(self.estimator, self._parameters.shapes())
         if is_exact and checkpoint.statistics:
             try:
                 estimator.load_state_dict(checkpoint.statistics)

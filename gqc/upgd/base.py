@@ -45,11 +45,6 @@ class Block:
     def grads(self) -> list[Tensor]:
         return _cast(self.stored_grads, self.kept[0][0].dtype)
 
-    def write_back(self) -> None:
-        """Round ``params`` into the weights, where they are copies."""
-        if self.params is not self.stored:
-            torch._foreach_copy_(self.stored, self.params)
-
 
 @dataclass
 class Batch:
@@ -87,17 +82,8 @@ class Batch:
             return sys.maxsize  # one kernel takes all and has nothing to gain
         return 0 if self.group["foreach"] is False else utility.BLOCK
 
-    @property
-    def is_shared(self) -> bool:
-        """Do threads share the blocks that get noise?"""
-        return 0 < self.block_size < sum(param.numel() for param in self.params)
-
     def blocks(self, kept: tuple[str, ...], piece: int | None = None) -> Iterator[Block]:
-        """Cut the batch; ``kept`` names the state that comes along.
-
-        Args:
-            piece: see :func:`gqc.upgd.utility.blocks`.
-        """
+        """Cut the batch by :func:`gqc.upgd.utility.blocks`; ``kept`` names what comes along."""
         columns = [self.params, self.grads]
         columns += [[state[key] for state in self.states] for key in kept]
         is_split = self.block_size > 0 and not self.is_row_wise
@@ -128,7 +114,7 @@ class UtilityOptimizer(CheckpointedOptimizer):
             closure: called first, with gradients enabled, to make the gradients.
         Returns: what ``closure`` returned.
         Raises:
-            ValueError: a NaN or infinite gradient (see ``nonfinite``); nothing was changed.
+            ValueError: a NaN or infinite gradient, or a bad hyperparameter; nothing was changed.
             TypeError: a sparse gradient, a complex or ``DTensor`` parameter; nothing was changed.
         """
         loss = None
@@ -137,6 +123,7 @@ class UtilityOptimizer(CheckpointedOptimizer):
                 loss = closure()
         if not self.state and is_asked_for_state(self):
             return loss  # state_dict() has it
+        self.check_groups()
         batches = make_batches(self.param_groups)
         if not batches or not self._is_finite(batches):
             return loss
@@ -145,7 +132,8 @@ class UtilityOptimizer(CheckpointedOptimizer):
             stds = self._noise_stds(batch)
             move = partial(self._move, batch, *scaling, stds)
             generator = self._generators.on(batch.device) if stds != 0 else None
-            if generator is not None and batch.is_shared:
+            is_shared = 0 < batch.block_size < sum(param.numel() for param in batch.params)
+            if generator is not None and is_shared:  # by threads
                 blocks = batch.blocks(self.kept, utility.SERIAL)
                 hand_out(move, zip(blocks, utility.noise_streams(generator), strict=False))
             else:
@@ -178,6 +166,8 @@ class UtilityOptimizer(CheckpointedOptimizer):
             state: dict[str, Any] = self.state[param]
             if not state:
                 state.update(self._empty_state(param, batch.group))
+            elif state[self.kept[0]].dtype != batch.dtype:  # model.double() in mid-run
+                self._fit(state, param)
             state["step"] += 1
             batch.states.append(state)
         beta, pieces = self.utility_decay(batch.group), []
@@ -270,7 +260,8 @@ class UtilityOptimizer(CheckpointedOptimizer):
             decay=1 - lr * group["weight_decay"],
             rate=group["step_scale"] * lr,
         )
-        block.write_back()
+        if block.params is not block.stored:  # copies, to be rounded
+            torch._foreach_copy_(block.stored, block.params)
 
 
 def hand_out(work: Callable[..., None], items: Iterator[tuple[Any, ...]]) -> None:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from gqc.checks import expect, is_number, one_of, plain
 from gqc.gradients import wide
+from gqc.ranks import refuse_flat_shards
 from gqc.upgd.utility import NORMALIZATIONS
 from gqc.wrappers.options import spell_out
 from gqc.wrappers.saved import freeze, join_numbers, thaw
@@ -38,13 +39,13 @@ class UtilityOptions(TypedDict, total=False):
     foreach: bool | None
 
 
-Rule = tuple[Callable[[Any], bool], str]
-"""Is the value allowed?  And what is, in words."""
+Rule = tuple[Callable[[Any], bool], str]  # is the value allowed? and what is, in words
 
 
 def _is_rate(value: Any) -> bool:
     is_tensor = isinstance(value, Tensor) and value.numel() == 1
-    return is_number(float(value) if is_tensor else value) and float(value) >= 0
+    number = float(value) if is_tensor else value
+    return is_number(number) and number > -1e-12  # schedules that end at 0 round to less
 
 
 def _one_of(*allowed: Any) -> Rule:
@@ -138,7 +139,6 @@ class CheckpointedOptimizer(Optimizer):
     """Checks hyperparameters, and saves, loads and copies noise streams and float32 state.
 
     Args:
-        params: as for any torch optimizer.
         own: hyperparameters of the subclass's constructor.  Groups may override each of these and
             of those that all share, and a checkpoint holds them.
         others: see :class:`~gqc.upgd.upgd.UPGD`.
@@ -176,6 +176,7 @@ class CheckpointedOptimizer(Optimizer):
         defaults = checked({**locals(), **own}, {**SHARED, **self.rules})
         self.nonfinite = nonfinite
         self.num_skipped = 0  #: steps passed over for NaN or inf
+        self._checked: dict[int, dict[str, Any]] = {}  # hyperparameters of each group
         self._generators = Generators(generator)
         super().__init__(params, defaults)
 
@@ -185,10 +186,21 @@ class CheckpointedOptimizer(Optimizer):
         Raises: ValueError: a hyperparameter out of its range; nothing is added then.
         """
         if isinstance(param_group, dict):  # torch refuses anything else
-            rename_betas(param_group)
+            adopt(param_group)
             own = checked({**self.defaults, **param_group}, {**SHARED, **self.rules})
             param_group.update({name: own[name] for name in own.keys() & param_group.keys()})
         super().add_param_group(param_group)
+        refuse_flat_shards(type(self).__name__, self.param_groups[-1]["params"])
+
+    def check_groups(self) -> None:
+        """Raise ValueError where a hyperparameter was set out of its range; each is read once."""
+        rules = {**SHARED, **self.rules}
+        for place, group in enumerate(self.param_groups):
+            known = self._checked.setdefault(place, {})
+            for name, (is_allowed, allowed) in rules.items():
+                if (value := group[name]) is not known.get(name, self):
+                    expect(is_allowed(value), name, value, allowed)
+                    known[name] = value
 
     def state_dict(self) -> dict[str, Any]:
         """Return torch's entries and ``"upgd"``: the noise streams and the skipped steps.
@@ -273,9 +285,13 @@ class CheckpointedOptimizer(Optimizer):
                 # The published average starts from 1, of which beta^t is left.
                 rest = group["noise_beta"] ** state["step"]
                 state["grad_norm_ema"] = torch.tensor(max(average - rest, 0.0))
-            for name in {*self.kept, "grad_norm_ema"} & set(state):
-                state[name] = state[name].to(param.device, wide(param.dtype), copy=True)
+            self._fit(state, param)
             self.state[param] = state
+
+    def _fit(self, state: dict[str, Any], param: Tensor) -> None:
+        """Put copies on the device of ``param`` in place of tensors, in its dtype or float32."""
+        for name in {*self.kept, "grad_norm_ema"} & set(state):
+            state[name] = state[name].to(param.device, wide(param.dtype), copy=True)
 
     def __getstate__(self) -> dict[str, Any]:
         # torch copies groups, state and defaults only
@@ -283,9 +299,10 @@ class CheckpointedOptimizer(Optimizer):
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        self._checked = {}
         super().__setstate__(state)  # load_state_dict comes here too
         for group in self.param_groups:
-            rename_betas(group)
+            adopt(group)
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
 
@@ -303,8 +320,13 @@ def checked(values: Mapping[str, Any], rules: Mapping[str, Rule]) -> dict[str, A
     return found
 
 
-def rename_betas(group: dict[str, Any]) -> None:
-    """Give a group in the published spelling, ``beta1`` and ``beta2``, its ``betas``."""
+def adopt(group: dict[str, Any]) -> None:
+    """Give a group in the published spelling, ``beta1`` and ``beta2``, its ``betas``.
+
+    Raises: ValueError: it asks for what optimizers of torch can do and these cannot.
+    """
+    for name in ("amsgrad", "maximize"):
+        expect(not group.get(name), name, group.get(name), "False: UPGD has no such variant")
     if "beta1" in group or "beta2" in group:
         beta1, beta2 = group.get("betas", (0.9, 0.999))
         group["betas"] = (group.pop("beta1", beta1), group.pop("beta2", beta2))

@@ -55,8 +55,8 @@ class UPGD(UtilityOptimizer):
         min_noise_std: least standard deviation of adaptive noise, >= 0; also where ``sigma`` is 0.
         instant_noise_scale: follow the present gradient rather than the average.
         generator: where the noise comes from; saved in ``state_dict``.  Parameters on other devices
-            get one of the same seed.  None: a constant seed, the same for every optimizer; the
-            global stream is never touched.
+            get one of the same seed.  None: a constant seed, so that two optimizers draw the same
+            noise; the global stream is never touched.
         nonfinite: on a NaN or infinite gradient ``"raise"`` ValueError, ``"skip"`` the step
             (counted in ``num_skipped``), or ``"ignore"``: do not look, nor ever wait for the host.
         foreach: None or True: on the CPU, cache-sized blocks, whose noise threads draw side by

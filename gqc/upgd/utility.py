@@ -1,21 +1,12 @@
-r"""The maths of UPGD on lists of tensors: utilities, gates, noise, update.
+r"""The maths of UPGD (:mod:`gqc.upgd.upgd`) on lists of tensors: utilities, gates, noise, update.
 
-.. math::
-
-    u &\leftarrow \beta u - (1-\beta)\, g w, \qquad \hat u = u / (1-\beta^t) \\
-    w &\leftarrow w (1 - \eta\lambda) - k\eta\, (d + \xi)\, (1 - s(\hat u)), \quad
-        \xi \sim N(0, \sigma^2)
-
-u is the first-order utility: how much the loss would rise if the weight were zero, in loss units.
-A weight of high utility has a scaled utility s near its upper end, and so a small gate 1 - s.
-d is the gradient (UPGD) or Adam's direction (AdaptiveUPGD, UPGDW).
+The utility is first-order: how much the loss would rise if the weight were zero, in loss units.  A
+weight of high utility has a scaled utility s near its upper end, and so a small gate 1 - s.
 
 Every function works on parallel lists with torch's ``_foreach`` kernels and never waits for the
 host: extrema stay tensors.  :func:`blocks` cuts long lists into parts that fit the CPU's cache, so
 that an operation finds there what the one before it wrote.  :mod:`gqc.upgd.published` has the
 released code's version of some of these functions.
-
-Source: Elsayed and Mahmood, ICLR 2024, arXiv:2404.00781, and its released code.
 """
 
 from __future__ import annotations
@@ -30,14 +21,12 @@ from torch.nn.functional import normalize
 
 NORMALIZATIONS = ("minmax", "max", "minmax_published", "max_published")
 
+#: elements of a block on the CPU, 1 MB of float32 an operand: below 2**16 the calls cost as much as
+#: the arithmetic, above 2**20 the operands leave the cache
 BLOCK = 2**18
-"""Elements of a block on the CPU: 1 MB of float32 an operand.
 
-Below 2**16 the calls cost as much as the arithmetic, above 2**20 the operands leave the cache.
-"""
-
+#: elements of a tensor up to which torch's operations stay on the thread that calls them
 SERIAL = 2**15
-"""Elements of a tensor up to which torch's operations stay on the thread that calls them."""
 
 
 class Bounds(NamedTuple):
@@ -95,13 +84,7 @@ def corrections(beta: float, steps: Sequence[int]) -> list[float]:
 def accumulate_utility_(
     utilities: list[Tensor], grads: list[Tensor], params: list[Tensor], beta: float
 ) -> None:
-    r""":math:`u \leftarrow \beta u - (1-\beta) g w`, in place.
-
-    Args:
-        utilities: u, [loss].
-        grads, params: g and w, of the same shapes.
-        beta: decay in [0, 1).
-    """
+    r""":math:`u \leftarrow \beta u - (1-\beta) g w` in place, u in units of the loss."""
     torch._foreach_mul_(utilities, beta)
     torch._foreach_addcmul_(utilities, grads, params, value=beta - 1)
 
@@ -109,12 +92,7 @@ def accumulate_utility_(
 def merge_extrema(
     pieces: Iterable[tuple[int, Tensor, Tensor]], num_rows: int
 ) -> list[tuple[Tensor, Tensor]]:
-    """Least and largest utility of each whole tensor from those of its pieces.
-
-    Args:
-        pieces: the tensor that each piece belongs to, 0-dim least, 0-dim largest.
-    Returns: ``num_rows`` pairs of 0-dim tensors.
-    """
+    """Least and largest utility of each of ``num_rows`` tensors from those of its pieces, 0-dim."""
     lows: list[list[Tensor]] = [[] for _ in range(num_rows)]
     highs: list[list[Tensor]] = [[] for _ in range(num_rows)]
     for row, low, high in pieces:
@@ -131,10 +109,7 @@ def bounds(low: Tensor, high: Tensor, normalization: str) -> Bounds:
 
     ``"minmax"``: centre and half the range, so that the quotient is :math:`2(z-\frac12)` without
     forming z; ``"minmax_published"``: minimum and range + 1e-8; ``"max"``, ``"max_published"``: no
-    shift, and the maximum.
-
-    Args:
-        low, high: extrema of :math:`\hat u`, of u for the published ones; any shape.
+    shift, and the maximum.  Extrema are of :math:`\hat u`, of u for the published ones; any shape.
     """
     if normalization == "minmax":
         half = high / 2 - low / 2  # high - low may overflow
@@ -152,10 +127,7 @@ def gates(
     limits: Bounds | list[Bounds] | None,
     normalization: str,
 ) -> list[Tensor]:
-    r"""Gates :math:`1 - s(\hat u)`, near 1 for a weight that may move and smaller to protect it.
-
-    ``"minmax"``: :math:`s = \sigma(2(z-\frac12))` with z the place of :math:`\hat u` in its range,
-    1/2 where that is empty.  ``"max"``: :math:`s = \sigma(\hat u / \max\hat u)`, 1/2 at 0/0.
+    r"""New gates :math:`1 - s(\hat u)`, near 1 for weights that may move, smaller to protect them.
 
     Args:
         utilities: u.
@@ -164,8 +136,6 @@ def gates(
         limits: of all, or of each of ``utilities``, see :func:`bounds`.  None: s is
             :math:`\sigma` of :math:`\hat u` over its L2 norm along the last dimension, at least
             1e-12, as in the authors' local variants.
-        normalization: only for the signature of :func:`gqc.upgd.published.gates`.
-    Returns: new tensors.
     """
     gate = scale(utilities, correction, limits)
     torch._foreach_neg_(gate)
@@ -210,11 +180,7 @@ def adam_directions(
     steps: Sequence[int],
     eps: float,
 ) -> list[Tensor]:
-    r"""Adam's :math:`\hat m / (\sqrt{\hat v} + \epsilon)`, new tensors.
-
-    Args:
-        steps: t of each, for the bias corrections.
-    """
+    r"""Adam's :math:`\hat m / (\sqrt{\hat v} + \epsilon)` at the ``steps`` t, new tensors."""
     factors1, factors2 = corrections(betas[0], steps), corrections(betas[1], steps)
     # the correction of m goes into the denominator, which saves a pass
     denominators = list(torch._foreach_sqrt(second))
@@ -230,14 +196,8 @@ def noise_stds(
     r"""Standard deviation of each tensor's noise relative to its gradient.
 
     :math:`\max(\sigma\|g\|/\sqrt N, \mathrm{floor})` for ``reference="rms"``; ``"norm"`` leaves out
-    :math:`\sqrt N`, so that the noise-to-signal ratio is :math:`\sigma\sqrt N`, as published.
-
-    Args:
-        norms: :math:`\|g\|` of each tensor, or its average; 0-dim.
-        numels: N, elements of each.
-        sigma: noise-to-signal ratio, >= 0.
-        floor: least standard deviation, >= 0.
-    Returns: 0-dim tensors.
+    :math:`\sqrt N`, so that the noise-to-signal ratio is :math:`\sigma\sqrt N`, as published.  The
+    ``norms`` :math:`\|g\|`, or their averages, are 0-dim, as is what is returned.
     """
     stds = list(torch._foreach_mul(norms, sigma))
     if reference == "rms":
@@ -284,11 +244,8 @@ def update_(
 ) -> None:
     r""":math:`w \leftarrow \mathrm{decay}\, w - \mathrm{rate}\,(d+\xi)\,\mathrm{gate}`, in place.
 
-    Args:
-        directions: d; not modified.
-        noise: :math:`\xi`, or None for none; overwritten.
-        gate: overwritten.
-        protect: False gates the noise only: :math:`d + \xi\,\mathrm{gate}`.
+    Not ``protect``: gates the noise only, :math:`d + \xi\,\mathrm{gate}`.  The noise :math:`\xi`,
+    None for none, and ``gate`` are overwritten.
     """
     if decay != 1:
         torch._foreach_mul_(params, decay)

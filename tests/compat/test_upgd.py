@@ -52,6 +52,32 @@ def test_its_files_copies_and_new_groups_hold_them_too():
     gqc.AdaptiveUPGD(params).load_state_dict(optimizer.state_dict())
 
 
+def test_a_scheduler_that_changes_betas_is_followed():
+    params, twins = parameters(), parameters()
+    optimizers = AdaptiveUPGD(params, 0.1, 0.0, sigma=0.0), gqc.AdaptiveUPGD(twins, 0.1, 0.0)
+    optimizers[1].param_groups[0]["sigma"] = 0.0
+    cycle = torch.optim.lr_scheduler.OneCycleLR
+    schedules = [cycle(optimizer, max_lr=0.1, total_steps=9) for optimizer in optimizers]
+    for step in range(5):
+        train(optimizers[0], params, 1, step), train(optimizers[1], twins, 1, step)
+        assert all(map(torch.equal, params, twins))
+        group = optimizers[0].param_groups[0]
+        assert group["beta1"] == group["betas"][0] == optimizers[1].param_groups[0]["betas"][0]
+        for schedule in schedules:
+            schedule.step()
+    assert group["beta1"] != 0.9
+
+
+def test_its_hooks_run_once_a_step_whatever_was_made_before():
+    gqc.AdaptiveUPGD(parameters())
+    params, calls = parameters(), []
+    optimizer = AdaptiveUPGD(params)
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+    train(optimizer, params, 1)
+    assert calls == ["before", "after"]
+
+
 def test_upgdw_takes_amsgrad_where_it_is_off():
     params, twins = parameters(), parameters()
     optimizer = UPGDW(params, lr=0.1, sigma=0.0, amsgrad=False)
@@ -59,7 +85,7 @@ def test_upgdw_takes_amsgrad_where_it_is_off():
     assert all(map(torch.equal, params, twins))
     assert optimizer.param_groups[0]["amsgrad"] is False
     copy.deepcopy(optimizer).load_state_dict(optimizer.state_dict())
-    with pytest.raises(ValueError, match="amsgrad=True: UPGDW keeps no maximum"):
+    with pytest.raises(ValueError, match="amsgrad=True: expected False: UPGDW keeps no maximum"):
         UPGDW(params, amsgrad=True)
 
 

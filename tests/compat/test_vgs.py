@@ -149,7 +149,8 @@ def test_released_files_load_as_in_the_core(name):
 # Construction before there are parameters
 
 
-def test_parameters_may_come_later_and_a_file_before_them():
+@pytest.mark.parametrize("name", ["set_parameters", "update_parameters"])
+def test_parameters_may_come_later_and_a_file_before_them(name):
     params, trained = two()
     train(trained, params, 9)
     for early in (None, []):
@@ -160,13 +161,13 @@ def test_parameters_may_come_later_and_a_file_before_them():
         scaler.load_state_dict(trained.state_dict())
         assert scaler.state_dict()["step_count"] == 9
         others = [torch.zeros_like(p, requires_grad=True) for p in params]
-        scaler.set_parameters(others)
+        getattr(scaler, name)(others)
         assert scaler.step_count == 9
         assert scaler.get_scaling_factor() == trained.get_scaling_factor()
         params, trained = two()
         train(trained, params, 9)
     untouched = VarianceGradientScaler(warmup_steps=2)
-    untouched.set_parameters(params)
+    getattr(untouched, name)(params)
     others, other = two()
     assert train(untouched, params, 9) == train(other, others, 9)
 

@@ -75,6 +75,13 @@ def check_flat_shards_are_refused(rank: int) -> None:
         message = refused(rank, wrapper, draws_of(net, batches(4), rank))
         assert "fully_shard" in message, message
         assert "nonfinite" not in message, message
+        net = FSDP(model(), use_orig_params=is_original, device_id=torch.device("cpu"))
+        with pytest.raises(RuntimeError, match="UPGD of FullyShardedDataParallel"):
+            gqc.UPGD(net.parameters())
+        scaler = gqc.VarianceGradientScaler(net.parameters())
+        loss_of(net, *batches(1)[0]).backward()
+        with pytest.raises(RuntimeError, match="VarianceGradientScaler of FullyShardedData"):
+            scaler.scale_gradients()
     net = FSDP(model(), use_orig_params=True, device_id=torch.device("cpu"))
     wrapper = MAKERS["sbc"](adamw(net), nonfinite="ignore")
     decisions = train(net, wrapper, batches(), rank)

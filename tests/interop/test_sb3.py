@@ -116,6 +116,18 @@ def test_vgs_goes_into_ppo_and_its_logger():
     assert resumed.scaler.step_count == 12
 
 
+def test_a_callback_that_is_used_for_a_second_model_scales_that_one():
+    used = VGSCallback(alpha=1.0, warmup_steps=2)
+    make().learn(128, callback=used)
+    first, again = used.scaler, make().learn(128, callback=used)
+    alone = make().learn(128, callback=VGSCallback(alpha=1.0, warmup_steps=2))
+    assert used.scaler is not first
+    assert first.step_count == used.scaler.step_count == 8
+    assert all(map(torch.equal, parameters(again), parameters(alone)))
+    again.learn(64, callback=used)
+    assert used.scaler.step_count == 12
+
+
 def test_vgs_that_never_scales_is_plain_ppo():
     plain, scaled = make().learn(128), make().learn(128, callback=VGSCallback(alpha=0.0))
     pairs = zip(parameters(plain), parameters(scaled), strict=True)

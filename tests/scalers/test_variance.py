@@ -289,6 +289,27 @@ def test_statistics_are_float32_whatever_the_gradient(estimator, dtype):
         assert tensor.dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("estimator", "granularity"),
+    [*((name, "global") for name in (*RIGHT, *PUBLISHED)), ("elementwise", "element")],
+)
+def test_gradients_that_autograd_leaves_to_be_conjugated(estimator, granularity):
+    given, plain = (torch.zeros(40, dtype=torch.complex64, requires_grad=True) for _ in range(2))
+    options = {"estimator": estimator, "granularity": granularity, "warmup_steps": 0}
+    scalers = [VarianceGradientScaler([p], **options) for p in (given, plain)]
+    for t in range(5):
+        weight = torch.complex(1 + normal(40, seed=t), normal(40, seed=100 + t))
+        given.grad = None
+        (given.conj() * weight).real.sum().backward()
+        assert given.grad.is_conj()
+        plain.grad = given.grad.clone().resolve_conj()
+        assert scalers[0].scale_gradients() == scalers[1].scale_gradients()
+        assert torch.equal(given.grad, plain.grad)
+        for scaler in scalers:
+            scaler.step()
+    assert scalers[0].get_normalized_variance() == scalers[1].get_normalized_variance() > 0
+
+
 def test_complex_gradients_count_both_parts():
     param = torch.zeros(50, dtype=torch.complex64, requires_grad=True)
     scaler = VarianceGradientScaler([param], estimator="elementwise", variance_cap=None)

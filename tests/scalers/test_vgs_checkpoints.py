@@ -289,11 +289,19 @@ def test_a_bad_file_changes_nothing(kind):
 
 
 @pytest.mark.parametrize("name", ["2.0", "3.0", "3.2"])
-def test_another_number_of_tensors_is_refused(name):
-    param = torch.zeros(4, requires_grad=True)
-    scaler = VarianceGradientScaler([param], estimator=VERSIONS[name][0])
-    with pytest.raises(
-        ValueError, match=r"shape \[3\] in the checkpoint and \[1\] here: it is another model's"
-    ):
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((4,), r"of 3 parameters given to a scaler of 1, .*: \[24\] and \[4\]"),
+        ((24, 5, 1), r"first difference: \[4\] and \[5\]"),
+    ],
+    ids=["fewer", "as many"],
+)
+def test_tensors_of_another_model_are_refused(name, sizes, message):
+    params = [torch.zeros(size, requires_grad=True) for size in sizes]
+    scaler = VarianceGradientScaler(params, estimator=VERSIONS[name][0])
+    with pytest.raises(ValueError, match=message):
         scaler.load_state_dict(load(name))
     assert scaler.beta == 0.99
+    with pytest.warns(UserWarning, match="start again"):  # of which only settings are taken
+        VarianceGradientScaler(params).load_state_dict(load(name))

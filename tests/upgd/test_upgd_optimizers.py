@@ -318,6 +318,55 @@ def test_bad_hyperparameters_are_refused(make, bad, message):
 
 
 @every_optimizer
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("normalization", "min_max"), ("scope", "locl"), ("noise_reference", "RMS")],
+        *[("protect", "no"), ("lr", math.nan), ("weight_decay", None), ("sigma", -1.0)],
+    ],
+)
+def test_a_bad_value_in_a_group_is_refused_at_the_next_step(make, name, value):
+    params = parameters()
+    optimizer = make(params, lr=0.1)
+    feed(optimizer, params, stream(1))
+    good, optimizer.param_groups[0][name] = optimizer.param_groups[0][name], value
+    before = [p.detach().clone() for p in params]
+    for other in (optimizer, copy.deepcopy(optimizer)):
+        with pytest.raises(ValueError, match=f"{name}={value!r}: expected "):
+            other.step()
+    assert equal(params, before)
+    optimizer.param_groups[0].update({name: good, "lr": -1e-18})  # as a schedule may end
+    optimizer.step()
+
+
+@every_optimizer
+@pytest.mark.parametrize("name", ["amsgrad", "maximize"])
+def test_what_these_optimizers_cannot_do_is_refused(make, name):
+    params = parameters()
+    with pytest.raises(ValueError, match=f"{name}=True: expected False: UPGD has no such variant"):
+        make([{"params": params, name: True}])
+    make([{"params": params, name: False}])
+
+
+@every_optimizer
+@pytest.mark.parametrize("extra", [{}, AVERAGED], ids=["plain", "averaged"])
+def test_a_model_that_is_made_double_in_mid_run_steps_in_float64(make, extra):
+    params = parameters()
+    optimizer = make(params, lr=0.1, sigma=0.0, **extra)
+    feed(optimizer, params, stream(3))
+    for param in params:
+        param.data, param.grad = param.data.double(), None
+    twins = [param.detach().clone().requires_grad_() for param in params]
+    other = make(twins, lr=0.1, sigma=0.0, **extra)
+    other.load_state_dict(optimizer.state_dict())
+    feed(optimizer, params[:1], [grads[:1] for grads in stream(2)])  # a part of them first
+    feed(other, twins[:1], [grads[:1] for grads in stream(2)])
+    feed(optimizer, params, stream(3)), feed(other, twins, stream(3))
+    assert equal(params, twins)
+    assert not torch.equal(params[0], params[0].float().double())
+
+
+@every_optimizer
 def test_a_tensor_of_the_lr_is_followed_and_kept(make):
     params, plain = parameters(), parameters()
     lr = torch.tensor(0.05)

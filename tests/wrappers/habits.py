@@ -255,6 +255,34 @@ def replaced(x: Tensor, make: Callable[..., Any]) -> float:
     return x.item() + 2.0
 
 
+def scaled_again(x: Tensor, make: Callable[..., Any]) -> float:
+    scaler = gqc.VarianceGradientScaler([x])
+    for _ in range(2):
+        x.sum().backward()
+        scaler.scale_gradients()
+    return x.grad.item() - 2.0
+
+
+def frozen(x: Tensor, make: Callable[..., Any]) -> float:
+    """Of a tensor of nothing but noise, V is as large as it gets."""
+    noisy = torch.zeros(1, requires_grad=True)
+    scaler = gqc.VarianceGradientScaler([x, noisy], aggregate="max")
+    for t in range(40):
+        noisy.requires_grad_(t < 20)
+        x.grad, noisy.grad = torch.ones(1), torch.ones(1) * (-1) ** t if t < 20 else None
+        scaler.scale_gradients()
+        scaler.step()
+    return scaler.get_normalized_variance()
+
+
+def misspelt_in_a_group(x: Tensor, make: Callable[..., Any]) -> float:
+    optimizer = gqc.UPGD([x], lr=1.0)
+    optimizer.param_groups[0]["normalization"] = "min_max"
+    x.sum().backward()
+    optimizer.step()
+    return x.item()
+
+
 BUFFER = 'accumulate="buffer"'
 HABITS = (
     Habit("clip between `backward()` and `step()`", clipped, "clips each draw", "clip_norm="),
@@ -280,6 +308,13 @@ HABITS = (
     Habit("save and resume in mid-window", resumed),
     Habit("a misspelt option, `max_draw=4`", misspelt, remedy="max_draws"),
     Habit("a parameter replaced in mid-window", replaced, remedy="replaced"),
+    Habit(
+        "VGS: `scale_gradients()` at each `backward()`",
+        scaled_again,
+        remedy="once per optimizer step",
+    ),
+    Habit("VGS: a layer is frozen in mid-run", frozen, "counts no more"),
+    Habit("UPGD: a misspelt value in `param_groups`", misspelt_in_a_group, remedy="minmax"),
 )
 
 
