@@ -262,7 +262,7 @@ def probe(
                 raise FloatingPointError(f"gradient {len(norms)} has the norm {norms[-1]}")
     if len(norms) < FEWEST:
         raise ValueError(
-            f"{len(norms)} microbatches of the first size, {size}: expected >= {FEWEST}"
+            f"{len(norms)} microbatches of the first size {size}: expected >= {FEWEST}"
         )
     return Probe(_products(vectors, norms, float(total_norm(total))), median(seconds), size)
 
