@@ -261,9 +261,7 @@ def probe(
             if not math.isfinite(norms[-1]):
                 raise FloatingPointError(f"gradient {len(norms)} has the norm {norms[-1]}")
     if len(norms) < FEWEST:
-        raise ValueError(
-            f"{len(norms)} microbatches of the first size {size}: expected >= {FEWEST}"
-        )
+        raise ValueError(f"{len(norms)} microbatches of size {size}: expected >= {FEWEST} alike")
     return Probe(_products(vectors, norms, float(total_norm(total))), median(seconds), size)
 
 
