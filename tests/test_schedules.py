@@ -125,7 +125,7 @@ def test_norm_warmup_goes_in_front_of_another_schedule():
         gqc.NormWarmupScheduler(stepped, 4)
     with pytest.raises(RuntimeError, match="the NormWarmupScheduler around it"):
         after.step()  # it would write its own value over that of the warmup
-    with pytest.raises(ValueError, match="is attached: expected a new one"):
+    with pytest.raises(ValueError, match="attached, or stepped 0 times"):
         gqc.NormWarmupScheduler(after, 4)
     with pytest.raises(TypeError, match="DrawsSchedule does more at a step"):
         gqc.NormWarmupScheduler(gqc.schedules.DrawsSchedule(opt, 2, 1.0, 1.0), 4)

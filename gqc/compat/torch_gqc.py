@@ -5,7 +5,7 @@ Positional arguments are those of torch-gqc 0.10.4; keywords that only 0.8.5 had
 Where ``tests/peer/DIFFERENCES.md`` lists a difference, behaviour is that of :mod:`gqc`: a NaN
 microbatch is discarded, GNS estimates the noise scale, schedules hold their last value, SBC has no
 bound on its draws unless it is given one.  ``statistics()`` has the keys of both releases next to
-ours; ``num_draws`` there counts the coming draw, as in 0.8.5.
+ours: ``num_draws`` counts the coming draw, as in 0.8.5; ``last_grad_norm`` precedes GNR's scaling.
 
 Source: torch-gqc 0.8.5 and 0.10.4, signatures and values of schedules; the code is ours.
 """

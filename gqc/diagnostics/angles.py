@@ -57,8 +57,8 @@ def momentum_angle(
         optimizer: keeps ``exp_avg`` in its state and :math:`\beta_1` in ``group["betas"]`` (Adam,
             AdamW, NAdam, RAdam, Adamax, ...), or a wrapper of one.  Weight decay that Adam adds to
             the gradient is left out of g; under ``maximize`` g is the negative gradient.  Where a
-            wrapper sums in ``.grad``, call it from a step-pre-hook of the wrapped optimizer: the
-            sum would weigh n times too much in :math:`m'`.
+            wrapper sums in ``.grad``, call it from a step-pre-hook of the wrapped optimizer: a sum
+            weighs n times too much in :math:`m'`, and so do scaled gradients before ``unscale_``.
         include_gradient: compare with :math:`m'`; False: with :math:`m`, which is independent of
             this gradient's noise.
         bias_corrected: divide each parameter's part by :math:`1-\beta_1^t` (of :math:`m'`:

@@ -229,7 +229,7 @@ def probe(
 
     Args:
         model: as it is trained, in its present mode; not in DDP, and not sharded.
-        loss_fn: ``loss_fn(model, batch)`` returns the loss that training calls ``backward`` on.
+        loss_fn: ``loss_fn(model, batch)`` returns the loss of training, not scaled by a GradScaler.
         loader: of microbatches as training draws them, in their order; an iterator loses what is
             read.  Batches of another size than the first are passed over.
         optimizer: whose parameters count, a wrapper or not; None: all that need a gradient.
@@ -261,8 +261,7 @@ def probe(
             if not math.isfinite(norms[-1]):
                 raise FloatingPointError(f"gradient {len(norms)} has the norm {norms[-1]}")
     if len(norms) < FEWEST:
-        found = f"{len(norms)} microbatches of the size of the first ({size})"
-        raise ValueError(f"the loader has {found}: expected >= {FEWEST}")
+        raise ValueError(f"{len(norms)} microbatches of size {size}: expected >= {FEWEST} alike")
     return Probe(_products(vectors, norms, float(total_norm(total))), median(seconds), size)
 
 

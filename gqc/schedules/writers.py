@@ -288,15 +288,11 @@ class NormWarmupScheduler(ParamGroupSchedule):
         check_count("num_warmup_steps", num_warmup_steps, 0)
         check_finite(warmup_start=warmup_start, warmup_end=warmup_end)
         if scheduler.last_step != 0 or scheduler.is_attached:
-            done = (
-                "is attached" if scheduler.is_attached else f"stepped {scheduler.last_step} times"
-            )
-            raise ValueError(f"scheduler {done}: expected a new one")
+            done = f"attached, or stepped {scheduler.last_step} times"
+            raise ValueError(f"scheduler is {done}: expected a new one")
         kind, base = type(scheduler), ParamGroupSchedule
         if (kind.go_to, kind._write) != (base.go_to, base._write):
-            raise TypeError(
-                f"{kind.__name__} does more at a step than write: give it its own warmup"
-            )
+            raise TypeError(f"{kind.__name__} does more at a step: give it a warmup of its own")
         self.scheduler, scheduler.is_attached = scheduler, True
         self._warmup = num_warmup_steps, warmup_start, warmup_end
         super().__init__(scheduler.optimizer, scheduler.key, self._warmed)

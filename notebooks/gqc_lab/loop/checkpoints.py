@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 import yaml
 from tqdm import tqdm
@@ -27,6 +28,8 @@ from tqdm import tqdm
 from gqc_lab.loop.experiment import Experiment
 
 Columns = dict[str, list[Any]]
+NUMPY_NUMBERS: list[Any] = [type(np.dtype(kind)) for kind in "?ilqfd"]
+NUMPY_NUMBERS += [np.float64().__reduce__()[0], np.dtype]
 
 
 def run_name(experiment: Experiment) -> str:
@@ -117,7 +120,8 @@ def _read_state(file: IO[bytes], history: AppendedHistory) -> dict[str, Any]:
             if (bad := archive.testzip()) is not None:
                 raise ValueError(f"wrong checksum of {bad}")
         file.seek(0)
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(NUMPY_NUMBERS):
+            state = torch.load(file, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise ValueError(f"expected a dict, found {type(state).__name__}")
         if "history" in state:  # else it is of a version that kept all of it inside

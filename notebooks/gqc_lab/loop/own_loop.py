@@ -32,8 +32,6 @@ from gqc_lab.loop.scaler_controls import SCALER, apply_scaler, scaler_controls, 
 from gqc_lab.loop.settings import Setting
 from gqc_lab.loop.tunables import Optimizers, Tunables, named, unwrapped
 
-_PLAIN = (bool, int, float, str)
-
 
 @dataclass(frozen=True)
 class Parts:
@@ -159,9 +157,7 @@ class Loop(Experiment):
 
     def begin(self) -> None:
         """Begin the next batch: apply what was set."""
-        self._is_inside = True
-        changes = self.controls.advance(self.microbatch + 1)
-        self._changes = changes
+        self._changes = changes = self.controls.advance(self.microbatch + 1)
         if changes:
             self._apply(changes)
         if self._is_drawn:
@@ -170,7 +166,7 @@ class Loop(Experiment):
         self._now = self.tunables.values()  # before the body steps a schedule
         self._window = self.wrapper.last_window if self.wrapper is not None else None
         self._factor = self.scaler.get_scaling_factor() if self.scaler is not None else None
-        self._began = time.perf_counter()
+        self._began, self._is_inside = time.perf_counter(), True
 
     def _apply(self, changes: Mapping[str, Any]) -> None:
         self._is_drawn = THRESHOLD not in changes and (
@@ -318,7 +314,7 @@ def _sort_state(
 
 
 def _kept(name: str, value: Any) -> Any:
-    if value is None or isinstance(value, _PLAIN):
+    if value is None or isinstance(value, int | float | str):
         return value
     if isinstance(value, Tensor) and value.numel() == 1:
         # The loop may change it in place; one on a card is read later, to keep the card busy.

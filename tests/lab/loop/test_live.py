@@ -350,6 +350,36 @@ def test_a_killed_run_resumes_bit_for_bit(cut, loader_kind, tmp_path):
     assert torch.equal(r, r2)
 
 
+def test_a_rate_of_numpy_is_saved_and_loaded(tmp_path):
+    ends = []
+    for attempt in range(2):
+        model, optimizer = make(lr=np.float64(0.1))
+        live = Live(optimizer, 10, state={"model": model}, folder=tmp_path, every_seconds=0)
+        assert live.resume() is (attempt == 1)
+        if attempt == 0:
+            train(live, model, optimizer, epochs=1)
+        ends.append((weights(model), live.history["loss"].tolist()))
+    assert all(map(torch.equal, ends[0][0], ends[1][0]))
+    assert ends[0][1] == ends[1][1]
+
+
+def test_a_control_that_cannot_act_ends_before_its_batch():
+    live, acted = Live(make()[1]), []
+
+    def act(value):
+        if value == 2:
+            raise ValueError("not 2")
+        acted.append(value)
+
+    live.control("k", 1, act, low=0, high=5)
+    live.replay([{"microbatch": 2, "name": "k", "value": 2}])
+    with pytest.raises(ValueError, match="not 2"):
+        list(live(range(3)))
+    live.experiment.controls["k"] = 3
+    assert list(live(range(2))) == [0, 1]
+    assert (acted, live.history["microbatch"].tolist()) == ([3], [1, 2, 3])
+
+
 def test_workers_and_stateless_things_are_refused():
     model, optimizer = make()
     live = Live(optimizer, state={"model": model})
