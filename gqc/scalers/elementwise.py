@@ -32,7 +32,7 @@ class Elementwise(DebiasedEstimator):
 
     def element_ratios(self, index: int, variance_cap: float | None) -> Tensor:
         """V of each element of tensor ``index``, flat (a complex element is two)."""
-        kappa = ema_kappa(self.count[index], self.beta).to(self.means[index].device)
+        kappa = ema_kappa(self.count[index].abs(), self.beta).to(self.means[index].device)
         variance, signal = debiased_moments(self.spreads[index], self.means[index].square(), kappa)
         return noise_to_signal(
             variance, signal, 1 / kappa if variance_cap is None else variance_cap

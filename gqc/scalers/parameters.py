@@ -13,8 +13,8 @@ from gqc.gradients import settle
 
 AGAIN = (
     "scale_gradients() again before step(): call it once per optimizer step, after the last "
-    "backward(), and the scaler's step() after the optimizer's, without which the warmup never "
-    "ends. To leave a step out, zero_grad(set_to_none=True)"
+    "backward(), and then the scaler's step(), also where the optimizer's is left out: without it "
+    "the warmup never ends"
 )
 
 
@@ -135,7 +135,7 @@ def _named(entry: Any) -> tuple[str | None, Tensor]:
 
 
 def which_train(params: Sequence[Tensor], numels: list[int], found: list[int]) -> list[bool]:
-    """Which have a gradient or may get one: what was frozen does not count until it is thawed.
+    """Which have a gradient or may get one: what is frozen does not count.
 
     Raises: ValueError: a gradient of other than ``numels`` elements (-1 for none).
     """

@@ -222,7 +222,7 @@ class DebiasedEstimator(VarianceEstimator):
         self.has_equal_counts &= is_full
         self.num_skipped = self.num_skipped + (constant(1, is_moved) - is_moved)
         count = self.count + moved
-        weight, self._kappa = ema_weight_and_kappa(count, self.beta)
+        weight, self._kappa = ema_weight_and_kappa(count if is_full else count.abs(), self.beta)
         weight = weight * moved
         sums = self._shards.reduce(self._move(prepared, weight, finite, factor))
         squares, mean_sq = sums.unbind()
@@ -253,12 +253,12 @@ class DebiasedEstimator(VarianceEstimator):
         known, presence = self._found, super()._presence(grads)
         if self._found is not known:
             trains = torch.tensor(self._which_train(self._found), device=self.count.device)
-            self.count = self.count * trains
+            self.count = torch.where(trains, self.count.abs(), -self.count.abs())  # < 0: frozen
         return presence
 
     def _look_at_counts(self) -> None:
         self.has_equal_counts = bool((self.count == self.count[0]).all())
-        self._kappa = ema_weight_and_kappa(self.count, self.beta)[1]
+        self._kappa = ema_weight_and_kappa(self.count.abs(), self.beta)[1]
 
     def _prepare(self, grads: Grads, factor: float) -> tuple[Any, Tensor]:
         """What ``_move`` needs of the gradients, and their squared norm over all ranks."""

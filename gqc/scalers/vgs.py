@@ -169,12 +169,12 @@ class VarianceGradientScaler:
     @untraced
     def step(self) -> None:
         """Count a step; read the gradient unless this step's was read; RuntimeError: it is gone."""
-        if not self.enabled:
-            return
-        if not self._is_read:
+        if self.enabled and not self._is_read:
             self._parameters.check_there(self.estimator)
             self.update_statistics()
         self._is_read = self._parameters.is_marked = False
+        if not self.enabled:
+            return
         self.step_count += 1
         if hasattr(self.logger, "record"):
             for key, value in self.metrics().items():
