@@ -106,7 +106,11 @@ def two_batch_errors(
         num_windows: windows averaged.
     Returns: standard errors of ``signal_sq``, of ``noise_trace`` (same units) and the **relative**
         one of the noise scale.
+    Raises: ValueError: an argument out of its range.
     """
+    for name, value in (("signal_sq", signal_sq), ("noise_trace", noise_trace)):
+        expect(value > 0, name, value, "the true value, > 0")
+    expect(num_draws > 1, "num_draws", num_draws, "> 1")
     n, d = num_draws, dimension
     var_noise = 2 * noise_trace**2 / (d * (n - 1)) / num_windows
     var_signal = (
