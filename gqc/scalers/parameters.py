@@ -55,9 +55,7 @@ class ParameterList:
         if self.names and len(self.names) != len(self.tensors):
             raise ValueError("some parameters have a name and some have not: name all or none")
         if len(set(self.names)) < len(self.names):
-            raise ValueError(
-                "two parameters have one name: named_parameters(prefix=...) tells them"
-            )
+            raise ValueError("two parameters have one name: use named_parameters(prefix=...)")
 
     def check(self, granularity: str) -> None:
         """Raise ValueError where ``granularity`` needs groups and there are none."""
