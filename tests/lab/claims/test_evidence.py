@@ -173,11 +173,13 @@ def test_what_answers_say_of_figures_holds():
     assert (large == ((drawn["variant"] == "lr 0.1") & (drawn["inverse_weight"] == 50))).all()
     published = explosion.query("variant == 'as published' and inverse_weight <= 0.5")
     norms = published.groupby("seed")["max_grad_norm"].agg(["min", "max"])
-    assert (norms["max"] < 1.05 * norms["min"]).all()  # "is the same up to a weight of 0.5"
+    assert sum(norms["max"] < 1.05 * norms["min"]) == 4  # of five: "it is the same"
 
     runs = frames["19_scaling_fit"].query("kind == 'run'")
     losses = runs.pivot_table(index="tokens", columns="method", values="val_loss")
-    assert (losses["gnts"] > losses["adamw"]).all()
+    higher = losses["gnts"] - losses["adamw"]
+    assert (higher.loc[:65_536] > 0.01).all()
+    assert (abs(higher.loc[131_072:]) < 0.005).all()  # "nearly the same"
     fits = {
         key: power_law(r["tokens"], r["val_loss"]) for key, r in runs.groupby(["method", "seed"])
     }
