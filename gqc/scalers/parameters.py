@@ -29,7 +29,7 @@ class ParameterList:
         groups: number of the param group of each parameter.
         is_marked: were gradients marked as scaled since the scaler's last step?
     Raises:
-        ValueError: there is none, or only some have a name.
+        ValueError: there is none, only some have a name, or two have the same.
         TypeError: something else is in there.
     """
 
@@ -54,6 +54,8 @@ class ParameterList:
             raise ValueError("no parameters to scale: an iterator that was used up?")
         if self.names and len(self.names) != len(self.tensors):
             raise ValueError("some parameters have a name and some have not: name all or none")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError("two parameters have one name: use named_parameters(prefix=...)")
 
     def check(self, granularity: str) -> None:
         """Raise ValueError where ``granularity`` needs groups and there are none."""

@@ -303,8 +303,7 @@ class CheckpointedOptimizer(Optimizer):
         super().__setstate__(state)  # load_state_dict comes here too
         for group in self.param_groups:
             adopt(group)
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)
+            group.update({k: v for k, v in self.defaults.items() if k not in group})
 
 
 def checked(values: Mapping[str, Any], rules: Mapping[str, Rule]) -> dict[str, Any]:

@@ -313,5 +313,4 @@ def check_optimizer(optimizer: Optimizer) -> None:
 def _fill_in_defaults(optimizer: Optimizer) -> None:
     """Give groups that came from a plain optimizer's file the tunables' initial values."""
     for group in optimizer.param_groups:
-        for name, value in optimizer.defaults.items():
-            group.setdefault(name, value)
+        group.update({k: v for k, v in optimizer.defaults.items() if k not in group})

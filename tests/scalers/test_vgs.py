@@ -823,6 +823,9 @@ def test_bad_parameters_are_refused():
         VarianceGradientScaler(["weight"])
     with pytest.raises(ValueError, match="name all or none"):
         VarianceGradientScaler([("a", param), torch.zeros(3, requires_grad=True)])
+    nets = [torch.nn.Linear(2, 2) for _ in range(2)]
+    with pytest.raises(ValueError, match="two parameters have one name"):
+        VarianceGradientScaler([pair for net in nets for pair in net.named_parameters()])
     scaler = VarianceGradientScaler([param])
     with pytest.raises(ValueError, match="no parameters"):
         scaler.update_parameters(iter(()))
