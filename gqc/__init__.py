@@ -44,13 +44,14 @@ from gqc.wrappers import (
 
 __version__ = "0.2.0"
 
-__all__ = ["UPGD", "UPGDW", "AdaptiveUPGD", "Curriculum", "JoinedOptimizer", "NormWarmupScheduler"]
-__all__ += ["OptimizerWrapper", "OptimizerWrapperGNR", "OptimizerWrapperGNS"]
-__all__ += ["OptimizerWrapperGNTS", "OptimizerWrapperMHT", "OptimizerWrapperNormTest"]
-__all__ += ["OptimizerWrapperReplay", "OptimizerWrapperSBC", "OptimizerWrapperVGS"]
-__all__ += ["ParamGroupSchedule", "PiecewiseSchedule", "VarianceGradientScaler", "cap_shares"]
-__all__ += ["clip_before_step", "clip_grad_norm_per_group_", "clip_grad_norm_per_tensor_"]
-__all__ += ["clip_grad_norm_total_", "compute_inverse_loss_curriculum_weight"]
-__all__ += ["get_constant_schedule", "get_curved_batch_schedule"]
-__all__ += ["get_direct_cosine_annealing_with_warmup", "get_linear_schedule"]
-__all__ += ["get_norm_threshold_cosine_annealing_with_warmup", "get_quadratic_batch_schedule"]
+__all__ = [
+    "UPGD", "UPGDW", "AdaptiveUPGD", "Curriculum", "JoinedOptimizer", "NormWarmupScheduler",
+    "OptimizerWrapper", "OptimizerWrapperGNR", "OptimizerWrapperGNS", "OptimizerWrapperGNTS",
+    "OptimizerWrapperMHT", "OptimizerWrapperNormTest", "OptimizerWrapperReplay",
+    "OptimizerWrapperSBC", "OptimizerWrapperVGS", "ParamGroupSchedule", "PiecewiseSchedule",
+    "VarianceGradientScaler", "cap_shares", "clip_before_step", "clip_grad_norm_per_group_",
+    "clip_grad_norm_per_tensor_", "clip_grad_norm_total_", "compute_inverse_loss_curriculum_weight",
+    "get_constant_schedule", "get_curved_batch_schedule", "get_direct_cosine_annealing_with_warmup",
+    "get_linear_schedule", "get_norm_threshold_cosine_annealing_with_warmup",
+    "get_quadratic_batch_schedule",
+]  # fmt: skip

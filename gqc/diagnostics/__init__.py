@@ -12,5 +12,6 @@ step-pre-hook of the wrapped optimizer.
 from gqc.diagnostics.angles import cosine, expected_momentum_angle, expected_norm, momentum_angle
 from gqc.diagnostics.correlation import DrawCorrelation
 
-__all__ = ["DrawCorrelation", "cosine", "expected_momentum_angle", "expected_norm"]
-__all__ += ["momentum_angle"]
+__all__ = [
+    "DrawCorrelation", "cosine", "expected_momentum_angle", "expected_norm", "momentum_angle",
+]  # fmt: skip

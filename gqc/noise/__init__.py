@@ -19,6 +19,8 @@ from gqc.noise.estimates import (
 )
 from gqc.noise.probing import Probe, probe
 
-__all__ = ["NoiseScaleEMA", "Probe", "RobustNoiseScaleEMA", "debiased_moments", "ema_kappa"]
-__all__ += ["ema_weight", "noise_to_signal", "predicted_draws", "probe", "two_batch"]
-__all__ += ["two_batch_errors", "unequal_two_batch"]
+__all__ = [
+    "NoiseScaleEMA", "Probe", "RobustNoiseScaleEMA", "debiased_moments", "ema_kappa", "ema_weight",
+    "noise_to_signal", "predicted_draws", "probe", "two_batch", "two_batch_errors",
+    "unequal_two_batch",
+]  # fmt: skip

@@ -31,8 +31,10 @@ from gqc.schedules.writers import (
     interpolate,
 )
 
-__all__ = ["THRESHOLD", "DrawsSchedule", "NormWarmupScheduler", "ParamGroupSchedule"]
-__all__ += ["PiecewiseSchedule", "cosine_with_warmup", "get_constant_schedule"]
-__all__ += ["get_curved_batch_schedule", "get_direct_cosine_annealing_with_warmup"]
-__all__ += ["get_linear_schedule", "get_norm_threshold_cosine_annealing_with_warmup"]
-__all__ += ["get_quadratic_batch_schedule", "interpolate", "power_growth"]
+__all__ = [
+    "THRESHOLD", "DrawsSchedule", "NormWarmupScheduler", "ParamGroupSchedule", "PiecewiseSchedule",
+    "cosine_with_warmup", "get_constant_schedule", "get_curved_batch_schedule",
+    "get_direct_cosine_annealing_with_warmup", "get_linear_schedule",
+    "get_norm_threshold_cosine_annealing_with_warmup", "get_quadratic_batch_schedule",
+    "interpolate", "power_growth",
+]  # fmt: skip

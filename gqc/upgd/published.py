@@ -6,6 +6,9 @@ r"""Normalizations as released, with the operations in their order, so that bits
                      :math:`z = (\hat u-\min u)/(\max u-\min u+10^{-8})` in [0, 1], a later fix
 ==================== =============================================================================
 
+Both divide the bias-corrected :math:`\hat u = u/(1-\beta^t)` by extrema of the **uncorrected** u:
+with :math:`\beta=0.999` the quotient is 1000 times too large at first, and falls only slowly.
+
 The functions have the signatures and meanings of those of :mod:`gqc.upgd.utility`, which round
 elsewhere to save passes over memory.  One departure: where the largest utility is 0, 0 / 0 counts
 as 0 (gate 1/2), where the authors' code makes the weight NaN.

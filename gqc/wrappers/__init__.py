@@ -11,6 +11,8 @@ from gqc.wrappers.replay import OptimizerWrapperReplay
 from gqc.wrappers.sbc import OptimizerWrapperSBC
 from gqc.wrappers.vgs import OptimizerWrapperVGS
 
-__all__ = ["JoinedOptimizer", "OptimizerWrapper", "OptimizerWrapperGNR", "OptimizerWrapperGNS"]
-__all__ += ["OptimizerWrapperGNTS", "OptimizerWrapperMHT", "OptimizerWrapperNormTest"]
-__all__ += ["OptimizerWrapperReplay", "OptimizerWrapperSBC", "OptimizerWrapperVGS"]
+__all__ = [
+    "JoinedOptimizer", "OptimizerWrapper", "OptimizerWrapperGNR", "OptimizerWrapperGNS",
+    "OptimizerWrapperGNTS", "OptimizerWrapperMHT", "OptimizerWrapperNormTest",
+    "OptimizerWrapperReplay", "OptimizerWrapperSBC", "OptimizerWrapperVGS",
+]  # fmt: skip

@@ -16,6 +16,8 @@ from gqc_lab.figures.style import DASHES, HOUSE, LABELS, MAX_POINTS, OKABE_ITO, 
 from gqc_lab.figures.training import batch_loss, draws_per_step, loss_against
 from gqc_lab.figures.training import norm_against_threshold as norm_against_threshold
 
-__all__ = ["DASHES", "HOUSE", "LABELS", "MAX_POINTS", "OKABE_ITO", "batch_loss", "claims"]
-__all__ += ["draws_per_step", "loss_against", "noise", "norm_against_threshold", "operator"]
-__all__ += ["scaler", "thin", "upgd", "vgs", "vgs_training", "without_training", "write_html"]
+__all__ = [
+    "DASHES", "HOUSE", "LABELS", "MAX_POINTS", "OKABE_ITO", "batch_loss", "claims",
+    "draws_per_step", "loss_against", "noise", "norm_against_threshold", "operator", "scaler",
+    "thin", "upgd", "vgs", "vgs_training", "without_training", "write_html",
+]  # fmt: skip

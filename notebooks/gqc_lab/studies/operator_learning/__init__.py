@@ -16,15 +16,7 @@ if TYPE_CHECKING:
     from gqc_lab.studies.operator_learning.training import PARTS, OperatorLearning, build, is_lost
 
 __all__ = [
-    "PARTS",
-    "VARIANTS",
-    "OperatorLearning",
-    "OperatorLearningConfig",
-    "build",
-    "by_epoch",
-    "config",
-    "is_lost",
-    "read_training",
-    "variant_config",
-]
+    "PARTS", "VARIANTS", "OperatorLearning", "OperatorLearningConfig", "build", "by_epoch",
+    "config", "is_lost", "read_training", "variant_config",
+]  # fmt: skip
 __getattr__ = lazy(__name__, "settings", "measures", "training", "published")

@@ -15,12 +15,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "CONTROLLERS",
-    "Pretraining",
-    "PretrainingConfig",
-    "build",
-    "config",
-    "recorded_draws",
+    "CONTROLLERS", "Pretraining", "PretrainingConfig", "build", "config", "recorded_draws",
     "replay_config",
-]
+]  # fmt: skip
 __getattr__ = lazy(__name__, "settings", "methods", "training")
