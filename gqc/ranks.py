@@ -83,13 +83,6 @@ class Ranks:
         object.__setattr__(self, "numbers", tuple(_made[name] for name in names))
         _made.update(names)
 
-    @property
-    def has_flat_shards(self) -> bool:
-        """Has FSDP1 given each rank a part of the gradients that looks like whole ones?"""
-        strategies = (getattr(module, "sharding_strategy", None) for module in self.modules)
-        is_sharded = any(s is not None and s.name != "NO_SHARD" for s in strategies)
-        return is_sharded and self.size > 1
-
     def require(self, what: str) -> Ranks:
         """These ranks.  Raises: RuntimeError: nothing says which they are."""
         if self.is_known:
@@ -216,7 +209,7 @@ def ranks_of(wrapper: Any) -> Ranks:
     if wrapper.reduce_at_step and not groups:
         ranks = Ranks((torch.distributed.group.WORLD,))
     must_look = wrapper.needs_gradient or wrapper.clip_norm or wrapper.changes_gradient
-    if ranks.has_flat_shards and (must_look or wrapper._is_checked()):
+    if are_parts(ranks.modules, ranks.groups) and (must_look or wrapper._is_checked()):
         remedy = "" if must_look else ', or pass nonfinite="ignore"'
         raise RuntimeError(FLAT_SHARDS.format(type(wrapper).__name__, remedy))
     if wrapper.sums_in_grad and not wrapper.reduce_at_step:
@@ -227,8 +220,15 @@ def ranks_of(wrapper: Any) -> Ranks:
 def refuse_flat_shards(name: str, params: Sequence[Tensor]) -> None:
     """Raise RuntimeError where FSDP1 gave this rank a part of ``params`` that looks whole."""
     for module in _owners(params) if is_on() else ():
-        if Ranks(tuple(_groups_of(module)), (module,)).has_flat_shards:
+        if are_parts([module], _groups_of(module)):
             raise RuntimeError(FLAT_SHARDS.format(name, ""))
+
+
+def are_parts(modules: Sequence[Any], groups: Sequence[Any]) -> bool:
+    """Has FSDP1 given each rank a part of the gradients that looks like whole ones?"""
+    strategies = (getattr(module, "sharding_strategy", None) for module in modules)
+    is_sharded = any(s is not None and s.name != "NO_SHARD" for s in strategies)
+    return is_sharded and math.prod(map(torch.distributed.get_world_size, groups)) > 1
 
 
 def weigh(wrapper: Any, weight: float | Tensor | None) -> tuple[float, float]:

@@ -35,7 +35,7 @@ class ParameterList:
 
     def __init__(self, parameters: Iterable[Any]) -> None:
         if isinstance(parameters, Tensor):
-            raise TypeError("parameters is one tensor, of which each row would be taken: [it]")
+            raise TypeError("parameters is one tensor, whose rows would count as parameters: [it]")
         self.tensors: list[Tensor] = []
         self.names: list[str] = []
         self.groups: list[int] = []

@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from vgs_reference import PublishedReference, clip_norm, feed, iid_noise, normal, percentile
 
+from gqc import UPGD, ranks
 from gqc.scalers import VarianceGradientScaler
 from gqc.scalers import vgs as module
 
@@ -811,6 +812,22 @@ def test_from_config():
 def test_bad_arguments_are_refused_with_their_value(options, message):
     with pytest.raises(ValueError, match=message):
         make(**options)
+
+
+def test_a_scaler_of_one_rank_alone_takes_no_number_that_ranks_compare_by(tmp_path):
+    """Wrappers number themselves for their comparisons, alike on all ranks."""
+    store = f"file://{tmp_path / 'store'}"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 1))
+        before = dict(ranks._made)
+        scaler = VarianceGradientScaler(model.parameters())
+        model(torch.ones(1, 2)).sum().backward()
+        scaler.scale_gradients()
+        UPGD(model.parameters())
+        assert dict(ranks._made) == before
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_bad_parameters_are_refused():

@@ -264,7 +264,7 @@ def scaled_again(x: Tensor, make: Callable[..., Any]) -> float:
 
 
 def frozen(x: Tensor, make: Callable[..., Any]) -> float:
-    """Of a tensor of nothing but noise, V is as large as it gets."""
+    """A tensor of pure noise reads the largest V there is, until it is frozen."""
     noisy = torch.zeros(1, requires_grad=True)
     scaler = gqc.VarianceGradientScaler([x, noisy], aggregate="max")
     for t in range(40):
