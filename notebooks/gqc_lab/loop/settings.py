@@ -12,7 +12,7 @@ import csv
 import json
 import math
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from functools import cache
@@ -154,32 +154,29 @@ def _table(config: Any) -> Mapping[str, Setting]:
     return table
 
 
-def check_settings(config: Any) -> None:
-    """Check each setting of a frozen dataclass, and give it the setting's type.
+@dataclass(frozen=True)
+class Checked:
+    """Settings that are checked when they are made, and given their types.
 
     Raises: ValueError: a value out of its range, in one line that names it.
     """
-    for name, each in settings_of(type(config)).items():
-        object.__setattr__(config, name, each.check(name, getattr(config, name)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """What every study has: a seed, and where and in which number format it computes.
-
-    Raises: ValueError: a value out of its range, in one line that names it.
-    """
-
-    seed: int = setting(0, "seed of weights, data and noise", low=0)
-    device: str = setting("auto", "where to compute", choices=DEVICES)
-    dtype: str = setting("float32", "number format of the parameters", choices=DTYPES)
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        for name, each in settings_of(type(self)).items():
+            object.__setattr__(self, name, each.check(name, getattr(self, name)))
         self.check_together()
 
     def check_together(self) -> None:
         """Raise ValueError where values do not fit each other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Checked):
+    """What every study has: a seed, and where and in which number format it computes."""
+
+    seed: int = setting(0, "seed of weights, data and noise", low=0)
+    device: str = setting("auto", "where to compute", choices=DEVICES)
+    dtype: str = setting("float32", "number format of the parameters", choices=DTYPES)
 
 
 def axis_labels(settings: Mapping[str, Setting]) -> dict[str, str]:
@@ -281,15 +278,12 @@ def read_pairs(name: str, value: Any) -> Pairs:
     """
     share, height = Setting(low=0, high=1), Setting(low=0)
     expected = f"{name}={value!r}: expected pairs (share of the run, value)"
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise ValueError(expected)
     pairs = []
-    for pair in value:
-        if isinstance(pair, str) or not isinstance(pair, Iterable) or len(both := [*pair]) != 2:
+    for pair in value if isinstance(value, list | tuple) else [value]:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise ValueError(expected)
-        pairs.append(
-            (share.check(f"{name}: share", both[0]), height.check(f"{name}: value", both[1]))
-        )
+        at, norm = pair
+        pairs.append((share.check(f"{name}: share", at), height.check(f"{name}: value", norm)))
     for (before, _), (after, _) in pairwise(pairs):
         if not after > before:
             raise ValueError(f"{name}: shares {before:g}, {after:g}: expected them to increase")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gqc_lab.loop.settings import check_settings, setting
+from gqc_lab.loop.settings import Checked, setting
 
 
 @dataclass(frozen=True)
-class OperatorConfig:
+class OperatorConfig(Checked):
     """Sizes of an operator.
 
     Raises: ValueError: a size is out of range, or ``hidden`` is not a multiple of ``heads``.
@@ -23,11 +23,6 @@ class OperatorConfig:
     neighbors: int = setting(16, "points that a token sees; the farthest has weight 0", low=3)
     is_normalized: bool = setting(True, "whether the blocks and the latents have layer norms")
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-        self.check_together()
-
     def check_together(self) -> None:
-        """Raise ValueError where sizes do not fit each other."""
         if self.hidden % self.heads:
             raise ValueError(f"hidden={self.hidden}: expected a multiple of heads={self.heads}")
