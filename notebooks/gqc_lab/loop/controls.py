@@ -226,16 +226,12 @@ class NormSchedule:
         if step < warmup:
             first = a * self.norm_warmup_multiplier
             return first + (a - first) * step / warmup
+        if self.norm_curve == "constant":
+            return a
         x = min((step - warmup) / (total - warmup), 1.0) if total > warmup else 1.0
-        return b + (a - b) * self._shape(x) if self.norm_curve != "constant" else a
-
-    def _shape(self, x: float) -> float:
-        shapes: dict[str, Callable[[float], float]] = {
-            "cosine": lambda x: 0.5 * (1 + math.cos(math.pi * x)),
-            "linear": lambda x: 1 - x,
-            "polynomial": lambda x: (1 - x) ** self.norm_exponent,
-        }
-        return shapes[self.norm_curve](x)
+        cosine, linear = 0.5 * (1 + math.cos(math.pi * x)), 1 - x
+        shapes = {"cosine": cosine, "linear": linear, "polynomial": linear**self.norm_exponent}
+        return b + (a - b) * shapes[self.norm_curve]
 
 
 NORM_SETTINGS = settings_of(NormSchedule)
