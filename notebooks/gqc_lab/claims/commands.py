@@ -188,9 +188,7 @@ def freeze_all(
             raise BadInput(f"{name!r}: not in {paper / PLAN}{nearest(name, plan)}")
     frozen = []
     for name in names or plan:
-        entry = plan[name]
-        batch = read_batch(batch_path(paper, name))
-        columns, rows = entry.get("columns", []), entry.get("rows", "")
-        options = {"is_partial": is_partial}
-        frozen.append(freeze(batch, store, paper / RESULTS, columns, rows, **options))
+        batch, columns = read_batch(batch_path(paper, name)), plan[name].get("columns", [])
+        kept = (columns, plan[name].get("rows", ""))
+        frozen.append(freeze(batch, store, paper / RESULTS, *kept, is_partial=is_partial))
     return frozen

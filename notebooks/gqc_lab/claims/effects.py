@@ -13,19 +13,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
 
+import duckdb
 import numpy as np
 import pandas as pd
+import pyarrow
 from scipy import stats
 
 from gqc_lab.claims.frozen import Frozen
 from gqc_lab.claims.rules import SIDES, WITHIN, Claim, Part
 from gqc_lab.errors import BadInput
 from gqc_lab.stats.analysis import seeds_needed, t_interval
-
-if TYPE_CHECKING:
-    import duckdb
 
 LEVEL = 0.05
 
@@ -57,8 +55,6 @@ class Effect:
 @cache
 def _database() -> duckdb.DuckDBPyConnection:
     """Return an empty database in memory: opening one for each part took most of the time."""
-    import duckdb
-
     return duckdb.connect(config={"threads": 1})
 
 
@@ -66,9 +62,6 @@ def differences(
     claim: Claim, part: Part, results: Mapping[str, Frozen]
 ) -> tuple[np.ndarray, set[str]]:
     """Return a number per seed (the value, or its difference or log ratio) and the runs used."""
-    import duckdb
-    import pyarrow
-
     connection = _database().cursor()
     frozen, compare = results[part.batch], part.compare
     keys = [part.pair, *([compare.by] if compare else [])]

@@ -16,15 +16,15 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import duckdb
+import pandas as pd
 
 from gqc_lab.errors import BadInput
 from gqc_lab.runs.plan import Batch
 from gqc_lab.runs.results import load, read_records
 from gqc_lab.runs.store import CorruptRun, Store, file_hash, seal, write_json
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 FIRST_SEED = 1000  #: smaller ones are for exploration and tuning
 RESULTS, HISTORY, RUNS = "results.parquet", "history.parquet", "runs.json"
@@ -83,15 +83,11 @@ class Frozen:
 
     @cached_property
     def results(self) -> pd.DataFrame:
-        import pandas as pd
-
         return pd.read_parquet(self.folder / RESULTS)
 
     @cached_property
     def history(self) -> pd.DataFrame:
         """The kept records; empty if the notebook saves none."""
-        import pandas as pd
-
         path = self.folder / HISTORY
         return pd.read_parquet(path) if path.is_file() else pd.DataFrame({"run": []})
 
@@ -162,9 +158,6 @@ def freeze(
 def _select(
     batch: Batch, history: pd.DataFrame, columns: list[str] | None, rows: str
 ) -> pd.DataFrame:
-    """Select the columns and rows of the histories to keep."""
-    import duckdb
-
     if history.empty:
         return history
     if missing := [name for name in columns or [] if name not in history]:
@@ -181,8 +174,6 @@ def _join(
     batch: Batch, new: pd.DataFrame, old: pd.DataFrame | None, kept: list[str]
 ) -> pd.DataFrame:
     """Join the new rows and those of kept runs, which must have the same columns."""
-    import pandas as pd
-
     if old is None or not kept:
         return new
     old = old[old["run"].isin(kept)]

@@ -26,6 +26,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from gqc_lab.claims.frozen import FIRST_SEED, Frozen
 from gqc_lab.claims.rules import PROSE, Claim
 from gqc_lab.errors import BadInput
@@ -128,8 +130,6 @@ def history(paper: Path, claims: Sequence[Claim]) -> dict[str, dict[str, str]]:
 
 
 def _versions(paper: Path, name: str) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    import yaml
-
     log = git(paper, "log", "--first-parent", "--reverse", "--format=%H %ct", "--", name).decode()
     for line in log.splitlines():
         commit, when = line.split()

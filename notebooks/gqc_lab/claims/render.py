@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,8 @@ LEAST_P = 1e-16  #: below, p is that of rounding, or of values that are the same
 TEMPLATES = Path(__file__).parent / "templates"
 OF_CLAIM = ["group", "id", "statement", "source", "notebook", "scale", "note", "shown", "leaning"]
 OF_CLAIM += ["verdict", "stage", "earlier", "rule", "p", "reason", "num_runs", "short"]
-OF_PART = ["part", "bound", "unit", "mean", "low", "high", "n", "status", "effect", "said"]
+NUMBERS = ["mean", "low", "high", "n"]
+OF_PART = ["part", "bound", "unit", *NUMBERS, "status", "effect", "said"]
 
 
 def verdict_frame(
@@ -61,22 +63,17 @@ def verdict_frame(
             texts["verdict"] += f" (parts: {leaning(verdict)}; {seeds} would decide)"
             texts["short"] += f" ({verdict.needs or '> 1000'})"
         texts |= {"reason": verdict.reason, "num_runs": verdict.num_runs}
-        effects = verdict.effects or [None] * len(claim.parts)
-        for part, effect in zip(claim.parts, effects, strict=False):
-            names = {"part": part.name, "bound": part.holds, "unit": part.unit}
-            names |= {"said": say(part, effect) if effect else ""}
-            rows.append(texts | names | _measured(effect))
+        texts |= {name: "" for name in OF_PART if name not in NUMBERS}
+        for part, effect in zip(claim.parts, verdict.effects or repeat(None), strict=False):
+            row = texts | {"part": part.name, "bound": part.holds, "unit": part.unit}
+            if effect:
+                row |= {"effect": interval(effect), "said": say(part, effect)}
+                row |= {name: getattr(effect, name) for name in (*NUMBERS, "status")}
+            rows.append(row)
         if not claim.parts:
-            rows.append(texts | {"part": "", "bound": "", "unit": "", "said": ""} | _measured(None))
-    return pd.DataFrame(rows, columns=OF_CLAIM + OF_PART).astype({"n": "Int64"})
-
-
-def _measured(effect: Effect | None) -> dict[str, Any]:
-    if effect is None:
-        nothing: dict[str, Any] = dict.fromkeys(("mean", "low", "high"), math.nan)
-        return nothing | {"n": None, "status": "", "effect": ""}
-    numbers = {name: getattr(effect, name) for name in ("mean", "low", "high", "n", "status")}
-    return numbers | {"effect": interval(effect)}
+            rows.append(texts)
+    kinds = dict.fromkeys(NUMBERS, "float") | {"n": "Int64"}
+    return pd.DataFrame(rows, columns=OF_CLAIM + OF_PART).astype(kinds)
 
 
 def leaning(verdict: Verdict) -> str:

@@ -128,29 +128,25 @@ def _evaluate(claims: Sequence[Claim], results: Sequence[Mapping[str, Frozen]]) 
     """Decide each claim from its own results."""
     reasons = list(map(_untested, claims, results))
     tested = sum(not r and c.kind != "question" for c, r in zip(claims, reasons, strict=True))
-    effects, runs = [], []
-    for claim, reason, mine in zip(claims, reasons, results, strict=True):
-        parts = () if reason else claim.parts
-        measured = [differences(claim, part, mine) for part in parts]
-        level = LEVEL / max(tested, 1)
-        effects.append(
-            tuple(measure(part, v, level) for part, (v, _) in zip(parts, measured, strict=True))
-        )
-        runs.append(set().union(*(used for _, used in measured)))
-    p_values = [
-        _p_together(row) if _is_measured(row) and claim.kind != "question" else math.nan
-        for claim, row in zip(claims, effects, strict=True)
-    ]
     verdicts = []
-    for claim, reason, row, used, p, p_holm in zip(
-        claims, reasons, effects, runs, p_values, map(float, holm(p_values)), strict=True
-    ):
-        if not _is_measured(row):
+    for claim, reason, mine in zip(claims, reasons, results, strict=True):
+        effects: list[Effect] = []
+        used: set[str] = set()
+        for part in () if reason else claim.parts:
+            values, runs = differences(claim, part, mine)
+            effects.append(measure(part, values, LEVEL / max(tested, 1)))
+            used |= runs
+        if any(effect.n for effect in effects):
+            p = math.nan if claim.kind == "question" else _p_together(effects)
+            verdicts.append(Verdict(claim, "undecided", tuple(effects), len(used), p))
+        else:
             reason = reason or "its runs are not finished"
             verdicts.append(Verdict(claim, "not tested", reason=reason))
-            continue
-        verdicts.append(Verdict(claim, _together(claim, row, p, p_holm), row, len(used), p, p_holm))
-    return verdicts
+    corrected = map(float, holm([verdict.p for verdict in verdicts]))
+    return [
+        replace(v, verdict=_together(v.claim, v.effects, v.p, p), p_holm=p) if v.effects else v
+        for v, p in zip(verdicts, corrected, strict=True)
+    ]
 
 
 def _untested(claim: Claim, results: Mapping[str, Frozen]) -> str:
@@ -185,10 +181,6 @@ def _differing(old: Any, new: Any, name: str = "") -> list[str]:
         if both_nan or math.isclose(old, new, rel_tol=1e-6, abs_tol=1e-12):
             return []
     return [] if old == new else [f"{name} is committed as {old!r}, the results give {new!r}"]
-
-
-def _is_measured(effects: Sequence[Effect]) -> bool:
-    return any(effect.n for effect in effects)
 
 
 def _p_of_none(effects: Sequence[Effect]) -> float:
