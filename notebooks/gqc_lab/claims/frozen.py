@@ -32,13 +32,7 @@ RESULTS, HISTORY, RUNS = "results.parquet", "history.parquet", "runs.json"
 
 @dataclass(frozen=True)
 class Frozen:
-    """The committed results of one batch.
-
-    Args:
-        name: of the batch.
-        folder: where they are.
-        record: runs.json.
-    """
+    """The committed results of one batch, in ``folder``; ``record`` is its runs.json."""
 
     name: str
     folder: Path

@@ -127,7 +127,11 @@ def read_scans(name: str, folder: str | Path | None = None) -> Scans:
     """
     check_name("name", name, DATA_SETS)
     if name == "digits":
-        return _read_digits()
+        from sklearn.datasets import load_digits  # takes a second
+
+        digits = load_digits()
+        pixels = torch.from_numpy(digits.data).to(torch.uint8)
+        return Scans(pixels, torch.from_numpy(digits.target).long(), 16)
     kind, options = TORCHVISION[name]
     try:
         from torchvision import datasets
@@ -139,14 +143,6 @@ def read_scans(name: str, folder: str | Path | None = None) -> Scans:
     found = getattr(datasets, kind)(str(root), train=True, download=True, **options)
     pixels = torch.as_tensor(found.data).flatten(1)
     return Scans(pixels, torch.as_tensor(found.targets).long(), 255)
-
-
-def _read_digits() -> Scans:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pixels = torch.from_numpy(digits.data).to(torch.uint8)
-    return Scans(pixels, torch.from_numpy(digits.target).long(), 16)
 
 
 def hash_tensors(*tensors: Tensor) -> str:

@@ -95,11 +95,8 @@ def make_stream(
     """Make a stream of tasks on a data set.
 
     Args:
-        kind: ``"input_permuted"`` or ``"label_permuted"``.
-        name: see `gqc_lab.data.images`.
-        num_tasks: number of tasks.
-        task_examples: examples per task; the source has 5000 and 2500.
-        seed: of permutations and order.
+        name: see `gqc_lab.data.images`; the others: see `TaskStream`.
+        task_examples: the source has 5000 and 2500.
     Raises: ImportError: the data set needs torchvision, which is not installed.
     """
     return TaskStream(read_scans(name), kind, num_tasks, task_examples, seed)

@@ -44,7 +44,6 @@ def estimates_against_truth(measured: pd.DataFrame) -> go.Figure:
 
     Args:
         measured: rows of `measure_estimates`; others are left out, and so are unresolved ones.
-    Raises: ValueError: a column is missing.
     """
     check_columns("estimates_against_truth", measured, POINT)
     titles, title = ("all estimates", "two-batch, over the truth"), "Noise scale of a known stream"
@@ -77,7 +76,6 @@ def draws_against_prediction(measured: pd.DataFrame) -> go.Figure:
 
     Args:
         measured: rows of `measure_draws`; others are left out.
-    Raises: ValueError: a column is missing.
     """
     check_columns("draws_against_prediction", measured, POINT)
     rows = measured[measured["measurement"] == "draws"]
@@ -96,7 +94,6 @@ def draws_against_threshold(measured: pd.DataFrame) -> go.Figure:
 
     Args:
         measured: rows of `measure_reach`; others are left out.
-    Raises: ValueError: a column is missing.
     """
     needs = [*POINT, "threshold", "is_flagged"]
     check_columns("draws_against_threshold", measured, needs)
@@ -121,7 +118,6 @@ def noise_scale_against(history: pd.DataFrame, x: str = "tokens") -> go.Figure:
 
     Args:
         history: records with ``method``, ``seed``, ``x`` and ``noise_scale``.
-    Raises: ValueError: a column is missing.
     """
     figure = new_figure("Noise scale as the wrappers estimate it", showlegend=True)
     figure.update_xaxes(title_text=LABELS.get(x, x))
@@ -181,7 +177,6 @@ def norm_by_draws(table: pd.DataFrame, signal: float) -> go.Figure:
     Args:
         table: rows with ``draws``, ``norm`` and ``expected``, as a probe gives them.
         signal: :math:`|G|`, below which no threshold can be reached.
-    Raises: ValueError: a column is missing.
     """
     check_columns("norm_by_draws", table, ["draws", "norm", "expected"])
     figure = new_figure("Threshold for a mean number of draws a step")

@@ -34,7 +34,6 @@ def variance_and_factor(history: pd.DataFrame, x: str = "microbatch") -> go.Figu
 
     Args:
         history: of one run: ``x``, ``factor``, ``changes`` and the scaler's metrics.
-    Raises: ValueError: a column is missing.
     """
     levels = {f"vgs/stochastic_var_{p}": (p, color, 1.5) for p, color in PERCENTILES.items()}
     curves = {**levels, VARIANCE: ("V, which makes the factor", PURPLE, 2.5)}

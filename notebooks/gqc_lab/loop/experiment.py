@@ -1,16 +1,8 @@
 """The training loop of every study: an iterator that yields a record for each microbatch.
 
 `Experiment` owns the loop, live controls, the history and exact resume.  It neither draws nor
-prints.  A study overrides a few methods to say what is trained on which data::
-
-    set_hyperparameters   set this microbatch's learning rate, threshold, ...
-    draw_batch            return the data of one microbatch
-    compute_loss          return the loss to differentiate
-    update                run backward and step; override to scale or clip in between
-    amount                return how far this batch goes towards `total`
-    measure               return further fields of the record
-    is_evaluation_due, evaluate     return held-out numbers from time to time
-    summary               return the result numbers
+prints.  A study overrides methods, from `set_hyperparameters` to `summary`, to say what is trained
+on which data.
 """
 
 from __future__ import annotations
@@ -95,7 +87,10 @@ class Experiment(Iterator[dict[str, Any]]):
         raise NotImplementedError
 
     def update(self, loss: Tensor) -> bool:
-        """Differentiate, let the optimizer decide, and return whether it stepped."""
+        """Differentiate, let the optimizer decide, and return whether it stepped.
+
+        Overridden to scale or clip in between.
+        """
         loss.backward()
         return self.parts["optimizer"].step() is not False  # a plain optimizer returns None
 

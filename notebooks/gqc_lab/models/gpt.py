@@ -82,8 +82,7 @@ class GPT(nn.Module):
         x = self.tokens(ids) + self.positions.weight[: ids.shape[1]]
         for block in self.blocks:
             x = block(x)
-        logits: Tensor = self.head(self.norm(x))
-        return logits
+        return self.head(self.norm(x))
 
 
 def make_gpt(config: GPTConfig, generator: torch.Generator) -> GPT:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gqc_lab.errors import BadInput
@@ -333,13 +332,9 @@ class _Loop:
 @contextmanager
 def _interrupts(press: Callable[[], None]) -> Iterator[None]:
     """Call ``press`` on SIGINT, SIGTERM and SIGUSR1; in a thread, which gets none, do nothing."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        press()
-
     try:
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-        before = {each: signal.signal(each, handle) for each in numbers}
+        before = {each: signal.signal(each, lambda *_: press()) for each in numbers}
     except ValueError:
         yield
         return

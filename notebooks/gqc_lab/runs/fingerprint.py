@@ -102,6 +102,7 @@ def environment(folder: Path, threads: int | None) -> dict[str, Any]:
     ``commit`` is that of the repository that holds ``folder``, with ``-dirty`` if tracked files
     are changed, or None outside git.
     """
+    describe = ("describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
     versions: dict[str, str | None] = {}
     for requirement in importlib.metadata.requires("gqc-kit") or []:
         name = re.split(r"[^\w.-]", requirement)[0]
@@ -118,7 +119,7 @@ def environment(folder: Path, threads: int | None) -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": threads,
-        "commit": _commit(folder),
+        "commit": git(folder, *describe).decode().strip() or None,
         "packages": versions,
     }
 
@@ -158,8 +159,3 @@ def _processor() -> str | None:
     except OSError:
         return platform.processor() or None
     return found[1].strip() if found else None
-
-
-def _commit(folder: Path) -> str | None:
-    describe = ("describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
-    return git(folder, *describe).decode().strip() or None

@@ -177,12 +177,10 @@ def show_cell(value: Any) -> str:
 
 def show_interval(row: Any) -> str:
     """Return ``mean [low, high]`` of a row of the summary."""
-    if math.isnan(row["low"]):
+    width = row["high"] - row["low"]
+    if width == 0 or math.isnan(row["low"]):
         return _number(row["mean"])
     # As many digits as the interval's width can tell apart, and one more.
-    width = row["high"] - row["low"]
-    if width == 0:
-        return _number(row["mean"])
     if 0 < 10 * row["low"] < row["high"]:  # the ends have no digits in common
         return f"{_number(row['mean'], 3)} [{_number(row['low'], 3)}, {_number(row['high'], 3)}]"
     digits = max(0, min(6, 1 - math.floor(math.log10(width)))) if math.isfinite(width) else 3

@@ -6,6 +6,8 @@ Streams are those of `gqc_lab.studies.noise.streams`, and so are the columns of 
 - `measure_draws`: the draws that a norm threshold takes, against the prediction
   :math:`n^* = \mathrm{tr}\,\Sigma / (\tau^2 - |G|^2)`;
 - `measure_reach`: the same around :math:`\tau = |G|`, below which no number of draws suffices.
+
+In all of them ``where`` is seed, device and dtype of the stream; its noise scale is `NOISE_SCALE`.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -30,8 +33,9 @@ from gqc.wrappers import (
 from gqc_lab.studies.noise.streams import mean_interval, stream, tidy
 
 CHUNK = 32  # gradients drawn at a time
+NOISE_SCALE = 10.0  #: R
 
-#: who decides by what it estimates; at R = 10 all of them draw 7 to 20 times
+#: who decides by what it estimates; at this R all of them draw 7 to 20 times
 REPORTERS: dict[str, Callable[[Optimizer], OptimizerWrapper]] = {
     "gns": lambda sgd: OptimizerWrapperGNS(sgd, noise_tolerance=0.5),
     "normtest": lambda sgd: OptimizerWrapperNormTest(sgd, theta=1.0),
@@ -39,34 +43,25 @@ REPORTERS: dict[str, Callable[[Optimizer], OptimizerWrapper]] = {
 }
 
 
-def measure_reports(
-    dimensions: Sequence[int], num_windows: int, noise_scale: float = 10.0, **where: Any
-) -> pd.DataFrame:
+def measure_reports(dimensions: Sequence[int], num_windows: int, **where: Any) -> pd.DataFrame:
     """Return the median noise scale that each of `REPORTERS` reports.
 
     The first half of the windows is left out, and so are unresolved ones (NaN where all are).
-
-    Args:
-        where: seed, device, dtype of `stream`.
     """
     rows = []
     for dimension in dimensions:
         for name, make in REPORTERS.items():
-            wrapper, draws, reports = _run(make, noise_scale, dimension, num_windows, where)
+            wrapper, draws, reports = _run(make, dimension, num_windows, where)
             late = pd.Series(reports[num_windows // 2 :], dtype=float)
-            row = {"measurement": f"{name} reports", "truth": noise_scale}
+            row = {"measurement": f"{name} reports", "truth": NOISE_SCALE}
             row |= {"measured": late.median(), "num_windows": len(draws), "dimension": dimension}
             forced = wrapper.statistics()["num_forced"]
-            rows.append(row | {"noise_scale": noise_scale, "num_forced": forced})
+            rows.append(row | {"noise_scale": NOISE_SCALE, "num_forced": forced})
     return tidy(rows)
 
 
 def measure_draws(
-    predicted: Sequence[float],
-    dimensions: Sequence[int],
-    num_windows: int,
-    noise_scale: float = 10.0,
-    **where: Any,
+    predicted: Sequence[float], dimensions: Sequence[int], num_windows: int, **where: Any
 ) -> pd.DataFrame:
     r"""Return the mean draws of GNTS at thresholds :math:`\tau = \sqrt{1 + R/n^*}`.
 
@@ -76,14 +71,13 @@ def measure_draws(
     Args:
         predicted: :math:`n^*`, > 0 and not whole (at a whole number it is a coin's toss whether
             that draw or the next ends a window); thresholds are rounded to four decimals.
-        where: seed, device, dtype of `stream`.
     """
     rows = []
     for dimension in dimensions:
         for target in predicted:
-            threshold = round(math.sqrt(1 + noise_scale / target), 4)
+            threshold = round(math.sqrt(1 + NOISE_SCALE / target), 4)
             limit = math.ceil(target)
-            row = _measure_gnts(noise_scale, dimension, threshold, 8 * limit, num_windows, where)
+            row = _measure_gnts(dimension, threshold, 8 * limit, num_windows, where)
             rows.append(row | {"measurement": "draws", "truth": limit})
     return tidy(rows)
 
@@ -92,7 +86,6 @@ def measure_reach(
     thresholds: Sequence[float],
     dimensions: Sequence[int],
     num_windows: int,
-    noise_scale: float = 10.0,
     max_draws: int = 64,
     **where: Any,
 ) -> pd.DataFrame:
@@ -103,37 +96,29 @@ def measure_reach(
 
     Args:
         thresholds: :math:`\tau/|G|`, > 0.
-        where: seed, device, dtype of `stream`.
     """
     rows = []
     for dimension in dimensions:
         for threshold in thresholds:
-            row = _measure_gnts(noise_scale, dimension, threshold, max_draws, num_windows, where)
-            needed = predicted_draws(1.0, noise_scale, threshold)
+            row = _measure_gnts(dimension, threshold, max_draws, num_windows, where)
+            needed = predicted_draws(1.0, NOISE_SCALE, threshold)
             truth = math.ceil(needed) if needed < max_draws else max_draws
             rows.append(row | {"measurement": "reach", "truth": truth})
     return tidy(rows)
 
 
 def _measure_gnts(
-    noise_scale: float,
-    dimension: int,
-    threshold: float,
-    max_draws: int,
-    num_windows: int,
-    where: dict[str, Any],
+    dimension: int, threshold: float, max_draws: int, num_windows: int, where: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the mean draws of GNTS with their t interval, and its flag."""
+    make = partial(OptimizerWrapperGNTS, gradient_norm_threshold=threshold, max_draws=max_draws)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "10 windows in a row")  # what is measured here
-        wrapper, draws, _ = _run(
-            lambda sgd: OptimizerWrapperGNTS(sgd, threshold, max_draws=max_draws),
-            *(noise_scale, dimension, num_windows, where),
-        )
+        wrapper, draws, _ = _run(make, dimension, num_windows, where)
     statistics = wrapper.statistics()
     mean = mean_interval(draws)
     return {
-        "noise_scale": noise_scale,
+        "noise_scale": NOISE_SCALE,
         "dimension": dimension,
         "threshold": threshold,
         "measured": mean["mean"],
@@ -147,13 +132,12 @@ def _measure_gnts(
 
 def _run(
     make: Callable[[Optimizer], OptimizerWrapper],
-    noise_scale: float,
     dimension: int,
     num_windows: int,
     where: dict[str, Any],
 ) -> tuple[OptimizerWrapper, list[int], list[float | None]]:
     """Return a wrapper after ``num_windows``, their draws, and the noise scale after each."""
-    gradients = chain.from_iterable(stream(noise_scale, dimension, CHUNK, **where))
+    gradients = chain.from_iterable(stream(NOISE_SCALE, dimension, CHUNK, **where))
     first = next(gradients)
     param = torch.zeros_like(first, requires_grad=True)
     wrapper = make(torch.optim.SGD([param], lr=0.0))

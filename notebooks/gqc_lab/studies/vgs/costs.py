@@ -6,15 +6,16 @@ each storage once, parameters left out.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from timeit import timeit
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from gqc.scalers import VarianceGradientScaler
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
@@ -22,7 +23,6 @@ from gqc_lab.loop.settings import read_scales
 
 #: scale -> of the estimators' errors and costs (notebook 05)
 SCALES = read_scales(Path(__file__).with_name("costs.csv"))
-PLAIN = (dict, list, tuple, set)
 
 
 def held_bytes(owner: object, others: Iterable[Tensor] = ()) -> int:
@@ -43,7 +43,7 @@ def held_bytes(owner: object, others: Iterable[Tensor] = ()) -> int:
             sizes |= {s.data_ptr(): s.nbytes() for s in _storages(item)}
         elif isinstance(item, dict):
             waiting += item.values()
-        elif isinstance(item, PLAIN):
+        elif isinstance(item, list | tuple | set):
             waiting += item
         elif type(item).__module__.startswith("gqc.") and hasattr(item, "__dict__"):
             waiting += vars(item).values()
@@ -52,11 +52,7 @@ def held_bytes(owner: object, others: Iterable[Tensor] = ()) -> int:
 
 def state_bytes(state: object) -> int:
     """Return the bytes of the tensors in a ``state_dict``."""
-    if isinstance(state, Tensor):
-        return state.numel() * state.element_size()
-    if isinstance(state, dict):
-        return sum(map(state_bytes, state.values()))
-    return sum(map(state_bytes, state)) if isinstance(state, list) else 0
+    return sum(each.nbytes for each in tree_leaves(state) if isinstance(each, Tensor))
 
 
 def measure_costs(
@@ -92,9 +88,10 @@ def measure_costs(
     }
     times: dict[str, list[float]] = {label: [] for label in ("AdamW", *scalers)}
     for _ in range(rounds + 1):
-        times["AdamW"].append(_time(adamw.step))
+        times["AdamW"].append(timeit(adamw.step, number=1))
         for label, scaler in scalers.items():
-            times[label].append(_time(scaler.scale_gradients) + _time(scaler.step))
+            seconds = timeit(scaler.scale_gradients, number=1) + timeit(scaler.step, number=1)
+            times[label].append(seconds)
     own = [*parameters, *(p.grad for p in parameters if p.grad is not None)]
     rows = [
         {
@@ -111,15 +108,6 @@ def measure_costs(
     return pd.DataFrame(rows)
 
 
-def _time(action: Any) -> float:
-    started = time.perf_counter()
-    action()
-    return time.perf_counter() - started
-
-
 def _storages(tensor: Tensor) -> list[torch.UntypedStorage]:
-    return [
-        t.untyped_storage()
-        for t in (tensor, tensor.grad if tensor.is_leaf else None)
-        if t is not None
-    ]
+    grad = tensor.grad if tensor.is_leaf else None
+    return [t.untyped_storage() for t in (tensor, grad) if t is not None]

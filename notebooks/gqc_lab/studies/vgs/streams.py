@@ -5,7 +5,8 @@ A stream is a sequence of gradients of one tensor,
 
 .. math:: R = \frac{\sum_j \mathrm{Var}\,\epsilon_j}{\sum_j \mu_j^2},
 
-known by construction.  Each one separates estimators that agree on others:
+known by construction, with ``numel`` elements and ``ratio`` = R >= 0.  Each one separates
+estimators that agree on others:
 
 - :func:`heterogeneous`: constant in time, different from element to element; R = 0;
 - :func:`uniform`: all elements equal, moving together; :func:`smoking_gun` is the published case;
@@ -110,8 +111,7 @@ def iid(numel: int, ratio: float, has_equal_means: bool = False) -> Stream:
     """Return a stream of independent noise of ``ratio`` times the power of the mean gradient.
 
     Args:
-        numel: elements.
-        ratio: R >= 0; ``inf``: the means are 0, the noise has power 1.
+        ratio: ``inf``: the means are 0, the noise has power 1.
         has_equal_means: all means are 1; otherwise Gaussian ones, of mean square 1.
     """
     signal, noise = (1.0, math.sqrt(ratio)) if ratio < math.inf else (0.0, 1.0)
@@ -132,8 +132,6 @@ def rotating(numel: int, ratio: float, period: float) -> Stream:
     of it.
 
     Args:
-        numel: elements.
-        ratio: R >= 0.
         period: updates until the mean is back, > 0.
     """
 
@@ -171,8 +169,6 @@ def correlated(numel: int, ratio: float, correlation: float) -> Stream:
     independent z; its power does not depend on the correlation.
 
     Args:
-        numel: elements.
-        ratio: R >= 0.
         correlation: rho of successive draws, at least 0 and below 1.
     """
 
@@ -191,8 +187,6 @@ def heavy_tailed(numel: int, ratio: float, degrees: int) -> Stream:
     """Return a stream of Student's t noise: some draws are much larger than others as a whole.
 
     Args:
-        numel: elements.
-        ratio: R >= 0.
         degrees: of freedom, above 2.
     """
 
