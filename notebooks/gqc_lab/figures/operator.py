@@ -27,19 +27,17 @@ from gqc_lab.figures.style import (
 )
 from gqc_lab.stats.analysis import check_columns
 
+INTERVAL = 0.1  #: between rows of a field [time]
 MAX_CELLS = 64  #: positions of a space-time picture
 DIVERGING = ((0.0, OKABE_ITO[0]), (0.5, "#f7f7f7"), (1.0, OKABE_ITO[1]))
 TICKS = [float(f"1e{k}") for k in range(-12, 16)]
 
 
-def space_time(
-    truth: NDArray[np.floating], predicted: NDArray[np.floating], interval: float = 0.1
-) -> go.Figure:
+def space_time(truth: NDArray[np.floating], predicted: NDArray[np.floating]) -> go.Figure:
     """Plot the true field, the prediction and the error over position and time.
 
     Args:
-        truth, predicted: shape (times, points), from time 0 on, over x in [0, 1).
-        interval: between rows [time].
+        truth, predicted: shape (times, points), every `INTERVAL` from time 0, over x in [0, 1).
     Raises: ValueError: their shapes differ.
     """
     if truth.shape != predicted.shape or truth.ndim != 2:
@@ -49,7 +47,7 @@ def space_time(
         )
     every = max(1, truth.shape[1] // MAX_CELLS)
     x = plain_numbers(np.arange(0, truth.shape[1], every) / truth.shape[1])
-    t = plain_numbers(interval * np.arange(len(truth)))
+    t = plain_numbers(INTERVAL * np.arange(len(truth)))
     titles, title = ("truth", "prediction", "prediction - truth"), "A rollout of the operator"
     options = {"subplot_titles": titles, "horizontal_spacing": 0.04}
     figure = new_panels(1, 3, title, shared_yaxes=True, **options)
@@ -74,23 +72,20 @@ def space_time(
 
 
 def spectra(
-    truth: NDArray[np.floating],
-    predicted: NDArray[np.floating],
-    rows: Sequence[int],
-    interval: float = 0.1,
+    truth: NDArray[np.floating], predicted: NDArray[np.floating], rows: Sequence[int]
 ) -> go.Figure:
     """Plot the amplitude of each wave number in the true and the predicted field.
 
     Args:
-        truth, predicted: shape (times, points).
-        rows: which times; interval: between rows [time].
+        truth, predicted: as of :func:`space_time`.
+        rows: which times.
     """
     figure = new_figure("Spectrum of the field")
     modes = np.arange(1, truth.shape[1] // 2)
     for color, row in zip(OKABE_ITO, rows, strict=False):
         for name, field, dash in (("truth", truth, "solid"), ("prediction", predicted, "dash")):
             amplitude = 2 * np.abs(np.fft.rfft(field[row], norm="forward"))[1 : len(modes) + 1]
-            label = f"{name}, t = {row * interval:.1f}"
+            label = f"{name}, t = {row * INTERVAL:.1f}"
             add_line(figure, modes, amplitude, label, {"color": color, "dash": dash, "width": 2})
     figure.update_xaxes(
         type="log", title_text="wave number [1/period]", rangemode="normal", dtick=1

@@ -59,13 +59,12 @@ def on_cpu(notebook: NotebookNode) -> NotebookNode:
     return notebook
 
 
-def refresh(notebook: Path, renderer: str, timeout: float = 600.0) -> None:
+def refresh(notebook: Path, renderer: str) -> None:
     """Run ``notebook`` and save it with its outputs.
 
     Args:
         notebook: .ipynb file; it is synchronised with the .py next to it first; the newer one wins.
         renderer: how plotly's figures are saved; see :func:`find_renderer`.
-        timeout: of a cell [s].
     Raises: nbclient.exceptions.CellExecutionError: a cell failed; the file keeps its old outputs.
     """
     run_jupytext(["--quiet", "--sync", str(notebook)])
@@ -75,7 +74,7 @@ def refresh(notebook: Path, renderer: str, timeout: float = 600.0) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums split over threads differ in a last bit
     folder = {"metadata": {"path": str(notebook.parent)}}
     NotebookClient(
-        running, timeout=timeout, resources=folder, record_timing=False, store_widget_state=False
+        running, timeout=600, resources=folder, record_timing=False, store_widget_state=False
     ).execute()
     for cell, ran in zip(content.cells, running.cells, strict=True):
         if cell.cell_type == "code":

@@ -75,7 +75,7 @@ def mean_over_runs(
 
 
 def paired_difference(
-    frame: pd.DataFrame, value: str, by: str = "method", baseline: str = "adamw", pair: str = "seed"
+    frame: pd.DataFrame, value: str, by: str = "method", baseline: str = "adamw"
 ) -> pd.DataFrame:
     r"""Average the paired differences of ``value`` to the baseline, with a 95 % t interval.
 
@@ -85,15 +85,15 @@ def paired_difference(
     Returns: a row per other method: ``by``, ``baseline``, ``mean``, ``low``, ``high``, ``n``
         (pairs), ``p_value`` (two-sided), ``unpaired`` (runs left out without a partner),
         ``interval``.
-    Raises: ValueError: the baseline is absent, or a method has two rows for one pair.
+    Raises: ValueError: the baseline is absent, or a method has two rows for one seed.
     """
-    check_columns("paired_difference", frame, [value, by, pair])
-    if frame.duplicated([by, pair]).any():
-        raise ValueError(f"paired_difference: several rows for one ({by}, {pair}); keep one a run")
+    check_columns("paired_difference", frame, [value, by, "seed"])
+    if frame.duplicated([by, "seed"]).any():
+        raise ValueError(f"paired_difference: several rows for one ({by}, seed); keep one a run")
     methods = list(frame[by].unique())
     if baseline not in methods:
         raise ValueError(f"baseline={baseline!r}: expected one of {', '.join(map(str, methods))}")
-    runs = {m: frame[frame[by] == m].set_index(pair)[value].astype(float) for m in methods}
+    runs = {m: frame[frame[by] == m].set_index("seed")[value].astype(float) for m in methods}
     base = runs.pop(baseline)
     rows = []
     for method, run in runs.items():
@@ -193,7 +193,6 @@ def at_equal(
     history: pd.DataFrame,
     x: str = "tokens",
     y: str = "val_loss",
-    by: Sequence[str] = ("method", "seed"),
     points: int | None = None,
 ) -> pd.DataFrame:
     """Interpolate ``y`` of all runs on one grid of ``x``, up to the smallest budget.
@@ -202,15 +201,14 @@ def at_equal(
     that stopped early, or whose ``y`` turned NaN, sets the budget for all.
 
     Args:
-        history: one row per record.
+        history: one row per record; ``method`` and ``seed`` tell runs apart.
         x: what the runs are compared at: tokens, steps, seconds.
         y: what is interpolated.
-        by: columns that tell runs apart.
         points: evenly spaced; None: all points that some run has, so that equal grids stay exact.
-    Returns: a row per run and grid point: ``by``, ``x``, ``y``.
+    Returns: a row per run and grid point: ``method``, ``seed``, ``x``, ``y``.
     Raises: ValueError: the runs have no ``x`` in common, or an ``x`` repeats within a run.
     """
-    keys = list(by)
+    keys = ["method", "seed"]
     check_columns("at_equal", history, [*keys, x, y])
     runs = dict(iter(history[[*keys, x, y]].groupby(keys, sort=False)))
     for key, run in runs.items():
@@ -218,7 +216,7 @@ def at_equal(
         if run.empty:
             raise ValueError(f"at_equal: run {key} has no {y}; leave it out or evaluate it")
         if run[x].duplicated().any():
-            raise ValueError(f"at_equal: {x} repeats within run {key}; `by` must tell runs apart")
+            raise ValueError(f"at_equal: {x} repeats within run {key}; keep one run of a seed")
     low = max((run[x].iloc[0] for run in runs.values()), default=nan)
     high = min((run[x].iloc[-1] for run in runs.values()), default=nan)
     if not low <= high:

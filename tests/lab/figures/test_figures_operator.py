@@ -62,7 +62,7 @@ def test_figures_are_deterministic_and_name_their_axes(name):
 
 def test_space_time_shows_truth_prediction_and_their_difference():
     truth, predicted = fields()
-    left, middle, right = figures.space_time(truth, predicted, 0.1).data
+    left, middle, right = figures.space_time(truth, predicted).data
     np.testing.assert_allclose(np.array(left.z), truth[:, ::2], atol=1e-4)
     np.testing.assert_allclose(np.array(middle.z), predicted[:, ::2], atol=1e-4)
     np.testing.assert_allclose(np.array(right.z), (predicted - truth)[:, ::2], atol=1e-4)

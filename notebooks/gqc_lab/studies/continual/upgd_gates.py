@@ -146,17 +146,15 @@ def histogram(gates: Tensor, normalization: str, bins: int = 40) -> pd.DataFrame
     return pd.DataFrame({"left": edges[:-1], "right": edges[1:], "share": shares})
 
 
-def describe(
-    gates: Tensor, utilities: Tensor, normalization: str, near: float = 1e-3
-) -> dict[str, float]:
+def describe(gates: Tensor, utilities: Tensor, normalization: str) -> dict[str, float]:
     """Return summary numbers of gates.
 
-    Returns: ``at_ends``: share of them within ``near`` of an end of their range;
+    Returns: ``at_ends``: share of them within 1e-3 of an end of their range;
         ``unused``: share of weights whose utility is exactly 0, as of a pixel that never was on;
         ``at_ends_used``: ``at_ends`` of the others; ``least``, ``median`` and ``largest`` gate.
     """
     gates, used = gates.double(), utilities != 0
-    is_at_end = torch.stack([(gates - end).abs() < near for end in ENDS[normalization]]).any(0)
+    is_at_end = torch.stack([(gates - end).abs() < 1e-3 for end in ENDS[normalization]]).any(0)
     return {
         "at_ends": is_at_end.double().mean().item(),
         "unused": 1 - used.double().mean().item(),
