@@ -58,42 +58,35 @@ def track(
     if checkpoint is None and (folder := os.environ.get("GQC_RUN_DIR")):
         checkpoint = checkpoint_path(folder, experiment)
     path = Path(checkpoint) if checkpoint is not None else None
-    return _track(experiment, sink, close_sink, path, every_seconds, has_bar)
 
-
-def _track(
-    experiment: Experiment,
-    sink: Sink | None,
-    close_sink: Callable[[], None],
-    path: Path | None,
-    every_seconds: float,
-    has_bar: bool,
-) -> Iterator[Record]:
-    if path is not None and load_checkpoint(experiment, path):
-        say(f"{experiment.label}: resumed after microbatch {experiment.microbatch} from {path}")
-    saved_at, saved_microbatch = time.monotonic(), experiment.microbatch
-    bar = _bar(experiment, has_bar)
-    shown: dict[str, str] = {}
-    try:
-        while True:
-            with _interrupt_deferred():
-                record = next(experiment, None)
-            if record is None:
-                return
-            if sink is not None:
-                sink(_numbers(record))
-            if has_bar:
-                bar.set_postfix(shown := shown | _latest(record), refresh=False)
-                bar.update(experiment.done - bar.n)
-            if path is not None and time.monotonic() - saved_at >= every_seconds:
+    def records() -> Iterator[Record]:  # begins at the first one; what is above, at the call
+        if path is not None and load_checkpoint(experiment, path):
+            say(f"{experiment.label}: resumed after microbatch {experiment.microbatch} from {path}")
+        saved_at, saved_microbatch = time.monotonic(), experiment.microbatch
+        bar = _bar(experiment, has_bar)
+        shown: dict[str, str] = {}
+        try:
+            while True:
+                with _interrupt_deferred():
+                    record = next(experiment, None)
+                if record is None:
+                    return
+                if sink is not None:
+                    sink(_numbers(record))
+                if has_bar:
+                    bar.set_postfix(shown := shown | _latest(record), refresh=False)
+                    bar.update(experiment.done - bar.n)
+                if path is not None and time.monotonic() - saved_at >= every_seconds:
+                    save_checkpoint(experiment, path)
+                    saved_at, saved_microbatch = time.monotonic(), experiment.microbatch
+                yield record
+        finally:
+            bar.close()
+            close_sink()
+            if path and experiment.microbatch > saved_microbatch and experiment.is_whole:
                 save_checkpoint(experiment, path)
-                saved_at, saved_microbatch = time.monotonic(), experiment.microbatch
-            yield record
-    finally:
-        bar.close()
-        close_sink()
-        if path is not None and experiment.microbatch > saved_microbatch and experiment.is_whole:
-            save_checkpoint(experiment, path)
+
+    return records()
 
 
 def _bar(experiment: Experiment, is_shown: bool) -> tqdm[Any]:

@@ -28,16 +28,7 @@ from torch.optim import SGD, Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gqc.wrappers import (
-    OptimizerWrapper,
-    OptimizerWrapperGNR,
-    OptimizerWrapperGNS,
-    OptimizerWrapperGNTS,
-    OptimizerWrapperMHT,
-    OptimizerWrapperNormTest,
-    OptimizerWrapperReplay,
-    OptimizerWrapperSBC,
-)
+from gqc import wrappers
 from gqc_lab.loop.placement import find_dtype, make_generator
 from gqc_lab.loop.settings import read_scales
 from gqc_lab.models.mlp import make_mlp
@@ -49,14 +40,17 @@ NEVER = 1e-30  #: a tolerance that no gradient or metric meets: ``max_draws`` en
 EXAMPLES, DEPTH = 4, 2  #: of a microbatch; hidden layers
 
 #: name -> class, its arguments for a window of n draws.  VGS is no controller: it never waits.
-WRAPPERS: dict[str, tuple[type[OptimizerWrapper], Callable[[int], dict[str, Any]]]] = {
-    "gnts": (OptimizerWrapperGNTS, lambda n: {"gradient_norm_threshold": NEVER}),
-    "gns": (OptimizerWrapperGNS, lambda n: {"noise_tolerance": NEVER, "min_draws": n}),
-    "normtest": (OptimizerWrapperNormTest, lambda n: {"theta": NEVER}),
-    "mht": (OptimizerWrapperMHT, lambda n: {"error_tolerance": NEVER}),
-    "sbc": (OptimizerWrapperSBC, lambda n: {"physical_batch_size": 1, "logical_batch_size": n}),
-    "gnr": (OptimizerWrapperGNR, lambda n: {"min_draws": n}),
-    "replay": (OptimizerWrapperReplay, lambda n: {"draws": [n]}),
+WRAPPERS: dict[str, tuple[type[wrappers.OptimizerWrapper], Callable[[int], dict[str, Any]]]] = {
+    "gnts": (wrappers.OptimizerWrapperGNTS, lambda n: {"gradient_norm_threshold": NEVER}),
+    "gns": (wrappers.OptimizerWrapperGNS, lambda n: {"noise_tolerance": NEVER, "min_draws": n}),
+    "normtest": (wrappers.OptimizerWrapperNormTest, lambda n: {"theta": NEVER}),
+    "mht": (wrappers.OptimizerWrapperMHT, lambda n: {"error_tolerance": NEVER}),
+    "sbc": (
+        wrappers.OptimizerWrapperSBC,
+        lambda n: {"physical_batch_size": 1, "logical_batch_size": n},
+    ),
+    "gnr": (wrappers.OptimizerWrapperGNR, lambda n: {"min_draws": n}),
+    "replay": (wrappers.OptimizerWrapperReplay, lambda n: {"draws": [n]}),
 }
 
 Draw = Callable[[], Tensor]
@@ -213,7 +207,7 @@ def _store(optimizer: Optimizer, draw: Draw, n: int) -> None:
     optimizer.zero_grad()
 
 
-def _wrap(wrapper: OptimizerWrapper, draw: Draw, n: int) -> None:
+def _wrap(wrapper: wrappers.OptimizerWrapper, draw: Draw, n: int) -> None:
     steps = []
     for _ in range(n):
         loss = draw()

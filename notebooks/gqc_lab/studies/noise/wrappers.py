@@ -23,23 +23,18 @@ import pandas as pd
 import torch
 from torch.optim import Optimizer
 
+from gqc import wrappers
 from gqc.noise import predicted_draws
-from gqc.wrappers import (
-    OptimizerWrapper,
-    OptimizerWrapperGNS,
-    OptimizerWrapperGNTS,
-    OptimizerWrapperNormTest,
-)
 from gqc_lab.studies.noise.streams import mean_interval, stream, tidy
 
 CHUNK = 32  # gradients drawn at a time
 NOISE_SCALE = 10.0  #: R
 
 #: who decides by what it estimates; at this R all of them draw 7 to 20 times
-REPORTERS: dict[str, Callable[[Optimizer], OptimizerWrapper]] = {
-    "gns": lambda sgd: OptimizerWrapperGNS(sgd, noise_tolerance=0.5),
-    "normtest": lambda sgd: OptimizerWrapperNormTest(sgd, theta=1.0),
-    "gnts": lambda sgd: OptimizerWrapperGNTS(sgd, gradient_norm_threshold=1.6),
+REPORTERS: dict[str, Callable[[Optimizer], wrappers.OptimizerWrapper]] = {
+    "gns": lambda sgd: wrappers.OptimizerWrapperGNS(sgd, noise_tolerance=0.5),
+    "normtest": lambda sgd: wrappers.OptimizerWrapperNormTest(sgd, theta=1.0),
+    "gnts": lambda sgd: wrappers.OptimizerWrapperGNTS(sgd, gradient_norm_threshold=1.6),
 }
 
 
@@ -111,7 +106,9 @@ def _measure_gnts(
     dimension: int, threshold: float, max_draws: int, num_windows: int, where: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the mean draws of GNTS with their t interval, and its flag."""
-    make = partial(OptimizerWrapperGNTS, gradient_norm_threshold=threshold, max_draws=max_draws)
+    make = partial(
+        wrappers.OptimizerWrapperGNTS, gradient_norm_threshold=threshold, max_draws=max_draws
+    )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "10 windows in a row")  # what is measured here
         wrapper, draws, _ = _run(make, dimension, num_windows, where)
@@ -131,11 +128,11 @@ def _measure_gnts(
 
 
 def _run(
-    make: Callable[[Optimizer], OptimizerWrapper],
+    make: Callable[[Optimizer], wrappers.OptimizerWrapper],
     dimension: int,
     num_windows: int,
     where: dict[str, Any],
-) -> tuple[OptimizerWrapper, list[int], list[float | None]]:
+) -> tuple[wrappers.OptimizerWrapper, list[int], list[float | None]]:
     """Return a wrapper after ``num_windows``, their draws, and the noise scale after each."""
     gradients = chain.from_iterable(stream(NOISE_SCALE, dimension, CHUNK, **where))
     first = next(gradients)
