@@ -164,7 +164,6 @@ class VGSAlphaTuner(Editor):
             self._guess()
 
     def _draw(self) -> None:
-        """Show the run as it is."""
         self._refresh_export()
         with self._drawing:
             curves = self.live.curves

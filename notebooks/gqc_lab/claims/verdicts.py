@@ -125,7 +125,6 @@ def _stages(claim: Claim, results: Mapping[str, Frozen]) -> dict[str, dict[str, 
 
 
 def _evaluate(claims: Sequence[Claim], results: Sequence[Mapping[str, Frozen]]) -> list[Verdict]:
-    """Decide each claim from its own results."""
     reasons = list(map(_untested, claims, results))
     tested = sum(not r and c.kind != "question" for c, r in zip(claims, reasons, strict=True))
     verdicts = []

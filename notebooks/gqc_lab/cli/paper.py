@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 
 def _overview(frame: "pd.DataFrame") -> "Table":
-    """For the terminal: a row per part of a claim."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)

@@ -224,7 +224,6 @@ def _scale(values: pd.Series) -> dict[str, Any]:
 
 
 def _panels(titles: Sequence[str], title: str) -> go.Figure:
-    """Make panels, up to three in a row."""
     columns = min(3, len(titles))
     rows = -(-len(titles) // columns)
     figure = new_panels(

@@ -106,7 +106,6 @@ class Live(gate.Gate):
         return f"Live({self.label}: {self.state} after {self.experiment.microbatch} batches)"
 
     def _look(self) -> None:
-        """Read the experiment as it is now."""
         run = self.experiment
         self.curves, self.error = Curves(run), None
         self.state = gate.PAUSED if run.microbatch else gate.READY

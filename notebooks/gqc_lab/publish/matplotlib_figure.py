@@ -164,7 +164,6 @@ def _draw_level(axes: Axes, shape: Any, x: str, y: str) -> None:
 
 
 def _set_axis(axes: Axes, side: Literal["x", "y"], axis: Any) -> None:
-    """Set scale, limits, ticks and title of the axis "x" or "y"."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     inherited = go.Layout(template=axis.figure.layout.template).template.layout[f"{side}axis"]

@@ -164,7 +164,6 @@ OURS, RUNNING, PUBLISHED = "two-batch", "two-batch, running", "published"
 def _estimate(
     windows: Iterator[Tensor], num_windows: int
 ) -> dict[str, tuple[float | None, float, float]]:
-    """Return each estimator's value and bounds."""
     pairs, published, running = [], [], NoiseScaleEMA()
     for _ in range(num_windows):
         draws = next(windows).cpu()

@@ -105,7 +105,6 @@ def measure_reach(
 def _measure_gnts(
     dimension: int, threshold: float, max_draws: int, num_windows: int, where: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the mean draws of GNTS with their t interval, and its flag."""
     make = partial(
         wrappers.OptimizerWrapperGNTS, gradient_norm_threshold=threshold, max_draws=max_draws
     )

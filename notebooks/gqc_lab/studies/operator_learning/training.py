@@ -162,7 +162,6 @@ class OperatorLearning(Experiment):
         return compute_operator_loss_bundle(weights=weights, **self._inverse(fields, latents))
 
     def _inverse(self, fields: Tensor, latents: Tensor) -> dict[str, Any]:
-        """Return what the inverse losses take."""
         codec = {"encoder": self.model.encoder, "decoder": self.model.decoder}
         places = {"positions": self._positions, "query_positions": self._positions}
         return {"fields": fields, "latents": latents, **places, **codec}

@@ -245,7 +245,6 @@ def stability(history: pd.DataFrame, warmup_steps: int = 0) -> dict[str, float |
 
 
 def _finite(values: pd.Series) -> pd.Series:
-    """Replace infinite values by NaN."""
     return values.where(np.isfinite(values))
 
 
