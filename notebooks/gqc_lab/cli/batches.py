@@ -148,10 +148,10 @@ def _execute(
 ) -> int:
     """Execute and report; returns the exit code."""
     from gqc_lab.runs.overview import BatchProgress
-    from gqc_lab.runs.report import figure_function
+    from gqc_lab.runs.report import find_function
 
     if batch.report.figure:
-        figure_function(batch)  # refused before anything runs
+        find_function("report: figure", batch.report.figure)  # refused before anything runs
     console, store = make_console(), Store(runs)
     with BatchProgress(batch, console) as progress:
         executor = _executor(scheduler, batch, store, progress.note, jobs, not is_cold)

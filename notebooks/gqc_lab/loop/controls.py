@@ -96,13 +96,6 @@ class Controls(Mapping[str, Any]):
             self._check_together(result)
         return result
 
-    def apply(self) -> dict[str, Any]:
-        """Take over what was set since the last call, and return it; the experiment calls this."""
-        with self._lock:
-            changes = {k: v for k, v in self._values.items() if v != self.applied[k]}
-            self.applied = dict(self._values)
-        return changes
-
     def follow(self, values: Mapping[str, Any]) -> None:
         """Show values that somebody else wrote, such as a schedule; no change is recorded."""
         with self._lock:
@@ -135,7 +128,9 @@ class Controls(Mapping[str, Any]):
         if not planned and self._values == self.applied:
             return {}
         self.update(planned)
-        changes = {**self.apply(), **{name: self[name] for name in planned}}
+        with self._lock:
+            before, self.applied = self.applied, dict(self._values)
+            changes = {k: v for k, v in self.applied.items() if v != before[k] or k in planned}
         self.changes += listed({number: changes})
         return changes
 

@@ -211,14 +211,9 @@ def find_function(where: str, reference: str) -> Callable[..., Any]:
     return function
 
 
-def figure_function(batch: Batch) -> Callable[[pd.DataFrame, pd.DataFrame], Any]:
-    """Return what draws the batch's figure.  Raises: BadInput: there is no such function."""
-    return find_function("report: figure", batch.report.figure)
-
-
 def write_figure(batch: Batch, results: pd.DataFrame, history: pd.DataFrame, path: Path) -> None:
     """Write the figure that the batch file names as a page that needs no network."""
     from gqc_lab.figures import write_html
 
-    figure = figure_function(batch)(results, history)
+    figure = find_function("report: figure", batch.report.figure)(results, history)
     write_html(figure, path.with_name(f".{path.name}")).replace(path)

@@ -58,9 +58,7 @@ def save(
         "info": _plain_row(info),
     }
     if history is not None:
-        temporary = folder / f".{HISTORY}"
-        history.to_parquet(temporary, index=False)
-        os.replace(temporary, folder / HISTORY)
+        history.to_parquet(folder / HISTORY, index=False)
     write_json(folder / RESULT, content)
     write_json(folder / MODULES, _loaded_modules())
     return frame

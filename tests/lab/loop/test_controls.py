@@ -32,16 +32,16 @@ def test_a_value_is_applied_when_the_experiment_asks():
     controls = make()
     controls["start"] = 5
     assert (controls["start"], controls.applied["start"]) == (5.0, 2.0)
-    assert controls.apply() == {"start": 5.0}
+    assert controls.advance(1) == {"start": 5.0}
     assert controls.applied["start"] == 5.0
-    assert controls.apply() == {}
+    assert controls.advance(2) == {}
 
 
 def test_set_and_set_back_is_no_change():
     controls = make()
     controls["start"] = 5
     controls["start"] = 2
-    assert controls.apply() == {}
+    assert controls.advance(2) == {}
 
 
 @pytest.mark.parametrize(
@@ -66,13 +66,13 @@ def test_a_wrong_value_changes_nothing(changes, message):
     with pytest.raises(ValueError, match=message):
         controls.update(changes)
     assert dict(controls) == {"start": 2.0, "end": 1.0, "length": 3}
-    assert controls.apply() == {}
+    assert controls.advance(2) == {}
 
 
 def test_values_that_fit_only_together():
     controls = make()
     controls.update(start=8, end=7)
-    assert controls.apply() == {"start": 8.0, "end": 7.0}
+    assert controls.advance(1) == {"start": 8.0, "end": 7.0}
 
 
 def test_defaults_are_checked():
@@ -87,7 +87,7 @@ def test_state_keeps_what_is_not_yet_applied():
     controls["start"] = 5
     other.load_state_dict(controls.state_dict())
     assert other["start"] == 5.0
-    assert other.apply() == {"start": 5.0}
+    assert other.advance(1) == {"start": 5.0}
 
 
 def test_pairs_set_from_another_thread_are_never_seen_torn():
@@ -105,7 +105,7 @@ def test_pairs_set_from_another_thread_are_never_seen_torn():
     try:
         seen = set()
         while len(seen) < 200:
-            controls.apply()
+            controls.advance(1)
             assert controls.applied["a"] == controls.applied["b"]
             seen.add(controls.applied["a"])
     finally:

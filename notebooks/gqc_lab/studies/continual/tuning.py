@@ -40,11 +40,7 @@ SPACES: dict[str, Space] = {
 def options_of(name: str) -> dict[str, Any]:
     """Return the fields that a `ContinualConfig.name` stands for."""
     method, *added = name.split(", ")
-    return {
-        "method": method,
-        "adaptive_noise": "adaptive noise" in added,
-        "vgs": "VGS" in added,
-    }
+    return {"method": method, "adaptive_noise": "adaptive noise" in added, "vgs": "VGS" in added}
 
 
 def measure(stream: str, name: str, values: dict[str, Any], seed: int) -> dict[str, Any]:

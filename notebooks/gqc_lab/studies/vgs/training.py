@@ -124,11 +124,7 @@ class VGSTraining(Experiment):
         return self.config.batch_size
 
     def measure(self, batch: Any, stepped: bool) -> dict[str, Any]:
-        return {
-            "lr": self.wrapper.param_groups[0]["lr"],
-            **self._measured,
-            **self.scaler.metrics(),
-        }
+        return {"lr": self.wrapper.param_groups[0]["lr"], **self._measured, **self.scaler.metrics()}
 
     def is_evaluation_due(self) -> bool:
         return self.done >= self.total or self.microbatch % self.config.evaluation_steps == 0
