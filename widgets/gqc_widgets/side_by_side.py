@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import threading
-from collections.abc import Mapping
 from typing import Any
 
 import ipywidgets as widgets
@@ -81,7 +80,13 @@ class SideBySide(widgets.VBox):
         is_here, state = self.place.value == HERE, None
         if estimator == self._own:
             state = self.live.snapshot() if is_here else self.live.beginning
-        twins = {alpha: _twin(experiment, alpha, estimator, state) for alpha in alphas}
+        twins: dict[float, Experiment] = {}
+        for alpha in alphas:
+            twins[alpha] = twin = experiment.twin(estimator)  # type: ignore[attr-defined]
+            if state is not None:
+                twin.load_state_dict(state)
+            twin.replay([])  # what is to be replayed in the experiment is not in its twins
+            twin.controls.update({**experiment.controls, "alpha": alpha})
         with self._drawing:
             self.panels.panels = side_panels(experiment.unit, experiment.loss_unit, alphas)
         self.runners = {alpha: Live(twin, cell=self._cell) for alpha, twin in twins.items()}
@@ -115,18 +120,6 @@ def _news(runner: Live) -> str:
     validation = runner.curves.points("val_loss")[1]
     loss = f" · validation loss {validation[-1]:.4g}" if len(validation) else ""
     return f"{runner.state}, {progress_text(runner)}{loss}"
-
-
-def _twin(
-    experiment: Experiment, alpha: float, estimator: str, state: Mapping[str, Any] | None
-) -> Experiment:
-    """Return another of ``experiment``, in ``state`` or at its start, with its present controls."""
-    twin: Experiment = experiment.twin(estimator)  # type: ignore[attr-defined]
-    if state is not None:
-        twin.load_state_dict(state)
-    twin.replay([])  # changes to be replayed in the experiment are not replayed in its twins
-    twin.controls.update({**experiment.controls, "alpha": alpha})
-    return twin
 
 
 def parse_alphas(text: str, controls: Controls) -> list[float]:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +111,14 @@ def history(paper: Path, claims: Sequence[Claim]) -> dict[str, dict[str, str]]:
     From git's first parents; claims that it does not know are left out.  Times are UTC, to minutes.
     """
     written: dict[str, list[tuple[int, str]]] = {}
-    for when, rows in _versions(paper, "claims.yaml"):
-        for row in rows:
+    log = git(paper, "log", "--first-parent", "--reverse", "--format=%H %ct", "--", "claims.yaml")
+    for commit, when in map(str.split, log.decode().splitlines()):
+        for row in yaml.safe_load(git(paper, "show", f"{commit}:./claims.yaml")) or []:
             versions = written.setdefault(row["id"], [])
             parts = [{k: v for k, v in p.items() if k not in PROSE} for p in row.get("parts", [])]
             rule = digest([row.get("kind"), parts])
             if not versions or versions[-1][1] != rule:
-                versions.append((when, rule))
+                versions.append((int(when), rule))
     data = _first_data(paper)
     found = {}
     for claim in claims:
@@ -127,13 +128,6 @@ def history(paper: Path, claims: Sequence[Claim]) -> dict[str, dict[str, str]]:
             times |= {"data": min(starts)} if starts else {}
             found[claim.id] = {key: _minute(value) for key, value in times.items()}
     return found
-
-
-def _versions(paper: Path, name: str) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    log = git(paper, "log", "--first-parent", "--reverse", "--format=%H %ct", "--", name).decode()
-    for line in log.splitlines():
-        commit, when = line.split()
-        yield int(when), yaml.safe_load(git(paper, "show", f"{commit}:./{name}")) or []
 
 
 def _first_data(paper: Path) -> dict[str, float]:

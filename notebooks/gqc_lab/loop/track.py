@@ -71,8 +71,9 @@ def track(
                     record = next(experiment, None)
                 if record is None:
                     return
-                if sink is not None:
-                    sink(_numbers(record))
+                if sink is not None:  # loggers refuse other values, and would draw flags as curves
+                    numbers = {n: v for n, v in record.items() if isinstance(v, int | float)}
+                    sink({n: v for n, v in numbers.items() if not isinstance(v, bool)})
                 if has_bar:
                     bar.set_postfix(shown := shown | _latest(record), refresh=False)
                     bar.update(experiment.done - bar.n)
@@ -160,9 +161,3 @@ def _open_sink(
             writer.add_scalar(name, value, numbers["microbatch"])
 
     return write, writer.close
-
-
-def _numbers(record: Record) -> Record:
-    """Leave out what loggers refuse, or would draw as a curve that it is not."""
-    numbers = {n: value for n, value in record.items() if isinstance(value, int | float)}
-    return {n: value for n, value in numbers.items() if not isinstance(value, bool)}

@@ -128,31 +128,24 @@ def _check_pair(path: Path, sources: list[str]) -> None:
     text = read_text(script)
     if "format_name: percent" not in text:  # a script that merely has the same name
         return
-    if _is_code_of(_CELL.split(text)[1:], sources):
+    wanted = [_stripped(each) for each in sources]
+    _, *parts = _CELL.split(text)  # heads of cells and their texts in turn
+    cells = zip(parts[::2], parts[1::2], strict=True)
+    if [_stripped(each) for head, each in cells if not _IS_NO_CODE.search(head)] == wanted:
         return
     import jupytext  # takes a second, which plans need not wait for
 
     try:
-        cells = jupytext.reads(text, fmt="py:percent").cells
+        pair = jupytext.reads(text, fmt="py:percent")
     except Exception as error:  # its readers raise whatever they trip over
         why = " ".join(str(error).split())
         raise BadInput(f"{script}: jupytext cannot read it: {why}") from None
-    code = [
-        cell.source
-        for cell in cells
-        if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", [])
-    ]
-    if [_stripped(each) for each in code] != [_stripped(each) for each in sources]:
+    code = [cell for cell in pair.cells if cell.cell_type == "code"]
+    fixed = [cell for cell in code if "parameters" not in cell.metadata.get("tags", [])]
+    if [_stripped(cell.source) for cell in fixed] != wanted:
         raise BadInput(
             f"{path} and {script.name} differ; run `jupytext --sync {path}` and try again"
         )
-
-
-def _is_code_of(script: list[str], sources: list[str]) -> bool:
-    """Whether ``script``, heads of cells and their texts in turn, has just this code."""
-    cells = zip(script[::2], script[1::2], strict=True)
-    code = [text for head, text in cells if not _IS_NO_CODE.search(head)]
-    return [_stripped(each) for each in code] == [_stripped(each) for each in sources]
 
 
 def _stripped(source: str) -> str:

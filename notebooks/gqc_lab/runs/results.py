@@ -184,7 +184,15 @@ def load(
     place = Store(store)
     if not place.root.is_dir():
         raise FileNotFoundError(f"{store}: no such run store; make one with `gqc batch run`")
-    rows, damaged = _read(place, ids)
+    wanted = place.finished() if ids is None else place.finished() & set(ids)
+    rows: list[Row] = []
+    damaged = {}
+    for key, saved in summarize(place, wanted).items():
+        if isinstance(saved, Exception):
+            damaged[key] = describe_damage(saved)
+        else:
+            common = {"run": key, "notebook": saved.notebook, **saved.parameters}
+            rows += [{**common, **row, "run": key} for row in saved.rows or [{}]]
     if damaged and not skip_damaged:
         key, reason = next(iter(damaged.items()))
         more = f" ({len(damaged) - 1} more are damaged)" if len(damaged) > 1 else ""
@@ -200,20 +208,6 @@ def read_records(store: Store) -> dict[str, dict[str, Any]]:
         with contextlib.suppress(CorruptRun):
             records[key] = store.record(key)
     return records
-
-
-def _read(store: Store, ids: Collection[str] | None) -> tuple[list[Row], dict[str, str]]:
-    """Return result rows and, by id, what is wrong with a run's run.json or result.json."""
-    wanted = store.finished() if ids is None else store.finished() & set(ids)
-    rows: list[Row] = []
-    damaged = {}
-    for key, saved in summarize(store, wanted).items():
-        if isinstance(saved, Exception):
-            damaged[key] = describe_damage(saved)
-            continue
-        common = {"run": key, "notebook": saved.notebook, **saved.parameters}
-        rows += [{**common, **row, "run": key} for row in saved.rows or [{}]]
-    return rows, damaged
 
 
 def _select(rows: list[Row], names: list[str], where: str | Mapping[str, Any] | None) -> list[Row]:

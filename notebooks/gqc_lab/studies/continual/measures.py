@@ -105,7 +105,10 @@ def noise_to_signal(optimizer: Optimizer, norms: Sequence[Tensor]) -> float | No
             noise += std**2 * p.numel()
         directions = mine
         if isinstance(optimizer, AdaptiveUPGD):
-            directions = [d.norm() for d in _adam_directions(optimizer, group, params)]
+            states = [optimizer.state[p] for p in params]
+            m, v, steps = ([s[name] for s in states] for name in (*optimizer.kept[1:], "step"))
+            moved = utility.adam_directions(m, v, group["betas"], steps, group["eps"])
+            directions = [direction.norm() for direction in moved]
         signal += sum(float(norm) ** 2 for norm in directions)
     return (noise / signal) ** 0.5 if signal > 0 else float("inf")
 
@@ -119,13 +122,3 @@ def _deviations(
     reference, floor = group["noise_reference"], group["min_noise_std"]
     stds = utility.noise_stds(list(norms), numels, group["sigma"], reference, floor)
     return [float(std) for std in stds]
-
-
-def _adam_directions(
-    optimizer: AdaptiveUPGD, group: Mapping[str, Any], params: Sequence[Tensor]
-) -> list[Tensor]:
-    states = [optimizer.state[p] for p in params]
-    _, first, second = optimizer.kept
-    m, v = ([state[name] for state in states] for name in (first, second))
-    steps = [state["step"] for state in states]
-    return utility.adam_directions(m, v, group["betas"], steps, group["eps"])
