@@ -19,8 +19,8 @@ def check_name(kind: str, name: object, known: Iterable[str]) -> None:
     names = list(known)
     if name in names:
         return
-    close = _most_similar(name, names, cutoff=0.6)
-    hint = f"did you mean {close!r}? " if close else ""
+    close = difflib.get_close_matches(str(name), names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
     raise ValueError(f"{kind}={name!r}: {hint}expected one of {', '.join(names) or '(none)'}")
 
 
@@ -36,9 +36,5 @@ def check_keys(where: str, row: Any, known: Iterable[str]) -> None:
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``; did you mean 'x'?`` for the most similar known name, or a list of all of them."""
     names = sorted(known)
-    close = _most_similar(name, names, cutoff=0.5)
-    return f"; did you mean {close!r}?" if close else f"; known: {', '.join(names) or 'none'}"
-
-
-def _most_similar(name: object, names: list[str], cutoff: float) -> str | None:
-    return next(iter(difflib.get_close_matches(str(name), names, n=1, cutoff=cutoff)), None)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names) or 'none'}"

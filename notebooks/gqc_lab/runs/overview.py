@@ -6,7 +6,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from statistics import median
 from typing import Any
 
@@ -101,18 +101,17 @@ def count_flops(batch: Batch) -> dict[str, float]:
     """
     if batch.cost is None:
         return {}
-    function = find_function("cost: flops", batch.cost.flops)
-    return {run.id: _count(function, batch.cost.flops, run.parameters) for run in batch.runs}
-
-
-def _count(function: Callable[..., Any], name: str, parameters: dict[str, Any]) -> float:
-    try:
-        flops = function(dict(parameters))
-    except ValueError as error:
-        raise BadInput(f"cost: {name}: {error}") from None
-    if not (isinstance(flops, int | float) and 0 < flops < math.inf):
-        raise BadInput(f"cost: {name} returned {flops!r}: expected a number of operations > 0")
-    return float(flops)
+    name, found = batch.cost.flops, {}
+    function = find_function("cost: flops", name)
+    for run in batch.runs:
+        try:
+            flops = function(dict(run.parameters))
+        except ValueError as error:
+            raise BadInput(f"cost: {name}: {error}") from None
+        if not (isinstance(flops, int | float) and 0 < flops < math.inf):
+            raise BadInput(f"cost: {name} returned {flops!r}: expected a number of operations > 0")
+        found[run.id] = float(flops)
+    return found
 
 
 def describe_cost(batch: Batch, flops: dict[str, float], left: Collection[str], jobs: int) -> str:
