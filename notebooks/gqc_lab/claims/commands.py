@@ -188,7 +188,7 @@ def freeze_all(
             raise BadInput(f"{name!r}: not in {paper / PLAN}{nearest(name, plan)}")
     frozen = []
     for name in names or plan:
-        batch, columns = read_batch(batch_path(paper, name)), plan[name].get("columns", [])
-        kept = (columns, plan[name].get("rows", ""))
+        entry, batch = plan[name], read_batch(batch_path(paper, name))
+        kept = entry.get("columns", []), entry.get("rows", "")
         frozen.append(freeze(batch, store, paper / RESULTS, *kept, is_partial=is_partial))
     return frozen

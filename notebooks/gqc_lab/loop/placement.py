@@ -34,7 +34,8 @@ def find_device(name: str) -> torch.device:
 def find_dtype(name: str) -> torch.dtype:
     """Return the torch dtype of that name."""
     check_name("dtype", name, DTYPES)
-    return getattr(torch, name)
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def make_generator(seed: int, stream: str) -> torch.Generator:

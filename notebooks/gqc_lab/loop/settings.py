@@ -12,7 +12,7 @@ import csv
 import json
 import math
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from functools import cache
@@ -278,11 +278,13 @@ def read_pairs(name: str, value: Any) -> Pairs:
     """
     share, height = Setting(low=0, high=1), Setting(low=0)
     expected = f"{name}={value!r}: expected pairs (share of the run, value)"
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ValueError(expected)
     pairs = []
-    for pair in value if isinstance(value, list | tuple) else [value]:
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
+    for pair in value:
+        if isinstance(pair, str) or not isinstance(pair, Iterable) or len(both := [*pair]) != 2:
             raise ValueError(expected)
-        at, norm = pair
+        at, norm = both
         pairs.append((share.check(f"{name}: share", at), height.check(f"{name}: value", norm)))
     for (before, _), (after, _) in pairwise(pairs):
         if not after > before:

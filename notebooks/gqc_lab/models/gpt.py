@@ -82,7 +82,8 @@ class GPT(nn.Module):
         x = self.tokens(ids) + self.positions.weight[: ids.shape[1]]
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x))
+        logits: Tensor = self.head(self.norm(x))
+        return logits
 
 
 def make_gpt(config: GPTConfig, generator: torch.Generator) -> GPT:

@@ -69,7 +69,8 @@ class Kernel(nn.Module):
         waves = torch.arange(1, NUM_WAVES + 1, device=offset.device, dtype=offset.dtype)
         angles = 0.5 * math.pi * offset.unsqueeze(-1) * waves
         features = torch.cat([angles.sin(), angles.cos()], -1)
-        return self.second(F.gelu(self.first(features), approximate="tanh"))
+        result: Tensor = self.second(F.gelu(self.first(features), approximate="tanh"))
+        return result
 
 
 class Encoder(nn.Module):
@@ -101,7 +102,8 @@ class Encoder(nn.Module):
         x = x + self.mix(F.gelu(x, approximate="tanh"))
         for block in self.blocks:
             x = block(x)
-        return self.norm(self.out(x))
+        result: Tensor = self.norm(self.out(x))
+        return result
 
 
 class Approximator(nn.Module):

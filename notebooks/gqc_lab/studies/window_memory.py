@@ -183,7 +183,8 @@ class _Run:
 
         def draw() -> Tensor:
             inputs = torch.randn(EXAMPLES, width, generator=data).to(self.dtype)
-            return (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
+            loss: Tensor = (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
+            return loss
 
         return draw
 
