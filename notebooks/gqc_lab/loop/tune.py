@@ -165,11 +165,7 @@ def tune(
     import pandas as pd
     from tqdm import tqdm
 
-    if both := sorted(set(seeds) & set(report_seeds)):
-        raise ValueError(
-            f"seeds={list(seeds)}: the report uses {both}; tune on others, or its numbers are of "
-            "the luck that settings were chosen for"
-        )
+    _check_seeds(seeds, report_seeds)
     requests: list[dict[str, Any]] = [
         {"method": method, "trial": trial, "seed": s, "values": values}
         for method, space in spaces.items()
@@ -188,6 +184,14 @@ def tune(
                     file.write(json.dumps({**each, "numbers": numbers}) + "\n")
         rows.append({**each, **each["values"], **numbers})
     return Tuning(pd.DataFrame(rows).drop(columns="values"), metric, dict(spaces))
+
+
+def _check_seeds(seeds: Sequence[int], report_seeds: Iterable[int]) -> None:
+    if both := sorted(set(seeds) & set(report_seeds)):
+        raise ValueError(
+            f"seeds={list(seeds)}: the report uses {both}; tune on others, or its numbers are of "
+            "the luck that settings were chosen for"
+        )
 
 
 def _read_trials(path: str | Path | None) -> dict[str, dict[str, Any]]:

@@ -93,7 +93,7 @@ def measure_costs(
             seconds = timeit(scaler.scale_gradients, number=1) + timeit(scaler.step, number=1)
             times[label].append(seconds)
     own = [*parameters, *(p.grad for p in parameters if p.grad is not None)]
-    rows = [
+    return pd.DataFrame(
         {
             "estimator": label,
             "parameters": sum(p.numel() for p in parameters),
@@ -104,8 +104,7 @@ def measure_costs(
             "adamw_seconds": median(times["AdamW"][1:]),
         }
         for label, scaler in scalers.items()
-    ]
-    return pd.DataFrame(rows)
+    )
 
 
 def _storages(tensor: Tensor) -> list[torch.UntypedStorage]:
