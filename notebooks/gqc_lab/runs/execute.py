@@ -173,11 +173,8 @@ class Execution:
         note = read_note(self.folder / RECORD)
         earlier = note.get("attempts")
         self.attempts = 1 + (earlier if isinstance(earlier, int) else 0)
-        self.registration = (
-            note["registration"]
-            if "registration" in note
-            else registration(Path(self.job["notebook"]).parent)
-        )
+        is_resumed, place = "registration" in note, Path(self.job["notebook"]).parent
+        self.registration = note["registration"] if is_resumed else registration(place)
         self._note("running")
 
     def _note(self, status: str) -> None:

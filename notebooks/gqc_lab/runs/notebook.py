@@ -68,21 +68,19 @@ def read_notebook(path: Path | str) -> Notebook:
     if path.suffix != ".ipynb" or not path.is_file():
         raise BadInput(f"{path}: expected an existing .ipynb notebook")
     content = _read_content(path)
-    cells = [each for each in content["cells"] if each["cell_type"] == "code"]
-    sources = [cell["source"] for cell in cells]
-    tags = [cell["metadata"].get("tags", []) for cell in cells]
-    tagged = [source for source, each in zip(sources, tags, strict=True) if "parameters" in each]
+    of_code = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
+    cells = [(cell["source"], {*cell["metadata"].get("tags", [])}) for cell in of_code]
+    tagged = [source for source, tags in cells if "parameters" in tags]
     if len(tagged) != 1:
         raise BadInput(
             f"{path}: {len(tagged)} cells are tagged `parameters`; expected one, with a line "
             "`name = literal` for each parameter"
         )
-    fixed = [s for s, each in zip(sources, tags, strict=True) if "parameters" not in each]
-    _check_pair(path, fixed)
+    _check_pair(path, [source for source, tags in cells if "parameters" not in tags])
     declared = parse_cell(tagged[0], f"{path}: parameters cell", path.parent)
     if "run" in declared:
         raise BadInput(f"{path}: parameter 'run': the store calls a run's id so; choose another")
-    code = (s for s, t in zip(sources, tags, strict=True) if not NOT_CODE & {*t})
+    code = (source for source, tags in cells if not NOT_CODE & tags)
     return Notebook(path.resolve(), json.dumps(content), tuple(code), declared)
 
 
