@@ -18,8 +18,9 @@ tuned alike.  The comparison ``"tradeoff"`` is AdamW with a step on every n micr
 Weight decay stays as it is.
 
 Sources: Muon: Jordan et al. 2024, kellerjordan.github.io/posts/muon; its learning rate: Liu et al.
-2025, arXiv:2502.16982.  SOAP: Vyas et al. 2024, arXiv:2409.11321.  Square root and betas: Malladi et al. 2022, arXiv:2205.10287, where
-:math:`1 - \beta` is multiplied by n; half-life: Marek et al. 2025, arXiv:2507.07101.
+2025, arXiv:2502.16982.  SOAP: Vyas et al. 2024, arXiv:2409.11321.  Square root and betas: Malladi
+et al. 2022, arXiv:2205.10287, where :math:`1 - \beta` is multiplied by n; half-life: Marek et al.
+2025, arXiv:2507.07101.
 """
 
 from __future__ import annotations
