@@ -162,5 +162,5 @@ def _make_soap(model: GPT, c: InnerConfig) -> Optimizer:
         raise ImportError("inner='soap': expected the package pytorch-optimizer") from error
     matrices = [p for p in model.parameters() if p.ndim > 1]
     gains = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices}, {"params": gains, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": gains, "weight_decay": 0.0}]
     return SOAP(groups, lr=c.lr, betas=(c.beta1, c.beta2), weight_decay=c.weight_decay)
