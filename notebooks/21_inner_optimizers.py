@@ -18,13 +18,13 @@
 # # Is the effect of GNTS specific to Adam?
 #
 # GNTS is published with AdamW inside. Adam divides each gradient by its own size, so a noisy
-# gradient makes a step as long as a clean one; SGD does not, and Muon makes the singular values of
-# a whole matrix equal. A simple theory predicts that with Adam a few clean steps are worth many
-# noisy ones.
+# gradient makes a step as long as a clean one; SGD does not, Muon makes the singular values of a
+# whole matrix equal, and SOAP is Adam in the eigenbases of Shampoo. A simple theory predicts that
+# with Adam a few clean steps are worth many noisy ones.
 #
 # **Question.** At equal tokens, against a constant batch tuned in the same way: does GNTS help
-# inside AdamW, SGD with momentum, or Muon? And is AdamW with n times the batch, a learning rate √n
-# times as large and betas of the same half-life in tokens, worth the same?
+# inside AdamW, SGD with momentum, Muon, or SOAP? And is AdamW with n times the batch, a learning
+# rate √n times as large and betas of the same half-life in tokens, worth the same?
 
 # %% tags=["install"]
 from importlib.util import find_spec
@@ -46,6 +46,7 @@ claims.show_evidence("21_inner_optimizers")
 # ```
 # gqc batch run notebooks/batches/21_adam_tradeoff.yaml --jobs 2
 # gqc batch run notebooks/batches/21_inner_optimizers.yaml --jobs 2
+# gqc batch run notebooks/batches/21_second_order.yaml --jobs 2
 # ```
 
 # %% tags=["parameters"]
@@ -55,8 +56,9 @@ comparisons = [
     "adamw",
     "sgd",
     "muon",
+    "soap",
     "tradeoff",
-]  # one of adamw, sgd, muon, tradeoff
+]  # one of adamw, sgd, muon, soap, tradeoff
 seed = 0  # of the weights and of the order of the text
 tokens: int | None = None  # training budget, None: the scale's
 corpus: str | None = None  # kjv, hf:NAME or the path of a text; None: the scale's
@@ -73,8 +75,8 @@ from gqc_lab.studies.pretraining import equal_tokens, inner_optimizers
 # %% [markdown]
 # ## Train
 #
-# - `adamw`, `sgd` (momentum 0.9), `muon` (for the matrices of the blocks, AdamW for the rest): a
-#   step on a constant number of microbatches (*control*), and GNTS;
+# - `adamw`, `sgd` (momentum 0.9), `muon` (for the matrices of the blocks, AdamW for the rest),
+#   `soap`: a step on a constant number of microbatches (*control*), and GNTS;
 # - `tradeoff`: AdamW with a step on every n microbatches, scaled by the rule above.
 
 # %% tags=["nbval-ignore-output"]
@@ -110,8 +112,8 @@ print(f"after {results['tokens'].min():,} tokens each, of one seed: no interval"
 # **Limits.** The learning rate and batch, or the learning rate and threshold, of each run were
 # chosen from ten or eleven runs on one seed that no report uses, for the model and budget of the
 # laptop scale alone. Thresholds that let more than 95 of 100 microbatches through were left out:
-# they decide nothing. The momentum of SGD and Muon is not tuned; Shampoo is left out. The rule of
-# √n leaves the weight decay as it is, so there is less decay per token.
+# they decide nothing. The momentum of SGD and Muon is not tuned, nor are the averages of SOAP. The
+# rule of √n leaves the weight decay as it is, so there is less decay per token.
 
 # %%
 saved = runs.save(history, results, data_hash=data_hash)

@@ -8,6 +8,9 @@ Corpora are named by a string:
   brackets; verse numbers, headings and book titles are absent; each paragraph is a line.  Genesis
   comes first and Revelation last, so the default held-out tail of 5 % runs from Colossians 1:6 to
   the end: books that the model does not train on, mostly letters.
+- ``"pydoc"`` (offline): the topics of Python's ``help()`` in alphabetical order, from the standard
+  library; about half a million characters of technical English, which differ a little between
+  releases of Python;
 - the path of a UTF-8 text file (line ends become newlines);
 - ``"hf:NAME"`` or ``"hf:NAME:CONFIG"``: the column ``text`` of the ``train`` split of a Hugging
   Face data set.
@@ -117,6 +120,10 @@ def read_corpus(corpus: str) -> str:
     """Return the whole text of a corpus; see the module for its name."""
     if corpus == "kjv":
         return _read_kjv()
+    if corpus == "pydoc":
+        from pydoc_data.topics import topics
+
+        return "\n".join(topics.values())
     if corpus.startswith("hf:"):
         return _read_hugging_face(corpus.removeprefix("hf:"))
     path = Path(corpus).expanduser()
@@ -126,7 +133,7 @@ def read_corpus(corpus: str) -> str:
         except UnicodeDecodeError as error:
             raise ValueError(f"corpus={corpus!r}: not a UTF-8 text file ({error})") from None
     raise ValueError(
-        f"corpus={corpus!r}: no such file; expected 'kjv', a path of a text file, or 'hf:NAME'"
+        f"corpus={corpus!r}: no such file; expected 'kjv', 'pydoc', a text's path, or 'hf:NAME'"
     )
 
 

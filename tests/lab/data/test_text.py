@@ -33,6 +33,14 @@ def test_kjv_is_what_its_documentation_says():
     assert data.tokenizer.decode(data.validation[-5:]) == "Amen."
 
 
+def test_pydoc_is_the_help_of_python():
+    text = read_corpus("pydoc")
+    assert len(text) > 300_000
+    assert 'The "while" statement' in text
+    data = load_text_data("pydoc", "byte")
+    assert len(data.train) + len(data.validation) == len(text.encode())
+
+
 @pytest.mark.parametrize("name", ["character", "byte"])
 def test_tokens_decode_to_the_text(name):
     text = "Æthel—\nnaïve 漢字 🙂 aa"

@@ -9,7 +9,9 @@ Each arm is a method with a learning rate that is constant or decays:
 - ``"gnts, ..."``: a falling norm threshold;
 - ``"gnts relative, ..."``: the same, relative to the norm of single microbatches;
 - ``"sbc, ..."``: a batch that grows on a schedule and looks at no gradient;
-- ``"replay, ..."``: the batches of ``"gnts, ..."`` with the next seed, whatever the gradient.
+- ``"replay, ..."``: the batches of ``"gnts, ..."`` with the next seed, whatever the gradient;
+- ``"gnts, half"``, ``"gnts, same"``, ``"gnts, twice"``: GNTS at a constant learning rate with 0.5,
+  1 and 2 times the threshold that was tuned at 0.16M, whatever the rung.
 
 Microbatches have two sequences, and AdamW's second moment keeps its half-life in tokens.  `RUNGS`
 are sizes of the model with `TOKENS_PER_PARAMETER` tokens per parameter, as the source's run had.
@@ -22,7 +24,7 @@ was tried.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,17 +34,18 @@ import pandas as pd
 from gqc_lab.errors import check_name
 from gqc_lab.loop.settings import read_tuned
 from gqc_lab.loop.track import track
-from gqc_lab.loop.tune import Range, Space, Tuning, tune
+from gqc_lab.loop.tune import Measure, Range, Space, Tuning, tune
 from gqc_lab.studies.pretraining.equal_tokens import UNTUNED
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
 from gqc_lab.studies.pretraining.settings import config as pretraining_config
-from gqc_lab.studies.pretraining.training import build, recorded_draws
+from gqc_lab.studies.pretraining.training import Pretraining, build, recorded_draws
 
 __all__ = ["ARMS", "RUNGS", "comparison", "config", "turns"]
 
 TOKENS_PER_PARAMETER = 5.6  #: 282M tokens for 50M parameters
 BUDGET = 12  #: settings of the whole space
 CLOSE_BUDGET, NEAR = 6, 1.6  #: further settings within a factor of the best of these
+LEARNING_RATES = Range(8e-4, 1e-2)
 TUNING_SEEDS = (100,)
 REPORT_SEEDS = (*range(100), *range(1000, 2000))
 
@@ -67,7 +70,12 @@ ARMS["adamw, untuned"] = ("adamw", "constant")
 REPLAYS = {"replay, constant": "gnts, constant", "replay, cosine": "gnts, cosine"}  #: of arms
 ARMS |= {replay: ("replay", ARMS[source][1]) for replay, source in REPLAYS.items()}
 
-TUNABLE = tuple(arm for arm in ARMS if arm not in ("adamw, untuned", *REPLAYS))
+#: arm -> factor of the threshold of `SHIFTED_FROM`; the learning rate is the rung's own
+SHIFTED = {"gnts, half": 0.5, "gnts, same": 1.0, "gnts, twice": 2.0}
+SHIFTED_FROM = ("0.16M", "gnts, constant")
+ARMS |= dict.fromkeys(SHIFTED, ARMS[SHIFTED_FROM[1]])
+
+TUNABLE = tuple(arm for arm in ARMS if arm not in ("adamw, untuned", *REPLAYS, *SHIFTED))
 _WHOLE = ("accumulation", "final_accumulation")  # rounded
 _ALL: dict[str, Any] = {"beta2_tokens": 2**14, "context": 64, "microbatch_size": 2}
 _GNTS = {"norm_warmup_multiplier": 30.0}  # with 10, first norms above it held some seeds up
@@ -108,9 +116,16 @@ def config(arm: str, rung: str = "smoke", **overrides: Any) -> PretrainingConfig
     if arm == "adamw, untuned":
         sizes |= {**UNTUNED, "beta2_tokens": None}
     sizes["evaluation_tokens"] = sizes["tokens"] // 8
-    values = {**sizes, "lr_curve": curve, **TUNED.get((rung, arm), {}), **overrides}
+    values = {**sizes, "lr_curve": curve, **_tuned(arm, rung), **overrides}
     scales = {own: scale for scale, own in OF_SCALE.items()}
     return pretraining_config(scales.get(rung, "laptop"), **{**values, "method": method})
+
+
+def _tuned(arm: str, rung: str) -> dict[str, Any]:
+    if arm not in SHIFTED:
+        return TUNED.get((rung, arm), {})
+    norms = {name: SHIFTED[arm] * TUNED[SHIFTED_FROM][name] for name in _NORMS}
+    return {**TUNED.get((rung, SHIFTED_FROM[1]), {}), **norms}
 
 
 def comparison(
@@ -142,9 +157,17 @@ def turns(history: pd.DataFrame, parallel: int) -> int:
 
 
 def measure(rung: str, arm: str, values: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Train once and return the held-out loss, and the steps that were forced."""
-    values = {name: max(1, round(v)) if name in _WHOLE else v for name, v in values.items()}
-    run = build(config(arm, rung, seed=seed, device="cpu", **values))
+    """Train once and return what :func:`trained` does."""
+    return trained(build(config(arm, rung, seed=seed, device="cpu", **rounded(values))))
+
+
+def rounded(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a proposed setting with whole numbers where the config wants them."""
+    return {name: max(1, round(v)) if name in _WHOLE else v for name, v in values.items()}
+
+
+def trained(run: Pretraining) -> dict[str, Any]:
+    """Train a run to its end; return the held-out loss, and the steps that were forced."""
     for _ in run:
         pass
     summary = run.summary()
@@ -152,22 +175,20 @@ def measure(rung: str, arm: str, values: dict[str, Any], seed: int) -> dict[str,
     return {"minus_val_loss": -kept["val_loss"], **kept}
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Tune arms at a rung and print the trials; arguments: rung, file to keep them in, arms."""
-    if len(arguments) < 2 or arguments[0] not in RUNGS or not set(arguments[2:]) <= set(TUNABLE):
-        print(
-            f"expected a rung, {', '.join(RUNGS)}, a file for the trials, and arms, "
-            f"{'; '.join(TUNABLE)}; none: all",
-            file=sys.stderr,
-        )
-        return 2
-    rung, path, *arms = arguments
+def search(measure: Measure, methods: Mapping[str, str], path: str) -> Tuning:
+    """Try `BUDGET` settings of the whole space of each arm, and `CLOSE_BUDGET` near its best.
+
+    Args:
+        measure: of `gqc_lab.loop.tune.tune`.
+        methods: arm -> its method, of `SPACES`.
+        path: file that keeps the trials.
+    """
     spaces: dict[str, Space] = {
-        arm: {"lr": Range(8e-4, 1e-2), **SPACES[ARMS[arm][0]]} for arm in arms or TUNABLE
+        arm: {"lr": LEARNING_RATES, **SPACES[method]} for arm, method in methods.items()
     }
     run = partial(
         tune,
-        partial(measure, rung),
+        measure,
         seeds=TUNING_SEEDS,
         report_seeds=REPORT_SEEDS,
         metric="minus_val_loss",
@@ -180,14 +201,32 @@ def main(arguments: Sequence[str]) -> int:
     }
     close = run(near, budget=CLOSE_BUDGET, seed=1)
     trials = pd.concat([wide.trials, close.trials.assign(trial=close.trials["trial"] + BUDGET)])
-    tuning = Tuning(trials.reset_index(drop=True), "minus_val_loss", spaces)
+    return Tuning(trials.reset_index(drop=True), "minus_val_loss", spaces)
+
+
+def show(tuning: Tuning, **columns: Any) -> None:
+    """Print the trials as rows of a file of tuned values, and which best values lie outermost."""
     table = tuning.table.rename(columns={"method": "arm"})
-    table = table.assign(rung=rung, val_loss=-table.pop("minus_val_loss"))
+    table = table.assign(**columns, val_loss=-table.pop("minus_val_loss"))
     print(table.drop(columns="trial").to_csv(index=False))
     for arm, best in tuning.best.items():
-        tried = trials[trials["method"] == arm]
+        tried = tuning.trials[tuning.trials["method"] == arm]
         outermost = [n for n, v in best.items() if v in (tried[n].min(), tried[n].max())]
         print(f"# {arm}: outermost value of {', '.join(outermost) or 'none'}", file=sys.stderr)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Tune arms at a rung and print the trials; arguments: rung, file to keep them in, arms."""
+    if len(arguments) < 2 or arguments[0] not in RUNGS or not set(arguments[2:]) <= set(TUNABLE):
+        print(
+            f"expected a rung, {', '.join(RUNGS)}, a file for the trials, and arms, "
+            f"{'; '.join(TUNABLE)}; none: all",
+            file=sys.stderr,
+        )
+        return 2
+    rung, path, *arms = arguments
+    methods = {arm: ARMS[arm][0] for arm in arms or TUNABLE}
+    show(search(partial(measure, rung), methods, path), rung=rung)
     return 0
 
 

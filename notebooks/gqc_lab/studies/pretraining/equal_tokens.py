@@ -47,6 +47,7 @@ UNTUNED = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.01, "accu
 WIDER = 4
 MICROBATCHES = (1, 2, 4, 8, 16)
 NORM = 0.6
+NORMS = {"laptop": {"start_norm": NORM, "end_norm": NORM}}  #: scale -> threshold of "microbatch"
 MULTIPLIERS = {"inverted": 30.0, "upright": 0.1, "none": 1.0}
 
 
@@ -91,9 +92,7 @@ def _with_microbatch(
     gnts: PretrainingConfig, scale: str, size: int, overrides: dict[str, Any]
 ) -> PretrainingConfig:
     largest = gnts.max_draws * gnts.microbatch_size
-    sizes: dict[str, Any] = {"microbatch_size": size, "max_draws": largest // size}
-    if scale == "laptop":
-        sizes |= {"start_norm": NORM, "end_norm": NORM}
+    sizes = {"microbatch_size": size, "max_draws": largest // size, **NORMS.get(scale, {})}
     return config(scale, **{**overrides, "method": "gnts", **sizes})
 
 

@@ -7,7 +7,9 @@ Inner optimizers:
   couples to a learning rate that is some hundred times AdamW's here;
 - ``"muon"``: Muon for the matrices of the blocks, which makes the singular values of their momentum
   about equal (approximate second order), and AdamW for embeddings and gains.  With
-  ``"match_rms_adamw"`` one learning rate fits both.
+  ``"match_rms_adamw"`` one learning rate fits both;
+- ``"soap"``: Adam in the eigenbases of Shampoo's preconditioners, which are renewed every ten
+  steps; of the package pytorch-optimizer.  Gains have no such basis and get Adam.
 
 Each is a comparison of two runs at equal tokens, ``"control"`` (a constant batch) and ``"gnts"``,
 tuned alike.  The comparison ``"tradeoff"`` is AdamW with a step on every n microbatches, n = 1, 2,
@@ -16,8 +18,9 @@ tuned alike.  The comparison ``"tradeoff"`` is AdamW with a step on every n micr
 Weight decay stays as it is.
 
 Sources: Muon: Jordan et al. 2024, kellerjordan.github.io/posts/muon; its learning rate: Liu et al.
-2025, arXiv:2502.16982.  Square root and betas: Malladi et al. 2022, arXiv:2205.10287, where
-:math:`1 - \beta` is multiplied by n; half-life: Marek et al. 2025, arXiv:2507.07101.
+2025, arXiv:2502.16982.  SOAP: Vyas et al. 2024, arXiv:2409.11321.  Square root and betas: Malladi
+et al. 2022, arXiv:2205.10287, where :math:`1 - \beta` is multiplied by n; half-life: Marek et al.
+2025, arXiv:2507.07101.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ from gqc_lab.studies.pretraining.settings import PretrainingConfig
 from gqc_lab.studies.pretraining.settings import config as pretraining_config
 from gqc_lab.studies.pretraining.training import Pretraining, wrap
 
-INNER = ("adamw", "sgd", "muon")
+INNER = ("adamw", "sgd", "muon", "soap")
 COMPARISONS = (*INNER, "tradeoff")
 METHODS = {"control": "adamw", "gnts": "gnts"}  # label -> method of the wrapper
 DRAWS = (1, 2, 4, 8)
@@ -124,7 +127,8 @@ class InnerOptimizers(Pretraining):
     def __init__(self, config: InnerConfig, data: TextData) -> None:
         super().__init__(config, data)
         if config.inner != "adamw":
-            optimizer = {"sgd": _make_sgd, "muon": _make_muon}[config.inner](self.model, config)
+            make = {"sgd": _make_sgd, "muon": _make_muon, "soap": _make_soap}[config.inner]
+            optimizer = make(self.model, config)
             self.wrapper = self.parts["optimizer"] = wrap(optimizer, config)
 
     def twin(self, estimator: str | None = None) -> InnerOptimizers:
@@ -149,3 +153,14 @@ def _make_muon(model: GPT, c: InnerConfig) -> Optimizer:
     groups: list[dict[str, Any]] = [{"params": embeddings}, {"params": gains, "weight_decay": 0.0}]
     adamw = AdamW(groups, **common, betas=(c.beta1, c.beta2), fused=True)
     return JoinedOptimizer([muon, adamw])
+
+
+def _make_soap(model: GPT, c: InnerConfig) -> Optimizer:
+    try:
+        from pytorch_optimizer import SOAP
+    except ImportError as error:
+        raise ImportError("inner='soap': expected the package pytorch-optimizer") from error
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    gains = [p for p in model.parameters() if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": gains, "weight_decay": 0.0}]
+    return SOAP(groups, lr=c.lr, betas=(c.beta1, c.beta2), weight_decay=c.weight_decay)

@@ -35,10 +35,11 @@ TUNED = read_tuned(Path(__file__).with_name("tuned.csv"), ("scale", "method"), "
 
 def _read_corpus(name: str, value: Any) -> str:
     """Refuse a corpus that cannot be there; `gqc_lab.data.text` reads it."""
-    is_known = value == "kjv" or str(value).startswith("hf:") or Path(str(value)).is_file()
+    is_known = value in ("kjv", "pydoc") or str(value).startswith("hf:")
+    is_known = is_known or Path(str(value)).is_file()
     if not is_known:
         raise ValueError(
-            f"{name}={value!r}: no such file; expected 'kjv', a path of a text file, or 'hf:NAME'"
+            f"{name}={value!r}: no such file; expected 'kjv', 'pydoc', a text's path, or 'hf:NAME'"
         )
     return str(value)
 

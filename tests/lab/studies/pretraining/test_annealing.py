@@ -81,6 +81,20 @@ def test_the_present_code_repeats_the_beginning_of_a_committed_run(arm):
     assert run.history["val_loss"].iloc[-1] == pytest.approx(first["val_loss"], abs=0.01)
 
 
+def test_a_shifted_threshold_is_the_same_at_every_rung():
+    tuned = TUNED["0.16M", "gnts, constant"]
+    for rung in ("0.04M", "0.16M", "0.4M"):
+        own = config("gnts, constant", rung)
+        for arm, factor in annealing.SHIFTED.items():
+            c = config(arm, rung)
+            assert (c.start_norm, c.end_norm) == (
+                factor * tuned["start_norm"],
+                factor * tuned["end_norm"],
+            )
+            assert (c.lr, c.lr_curve, c.tokens) == (own.lr, own.lr_curve, own.tokens)
+    assert config("gnts, same", "0.16M") == config("gnts, constant", "0.16M")
+
+
 def test_turns_round_each_window_up():
     history = pd.DataFrame({"stepped": [True, False, True, True], "num_draws": [1, 1, 5, 16]})
     assert [annealing.turns(history, n) for n in (1, 4, 16)] == [22, 1 + 2 + 4, 3]
