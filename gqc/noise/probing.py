@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gqc.checks import check_count, expect
-from gqc.diagnostics.correlation import ProductSketch
+from gqc.diagnostics import ProductSketch
 from gqc.gradients import dense, is_sharded, total_norm
 from gqc.noise.batches import alike, length, unchanged
 
