@@ -13,14 +13,11 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors
-
-if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
 
 _dtype, _cdata = map(attrgetter, ("dtype", "_cdata"))
 _num_holders = torch._C._storage_Use_Count
@@ -89,7 +86,7 @@ def dense(grads: Sequence[Tensor | None], names: Sequence[str] = ()) -> list[Ten
 
 
 def is_sharded(tensors: Iterable[Tensor | None]) -> bool:
-    """Is any of them a ``DTensor``?"""
+    """Is any of them a ``DTensor``?  (An isinstance check would import torch.distributed.)"""
     return any(hasattr(kind, "device_mesh") for kind in set(map(type, tensors)))
 
 
@@ -230,12 +227,8 @@ def is_apart(*grads: Tensor) -> bool:
     return max(holders, default=0) <= SOLE
 
 
-def _is_dtensor(tensor: Any) -> bool:
-    return hasattr(type(tensor), "device_mesh")  # isinstance would import torch.distributed
-
-
 def _is_partial(tensor: Any) -> bool:
-    return _is_dtensor(tensor) and any(p.is_partial() for p in tensor.placements)
+    return is_sharded([tensor]) and any(p.is_partial() for p in tensor.placements)
 
 
 def _norm_of(norms: Sequence[Tensor]) -> Tensor:
@@ -315,21 +308,14 @@ def by_mesh(tensors: Iterable[Any]) -> dict[tuple[Any, tuple[int, ...]], dict[in
     """
     groups: dict[tuple[Any, tuple[int, ...]], dict[int, Tensor]] = {}
     for index, tensor in enumerate(tensors):
-        if not _is_dtensor(tensor):
+        if not is_sharded([tensor]):
             groups.setdefault((None, ()), {})[index] = tensor
             continue
-        dtensor: DTensor = _reduced(tensor)
-        sharded = tuple(i for i, p in enumerate(dtensor.placements) if not p.is_replicate())
-        groups.setdefault((dtensor.device_mesh, sharded), {})[index] = dtensor._local_tensor
+        if _is_partial(tensor):
+            from torch.distributed.tensor import Replicate
+
+            whole = [Replicate() if p.is_partial() else p for p in tensor.placements]
+            tensor = tensor.redistribute(placements=whole)
+        sharded = tuple(i for i, p in enumerate(tensor.placements) if not p.is_replicate())
+        groups.setdefault((tensor.device_mesh, sharded), {})[index] = tensor._local_tensor
     return groups
-
-
-def _reduced(tensor: Any) -> Any:
-    """A ``DTensor`` with its pending partial sums reduced; any other tensor itself."""
-    if not _is_partial(tensor):
-        return tensor
-    from torch.distributed.tensor import Replicate
-
-    return tensor.redistribute(
-        placements=[Replicate() if p.is_partial() else p for p in tensor.placements]
-    )

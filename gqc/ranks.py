@@ -14,7 +14,6 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -58,7 +57,6 @@ LOCAL = (
 CAN_REDUCE = ". Or keep no_sync() and pass reduce_at_step=True"
 
 
-@dataclass(frozen=True)
 class Ranks:
     """Ranks that train the same parameters on their own parts of the data.
 
@@ -70,17 +68,13 @@ class Ranks:
         size: how many ranks there are.
     """
 
-    groups: tuple[Any, ...] = ()
-    modules: tuple[Any, ...] = ()
-    is_known: bool = True
-    size: int = field(init=False)
-    numbers: tuple[int, ...] = field(init=False)  # how many others of each group came before
-
-    def __post_init__(self) -> None:
-        sizes = (torch.distributed.get_world_size(group) for group in self.groups)
-        object.__setattr__(self, "size", math.prod(sizes))
-        names = [group.group_name for group in self.groups]
-        object.__setattr__(self, "numbers", tuple(_made[name] for name in names))
+    def __init__(
+        self, groups: Sequence[Any] = (), modules: Sequence[Any] = (), is_known: bool = True
+    ) -> None:
+        self.groups, self.modules, self.is_known = groups, modules, is_known
+        self.size = math.prod(torch.distributed.get_world_size(group) for group in groups)
+        names = [group.group_name for group in groups]
+        self._numbers = [_made[name] for name in names]  # how many others of each came before
         _made.update(names)
 
     def require(self, what: str) -> Ranks:
@@ -159,7 +153,7 @@ class Ranks:
         """
         own = torch.distributed.get_rank()
         store = torch.distributed.distributed_c10d._get_default_store()
-        for group, number in zip(self.groups, self.numbers, strict=True):
+        for group, number in zip(self.groups, self._numbers, strict=True):
             ranks = torch.distributed.get_process_group_ranks(group)
             name = f"gqc/{group.group_name}/{number}/{look}/"
             store.set(f"{name}{own}", repr(norm))
@@ -200,14 +194,14 @@ def ranks_of(wrapper: Any) -> Ranks:
     """
     if not is_on():
         return ALONE
-    modules: tuple[Any, ...] = tuple(_owners(wrapper._params()))
+    modules = list(_owners(wrapper._params()))
     groups: list[Any] = [] if wrapper.process_group is None else [wrapper.process_group]
     for module in () if groups else modules:
         groups += [g for g in _groups_of(module) if not any(g is known for known in groups)]
     is_known = bool(groups) or torch.distributed.get_world_size() == 1
-    ranks = Ranks(tuple(groups), modules, is_known)
+    ranks = Ranks(groups, modules, is_known)
     if wrapper.reduce_at_step and not groups:
-        ranks = Ranks((torch.distributed.group.WORLD,))
+        ranks = Ranks([torch.distributed.group.WORLD])
     must_look = wrapper.needs_gradient or wrapper.clip_norm or wrapper.changes_gradient
     if are_parts(ranks.modules, ranks.groups) and (must_look or wrapper._is_checked()):
         remedy = "" if must_look else ', or pass nonfinite="ignore"'

@@ -215,15 +215,13 @@ class NoiseScaleEMA:
         name, expected = type(self).__name__, sorted(self.state_dict())
         if sorted(state) != expected:
             raise ValueError(f"{name} state has keys {sorted(state)}: expected {expected}")
-        vars(self).update(vars(self._made_of(state)))
+        self._restore(state)
 
-    @staticmethod
-    def _made_of(state: dict[str, Any]) -> NoiseScaleEMA:
-        fresh = NoiseScaleEMA(state["decay"])  # checks the decay
+    def _restore(self, state: dict[str, Any]) -> None:
+        NoiseScaleEMA(state["decay"])  # checks the decay
         if not (math.isfinite(state["signal_sq"]) and math.isfinite(state["noise_trace"])):
             raise ValueError("NoiseScaleEMA state holds a non-finite average")
-        vars(fresh).update(state)
-        return fresh
+        vars(self).update(state)
 
 
 class RobustNoiseScaleEMA(NoiseScaleEMA):
@@ -255,14 +253,13 @@ class RobustNoiseScaleEMA(NoiseScaleEMA):
         groups = [group.state_dict() for group in self._groups]
         return {"decay": self.decay, "num_updates": self.num_updates, "groups": groups}
 
-    @staticmethod
-    def _made_of(state: dict[str, Any]) -> NoiseScaleEMA:
+    def _restore(self, state: dict[str, Any]) -> None:
         fresh = RobustNoiseScaleEMA(state["decay"], len(state["groups"]))
         for group, saved in zip(fresh._groups, state["groups"], strict=True):
             group.load_state_dict(saved)
         fresh.num_updates = state["num_updates"]
         fresh._take_medians()
-        return fresh
+        vars(self).update(vars(fresh))
 
     def _take_medians(self) -> None:
         seen = [group for group in self._groups if group.num_updates]
