@@ -26,6 +26,7 @@ from gqc_lab.models.operator import make_operator
 from gqc_lab.publish.paper_figures import print_figures, read_figures
 from gqc_lab.runs.notebook import read_notebook
 from gqc_lab.runs.plan import read_batch
+from gqc_lab.stats.analysis import t_interval
 from gqc_lab.studies import continual, operator_learning, pretraining
 from gqc_lab.studies.pretraining import annealing
 from gqc_lab.studies.vgs import training as vgs_training
@@ -202,6 +203,16 @@ def test_the_untuned_baseline_is_the_better_of_the_constant_ones():
     untuned, tuned = (annealing.config(f"adamw, {n}", "0.16M") for n in ("untuned", "constant"))
     assert untuned.beta2_tokens is None
     assert tuned.beta2_tokens < 1000 * tuned.context * tuned.microbatch_size
+
+
+def test_fine_tuning_costs_adamw_less_and_it_is_ahead_either_way():
+    """The answer of notebook 24 says so."""
+    results = load_frozen(PAPER / "results")["24_fine_tuning"].results
+    loss = results.pivot_table(index="seed", columns="method", values="val_loss")
+    costs = [loss[f"{m}, as before"] - loss[f"{m}, retuned"] for m in ("gnts", "adamw")]
+    assert t_interval(costs[0] - costs[1])[0] > 0
+    for arm in ("adamw, as before", "adamw, retuned"):
+        assert t_interval(loss["gnts, retuned"] - loss[arm])[0] > 0
 
 
 def test_what_the_ladder_of_sizes_says_holds(verdicts):
