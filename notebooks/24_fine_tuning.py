@@ -62,7 +62,7 @@ from gqc_lab.studies.pretraining import equal_tokens, fine_tuning
 # %% tags=["nbval-ignore-output"]
 place = {"seed": seed, "device": device, "dtype": dtype}
 place |= {} if tokens is None else {"tokens": tokens}
-compared = {"fine-tuning": fine_tuning.comparison(arms, scale, **place)}
+compared = {"fine-tuning": {arm: fine_tuning.config(arm, scale, **place) for arm in arms}}
 history, results, data_hash = equal_tokens.run_all(compared, fine_tuning.build)
 
 # %% tags=["nbval-ignore-output"]

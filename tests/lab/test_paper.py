@@ -125,6 +125,11 @@ TAKEN = {
         f"gqc-adam-specific.{n}": ("holds",) for n in (1, 3)
     },
     "which does not tell it from none": {"gqc-adam-specific.2": ("open",)},
+    "Approximate second order gains no more than AdamW does": {
+        f"gqc-second-order.{n}": ("fails",) for n in (2, 3)
+    },
+    "Not to another text": {"gqc-finetune": ("reproduced",)},
+    "that of a variance at its cap": {"vgs-ppo-constant": ("reproduced",)},
     "that of pure noise, and averaging": {f"gqc-angle.{n}": ("fails",) for n in (1, 2)},
     "No published estimator is right on all streams": {
         "vgs-v1-heterogeneity": ("reproduced",),
@@ -213,6 +218,17 @@ def test_fine_tuning_costs_adamw_less_and_it_is_ahead_either_way():
     assert t_interval(costs[0] - costs[1])[0] > 0
     for arm in ("adamw, as before", "adamw, retuned"):
         assert t_interval(loss["gnts, retuned"] - loss[arm])[0] > 0
+
+
+def test_twice_the_threshold_is_better_at_each_size_and_the_smallest_makes_the_trend():
+    """The paper and the note of the claim say so."""
+    results = load_frozen(PAPER / "results")["22_thresholds"].results
+    loss = results.pivot_table(index=["comparison", "seed"], columns="method", values="val_loss")
+    costs = loss["gnts, twice"] - loss["gnts, half"]
+    small, middle, large = (costs[rung] for rung in ("0.04M", "0.16M", "0.4M"))
+    assert all(t_interval(each)[1] < 0 for each in (small, middle, large))
+    assert abs(large.mean() - middle.mean()) < 0.005
+    assert middle.mean() - small.mean() > 0.03
 
 
 def test_what_the_ladder_of_sizes_says_holds(verdicts):

@@ -57,13 +57,6 @@ def config(arm: str, scale: str = "smoke", **overrides: Any) -> PretrainingConfi
     return annealing.config(SOURCES[arm.split(", ")[0]], annealing.OF_SCALE[scale], **values)
 
 
-def comparison(
-    arms: Sequence[str], scale: str = "smoke", **overrides: Any
-) -> dict[str, PretrainingConfig]:
-    """Return the configs of some arms by name."""
-    return {arm: config(arm, scale, **overrides) for arm in arms}
-
-
 def build(config: PretrainingConfig) -> training.Pretraining:
     """Return the fine-tuning of that config, before its first step: with pretrained weights."""
     run = training.build(config)

@@ -66,8 +66,6 @@ def run(arm: str, scale: str, seed: int) -> pd.DataFrame:
     callback = None if options is None else VGSCallback(warmup_steps=WARMUP, **options)
 
     class Rows(Logger):
-        """Keep what PPO logs for each rollout."""
-
         def dump(self, step: int = 0) -> None:
             found = self.name_to_value
             rows.append(
