@@ -25,6 +25,7 @@ class ShardSums:
         groups = by_mesh(params).items()
         self._groups = [(key, [*shards]) for key, shards in groups if key[1]]
         self.is_sharded = bool(self._groups)  #: does another rank hold a part of any tensor?
+        self.params = list(params) if self._groups else []
 
     def reduce(self, values: Tensor) -> Tensor:
         """Sum ``values`` [..., T] over shards; the same tensor back when nothing is sharded."""

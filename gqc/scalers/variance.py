@@ -149,12 +149,12 @@ class VarianceEstimator:
         state: dict[str, Any] = {k: getattr(self, k).clone() for k in self.vectors}
         lists = {k: [t.clone() for t in v] for k, v in self._lists().items()}
         if self._shards.is_sharded:
-            lists = spread(lists, self._params, self.num_hashes == 1)
+            lists = spread(lists, self._shards.params, self.num_hashes == 1)
         return {**state, "averages": self.averages.state_dict(), **lists}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict` in a new estimator; raises ValueError if it does not fit."""
-        state = gather(state, list(self._lists()), self._params)
+        state = gather(state, list(self._lists()), self._shards.params)
         expected = {k: getattr(self, k) for k in self.vectors} | self._lists()
         if missing := [k for k in (*expected, "averages") if k not in state]:
             raise ValueError(f"statistics of {self.name!r} lack {missing}: the file is damaged")
