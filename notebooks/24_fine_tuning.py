@@ -48,7 +48,7 @@ claims.show_evidence("24_fine_tuning")
 
 # %% tags=["parameters"]
 # settings: gqc_lab.studies.pretraining.PretrainingConfig
-scale = "smoke"  # smoke: seconds, laptop: minutes
+scale = "smoke"  # one of smoke, laptop, paper; seconds, minutes, a GPU
 arms = ["gnts, as before", "gnts, retuned", "adamw, as before", "adamw, retuned"]
 seed = 0  # of the weights and of the order of both texts
 tokens: int | None = None  # of the fine-tuning, None: the scale's

@@ -30,10 +30,6 @@ if find_spec("gqc") is None:
     # ADDRESS: git+https://..., or file:///content/ and the name of a wheel that you uploaded
     raise ModuleNotFoundError('gqc is missing; run: %pip install "gqc-kit[lab] @ ADDRESS"')
 
-# %% tags=["install"]
-if find_spec("stable_baselines3") is None:
-    raise SystemExit("skipped: this notebook needs it; run: %pip install stable-baselines3")
-
 # %% tags=["evidence", "nbval-ignore-output"]
 from gqc_lab import claims
 
@@ -49,17 +45,24 @@ claims.show_evidence("25_vgs_ppo")
 # gqc batch run notebooks/batches/25_vgs_ppo.yaml --jobs 2
 # ```
 
+# %% tags=["install"]
+if find_spec("stable_baselines3") is None:
+    raise SystemExit("skipped: this notebook needs it; run: %pip install stable-baselines3")
+
 # %% tags=["parameters"]
-scale = "smoke"  # smoke: seconds, laptop: minutes
+# settings: gqc_lab.loop.settings.Config
+scale = "smoke"  # one of smoke, laptop, paper; seconds, minutes, hours
 arms = ["no scaling", "VGS 3.2", "VGS", "constant factor"]
 seed = 0  # of weights, actions and environment
+device = "auto"
+dtype = "float32"  # PPO has no other
 
 # %%
 from gqc_lab import figures, runs
 from gqc_lab.studies.vgs import ppo
 
 # %% tags=["nbval-ignore-output"]
-history, results = ppo.run_all(arms, scale, seed)
+history, results = ppo.run_all(arms, scale, seed, device)
 
 # %% tags=["nbval-ignore-output"]
 figures.loss_against(history, "environment_steps", "value_loss")

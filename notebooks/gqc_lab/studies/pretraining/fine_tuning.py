@@ -35,7 +35,7 @@ RETUNED = tuple(arm for arm in ARMS if arm.endswith("retuned"))
 PRETRAINED_BY = "adamw, cosine"
 CORPUS = "pydoc"
 #: scale -> tokens of the fine-tuning
-TOKENS = {"smoke": 2**12, "laptop": 2**17}
+TOKENS = {"smoke": 2**12, "laptop": 2**17, "paper": 40_000_000}
 #: (scale, arm) -> values; the trials that they were chosen from are in the file
 TUNED = read_tuned(Path(__file__).with_name("fine_tuning.csv"), ("scale", "arm"), "val_loss")
 

@@ -69,5 +69,5 @@ def test_tuning_measures_both_methods_alike(tmp_path, monkeypatch, capsys):
 def test_unknown_names_are_named():
     with pytest.raises(ValueError, match=r"arm='gnts, retund'.*did you mean 'gnts, retuned'"):
         config("gnts, retund")
-    with pytest.raises(ValueError, match="scale='paper'"):
-        config(ARMS[0], "paper")
+    with pytest.raises(ValueError, match="scale='lap'"):
+        config(ARMS[0], "lap")

@@ -67,5 +67,5 @@ def test_numbers_are_of_the_second_half_and_the_last_quarter():
 def test_unknown_names_are_named():
     with pytest.raises(ValueError, match=r"arm='VSG'.*did you mean 'VGS'"):
         ppo.run("VSG", "smoke", 0)
-    with pytest.raises(ValueError, match="scale='paper'"):
-        ppo.run("VGS", "paper", 0)
+    with pytest.raises(ValueError, match="scale='lap'"):
+        ppo.run("VGS", "lap", 0)
