@@ -96,7 +96,7 @@ def show_verdicts(name: str, paper: Path | str = PAPER) -> Markdown:
         where = f"no claim in {paper / CLAIMS} has that id or is decided by that notebook"
         raise ValueError(f"name={name!r}: {where}")
     frame = verdict_frame([verdict for verdict in verdicts if verdict.claim in mine])
-    scales = " and ".join(dict.fromkeys(claim.scale for claim in mine))
+    scales = ", ".join(dict.fromkeys(s for claim in mine for s in claim.scale.split(", ")))
     return Markdown(render("notebook.md", frame=frame, scales=scales).rstrip())
 
 
