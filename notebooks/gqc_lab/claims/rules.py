@@ -41,14 +41,12 @@ import hashlib
 import json
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from gqc_lab.errors import BadInput, check_keys
+from gqc_lab.errors import BadInput, nearest
 
 TABLES = ("history", "results")
 PROSE = ("name", "unit")  #: of a part; they decide nothing
@@ -121,6 +119,8 @@ class Claim:
 
 def read_yaml(path: Path) -> Any:
     """Read a file of the paper.  Raises: BadInput: it cannot be read, or is no YAML."""
+    import yaml
+
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
@@ -150,8 +150,7 @@ def read_claims(path: Path | str) -> list[Claim]:
 
 
 def _claim(row: Any) -> Claim:
-    check_keys("", row, [f.name for f in fields(Claim)])
-    values = dict(row)
+    values = dict(_known(row, [f.name for f in fields(Claim)]))
     for key in ("id", "group", "statement", "source", "notebook", "scale"):
         if not isinstance(values.get(key), str):
             raise BadInput(f"{key}={values.get(key)!r}: expected a text")
@@ -165,8 +164,7 @@ def _claim(row: Any) -> Claim:
 
 def _part(row: Any) -> Part:
     names = [f.name for f in fields(Part) if f.name not in ("side", "bound")]
-    check_keys("", row, [*names, "holds"])
-    values = dict(row)
+    values = dict(_known(row, [*names, "holds"]))
     for key in ("name", "batch", "value", "holds"):
         if not isinstance(values.get(key), str):
             raise BadInput(f"part {values.get('name')!r}: {key}={values.get(key)!r}: a text")
@@ -176,10 +174,10 @@ def _part(row: Any) -> Part:
     if values.get("table", "history") not in TABLES:
         raise BadInput(f"table={values['table']!r}: expected one of {', '.join(TABLES)}")
     if compare := values.pop("compare", None):
-        check_keys("", compare, [f.name for f in fields(Comparison)])
-        if missing := [k for k in ("by", "of", "against") if k not in compare]:
+        known = _known(compare, [f.name for f in fields(Comparison)])
+        if missing := [k for k in ("by", "of", "against") if k not in known]:
             raise BadInput(f"part {values['name']!r}: compare lacks {', '.join(missing)}")
-        values["compare"] = Comparison(**compare)
+        values["compare"] = Comparison(**known)
     bound, is_ratio = float(rule[2]), bool(compare) and values["compare"].ratio
     if is_ratio and not bound > 0:
         raise BadInput(f"part {values['name']!r}: holds={row['holds']!r}: a ratio is above 0")
@@ -192,3 +190,12 @@ def _part(row: Any) -> Part:
             what = f"a number > {least}, in a part that compares"
             raise BadInput(f"part {values['name']!r}: margin={margin!r}: expected {what}")
     return Part(**values, side=rule[1], bound=bound)
+
+
+def _known(row: Any, names: list[str]) -> Mapping[str, Any]:
+    if not isinstance(row, dict):
+        raise BadInput(f"{row!r}: expected a mapping")
+    for key in row:
+        if key not in names:
+            raise BadInput(f"unknown key {key!r}{nearest(key, names)}")
+    return row

@@ -32,7 +32,6 @@ from gqc_lab.studies.pretraining.settings import PretrainingConfig
 SOURCES = {"gnts": "gnts, constant", "adamw": "adamw, cosine"}  #: method -> arm of pretraining
 ARMS = tuple(f"{method}, {which}" for method in SOURCES for which in ("as before", "retuned"))
 RETUNED = tuple(arm for arm in ARMS if arm.endswith("retuned"))
-PRETRAINED_BY = "adamw, cosine"
 CORPUS = "pydoc"
 #: scale -> tokens of the fine-tuning
 TOKENS = {"smoke": 2**12, "laptop": 2**17, "paper": 40_000_000}
@@ -68,7 +67,7 @@ def build(config: PretrainingConfig) -> training.Pretraining:
 def pretrained(scale: str, seed: int, device: str, dtype: str) -> Mapping[str, Tensor]:
     """Return the weights that pretraining leaves with that seed; trained once a process."""
     place: dict[str, Any] = {"seed": seed, "device": device, "dtype": dtype, "tokenizer": "byte"}
-    run = training.build(annealing.config(PRETRAINED_BY, annealing.OF_SCALE[scale], **place))
+    run = training.build(annealing.config(SOURCES["adamw"], annealing.OF_SCALE[scale], **place))
     for _ in track(run, has_bar=False):
         pass
     return run.model.state_dict()
@@ -76,8 +75,7 @@ def pretrained(scale: str, seed: int, device: str, dtype: str) -> Mapping[str, T
 
 def measure(arm: str, values: dict[str, Any], seed: int) -> dict[str, Any]:
     """Fine-tune once at laptop scale and return what `annealing.trained` does."""
-    values = annealing.rounded(values)
-    run = build(config(arm, "laptop", seed=seed, device="cpu", **values))
+    run = build(config(arm, "laptop", seed=seed, device="cpu", **annealing.rounded(values)))
     return annealing.trained(run)
 
 

@@ -156,10 +156,8 @@ def _make_muon(model: GPT, c: InnerConfig) -> Optimizer:
 
 
 def _make_soap(model: GPT, c: InnerConfig) -> Optimizer:
-    try:
-        from pytorch_optimizer import SOAP
-    except ImportError as error:
-        raise ImportError("inner='soap': expected the package pytorch-optimizer") from error
+    from pytorch_optimizer import SOAP
+
     matrices = [p for p in model.parameters() if p.ndim > 1]
     gains = [p for p in model.parameters() if p.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": matrices}, {"params": gains, "weight_decay": 0.0}]
