@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +117,14 @@ def make_gpt(config: GPTConfig, generator: torch.Generator) -> GPT:
                 is_residual = name.endswith("_out.weight")
                 parameter.normal_(0.0, residual_std if is_residual else std, generator=generator)
     return model
+
+
+def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the groups of an optimizer: matrices are decayed, gains of layer norms are not."""
+    return [
+        {"params": [p for p in model.parameters() if (p.ndim > 1) is is_matrix], "weight_decay": d}
+        for is_matrix, d in ((True, weight_decay), (False, 0.0))
+    ]
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -58,7 +58,9 @@ def save(
         "info": _plain_row(info),
     }
     if history is not None:
-        history.to_parquet(folder / HISTORY, index=False)
+        temporary = folder / f".{HISTORY}"
+        history.to_parquet(temporary, index=False)
+        os.replace(temporary, folder / HISTORY)
     write_json(folder / RESULT, content)
     write_json(folder / MODULES, _loaded_modules())
     return frame

@@ -32,7 +32,6 @@ from gqc_lab.studies.pretraining.settings import PretrainingConfig
 SOURCES = {"gnts": "gnts, constant", "adamw": "adamw, cosine"}  #: method -> arm of pretraining
 ARMS = tuple(f"{method}, {which}" for method in SOURCES for which in ("as before", "retuned"))
 RETUNED = tuple(arm for arm in ARMS if arm.endswith("retuned"))
-CORPUS = "pydoc"
 #: scale -> tokens of the fine-tuning
 TOKENS = {"smoke": 2**12, "laptop": 2**17, "paper": 40_000_000}
 #: (scale, arm) -> values; the trials that they were chosen from are in the file
@@ -51,7 +50,7 @@ def config(arm: str, scale: str = "smoke", **overrides: Any) -> PretrainingConfi
     check_name("arm", arm, ARMS)
     check_name("scale", scale, TOKENS)
     tokens = TOKENS[scale]
-    values = {"corpus": CORPUS, "tokenizer": "byte", "tokens": tokens}
+    values = {"corpus": "pydoc", "tokenizer": "byte", "tokens": tokens}
     values |= {"evaluation_tokens": tokens // 8, **TUNED.get((scale, arm), {}), **overrides}
     return annealing.config(SOURCES[arm.split(", ")[0]], annealing.OF_SCALE[scale], **values)
 

@@ -37,7 +37,7 @@ from gqc import JoinedOptimizer
 from gqc_lab.data.text import TextData, load_text_data
 from gqc_lab.errors import check_name
 from gqc_lab.loop.settings import read_tuned, setting
-from gqc_lab.models.gpt import GPT
+from gqc_lab.models.gpt import GPT, param_groups
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
 from gqc_lab.studies.pretraining.settings import config as pretraining_config
 from gqc_lab.studies.pretraining.training import Pretraining, wrap
@@ -158,7 +158,4 @@ def _make_muon(model: GPT, c: InnerConfig) -> Optimizer:
 def _make_soap(model: GPT, c: InnerConfig) -> Optimizer:
     from pytorch_optimizer import SOAP
 
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    gains = [p for p in model.parameters() if p.ndim <= 1]
-    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": gains, "weight_decay": 0.0}]
-    return SOAP(groups, lr=c.lr, betas=(c.beta1, c.beta2), weight_decay=c.weight_decay)
+    return SOAP(param_groups(model, c.weight_decay), lr=c.lr, betas=(c.beta1, c.beta2))

@@ -35,13 +35,12 @@ TUNED = read_tuned(Path(__file__).with_name("tuned.csv"), ("scale", "method"), "
 
 def _read_corpus(name: str, value: Any) -> str:
     """Refuse a corpus that cannot be there; `gqc_lab.data.text` reads it."""
-    is_known = value in ("kjv", "pydoc") or str(value).startswith("hf:")
-    is_known = is_known or Path(str(value)).is_file()
-    if not is_known:
+    text = str(value)
+    if not (text in ("kjv", "pydoc") or text.startswith("hf:") or Path(text).is_file()):
         raise ValueError(
             f"{name}={value!r}: no such file; expected 'kjv', 'pydoc', a text's path, or 'hf:NAME'"
         )
-    return str(value)
+    return text
 
 
 def _read_draws(name: str, value: Any) -> tuple[int, ...]:

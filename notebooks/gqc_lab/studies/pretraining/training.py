@@ -38,7 +38,7 @@ from gqc_lab.loop.experiment import Experiment
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
 from gqc_lab.loop.scaler_controls import COUNT, VARIANCE, apply_scaler, scaler_controls
 from gqc_lab.loop.settings import Setting, control
-from gqc_lab.models.gpt import GPT, GPTConfig, make_gpt
+from gqc_lab.models.gpt import GPT, GPTConfig, make_gpt, param_groups
 from gqc_lab.studies.pretraining.methods import METHODS
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
 
@@ -268,16 +268,10 @@ def _make_model(c: PretrainingConfig, vocabulary: int) -> GPT:
 
 
 def _make_adamw(model: GPT, c: PretrainingConfig) -> AdamW:
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    gains = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": c.weight_decay},
-        {"params": gains, "weight_decay": 0.0},
-    ]
     beta2 = c.beta2
     if c.beta2_tokens is not None:
         beta2 = 0.5 ** (c.microbatch_tokens * c.accumulation / c.beta2_tokens)
-    return AdamW(groups, lr=c.lr, betas=(c.beta1, beta2), fused=True)
+    return AdamW(param_groups(model, c.weight_decay), lr=c.lr, betas=(c.beta1, beta2), fused=True)
 
 
 def _token_loss(model: GPT, inputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
