@@ -26,6 +26,7 @@ count sketch of Charikar, Chen and Farach-Colton 2002.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -37,7 +38,8 @@ from gqc.gradients import multiply_
 
 HASHES = 3
 FOLD = 8
-STACKED = 1 << 14  # elements; up to here tensors of one size are hashed together
+STACKED = 1 << 14  # elements; up to here tensors of one size are hashed together on a CPU
+LONG = 1 << 10  # values of a run
 CACHED = 1 << 17  # elements that a CPU's cache holds
 
 
@@ -50,6 +52,18 @@ def real_flat(tensor: Tensor) -> Tensor:
     """The elements in one row, a complex one as two real ones; a view where the layout allows."""
     real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     return real if real.dim() == 1 else real.reshape(-1)
+
+
+def summed_in(lengths: list[int], device: torch.device) -> list[Tensor]:
+    """Lengths [2, ...] for ``segment_reduce`` that sum two rows of such runs, call after call.
+
+    One thread of a card adds up a run: long ones are cut into pieces there.
+    """
+    levels = [lengths]
+    if device.type != "cpu" and max(lengths) > LONG:
+        pieces = [[min(LONG, n - at) for at in range(0, n, LONG)] for n in lengths]
+        levels = [[*itertools.chain(*pieces)], [*map(len, pieces)]]
+    return [torch.tensor(level).expand(2, -1).contiguous().to(device) for level in levels]
 
 
 class SignSketch:
@@ -77,7 +91,8 @@ class SignSketch:
         for index, (numel, device) in enumerate(zip(numels, devices, strict=True)):
             key: tuple[Any, ...] = (device, "whole")
             if numel > size**2:
-                key = (device, numel, index if numel > min(STACKED, 16 * size**2 - 1) else None)
+                is_stacked = device.type != "cpu" or numel <= min(STACKED, 16 * size**2 - 1)
+                key = (device, numel, None if is_stacked else index)
             groups.setdefault(key, []).append(index)
         self.lengths: list[int] = []
         self.runs = [[0] * len(numels) for _ in range(HASHES)]
@@ -93,7 +108,8 @@ class SignSketch:
             if own[0] > size**2:
                 part = _Hashes(own, size, seed, device)
             waiting += members
-            is_due = number == len(groups) or sum(numels[i] for i in waiting) > CACHED
+            is_due = device.type == "cpu" and sum(numels[i] for i in waiting) > CACHED
+            is_due |= number == len(groups)
             self._parts.append((members, part, waiting if is_due else []))
             waiting = [] if is_due else waiting
             for index, lengths in zip(members, part.lengths, strict=True):
@@ -184,14 +200,16 @@ class _Hashes:
         self._together = 1 if device.type == "cpu" else self._rounds
         self._room = max(rows * columns for rows, columns in self._grids)
         room = self._num * self._together * self._room
-        self.rooms = (self._rounds * self._length if self._is_folded else 0, room)
+        self.rooms = (self._num * self._rounds * self._length if self._is_folded else 0, room)
 
     def bind(self, values: Tensor, scratch: list[Tensor]) -> None:
-        self._sums = scratch[0][: self.rooms[0]]
         signed = scratch[1][: self.rooms[1]].view(self._num, self._together, self._room)
         self._signed, self._tail = signed.split([self._length, self._room - self._length], -1)
-        self._rows = self._signed.flatten(0, 1).unbind()
-        self._values = values
+        sums = self._signed
+        if self._is_folded:
+            sums = scratch[0][: self.rooms[0]].view(self._num, self._rounds, self._length)
+        # A row is where a tensor goes; a part of all rows is hashed at once.
+        self._rows, self._parts = sums.flatten(1).unbind(), sums.split(self._together, 1)
         hashes = values.view(self._num, -1).split(self._lengths, 1)
         rounds = [h.unflatten(1, (self._rounds, -1)).split(self._together, 1) for h in hashes]
         grids = [signed[..., : math.prod(grid)].unflatten(-1, grid) for grid in self._grids]
@@ -201,35 +219,27 @@ class _Hashes:
 
     def __call__(self, grads: list[Tensor | None]) -> None:
         self._tail.zero_()
-        if not self._is_folded:  # there is one round
-            for grad, signed in zip(grads, self._rows, strict=True):
-                if grad is None:
-                    signed.zero_()
-                else:
-                    torch.mul(real_flat(grad).float(), self._signs, out=signed)
-            self._hash(self._plan[0])
-        elif grads[0] is None:
-            self._values.zero_()
-        else:
-            sums = self._folded(real_flat(grads[0])).view(1, self._rounds, self._length)
-            for part, plan in zip(sums.split(self._together, 1), self._plan, strict=True):
+        for grad, row in zip(grads, self._rows, strict=True):
+            if grad is None:
+                row.zero_()
+            elif self._is_folded:
+                self._fold(real_flat(grad), row)
+            else:  # there is one round
+                torch.mul(real_flat(grad).float(), self._signs, out=row)
+        for part, plan in zip(self._parts, self._plan, strict=True):
+            if self._is_folded:
                 torch.mul(part, self._signs, out=self._signed)
-                self._hash(plan)
+            for grid, dim, out in plan:
+                torch.sum(grid, dim, out=out)
 
-    @staticmethod
-    def _hash(plan: list[tuple[Tensor, int, Tensor]]) -> None:
-        for grid, dim, out in plan:
-            torch.sum(grid, dim, out=out)
-
-    def _folded(self, flat: Tensor) -> Tensor:
-        """The signed sum of the eighths, with zeros up to whole rounds."""
+    def _fold(self, flat: Tensor, sums: Tensor) -> None:
+        """Write the signed sum of the eighths, with zeros up to whole rounds."""
         whole = FOLD * self._columns
         parts = flat[:whole].view(FOLD, FOLD, self._part).transpose(0, 1).float()
-        torch.bmm(self._fold_signs, parts, out=self._sums[: self._columns].view(FOLD, 1, -1))
-        self._sums[self._columns :].zero_()
+        torch.bmm(self._fold_signs, parts, out=sums[: self._columns].view(FOLD, 1, -1))
+        sums[self._columns :].zero_()
         rest = flat[whole:]  # fewer than 64 elements: a ninth row that ends early
-        self._sums[: len(rest)].add_(rest)
-        return self._sums
+        sums[: len(rest)].add_(rest)
 
 
 @functools.lru_cache(maxsize=32)

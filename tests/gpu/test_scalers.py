@@ -52,6 +52,20 @@ def test_v_and_the_factor_are_those_of_the_slow_reference(estimator, device):
         assert scaler.get_normalized_variance() == pytest.approx(expected, rel=ROUNDING)
 
 
+def test_large_tensors_of_one_size_have_the_numbers_of_the_cpu(device):
+    """On a card they are hashed together, and their long runs are summed in pieces."""
+    shapes = ((70_000,), (70_000,), (1 << 22,), (1 << 22,))
+    found = []
+    for place in ("cpu", device):
+        params = [torch.zeros(shape, device=place, requires_grad=True) for shape in shapes]
+        scaler = VarianceGradientScaler(params, warmup_steps=0)
+        for t in range(4):
+            grads = [1 + normal(*shape, seed=10 * t + i) for i, shape in enumerate(shapes)]
+            feed(scaler, params, [[grad.to(place) for grad in grads]])
+        found.append(scaler._estimator.ratios(None)[0].tolist())
+    assert found[1] == pytest.approx(found[0], rel=ROUNDING)
+
+
 @pytest.mark.parametrize(
     ("estimator", "granularity"),
     [

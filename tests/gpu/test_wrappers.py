@@ -74,6 +74,7 @@ def test_follows_the_slow_reference(case, accumulate, inner, device):
         )
 
 
+@pytest.mark.filterwarnings("ignore:This instance was constructed with capturable")  # each copy
 @every_case
 @inner_optimizers("AdamW(fused)", "AdamW(capturable)")
 def test_a_cut_and_resumed_run_is_bitwise_the_uncut(case, inner, device):

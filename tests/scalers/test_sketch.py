@@ -81,6 +81,35 @@ def test_folded_tensors_of_one_size_are_sketched_by_themselves():
         assert torch.equal(values[place], SignSketch([5000], [CPU], size=4)([tensor]))
 
 
+@pytest.mark.parametrize("numel", [9000, 70_000, 1 << 21])
+@pytest.mark.parametrize("missing", [None, 1])
+def test_large_tensors_of_one_size_may_be_hashed_together(numel, missing):
+    """As on a card, whose kernels take a stack as fast as one tensor."""
+    tensors = [None if i == missing else normal(numel, seed=i) for i in range(3)]
+    stack = sketch._Hashes([numel] * 3, 64, 0, CPU)
+    lengths = stack.lengths[0]
+    values = torch.full((3, sum(lengths)), torch.nan)
+    stack.bind(values.view(-1), [torch.full((room,), torch.nan) for room in stack.rooms])
+    stack(tensors)
+    for tensor, mine in zip(tensors, values, strict=True):
+        assert torch.equal(mine, SignSketch([numel], [CPU])([tensor]))
+
+
+@pytest.mark.parametrize("longest", [1, 64, 5000])
+def test_long_runs_are_summed_in_pieces_on_a_card(longest, monkeypatch):
+    """Where no card is, "meta" tells how, and the CPU does it."""
+    monkeypatch.setattr(sketch, "LONG", longest)
+    lengths = [3, 70, 0, 128, 1]
+    pair = torch.stack([normal(sum(lengths), seed=1), normal(sum(lengths), seed=2)]).double()
+    expected = torch.stack([run.sum(1) for run in pair.split(lengths, 1)], 1)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device: tensor)
+    levels = sketch.summed_in(lengths, torch.device("meta"))
+    assert len(levels) == (1 if longest == 5000 else 2)
+    for level in levels:
+        pair = torch.segment_reduce(pair, "sum", lengths=level, axis=1, unsafe=True)
+    torch.testing.assert_close(pair, expected)
+
+
 def test_runs_are_the_hashes_of_each_tensor():
     numels = [70, 9000, 10]
     one = SignSketch(numels, [CPU] * 3)
