@@ -45,6 +45,7 @@ claims.show_evidence("18_angle_paradox")
 #
 # ```
 # gqc batch run notebooks/batches/18_angle_paradox.yaml --jobs 2
+# gqc batch run notebooks/batches/18_under_accumulation.yaml --jobs 2
 # ```
 
 # %% tags=["parameters"]
@@ -53,6 +54,7 @@ scale = "smoke"  # seconds, a minute, a GPU
 moments = [0.0, 0.02, 0.1, 0.5, 1.0]  # at least 0, at most 1; shares of the run
 num_draws: int | None = None  # at least 2; most microbatches averaged, None: the scale's
 accumulation = 1  # microbatches per step of AdamW
+arm: str | None = None  # of notebook 22, such as "gnts, constant"; None: AdamW at a constant batch
 seed = 0  # of the weights and of the order of the text
 tokens: int | None = None  # training budget, None: the scale's
 corpus: str | None = None  # kjv, hf:NAME or the path of a text; None: the scale's
@@ -63,7 +65,7 @@ dtype = "float32"
 import pandas as pd
 
 from gqc_lab import figures, runs, track
-from gqc_lab.studies.pretraining import gradient_angles
+from gqc_lab.studies.pretraining import annealing, gradient_angles
 from gqc_lab.studies import pretraining
 from gqc_lab.loop.placement import make_generator
 from gqc_lab.loop.settings import of_scale
@@ -71,14 +73,17 @@ from gqc_lab.loop.settings import of_scale
 # %% [markdown]
 # ## Train
 #
-# AdamW at a constant batch, with the angle at every step. At some points training pauses: gradients
-# of further text are averaged at the current weights.
+# AdamW at a constant batch, or another `arm`, with the angle at every step. At some points training
+# pauses: gradients of further text are averaged at the current weights.
 
 # %% tags=["nbval-ignore-output"]
 place = {"corpus": corpus, "device": device, "dtype": dtype, "seed": seed}
 place |= of_scale(gradient_angles.SCALES, scale, tokens=tokens, num_draws=num_draws)
 num_draws = place.pop("num_draws")
-config = pretraining.config(scale, method="adamw", accumulation=accumulation, **place)
+if arm is None:
+    config = pretraining.config(scale, method="adamw", accumulation=accumulation, **place)
+else:
+    [config] = annealing.comparison([arm], annealing.OF_SCALE[scale], **place).values()
 run = gradient_angles.build(config)
 further = make_generator(seed, "probe")
 pauses = {round(share * config.num_microbatches) for share in moments}
@@ -86,7 +91,7 @@ probes = {0: gradient_angles.probe(run, num_draws, further)} if 0 in pauses else
 for _ in track(run, has_bar=False):
     if run.microbatch in pauses:
         probes[run.microbatch] = gradient_angles.probe(run, num_draws, further)
-probed = pd.concat(probes.values()).assign(kind="probe", method="adamw", seed=seed)
+probed = pd.concat(probes.values()).assign(kind="probe", method=config.name, seed=seed)
 history = pd.concat([run.history.assign(kind="step"), probed], ignore_index=True)
 
 # %% [markdown]

@@ -26,7 +26,6 @@ count sketch of Charikar, Chen and Farach-Colton 2002.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -39,7 +38,6 @@ from gqc.gradients import multiply_
 HASHES = 3
 FOLD = 8
 STACKED = 1 << 14  # elements; up to here tensors of one size are hashed together on a CPU
-LONG = 1 << 10  # values of a run
 CACHED = 1 << 17  # elements that a CPU's cache holds
 
 
@@ -52,18 +50,6 @@ def real_flat(tensor: Tensor) -> Tensor:
     """The elements in one row, a complex one as two real ones; a view where the layout allows."""
     real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     return real if real.dim() == 1 else real.reshape(-1)
-
-
-def summed_in(lengths: list[int], device: torch.device) -> list[Tensor]:
-    """Lengths [2, ...] for ``segment_reduce`` that sum two rows of such runs, call after call.
-
-    One thread of a card adds up a run: long ones are cut into pieces there.
-    """
-    levels = [lengths]
-    if device.type != "cpu" and max(lengths) > LONG:
-        pieces = [[min(LONG, n - at) for at in range(0, n, LONG)] for n in lengths]
-        levels = [[*itertools.chain(*pieces)], [*map(len, pieces)]]
-    return [torch.tensor(level).expand(2, -1).contiguous().to(device) for level in levels]
 
 
 class SignSketch:

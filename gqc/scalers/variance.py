@@ -46,7 +46,7 @@ from gqc.gradients import constant, local
 from gqc.noise.estimates import debiased_moments, ema_weight_and_kappa, noise_to_signal
 from gqc.scalers.parameters import which_train
 from gqc.scalers.shards import ShardSums, gather, spread
-from gqc.scalers.sketch import HASHES, SignSketch, real_numel, summed_in
+from gqc.scalers.sketch import HASHES, SignSketch, real_numel
 
 Grads = Sequence[Tensor | None]
 
@@ -296,9 +296,9 @@ class Sketch(DebiasedEstimator):
         numels, devices = [real_numel(p) for p in shards], [p.device for p in shards]
         self._sketch = SignSketch(numels, devices, settings.sketch_size, settings.sketch_seed)
         device, lengths = self.count.device, torch.tensor(self._sketch.lengths)
-        self._levels = summed_in(self._sketch.lengths, device)
         runs = torch.tensor(self._sketch.runs)
         self._runs = runs.flatten().to(device)
+        self._lengths = lengths.expand(2, -1).contiguous().to(device)
         owner = torch.zeros(len(lengths), dtype=torch.long)
         owner[runs] = torch.arange(len(params)).expand_as(runs)
         self._owner = owner.repeat_interleave(lengths).to(device)
@@ -334,9 +334,7 @@ class Sketch(DebiasedEstimator):
 
         Unlike index_add, it gives the same bits every time on a GPU.
         """
-        sums = self._pair
-        for lengths in self._levels:
-            sums = torch.segment_reduce(sums, "sum", lengths=lengths, axis=1, unsafe=True)
+        sums = torch.segment_reduce(self._pair, "sum", lengths=self._lengths, axis=1, unsafe=True)
         return sums.index_select(1, self._runs).view(2, HASHES, -1)
 
 

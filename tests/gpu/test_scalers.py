@@ -53,7 +53,7 @@ def test_v_and_the_factor_are_those_of_the_slow_reference(estimator, device):
 
 
 def test_large_tensors_of_one_size_have_the_numbers_of_the_cpu(device):
-    """On a card they are hashed together, and their long runs are summed in pieces."""
+    """On a card they are hashed together."""
     shapes = ((70_000,), (70_000,), (1 << 22,), (1 << 22,))
     found = []
     for place in ("cpu", device):

@@ -95,21 +95,6 @@ def test_large_tensors_of_one_size_may_be_hashed_together(numel, missing):
         assert torch.equal(mine, SignSketch([numel], [CPU])([tensor]))
 
 
-@pytest.mark.parametrize("longest", [1, 64, 5000])
-def test_long_runs_are_summed_in_pieces_on_a_card(longest, monkeypatch):
-    """Where no card is, "meta" tells how, and the CPU does it."""
-    monkeypatch.setattr(sketch, "LONG", longest)
-    lengths = [3, 70, 0, 128, 1]
-    pair = torch.stack([normal(sum(lengths), seed=1), normal(sum(lengths), seed=2)]).double()
-    expected = torch.stack([run.sum(1) for run in pair.split(lengths, 1)], 1)
-    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device: tensor)
-    levels = sketch.summed_in(lengths, torch.device("meta"))
-    assert len(levels) == (1 if longest == 5000 else 2)
-    for level in levels:
-        pair = torch.segment_reduce(pair, "sum", lengths=level, axis=1, unsafe=True)
-    torch.testing.assert_close(pair, expected)
-
-
 def test_runs_are_the_hashes_of_each_tensor():
     numels = [70, 9000, 10]
     one = SignSketch(numels, [CPU] * 3)
