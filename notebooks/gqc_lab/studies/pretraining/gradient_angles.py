@@ -115,9 +115,10 @@ def numbers(run: GradientAngles, probed: pd.DataFrame) -> dict[str, Any]:
 
     ``median_angle``, ``median_angle_before``: over all steps; ``median_folded``: of the angle
     before, unsigned (at most 90); ``median_angle_many``: before, over steps of at least `MANY`
-    microbatches; ``first_angle``: at step 1; ``share_below_1``: of the steps with ``angle`` below 1; ``num_draws``: the most that were averaged; ``largest_cut``: greatest
-    norm of one over the norm of their mean, over the moments; ``predicted_cut``: greatest
-    prediction; ``sum_cut``: smallest norm of their sum over that of one.
+    microbatches; ``first_angle``: at step 1; ``share_below_1``: of the steps with ``angle`` below
+    1 degree; ``num_draws``: the most that were averaged; ``largest_cut``: greatest norm of one over
+    the norm of their mean, over the moments; ``predicted_cut``: greatest prediction; ``sum_cut``:
+    smallest norm of their sum over that of one.
 
     Args:
         probed: rows of `probe`.
