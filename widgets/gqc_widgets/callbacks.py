@@ -66,7 +66,7 @@ def _lightning(options: dict[str, Any]) -> Any:
     from lightning.pytorch.callbacks import Callback
 
     class LiveCallback(_Callback, Callback):
-        def on_train_batch_start(  # type: ignore[override]
+        def on_train_batch_start(
             self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
         ) -> int | None:
             if self.live is None:
