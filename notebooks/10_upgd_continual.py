@@ -57,11 +57,12 @@ claims.show_evidence("10_upgd_continual")
 #
 # ```
 # gqc batch run notebooks/batches/10_upgd_continual.yaml --jobs 2
+# gqc batch run notebooks/batches/10_many_tasks.yaml --jobs 2
 # ```
 
 # %% tags=["parameters"]
 # settings: gqc_lab.studies.continual.ContinualConfig
-scale = "smoke"  # seconds, minutes, hours
+scale = "smoke"  # seconds, minutes, hours; "long": 300 tasks for the 30 of "laptop"
 streams = ["input_permuted", "label_permuted"]
 methods = [
     "sgd",

@@ -92,7 +92,7 @@ class ContinualConfig(Config):
 
 
 def config(scale: str = "smoke", **overrides: Any) -> ContinualConfig:
-    """Return the config of a scale, with the values tuned (at laptop scale) for stream and method.
+    """Return the config of a scale, with the values tuned for stream and method, at laptop or long.
 
     A method with VGS or adaptive noise that was not tuned so (`TUNED` has no row of its
     `ContinualConfig.name`) gets the values of the bare method.
@@ -109,7 +109,9 @@ def config(scale: str = "smoke", **overrides: Any) -> ContinualConfig:
 
 def _tuned(values: dict[str, Any]) -> dict[str, Any]:
     plain = ContinualConfig(**{"lr": 1.0, **values})
-    return TUNED.get((plain.stream, plain.name)) or TUNED[plain.stream, plain.method]
+    streams, names = (f"{plain.stream}, {plain.scale}", plain.stream), (plain.name, plain.method)
+    keys = [(stream, name) for stream in streams for name in names]
+    return next(TUNED[key] for key in keys if key in TUNED)
 
 
 def comparison(

@@ -44,9 +44,10 @@ def options_of(name: str) -> dict[str, Any]:
 
 
 def measure(stream: str, name: str, values: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Train once and return the numbers of the run's `summary`."""
+    """Train once and return the numbers of the run's `summary`; ``stream`` may name a scale."""
+    stream, _, scale = stream.partition(", ")
     options = {"stream": stream, "seed": seed, "device": "cpu", **options_of(name)}
-    experiment = continual.build(continual.config("laptop", **options, **values))
+    experiment = continual.build(continual.config(scale or "laptop", **options, **values))
     for _ in experiment:
         pass
     kept = ("online_accuracy", "accuracy_change", "plasticity", "dead_share", "num_not_finite")
@@ -57,18 +58,16 @@ def measure(stream: str, name: str, values: dict[str, Any], seed: int) -> dict[s
 def run(path: str, streams: Sequence[str] = STREAMS) -> Iterator[tuple[str, Tuning]]:
     """Tune all methods on each stream; trials are kept in ``path`` with the stream's name added."""
     for stream in streams:
-        yield (
-            stream,
-            tune(
-                partial(measure, stream),
-                SPACES,
-                budget=BUDGET,
-                seeds=SEEDS,
-                report_seeds=REPORT_SEEDS,
-                metric="online_accuracy",
-                path=f"{path}.{stream}",
-            ),
+        found = tune(
+            partial(measure, stream),
+            SPACES,
+            budget=BUDGET,
+            seeds=SEEDS,
+            report_seeds=REPORT_SEEDS,
+            metric="online_accuracy",
+            path=f"{path}.{stream}",
         )
+        yield stream, found
 
 
 def main(arguments: Sequence[str]) -> int:
