@@ -239,7 +239,8 @@ def test_dtypes(method, dtype):
 
 def test_every_method_of_every_stream_has_tuned_values():
     names = continual_tuning.SPACES
-    assert set(TUNED) == {(stream, name) for stream in KINDS for name in names}
+    long = {("label_permuted, long", name) for name in ("sgd", "l2", "adamw", "upgd")}
+    assert set(TUNED) == long | {(stream, name) for stream in KINDS for name in names}
     for (_, name), values in TUNED.items():
         assert set(values) == set(names[name])
     assert {continual_tuning.options_of(name)["method"] for name in names} == set(METHODS)
@@ -253,6 +254,24 @@ def test_what_was_not_tuned_so_has_the_values_of_the_bare_method():
     assert both[0].lr == both[1].lr == TUNED["input_permuted", "adaptive_upgd"]["lr"]
     assert both[1].name == "adaptive_upgd, VGS"
     assert continual.config(lr=0.7).lr == 0.7
+
+
+def test_a_long_stream_has_values_of_its_own():
+    long = continual.config("long", stream="label_permuted", method="sgd")
+    assert long.num_tasks == 300
+    assert long.lr == TUNED["label_permuted, long", "sgd"]["lr"]
+    assert continual.config("laptop", stream="label_permuted", method="sgd").lr != long.lr
+    other = continual.config("long", stream="input_permuted", method="sgd")
+    assert other.lr == TUNED["input_permuted", "sgd"]["lr"]
+
+
+def test_tuning_may_name_the_scale(monkeypatch):
+    built = []
+    monkeypatch.setattr(continual, "build", lambda config: built.append(config) or 1 / 0)
+    for stream, scale in (("label_permuted", "laptop"), ("label_permuted, long", "long")):
+        with pytest.raises(ZeroDivisionError):
+            continual_tuning.measure(stream, "sgd", {"lr": 0.1}, 100)
+        assert (built[-1].stream, built[-1].scale) == ("label_permuted", scale)
 
 
 def test_a_comparison_is_every_method_on_every_stream():
