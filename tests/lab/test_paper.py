@@ -131,6 +131,9 @@ TAKEN = {
     "Not to another text": {"gqc-finetune": ("reproduced",)},
     "that of a variance at its cap": {"vgs-ppo-constant": ("reproduced",)},
     "that of pure noise, and averaging": {f"gqc-angle.{n}": ("fails",) for n in (1, 2)},
+    "Accumulation does not align gradients": {
+        f"gqc-angle-accumulated.{n}": ("fails",) for n in (1, 2)
+    },
     "No published estimator is right on all streams": {
         "vgs-v1-heterogeneity": ("reproduced",),
         "vgs-v2-is-spatial": ("reproduced",),
