@@ -49,8 +49,8 @@ claims.show_evidence("22_noise_annealing")
 # tokens for each parameter.
 #
 # An exploratory look at 1M parameters, one run of each, learning rates extrapolated from smaller
-# models: AdamW with a cosine ends at 1.2540 nat/token, GNTS at a constant learning rate (on an NVIDIA
-# H200) at 1.2556.
+# models: AdamW with a cosine ends at 1.2540 nat/token, GNTS at a constant learning rate (on an
+# NVIDIA H200) at 1.2556.
 
 # %% tags=["parameters"]
 # settings: gqc_lab.studies.pretraining.PretrainingConfig

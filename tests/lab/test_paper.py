@@ -153,6 +153,9 @@ TAKEN = {
         "upgd-negative.1": ("holds",),
         "upgd-negative.5": ("holds",),
     },
+    "On a long stream it does": {f"upgd-plasticity-long.{n}": ("holds",) for n in (1, 2, 3, 4)},
+    "SGD with weight decay, which keeps the ability too": {"upgd-weight-decay": ("question",)},
+    "after the correction for many claims it is": {"upgd-plasticity-long": ("undecided",)},
     "it is AdamW that loses": {f"upgd-plasticity.{n}": ("holds",) for n in (2, 5)},
     "there is little to fix": {
         **{f"upt-which-fix.{n}": ("fails", "open") for n in (1, 2, 3)},

@@ -53,9 +53,9 @@ def test_more_and_less_have_words_of_their_own():
 
 @pytest.fixture
 def known():
-    parts = (DIFFERENCE, replace(VALUE, unit=""))
+    parts = (DIFFERENCE, replace(VALUE, unit=""), replace(VALUE, unit=""))
     claim = Claim("a-b", "A", "text", "here", "01_x", "laptop", parts=parts)
-    effects = (effect(0.5, 0.25, 0.75, "fails"), effect(0.9, 0.8, 1.1))
+    effects = (effect(0.5, 0.25, 0.75, "fails"), effect(0.9, 0.8, 1.1), effect(-0.02, -0.04, 0.01))
     return {"a-b": Verdict(claim, "not reproduced", effects)}
 
 
@@ -68,13 +68,16 @@ def known():
         ("{a-b.1!percent}", "50 points higher [+25, +75]"),
         ("{a-b.2!percent}", "90\u00a0% [80, 100]"),
         ("{a-b.2!10^}", "7.94 [6.31, 12.6]"),
+        ("{a-b.3!points}", "-2 points [-4, 1]"),
+        ("{a-b.3!percent}", "-2\u00a0% [-4, 1]"),  # no share: nothing is cut off
+        ("{a-b.2!points}", "90 points [80, 110]"),
     ],
 )
 def test_slots_are_filled(text, said, known):
     assert answer(text, known).split("\n")[0] == said
 
 
-@pytest.mark.parametrize(("text", "why"), [("{a-c}", "no such claim"), ("{a-b.3}", "2 parts")])
+@pytest.mark.parametrize(("text", "why"), [("{a-c}", "no such claim"), ("{a-b.4}", "3 parts")])
 def test_a_slot_that_means_nothing_is_named(text, why, known):
     with pytest.raises(BadInput, match=why):
         answer(text, known)

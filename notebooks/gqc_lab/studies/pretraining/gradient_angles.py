@@ -32,7 +32,6 @@ SCALES: dict[str, dict[str, Any]] = {
     "laptop": {"tokens": 2**18, "num_draws": 512},
     "paper": {"num_draws": 512},
 }
-MANY = 8  #: microbatches of a step that averages many
 NOISE_SHARE = 4  #: one microbatch for :math:`|G|^2` and its noise to this many for the norms
 
 
@@ -114,7 +113,7 @@ def numbers(run: GradientAngles, probed: pd.DataFrame) -> dict[str, Any]:
     """Return the result row: the run's summary, its angles [degrees], the largest cut of a norm.
 
     ``median_angle``, ``median_angle_before``: over all steps; ``median_folded``: of the angle
-    before, unsigned (at most 90); ``median_angle_many``: before, over steps of at least `MANY`
+    before, unsigned (at most 90); ``median_angle_many``: before, over steps of at least 8
     microbatches; ``first_angle``: at step 1; ``share_below_1``: of the steps with ``angle`` below
     1 degree; ``num_draws``: the most that were averaged; ``largest_cut``: greatest norm of one over
     the norm of their mean, over the moments; ``predicted_cut``: greatest prediction; ``sum_cut``:
@@ -130,7 +129,7 @@ def numbers(run: GradientAngles, probed: pd.DataFrame) -> dict[str, Any]:
         **run.summary(),
         "median_angle": float(steps["angle"].median()),
         "median_angle_before": float(before.median()),
-        "median_angle_many": steps.loc[steps["num_draws"] >= MANY, "angle_before"].median(),
+        "median_angle_many": steps.loc[steps["num_draws"] >= 8, "angle_before"].median(),
         "median_folded": float(before.where(before <= 90, 180 - before).median()),
         "first_angle": float(steps["angle"].iloc[0]),
         "share_below_1": float((steps["angle"] < 1).mean()),
