@@ -153,6 +153,9 @@ TAKEN = {
         "upgd-negative.1": ("holds",),
         "upgd-negative.5": ("holds",),
     },
+    "and loses it over long ones, where protection keeps it": {
+        f"upgd-plasticity-long.{n}": ("holds",) for n in (1, 2, 3)
+    },
     "On a long stream it does": {f"upgd-plasticity-long.{n}": ("holds",) for n in (1, 2, 3, 4)},
     "SGD with weight decay, which keeps the ability too": {"upgd-weight-decay": ("question",)},
     "after the correction for many claims it is": {"upgd-plasticity-long": ("undecided",)},
