@@ -1,21 +1,22 @@
 """How the tuned values of continual learning were found; to find them again:
 
-python -m gqc_lab.studies.continual.tuning trials.jsonl
+python -m gqc_lab.studies.continual.tuning trials.jsonl [STREAMS, such as "label_permuted, long"]
 
 Every method, and every cell of the 2x2 of VGS and adaptive noise, gets `BUDGET` settings on each
-stream, at laptop scale, on `SEEDS`.  The criterion is the online accuracy over the whole stream.
+stream, at laptop scale or the one named, on `SEEDS`.  The criterion is the online accuracy over the
+whole stream.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import pandas as pd
 
-from gqc_lab.loop.tune import Range, Space, Tuning, tune
+from gqc_lab.loop.tune import Range, Space, tune
 from gqc_lab.studies import continual
 from gqc_lab.studies.continual.methods import METHODS
 from gqc_lab.studies.continual.settings import STREAMS, TRIALS
@@ -55,33 +56,29 @@ def measure(stream: str, name: str, values: dict[str, Any], seed: int) -> dict[s
     return {key: summary[key] for key in (*kept, "seconds")}
 
 
-def run(path: str, streams: Sequence[str] = STREAMS) -> Iterator[tuple[str, Tuning]]:
-    """Tune all methods on each stream; trials are kept in ``path`` with the stream's name added."""
+def main(arguments: Sequence[str]) -> int:
+    """Tune, write the trials into `settings.TRIALS`, and print what to write above them."""
+    if not arguments:
+        print("expected the file to keep the trials in, and streams; none: all", file=sys.stderr)
+        return 2
+    old = pd.read_csv(TRIALS, comment="#")
+    streams = arguments[1:] or STREAMS
+    tables = [old[~old["stream"].isin(streams)]]
     for stream in streams:
-        found = tune(
+        tuning = tune(
             partial(measure, stream),
             SPACES,
             budget=BUDGET,
             seeds=SEEDS,
             report_seeds=REPORT_SEEDS,
             metric="online_accuracy",
-            path=f"{path}.{stream}",
+            path=f"{arguments[0]}.{stream}",
         )
-        yield stream, found
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Tune, write the trials into `settings.TRIALS`, and print what to write above them."""
-    if len(arguments) != 1:
-        print("expected one argument: the file to keep the trials in", file=sys.stderr)
-        return 2
-    tables = []
-    for stream, tuning in run(arguments[0]):
-        tables.append(tuning.table.rename(columns={"method": "name"}).assign(stream=stream))
+        table = tuning.table.rename(columns={"method": "name"}).assign(stream=stream)
+        tables.append(table.assign(online_accuracy=(100 * table["online_accuracy"]).round(1)))
         at_edge = {name: edge for name, edge in tuning.at_edge.items() if edge}
         print(f"at the edge of what was tried on {stream}: {at_edge}")
     trials = pd.concat(tables)
-    trials["online_accuracy"] = (100 * trials["online_accuracy"]).round(1)
     columns = ["stream", "name", "lr", "weight_decay", "sigma", "online_accuracy"]
     comments = [line for line in TRIALS.read_text().splitlines() if line.startswith("#")]
     table = trials[columns].to_csv(index=False)
