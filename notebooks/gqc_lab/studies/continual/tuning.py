@@ -78,11 +78,10 @@ def main(arguments: Sequence[str]) -> int:
         tables.append(table.assign(online_accuracy=(100 * table["online_accuracy"]).round(1)))
         at_edge = {name: edge for name, edge in tuning.at_edge.items() if edge}
         print(f"at the edge of what was tried on {stream}: {at_edge}")
-    trials = pd.concat(tables)
     columns = ["stream", "name", "lr", "weight_decay", "sigma", "online_accuracy"]
     comments = [line for line in TRIALS.read_text().splitlines() if line.startswith("#")]
-    table = trials[columns].to_csv(index=False)
-    TRIALS.write_text("\n".join([*comments, table]), encoding="utf-8")
+    text = pd.concat(tables)[columns].to_csv(index=False)
+    TRIALS.write_text("\n".join([*comments, text]), encoding="utf-8")
     return 0
 
 
