@@ -196,6 +196,7 @@ class _Hashes:
             sums = scratch[0][: self.rooms[0]].view(self._num, self._rounds, self._length)
         # A row is where a tensor goes; a part of all rows is hashed at once.
         self._rows, self._parts = sums.flatten(1).unbind(), sums.split(self._together, 1)
+        self._values = values
         hashes = values.view(self._num, -1).split(self._lengths, 1)
         rounds = [h.unflatten(1, (self._rounds, -1)).split(self._together, 1) for h in hashes]
         grids = [signed[..., : math.prod(grid)].unflatten(-1, grid) for grid in self._grids]
@@ -204,6 +205,9 @@ class _Hashes:
         ]
 
     def __call__(self, grads: list[Tensor | None]) -> None:
+        if all(grad is None for grad in grads):
+            self._values.zero_()
+            return
         self._tail.zero_()
         for grad, row in zip(grads, self._rows, strict=True):
             if grad is None:

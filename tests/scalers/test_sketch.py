@@ -95,6 +95,15 @@ def test_large_tensors_of_one_size_may_be_hashed_together(numel, missing):
         assert torch.equal(mine, SignSketch([numel], [CPU])([tensor]))
 
 
+@pytest.mark.parametrize("numel", [9000, 1 << 21])
+def test_a_large_tensor_without_a_gradient_costs_no_hashes(numel, monkeypatch):
+    one = SignSketch([numel], [CPU])
+    one([normal(numel, seed=1)])
+    monkeypatch.setattr(torch, "sum", None)
+    monkeypatch.setattr(torch, "mul", None)
+    assert torch.equal(one([None]), torch.zeros(sum(one.lengths)))
+
+
 def test_runs_are_the_hashes_of_each_tensor():
     numels = [70, 9000, 10]
     one = SignSketch(numels, [CPU] * 3)
