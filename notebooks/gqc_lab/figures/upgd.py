@@ -86,7 +86,7 @@ def by_task(
     Args:
         tasks: rows of `gqc_lab.studies.continual.training.Continual.tasks`.
         measures: columns.
-        over: tasks of a centred moving average.
+        over: tasks of a centred moving average of each run.
         has_bands: draw the 95 % intervals over seeds too.
     """
     check_columns("by_task", tasks, ["stream", "method", "seed", "task", *measures])
@@ -103,17 +103,15 @@ def by_task(
     )
     for (stream, method), rows in tasks.groupby(["stream", "method"], sort=False):
         for number, measure in enumerate(measures, 1):
-            mean = rows.astype({measure: float}).groupby("task")[measure].mean()
-            mean = mean.rolling(over, center=True, min_periods=1).mean() * _scale(measure)
+            runs = rows.sort_values("task").astype({measure: float}).groupby("seed")[measure]
+            smooth = runs.rolling(over, center=True, min_periods=1).mean().droplevel(0)
+            points = summarize(rows.assign(smooth=smooth * _scale(measure)), "task", "smooth")
             place = {"row": number, "col": streams.index(stream) + 1}
             style = styles[str(method)] | {"width": 2}
             if has_bands:
-                interval = summarize(rows.astype({measure: float}), "task", measure)
-                interval[["low", "high"]] *= _scale(measure)
-                area = band(interval, "task", style["color"])
-                figure.add_scatter(**area, **place)
+                figure.add_scatter(**band(points, "task", style["color"]), **place)
             once = in_legend_once(figure, str(method))
-            add_line(figure, mean.index, mean, str(method), style, **place, **once)
+            add_line(figure, points["task"], points["mean"], str(method), style, **place, **once)
     for number, measure in enumerate(measures, 1):
         figure.update_yaxes(title_text=_label(measure), row=number, col=1)
         if measure == "noise_to_signal":

@@ -104,6 +104,14 @@ def test_a_method_without_noise_has_no_line_of_it():
     assert figure.layout.yaxis.type == "log"
 
 
+def test_a_band_is_that_of_the_runs_that_its_line_is_the_mean_of():
+    one = pd.DataFrame({"seed": [0] * 4 + [1] * 4, "task": [1, 2, 3, 4] * 2, "method": "sgd"})
+    one = one.assign(stream="input_permuted", online_accuracy=[0.2, 0.4] * 2 + [0.4, 0.2] * 2)
+    band, line = figures.by_task(one, over=2, has_bands=True).data
+    inner = [y for x, y in zip(band.x, band.y, strict=True) if x > 1]
+    assert [*line.y[1:], *inner] == pytest.approx([30] * 9)  # both runs are at 30 % there
+
+
 def test_bands_are_intervals_over_seeds_in_the_unit_of_the_curve():
     (stream, *_), frame = STREAMS, tasks()
     one = frame[(frame["stream"] == stream) & (frame["method"] == "upgd")]
