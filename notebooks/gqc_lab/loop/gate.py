@@ -121,8 +121,8 @@ class Gate:
             assert self._function is not None
             self._function()
             with self._news:
-                if self.state == RUNNING:
-                    self.state = FINISHED
+                if self.state == RUNNING:  # stopped before its first batch, or at its end
+                    self.state = STOPPED if self._is_stopping else FINISHED
         except Exception:
             self._fail(traceback.format_exc())
         finally:

@@ -157,6 +157,14 @@ def test_stop_before_start_and_twice():
     assert runner.state == "stopped"
 
 
+def test_a_stop_before_the_first_batch_is_no_end():
+    runner = Live(Descent())
+    runner.listeners.append(lambda live: live.stop() if live.state == "running" else None)
+    runner.start()  # whose thread tells first and then looks for a batch
+    assert runner.wait(600)
+    assert (runner.state, runner.experiment.microbatch) == ("stopped", 0)
+
+
 def test_reset_keeps_the_controls_that_were_set_and_they_count_as_steering():
     experiment = Descent(length=5)
     runner = Live(experiment)
