@@ -285,10 +285,11 @@ def _owners(params: Sequence[Tensor]) -> Iterator[Any]:
     kinds: tuple[type, ...] = (nn.parallel.DistributedDataParallel,)
     if fsdp := sys.modules.get("torch.distributed.fsdp"):  # not imported: nothing was sharded
         kinds += (fsdp.FullyShardedDataParallel, fsdp.FSDPModule)
-    ours = set(map(id, params))
-    for thing in gc.get_objects():
-        # The type, not isinstance: proxies among the objects answer for what they stand for.
-        if issubclass(type(thing), kinds) and any(id(p) in ours for p in thing.parameters()):
+    ours, things = set(map(id, params)), gc.get_objects()
+    # The type, not isinstance: proxies among the objects answer for what they stand for.
+    owners = {kind for kind in set(map(type, things)) if issubclass(kind, kinds)}
+    for thing in things:
+        if type(thing) in owners and any(id(p) in ours for p in thing.parameters()):
             yield thing
 
 

@@ -3,8 +3,6 @@
 With the sum of a window in ``.grad`` such a change would act on its earlier draws again and again.
 """
 
-from __future__ import annotations
-
 import sys
 import weakref
 from collections.abc import Sequence
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Variable
 
+from gqc.checks import untraced
 from gqc.gradients import HALF, is_apart, is_sharded, shard
 
 CHANGED_DRAW = (
@@ -149,6 +148,7 @@ class GradientWatch:
         hooks = (getattr(param, "_post_accumulate_grad_hooks", None) for param in self.params)
         return any(not hasattr(h, "is_watch") for own in hooks if own for h in own.values())
 
+    @untraced  # torch.compile would guard every module that is loaded
     def _start(self, first: Tensor) -> None:
         compiled: Any = sys.modules.get("torch._dynamo.compiled_autograd")
         if getattr(compiled, "in_compiled_autograd_region", False):
@@ -161,6 +161,7 @@ class GradientWatch:
         # Called at the end of this backward, in turn: DDP's and FSDP2's come before the second.
         _at_the_end(lambda: _at_the_end(self._end))
 
+    @untraced
     def _end(self) -> None:
         self._is_running, self.has_arrived = False, True
         self.note()
