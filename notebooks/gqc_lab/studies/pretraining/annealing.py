@@ -9,6 +9,8 @@ Each arm is a method with a learning rate that is constant or decays:
 - ``"gnts, ..."``: a falling norm threshold;
 - ``"gnts relative, ..."``: the same, relative to the norm of single microbatches;
 - ``"sbc, ..."``: a batch that grows on a schedule and looks at no gradient;
+- ``"schedule-free"``: a constant batch and learning rate, with an average of the weights in place
+  of a schedule (Defazio et al. 2024, arXiv:2405.15682), of the package pytorch-optimizer;
 - ``"replay, ..."``: the batches of ``"gnts, ..."`` with the next seed, whatever the gradient;
 - ``"gnts, half"``, ``"gnts, same"``, ``"gnts, twice"``: GNTS at a constant learning rate with 0.5,
   1 and 2 times the threshold that was tuned at 0.16M, whatever the rung.
@@ -20,8 +22,6 @@ All others are tuned in the same way (:func:`main`) on `TUNING_SEEDS`: `BUDGET` 
 whole space and `CLOSE_BUDGET` close to the best of them; the best must not lie at the edge of what
 was tried.
 """
-
-from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -67,6 +67,8 @@ ARMS = {
     for curve in (_CURVES if method == "adamw" else ("constant", "cosine"))
 }
 ARMS["adamw, untuned"] = ("adamw", "constant")
+SPACES["schedule-free"] = {**SPACES["adamw"], "beta1": Range(0.8, 0.98)}
+ARMS["schedule-free"] = ("schedule-free", "constant")
 REPLAYS = {"replay, constant": "gnts, constant", "replay, cosine": "gnts, cosine"}  #: of arms
 ARMS |= {replay: ("replay", ARMS[source][1]) for replay, source in REPLAYS.items()}
 
@@ -196,7 +198,7 @@ def search(measure: Measure, methods: Mapping[str, str], path: str) -> Tuning:
     )
     wide = run(spaces, budget=BUDGET)
     near: dict[str, Space] = {
-        arm: {name: Range(value / NEAR, value * NEAR) for name, value in best.items()}
+        arm: {name: _around(name, value) for name, value in best.items()}
         for arm, best in wide.best.items()
     }
     close = run(near, budget=CLOSE_BUDGET, seed=1)
@@ -204,14 +206,18 @@ def search(measure: Measure, methods: Mapping[str, str], path: str) -> Tuning:
     return Tuning(trials.reset_index(drop=True), "minus_val_loss", spaces)
 
 
+def _around(name: str, value: float) -> Range:
+    if name == "beta1":  # by its distance from 1
+        return Range(1 - (1 - value) * NEAR, 1 - (1 - value) / NEAR)
+    return Range(value / NEAR, value * NEAR)
+
+
 def show(tuning: Tuning, **columns: Any) -> None:
     """Print the trials as rows of a file of tuned values, and which best values lie outermost."""
     table = tuning.table.rename(columns={"method": "arm"})
     table = table.assign(**columns, val_loss=-table.pop("minus_val_loss"))
     print(table.drop(columns="trial").to_csv(index=False))
-    for arm, best in tuning.best.items():
-        tried = tuning.trials[tuning.trials["method"] == arm]
-        outermost = [n for n, v in best.items() if v in (tried[n].min(), tried[n].max())]
+    for arm, outermost in tuning.at_edge.items():
         print(f"# {arm}: outermost value of {', '.join(outermost) or 'none'}", file=sys.stderr)
 
 

@@ -9,8 +9,6 @@ Source: Chowdhery et al. 2022 (PaLM), arXiv:2204.02311, appendix B; 6 N D is Kap
 Differs: the token embedding counts in N, since the output layer multiplies by it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -30,7 +28,7 @@ def count_parameters(c: PretrainingConfig) -> int:
 
 @cache
 def _alphabet(corpus: str) -> int:
-    return load_text_data(corpus, "character").tokenizer.size
+    return load_text_data(corpus, "character").vocabulary
 
 
 @cache

@@ -16,9 +16,8 @@ A comparison is a name and a few labelled configs that differ in one thing:
 Source of the width rule: Yang et al. 2022, arXiv:2203.03466, table 3.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -67,33 +66,29 @@ def comparison(
     gnts = config(scale, **{**overrides, "method": "gnts"})
     adamw = config(scale, **{**overrides, "method": "adamw"})
     if name == "size":
-        wide = {"width": WIDER * adamw.width, "lr": adamw.lr / WIDER}
-        large = config(scale, **{**overrides, "method": "adamw", **wide})
+        large = replace(adamw, width=WIDER * adamw.width, lr=adamw.lr / WIDER)
         return {"gnts": gnts, "adamw": adamw, "adamw, 16x": large}
     if name == "microbatch":
-        return {
-            f"microbatch {n}": _with_microbatch(gnts, scale, n, overrides) for n in MICROBATCHES
-        }
+        return {f"microbatch {n}": _with_microbatch(gnts, scale, n) for n in MICROBATCHES}
     if name == "warmup":
         return {
-            label: config(
-                scale, **{**overrides, "method": "gnts", "norm_warmup_multiplier": multiplier}
-            )
+            label: replace(gnts, norm_warmup_multiplier=multiplier)
             for label, multiplier in MULTIPLIERS.items()
         }
     if name == "repeated":
-        few = {**overrides, "train_tokens": train_tokens}
-        return {m: config(scale, **{**few, "method": m}) for m in ("adamw", "gnts")}
-    untuned = config(scale, **{**overrides, "method": "adamw", **UNTUNED})
-    return {"adamw": adamw, "adamw, untuned": untuned, "gnts": gnts}
+        both = {"adamw": adamw, "gnts": gnts}
+        return {label: replace(each, train_tokens=train_tokens) for label, each in both.items()}
+    return {
+        "adamw": adamw,
+        "adamw, untuned": replace(adamw, **dict[str, Any](UNTUNED)),
+        "gnts": gnts,
+    }
 
 
-def _with_microbatch(
-    gnts: PretrainingConfig, scale: str, size: int, overrides: dict[str, Any]
-) -> PretrainingConfig:
+def _with_microbatch(gnts: PretrainingConfig, scale: str, size: int) -> PretrainingConfig:
     largest = gnts.max_draws * gnts.microbatch_size
-    sizes = {"microbatch_size": size, "max_draws": largest // size, **NORMS.get(scale, {})}
-    return config(scale, **{**overrides, "method": "gnts", **sizes})
+    norms: dict[str, Any] = NORMS.get(scale, {})
+    return replace(gnts, microbatch_size=size, max_draws=largest // size, **norms)
 
 
 def run_all(
@@ -142,12 +137,11 @@ def numbers(run: Pretraining, label: str, name: str) -> dict[str, Any]:
     ``parameters``; ``lr``; ``microbatch_size``; ``final_train_loss``: mean training loss over the
     last tenth of the run; ``best_val_loss``: lowest one; ``epochs``: tokens trained over tokens of
     the text; ``warmup_steps`` and ``warmup_loss``: steps during the warmup of the threshold and
-    mean training loss in its last half; ``draws_after_warmup``: microbatches per step after it.
+    mean training loss in its last half.
     """
     history, c = labelled(run, label, name), run.config
-    warm, after = history[history["is_warmup"]], history[~history["is_warmup"]]
+    warm = history[history["is_warmup"]]
     late = history["tokens"] > 0.9 * history["tokens"].max()
-    steps_after = int(after["stepped"].sum())
     return {
         **run.summary(),
         "method": label,
@@ -160,5 +154,4 @@ def numbers(run: Pretraining, label: str, name: str) -> dict[str, Any]:
         "epochs": run.done / (c.train_tokens or len(run.data.train)),
         "warmup_steps": int(warm["stepped"].sum()),
         "warmup_loss": float(warm["loss"].iloc[len(warm) // 2 :].mean()),
-        "draws_after_warmup": len(after) / steps_after if steps_after else None,
     }

@@ -13,8 +13,6 @@ The schedules span the fine-tuning.  AdamW's moments start again, and all arms o
 same microbatches.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cache

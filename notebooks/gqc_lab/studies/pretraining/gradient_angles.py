@@ -9,8 +9,6 @@ still, :math:`\|G\|^2` and :math:`\mathrm{tr}\,\Sigma`, from which independent n
     {\|G\|^2+\mathrm{tr}\,\Sigma}} \ge \frac{1}{\sqrt n}.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -112,31 +110,25 @@ def probe(run: Pretraining, num_draws: int, generator: torch.Generator) -> pd.Da
 def numbers(run: GradientAngles, probed: pd.DataFrame) -> dict[str, Any]:
     """Return the result row: the run's summary, its angles [degrees], the largest cut of a norm.
 
-    ``median_angle``, ``median_angle_before``: over all steps; ``median_folded``: of the angle
-    before, unsigned (at most 90); ``median_angle_many``: before, over steps of at least 8
-    microbatches; ``first_angle``: at step 1; ``share_below_1``: of the steps with ``angle`` below
-    1 degree; ``num_draws``: the most that were averaged; ``largest_cut``: greatest norm of one over
-    the norm of their mean, over the moments; ``predicted_cut``: greatest prediction; ``sum_cut``:
-    smallest norm of their sum over that of one.
+    ``median_angle``, ``median_angle_before``: over all steps; ``median_angle_many``: of the angle
+    before, over steps of at least 8 microbatches; ``first_angle``: at step 1; ``share_below_1``: of
+    the steps with ``angle`` below 1 degree; ``num_draws``: the most that were averaged;
+    ``largest_cut``: greatest norm of one over the norm of their mean, over the moments.
 
     Args:
         probed: rows of `probe`.
     """
     steps = run.history.dropna(subset=["angle"])
     most = probed[probed["num_draws"] == probed["num_draws"].max()]
-    before = steps["angle_before"].dropna()
     return {
         **run.summary(),
         "median_angle": float(steps["angle"].median()),
-        "median_angle_before": float(before.median()),
+        "median_angle_before": float(steps["angle_before"].median()),
         "median_angle_many": steps.loc[steps["num_draws"] >= 8, "angle_before"].median(),
-        "median_folded": float(before.where(before <= 90, 180 - before).median()),
         "first_angle": float(steps["angle"].iloc[0]),
         "share_below_1": float((steps["angle"] < 1).mean()),
         "num_draws": int(most["num_draws"].iloc[0]),
         "largest_cut": float((1 / most["norm_ratio"]).max()),
-        "predicted_cut": float((1 / most["predicted_ratio"]).max()),
-        "sum_cut": float(most["sum_ratio"].min()),
     }
 
 

@@ -5,11 +5,12 @@ A further method is one entry of `METHODS`; a setting of its own is a field of
 `gqc_lab.studies.pretraining.training`.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from gqc.wrappers import OptimizerWrapper
 
 Config = Any  #: a `PretrainingConfig`, whose module imports this one
 
@@ -79,7 +80,40 @@ METHODS = {
     # as adamw, with each step's gradient scaled down by its variance over the steps so far; with
     # ``vgs_alpha`` every other method does so too
     "vgs": Method("OptimizerWrapperSBC", _constant_batch, has_draws=False),
+    # as adamw, with schedule-free AdamW inside, which is judged by the average of its weights
+    "schedule-free": Method("OptimizerWrapperSBC", _constant_batch, has_draws=False),
 }
 
 #: those that are compared with each other; vgs steps every time
-CONTROLLERS = [name for name in METHODS if name not in ("vgs", "gnts relative")]
+CONTROLLERS = [name for name in METHODS if name not in ("vgs", "gnts relative", "schedule-free")]
+
+
+class TypicalNorm:
+    r"""Running mean of the norms of single microbatches: what a relative threshold multiplies.
+
+    :math:`\bar r = \sum_k \beta^{k} r_{t-k} / \sum_k \beta^{k}` over the first draws of windows,
+    whose norm GNTS reads anyway.
+    """
+
+    BETA = 0.99
+
+    def __init__(self) -> None:
+        self.total = self.weight = 0.0
+
+    def update(self, wrapper: OptimizerWrapper, stepped: bool) -> None:
+        """Take in the norm of the last draw, if it was the first of its window."""
+        window: Any = wrapper.last_window if stepped else wrapper
+        if window.num_draws == 1 and window.grad_norm is not None:
+            self.total = self.BETA * self.total + window.grad_norm
+            self.weight = self.BETA * self.weight + 1
+
+    @property
+    def mean(self) -> float:
+        """The mean; infinite before the first draw, so that it steps at once."""
+        return self.total / self.weight if self.weight else math.inf
+
+    def state_dict(self) -> dict[str, float]:
+        return {"total": self.total, "weight": self.weight}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.total, self.weight = state["total"], state["weight"]

@@ -7,8 +7,6 @@ that looks at nothing finds it spoiled as often in long windows as in short ones
 other text and other noise, shows what is left of a difference without reaction.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

@@ -6,8 +6,6 @@ not separate :math:`b` from the floor :math:`c`: both the law without a floor an
 best floor are given.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Settings of pretraining: their meaning, ranges and defaults, and their values by scale."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +34,8 @@ TUNED = read_tuned(Path(__file__).with_name("tuned.csv"), ("scale", "method"), "
 def _read_corpus(name: str, value: Any) -> str:
     """Refuse a corpus that cannot be there; `gqc_lab.data.text` reads it."""
     text = str(value)
-    if not (text in ("kjv", "pydoc") or text.startswith("hf:") or Path(text).is_file()):
+    is_name = text in ("kjv", "pydoc") or text.startswith("hf:")
+    if not (is_name or Path(text).expanduser().is_file()):
         raise ValueError(
             f"{name}={value!r}: no such file; expected 'kjv', 'pydoc', a text's path, or 'hf:NAME'"
         )

@@ -39,7 +39,7 @@ from gqc_lab.loop.placement import find_device, find_dtype, make_generator
 from gqc_lab.loop.scaler_controls import COUNT, VARIANCE, apply_scaler, scaler_controls
 from gqc_lab.loop.settings import Setting, control
 from gqc_lab.models.gpt import GPT, GPTConfig, make_gpt, param_groups
-from gqc_lab.studies.pretraining.methods import METHODS
+from gqc_lab.studies.pretraining.methods import METHODS, TypicalNorm
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
 
 MEASURED = (
@@ -81,37 +81,6 @@ def replay_config(run: Pretraining, data_seed: int) -> PretrainingConfig:
     return replace(run.config, method="replay", draws=draws, data_seed=data_seed)
 
 
-class TypicalNorm:
-    r"""Running mean of the norms of single microbatches: what a relative threshold multiplies.
-
-    :math:`\bar r = \sum_k \beta^{k} r_{t-k} / \sum_k \beta^{k}` over the first draws of windows,
-    whose norm GNTS reads anyway.
-    """
-
-    BETA = 0.99
-
-    def __init__(self) -> None:
-        self.total = self.weight = 0.0
-
-    def update(self, wrapper: wrappers.OptimizerWrapper, stepped: bool) -> None:
-        """Take in the norm of the last draw, if it was the first of its window."""
-        window: Any = wrapper.last_window if stepped else wrapper
-        if window.num_draws == 1 and window.grad_norm is not None:
-            self.total = self.BETA * self.total + window.grad_norm
-            self.weight = self.BETA * self.weight + 1
-
-    @property
-    def mean(self) -> float:
-        """The mean; infinite before the first draw, so that it steps at once."""
-        return self.total / self.weight if self.weight else math.inf
-
-    def state_dict(self) -> dict[str, float]:
-        return {"total": self.total, "weight": self.weight}
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        self.total, self.weight = state["total"], state["weight"]
-
-
 class Pretraining(Experiment):
     """Experiment of this module; `build` makes it.
 
@@ -135,9 +104,9 @@ class Pretraining(Experiment):
     def __init__(self, config: PretrainingConfig, data: TextData) -> None:
         self.config: PretrainingConfig = config
         self.device = find_device(config.device)
-        model = _make_model(config, data.tokenizer.size)
+        model = _make_model(config, data.vocabulary)
         self.model = model.to(self.device, find_dtype(config.dtype))
-        optimizer: Optimizer = _make_adamw(self.model, config)
+        optimizer = _make_adamw(self.model, config)
         self.scaler: VarianceGradientScaler | None = None
         if config.vgs_alpha is not None:
             names = ("alpha", "beta", "warmup_steps", "estimator")
@@ -230,11 +199,16 @@ class Pretraining(Experiment):
 
     @torch.inference_mode()
     def evaluate(self) -> dict[str, float]:
+        wrapper: Any = self.wrapper
+        if is_averaged := self.config.method == "schedule-free":
+            wrapper.eval()
         inputs, targets = (t.split(EVALUATION_CHUNK) for t in self._held_out)
         sums = [
             _token_loss(self.model, x, y, reduction="sum")
             for x, y in zip(inputs, targets, strict=True)
         ]
+        if is_averaged:
+            wrapper.train()
         return {"val_loss": torch.stack(sums).sum().item() / self._held_out[1].numel()}
 
     def summary(self) -> dict[str, Any]:
@@ -267,11 +241,16 @@ def _make_model(c: PretrainingConfig, vocabulary: int) -> GPT:
     return make_gpt(sizes, make_generator(c.seed, "weights"))
 
 
-def _make_adamw(model: GPT, c: PretrainingConfig) -> AdamW:
+def _make_adamw(model: GPT, c: PretrainingConfig) -> Optimizer:
     beta2 = c.beta2
     if c.beta2_tokens is not None:
         beta2 = 0.5 ** (c.microbatch_tokens * c.accumulation / c.beta2_tokens)
-    return AdamW(param_groups(model, c.weight_decay), lr=c.lr, betas=(c.beta1, beta2), fused=True)
+    common: dict[str, Any] = {"lr": c.lr, "betas": (c.beta1, beta2)}
+    if c.method == "schedule-free":
+        from pytorch_optimizer import ScheduleFreeAdamW
+
+        return ScheduleFreeAdamW(param_groups(model, c.weight_decay), **common)
+    return AdamW(param_groups(model, c.weight_decay), **common, fused=True)
 
 
 def _token_loss(model: GPT, inputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:

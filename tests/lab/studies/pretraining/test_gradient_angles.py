@@ -139,8 +139,6 @@ def test_numbers():
     angles, before = (run.history[c].astype(float) for c in ("angle", "angle_before"))
     assert row["median_angle"] == angles.median()
     assert row["median_angle_before"] == before.median()
-    assert row["median_folded"] == before.map(lambda a: min(a, 180 - a)).median()
     assert row["first_angle"] == angles.iloc[0]
     assert row["share_below_1"] == (angles < 1).mean() > 0
-    cuts = [row[name] for name in ("num_draws", "largest_cut", "predicted_cut", "sum_cut")]
-    assert cuts == [4, 2.5, 2.0, 1.6]
+    assert (row["num_draws"], row["largest_cut"]) == (4, 2.5)

@@ -30,6 +30,7 @@ METHODS = {
     "sbc": {"final_accumulation": 5},
     "replay": {"draws": (1, 4, 2) * 9},
     "vgs": {"accumulation": 2, "vgs_warmup_steps": 5, "vgs_beta": 0.9},
+    "schedule-free": {"accumulation": 2},
 }
 SCALED = {"vgs_alpha": 0.2, "vgs_warmup_steps": 3, "vgs_beta": 0.9}  # inside any method
 
@@ -315,6 +316,21 @@ def test_a_scaler_that_only_measures_changes_nothing(tiny, method):
     assert "vgs/normalized_variance" not in without.history
 
 
+def test_schedule_free_is_judged_by_the_average_of_its_weights(tiny):
+    experiment = run(pretraining.build(tiny("schedule-free")))
+    inner, reported = experiment.wrapper.optimizer, experiment.history["val_loss"].iloc[-1]
+    trained = [p.detach().clone() for p in experiment.model.parameters()]
+    assert all(group["train_mode"] for group in inner.param_groups)
+    for group in inner.param_groups:
+        for p in group["params"]:  # y = (1 - beta1) z + beta1 x, with x the average of z
+            p.data = (p.data - (1 - group["betas"][0]) * inner.state[p]["z"]) / group["betas"][0]
+    inner.eval = inner.train = lambda: None
+    assert experiment.evaluate()["val_loss"] == pytest.approx(reported, rel=1e-5)
+    for p, value in zip(experiment.model.parameters(), trained, strict=True):
+        p.data = value
+    assert experiment.evaluate()["val_loss"] != pytest.approx(reported, rel=1e-5)
+
+
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_vgs_is_adamw_with_a_scaled_gradient(tiny, estimator):
     """Against a plain loop: the mean gradient of two microbatches, scaled, then a step of AdamW."""
@@ -556,6 +572,7 @@ def test_a_tunable_is_a_control_of_its_own_method_only(tiny):
         "sbc": [],
         "replay": [],
         "vgs": list(NAMES),
+        "schedule-free": [],
     }
 
 
