@@ -1,7 +1,5 @@
 """Builders of the common schedules, and their values as pure functions of the step."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 

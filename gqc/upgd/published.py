@@ -14,8 +14,6 @@ elsewhere to save passes over memory.  One departure: where the largest utility 
 as 0 (gate 1/2), where the authors' code makes the weight NaN.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

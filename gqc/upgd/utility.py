@@ -9,8 +9,6 @@ that an operation finds there what the one before it wrote.  :mod:`gqc.upgd.publ
 released code's version of some of these functions.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """The error of a wrong request, and the checks of names that somebody typed."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any

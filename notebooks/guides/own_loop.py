@@ -39,7 +39,7 @@ from gqc_lab.data.text import draw_batch, load_text_data
 from gqc_lab.models.gpt import GPTConfig, make_gpt
 
 text, stream = load_text_data(), torch.Generator().manual_seed(1)
-sizes = GPTConfig(vocabulary=text.tokenizer.size, context=32, width=32, depth=2, heads=2)
+sizes = GPTConfig(vocabulary=text.vocabulary, context=32, width=32, depth=2, heads=2)
 model = make_gpt(sizes, torch.Generator().manual_seed(0))
 
 # %% [markdown]

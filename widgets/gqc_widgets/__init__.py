@@ -5,8 +5,6 @@ edits its norm threshold and `VGSAlphaTuner` its variance scaler, before the run
 `live_callback` gives the same to trainers.  `Compare` draws saved runs.
 """
 
-from __future__ import annotations
-
 import importlib
 import sys
 from typing import TYPE_CHECKING

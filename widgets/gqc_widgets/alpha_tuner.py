@@ -1,7 +1,5 @@
 """Tuner of a variance scaler: steer it, see what other settings would do, run several alphas."""
 
-from __future__ import annotations
-
 import html
 from typing import Any
 

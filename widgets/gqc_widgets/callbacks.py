@@ -1,7 +1,5 @@
 """`Live` for trainers that own the loop: Hugging Face, Lightning and Stable-Baselines3."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Saved runs side by side: any recorded number against tokens, steps, draws or time."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Mapping
 from pathlib import Path

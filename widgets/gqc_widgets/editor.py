@@ -1,7 +1,5 @@
 """What the editors of a run have in common: the run they follow, *Export*, and their layout."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from typing import Any

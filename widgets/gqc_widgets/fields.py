@@ -1,7 +1,5 @@
 """Input fields for controls: what was typed, what is wrong with it, and a slider."""
 
-from __future__ import annotations
-
 import html
 import math
 import threading

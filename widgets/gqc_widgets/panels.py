@@ -6,8 +6,6 @@ thinned curves, so that a view that is opened late, or again after a reload, fin
 widget is shown, on GitHub and in a converted file, there is a picture by `draw`.
 """
 
-from __future__ import annotations
-
 import functools
 import io
 import math

@@ -1,7 +1,5 @@
 """Editor of a norm schedule: its fields, the curve with what became of it, and what it costs."""
 
-from __future__ import annotations
-
 import bisect
 import html
 import math

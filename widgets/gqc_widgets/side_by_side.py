@@ -1,7 +1,5 @@
 """The same training at several alphas from one start: same weights, data and other controls."""
 
-from __future__ import annotations
-
 import html
 import threading
 from typing import Any

@@ -4,8 +4,6 @@ The items of the machine-learning reproducibility checklist that the committed r
 what was trained on what, and how it was tuned, are texts of ``paper/results.yaml``.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any

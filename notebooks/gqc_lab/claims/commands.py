@@ -11,8 +11,6 @@ histories is kept::
       tuning: ten runs a method on seed 100       # ranges and budget, for the appendix
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Hashable, Mapping, Sequence

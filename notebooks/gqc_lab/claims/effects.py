@@ -7,8 +7,6 @@ p = 0.  Where a part has a margin, a second p is that of two one-sided tests for
 smaller than it.  These tests also decide a part whose effect has to be *within* its bound.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -18,8 +18,6 @@ The order is shown by git, not by clocks: :func:`verify` asks whether the commit
 holds that registration and is an ancestor of the present one.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Mapping, Sequence

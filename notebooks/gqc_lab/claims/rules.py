@@ -35,8 +35,6 @@ refuted, an ``effect`` on training (the default) was not reproduced at this scal
 longer kept, as their settings were wrong; the note says what was.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import operator

@@ -9,8 +9,6 @@ Source: Takamoto et al. 2022, arXiv:2210.07182 (PDEBench).  Differs: no absolute
 windows of initial fields, and 256 points at 101 times where the published files have 1024 at 201.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import os
@@ -25,7 +23,7 @@ from torch import Tensor
 
 from gqc_lab.data import burgers_solver
 from gqc_lab.data.burgers_solver import internal_grid, solve
-from gqc_lab.data.images import hash_tensors
+from gqc_lab.data.images import cache_folder, hash_tensors
 from gqc_lab.loop.placement import make_generator
 
 NUM_WAVES, MAX_MODE = 2, 4
@@ -146,7 +144,7 @@ def _cached(stream: str, num: int, nu: float, seed: int, points: int, times: Ten
     settings = [stream, num, nu, seed, points, len(times), END_TIME, NUM_WAVES, MAX_MODE]
     code = Path(burgers_solver.__file__).read_bytes() + Path(__file__).read_bytes()
     key = hashlib.sha256(repr(settings).encode() + code).hexdigest()
-    path = _cache_folder() / f"burgers-{key[:16]}.pt"
+    path = cache_folder() / f"burgers-{key[:16]}.pt"
     if path.is_file():
         try:
             saved = torch.load(path, weights_only=True)
@@ -167,11 +165,6 @@ def _cached(stream: str, num: int, nu: float, seed: int, points: int, times: Ten
     finally:
         part.unlink(missing_ok=True)
     return fields
-
-
-def _cache_folder() -> Path:
-    folder = os.environ.get("GQC_CACHE")
-    return Path(folder) if folder else Path.home() / ".cache" / "gqc"
 
 
 def _read_pdebench(

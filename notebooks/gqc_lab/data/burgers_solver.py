@@ -12,8 +12,6 @@ Sources: Cox and Matthews 2002 (ETDRK4); Kassam and Trefethen 2005 (its coeffici
 means, without cancellation); Takamoto et al. 2022, arXiv:2210.07182 (PDEBench's equation).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -7,9 +7,8 @@
   sets, through torchvision, which downloads them.
 """
 
-from __future__ import annotations
-
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +119,7 @@ def read_scans(name: str, folder: str | Path | None = None) -> Scans:
 
     Args:
         name: one of `DATA_SETS`.
-        folder: where torchvision keeps its files; None: ``~/.cache/gqc``.
+        folder: where torchvision keeps its files; None: `cache_folder`.
     Raises:
         ValueError: unknown name.
         ImportError: the data set needs torchvision, which is not installed.
@@ -139,10 +138,16 @@ def read_scans(name: str, folder: str | Path | None = None) -> Scans:
         raise ImportError(
             f"name={name!r} needs torchvision: pip install torchvision; 'digits' needs nothing"
         ) from None
-    root = Path.home() / ".cache" / "gqc" if folder is None else Path(folder)
+    root = cache_folder() if folder is None else Path(folder)
     found = getattr(datasets, kind)(str(root), train=True, download=True, **options)
     pixels = torch.as_tensor(found.data).flatten(1)
     return Scans(pixels, torch.as_tensor(found.targets).long(), 255)
+
+
+def cache_folder() -> Path:
+    """Where data are kept: the environment variable ``GQC_CACHE``, or ``~/.cache/gqc``."""
+    folder = os.environ.get("GQC_CACHE")
+    return Path(folder) if folder else Path.home() / ".cache" / "gqc"
 
 
 def hash_tensors(*tensors: Tensor) -> str:

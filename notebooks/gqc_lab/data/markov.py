@@ -8,8 +8,6 @@ while a learner sees single transitions and the noisy targets
 Sources: Archibald et al. 1995 (Garnet); Sutton 1988 (TD).
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property

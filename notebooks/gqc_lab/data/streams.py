@@ -11,44 +11,38 @@ new order.  A task depends only on the seed and its number, so a stream can be e
 Source: Elsayed and Mahmood, ICLR 2024, arXiv:2404.00781, sections 4.2 and 4.3.
 """
 
-from __future__ import annotations
-
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from gqc_lab.data.images import Scans, hash_tensors, read_scans
+from gqc_lab.data.images import hash_tensors, read_scans
 from gqc_lab.loop.placement import make_generator
 
 KINDS = ("input_permuted", "label_permuted")
 
 
 class TaskStream:
-    """A sequence of tasks; made by `make_stream`.
+    """A sequence of tasks on a data set.
 
     Args:
-        scans: the images.
         kind: one of `KINDS`.
-        num_tasks, task_examples: both at least 1.
+        name: of the data set, see `gqc_lab.data.images`.
+        num_tasks, task_examples: both at least 1; the source has 5000 and 2500 examples.
         seed: of permutations and order.
+    Raises: ImportError: the data set needs torchvision, which is not installed.
     """
 
     def __init__(
-        self, scans: Scans, kind: str, num_tasks: int, task_examples: int, seed: int
+        self,
+        kind: str,
+        name: str = "digits",
+        num_tasks: int = 20,
+        task_examples: int = 1000,
+        seed: int = 0,
     ) -> None:
-        self.scans, self.kind, self.seed = scans, kind, seed
+        self.scans, self.kind, self.seed = read_scans(name), kind, seed
         self.num_tasks, self.task_examples = num_tasks, task_examples
-
-    @property
-    def num_pixels(self) -> int:
-        """Pixels per image."""
-        return self.scans.pixels.shape[1]
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes; labels run from 0 to this number, exclusive."""
-        return self.scans.num_classes
 
     def task(self, number: int) -> tuple[Tensor, Tensor]:
         """Return the examples of a task, in the order in which they come.
@@ -73,9 +67,9 @@ class TaskStream:
         if not 0 <= number < self.num_tasks:
             raise IndexError(f"task {number}: expected 0 to {self.num_tasks - 1}")
         generator = make_generator(self.seed, f"{self.kind} task {number}")
-        size = self.num_pixels if self.kind == "input_permuted" else self.num_classes
+        examples, pixels = self.scans.pixels.shape
+        size = pixels if self.kind == "input_permuted" else self.scans.num_classes
         permutation = torch.randperm(size, generator=generator)
-        examples = len(self.scans.labels)
         passes = range(-(-self.task_examples // examples))
         orders = [torch.randperm(examples, generator=generator) for _ in passes]
         return permutation, torch.cat(orders)[: self.task_examples]
@@ -87,16 +81,3 @@ class TaskStream:
         white = torch.tensor(self.scans.white)
         kind = torch.tensor(KINDS.index(self.kind))
         return hash_tensors(self.scans.pixels, self.scans.labels, white, kind, *drawn)
-
-
-def make_stream(
-    kind: str, name: str = "digits", num_tasks: int = 20, task_examples: int = 1000, seed: int = 0
-) -> TaskStream:
-    """Make a stream of tasks on a data set.
-
-    Args:
-        name: see `gqc_lab.data.images`; the others: see `TaskStream`.
-        task_examples: the source has 5000 and 2500.
-    Raises: ImportError: the data set needs torchvision, which is not installed.
-    """
-    return TaskStream(read_scans(name), kind, num_tasks, task_examples, seed)

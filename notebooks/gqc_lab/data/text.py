@@ -16,8 +16,6 @@ Corpora are named by a string:
   Face data set.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import importlib.util
@@ -32,59 +30,13 @@ TOKENIZERS = ("character", "byte")
 
 
 @dataclass(frozen=True)
-class Tokenizer:
-    """One token per character of a recorded alphabet, or one per UTF-8 byte.
+class TextData:
+    """A tokenized corpus: ``train`` and the held-out tail ``validation``, 1-D on the CPU.
 
-    Args:
-        name: ``"character"`` or ``"byte"``.
-        alphabet: all characters in the order of their ids (sorted, unique); empty for bytes.
+    ``vocabulary`` is the number of different tokens.
     """
 
-    name: str
-    alphabet: str = ""
-
-    @classmethod
-    def fit(cls, name: str, text: str) -> Tokenizer:
-        """Make the tokenizer ``name`` that can encode all of ``text``."""
-        return cls(name, "".join(sorted(set(text))) if name == "character" else "")
-
-    @property
-    def size(self) -> int:
-        """Number of different tokens."""
-        return len(self.alphabet) if self.name == "character" else 256
-
-    def encode(self, text: str) -> Tensor:
-        """Return the ids of ``text``: 1-D, uint8 (int32 for more than 256 tokens).
-
-        Raises: ValueError: a character is not in the alphabet.
-        """
-        if self.name == "byte":
-            return torch.from_numpy(np.frombuffer(text.encode(), dtype=np.uint8).copy())
-        codes = _code_points(text)
-        alphabet = _code_points(self.alphabet)
-        ids = np.searchsorted(alphabet, codes).clip(max=max(len(alphabet) - 1, 0))
-        known = alphabet[ids] == codes if len(alphabet) else np.zeros(len(codes), dtype=bool)
-        if not known.all():
-            at = int(np.argmin(known))
-            raise ValueError(
-                f"character {text[at]!r} at position {at} is not among the {self.size} of this "
-                "tokenizer; fit it on this text, or use tokenizer='byte', which encodes any text"
-            )
-        return torch.from_numpy(ids.astype(np.uint8 if self.size <= 256 else np.int32))
-
-    def decode(self, ids: Tensor) -> str:
-        """Return the text of 1-D ``ids``; invalid UTF-8 becomes the replacement character."""
-        if self.name == "byte":
-            return bytes(ids.tolist()).decode(errors="replace")
-        return "".join(self.alphabet[i] for i in ids.tolist())
-
-
-@dataclass(frozen=True)
-class TextData:
-    """A tokenized corpus: ``train`` and the held-out tail ``validation``, 1-D on the CPU."""
-
-    corpus: str
-    tokenizer: Tokenizer
+    vocabulary: int
     train: Tensor
     validation: Tensor
     hash: str
@@ -108,12 +60,25 @@ def load_text_data(
     text = read_corpus(corpus)
     if not text:
         raise ValueError(f"corpus={corpus!r}: the text is empty")
-    fitted = Tokenizer.fit(tokenizer, text)
-    digest = hashlib.sha256(f"{fitted.name}\0{fitted.alphabet}\0".encode())
+    alphabet = "".join(sorted(set(text))) if tokenizer == "character" else ""
+    digest = hashlib.sha256(f"{tokenizer}\0{alphabet}\0".encode())
     digest.update(text.encode())
-    ids = fitted.encode(text)
+    ids = tokenize(text, alphabet)
     cut = len(ids) - round(len(ids) * validation_fraction)
-    return TextData(corpus, fitted, ids[:cut], ids[cut:], digest.hexdigest())
+    return TextData(len(alphabet) or 256, ids[:cut], ids[cut:], digest.hexdigest())
+
+
+def tokenize(text: str, alphabet: str = "") -> Tensor:
+    """Return the ids of ``text``: 1-D, uint8 (int32 for more than 256 different tokens).
+
+    Args:
+        alphabet: all characters of ``text``, sorted: a token is its place here; none: tokens are
+            UTF-8 bytes.
+    """
+    if not alphabet:
+        return torch.from_numpy(np.frombuffer(text.encode(), dtype=np.uint8).copy())
+    ids = np.searchsorted(_code_points(alphabet), _code_points(text))
+    return torch.from_numpy(ids.astype(np.uint8 if len(alphabet) <= 256 else np.int32))
 
 
 def read_corpus(corpus: str) -> str:

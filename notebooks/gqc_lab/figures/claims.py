@@ -3,8 +3,6 @@
 Bars are 95 % intervals over seeds, where there are two or more.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -93,13 +91,12 @@ def batch_invariance(results: pd.DataFrame) -> go.Figure:
     return figure.update_layout(height=480, margin_t=80, legend=BELOW)
 
 
-def warmup_panels(history: pd.DataFrame, over: int = 11) -> go.Figure:
+def warmup_panels(history: pd.DataFrame) -> go.Figure:
     """Plot the threshold, the steps made and the training loss during warmup, mean over seeds.
 
     Args:
         history: records with ``method``, ``seed``, ``microbatch``, ``gradient_norm_threshold``,
             ``steps``, ``loss`` and ``is_warmup``; twice as long as the warmup is drawn.
-        over: microbatches of the moving average of the loss.
     """
     shown = {
         "gradient_norm_threshold": "threshold [loss/parameter]",
@@ -114,7 +111,7 @@ def warmup_panels(history: pd.DataFrame, over: int = 11) -> go.Figure:
     styles = _thinner(near["method"])
     for method, runs in near.groupby("method", sort=False):
         means = runs.groupby("microbatch")[list(shown)].mean()
-        means["loss"] = means["loss"].rolling(over, center=True, min_periods=1).mean()
+        means["loss"] = means["loss"].rolling(11, center=True, min_periods=1).mean()
         for column, name in enumerate(shown, 1):
             more = {"row": 1, "col": column, **in_legend_once(figure, str(method))}
             curve = means[name].reset_index()
@@ -127,15 +124,12 @@ def warmup_panels(history: pd.DataFrame, over: int = 11) -> go.Figure:
     return figure.update_layout(height=440, legend=BELOW)
 
 
-def angles(
-    history: pd.DataFrame, x: str = "tokens", over: int = 25, claimed: float | None = None
-) -> go.Figure:
+def angles(history: pd.DataFrame, x: str = "tokens", claimed: float | None = None) -> go.Figure:
     """Plot the angle between gradient and momentum, measured and predicted, mean over seeds.
 
     Args:
         history: records with ``kind``: of kind "step" with ``x``, ``angle`` and ``angle_before``,
             of kind "probe" with ``x`` and, where it is known, ``predicted_angle``.
-        over: steps of the moving average.
         claimed: an angle to draw as a level.
     """
     names = {"angle": "momentum with<br>this gradient", "angle_before": "momentum before it"}
@@ -147,7 +141,7 @@ def angles(
     for column, name in names.items():
         means = steps.groupby(x)[column].mean()
         # From the first step on, whose momentum is the gradient: a centred mean would hide it.
-        curve = means.rolling(over, min_periods=1).mean().dropna().reset_index()
+        curve = means.rolling(25, min_periods=1).mean().dropna().reset_index()
         add_curve(figure, curve, x, column, name, styles[name])
     if "predicted_angle" in history:
         moments = history[history["kind"] == "probe"].groupby(x)["predicted_angle"].mean()

@@ -3,8 +3,6 @@
 Frames of measurements have the columns of `gqc_lab.studies.noise.streams.COLUMNS`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -125,8 +123,7 @@ def noise_scale_against(history: pd.DataFrame, x: str = "tokens") -> go.Figure:
     figure.update_yaxes(title_text="noise scale R [microbatches]", **decades)
     for method, style, records in each_method("noise_scale_against", history, [x, "noise_scale"]):
         rows = first_seed(records).query("noise_scale > 0")
-        if len(rows):
-            add_curve(figure, rows, x, "noise_scale", method, style | {"width": 1.5})
+        add_curve(figure, rows, x, "noise_scale", method, style | {"width": 1.5})
     return figure
 
 

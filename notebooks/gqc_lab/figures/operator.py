@@ -1,7 +1,5 @@
 """Figures of operator learning: fields in space and time, spectra, gradient norms, curricula."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -146,10 +144,7 @@ def over_epochs(frame: pd.DataFrame, columns: dict[str, str], title: str) -> go.
 
 
 def against_weight(
-    results: pd.DataFrame,
-    y: str = "max_grad_norm",
-    reported: Mapping[float, float] | None = None,
-    limit: float | None = None,
+    results: pd.DataFrame, reported: Mapping[float, float] | None = None, limit: float | None = None
 ) -> go.Figure:
     """Plot the largest gradient norm of a run against the weight of its inverse losses.
 
@@ -157,10 +152,11 @@ def against_weight(
     gradient that is not finite are crosses on the upper edge.
 
     Args:
-        results: ``variant``, ``inverse_weight`` > 0, ``num_not_finite`` and ``y``, one row a run.
-        reported: weight -> ``y`` of other people's runs, drawn as stars.
+        results: ``variant``, ``inverse_weight`` > 0, ``max_grad_norm`` and ``num_not_finite``.
+        reported: weight -> norm of other people's runs, drawn as stars.
         limit: the norm aimed at, drawn as a level.
     """
+    y = "max_grad_norm"
     check_columns("against_weight", results, ["variant", "inverse_weight", "num_not_finite", y])
     repeats = results.groupby(["variant", "inverse_weight"]).size().max()
     what = f":<br>median of {repeats} seeds, band from least to largest" if repeats > 1 else ""

@@ -1,7 +1,5 @@
 """Figures of a variance scaler in use: V over tensors, the factor, and other laws' factors."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from typing import Any

@@ -3,8 +3,6 @@
 Colours: Okabe & Ito 2008, "Color universal design", told apart with any colour vision.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -188,9 +186,13 @@ def add_points(figure: go.Figure, x: Any, y: Any, name: str, **style: Any) -> No
 def add_curve(
     figure: go.Figure, rows: pd.DataFrame, x: str, y: str, name: str, style: Any, **more: Any
 ) -> None:
-    """Add the line of a column, thinned to ``limit`` points; ``more``: as of :func:`add_line`."""
+    """Add the line of a column, thinned to ``limit`` points, unless it is empty.
+
+    ``more``: as of :func:`add_line`.
+    """
     rows = thin(rows, y, more.pop("limit", MAX_POINTS))
-    add_line(figure, rows[x], rows[y], name, style, **more)
+    if len(rows):
+        add_line(figure, rows[x], rows[y], name, style, **more)
 
 
 def nth_style(i: int, width: float = 2) -> dict[str, Any]:

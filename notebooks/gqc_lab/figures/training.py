@@ -1,9 +1,5 @@
 """Curves of training runs: loss, gradient norm and draws against tokens, steps or time."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -12,7 +8,7 @@ from gqc_lab.figures.style import (
     HOUSE,
     LABELS,
     LOG_TICKS,
-    add_points,
+    add_curve,
     band,
     dashes_on_top,
     each_method,
@@ -48,7 +44,7 @@ def loss_against(history: pd.DataFrame, x: str = "tokens", y: str = "val_loss") 
             name = f"{method}: mean of {seeds} seeds<br>and its 95% interval"
             hidden = {"name": f"{method}: interval", "legendgroup": method}
             figure.add_scatter(**band(curve, x, style["color"]), **hidden)
-        _add(figure, curve, x, "mean", name, line=style, legendgroup=method)
+        add_curve(figure, curve, x, "mean", name, style, legendgroup=method)
     return dashes_on_top(_with_room(figure))
 
 
@@ -68,15 +64,15 @@ def norm_against_threshold(history: pd.DataFrame, x: str = "tokens") -> go.Figur
         records = first_seed(records)
         steps = records[records["stepped"]].dropna(subset=["grad_norm"])
         forced = steps[steps["grad_norm"] > steps[THRESHOLD]]
-        line = {"color": style["color"], "width": 1}
-        _add(figure, steps, x, "grad_norm", f"{method}: norm", line=line)
-        if len(forced):
-            name = f"{method}: forced,<br>{len(forced)} of {len(steps)} steps"
-            cross = {"mode": "markers", "marker": {"symbol": "x", "size": 6, **_color(style)}}
-            _add(figure, forced, x, "grad_norm", name, **cross)
+        color = style["color"]
+        line = {"color": color, "width": 1}
+        add_curve(figure, steps, x, "grad_norm", f"{method}: norm", line)
+        name = f"{method}: forced,<br>{len(forced)} of {len(steps)} steps"
+        cross = {"mode": "markers", "marker": {"symbol": "x", "size": 6, "color": color}}
+        add_curve(figure, forced, x, "grad_norm", name, None, **cross)
         bound = records.dropna(subset=[THRESHOLD])
         black = {"color": "#000000", "width": 2.5, "dash": style["dash"]}
-        _add(figure, bound, x, THRESHOLD, f"{method}: threshold", line=black)
+        add_curve(figure, bound, x, THRESHOLD, f"{method}: threshold", black)
     return _or_say(figure, "no method here reads a gradient norm")
 
 
@@ -102,10 +98,11 @@ def draws_per_step(history: pd.DataFrame, x: str = "tokens", by: str = "method")
         mean = steps["num_draws"].rolling(window, center=True, min_periods=1).mean()
         steps = steps.assign(moving_mean=mean)
         if len(methods) <= MAX_DOTTED:
-            dots = {"mode": "markers", "marker": {"size": 5, "opacity": 0.4, **_color(style)}}
-            _add(figure, steps, x, "num_draws", method, showlegend=False, hoverinfo="skip", **dots)
+            marker = {"size": 5, "opacity": 0.4, "color": style["color"]}
+            dots = {"mode": "markers", "marker": marker, "hoverinfo": "skip", "showlegend": False}
+            add_curve(figure, steps, x, "num_draws", method, None, **dots)
         name = f"{method}: {len(steps)} steps,<br>mean {steps['num_draws'].mean():.2f}"
-        _add(figure, steps, x, "moving_mean", name, line=style)
+        add_curve(figure, steps, x, "moving_mean", name, style)
     return _or_say(dashes_on_top(_with_room(figure)), "no step was made")
 
 
@@ -123,12 +120,6 @@ def _label(column: str) -> str:
     return LABELS.get(column, column.replace("_", " "))
 
 
-def _add(figure: go.Figure, rows: pd.DataFrame, x: str, y: str, name: str, **style: Any) -> None:
-    if len(rows):
-        rows = thin(rows, y)
-        add_points(figure, rows[x], rows[y], name, **{"mode": "lines"} | style)
-
-
 def _with_room(figure: go.Figure) -> go.Figure:
     """Make the figure as high as its legend, which would be cut off."""
     names = [trace.name for trace in figure.data if trace.showlegend is not False]
@@ -143,7 +134,3 @@ def _or_say(figure: go.Figure, why: str) -> go.Figure:
         figure.add_annotation(text=why, **middle)
         figure.update_layout(xaxis_visible=False, yaxis_visible=False)
     return figure
-
-
-def _color(style: dict[str, Any]) -> dict[str, Any]:
-    return {"color": style["color"]}

@@ -1,7 +1,5 @@
 """Figures of UPGD: gates by normalization, and what learners of task streams retain."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pandas as pd
@@ -21,12 +19,8 @@ from gqc_lab.figures.style import (
 from gqc_lab.stats.analysis import check_columns, summarize
 
 LABELS = {
-    "online_accuracy": "online accuracy",
-    "plasticity": "plasticity",
     "dead_share": "share of dead units",
     "weight_norm": "norm of the weights",
-    "effective_rank": "effective rank",
-    "stable_rank": "stable rank",
     "noise_to_signal": "noise / signal",
     "factor": "factor of VGS",
 }
@@ -121,13 +115,13 @@ def by_task(
     return with_legend_above(figure, 150 * len(measures) + 20, -(-len(styles) // 4))
 
 
-def against_lr(results: pd.DataFrame, measure: str = "online_accuracy") -> go.Figure:
-    """Plot the mean of ``measure`` and its interval against the learning rate, by normalization.
+def against_lr(results: pd.DataFrame) -> go.Figure:
+    """Plot the mean online accuracy and its interval against the learning rate, by normalization.
 
     Args:
         results: rows of `Continual.summary`, with ``lr``.
-        measure: column.
     """
+    measure = "online_accuracy"
     check_columns("against_lr", results, ["stream", "normalization", "lr", "seed", measure])
     streams, styles = list(results["stream"].unique()), method_styles(results["normalization"])
     figure = new_panels(

@@ -1,7 +1,5 @@
 """Figures of the variance gradient scaler: estimates against truth, costs, training."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -25,9 +23,10 @@ from gqc_lab.stats.analysis import check_columns
 from gqc_lab.studies.vgs.streams import VERSIONS
 
 SYMBOLS = ("circle-open", "square-open", "diamond-open", "triangle-up-open", "circle", "square")
+FLOOR, ROOF = 1e-3, 1e5  #: ends of the axis of V
 
 
-def estimates_and_truths(frame: pd.DataFrame, floor: float = 1e-3, roof: float = 1e5) -> go.Figure:
+def estimates_and_truths(frame: pd.DataFrame) -> go.Figure:
     """Plot each estimator's reading of each stream next to the truth, a row for each stream.
 
     Values beyond the axis stand at its ends, "0" and "infinite"; so does V of a stream whose signal
@@ -36,7 +35,6 @@ def estimates_and_truths(frame: pd.DataFrame, floor: float = 1e-3, roof: float =
     Args:
         frame: readings as of :func:`gqc_lab.studies.vgs.streams.measure`, whose last step is
             drawn; for several seeds the median, with a bar from the smallest to the largest.
-        floor, roof: ends of the axis of V.
     """
     needs = ["stream", "truth", "seed", "estimator", "variance", "is_unresolved"]
     check_columns("estimates_and_truths", frame, needs)
@@ -50,21 +48,19 @@ def estimates_and_truths(frame: pd.DataFrame, floor: float = 1e-3, roof: float =
     for i, (estimator, group) in enumerate(last.groupby("estimator", sort=False)):
         values = group["variance"].where(~group["is_unresolved"].astype(bool), math.inf)
         by_stream = values.groupby(group["stream"], sort=False)
-        ends = by_stream.agg(mean="median", low="min", high="max").clip(floor, roof)
+        ends = by_stream.agg(mean="median", low="min", high="max").clip(FLOOR, ROOF)
         names = [f"{v:.4g}" if math.isfinite(v) else "not resolved" for v in by_stream.median()]
         place = ends.index.map(rows) + 0.3 - 0.12 * i
         bars = uneven_bars(ends) if by_stream.size().max() > 1 else None
         style: dict[str, Any] = {"error_x": bars, "marker": _marker(i, 11), "text": names}
         style["hovertemplate"] = "%{text}"
         add_points(figure, ends["mean"], place, _estimator_name(str(estimator)), **style)
-    _mark_truths(figure, truths, rows, floor, roof)
-    powers = [
-        10.0**k for k in range(math.ceil(math.log10(floor)) + 1, math.floor(math.log10(roof)))
-    ]
+    _mark_truths(figure, truths, rows)
+    powers = [10.0**k for k in range(-2, 5)]
     figure.update_xaxes(
         type="log",
-        range=[math.log10(floor) - 0.3, math.log10(roof) + 0.3],
-        tickvals=[floor, *powers, roof],
+        range=[-3.3, 5.3],
+        tickvals=[FLOOR, *powers, ROOF],
         ticktext=["0", *(f"{p:g}" for p in powers), "∞"],
         tickangle=0,
         title_text="noise-to-signal ratio V (∞: or not resolved)",
@@ -132,14 +128,12 @@ def error_against_memory(frame: pd.DataFrame) -> go.Figure:
     return figure
 
 
-def _mark_truths(
-    figure: go.Figure, truths: pd.Series, rows: dict[str, int], floor: float, roof: float
-) -> None:
+def _mark_truths(figure: go.Figure, truths: pd.Series, rows: dict[str, int]) -> None:
     """Draw a thick bar in each row, and a pale line between rows."""
     xs: list[float | None] = []
     ys: list[float | None] = []
     for stream, row in rows.items():
-        x = min(max(truths[stream], floor), roof)
+        x = min(max(truths[stream], FLOOR), ROOF)
         xs += [x, x, None]
         ys += [row - 0.42, row + 0.42, None]
         figure.add_hline(y=row - 0.5, line={"color": "#e5e5e5", "width": 1})

@@ -1,7 +1,5 @@
 """Figures of training with the variance gradient scaler: losses, resolution, Adam's response."""
 
-from __future__ import annotations
-
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -47,9 +45,8 @@ def loss_panels(history: pd.DataFrame, y: str = "val_loss") -> go.Figure:
         place = {"row": tasks.index(task) + 1, "col": optimizers.index(optimizer) + 1}
         for i, method in enumerate(methods):
             mean = panel[panel["method"] == method].groupby("microbatch")[y].mean().reset_index()
-            if len(mean):
-                once = in_legend_once(figure, method)
-                add_curve(figure, mean, "microbatch", y, method, nth_style(i), **place, **once)
+            once = in_legend_once(figure, method)
+            add_curve(figure, mean, "microbatch", y, method, nth_style(i), **place, **once)
     for row, task in enumerate(tasks, 1):
         figure.update_yaxes(title_text=f"loss [{UNITS.get(task, 'loss')}]", col=1, row=row)
     figure.update_xaxes(title_text="optimizer steps", row=len(tasks))

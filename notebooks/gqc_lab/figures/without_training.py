@@ -1,7 +1,5 @@
 """Figures of what can be decided without training: memory, a factor under Adam, protection."""
 
-from __future__ import annotations
-
 from textwrap import wrap
 from typing import Any
 

@@ -4,8 +4,6 @@ An assignment is checked at once and applied at the start of the next microbatch
 is never made under two values.  What was applied is what the experiment writes into its history.
 """
 
-from __future__ import annotations
-
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -3,8 +3,6 @@
 The experiment keeps every record; thinning is for display only.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -5,8 +5,6 @@ prints.  A study overrides methods, from `set_hyperparameters` to `summary`, to 
 on which data.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import json

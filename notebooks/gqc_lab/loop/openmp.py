@@ -6,8 +6,6 @@ small operations of a small model pays for waking them up: if the pool of the ke
 is left over, a run in another thread takes three times as long.
 """
 
-from __future__ import annotations
-
 import ctypes
 import functools
 from collections.abc import Callable

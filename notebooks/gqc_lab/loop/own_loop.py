@@ -5,8 +5,6 @@ a gqc wrapper, records from ``log`` and from the wrapper, and the whole state, w
 random generators and the place in the loader, where the loop gives what has a ``state_dict``.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import random

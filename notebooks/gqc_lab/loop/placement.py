@@ -1,7 +1,5 @@
 """Where an experiment computes: device, number format, and its own random streams."""
 
-from __future__ import annotations
-
 import hashlib
 
 import torch

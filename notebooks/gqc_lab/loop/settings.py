@@ -6,8 +6,6 @@ parameters of notebooks and batches (`gqc_lab.runs.parameters`), which are check
 neither this module nor the settings of a study import it.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import math

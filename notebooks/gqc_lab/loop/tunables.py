@@ -6,8 +6,6 @@ writes the group.  The group is changed before ``step`` and restored after it, s
 multiplies what it finds does not compound the edit.  Where :math:`b_0 = 0` it is v.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial

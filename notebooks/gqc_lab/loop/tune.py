@@ -48,11 +48,6 @@ class Range:
         value = self.low ** (1 - share) * self.high**share
         return min(max(float(f"{value:.{digits}g}"), self.low), self.high)
 
-    def share(self, value: float) -> float:
-        """Return where in the range ``value`` lies: the inverse of `at`."""
-        low = math.log(self.low)
-        return (math.log(value) - low) / (math.log(self.high) - low)
-
 
 Space = Mapping[str, Range]
 Measure = Callable[[str, dict[str, Any], int], Mapping[str, Any]]
@@ -127,11 +122,11 @@ class Tuning:
 
     @property
     def at_edge(self) -> dict[str, list[str]]:
-        """Hyperparameters of each method whose best value is in the outermost part of its range."""
-        budget, edges = int(self.trials["trial"].max()), {}
-        for method, values in self.best.items():
-            parts = {n: budget * r.share(values[n]) for n, r in self.spaces[method].items()}
-            edges[method] = [n for n, part in parts.items() if not 1 <= part < budget - 1]
+        """Hyperparameters of each method whose best value is the outermost that was tried."""
+        edges = {}
+        for method, best in self.best.items():
+            tried = self.trials[self.trials["method"] == method]
+            edges[method] = [n for n, v in best.items() if v in (tried[n].min(), tried[n].max())]
         return edges
 
 

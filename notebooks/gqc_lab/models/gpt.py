@@ -5,8 +5,6 @@ kernels for small models on a CPU), initial weights scale with the width (see `m
 is no dropout, which would draw from the global random stream.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

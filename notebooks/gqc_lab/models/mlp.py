@@ -3,8 +3,6 @@ r"""A multilayer perceptron whose hidden units are ReLUs, with He's initial weig
 Source of the weights: He et al. 2015, arXiv:1502.01852.
 """
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 

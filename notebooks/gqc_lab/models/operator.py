@@ -18,8 +18,6 @@ the offset instead of message passing at supernodes and perceivers, since tokens
 field is; pre-norm blocks; one spatial dimension.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -141,7 +139,6 @@ class Decoder(nn.Module):
         self.kernel = Kernel(config.hidden, config.hidden)
 
     def forward(self, latents: Tensor, positions: Tensor) -> Tensor:
-        _check_latents(latents, self.config)
         x = self.into(latents)
         for block in self.blocks:
             x = block(x)
@@ -247,12 +244,4 @@ def _check_fields(fields: Tensor, positions: Tensor) -> None:
         raise ValueError(
             f"fields of shape {tuple(fields.shape)} with positions of shape "
             f"{tuple(positions.shape)}: expected (batch, points) with (points,)"
-        )
-
-
-def _check_latents(latents: Tensor, config: OperatorConfig) -> None:
-    wanted = (config.tokens, config.latent_dim)
-    if latents.ndim != 3 or tuple(latents.shape[1:]) != wanted:
-        raise ValueError(
-            f"latents of shape {tuple(latents.shape)}: expected (batch, {wanted[0]}, {wanted[1]})"
         )

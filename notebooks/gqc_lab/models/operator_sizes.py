@@ -1,7 +1,5 @@
 """Sizes of the operator in `gqc_lab.models.operator`; part of a study's settings, so no torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from gqc_lab.loop.settings import Checked, setting

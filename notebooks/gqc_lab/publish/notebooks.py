@@ -9,8 +9,6 @@ is found, every figure is also saved as a still picture, for viewers that run no
 saved outputs show of committed results up to what ``paper`` holds, and the thumbnails with it.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import sys

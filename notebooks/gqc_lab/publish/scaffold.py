@@ -5,8 +5,6 @@ notebook to ``notebooks`` with the next number.  Anywhere else they go side by s
 folder; a notebook finds the module next to it.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import keyword

@@ -4,8 +4,6 @@ Cells that call ``claims.show_...("name")`` get their outputs here: tables as Ma
 both interactive and as a still picture, which matplotlib draws alike on every machine.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import json

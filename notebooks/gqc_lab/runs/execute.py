@@ -4,8 +4,6 @@ A run holds its lock in the store while it is executed.  It ends by being publis
 to ``failed``, or by being left in ``partial`` to be resumed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

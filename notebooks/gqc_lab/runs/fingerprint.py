@@ -6,8 +6,6 @@ recorded beside it, but is not part of the id: a new patch release of numpy does
 paper's runs.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import importlib.metadata

@@ -4,8 +4,6 @@ The index is believed as long as no file that counts has another size, time or i
 run was read, and made again where it is missing, damaged or of another version.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -3,8 +3,6 @@
 The file is parsed as JSON, not with nbformat, so that planning stays quick.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

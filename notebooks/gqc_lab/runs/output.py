@@ -1,7 +1,5 @@
 """What kernels of runs have in common: no debugger, and a bound on what a cell prints."""
 
-from __future__ import annotations
-
 import gc
 import sys
 

@@ -15,8 +15,6 @@ A rule holds for each element of a list.  Everything is checked before anything 
 papermill only warns about unknown names and injects them.
 """
 
-from __future__ import annotations
-
 import ast
 import io
 import itertools

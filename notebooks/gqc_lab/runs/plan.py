@@ -20,8 +20,6 @@ A run's id is the hash of what it depends on (:mod:`gqc_lab.runs.fingerprint`), 
 run in two batch files is one run.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Iterator, Mapping

@@ -5,8 +5,6 @@ the module that defines it, not on everything that stands next to it, so that a 
 not make every stored run stale.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib.metadata
 import importlib.util

@@ -9,8 +9,6 @@ normal runs (percentile), 89 % with ten (BCa).  One run has none: the bounds are
 Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import nan

@@ -13,8 +13,6 @@ On the CPU `gqc.gradients.total_norm` copies gradients of up to 1 MB to read the
 that copy is counted, so networks on both sides of this size are measured.
 """
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -8,15 +8,14 @@ import pytest
 import torch
 
 from gqc_lab.data.images import TORCHVISION, load_image_data, read_scans
-from gqc_lab.data.streams import KINDS, make_stream
+from gqc_lab.data.streams import KINDS, TaskStream
 
 SIZES = {"num_tasks": 4, "task_examples": 50}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_task_is_the_data_with_one_permutation(kind):
-    scans, stream = read_scans("digits"), make_stream(kind, **SIZES)
-    assert (stream.num_pixels, stream.num_classes) == (64, 10)
+    scans, stream = read_scans("digits"), TaskStream(kind, **SIZES)
     for number in range(4):
         images, labels = stream.task(number)
         permutation, rows = stream.drawn(number)
@@ -34,7 +33,7 @@ def test_a_task_is_the_data_with_one_permutation(kind):
 
 @pytest.mark.parametrize(("kind", "size"), [("input_permuted", 64), ("label_permuted", 10)])
 def test_every_task_has_a_permutation_of_its_own(kind, size):
-    stream = make_stream(kind, num_tasks=6, task_examples=10)
+    stream = TaskStream(kind, num_tasks=6, task_examples=10)
     permutations = [tuple(stream.drawn(k)[0].tolist()) for k in range(6)]
     assert len(set(permutations)) == 6
     assert all(sorted(p) == list(range(size)) for p in permutations)
@@ -42,7 +41,7 @@ def test_every_task_has_a_permutation_of_its_own(kind, size):
 
 def test_no_example_comes_twice_before_all_came_once():
     examples = 1797
-    _, rows = make_stream("input_permuted", num_tasks=1, task_examples=4000).drawn(0)
+    _, rows = TaskStream("input_permuted", num_tasks=1, task_examples=4000).drawn(0)
     assert sorted(rows[:examples].tolist()) == list(range(examples))
     assert sorted(rows[examples : 2 * examples].tolist()) == list(range(examples))
     assert len(set(rows[2 * examples :].tolist())) == 4000 - 2 * examples
@@ -50,7 +49,7 @@ def test_no_example_comes_twice_before_all_came_once():
 
 
 def test_a_stream_can_be_entered_anywhere():
-    stream, other = (make_stream("label_permuted", **SIZES, seed=3) for _ in range(2))
+    stream, other = (TaskStream("label_permuted", **SIZES, seed=3) for _ in range(2))
     in_order = [stream.task(number) for number in range(4)]
     for number in (2, 0, 3, 1):
         for ours, theirs in zip(other.task(number), in_order[number], strict=True):
@@ -59,27 +58,27 @@ def test_a_stream_can_be_entered_anywhere():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_hash_is_of_all_that_comes(kind):
-    base = make_stream(kind, **SIZES)
-    assert base.hash == make_stream(kind, **SIZES).hash
+    base = TaskStream(kind, **SIZES)
+    assert base.hash == TaskStream(kind, **SIZES).hash
     others = [
-        make_stream(kind, **SIZES, seed=1),
-        make_stream(kind, num_tasks=5, task_examples=50),
-        make_stream(kind, num_tasks=4, task_examples=51),
-        make_stream(KINDS[1 - KINDS.index(kind)], **SIZES),
+        TaskStream(kind, **SIZES, seed=1),
+        TaskStream(kind, num_tasks=5, task_examples=50),
+        TaskStream(kind, num_tasks=4, task_examples=51),
+        TaskStream(KINDS[1 - KINDS.index(kind)], **SIZES),
     ]
     assert len({base.hash, *(o.hash for o in others)}) == 5
 
 
 def test_a_task_that_is_not_there_is_an_error():
     with pytest.raises(IndexError, match="task 4: expected 0 to 3"):
-        make_stream("input_permuted", **SIZES).task(4)
+        TaskStream("input_permuted", **SIZES).task(4)
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_without_torchvision_its_data_sets_are_a_clear_error(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(ImportError, match=f"name='{name}' needs torchvision: pip install"):
-        make_stream("input_permuted", name)
+        TaskStream("input_permuted", name)
 
 
 def fake_torchvision(asked):
@@ -126,5 +125,5 @@ def test_torchvisions_sets_are_read_as_they_are_stored(
 
 def test_the_global_random_stream_is_not_touched():
     before = torch.get_rng_state()
-    make_stream("input_permuted", **SIZES).task(0)
+    TaskStream("input_permuted", **SIZES).task(0)
     assert torch.equal(torch.get_rng_state(), before)

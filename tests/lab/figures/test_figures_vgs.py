@@ -69,8 +69,10 @@ def test_a_missing_column_is_named(draw):
             draw(frame.drop(columns=column))
 
 
-def test_estimates_stand_in_their_streams_row_at_their_value():
-    figure = figures.vgs.estimates_and_truths(readings(), floor=1e-2, roof=1e3)
+def test_estimates_stand_in_their_streams_row_at_their_value(monkeypatch):
+    monkeypatch.setattr(figures.vgs, "FLOOR", 1e-2)
+    monkeypatch.setattr(figures.vgs, "ROOF", 1e3)
+    figure = figures.vgs.estimates_and_truths(readings())
     rows = dict(zip(figure.layout.yaxis.ticktext, figure.layout.yaxis.tickvals, strict=True))
     assert list(rows) == ["none", "one", "all"]  # in the order of the truth
     shown = trace(figure, "mean_square (3.1)")

@@ -3,8 +3,6 @@ r"""What a network that keeps learning loses: plasticity, active units, rank; an
 Pure functions; `gqc_lab.studies.continual.training` says when they are taken.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,30 +49,14 @@ def effective_rank(matrix: Tensor) -> float:
 
     Source: Roy and Vetterli 2007, "The effective rank".
     """
-    values = _singular_values(matrix)
-    if not values.sum() > 0:
-        return 0.0 if values.isfinite().all() else float("nan")
-    p = values / values.sum()
-    return _rounded(torch.special.entr(p).sum().exp())
-
-
-def stable_rank(matrix: Tensor) -> float:
-    r"""Return :math:`\sum_i s_i^2 / \max_i s_i^2`, to six digits; 0 for a zero matrix."""
-    squares = _singular_values(matrix).square()
-    if not squares.sum() > 0:
-        return 0.0 if squares.isfinite().all() else float("nan")
-    return _rounded(squares.sum() / squares.max())
-
-
-def _singular_values(matrix: Tensor) -> Tensor:
     matrix = matrix.detach().double().cpu()
     if not matrix.isfinite().all():  # LAPACK would raise
-        return matrix.new_tensor([float("nan")])
-    return torch.linalg.svdvals(matrix)
-
-
-def _rounded(value: Tensor) -> float:
-    return float(f"{value.item():.{DIGITS}g}")
+        return float("nan")
+    values = torch.linalg.svdvals(matrix)
+    if not values.sum() > 0:
+        return 0.0
+    p = values / values.sum()
+    return float(f"{torch.special.entr(p).sum().exp().item():.{DIGITS}g}")
 
 
 def weight_norm(model: nn.Module) -> float:

@@ -3,8 +3,6 @@
 A further method is one entry of `METHODS`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any

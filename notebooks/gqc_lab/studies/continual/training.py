@@ -28,7 +28,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from gqc.gradients import collect, multiply_, tensor_norms
 from gqc.upgd import UPGD, UPGDW, AdaptiveUPGD
 from gqc.wrappers import OptimizerWrapperVGS
-from gqc_lab.data.streams import TaskStream, make_stream
+from gqc_lab.data.streams import TaskStream
 from gqc_lab.loop.controls import Controls
 from gqc_lab.loop.experiment import Experiment
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
@@ -44,7 +44,7 @@ FIFTH = 5  #: the first and the last fifth of the tasks are compared
 def build(config: ContinualConfig) -> Continual:
     """Return the experiment of that config, before its first step."""
     sizes = (config.num_tasks, config.task_examples)
-    return Continual(config, make_stream(config.stream, config.data, *sizes, seed=config.seed))
+    return Continual(config, TaskStream(config.stream, config.data, *sizes, config.seed))
 
 
 class PerturbedSGD(Optimizer):
@@ -153,8 +153,8 @@ class Continual(Experiment):
     #: share of examples classified rightly before the step on them; mean of
     #: `measures.plasticity`; mean factor of VGS; `measures.noise_to_signal`
     ONLINE = ("online_accuracy", "plasticity", "factor", "noise_to_signal")
-    #: of the network, on the first examples of the task; ranks of its last hidden activations
-    NETWORK = ("dead_share", "weight_norm", "effective_rank", "stable_rank")
+    #: of the network, on the first examples of the task; rank of its last hidden activations
+    NETWORK = ("dead_share", "weight_norm", "effective_rank")
 
     #: fields of the config that stand next to the results
     REPORTED = ("vgs", "adaptive_noise", "gradient_factor", "lr", "weight_decay", "sigma")
@@ -166,7 +166,8 @@ class Continual(Experiment):
         self.config: ContinualConfig = config
         self.stream = stream
         self.device, self.dtype = find_device(config.device), find_dtype(config.dtype)
-        sizes = (stream.num_pixels, config.width, config.depth, stream.num_classes)
+        pixels, classes = stream.scans.pixels.shape[1], stream.scans.num_classes
+        sizes = (pixels, config.width, config.depth, classes)
         model = make_mlp(*sizes, make_generator(config.seed, "weights"))
         self.model = model.to(self.device, self.dtype)
         self._parameters = list(self.model.parameters())
@@ -262,7 +263,6 @@ class Continual(Experiment):
             "dead_share": measures.dead_share(hidden),
             "weight_norm": measures.weight_norm(self.model),
             "effective_rank": measures.effective_rank(hidden[-1]),
-            "stable_rank": measures.stable_rank(hidden[-1]),
         }
 
     @property

@@ -7,8 +7,6 @@ stream, at laptop scale or the one named, on `SEEDS`.  The criterion is the onli
 whole stream.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from functools import partial

@@ -5,8 +5,6 @@ upper end it moves and is shaken.  The published normalizations divide bias-corr
 uncorrected bounds, which with a decay of 0.999 are 1000 times too small at the first step.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any

@@ -6,10 +6,8 @@ kept, -1 where it is reversed; ties, as of gates that have saturated, take from 
 gates have no order: 0.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 import torch
@@ -34,7 +32,7 @@ RANDOM: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def constructed_orders(normalizations: Sequence[str] = NORMALIZATIONS) -> pd.DataFrame:
+def constructed_orders() -> pd.DataFrame:
     """Return the orders of protection in `CASES`, at the first step and late, in float64.
 
     Returns: a row each: ``case``, ``normalization``, ``when``, ``order`` (as of
@@ -42,7 +40,7 @@ def constructed_orders(normalizations: Sequence[str] = NORMALIZATIONS) -> pd.Dat
     """
     tables = []
     for when, step in WHEN.items():
-        gates = constructed_gates(normalizations, BETA, step)
+        gates = constructed_gates(beta=BETA, step=step)
         gates = gates[gates["case"].isin(CASES)]
         orders = order_of_protection(gates)[["case", "normalization", "order"]]
         groups = gates.groupby(["case", "normalization"], sort=False)[["utility", "gate"]]
@@ -52,28 +50,21 @@ def constructed_orders(normalizations: Sequence[str] = NORMALIZATIONS) -> pd.Dat
     return table.assign(is_kept=table["order"] == "kept")
 
 
-def random_orders(
-    normalizations: Sequence[str] = NORMALIZATIONS,
-    num_weights: int = 1000,
-    seed: int = 0,
-    dtype: str = "float32",
-    utilities: Mapping[str, Callable[[Tensor], Tensor]] = RANDOM,
-) -> pd.DataFrame:
+def random_orders(num_weights: int = 1000, seed: int = 0, dtype: str = "float32") -> pd.DataFrame:
     """Return the rank correlations of random utilities, at the first step and late.
 
     Args:
         num_weights: utilities of each case.
         seed: of them.
         dtype: of utilities and gates, by name; training has float32.
-        utilities: cases, as `RANDOM`.
     Returns: a row each: ``case``, ``normalization``, ``when``, ``correlation``.
     """
     rows = []
-    for case, shape in utilities.items():
+    for case, shape in RANDOM.items():
         generator = make_generator(seed, f"utilities, {case}")
         uniform = torch.rand(num_weights, generator=generator, dtype=torch.float64)
         corrected = shape(uniform.clamp(1e-12, 1 - 1e-12))
-        for normalization in normalizations:
+        for normalization in NORMALIZATIONS:
             for when, step in WHEN.items():
                 average = (corrected * (1 - BETA**step)).to(find_dtype(dtype))
                 (gates,) = gates_of([average], normalization, BETA, step)

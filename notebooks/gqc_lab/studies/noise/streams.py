@@ -8,8 +8,6 @@ A stream's gradients are :math:`g_i = G + \epsilon_i` with :math:`|G|^2 = 1` and
 name, to R; `gqc_lab.studies.noise.wrappers` has the wrappers draw from the same streams.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any

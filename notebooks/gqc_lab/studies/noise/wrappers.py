@@ -1,16 +1,9 @@
 r"""Wrappers on streams whose noise is known: their draws, reports, and reachable thresholds.
 
-Streams are those of `gqc_lab.studies.noise.streams`, and so are the columns of the frames:
-
-- `measure_reports`: the noise scale that wrappers report of the windows that they end;
-- `measure_draws`: the draws that a norm threshold takes, against the prediction
-  :math:`n^* = \mathrm{tr}\,\Sigma / (\tau^2 - |G|^2)`;
-- `measure_reach`: the same around :math:`\tau = |G|`, below which no number of draws suffices.
-
-In all of them ``where`` is seed, device and dtype of the stream; its noise scale is `NOISE_SCALE`.
+Streams are those of `gqc_lab.studies.noise.streams`, and so are the columns of the frames.
+Everywhere ``where`` is seed, device and dtype of the stream; its noise scale is `NOISE_SCALE`, and
+:math:`n^* = \mathrm{tr}\,\Sigma / (\tau^2 - |G|^2)` the draws that a threshold should take.
 """
-
-from __future__ import annotations
 
 import math
 import warnings

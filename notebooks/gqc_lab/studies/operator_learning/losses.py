@@ -16,8 +16,6 @@ them, whose keys these are.  Differs: that code ignored keys that it did not kno
 caller pass some other tensors for fields and latents of the inverse losses.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,11 +1,9 @@
 r"""Prediction errors of an operator, how steadily it learned, and the weights of its losses.
 
-Errors are pooled: :math:`\mathrm{NRMSE} = \sqrt{\sum (\hat u - u)^2 / \sum u^2}` over all fields;
-with the suffix ``_per_field`` it is PDEBench's, the mean over fields of each field's own.  The
-conservation gap is the mean of :math:`|\int \hat u\,dx - \int u_0\,dx|` over a rollout's states.
+Errors are pooled: :math:`\mathrm{NRMSE} = \sqrt{\sum (\hat u - u)^2 / \sum u^2}` over all fields.
+The conservation gap is the mean of :math:`|\int \hat u\,dx - \int u_0\,dx|` over the states of a
+rollout.
 """
-
-from __future__ import annotations
 
 import math
 from typing import Any
@@ -24,7 +22,7 @@ from gqc_lab.studies.operator_learning.losses import (
 )
 
 EVALUATED = (
-    *("nrmse", "nrmse_per_field", "rollout_nrmse", "conservation_gap"),
+    *("nrmse", "rollout_nrmse", "conservation_gap"),
     *("reconstruction_nrmse", "val_forward", "val_inv_enc", "val_inv_dec"),
 )
 
@@ -32,12 +30,6 @@ EVALUATED = (
 def nrmse(predicted: Tensor, truth: Tensor) -> float:
     """Return the NRMSE pooled over all elements."""
     return ((predicted - truth).square().sum() / truth.square().sum()).sqrt().item()
-
-
-def nrmse_per_field(predicted: Tensor, truth: Tensor) -> float:
-    """Return the mean of each field's own NRMSE, over all dimensions except the last."""
-    errors = torch.linalg.vector_norm(predicted - truth, dim=-1)
-    return (errors / torch.linalg.vector_norm(truth, dim=-1)).mean().item()
 
 
 @torch.inference_mode()
@@ -62,7 +54,6 @@ def measure_operator(
     pair = (model.encoder, model.decoder)
     return {
         "nrmse": nrmse(predicted, after),
-        "nrmse_per_field": nrmse_per_field(predicted, after),
         "rollout_nrmse": nrmse(rolled, truth),
         "conservation_gap": gap.item(),
         "reconstruction_nrmse": nrmse(model.decoder(latents, positions), before),
@@ -72,15 +63,10 @@ def measure_operator(
     }
 
 
-def persistence(fields: Tensor, step: int, rollout_steps: int) -> dict[str, float]:
-    """Return the errors of predicting no motion: over one step, and from the first frame on."""
+def persistence(fields: Tensor, step: int) -> float:
+    """Return the NRMSE of predicting no motion over one step."""
     frames = fields[:, ::step]
-    truth = frames[:, 1 : rollout_steps + 1]
-    return {
-        "persistence_nrmse": nrmse(frames[:, :-1], frames[:, 1:]),
-        "persistence_nrmse_per_field": nrmse_per_field(frames[:, :-1], frames[:, 1:]),
-        "persistence_rollout_nrmse": nrmse(frames[:, :1].expand_as(truth), truth),
-    }
+    return nrmse(frames[:, :-1], frames[:, 1:])
 
 
 def by_epoch(history: pd.DataFrame) -> pd.DataFrame:
@@ -126,9 +112,8 @@ def summarize_run(history: pd.DataFrame) -> dict[str, float | int | None]:
         ``max_grad_norm`` and its parts', ``num_not_finite``, ``epochs``, ``epochs_not_falling``
         (after the first, those whose mean loss is not below the one before),
         ``forward_not_falling`` (of the forward loss), ``val_forward_not_falling`` (of the held-out
-        one, of averaged weights), ``max_inverse_share``,
-        ``inverse_to_forward_weighted`` and ``_unweighted`` (the last epoch's), and the largest of
-        any epoch.
+        one, of averaged weights), ``inverse_to_forward_weighted`` and ``_unweighted`` (the last
+        epoch's).
     """
     frame = by_epoch(history)
     numbers: dict[str, Any] = {n: _last(frame[n]) for n in EVALUATED}
@@ -145,11 +130,8 @@ def summarize_run(history: pd.DataFrame) -> dict[str, float | int | None]:
         "epochs_not_falling": _not_falling(frame["loss"]),
         "forward_not_falling": _not_falling(frame["loss/forward"]),
         "val_forward_not_falling": _not_falling(frame["val_forward"].dropna()),
-        "max_inverse_share": frame["inverse_share"].max(),
         "inverse_to_forward_weighted": frame["weighted"].iloc[-1],
         "inverse_to_forward_unweighted": _last(frame["unweighted"]),
-        "max_inverse_to_forward_weighted": frame["weighted"].max(),
-        "max_inverse_to_forward_unweighted": frame["unweighted"].max(),
     }
     return {n: None if v is None or not math.isfinite(v) else v for n, v in numbers.items()}
 

@@ -3,8 +3,6 @@
 `read_training` reads a published configuration as such settings.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass

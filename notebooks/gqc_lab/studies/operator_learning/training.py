@@ -250,11 +250,10 @@ class OperatorLearning(Experiment):
     def summary(self) -> dict[str, Any]:
         """Return the result numbers so far: the base's, `measures.summarize_run`, persistence."""
         numbers = summarize_run(self.history) if self.microbatch else {}
-        c = self.config
-        still = persistence(self._test, c.step, c.test_steps)
-        own = numbers.get("nrmse")
-        times = still["persistence_nrmse"] / own if own else None
-        return {**super().summary(), **numbers, **still, "times_better_than_persistence": times}
+        still, own = persistence(self._test, self.config.step), numbers.get("nrmse")
+        times = still / own if own else None
+        compared = {"persistence_nrmse": still, "times_better_than_persistence": times}
+        return {**super().summary(), **numbers, **compared}
 
     def _num_steps(self) -> int:
         return self.config.rollout_steps if self.config.lambda_rollout else 1

@@ -4,8 +4,6 @@ Bytes are counted, not computed from a formula: of every tensor that can be reac
 each storage once, parameters left out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median

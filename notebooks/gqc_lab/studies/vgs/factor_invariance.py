@@ -9,8 +9,6 @@ near :math:`e^{c/(1-\beta_2)}` as long as c is small against :math:`1-\beta_2`: 
 invisible if it moves little while Adam forgets.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

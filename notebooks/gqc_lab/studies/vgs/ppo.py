@@ -14,8 +14,6 @@ PPO's optimizer is Adam, to which a constant factor shows only through its eps a
 Source of PPO: Schulman et al. 2017, arXiv:1707.06347.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Settings of training under gradient noise: meaning, ranges and defaults, and values by scale."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -6,18 +6,8 @@ A stream is a sequence of gradients of one tensor,
 .. math:: R = \frac{\sum_j \mathrm{Var}\,\epsilon_j}{\sum_j \mu_j^2},
 
 known by construction, with ``numel`` elements and ``ratio`` = R >= 0.  Each one separates
-estimators that agree on others:
-
-- :func:`heterogeneous`: constant in time, different from element to element; R = 0;
-- :func:`uniform`: all elements equal, moving together; :func:`smoking_gun` is the published case;
-- :func:`iid`: independent noise in each element, around equal means or Gaussian ones;
-- :func:`rotating`: :func:`iid` around a mean that moves;
-- :func:`correlated`: noise that lasts for some draws;
-- :func:`heavy_tailed`: noise that is sometimes much larger than usual;
-- :func:`minibatches`: real gradients of a network whose weights stay.
+estimators that agree on others.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping

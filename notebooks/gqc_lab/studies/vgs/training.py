@@ -42,9 +42,6 @@ from gqc_lab.studies.vgs.settings import VGSTrainingConfig
 from gqc_lab.studies.vgs.settings import comparison as comparison
 from gqc_lab.studies.vgs.settings import config as config
 
-SPIKE = 3.0  #: a loss this many times the running median is an explosion
-MEDIAN_OVER = 100  #: records of the running median
-
 
 def build(config: VGSTrainingConfig) -> VGSTraining:
     """Return the experiment of that config, before its first step."""
@@ -209,29 +206,24 @@ def stability(history: pd.DataFrame, warmup_steps: int = 0) -> dict[str, float |
     """Return numbers on how steadily one run trained.
 
     Returns: ``val_loss`` and ``val_error`` (the last), ``tail_val_loss`` (mean over the last
-        quarter of the evaluations), ``best_val_loss``, ``val_loss_sd`` and ``loss_sd`` (standard
-        deviations over the second half, of evaluations and of training losses), ``num_spikes``
-        (losses above 3 times the running median), ``num_not_finite`` (losses; left out of the
-        rest), ``max_grad_norm``; after the warmup ``mean_factor``, ``factor_sd``, ``unresolved``
+        quarter of the evaluations), ``val_loss_sd`` and ``loss_sd`` (standard deviations over the
+        second half, of evaluations and of training losses), ``num_not_finite`` (losses; left out
+        of the rest); after the warmup ``mean_factor``, ``factor_sd``, ``unresolved``
         (mean share of tensors), ``variance`` (median V).  None where there is nothing to take them
         from.
     """
     evaluations = _finite(history["val_loss"]).dropna()
     half = evaluations[len(evaluations) // 2 :]
     loss = _finite(history["loss"])
-    median = loss.rolling(MEDIAN_OVER, min_periods=10).median().shift()
     warm = history[history["microbatch"] > warmup_steps]
     last = {n: c.iloc[-1] for n in ("val_loss", "val_error") if len(c := history[n].dropna())}
     numbers = {
         "val_loss": last.get("val_loss", math.nan),
         "val_error": last.get("val_error", math.nan),
         "tail_val_loss": evaluations[3 * len(evaluations) // 4 :].mean(),
-        "best_val_loss": evaluations.min(),
         "val_loss_sd": half.std(),
         "loss_sd": loss[len(loss) // 2 :].std(),
-        "num_spikes": float((loss > SPIKE * median).sum()),
         "num_not_finite": float(loss.isna().sum()),
-        "max_grad_norm": history["grad_norm"].max(),
         "mean_factor": warm["factor"].mean(),
         "factor_sd": warm["factor"].std(),
         "unresolved": warm["vgs/unresolved"].mean(),
@@ -259,16 +251,10 @@ def adam_response(factors: ArrayLike, beta1: float, beta2: float) -> NDArray[np.
     Args:
         factors: :math:`f_t > 0` at every step from the first.
     """
-    squares = np.square(np.asarray(factors, dtype=float))
-    return np.sqrt(_decayed_mean(squares, beta1**2) / _decayed_mean(squares, beta2))
-
-
-def _decayed_mean(values: NDArray[np.floating], decay: float) -> NDArray[np.floating]:
-    total, weight, means = 0.0, 0.0, np.empty_like(values)
-    for i, value in enumerate(values):
-        total, weight = decay * total + value, decay * weight + 1
-        means[i] = total / weight
-    return means
+    squares: Any = pd.Series(np.square(np.asarray(factors, dtype=float)))
+    first, second = (squares.ewm(alpha=1 - decay).mean() for decay in (beta1**2, beta2))
+    response: NDArray[np.floating] = np.sqrt(first / second).to_numpy()
+    return response
 
 
 def _wrap(model: nn.Module, c: VGSTrainingConfig) -> OptimizerWrapperVGS:
