@@ -20,6 +20,7 @@ import ast
 import hashlib
 import importlib.util
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -60,12 +61,17 @@ def load_text_data(
     text = read_corpus(corpus)
     if not text:
         raise ValueError(f"corpus={corpus!r}: the text is empty")
+    ids, vocabulary, text_hash = _tokens(text, tokenizer)
+    cut = len(ids) - round(len(ids) * validation_fraction)
+    return TextData(vocabulary, ids[:cut], ids[cut:], text_hash)
+
+
+@lru_cache(maxsize=2)  # the arms of a comparison share their text
+def _tokens(text: str, tokenizer: str) -> tuple[Tensor, int, str]:
     alphabet = "".join(sorted(set(text))) if tokenizer == "character" else ""
     digest = hashlib.sha256(f"{tokenizer}\0{alphabet}\0".encode())
     digest.update(text.encode())
-    ids = tokenize(text, alphabet)
-    cut = len(ids) - round(len(ids) * validation_fraction)
-    return TextData(len(alphabet) or 256, ids[:cut], ids[cut:], digest.hexdigest())
+    return tokenize(text, alphabet), len(alphabet) or 256, digest.hexdigest()
 
 
 def tokenize(text: str, alphabet: str = "") -> Tensor:
