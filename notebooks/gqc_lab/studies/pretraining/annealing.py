@@ -36,9 +36,10 @@ from gqc_lab.loop.settings import read_tuned
 from gqc_lab.loop.track import track
 from gqc_lab.loop.tune import Measure, Range, Space, Tuning, tune
 from gqc_lab.studies.pretraining.equal_tokens import UNTUNED
+from gqc_lab.studies.pretraining.methods import recorded_draws
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
 from gqc_lab.studies.pretraining.settings import config as pretraining_config
-from gqc_lab.studies.pretraining.training import Pretraining, build, recorded_draws
+from gqc_lab.studies.pretraining.training import Pretraining, build
 
 __all__ = ["ARMS", "RUNGS", "comparison", "config", "turns"]
 

@@ -5,12 +5,11 @@ A further method is one entry of `METHODS`; a setting of its own is a field of
 `gqc_lab.studies.pretraining.training`.
 """
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
-from gqc.wrappers import OptimizerWrapper
+import pandas as pd
 
 Config = Any  #: a `PretrainingConfig`, whose module imports this one
 
@@ -88,32 +87,26 @@ METHODS = {
 CONTROLLERS = [name for name in METHODS if name not in ("vgs", "gnts relative", "schedule-free")]
 
 
-class TypicalNorm:
-    r"""Running mean of the norms of single microbatches: what a relative threshold multiplies.
+def recorded_draws(history: pd.DataFrame) -> tuple[int, ...]:
+    """Return the draws of a finished run, for the method ``"replay"``.
 
-    :math:`\bar r = \sum_k \beta^{k} r_{t-k} / \sum_k \beta^{k}` over the first draws of windows,
-    whose norm GNTS reads anyway.
+    Its last window, if the run ended inside it, is listed as one draw longer than it was: the
+    replay then leaves it open too.
+
+    Args:
+        history: of one run, with the columns ``stepped`` and ``num_draws``.
     """
+    draws = history.loc[history["stepped"], "num_draws"].astype(int).tolist()
+    if len(history) and not history["stepped"].iloc[-1]:
+        draws.append(int(history["num_draws"].iloc[-1]) + 1)
+    return tuple(draws)
 
-    BETA = 0.99
 
-    def __init__(self) -> None:
-        self.total = self.weight = 0.0
+def replay_config(run: Any, data_seed: int) -> Config:
+    """Return the replay of a finished run: its batch sizes in order, on other data.
 
-    def update(self, wrapper: OptimizerWrapper, stepped: bool) -> None:
-        """Take in the norm of the last draw, if it was the first of its window."""
-        window: Any = wrapper.last_window if stepped else wrapper
-        if window.num_draws == 1 and window.grad_norm is not None:
-            self.total = self.BETA * self.total + window.grad_norm
-            self.weight = self.BETA * self.weight + 1
-
-    @property
-    def mean(self) -> float:
-        """The mean; infinite before the first draw, so that it steps at once."""
-        return self.total / self.weight if self.weight else math.inf
-
-    def state_dict(self) -> dict[str, float]:
-        return {"total": self.total, "weight": self.weight}
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        self.total, self.weight = state["total"], state["weight"]
+    Weights, learning rate and all else are those of ``run``; so is the order of the text where
+    ``data_seed`` is the run's own, and the replay is then the run over again.
+    """
+    draws = recorded_draws(run.history)
+    return replace(run.config, method="replay", draws=draws, data_seed=data_seed)

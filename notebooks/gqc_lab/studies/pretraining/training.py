@@ -39,7 +39,7 @@ from gqc_lab.loop.placement import find_device, find_dtype, make_generator
 from gqc_lab.loop.scaler_controls import COUNT, VARIANCE, apply_scaler, scaler_controls
 from gqc_lab.loop.settings import Setting, control
 from gqc_lab.models.gpt import GPT, GPTConfig, make_gpt, param_groups
-from gqc_lab.studies.pretraining.methods import METHODS, TypicalNorm
+from gqc_lab.studies.pretraining.methods import METHODS
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
 
 MEASURED = (
@@ -56,29 +56,35 @@ def build(config: PretrainingConfig) -> Pretraining:
     return Pretraining(config, data)
 
 
-def recorded_draws(history: pd.DataFrame) -> tuple[int, ...]:
-    """Return the draws of a finished run, for the method ``"replay"``.
+class TypicalNorm:
+    r"""Running mean of the norms of single microbatches: what a relative threshold multiplies.
 
-    Its last window, if the run ended inside it, is listed as one draw longer than it was: the
-    replay then leaves it open too.
-
-    Args:
-        history: of one run, with the columns ``stepped`` and ``num_draws``.
+    :math:`\bar r = \sum_k \beta^{k} r_{t-k} / \sum_k \beta^{k}` over the first draws of windows,
+    whose norm GNTS reads anyway.
     """
-    draws = history.loc[history["stepped"], "num_draws"].astype(int).tolist()
-    if len(history) and not history["stepped"].iloc[-1]:
-        draws.append(int(history["num_draws"].iloc[-1]) + 1)
-    return tuple(draws)
 
+    BETA = 0.99
 
-def replay_config(run: Pretraining, data_seed: int) -> PretrainingConfig:
-    """Return the replay of a finished run: its batch sizes in order, on other data.
+    def __init__(self) -> None:
+        self.total = self.weight = 0.0
 
-    Weights, learning rate and all else are those of ``run``; so is the order of the text where
-    ``data_seed`` is the run's own, and the replay is then the run over again.
-    """
-    draws = recorded_draws(run.history)
-    return replace(run.config, method="replay", draws=draws, data_seed=data_seed)
+    def update(self, wrapper: wrappers.OptimizerWrapper, stepped: bool) -> None:
+        """Take in the norm of the last draw, if it was the first of its window."""
+        window: Any = wrapper.last_window if stepped else wrapper
+        if window.num_draws == 1 and window.grad_norm is not None:
+            self.total = self.BETA * self.total + window.grad_norm
+            self.weight = self.BETA * self.weight + 1
+
+    @property
+    def mean(self) -> float:
+        """The mean; infinite before the first draw, so that it steps at once."""
+        return self.total / self.weight if self.weight else math.inf
+
+    def state_dict(self) -> dict[str, float]:
+        return {"total": self.total, "weight": self.weight}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.total, self.weight = state["total"], state["weight"]
 
 
 class Pretraining(Experiment):
