@@ -49,7 +49,9 @@ _PRELOADED = [
     "pyarrow.parquet",
 ]  # fmt: skip
 # What a run with torch imports for its first optimizer, interval and figure as well.
-_WITH_TORCH = ["torch", "torch._dynamo", "scipy.stats", "nbformat"]
+_WITH_TORCH = [
+    "torch", "torch._dynamo", "scipy.stats", "nbformat", "plotly.graph_objects", "duckdb",
+]  # fmt: skip
 _PR_SET_PDEATHSIG = 1
 # A unix socket's path holds 107 bytes, of which some 50 are ours below the temporary folder.
 _LONGEST_PLACE = 40
