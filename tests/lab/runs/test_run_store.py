@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from gqc_lab import runs
-from gqc_lab.runs.store import CorruptRun, Store, seal, write_json
+from gqc_lab.runs.store import CorruptRun, Store, seal, to_json, write_json
 
 ID = "0123456789abcdef"
 # Written by commit 24ffc06, before the lab left the core: two finished runs and a failed one.
@@ -293,6 +293,20 @@ def test_numbers_that_are_not_finite_are_strict_json(store, monkeypatch, tmp_pat
     content = json.loads((tmp_path / "result.json").read_text(), parse_constant=refuse)
     assert content["results"] == [{"a": np.inf, "b": -np.inf, "c": None}]
     assert content["info"] == {"lr": [np.inf, 1.0]}
+
+
+def test_only_values_are_replaced_in_strict_json():
+    content = {
+        "numpy": [np.float64("inf"), np.float64("-inf"), np.float64("nan")],
+        "text": ["NaN", "-Infinity,", "NaN\nInfinity\n", "\u2028NaN"],
+        "Infinity": {"NaN": (), "last": float("inf")},
+    }
+    for ensure_ascii in (True, False):
+        text = to_json(content, ensure_ascii=ensure_ascii)
+        found = json.loads(text, parse_constant=pytest.fail)
+        assert found["numpy"] == [float("inf"), -float("inf"), None]
+        assert found["text"] == content["text"]
+        assert found["Infinity"] == {"NaN": [], "last": float("inf")}
 
 
 def test_a_column_may_not_be_called_as_the_store_calls_the_id(monkeypatch):
