@@ -124,15 +124,6 @@ class Runs:
     @cached_property
     def history(self) -> pd.DataFrame:
         """Raises: CorruptRun: a file does not match its checksum, or cannot be read."""
-        return self.read_history()
-
-    def read_history(self, columns: Collection[str] | None = None) -> pd.DataFrame:
-        """Return ``run`` and ``columns`` of the histories; None: all of them.
-
-        Raises:
-            CorruptRun: a file does not match its checksum, or cannot be read.
-            KeyError: no history has such a column.
-        """
         import duckdb
         import pandas as pd
 
@@ -151,12 +142,8 @@ class Runs:
         # Of a folder called lr=0.1 DuckDB would make a column.
         source = "read_parquet(?, union_by_name=true, hive_partitioning=false, filename='run')"
         with duckdb.connect() as connection:
-            table = connection.sql(f"FROM {source}", params=[[*map(glob.escape, paths)]])
-            if unknown := sorted({*(columns or ())} - {*table.columns}):
-                raise KeyError(f"{unknown[0]!r}: expected one of {', '.join(table.columns)}")
-            names = [name for name in columns or table.columns if name != "run"]
-            frame = table.project(*(duckdb.ColumnExpression(n) for n in ["run", *names])).df()
-        frame["run"] = frame["run"].map(paths)
+            frame = connection.execute(f"FROM {source}", [[*map(glob.escape, paths)]]).df()
+        frame.insert(0, "run", frame.pop("run").map(paths))
         return frame
 
 

@@ -177,13 +177,12 @@ def test_load_selects(filled, where):
     assert set(loaded.history["run"]) == {f"{2:016x}"}
 
 
-def test_single_columns_of_histories_are_read(filled):
-    loaded = runs.load(filled.root)
-    whole = loaded.history
-    name = whole.columns[-1]
-    assert loaded.read_history([name]).equals(whole[["run", name]])
-    with pytest.raises(KeyError, match="'nothing': expected one of tokens"):
-        loaded.read_history(["nothing"])
+def test_histories_of_different_notebooks_are_read_together(store):
+    fill(store, "a" * 16, history=pd.DataFrame({"task": [1], "correct": [True]}))
+    fill(store, "b" * 16, history=pd.DataFrame({"task": ["parity"], "loss": [0.5]}))
+    history = runs.load(store.root).history
+    assert history.columns.tolist() == ["run", "task", "correct", "loss"]
+    assert history["task"].tolist() == ["1", "parity"]
 
 
 def test_a_condition_reaches_no_files(filled, tmp_path):
