@@ -22,7 +22,7 @@ from typing import Any
 from gqc_lab.claims import appendix
 from gqc_lab.claims.frozen import Frozen, freeze, load_frozen
 from gqc_lab.claims.registration import FILE, read_registration, register, verify
-from gqc_lab.claims.render import number, render, verdict_frame
+from gqc_lab.claims.render import describe_claims, number, render
 from gqc_lab.claims.rules import Claim, read_claims, read_yaml
 from gqc_lab.claims.verdicts import Verdict, changes, evaluate
 from gqc_lab.errors import BadInput, check_keys, nearest
@@ -94,11 +94,11 @@ def write(verdicts: Sequence[Verdict], paper: Path) -> list[Path]:
     write_json(paper / VERDICTS, [verdict.plain() for verdict in verdicts])
     results = load_frozen(paper / RESULTS)
     current = current_ids(paper, results)
-    frame = verdict_frame(verdicts, read_registration(paper))
+    claims = describe_claims(verdicts, read_registration(paper))
     age = appendix.describe_age(results, current, "behind these results")
     texts = appendix.texts(results, read_plan(paper), age)
     for name in ("claims.md", "claims.tex", "claims-macros.tex", "rules.tex"):
-        texts[name] = render(name, frame=frame, links="../../notebooks")
+        texts[name] = render(name, claims=claims, links="../../notebooks")
     for name, text in texts.items():
         (build / name).write_text(text, encoding="utf-8")
     for page in (paper.resolve().parent / name for name in FILLED):
@@ -131,7 +131,7 @@ def fill_readme(
             age = appendix.describe_age(mine, current, "behind this table")
             return means_table(results[FLAGSHIP], age)
         age = appendix.describe_age(results, current, "behind these verdicts")
-        return render("readme.md", frame=verdict_frame(verdicts), age=age)
+        return render("readme.md", claims=describe_claims(verdicts), age=age)
 
     blocks = re.compile(
         r"(?s)(<!-- begin (claims|flagship) -->\n).*?(<!-- end (?:claims|flagship) -->)"

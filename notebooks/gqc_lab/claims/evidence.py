@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from gqc_lab.claims.commands import CLAIMS, RESULTS, VERDICTS, read_verdicts
 from gqc_lab.claims.frozen import Frozen, load_frozen
-from gqc_lab.claims.render import render, say, verdict_frame
+from gqc_lab.claims.render import describe_claims, render, say
 from gqc_lab.claims.rules import read_yaml
 from gqc_lab.errors import BadInput, check_keys, nearest
 
@@ -90,14 +90,14 @@ def show_verdicts(name: str, paper: Path | str = PAPER) -> Markdown:
         return Markdown(f"Committed results are shown in a checkout of the kit; {where}.")
     claims, verdicts = read_verdicts(paper)
     if name == "all":
-        return Markdown(render("all.md", frame=verdict_frame(verdicts)).rstrip())
+        return Markdown(render("all.md", claims=describe_claims(verdicts)).rstrip())
     mine = [claim for claim in claims if name in (claim.notebook, claim.id)]
     if not mine:
         where = f"no claim in {paper / CLAIMS} has that id or is decided by that notebook"
         raise ValueError(f"name={name!r}: {where}")
-    frame = verdict_frame([verdict for verdict in verdicts if verdict.claim in mine])
+    shown = describe_claims([verdict for verdict in verdicts if verdict.claim in mine])
     scales = ", ".join(dict.fromkeys(s for claim in mine for s in claim.scale.split(", ")))
-    return Markdown(render("notebook.md", frame=frame, scales=scales).rstrip())
+    return Markdown(render("notebook.md", claims=shown, scales=scales).rstrip())
 
 
 def evidence(name: str, paper: Path) -> list[Any]:

@@ -16,13 +16,13 @@ from gqc_lab.claims.frozen import HISTORY, RESULTS, RUNS
 from gqc_lab.claims.render import (
     camel,
     count,
+    describe_claims,
     escape,
     interval,
     leaning,
     number,
     p_text,
     render,
-    verdict_frame,
 )
 from gqc_lab.claims.rules import Claim, Comparison, Part
 from gqc_lab.claims.verdicts import Verdict, _p_together, changes
@@ -94,7 +94,7 @@ def paper(tmp_path):
 
 
 def text_of(template, verdicts, **values):
-    return render(template, frame=verdict_frame(verdicts), links="../../notebooks", **values)
+    return render(template, claims=describe_claims(verdicts), links="../../notebooks", **values)
 
 
 def verdicts(paper):
@@ -434,7 +434,7 @@ def test_a_verdict_survives_being_committed(paper):
     write(verdicts(paper), paper)
     claims, committed = read_verdicts(paper)
     assert claims == read_claims(paper / "claims.yaml")
-    pd.testing.assert_frame_equal(verdict_frame(committed), verdict_frame(verdicts(paper)))
+    assert describe_claims(committed) == describe_claims(verdicts(paper))
 
 
 @pytest.mark.parametrize(
@@ -452,13 +452,10 @@ def test_an_open_claim_tells_what_its_parts_say(paper, parts, said):
     claim = read_claims(paper / "claims.yaml")[0]
     verdict = Verdict(claim, "undecided", tuple(effects_of(*parts)), 6, 0.06, 0.06)
     assert leaning(verdict) == said
-    frame = verdict_frame([verdict])
-    assert set(frame["verdict"]) == {
-        f"undecided (parts: {said}; more than 1000 seeds would decide)"
-    }
-    assert set(frame["short"]) == {"x2 (> 1000)"}
-    assert (set(frame["shown"]), p_text(verdict)) == ({"undecided"}, "= 0.06")
-    assert count(frame)["undecided"] == 1
+    (shown,) = describe_claims([verdict])
+    assert shown["verdict"] == f"undecided (parts: {said}; more than 1000 seeds would decide)"
+    assert (shown["shown"], shown["short"], shown["p"]) == ("undecided", "x2 (> 1000)", "= 0.06")
+    assert count([shown])["undecided"] == 1
 
 
 def test_no_p_value_is_said_to_be_zero_and_powers_are_powers(paper):

@@ -11,7 +11,7 @@ from gqc_lab.claims import evaluate, load_frozen, read_claims
 from gqc_lab.claims.commands import check, register_all, write
 from gqc_lab.claims.frozen import HISTORY, RESULTS, RUNS
 from gqc_lab.claims.registration import describe, read_registration, verify
-from gqc_lab.claims.render import render, verdict_frame
+from gqc_lab.claims.render import describe_claims, render
 from gqc_lab.runs.fingerprint import registration
 from gqc_lab.runs.store import file_hash, seal, write_json
 
@@ -112,8 +112,8 @@ def test_fresh_seeds_under_a_registered_rule_decide_and_old_ones_are_shown(proje
     verdict = decide(project)
     assert (verdict.stage, verdict.verdict) == ("confirmatory", "reproduced")
     assert (verdict.earlier, verdict.num_runs, verdict.effects[0].n) == ("not reproduced", 6, 3)
-    frame = verdict_frame([verdict], read_registration(project / "paper"))
-    assert "exploratory: not reproduced" in render("claims.md", frame=frame, links=".")
+    claims = describe_claims([verdict], read_registration(project / "paper"))
+    assert "exploratory: not reproduced" in render("claims.md", claims=claims, links=".")
     write([verdict], project / "paper")
     assert check(project / "paper") == []
 
