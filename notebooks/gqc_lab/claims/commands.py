@@ -96,7 +96,7 @@ def write(verdicts: Sequence[Verdict], paper: Path) -> list[Path]:
     current = current_ids(paper, results)
     claims = describe_claims(verdicts, read_registration(paper))
     age = appendix.describe_age(results, current, "behind these results")
-    texts = appendix.texts(results, read_plan(paper), age)
+    texts = {"reproducibility.tex": appendix.tables(results, read_plan(paper), age)}
     for name in ("claims.md", "claims.tex", "claims-macros.tex", "rules.tex"):
         texts[name] = render(name, claims=claims, links="../../notebooks")
     for name, text in texts.items():
