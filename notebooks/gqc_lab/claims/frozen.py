@@ -23,7 +23,7 @@ import pandas as pd
 
 from gqc_lab.errors import BadInput
 from gqc_lab.runs.plan import Batch
-from gqc_lab.runs.results import load, read_records
+from gqc_lab.runs.results import load
 from gqc_lab.runs.store import CorruptRun, Store, file_hash, seal, write_json
 
 FIRST_SEED = 1000  #: smaller ones are for exploration and tuning
@@ -185,11 +185,11 @@ def _choose(
     batch: Batch, store: Store, old: Frozen | None, is_partial: bool
 ) -> list[dict[str, Any]]:
     """Choose each run's record: the present one, or the latest with the same parameters."""
-    records = [
-        {**r, "is_frozen": False}
-        for r in read_records(store).values()
-        if r["notebook"] == batch.notebook.name
-    ]
+    records = []
+    for key in sorted(store.finished()):
+        with contextlib.suppress(CorruptRun):  # left to the next batch
+            records.append({**store.record(key), "is_frozen": False})
+    records = [r for r in records if r["notebook"] == batch.notebook.name]
     if old is not None:
         common = {"is_frozen": True, "inputs": old.record["inputs"]}
         records += [{**r, **common, **old.surroundings(r)} for r in old.runs]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import json
 import os
@@ -188,15 +187,6 @@ def load(
         raise CorruptRun(f"{key} {reason}{more}, or read the others with skip_damaged=True")
     names = list(dict.fromkeys(["run", *(name for row in rows for name in row)]))
     return Runs(place, _select(rows, names, where), names, damaged)
-
-
-def read_records(store: Store) -> dict[str, dict[str, Any]]:
-    """Return each run.json that is whole, by run; corrupt runs are left to the next batch."""
-    records = {}
-    for key in sorted(store.finished()):
-        with contextlib.suppress(CorruptRun):
-            records[key] = store.record(key)
-    return records
 
 
 def _select(rows: list[Row], names: list[str], where: str | Mapping[str, Any] | None) -> list[Row]:
