@@ -247,22 +247,13 @@ class Store:
 
     def quarantine(self, key: str) -> Path | None:
         """Set a corrupt run aside; returns where, or None if another batch has done so."""
-        shelf = self.root / "quarantine"
-        shelf.mkdir(parents=True, exist_ok=True)
-        number = 1
-        while self.folder(key).is_dir():
-            target = shelf / f"{key}-{number}"
-            try:
-                os.rename(self.folder(key), target)
-            except FileNotFoundError:
-                return None
-            except OSError:
-                if not target.is_dir():
-                    raise
-                number += 1
-            else:
-                return target
-        return None
+        target = self.root / "quarantine" / f"{key}-{time.time_ns()}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.rename(self.folder(key), target)
+        except FileNotFoundError:
+            return None
+        return target
 
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[bool]:

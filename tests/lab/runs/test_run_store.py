@@ -327,6 +327,15 @@ def test_two_batches_may_set_the_same_run_aside(store):
     assert store.quarantine(ID) is None
 
 
+def test_a_file_in_the_place_of_a_run_is_set_aside(store):
+    store.check_writable()
+    store.folder(ID).write_text("")
+    with pytest.raises(CorruptRun):
+        store.verify(ID)
+    assert store.quarantine(ID).is_file()
+    assert store.finished() == set()
+
+
 def test_a_history_is_read_for_the_chosen_runs_alone(store):
     """What hundreds of runs cost, without a clock: bench_store.py has the seconds."""
     records = pd.DataFrame({"tokens": np.arange(5), "loss": np.arange(5) / 7})
