@@ -15,18 +15,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gqc_lab.claims import appendix
 from gqc_lab.claims.frozen import Frozen, freeze, load_frozen
 from gqc_lab.claims.registration import FILE, read_registration, register, verify
-from gqc_lab.claims.render import describe_claims, number, render
+from gqc_lab.claims.render import describe_claims, render
 from gqc_lab.claims.rules import Claim, read_claims, read_yaml
 from gqc_lab.claims.verdicts import Verdict, changes, evaluate
 from gqc_lab.errors import BadInput, check_keys, nearest
 from gqc_lab.runs.plan import read_batch
+from gqc_lab.runs.report import show_interval
 from gqc_lab.runs.store import write_json
 from gqc_lab.stats.analysis import mean_over_runs
 
@@ -154,15 +155,8 @@ def means_table(frozen: Frozen, age: str = "") -> str:
         mean_over_runs(frozen.results, ["method"], c, is_geometric=c in GEOMETRIC) for c in COLUMNS
     ]
     methods = zip(*(frame.to_dict("records") for frame in frames), strict=True)
-    rows = [[r[0]["method"], r[0]["n"], *map(_cell, r)] for r in methods]
+    rows = [[r[0]["method"], r[0]["n"], *map(show_interval, r)] for r in methods]
     return render("means.md", columns=COLUMNS, rows=rows, age=age)
-
-
-def _cell(row: Mapping[Hashable, Any]) -> str:
-    mean = number(row["mean"]) if row["mean"] < 1000 else f"{row['mean']:,.0f}"
-    if not row["high"] > row["low"]:
-        return mean
-    return f"{mean} [{number(row['low'])}, {number(row['high'])}]"
 
 
 def read_plan(paper: Path) -> dict[str, dict[str, Any]]:
