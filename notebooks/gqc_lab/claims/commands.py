@@ -21,7 +21,7 @@ from typing import Any
 
 from gqc_lab.claims import appendix
 from gqc_lab.claims.frozen import Frozen, freeze, load_frozen
-from gqc_lab.claims.registration import FILE, read_registration, register, verify
+from gqc_lab.claims.registration import read_registration, register, verify
 from gqc_lab.claims.render import describe_claims, render
 from gqc_lab.claims.rules import Claim, read_claims, read_yaml
 from gqc_lab.claims.verdicts import Verdict, changes, evaluate
@@ -59,21 +59,9 @@ def check(paper: Path) -> list[str]:
 
 
 def register_all(paper: Path) -> list[str]:
-    """Register all rules and the confirmatory runs of results.yaml; see `claims.registration`.
-
-    Returns: lines that say what was registered, and what was registered differently before.
-    """
-    claims = read_claims(paper / CLAIMS)
+    """Register all rules and the confirmatory runs of results.yaml; see `register`."""
     batches = {name: read_batch(batch_path(paper, name)) for name in read_plan(paper)}
-    changed = register(paper, claims, batches)
-    content = read_registration(paper)
-    runs = sum(map(len, content["batches"].values()))
-    lines = [
-        f"{len(content['rules'])} rules and {runs} runs: commit {paper / FILE} before they run"
-    ]
-    return lines + [
-        f"{key}: changed; its row is exploratory until it is run again" for key in changed
-    ]
+    return register(paper, read_claims(paper / CLAIMS), batches)
 
 
 def read_verdicts(paper: Path) -> tuple[list[Claim], list[Verdict]]:

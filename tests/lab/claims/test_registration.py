@@ -138,8 +138,11 @@ def test_runs_that_began_before_their_rule_or_under_another_are_exploratory(proj
     assert decide(project).stage == "confirmatory"
     (project / "paper" / "claims.yaml").write_text(RULE.replace('"< 0"', '"< -0.1"'))
     assert decide(project).stage == "exploratory"  # the rule has changed
-    lines = register_all(project / "paper")
-    assert lines[1] == "lower: changed; its row is exploratory until it is run again"
+    place = project / "paper" / "registration.json"
+    assert register_all(project / "paper") == [
+        f"1 rules and 6 runs: commit {place} before they run",
+        "lower: changed; its row is exploratory until it is run again",
+    ]
     (project / "paper" / "claims.yaml").write_text(RULE.replace("name: loss", "name: the loss"))
     assert decide(project).stage == "confirmatory"  # a name decides nothing
 
