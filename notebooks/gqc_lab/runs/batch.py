@@ -204,10 +204,10 @@ def execute_batch(
     store: Store,
     listener: Listener,
     *,
+    executor: Executor,
     jobs: int | None = None,
     retry: int = 1,
     is_fail_fast: bool = False,
-    executor: Executor | None = None,
 ) -> Outcomes:
     """Execute what is not finished; a run that fails does not stop the others.
 
@@ -215,11 +215,11 @@ def execute_batch(
     kills.
 
     Args:
+        executor: where runs are executed; left open.
         jobs: runs at a time; None: what the executor can take.
         retry: how often a run that was lost (killed, no kernel) is tried again; a notebook that
             fails is not.
         is_fail_fast: stop as soon as a run has failed.
-        executor: where runs are executed, left open; None: this machine.
     Raises:
         BadInput: the store cannot be written to.
         gqc_lab.runs.cluster.SchedulerLost: the executor is a cluster, and out of reach.
@@ -230,14 +230,9 @@ def execute_batch(
     if not todo:
         return outcomes
     store.check_writable()
-    own = executor or LocalExecutor(default_threads(batch, jobs))
-    loop = _Loop(batch, store, listener, outcomes, own, jobs, retry, is_fail_fast, deque(todo))
-    try:
-        with _interrupts(loop.press):
-            loop.run()
-    finally:
-        if executor is None:
-            own.close()
+    loop = _Loop(batch, store, listener, outcomes, executor, jobs, retry, is_fail_fast, deque(todo))
+    with _interrupts(loop.press):
+        loop.run()
     return outcomes
 
 

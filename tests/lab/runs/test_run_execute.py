@@ -80,8 +80,9 @@ def test_nothing_starts_when_all_is_finished(make_batch, tmp_path, executor, mon
     store = Store(tmp_path / "runs")
     batch = make_batch("seeds: 1")
     execute_batch(batch, store, Heard(), executor=executor)
-    monkeypatch.setattr("gqc_lab.runs.batch.LocalExecutor", None)
-    assert execute_batch(batch, store, Heard()).statuses == {batch.runs[0].id: "kept"}
+    monkeypatch.setattr(executor, "submit", pytest.fail)
+    outcomes = execute_batch(batch, store, Heard(), executor=executor)
+    assert outcomes.statuses == {batch.runs[0].id: "kept"}
 
 
 def by_seed(row):
