@@ -13,12 +13,11 @@ from the committed verdicts, and the figure is drawn from the committed frames::
       figure: angles                # of figures.yaml, or an entry as there
 
 After ``{claim.part`` may stand ``!yes`` (a part's word), ``!percent`` (of a share), ``!points`` (of
-a change of one), ``!exp`` or ``!10^`` (of a logarithm), or two words: ``!more/fewer``.
+a change of one), ``!10^`` (of a logarithm to base 10), or two words: ``!more/fewer``.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -167,14 +166,13 @@ def _filled(verdict: Verdict, place: int, how: str, seeds: set[int]) -> str:
         return WORDS[effect.status]
     if effect.high > effect.low:
         seeds.add(effect.n)
-    scales = {"exp": math.exp, "10^": lambda x: 10.0**x}
-    scales |= dict.fromkeys(("percent", "points"), lambda x: 100 * x)
+    scales = {"10^": lambda x: 10.0**x, "percent": lambda x: 100 * x, "points": lambda x: 100 * x}
     if how in scales:
         mean, low, high = (scales[how](x) for x in (effect.mean, effect.low, effect.high))
         if how == "percent" and part.compare is None and 0 <= mean <= 100:
             low, high = max(low, 0.0), min(high, 100.0)
         effect = replace(effect, mean=mean, low=low, high=high)
-        units = {"exp": "times", "10^": part.unit} | ({} if part.compare else {"percent": "%"})
+        units = {"10^": part.unit} | ({} if part.compare else {"percent": "%"})
         part, how = replace(part, unit=units.get(how, "points")), ""
     return say(part, effect, *how.split("/")) if how else say(part, effect)
 

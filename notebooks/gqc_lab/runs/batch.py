@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -122,11 +121,8 @@ class LocalExecutor(Executor):
 
         if self.is_forked:
             preload(self.threads, job["has_torch"])  # meanwhile this process imports papermill
-        # No notebook has IRIs, whose grammar takes longer to compile than all the rest to import.
-        sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
         from gqc_lab.runs.execute import Execution
 
-        sys.modules.pop("rfc3987_syntax", None)
         job = {**job, "threads": self.threads, "is_forked": self.is_forked}
         if self.gpus_per_run:
             job["gpus"] = [self._free.pop() for _ in range(self.gpus_per_run)]
