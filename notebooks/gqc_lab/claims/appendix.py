@@ -34,14 +34,13 @@ def rows(results: Mapping[str, Frozen], plan: Mapping[str, Any]) -> list[dict[st
     for name, frozen in results.items():
         runs, entry = frozen.runs, plan.get(name, {})
         seeds = sorted({run["parameters"].get("seed") for run in runs} - {None})
-        missing = frozen.record.get("missing", 0)
         found.append(
             {
                 "batch": name,
                 "trained": entry.get("trained", "-"),
                 "budget": budget(frozen),
                 "compared": compared(frozen, entry.get("compared", ["method"])),
-                "runs": f"{len(runs)} of {len(runs) + missing}" if missing else str(len(runs)),
+                "runs": str(len(runs)),
                 "seeds": _seeds(seeds),
                 "minutes": number(sum(run["seconds"] for run in runs) / 60),
                 "tuning": entry.get("tuning", "none"),

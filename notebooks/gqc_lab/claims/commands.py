@@ -160,9 +160,7 @@ def batch_path(paper: Path, name: str) -> Path:
     return paper.resolve().parent / "notebooks" / "batches" / f"{name}.yaml"
 
 
-def freeze_all(
-    paper: Path, store: Path, names: Sequence[str] = (), *, is_partial: bool = False
-) -> list[Frozen]:
+def freeze_all(paper: Path, store: Path, names: Sequence[str] = ()) -> list[Frozen]:
     """Copy the batches of results.yaml (or those named) from a run store to the paper's results."""
     plan = read_plan(paper)
     for name in names:
@@ -172,5 +170,5 @@ def freeze_all(
     for name in names or plan:
         entry, batch = plan[name], read_batch(batch_path(paper, name))
         kept = entry.get("columns", []), entry.get("rows", "")
-        frozen.append(freeze(batch, store, paper / RESULTS, *kept, is_partial=is_partial))
+        frozen.append(freeze(batch, store, paper / RESULTS, *kept))
     return frozen

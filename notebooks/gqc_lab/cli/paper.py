@@ -76,9 +76,6 @@ def freeze_results(
     ] = None,
     runs: Runs = Path("runs"),
     paper: Folder = Path("paper"),
-    is_partial: Annotated[
-        bool, typer.Option("--partial", help="Take what there is of unfinished batches.")
-    ] = False,
     is_list: Annotated[
         bool, typer.Option("--list", help="Only print the paths of the batch files.")
     ] = False,
@@ -91,10 +88,9 @@ def freeze_results(
             print(os.path.relpath(commands.batch_path(paper, name)))
         return
     console = make_console()
-    for batch in commands.freeze_all(paper, runs, names or [], is_partial=is_partial):
+    for batch in commands.freeze_all(paper, runs, names or []):
         stale = sum(not run["is_current"] for run in batch.runs)
         note = f", {stale} of an older code" if stale else ""
-        note += f", {batch.record['missing']} missing" if batch.record["missing"] else ""
         console.print(f"{batch.name}: {len(batch.runs)} runs{note}", highlight=False)
     console.print("next: gqc claims")
 

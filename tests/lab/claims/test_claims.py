@@ -60,7 +60,7 @@ RULES = """
 """
 
 
-def put(folder, history, results, missing=0):
+def put(folder, history, results):
     """Results as `freeze` leaves them."""
     folder.mkdir(parents=True, exist_ok=True)
     history.to_parquet(folder / HISTORY, index=False)
@@ -68,7 +68,7 @@ def put(folder, history, results, missing=0):
     files = {name: file_hash(folder / name) for name in (HISTORY, RESULTS)}
     common = {"is_current": True, "seconds": 1.0, "started": 0.0, "parameters": {}}
     runs = [{"id": f"{i:016x}", **common} for i in range(6)]
-    record = {"format": 1, "notebook": "01", "runs": runs, "files": files, "missing": missing}
+    record = {"format": 1, "notebook": "01", "runs": runs, "files": files}
     write_json(folder / RUNS, seal({**record, "inputs": {}, "environments": []}))
 
 
@@ -390,17 +390,6 @@ def test_a_claim_without_results_is_not_tested_and_says_why(paper):
     assert (first.verdict, first.effects) == ("not tested", ())
     assert first.reason == "no committed results of demos"
     assert "| not tested | no committed results of demos |" in text_of("claims.md", [first])
-
-
-def test_a_group_that_is_not_run_yet_leaves_its_part_open(paper):
-    frozen = load_frozen(paper / "results")["demo"]
-    only = frozen.history[frozen.history["method"] == "a"]
-    put(paper / "results" / "demo", only, frozen.results, missing=3)
-    ratio, size = verdicts(paper)[0].effects
-    assert (ratio.n, ratio.status, math.isnan(ratio.mean)) == (0, "open", True)
-    assert size.status == "fails"
-    write(verdicts(paper), paper)
-    assert check(paper) == []
 
 
 def test_tables_show_every_claim(paper):

@@ -123,18 +123,6 @@ def test_runs_of_an_older_code_are_taken_and_told(project):
     assert runs[0]["id"] == older
 
 
-def test_what_there_is_of_a_batch_can_be_taken(project):
-    store, batch = Store(project / "runs"), batch_of(project)
-    for run in batch.runs[1:]:
-        shutil.rmtree(store.folder(run.id))
-    frozen = freeze(batch, store.root, project / "r", is_partial=True)
-    assert (len(frozen.runs), frozen.record["missing"]) == (1, 5)
-    assert "tiny-batch & 1 of 6 & 0 & 1 &" in tables({"tiny-batch": frozen}, {})
-    shutil.rmtree(store.folder(batch.runs[0].id))
-    with pytest.raises(BadInput, match="no finished run of"):
-        freeze(batch, store.root, project / "other", is_partial=True)
-
-
 def test_frozen_runs_stay_where_the_store_has_none(project):
     batch, store, target = batch_of(project), Store(project / "runs"), project / "r"
     whole = freeze(batch, store.root, target)

@@ -86,7 +86,7 @@ def put(project, seeds, difference, made_under=None, others=()):
     files = {name: file_hash(folder / name) for name in (HISTORY, RESULTS)}
     runs += [run for other in others for run in other[0]]
     place = {"packages": {}, "threads": 1, "cores": 1, "python": "3", "platform": "Linux"}
-    record = {"format": 1, "notebook": "01_x", "runs": runs, "files": files, "missing": 0}
+    record = {"format": 1, "notebook": "01_x", "runs": runs, "files": files}
     record |= {"registrations": [made_under] if made_under else []}
     write_json(folder / RUNS, seal({**record, "inputs": {}, "environments": [place]}))
     return runs, rows
