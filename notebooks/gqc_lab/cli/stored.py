@@ -8,9 +8,9 @@ import typer
 
 from gqc_lab.cli.shared import Runs, group, make_console
 from gqc_lab.runs.plan import read_batch
-from gqc_lab.runs.store import NO_STORE, CorruptRun, Store, find_id, to_json
+from gqc_lab.runs.store import NO_STORE, CorruptRun, Store
 
-stored = group("List, show, export and clean up stored runs.")
+stored = group("List, export, merge and clean up stored runs.")
 Where = Annotated[
     str | None, typer.Option(help="SQL condition, e.g. \"method = 'gnts' AND seed < 3\".")
 ]
@@ -33,18 +33,6 @@ def list_runs(
     for key, reason in loaded.damaged.items():
         console.print(f"without {key}, which {reason}", highlight=False, soft_wrap=True)
     raise typer.Exit(1 if loaded.damaged else 0)
-
-
-@stored.command("show")
-def show_run(
-    key: Annotated[str, typer.Argument(help="The run's id, or its start.")],
-    runs: Runs = Path("runs"),
-) -> None:
-    """Print all that is known of a run, as JSON."""
-    from gqc_lab.runs.results import describe_run
-
-    store = Store(runs)
-    print(to_json(describe_run(store, find_id(key, store.finished(), runs))))
 
 
 @stored.command("export")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import sys
 import sysconfig
@@ -210,16 +209,6 @@ def _select(rows: list[Row], names: list[str], where: str | Mapping[str, Any] | 
         allowed = value if isinstance(value, list) else [value]
         rows = [row for row in rows if row.get(name) in allowed]
     return rows
-
-
-def describe_run(store: Store, key: str) -> dict[str, Any]:
-    """Return a run's record, results and info.  Raises: BadInput: it is damaged."""
-    try:
-        record = store.verify(key)
-    except (CorruptRun, OSError) as error:
-        raise BadInput(f"{key} {describe_damage(error)}") from None
-    result = json.loads(store.read(key, RESULT, record))
-    return {**record, "results": result["results"], "info": result["info"]}
 
 
 def export(frame: pd.DataFrame, path: Path) -> None:

@@ -108,14 +108,6 @@ def seal(record: dict[str, Any]) -> dict[str, Any]:
     return {**body, "seal": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def find_id(start: str, keys: Iterable[str], place: object) -> str:
-    """Return the id that begins with ``start``.  Raises: BadInput: none does, or several."""
-    matches = [key for key in keys if start and key.startswith(start)]
-    if len(matches) != 1:
-        raise BadInput(f"{start!r}: {len(matches)} runs of {place} begin so; list their ids")
-    return matches[0]
-
-
 class Store:
     """A folder of runs.
 
