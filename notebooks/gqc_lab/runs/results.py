@@ -209,12 +209,3 @@ def _select(rows: list[Row], names: list[str], where: str | Mapping[str, Any] | 
         allowed = value if isinstance(value, list) else [value]
         rows = [row for row in rows if row.get(name) in allowed]
     return rows
-
-
-def export(frame: pd.DataFrame, path: Path) -> None:
-    """Write a frame as .csv or .parquet.  Raises: BadInput: another ending."""
-    writers = {".csv": frame.to_csv, ".parquet": frame.to_parquet}
-    if path.suffix not in writers:
-        raise BadInput(f"{path}: expected a name that ends in {' or '.join(writers)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writers[path.suffix](path, index=False)  # type: ignore[operator]

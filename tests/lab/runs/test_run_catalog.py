@@ -1,4 +1,4 @@
-"""Tables, explanations, estimates, export and clean-up of a store."""
+"""Tables, explanations, estimates and clean-up of a store."""
 
 import sys
 from pathlib import Path
@@ -28,7 +28,6 @@ from gqc_lab.runs.report import (
     show_interval,
     summarize_batch,
 )  # fmt: skip
-from gqc_lab.runs.results import export
 from gqc_lab.runs.store import Store, write_json
 
 NOTEBOOKS = Path(__file__).parents[2] / "fixtures" / "notebooks"
@@ -166,7 +165,7 @@ def test_runs_are_found_by_the_start_of_their_id(make_batch):
             find_run(batch, start)
 
 
-def test_listing_shows_what_differs(make_batch, store, tmp_path):
+def test_listing_shows_what_differs(make_batch, store):
     batch = make_batch("seeds: 2")
     for run in batch.runs:
         finish(store, run, loss=1.0 + run.parameters["seed"] / 3)
@@ -175,10 +174,6 @@ def test_listing_shows_what_differs(make_batch, store, tmp_path):
     assert "method=plain" in text
     assert "1.3333" in text
     assert "│ 1" in text
-    export(loaded.results, tmp_path / "out.csv")
-    assert pd.read_csv(tmp_path / "out.csv")["loss"].tolist() == loaded.results["loss"].tolist()
-    with pytest.raises(BadInput, match=r"ends in \.csv or \.parquet"):
-        export(loaded.results, tmp_path / "out.txt")
 
 
 def make_unreadable(path):
@@ -220,11 +215,6 @@ def test_damaged_runs_do_not_hide_the_others(make_batch, store, tmp_path, monkey
         assert "2 rows" in text
         assert all(f"without {key}, which " in text for key in why)
     assert load(store.root, ids=[run.id for run in whole]).results["loss"].sum() == 5.0
-    table = tmp_path / "out.csv"
-    assert gqc("runs", "export", table, "--runs", store.root)[0] == 2
-    assert not table.exists()
-    assert gqc("runs", "export", table, "--runs", store.root, "--skip-damaged")[0] == 0
-    assert sorted(pd.read_csv(table)["loss"]) == [2.0, 3.0]
 
     assert list(statuses(batch, store).values()) == ["unreadable", "corrupt", *["finished"] * 2]
     code, text = gqc("batch", "status", tmp_path / "b.yaml", "--runs", store.root)
