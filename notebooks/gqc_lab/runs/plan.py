@@ -168,19 +168,6 @@ def shard(batch: Batch, which: str) -> Batch:
     return replace(batch, runs=batch.runs[int(number) - 1 :: int(count)])
 
 
-def read_parameters(paths: list[Path], notebook: Notebook) -> dict[str, Any]:
-    """Return the values of parameter files, later ones winning, each checked with the notebook."""
-    given: dict[str, Any] = {}
-    for path in paths:
-        values = read_mapping(path)
-        try:
-            resolve(notebook.declared, values)
-        except BadInput as error:
-            raise BadInput(f"{path.name}: {error}") from None
-        given |= values
-    return given
-
-
 def _points(content: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the grid's points: list x zip x product x seeds, the last varying fastest."""
     grid = {name: _values("grid", name, v) for name, v in _mapping(content, "grid").items()}
