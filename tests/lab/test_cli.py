@@ -77,7 +77,6 @@ def test_planning_and_listing_do_not_wait_for_torch(arguments):
         (["-p", "seed=x"], "seed='x': expected int"),
         (["-f", "none.yaml"], "none.yaml: no such file"),
         (["-f", "p.yaml"], "unknown parameter 'mehtod'='plain'; did you mean 'method'?"),
-        (["--preset", "none.yaml"], "--preset: a scale has their values now; give -p scale laptop"),
         (["--runs", "taken"], "cannot write to the run store"),
         (["--jobz", "1"], "No such option"),
     ],

@@ -35,14 +35,11 @@ def run_notebook(
     values: Annotated[
         list[Path] | None, typer.Option("--file", "-f", help="YAML file of parameters.")
     ] = None,
-    preset: Annotated[list[Path] | None, typer.Option("--preset", hidden=True)] = None,
     runs: Runs = Path("runs"),
     cold: Cold = False,
 ) -> None:
     """Run one notebook with parameters; a finished run is not repeated."""
     read = read_notebook(notebook)
-    if preset:
-        raise BadInput("--preset: a scale has their values now; give -p scale laptop")
     given: dict[str, Any] = {}
     for path in values or []:
         given |= read_mapping(path)

@@ -135,8 +135,6 @@ def read_batch(path: Path | str) -> Batch:
 
 
 def _batch(path: Path, content: dict[str, Any]) -> Batch:
-    if "presets" in content:
-        raise BadInput("presets: a scale has their values now; give parameters: {scale: laptop}")
     check_keys("", content, _KEYS)
     if not isinstance(content.get("notebook"), str):
         raise BadInput("notebook: expected the path of a notebook, from the batch file")

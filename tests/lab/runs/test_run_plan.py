@@ -124,7 +124,6 @@ def test_changed_data_make_runs_stale(plan, tmp_path):
         ("zip: {seed: [1, 2], scale: [1.0]}", "seed has 2, scale has 1"),
         ("seeds: 0", "seeds: 0: expected a count > 0"),
         ("seeds: 1.5", "seeds: 1.5"),
-        ("presets: [none.yaml]", r"presets: a scale has their values now; .*scale: laptop"),
         ("timeout: -1", "timeout: -1: expected a number > 0"),
         ("threads: 1.5", "threads: 1.5"),
         ("timeout: .nan", "timeout=nan"),
