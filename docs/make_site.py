@@ -22,7 +22,7 @@ from typing import Any
 import gqc
 import gqc_lab
 from gqc_lab.claims.commands import decide
-from gqc_lab.claims.render import render, verdict_frame
+from gqc_lab.claims.render import describe_claims, render
 from gqc_lab.publish.gallery import SCRIPT, figures_as_html
 from gqc_lab.publish.shown import THUMBNAILS
 
@@ -73,8 +73,8 @@ def collect(root: Path, pages: Path) -> None:
     references = [_references(Path(p.__path__[0]), p.__name__) for p in (gqc, gqc_lab)]
     for name, text in (page for pair in references for page in pair.items()):
         _put(pages / "api" / f"{name}.rst", text)
-    frame = verdict_frame(decide(root / "paper"))
-    tables = render("claims.md", frame=frame, links="notebooks")
+    claims = describe_claims(decide(root / "paper"))
+    tables = render("claims.md", claims=claims, links="notebooks")
     docs = [f"docs/{name}" for name in DOCS]
     texts = {"claims.md": f"# Claims and verdicts\n\n{tables}", "gallery.md": gallery(root)}
     texts |= {

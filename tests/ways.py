@@ -144,11 +144,11 @@ def parameter_to_optimizer() -> Way:
 def claim_to_macro() -> Way:
     """From the paper's claims and committed results to its macros, as ``gqc claims`` makes them."""
     from gqc_lab.claims.commands import decide
-    from gqc_lab.claims.render import render, verdict_frame
+    from gqc_lab.claims.render import describe_claims, render
 
     way = Way()
     with way.open():
-        text = render("claims-macros.tex", frame=verdict_frame(decide(ROOT / "paper")))
+        text = render("claims-macros.tex", claims=describe_claims(decide(ROOT / "paper")))
     assert r"\newcommand{\numClaims}" in text
     return way
 

@@ -21,7 +21,7 @@ from gqc_lab.claims.commands import (
     fill_readme,
     read_plan,
 )
-from gqc_lab.claims.render import render, verdict_frame
+from gqc_lab.claims.render import describe_claims, render
 from gqc_lab.models.operator import make_operator
 from gqc_lab.publish.paper_figures import print_figures, read_figures
 from gqc_lab.runs.notebook import read_notebook
@@ -324,7 +324,7 @@ def test_every_macro_of_the_text_is_written(verdicts):
     known = set(
         re.findall(
             r"\\newcommand\{\\(\w+)\}",
-            render("claims-macros.tex", frame=verdict_frame(verdicts)),
+            render("claims-macros.tex", claims=describe_claims(verdicts)),
         )
     )
     text = (PAPER / "results-text.tex").read_text(encoding="utf-8")

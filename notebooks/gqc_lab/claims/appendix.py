@@ -1,4 +1,4 @@
-"""Tables of what was run and what repeating it costs: seeds, time, machines, versions, data.
+"""Tables of what was run and what repeating it costs: seeds, time, machines, versions.
 
 The items of the machine-learning reproducibility checklist that the committed results can answer;
 what was trained on what, and how it was tuned, are texts of ``paper/results.yaml``.
@@ -14,42 +14,34 @@ from gqc_lab.claims.render import number, render
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "scikit-learn", "papermill")
 
 
-def texts(results: Mapping[str, Frozen], plan: Mapping[str, Any], age: str = "") -> dict[str, str]:
-    r"""Return the tables as Markdown and LaTeX, by file name.
+def tables(results: Mapping[str, Frozen], plan: Mapping[str, Any], age: str = "") -> str:
+    r"""Return the LaTeX file that has the tables as macros.
 
-    The LaTeX file defines numbers, ``\machines``, ``\ageOfResults``, ``\experimentTable`` and
-    ``\batchTable``.
+    It defines numbers, ``\machines``, ``\ageOfResults``, ``\experimentTable`` and ``\batchTable``.
 
     Args:
         plan: entries of results.yaml; age: what :func:`describe_age` says of all results.
     """
-    values = {"totals": totals(results), "machines": machines(results)}
-    names = ("reproducibility.md", "reproducibility.tex")
-    batches = rows(results, plan)
-    return {name: render(name, batches=batches, age=age, **values) for name in names}
+    values: dict[str, Any] = {"totals": totals(results), "machines": machines(results)}
+    return render("reproducibility.tex", batches=rows(results, plan), age=age, **values)
 
 
 def rows(results: Mapping[str, Frozen], plan: Mapping[str, Any]) -> list[dict[str, str]]:
-    """List the batches: what each trained and compared, its runs, seeds, time, data and tuning."""
+    """List the batches: what each trained and compared, its runs, seeds, time and tuning."""
     found = []
     for name, frozen in results.items():
         runs, entry = frozen.runs, plan.get(name, {})
         seeds = sorted({run["parameters"].get("seed") for run in runs} - {None})
-        data = frozen.record["inputs"].get("data", {})
-        missing = frozen.record.get("missing", 0)
         found.append(
             {
                 "batch": name,
                 "trained": entry.get("trained", "-"),
                 "budget": budget(frozen),
                 "compared": compared(frozen, entry.get("compared", ["method"])),
-                "runs": f"{len(runs)} of {len(runs) + missing}" if missing else str(len(runs)),
+                "runs": str(len(runs)),
                 "seeds": _seeds(seeds),
                 "minutes": number(sum(run["seconds"] for run in runs) / 60),
-                "day": _days(runs),
-                "data": ", ".join(f"{key} {str(value)[:12]}" for key, value in data.items()) or "-",
                 "tuning": entry.get("tuning", "none"),
-                "fingerprint": frozen.fingerprint[:12],
             }
         )
     return found

@@ -13,18 +13,19 @@ histories is kept::
 
 import json
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gqc_lab.claims import appendix
 from gqc_lab.claims.frozen import Frozen, freeze, load_frozen
-from gqc_lab.claims.registration import FILE, read_registration, register, verify
-from gqc_lab.claims.render import number, render, verdict_frame
+from gqc_lab.claims.registration import read_registration, register, verify
+from gqc_lab.claims.render import describe_claims, render
 from gqc_lab.claims.rules import Claim, read_claims, read_yaml
 from gqc_lab.claims.verdicts import Verdict, changes, evaluate
 from gqc_lab.errors import BadInput, check_keys, nearest
 from gqc_lab.runs.plan import read_batch
+from gqc_lab.runs.report import show_interval
 from gqc_lab.runs.store import write_json
 from gqc_lab.stats.analysis import mean_over_runs
 
@@ -56,21 +57,9 @@ def check(paper: Path) -> list[str]:
 
 
 def register_all(paper: Path) -> list[str]:
-    """Register all rules and the confirmatory runs of results.yaml; see `claims.registration`.
-
-    Returns: lines that say what was registered, and what was registered differently before.
-    """
-    claims = read_claims(paper / CLAIMS)
+    """Register all rules and the confirmatory runs of results.yaml; see `register`."""
     batches = {name: read_batch(batch_path(paper, name)) for name in read_plan(paper)}
-    changed = register(paper, claims, batches)
-    content = read_registration(paper)
-    runs = sum(map(len, content["batches"].values()))
-    lines = [
-        f"{len(content['rules'])} rules and {runs} runs: commit {paper / FILE} before they run"
-    ]
-    return lines + [
-        f"{key}: changed; its row is exploratory until it is run again" for key in changed
-    ]
+    return register(paper, read_claims(paper / CLAIMS), batches)
 
 
 def read_verdicts(paper: Path) -> tuple[list[Claim], list[Verdict]]:
@@ -92,11 +81,11 @@ def write(verdicts: Sequence[Verdict], paper: Path) -> list[Path]:
     write_json(paper / VERDICTS, [verdict.plain() for verdict in verdicts])
     results = load_frozen(paper / RESULTS)
     current = current_ids(paper, results)
-    frame = verdict_frame(verdicts, read_registration(paper))
+    claims = describe_claims(verdicts, read_registration(paper))
     age = appendix.describe_age(results, current, "behind these results")
-    texts = appendix.texts(results, read_plan(paper), age)
+    texts = {"reproducibility.tex": appendix.tables(results, read_plan(paper), age)}
     for name in ("claims.md", "claims.tex", "claims-macros.tex", "rules.tex"):
-        texts[name] = render(name, frame=frame, links="../../notebooks")
+        texts[name] = render(name, claims=claims, links="../../notebooks")
     for name, text in texts.items():
         (build / name).write_text(text, encoding="utf-8")
     for page in (paper.resolve().parent / name for name in FILLED):
@@ -129,7 +118,7 @@ def fill_readme(
             age = appendix.describe_age(mine, current, "behind this table")
             return means_table(results[FLAGSHIP], age)
         age = appendix.describe_age(results, current, "behind these verdicts")
-        return render("readme.md", frame=verdict_frame(verdicts), age=age)
+        return render("readme.md", claims=describe_claims(verdicts), age=age)
 
     blocks = re.compile(
         r"(?s)(<!-- begin (claims|flagship) -->\n).*?(<!-- end (?:claims|flagship) -->)"
@@ -152,15 +141,8 @@ def means_table(frozen: Frozen, age: str = "") -> str:
         mean_over_runs(frozen.results, ["method"], c, is_geometric=c in GEOMETRIC) for c in COLUMNS
     ]
     methods = zip(*(frame.to_dict("records") for frame in frames), strict=True)
-    rows = [[r[0]["method"], r[0]["n"], *map(_cell, r)] for r in methods]
+    rows = [[r[0]["method"], r[0]["n"], *map(show_interval, r)] for r in methods]
     return render("means.md", columns=COLUMNS, rows=rows, age=age)
-
-
-def _cell(row: Mapping[Hashable, Any]) -> str:
-    mean = number(row["mean"]) if row["mean"] < 1000 else f"{row['mean']:,.0f}"
-    if not row["high"] > row["low"]:
-        return mean
-    return f"{mean} [{number(row['low'])}, {number(row['high'])}]"
 
 
 def read_plan(paper: Path) -> dict[str, dict[str, Any]]:
@@ -176,9 +158,7 @@ def batch_path(paper: Path, name: str) -> Path:
     return paper.resolve().parent / "notebooks" / "batches" / f"{name}.yaml"
 
 
-def freeze_all(
-    paper: Path, store: Path, names: Sequence[str] = (), *, is_partial: bool = False
-) -> list[Frozen]:
+def freeze_all(paper: Path, store: Path, names: Sequence[str] = ()) -> list[Frozen]:
     """Copy the batches of results.yaml (or those named) from a run store to the paper's results."""
     plan = read_plan(paper)
     for name in names:
@@ -188,5 +168,5 @@ def freeze_all(
     for name in names or plan:
         entry, batch = plan[name], read_batch(batch_path(paper, name))
         kept = entry.get("columns", []), entry.get("rows", "")
-        frozen.append(freeze(batch, store, paper / RESULTS, *kept, is_partial=is_partial))
+        frozen.append(freeze(batch, store, paper / RESULTS, *kept))
     return frozen

@@ -75,14 +75,11 @@ def differences(
         raise BadInput(f"{claim.id}: {part.name!r}: {error}") from None
     finally:
         connection.close()
-    is_partial = frozen.record.get("missing", 0) > 0
-    return _by_seed(claim, part, frame.astype({"value": float}), is_partial)
+    return _by_seed(claim, part, frame.astype({"value": float}))
 
 
-def _by_seed(
-    claim: Claim, part: Part, frame: pd.DataFrame, is_partial: bool
-) -> tuple[np.ndarray, set[str]]:
-    """Pair the two groups by seed; empty if one of them is among the missing runs."""
+def _by_seed(claim: Claim, part: Part, frame: pd.DataFrame) -> tuple[np.ndarray, set[str]]:
+    """Pair the two groups by seed."""
     compare = part.compare
     if compare is None:
         return frame.sort_values(part.pair)["value"].to_numpy(), set(frame["runs"].explode())
@@ -90,8 +87,6 @@ def _by_seed(
     groups = {}
     for name in (compare.of, compare.against):
         mine = frame[frame[compare.by].astype(str) == str(name)]
-        if mine.empty and is_partial:
-            return np.empty(0), set()
         if mine.empty:
             raise BadInput(f"{claim.id}: {part.name!r}: no {compare.by} {name!r}; has {known}")
         groups[name] = mine.set_index(part.pair)

@@ -13,12 +13,11 @@ from the committed verdicts, and the figure is drawn from the committed frames::
       figure: angles                # of figures.yaml, or an entry as there
 
 After ``{claim.part`` may stand ``!yes`` (a part's word), ``!percent`` (of a share), ``!points`` (of
-a change of one), ``!exp`` or ``!10^`` (of a logarithm), or two words: ``!more/fewer``.
+a change of one), ``!10^`` (of a logarithm to base 10), or two words: ``!more/fewer``.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from gqc_lab.claims.commands import CLAIMS, RESULTS, VERDICTS, read_verdicts
 from gqc_lab.claims.frozen import Frozen, load_frozen
-from gqc_lab.claims.render import render, say, verdict_frame
+from gqc_lab.claims.render import describe_claims, render, say
 from gqc_lab.claims.rules import read_yaml
 from gqc_lab.errors import BadInput, check_keys, nearest
 
@@ -90,14 +89,14 @@ def show_verdicts(name: str, paper: Path | str = PAPER) -> Markdown:
         return Markdown(f"Committed results are shown in a checkout of the kit; {where}.")
     claims, verdicts = read_verdicts(paper)
     if name == "all":
-        return Markdown(render("all.md", frame=verdict_frame(verdicts)).rstrip())
+        return Markdown(render("all.md", claims=describe_claims(verdicts)).rstrip())
     mine = [claim for claim in claims if name in (claim.notebook, claim.id)]
     if not mine:
         where = f"no claim in {paper / CLAIMS} has that id or is decided by that notebook"
         raise ValueError(f"name={name!r}: {where}")
-    frame = verdict_frame([verdict for verdict in verdicts if verdict.claim in mine])
+    shown = describe_claims([verdict for verdict in verdicts if verdict.claim in mine])
     scales = ", ".join(dict.fromkeys(s for claim in mine for s in claim.scale.split(", ")))
-    return Markdown(render("notebook.md", frame=frame, scales=scales).rstrip())
+    return Markdown(render("notebook.md", claims=shown, scales=scales).rstrip())
 
 
 def evidence(name: str, paper: Path) -> list[Any]:
@@ -167,14 +166,13 @@ def _filled(verdict: Verdict, place: int, how: str, seeds: set[int]) -> str:
         return WORDS[effect.status]
     if effect.high > effect.low:
         seeds.add(effect.n)
-    scales = {"exp": math.exp, "10^": lambda x: 10.0**x}
-    scales |= dict.fromkeys(("percent", "points"), lambda x: 100 * x)
+    scales = {"10^": lambda x: 10.0**x, "percent": lambda x: 100 * x, "points": lambda x: 100 * x}
     if how in scales:
         mean, low, high = (scales[how](x) for x in (effect.mean, effect.low, effect.high))
         if how == "percent" and part.compare is None and 0 <= mean <= 100:
             low, high = max(low, 0.0), min(high, 100.0)
         effect = replace(effect, mean=mean, low=low, high=high)
-        units = {"exp": "times", "10^": part.unit} | ({} if part.compare else {"percent": "%"})
+        units = {"10^": part.unit} | ({} if part.compare else {"percent": "%"})
         part, how = replace(part, unit=units.get(how, "points")), ""
     return say(part, effect, *how.split("/")) if how else say(part, effect)
 

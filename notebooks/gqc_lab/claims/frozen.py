@@ -23,7 +23,7 @@ import pandas as pd
 
 from gqc_lab.errors import BadInput
 from gqc_lab.runs.plan import Batch
-from gqc_lab.runs.results import load, read_records
+from gqc_lab.runs.results import load
 from gqc_lab.runs.store import CorruptRun, Store, file_hash, seal, write_json
 
 FIRST_SEED = 1000  #: smaller ones are for exploration and tuning
@@ -113,8 +113,6 @@ def freeze(
     folder: Path | str,
     columns: list[str] | None = None,
     rows: str = "",
-    *,
-    is_partial: bool = False,
 ) -> Frozen:
     """Copy a batch's finished runs from a run store to ``folder/<batch>``.
 
@@ -125,15 +123,14 @@ def freeze(
     Args:
         columns: of the histories to keep; None: all; []: no histories.
         rows: SQL condition on the history's rows to keep; "": all.
-        is_partial: take what there is of the batch; runs.json counts what is missing.
-    Raises: BadInput: a run of the batch (or every one) is neither in the store nor frozen, a column
-        is unknown, or what is frozen lacks one.
+    Raises: BadInput: a run of the batch is neither in the store nor frozen, a column is unknown, or
+        what is frozen lacks one.
     """
     place, target = Store(store), Path(folder) / batch.name
     old = None
     with contextlib.suppress(CorruptRun):  # freezing again repairs it
         old = _read(target) if (target / RUNS).is_file() else None
-    chosen = _choose(batch, place, old, is_partial)
+    chosen = _choose(batch, place, old)
     loaded = load(place.root, ids=[r["id"] for r in chosen if not r["is_frozen"]])
     kept = [r["id"] for r in chosen if r["is_frozen"]]
     frames = {RESULTS: _join(batch, loaded.results, old.results if old else None, kept)}
@@ -181,30 +178,27 @@ def _join(
     return pd.concat([old, new[list(old)]], ignore_index=True)
 
 
-def _choose(
-    batch: Batch, store: Store, old: Frozen | None, is_partial: bool
-) -> list[dict[str, Any]]:
+def _choose(batch: Batch, store: Store, old: Frozen | None) -> list[dict[str, Any]]:
     """Choose each run's record: the present one, or the latest with the same parameters."""
-    records = [
-        {**r, "is_frozen": False}
-        for r in read_records(store).values()
-        if r["notebook"] == batch.notebook.name
-    ]
+    records = []
+    for key in sorted(store.finished()):
+        with contextlib.suppress(CorruptRun):  # left to the next batch
+            records.append({**store.record(key), "is_frozen": False})
+    records = [r for r in records if r["notebook"] == batch.notebook.name]
     if old is not None:
         common = {"is_frozen": True, "inputs": old.record["inputs"]}
         records += [{**r, **common, **old.surroundings(r)} for r in old.runs]
     chosen: list[dict[str, Any]] = []
     for run in batch.runs:
         alike = [r for r in records if r["parameters"] == run.parameters]
-        if alike:
-            best = max(alike, key=lambda r: (r["id"] == run.id, not r["is_frozen"], r["started"]))
-            chosen.append({**best, "is_current": best["id"] == run.id})
-        elif not is_partial or (not chosen and run is batch.runs[-1]):
+        if not alike:
             varied = [name for name in (*run.varied, "seed") if name in run.parameters]
             wanted = {name: run.parameters[name] for name in varied}
             raise BadInput(
                 f"{batch.name}: no finished run of {wanted} in {store.root}; run the batch first"
             )
+        best = max(alike, key=lambda r: (r["id"] == run.id, not r["is_frozen"], r["started"]))
+        chosen.append({**best, "is_current": best["id"] == run.id})
     return chosen
 
 
@@ -223,7 +217,6 @@ def _record(batch: Batch, chosen: list[dict[str, Any]], target: Path) -> dict[st
         "format": 1,
         "notebook": batch.notebook.name,
         "runs": runs,
-        "missing": len(batch.runs) - len(runs),
         "inputs": chosen[0]["inputs"],
         "environments": environments,
         "registrations": registrations,

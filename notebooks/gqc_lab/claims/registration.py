@@ -48,17 +48,19 @@ def read_registration(paper: Path) -> dict[str, Any]:
 
 
 def register(paper: Path, claims: Sequence[Claim], batches: Mapping[str, Batch]) -> list[str]:
-    """Write registration.json and return the ids of claims whose registered rule has changed.
+    """Write registration.json.
 
     Args:
         claims: all of claims.yaml; those without parts are left out.
         batches: by name, those with confirmatory seeds.
+    Returns: lines that say what was registered, and what was registered differently before.
     """
     old, rules = read_registration(paper), {c.id: c.rule for c in claims if c.parts}
     planned = {
         name: [run.id for run in batch.runs if run.parameters.get("seed", 0) >= FIRST_SEED]
         for name, batch in batches.items()
     }
+    num_runs = sum(map(len, planned.values()))
     now = _minute(time.time())
     kept = {key: old["since"][key] for key in rules if rules[key] == old["rules"].get(key)}
     content = {
@@ -68,7 +70,11 @@ def register(paper: Path, claims: Sequence[Claim], batches: Mapping[str, Batch])
         "history": {**old["history"], **history(paper, claims)},
     }
     write_json(paper / FILE, content)
-    return [key for key, rule in old["rules"].items() if rules.get(key) != rule]
+    changed = [key for key, rule in old["rules"].items() if rules.get(key) != rule]
+    return [
+        f"{len(rules)} rules and {num_runs} runs: commit {paper / FILE} before they run",
+        *(f"{key}: changed; its row is exploratory until it is run again" for key in changed),
+    ]
 
 
 def verify(paper: Path, results: Mapping[str, Frozen]) -> list[str]:

@@ -1,7 +1,7 @@
-"""Put verdicts into one frame, and render it through templates.
+"""Put verdicts into words, and render them through templates.
 
-:func:`verdict_frame` has a row for each number that decides a claim.  The files in ``templates``
-turn it into Markdown, LaTeX and its macros, the README's blocks and the tables of notebooks.
+:func:`describe_claims` says what there is to show of each claim.  The files in ``templates`` turn
+it into Markdown, LaTeX and its macros, the README's blocks and the tables of notebooks.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cache
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import pandas as pd
 
 from gqc_lab.claims.effects import Effect
 from gqc_lab.claims.registration import describe
@@ -32,48 +31,41 @@ SHOWN = (
 )  # fmt: skip
 LEAST_P = 1e-16  #: below, p is that of rounding, or of values that are the same for all seeds
 TEMPLATES = Path(__file__).parent / "templates"
-OF_CLAIM = ["group", "id", "statement", "source", "notebook", "scale", "note", "shown", "leaning"]
-OF_CLAIM += ["verdict", "stage", "earlier", "rule", "p", "reason", "num_runs", "short"]
-NUMBERS = ["mean", "low", "high", "n"]
-OF_PART = ["part", "bound", "unit", *NUMBERS, "status", "effect", "said"]
+OF_CLAIM = ("group", "id", "statement", "source", "notebook", "scale", "note")
 
 
-def verdict_frame(
+def describe_claims(
     verdicts: Sequence[Verdict], registration: Mapping[str, Any] | None = None
-) -> pd.DataFrame:
-    """Return a row for each part of each claim; a claim without parts has one row.
+) -> list[dict[str, Any]]:
+    """Return what templates show of each claim: its texts, its verdict and its ``parts``.
 
     Args:
         registration: what :func:`gqc_lab.claims.registration.read_registration` gives, for the
-            column ``rule``: when each was written, changed and registered.
-    Returns: columns `OF_CLAIM`, the same in all rows of a claim, with ``verdict``, ``p`` and
-        ``short`` (the name in a list) as text; then `OF_PART`, with ``effect`` as text
-        (``mean [low, high]``) and as :func:`say` puts it, empty or NaN where nothing was measured.
+            key ``rule``: when each was written, changed and registered.
     """
-    rows = []
+    claims = []
     for verdict in verdicts:
         claim = verdict.claim
-        texts = {name: getattr(claim, name) for name in OF_CLAIM[:7]}
-        texts |= {"leaning": leaning(verdict), "p": p_text(verdict), "stage": verdict.stage}
-        texts |= {"shown": verdict.verdict, "verdict": verdict.verdict, "earlier": verdict.earlier}
-        texts |= {"rule": describe(claim, registration) if registration and claim.parts else ""}
-        texts["short"] = claim.id.partition("-")[2]
+        row = {name: getattr(claim, name) for name in OF_CLAIM}
+        row |= {"shown": verdict.verdict, "verdict": verdict.verdict, "stage": verdict.stage}
+        row |= {"earlier": verdict.earlier, "p": p_text(verdict), "reason": verdict.reason}
+        row |= {"num_runs": verdict.num_runs, "is_tested": verdict.verdict != "not tested"}
+        row["rule"] = describe(claim, registration) if registration and claim.parts else ""
+        row["short"] = claim.id.partition("-")[2]
         if verdict.verdict == "undecided":
             seeds = f"{verdict.needs} seeds" if verdict.needs else "more than 1000 seeds"
-            texts["verdict"] += f" (parts: {leaning(verdict)}; {seeds} would decide)"
-            texts["short"] += f" ({verdict.needs or '> 1000'})"
-        texts |= {"reason": verdict.reason, "num_runs": verdict.num_runs}
-        texts |= {name: "" for name in OF_PART if name not in NUMBERS}
-        for part, effect in zip(claim.parts, verdict.effects or repeat(None), strict=False):
-            row = texts | {"part": part.name, "bound": part.holds, "unit": part.unit}
-            if effect:
-                row |= {"effect": interval(effect), "said": say(part, effect)}
-                row |= {name: getattr(effect, name) for name in (*NUMBERS, "status")}
-            rows.append(row)
-        if not claim.parts:
-            rows.append(texts)
-    kinds = dict.fromkeys(NUMBERS, "float") | {"n": "Int64"}
-    return pd.DataFrame(rows, columns=OF_CLAIM + OF_PART).astype(kinds)
+            row["verdict"] += f" (parts: {leaning(verdict)}; {seeds} would decide)"
+            row["short"] += f" ({verdict.needs or '> 1000'})"
+        row["parts"] = list(map(_describe_part, claim.parts, verdict.effects or repeat(None)))
+        claims.append(row)
+    return claims
+
+
+def _describe_part(part: Part, effect: Effect | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"part": part.name, "bound": part.holds, "unit": part.unit}
+    if effect is not None:
+        row |= asdict(effect) | {"effect": interval(effect), "said": say(part, effect)}
+    return row
 
 
 def leaning(verdict: Verdict) -> str:
@@ -97,10 +89,9 @@ def p_text(verdict: Verdict) -> str:
     return f"< {LEAST_P:g}" if verdict.p_holm < LEAST_P else f"= {number(verdict.p_holm)}"
 
 
-def count(frame: pd.DataFrame) -> dict[str, int]:
-    """Count the claims with each verdict of `SHOWN`."""
-    found = frame.drop_duplicates("id")["shown"].value_counts()
-    return {name: int(found.get(name, 0)) for name in SHOWN}
+def count(claims: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Count the claims of :func:`describe_claims` with each verdict of `SHOWN`."""
+    return {name: sum(claim["shown"] == name for claim in claims) for name in SHOWN}
 
 
 def number(value: float) -> str:
@@ -170,25 +161,20 @@ def table_row(cells: Sequence[object]) -> str:
     return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
-def render(template: str, **values: Any) -> str:
+def render(
+    template: str, *, claims: Sequence[Mapping[str, Any]] | None = None, **values: Any
+) -> str:
     """Render ``templates/<template>`` with these values.
 
-    A ``frame`` of :func:`verdict_frame` is handed to the template as ``groups`` too: pairs of a
-    group's name and its claims, each a mapping of `OF_CLAIM` and ``parts``, the list of its rows.
+    Claims of :func:`describe_claims` become ``groups``, pairs of a group's name and its claims, and
+    ``counts`` of their verdicts.
     """
-    if "frame" in values:
-        values |= {"groups": _nested(values["frame"]), "counts": count(values["frame"])}
+    if claims is not None:
+        groups: dict[str, list[Mapping[str, Any]]] = {}
+        for claim in claims:
+            groups.setdefault(claim["group"], []).append(claim)
+        values |= {"groups": list(groups.items()), "counts": count(claims)}
     return _templates().get_template(template).render(**values)
-
-
-def _nested(frame: pd.DataFrame) -> list[tuple[str, list[dict[str, Any]]]]:
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for _, rows in frame.groupby("id", sort=False):
-        parts = [part for part in rows.to_dict("records") if part["part"]]
-        claim = {str(k): v for k, v in rows.iloc[0][OF_CLAIM].items()} | {"parts": parts}
-        claim["is_tested"] = claim["shown"] != "not tested"
-        groups.setdefault(claim["group"], []).append(claim)
-    return list(groups.items())
 
 
 @cache

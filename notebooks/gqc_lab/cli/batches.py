@@ -7,7 +7,7 @@ from contextlib import closing
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,8 +15,8 @@ from gqc_lab.cli.shared import File, Runs, group, make_console
 from gqc_lab.errors import BadInput
 from gqc_lab.runs.batch import Executor, LocalExecutor, default_threads, execute_batch
 from gqc_lab.runs.notebook import read_notebook
-from gqc_lab.runs.parameters import parse_option
-from gqc_lab.runs.plan import Batch, read_batch, read_parameters, shard, single
+from gqc_lab.runs.parameters import parse_option, read_mapping
+from gqc_lab.runs.plan import Batch, read_batch, shard, single
 from gqc_lab.runs.store import Store
 
 if TYPE_CHECKING:
@@ -35,15 +35,14 @@ def run_notebook(
     values: Annotated[
         list[Path] | None, typer.Option("--file", "-f", help="YAML file of parameters.")
     ] = None,
-    preset: Annotated[list[Path] | None, typer.Option("--preset", hidden=True)] = None,
     runs: Runs = Path("runs"),
     cold: Cold = False,
 ) -> None:
     """Run one notebook with parameters; a finished run is not repeated."""
     read = read_notebook(notebook)
-    if preset:
-        raise BadInput("--preset: a scale has their values now; give -p scale laptop")
-    given = read_parameters(values or [], read)
+    given: dict[str, Any] = {}
+    for path in values or []:
+        given |= read_mapping(path)
     for each in parameters or []:
         name, equals, text = each.partition("=")
         if not equals:

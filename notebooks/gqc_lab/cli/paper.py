@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,25 +11,25 @@ from gqc_lab.cli.shared import Runs, make_console
 from gqc_lab.errors import BadInput
 
 if TYPE_CHECKING:
-    import pandas as pd
     from rich.table import Table
 
 
-def _overview(frame: "pd.DataFrame") -> "Table":
+def _overview(claims: list[dict[str, Any]]) -> "Table":
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     for name in ("claim", "verdict", "p (Holm)", "measured", "rule", "effect [95 %]", "n", "part"):
         table.add_column(name)
-    for _, rows in frame.groupby("id", sort=False):
-        for place, row in enumerate(rows.to_dict("records")):
-            head = [row["id"], row["verdict"], row["p"].removeprefix("= ")]
-            is_measured = row["shown"] != "not tested"
-            measured = [row["part"], row["bound"], row["effect"], str(row["n"]), row["status"]]
+    for claim in claims:
+        head = [claim["id"], claim["verdict"], claim["p"].removeprefix("= ")]
+        if not claim["is_tested"]:
+            table.add_row(*head, claim["reason"])
+            continue
+        for part in claim["parts"]:
             table.add_row(
-                *(head if place == 0 else ["", "", ""]),
-                *(measured if is_measured else [row["reason"]]),
+                *head, part["part"], part["bound"], part["effect"], str(part["n"]), part["status"]
             )
+            head = ["", "", ""]
     return table
 
 
@@ -47,7 +47,7 @@ def decide_claims(
 ) -> None:
     """Decide every claim from the committed results; write verdicts and tables."""
     from gqc_lab.claims import commands
-    from gqc_lab.claims.render import count, verdict_frame
+    from gqc_lab.claims.render import count, describe_claims
 
     console = make_console()
     if action not in {"", "register"}:
@@ -63,9 +63,9 @@ def decide_claims(
         raise typer.Exit(1 if lines else 0)
     verdicts = commands.decide(paper)
     paths = commands.write(verdicts, paper)
-    frame = verdict_frame(verdicts)
-    console.print(_overview(frame))
-    counted = ", ".join(f"{n} {name}" for name, n in count(frame).items())
+    claims = describe_claims(verdicts)
+    console.print(_overview(claims))
+    counted = ", ".join(f"{n} {name}" for name, n in count(claims).items())
     console.print(f"\n{len(verdicts)} claims: {counted}", highlight=False)
     console.print("written: " + ", ".join(map(str, paths)), highlight=False)
 
@@ -76,9 +76,6 @@ def freeze_results(
     ] = None,
     runs: Runs = Path("runs"),
     paper: Folder = Path("paper"),
-    is_partial: Annotated[
-        bool, typer.Option("--partial", help="Take what there is of unfinished batches.")
-    ] = False,
     is_list: Annotated[
         bool, typer.Option("--list", help="Only print the paths of the batch files.")
     ] = False,
@@ -91,10 +88,9 @@ def freeze_results(
             print(os.path.relpath(commands.batch_path(paper, name)))
         return
     console = make_console()
-    for batch in commands.freeze_all(paper, runs, names or [], is_partial=is_partial):
+    for batch in commands.freeze_all(paper, runs, names or []):
         stale = sum(not run["is_current"] for run in batch.runs)
         note = f", {stale} of an older code" if stale else ""
-        note += f", {batch.record['missing']} missing" if batch.record["missing"] else ""
         console.print(f"{batch.name}: {len(batch.runs)} runs{note}", highlight=False)
     console.print("next: gqc claims")
 

@@ -8,9 +8,9 @@ import typer
 
 from gqc_lab.cli.shared import Runs, group, make_console
 from gqc_lab.runs.plan import read_batch
-from gqc_lab.runs.store import NO_STORE, CorruptRun, Store, find_id, to_json
+from gqc_lab.runs.store import NO_STORE, CorruptRun, Store
 
-stored = group("List, show, export and clean up stored runs.")
+stored = group("List, merge and clean up stored runs.")
 Where = Annotated[
     str | None, typer.Option(help="SQL condition, e.g. \"method = 'gnts' AND seed < 3\".")
 ]
@@ -33,37 +33,6 @@ def list_runs(
     for key, reason in loaded.damaged.items():
         console.print(f"without {key}, which {reason}", highlight=False, soft_wrap=True)
     raise typer.Exit(1 if loaded.damaged else 0)
-
-
-@stored.command("show")
-def show_run(
-    key: Annotated[str, typer.Argument(help="The run's id, or its start.")],
-    runs: Runs = Path("runs"),
-) -> None:
-    """Print all that is known of a run, as JSON."""
-    from gqc_lab.runs.results import describe_run
-
-    store = Store(runs)
-    print(to_json(describe_run(store, find_id(key, store.finished(), runs))))
-
-
-@stored.command("export")
-def export_runs(
-    path: Annotated[Path, typer.Argument(help="A .csv or .parquet file to write.")],
-    history: Annotated[
-        bool, typer.Option("--history", help="Export the records, not the results.")
-    ] = False,
-    where: Where = None,
-    skip_damaged: Annotated[
-        bool, typer.Option("--skip-damaged", help="Leave out damaged runs.")
-    ] = False,
-    runs: Runs = Path("runs"),
-) -> None:
-    """Write the results, or the histories, of finished runs as one table."""
-    from gqc_lab.runs.results import export, load
-
-    loaded = load(runs, where, skip_damaged=skip_damaged)
-    export(loaded.history if history else loaded.results, path)
 
 
 @stored.command("merge")

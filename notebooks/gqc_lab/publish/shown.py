@@ -32,13 +32,9 @@ def show_committed(notebook: NotebookNode, paper: Path) -> NotebookNode:
         if call["show"] == "show_evidence":
             cell.outputs = _outputs(call["name"], paper, cell.get("outputs", []))
         else:
-            data = _markdown(getattr(claims, call["show"])(call["name"], paper).data)
-            if not cell.outputs:
-                count = cell.execution_count
-                new = nbformat.v4.new_output("execute_result", data, execution_count=count)
-                cell.outputs = [new]
+            shown = getattr(claims, call["show"])(call["name"], paper)
             for output in cell.outputs:
-                output.data["text/markdown"] = data["text/markdown"]
+                output.data["text/markdown"] = shown.data
     return notebook
 
 

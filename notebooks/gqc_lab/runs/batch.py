@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -122,11 +121,8 @@ class LocalExecutor(Executor):
 
         if self.is_forked:
             preload(self.threads, job["has_torch"])  # meanwhile this process imports papermill
-        # No notebook has IRIs, whose grammar takes longer to compile than all the rest to import.
-        sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
         from gqc_lab.runs.execute import Execution
 
-        sys.modules.pop("rfc3987_syntax", None)
         job = {**job, "threads": self.threads, "is_forked": self.is_forked}
         if self.gpus_per_run:
             job["gpus"] = [self._free.pop() for _ in range(self.gpus_per_run)]
@@ -204,10 +200,10 @@ def execute_batch(
     store: Store,
     listener: Listener,
     *,
+    executor: Executor,
     jobs: int | None = None,
     retry: int = 1,
     is_fail_fast: bool = False,
-    executor: Executor | None = None,
 ) -> Outcomes:
     """Execute what is not finished; a run that fails does not stop the others.
 
@@ -215,11 +211,11 @@ def execute_batch(
     kills.
 
     Args:
+        executor: where runs are executed; left open.
         jobs: runs at a time; None: what the executor can take.
         retry: how often a run that was lost (killed, no kernel) is tried again; a notebook that
             fails is not.
         is_fail_fast: stop as soon as a run has failed.
-        executor: where runs are executed, left open; None: this machine.
     Raises:
         BadInput: the store cannot be written to.
         gqc_lab.runs.cluster.SchedulerLost: the executor is a cluster, and out of reach.
@@ -230,14 +226,9 @@ def execute_batch(
     if not todo:
         return outcomes
     store.check_writable()
-    own = executor or LocalExecutor(default_threads(batch, jobs))
-    loop = _Loop(batch, store, listener, outcomes, own, jobs, retry, is_fail_fast, deque(todo))
-    try:
-        with _interrupts(loop.press):
-            loop.run()
-    finally:
-        if executor is None:
-            own.close()
+    loop = _Loop(batch, store, listener, outcomes, executor, jobs, retry, is_fail_fast, deque(todo))
+    with _interrupts(loop.press):
+        loop.run()
     return outcomes
 
 

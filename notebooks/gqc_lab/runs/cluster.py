@@ -24,7 +24,7 @@ from distributed.comm import connect as open_connection
 from distributed.core import Status
 
 from gqc_lab.errors import BadInput
-from gqc_lab.runs.batch import Executor, num_cores
+from gqc_lab.runs.batch import Executor, default_threads, num_cores
 from gqc_lab.runs.execute import Execution
 from gqc_lab.runs.plan import Batch
 from gqc_lab.runs.sources import differing
@@ -62,7 +62,7 @@ def connect(
     cluster, threads = None, batch.threads or 1
     if scheduler == "local":
         jobs = jobs or num_cores()
-        threads = batch.threads or max(1, num_cores() // jobs)
+        threads = default_threads(batch, jobs)
         cluster = _start_local(jobs, batch.resources)
     else:
         _knock(scheduler)

@@ -132,12 +132,10 @@ def registration(folder: Path) -> dict[str, Any] | None:
         path = parent / "paper" / "registration.json"
         if path.is_file():
             content = path.read_bytes()
-            names = git(parent, "rev-parse", "HEAD", f"HEAD:./{path.relative_to(parent)}")
-            commit, blob = names.decode().split() or ("", "")
-            kind = "sha1" if len(blob) == 40 else "sha256"
-            own = hashlib.new(kind, b"blob %d\0%b" % (len(content), content)).hexdigest()
+            commit = git(parent, "rev-parse", "HEAD").decode().strip()
+            is_committed = git(parent, "show", "HEAD:./paper/registration.json") == content
             rules = json.loads(content)["rules"]
-            return {"commit": commit if blob == own else None, "rules": rules}
+            return {"commit": commit if is_committed else None, "rules": rules}
     return None
 
 

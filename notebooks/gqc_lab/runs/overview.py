@@ -20,7 +20,7 @@ from gqc_lab.errors import BadInput
 from gqc_lab.runs.index import Summary, describe_damage, summarize
 from gqc_lab.runs.plan import Batch, Run, show_value
 from gqc_lab.runs.report import find_function
-from gqc_lab.runs.store import RECORD, CorruptRun, Store, find_id, read_note
+from gqc_lab.runs.store import RECORD, CorruptRun, Store, read_note
 
 _WATCH_SECONDS = 2.0
 _WRONG = {"failed", "died", "corrupt", "unreadable"}
@@ -225,8 +225,10 @@ def _damage(store: Store, key: str) -> str:
 
 def find_run(batch: Batch, start: str) -> Run:
     """Return the run whose id begins with ``start``.  Raises: BadInput: none does, or several."""
-    runs = {run.id: run for run in batch.runs}
-    return runs[find_id(start, runs, batch.name)]
+    matches = [run for run in batch.runs if start and run.id.startswith(start)]
+    if len(matches) != 1:
+        raise BadInput(f"{start!r}: {len(matches)} runs of {batch.name} begin so; list their ids")
+    return matches[0]
 
 
 def explain(run: Run, batch: Batch, store: Store) -> list[str]:

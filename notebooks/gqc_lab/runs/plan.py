@@ -133,8 +133,6 @@ def read_batch(path: Path | str) -> Batch:
 
 
 def _batch(path: Path, content: dict[str, Any]) -> Batch:
-    if "presets" in content:
-        raise BadInput("presets: a scale has their values now; give parameters: {scale: laptop}")
     check_keys("", content, _KEYS)
     if not isinstance(content.get("notebook"), str):
         raise BadInput("notebook: expected the path of a notebook, from the batch file")
@@ -164,19 +162,6 @@ def shard(batch: Batch, which: str) -> Batch:
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise BadInput(f"--shard {which}: expected i/n with i from 1 to n, such as 2/8")
     return replace(batch, runs=batch.runs[int(number) - 1 :: int(count)])
-
-
-def read_parameters(paths: list[Path], notebook: Notebook) -> dict[str, Any]:
-    """Return the values of parameter files, later ones winning, each checked with the notebook."""
-    given: dict[str, Any] = {}
-    for path in paths:
-        values = read_mapping(path)
-        try:
-            resolve(notebook.declared, values)
-        except BadInput as error:
-            raise BadInput(f"{path.name}: {error}") from None
-        given |= values
-    return given
 
 
 def _points(content: dict[str, Any]) -> list[dict[str, Any]]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
-import json
 import os
 import sys
 import sysconfig
@@ -124,15 +122,6 @@ class Runs:
     @cached_property
     def history(self) -> pd.DataFrame:
         """Raises: CorruptRun: a file does not match its checksum, or cannot be read."""
-        return self.read_history()
-
-    def read_history(self, columns: Collection[str] | None = None) -> pd.DataFrame:
-        """Return ``run`` and ``columns`` of the histories; None: all of them.
-
-        Raises:
-            CorruptRun: a file does not match its checksum, or cannot be read.
-            KeyError: no history has such a column.
-        """
         import duckdb
         import pandas as pd
 
@@ -151,12 +140,8 @@ class Runs:
         # Of a folder called lr=0.1 DuckDB would make a column.
         source = "read_parquet(?, union_by_name=true, hive_partitioning=false, filename='run')"
         with duckdb.connect() as connection:
-            table = connection.sql(f"FROM {source}", params=[[*map(glob.escape, paths)]])
-            if unknown := sorted({*(columns or ())} - {*table.columns}):
-                raise KeyError(f"{unknown[0]!r}: expected one of {', '.join(table.columns)}")
-            names = [name for name in columns or table.columns if name != "run"]
-            frame = table.project(*(duckdb.ColumnExpression(n) for n in ["run", *names])).df()
-        frame["run"] = frame["run"].map(paths)
+            frame = connection.execute(f"FROM {source}", [[*map(glob.escape, paths)]]).df()
+        frame.insert(0, "run", frame.pop("run").map(paths))
         return frame
 
 
@@ -203,15 +188,6 @@ def load(
     return Runs(place, _select(rows, names, where), names, damaged)
 
 
-def read_records(store: Store) -> dict[str, dict[str, Any]]:
-    """Return each run.json that is whole, by run; corrupt runs are left to the next batch."""
-    records = {}
-    for key in sorted(store.finished()):
-        with contextlib.suppress(CorruptRun):
-            records[key] = store.record(key)
-    return records
-
-
 def _select(rows: list[Row], names: list[str], where: str | Mapping[str, Any] | None) -> list[Row]:
     if isinstance(where, str):
         import duckdb
@@ -233,22 +209,3 @@ def _select(rows: list[Row], names: list[str], where: str | Mapping[str, Any] | 
         allowed = value if isinstance(value, list) else [value]
         rows = [row for row in rows if row.get(name) in allowed]
     return rows
-
-
-def describe_run(store: Store, key: str) -> dict[str, Any]:
-    """Return a run's record, results and info.  Raises: BadInput: it is damaged."""
-    try:
-        record = store.verify(key)
-    except (CorruptRun, OSError) as error:
-        raise BadInput(f"{key} {describe_damage(error)}") from None
-    result = json.loads(store.read(key, RESULT, record))
-    return {**record, "results": result["results"], "info": result["info"]}
-
-
-def export(frame: pd.DataFrame, path: Path) -> None:
-    """Write a frame as .csv or .parquet.  Raises: BadInput: another ending."""
-    writers = {".csv": frame.to_csv, ".parquet": frame.to_parquet}
-    if path.suffix not in writers:
-        raise BadInput(f"{path}: expected a name that ends in {' or '.join(writers)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writers[path.suffix](path, index=False)  # type: ignore[operator]

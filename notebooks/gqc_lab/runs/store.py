@@ -24,7 +24,6 @@ import errno
 import fcntl
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -61,21 +60,9 @@ def write_json(path: Path, content: Any, *, is_durable: bool = True) -> None:
 
 def to_json(content: Any, *, ensure_ascii: bool = True) -> str:
     """Return JSON that strict readers take: NaN is null, infinity a number that is too large."""
-    text = json.dumps(_finite(content), indent=1, allow_nan=False, ensure_ascii=ensure_ascii)
-    return text.replace(f'"{_TOO_LARGE}"', "1e999").replace(f'"-{_TOO_LARGE}"', "-1e999")
-
-
-_TOO_LARGE = "infinite, 6f1c"  # stands in a value's place while the text is made
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else f"{'-' * (value < 0)}{_TOO_LARGE}"
-    return value
+    text = json.dumps(content, indent=1, ensure_ascii=ensure_ascii)
+    text = re.sub(r"\bNaN(?=,?$)", "null", text, flags=re.M)  # each value ends its line
+    return re.sub(r"\bInfinity(?=,?$)", "1e999", text, flags=re.M)
 
 
 def _sync(path: Path) -> None:
@@ -119,14 +106,6 @@ def seal(record: dict[str, Any]) -> dict[str, Any]:
     body = {key: value for key, value in record.items() if key != "seal"}
     text = json.dumps(body, sort_keys=True, separators=(",", ":"))
     return {**body, "seal": hashlib.sha256(text.encode()).hexdigest()}
-
-
-def find_id(start: str, keys: Iterable[str], place: object) -> str:
-    """Return the id that begins with ``start``.  Raises: BadInput: none does, or several."""
-    matches = [key for key in keys if start and key.startswith(start)]
-    if len(matches) != 1:
-        raise BadInput(f"{start!r}: {len(matches)} runs of {place} begin so; list their ids")
-    return matches[0]
 
 
 class Store:
@@ -260,22 +239,13 @@ class Store:
 
     def quarantine(self, key: str) -> Path | None:
         """Set a corrupt run aside; returns where, or None if another batch has done so."""
-        shelf = self.root / "quarantine"
-        shelf.mkdir(parents=True, exist_ok=True)
-        number = 1
-        while self.folder(key).is_dir():
-            target = shelf / f"{key}-{number}"
-            try:
-                os.rename(self.folder(key), target)
-            except FileNotFoundError:
-                return None
-            except OSError:
-                if not target.is_dir():
-                    raise
-                number += 1
-            else:
-                return target
-        return None
+        target = self.root / "quarantine" / f"{key}-{time.time_ns()}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.rename(self.folder(key), target)
+        except FileNotFoundError:
+            return None
+        return target
 
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[bool]:

@@ -16,13 +16,13 @@ from gqc_lab.claims.frozen import HISTORY, RESULTS, RUNS
 from gqc_lab.claims.render import (
     camel,
     count,
+    describe_claims,
     escape,
     interval,
     leaning,
     number,
     p_text,
     render,
-    verdict_frame,
 )
 from gqc_lab.claims.rules import Claim, Comparison, Part
 from gqc_lab.claims.verdicts import Verdict, _p_together, changes
@@ -60,7 +60,7 @@ RULES = """
 """
 
 
-def put(folder, history, results, missing=0):
+def put(folder, history, results):
     """Results as `freeze` leaves them."""
     folder.mkdir(parents=True, exist_ok=True)
     history.to_parquet(folder / HISTORY, index=False)
@@ -68,7 +68,7 @@ def put(folder, history, results, missing=0):
     files = {name: file_hash(folder / name) for name in (HISTORY, RESULTS)}
     common = {"is_current": True, "seconds": 1.0, "started": 0.0, "parameters": {}}
     runs = [{"id": f"{i:016x}", **common} for i in range(6)]
-    record = {"format": 1, "notebook": "01", "runs": runs, "files": files, "missing": missing}
+    record = {"format": 1, "notebook": "01", "runs": runs, "files": files}
     write_json(folder / RUNS, seal({**record, "inputs": {}, "environments": []}))
 
 
@@ -94,7 +94,7 @@ def paper(tmp_path):
 
 
 def text_of(template, verdicts, **values):
-    return render(template, frame=verdict_frame(verdicts), links="../../notebooks", **values)
+    return render(template, claims=describe_claims(verdicts), links="../../notebooks", **values)
 
 
 def verdicts(paper):
@@ -392,17 +392,6 @@ def test_a_claim_without_results_is_not_tested_and_says_why(paper):
     assert "| not tested | no committed results of demos |" in text_of("claims.md", [first])
 
 
-def test_a_group_that_is_not_run_yet_leaves_its_part_open(paper):
-    frozen = load_frozen(paper / "results")["demo"]
-    only = frozen.history[frozen.history["method"] == "a"]
-    put(paper / "results" / "demo", only, frozen.results, missing=3)
-    ratio, size = verdicts(paper)[0].effects
-    assert (ratio.n, ratio.status, math.isnan(ratio.mean)) == (0, "open", True)
-    assert size.status == "fails"
-    write(verdicts(paper), paper)
-    assert check(paper) == []
-
-
 def test_tables_show_every_claim(paper):
     all_of_them = verdicts(paper)
     text = text_of("claims.md", all_of_them)
@@ -434,7 +423,7 @@ def test_a_verdict_survives_being_committed(paper):
     write(verdicts(paper), paper)
     claims, committed = read_verdicts(paper)
     assert claims == read_claims(paper / "claims.yaml")
-    pd.testing.assert_frame_equal(verdict_frame(committed), verdict_frame(verdicts(paper)))
+    assert describe_claims(committed) == describe_claims(verdicts(paper))
 
 
 @pytest.mark.parametrize(
@@ -452,13 +441,10 @@ def test_an_open_claim_tells_what_its_parts_say(paper, parts, said):
     claim = read_claims(paper / "claims.yaml")[0]
     verdict = Verdict(claim, "undecided", tuple(effects_of(*parts)), 6, 0.06, 0.06)
     assert leaning(verdict) == said
-    frame = verdict_frame([verdict])
-    assert set(frame["verdict"]) == {
-        f"undecided (parts: {said}; more than 1000 seeds would decide)"
-    }
-    assert set(frame["short"]) == {"x2 (> 1000)"}
-    assert (set(frame["shown"]), p_text(verdict)) == ({"undecided"}, "= 0.06")
-    assert count(frame)["undecided"] == 1
+    (shown,) = describe_claims([verdict])
+    assert shown["verdict"] == f"undecided (parts: {said}; more than 1000 seeds would decide)"
+    assert (shown["shown"], shown["short"], shown["p"]) == ("undecided", "x2 (> 1000)", "= 0.06")
+    assert count([shown])["undecided"] == 1
 
 
 def test_no_p_value_is_said_to_be_zero_and_powers_are_powers(paper):

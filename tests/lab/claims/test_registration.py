@@ -11,7 +11,7 @@ from gqc_lab.claims import evaluate, load_frozen, read_claims
 from gqc_lab.claims.commands import check, register_all, write
 from gqc_lab.claims.frozen import HISTORY, RESULTS, RUNS
 from gqc_lab.claims.registration import describe, read_registration, verify
-from gqc_lab.claims.render import render, verdict_frame
+from gqc_lab.claims.render import describe_claims, render
 from gqc_lab.runs.fingerprint import registration
 from gqc_lab.runs.store import file_hash, seal, write_json
 
@@ -86,7 +86,7 @@ def put(project, seeds, difference, made_under=None, others=()):
     files = {name: file_hash(folder / name) for name in (HISTORY, RESULTS)}
     runs += [run for other in others for run in other[0]]
     place = {"packages": {}, "threads": 1, "cores": 1, "python": "3", "platform": "Linux"}
-    record = {"format": 1, "notebook": "01_x", "runs": runs, "files": files, "missing": 0}
+    record = {"format": 1, "notebook": "01_x", "runs": runs, "files": files}
     record |= {"registrations": [made_under] if made_under else []}
     write_json(folder / RUNS, seal({**record, "inputs": {}, "environments": [place]}))
     return runs, rows
@@ -112,8 +112,8 @@ def test_fresh_seeds_under_a_registered_rule_decide_and_old_ones_are_shown(proje
     verdict = decide(project)
     assert (verdict.stage, verdict.verdict) == ("confirmatory", "reproduced")
     assert (verdict.earlier, verdict.num_runs, verdict.effects[0].n) == ("not reproduced", 6, 3)
-    frame = verdict_frame([verdict], read_registration(project / "paper"))
-    assert "exploratory: not reproduced" in render("claims.md", frame=frame, links=".")
+    claims = describe_claims([verdict], read_registration(project / "paper"))
+    assert "exploratory: not reproduced" in render("claims.md", claims=claims, links=".")
     write([verdict], project / "paper")
     assert check(project / "paper") == []
 
@@ -138,8 +138,11 @@ def test_runs_that_began_before_their_rule_or_under_another_are_exploratory(proj
     assert decide(project).stage == "confirmatory"
     (project / "paper" / "claims.yaml").write_text(RULE.replace('"< 0"', '"< -0.1"'))
     assert decide(project).stage == "exploratory"  # the rule has changed
-    lines = register_all(project / "paper")
-    assert lines[1] == "lower: changed; its row is exploratory until it is run again"
+    place = project / "paper" / "registration.json"
+    assert register_all(project / "paper") == [
+        f"1 rules and 6 runs: commit {place} before they run",
+        "lower: changed; its row is exploratory until it is run again",
+    ]
     (project / "paper" / "claims.yaml").write_text(RULE.replace("name: loss", "name: the loss"))
     assert decide(project).stage == "confirmatory"  # a name decides nothing
 

@@ -1,6 +1,5 @@
-"""Tables, explanations, estimates, export and clean-up of a store."""
+"""Tables, explanations, estimates and clean-up of a store."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -29,8 +28,7 @@ from gqc_lab.runs.report import (
     show_interval,
     summarize_batch,
 )  # fmt: skip
-from gqc_lab.runs.results import describe_run, export
-from gqc_lab.runs.store import Store, find_id, write_json
+from gqc_lab.runs.store import Store, write_json
 
 NOTEBOOKS = Path(__file__).parents[2] / "fixtures" / "notebooks"
 
@@ -159,20 +157,15 @@ def test_explanation_names_what_changed(make_batch, store, tmp_path):
     assert "is corrupt" in explain(batch.runs[0], batch, store)[0]
 
 
-def test_runs_are_found_by_the_start_of_their_id(make_batch, store):
+def test_runs_are_found_by_the_start_of_their_id(make_batch):
     batch = make_batch("seeds: 40")
     assert find_run(batch, batch.runs[3].id[:8]) is batch.runs[3]
-    for run in batch.runs[:20]:
-        finish(store, run)
-    assert find_id(batch.runs[0].id, store.finished(), store.root) == batch.runs[0].id
     for start in ("", "g", "0123456789abcdef"):
         with pytest.raises(BadInput, match="begin so"):
             find_run(batch, start)
-        with pytest.raises(BadInput, match="begin so"):
-            find_id(start, store.finished(), store.root)
 
 
-def test_listing_shows_what_differs(make_batch, store, tmp_path):
+def test_listing_shows_what_differs(make_batch, store):
     batch = make_batch("seeds: 2")
     for run in batch.runs:
         finish(store, run, loss=1.0 + run.parameters["seed"] / 3)
@@ -181,14 +174,6 @@ def test_listing_shows_what_differs(make_batch, store, tmp_path):
     assert "method=plain" in text
     assert "1.3333" in text
     assert "│ 1" in text
-    shown = describe_run(store, batch.runs[0].id)
-    assert shown["results"] == [{"loss": 1.0}]
-    assert json.loads(json.dumps(shown)) == shown
-
-    export(loaded.results, tmp_path / "out.csv")
-    assert pd.read_csv(tmp_path / "out.csv")["loss"].tolist() == loaded.results["loss"].tolist()
-    with pytest.raises(BadInput, match=r"ends in \.csv or \.parquet"):
-        export(loaded.results, tmp_path / "out.txt")
 
 
 def make_unreadable(path):
@@ -230,11 +215,6 @@ def test_damaged_runs_do_not_hide_the_others(make_batch, store, tmp_path, monkey
         assert "2 rows" in text
         assert all(f"without {key}, which " in text for key in why)
     assert load(store.root, ids=[run.id for run in whole]).results["loss"].sum() == 5.0
-    table = tmp_path / "out.csv"
-    assert gqc("runs", "export", table, "--runs", store.root)[0] == 2
-    assert not table.exists()
-    assert gqc("runs", "export", table, "--runs", store.root, "--skip-damaged")[0] == 0
-    assert sorted(pd.read_csv(table)["loss"]) == [2.0, 3.0]
 
     assert list(statuses(batch, store).values()) == ["unreadable", "corrupt", *["finished"] * 2]
     code, text = gqc("batch", "status", tmp_path / "b.yaml", "--runs", store.root)

@@ -113,7 +113,7 @@ def test_each_run_has_its_own_gpus(tmp_path, monkeypatch):
         LocalExecutor(threads=1, gpus=4)
 
 
-def test_artifacts_are_kept_hashed_and_listed(tmp_path):
+def test_artifacts_are_kept_hashed_and_listed(tmp_path, executor):
     code = (
         "from gqc_lab import runs\nplace = runs.current_run_dir() / 'artifacts' / 'deep'\n"
         "place.mkdir(parents=True)\n(place / 'model.pt').write_bytes(b'weights')\n"
@@ -122,7 +122,7 @@ def test_artifacts_are_kept_hashed_and_listed(tmp_path):
         "import os\nos.mkfifo(place / 'pipe')"
     )
     batch, store = make_batch(tmp_path, "seeds: 1", code), Store(tmp_path / "runs")
-    assert execute_batch(batch, store, Heard()).count("finished") == 1
+    assert execute_batch(batch, store, Heard(), executor=executor).count("finished") == 1
     (run,) = batch.runs
     kept = store.folder(run.id) / "artifacts" / "deep" / "model.pt"
     assert kept.read_bytes() == b"weights"

@@ -79,10 +79,10 @@ def processes_of(store):
     return found
 
 
-def test_a_cluster_gives_the_runs_of_one_machine(cluster, make_batch, tmp_path):
+def test_a_cluster_gives_the_runs_of_one_machine(cluster, executor, make_batch, tmp_path):
     batch = make_batch("grid: {method: [plain, broken, double]}\nseeds: 2\nthreads: 1")
     here, there, heard = Store(tmp_path / "here"), Store(tmp_path / "there"), Heard()
-    local = execute_batch(batch, here, Heard())
+    local = execute_batch(batch, here, Heard(), executor=executor)
     remote = run_on(cluster, batch, there, heard)
     assert remote.statuses == local.statuses
     assert remote.errors == local.errors

@@ -10,7 +10,7 @@ from batch_cases import write_notebook
 from gqc_lab.errors import BadInput
 from gqc_lab.runs import plan as module
 from gqc_lab.runs.notebook import read_notebook
-from gqc_lab.runs.plan import read_batch, read_parameters, single
+from gqc_lab.runs.plan import read_batch, single
 
 NOTEBOOKS = Path(__file__).parents[2] / "fixtures" / "notebooks"
 
@@ -55,14 +55,6 @@ def test_grid_wins_over_parameters_over_defaults(plan):
     assert run.parameters == {
         "method": "plain", "seed": 7, "scale": 4.0, "rounds": 3, "pause": 0.001,
     }  # fmt: skip
-
-
-def test_later_parameter_files_win(tmp_path):
-    (tmp_path / "one.yaml").write_text("scale: 2.0\nrounds: 5\npause: 1e-3\n")
-    (tmp_path / "two.yaml").write_text("rounds: 6\n")
-    files = [tmp_path / "one.yaml", tmp_path / "two.yaml"]
-    given = read_parameters(files, read_notebook(NOTEBOOKS / "tiny.ipynb"))
-    assert given == {"scale": 2.0, "rounds": 6, "pause": 0.001}
 
 
 def test_same_run_has_one_id_wherever_it_is_planned(plan):
@@ -132,7 +124,6 @@ def test_changed_data_make_runs_stale(plan, tmp_path):
         ("zip: {seed: [1, 2], scale: [1.0]}", "seed has 2, scale has 1"),
         ("seeds: 0", "seeds: 0: expected a count > 0"),
         ("seeds: 1.5", "seeds: 1.5"),
-        ("presets: [none.yaml]", r"presets: a scale has their values now; .*scale: laptop"),
         ("timeout: -1", "timeout: -1: expected a number > 0"),
         ("threads: 1.5", "threads: 1.5"),
         ("timeout: .nan", "timeout=nan"),
@@ -155,13 +146,6 @@ def test_mistakes_are_named_in_one_line(plan, text, message):
         plan(text)
     assert "\n" not in str(error.value)
     assert "b.yaml: " in str(error.value)
-
-
-def test_a_bad_parameter_file_is_named(tmp_path):
-    (tmp_path / "p.yaml").write_text("rouns: 3")
-    notebook = read_notebook(NOTEBOOKS / "tiny.ipynb")
-    with pytest.raises(BadInput, match=r"p\.yaml: unknown parameter 'rouns'=3; did you mean"):
-        read_parameters([tmp_path / "p.yaml"], notebook)
 
 
 EMPTY = '{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from gqc_lab import runs
-from gqc_lab.runs.store import CorruptRun, Store, seal, write_json
+from gqc_lab.runs.store import CorruptRun, Store, seal, to_json, write_json
 
 ID = "0123456789abcdef"
 # Written by commit 24ffc06, before the lab left the core: two finished runs and a failed one.
@@ -177,13 +177,12 @@ def test_load_selects(filled, where):
     assert set(loaded.history["run"]) == {f"{2:016x}"}
 
 
-def test_single_columns_of_histories_are_read(filled):
-    loaded = runs.load(filled.root)
-    whole = loaded.history
-    name = whole.columns[-1]
-    assert loaded.read_history([name]).equals(whole[["run", name]])
-    with pytest.raises(KeyError, match="'nothing': expected one of tokens"):
-        loaded.read_history(["nothing"])
+def test_histories_of_different_notebooks_are_read_together(store):
+    fill(store, "a" * 16, history=pd.DataFrame({"task": [1], "correct": [True]}))
+    fill(store, "b" * 16, history=pd.DataFrame({"task": ["parity"], "loss": [0.5]}))
+    history = runs.load(store.root).history
+    assert history.columns.tolist() == ["run", "task", "correct", "loss"]
+    assert history["task"].tolist() == ["1", "parity"]
 
 
 def test_a_condition_reaches_no_files(filled, tmp_path):
@@ -295,6 +294,20 @@ def test_numbers_that_are_not_finite_are_strict_json(store, monkeypatch, tmp_pat
     assert content["info"] == {"lr": [np.inf, 1.0]}
 
 
+def test_only_values_are_replaced_in_strict_json():
+    content = {
+        "numpy": [np.float64("inf"), np.float64("-inf"), np.float64("nan")],
+        "text": ["NaN", "-Infinity,", "NaN\nInfinity\n", "\u2028NaN"],
+        "Infinity": {"NaN": (), "last": float("inf")},
+    }
+    for ensure_ascii in (True, False):
+        text = to_json(content, ensure_ascii=ensure_ascii)
+        found = json.loads(text, parse_constant=pytest.fail)
+        assert found["numpy"] == [float("inf"), -float("inf"), None]
+        assert found["text"] == content["text"]
+        assert found["Infinity"] == {"NaN": [], "last": float("inf")}
+
+
 def test_a_column_may_not_be_called_as_the_store_calls_the_id(monkeypatch):
     with pytest.raises(ValueError, match="column 'run'"):
         runs.save(None, {"run": 1})
@@ -312,6 +325,15 @@ def test_two_batches_may_set_the_same_run_aside(store):
     fill(store)
     assert store.quarantine(ID)
     assert store.quarantine(ID) is None
+
+
+def test_a_file_in_the_place_of_a_run_is_set_aside(store):
+    store.check_writable()
+    store.folder(ID).write_text("")
+    with pytest.raises(CorruptRun):
+        store.verify(ID)
+    assert store.quarantine(ID).is_file()
+    assert store.finished() == set()
 
 
 def test_a_history_is_read_for_the_chosen_runs_alone(store):
