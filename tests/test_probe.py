@@ -273,6 +273,27 @@ def test_a_schedule_in_draws_keeps_them_while_gradients_shrink_tenfold():
     assert schedule.get_last_value()[0] == pytest.approx(0.1 * p.norm(8), rel=0.2)
 
 
+@pytest.mark.parametrize("loss", ["mean", "sum"])
+def test_a_schedule_in_draws_counts_draws_and_not_their_weights(loss):
+    model, loader, tokens = Known(), stream(5.0, seed=7), 1000
+    size = tokens if loss == "sum" else 1
+    p, optimizer = probe(model, lambda m, x: size * dot(m, x), loader), SGD(model.parameters(), 0.0)
+    if loss == "mean":
+        wrapper, schedule = p.make_gnts(optimizer, 4)
+    else:
+        with pytest.raises(ValueError, match=r'loss="sum": .* noise_trace / w\*\*2\)'):
+            p.make_gnts(optimizer, 4, loss="sum")
+        wrapper = gqc.OptimizerWrapperGNTS(optimizer, loss="sum", max_draws=16)
+        schedule = DrawsSchedule(wrapper, 4, p.signal_sq / size**2, p.noise_trace / size**2)
+    windows = []
+    for _ in range(1200):
+        (size * dot(model, next(loader))).backward()
+        if wrapper.step(weight=tokens):
+            windows.append(wrapper.last_num_draws)
+        schedule.step()
+    assert sum(windows[-150:]) / 150 == pytest.approx(4, abs=1)
+
+
 def test_a_schedule_in_draws_that_starts_at_one_leaves_it_again():
     model, loader = Known(), stream(10.0, seed=6)
     p = probe(model, dot, loader)
@@ -297,6 +318,9 @@ def test_a_schedule_in_draws_refuses_what_it_cannot_schedule():
     wrapper = gqc.OptimizerWrapperGNTS(SGD([nn.Parameter(torch.zeros(1))]))
     with pytest.raises(ValueError, match=r"draws=0\.5 at step 0"):
         DrawsSchedule(wrapper, 0.5, 1.0, 1.0)
+    wrapper = gqc.OptimizerWrapperGNTS(SGD([nn.Parameter(torch.zeros(1))]), min_draws=2)
+    with pytest.raises(ValueError, match="min_draws=2: expected 1, as the norm"):
+        DrawsSchedule(wrapper, 4, 1.0, 1.0)
 
 
 def test_a_gradient_that_jumps_is_no_trap():

@@ -183,7 +183,14 @@ class Probe:
             draws: wanted per step, >= 1: a number, or a function of the microbatch (from 0).
             options: of :class:`gqc.OptimizerWrapperGNTS`.
         Returns: the wrapper and the schedule, to be stepped once a microbatch.
+        Raises: ValueError: ``loss="sum"``, or ``min_draws`` above 1.
         """
+        if options.get("loss") == "sum":
+            raise ValueError(
+                'loss="sum": the probe has measured whole sums, and the wrapper reads norms of a '
+                "unit of weight. With w, the weight of a microbatch, make the wrapper and "
+                "DrawsSchedule(wrapper, draws, signal_sq / w**2, noise_trace / w**2)"
+            )
         from gqc.schedules import DrawsSchedule
         from gqc.wrappers import OptimizerWrapperGNTS
 

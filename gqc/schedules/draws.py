@@ -30,7 +30,7 @@ class DrawsSchedule(ParamGroupSchedule):
         signal_sq, noise_trace: :math:`|G|^2` and T at the start, as of :func:`gqc.noise.probe`.
     Raises:
         TypeError: the wrapper reads no norms.
-        ValueError: fewer than one draw.
+        ValueError: fewer than one draw, or a wrapper with ``min_draws`` above 1.
     """
 
     def __init__(
@@ -42,6 +42,11 @@ class DrawsSchedule(ParamGroupSchedule):
     ) -> None:
         if not hasattr(optimizer, "last_window") or THRESHOLD not in optimizer.param_groups[0]:
             raise TypeError(f"optimizer is a {type(optimizer).__name__}: expected GNTS")
+        if optimizer.min_draws > 1:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"min_draws={optimizer.min_draws}: expected 1, as the norm of a window's first "  # type: ignore[attr-defined]
+                "draw is read; draws= of the schedule says how many are wanted"
+            )
         self.draws = draws
         self._square = max(signal_sq, 0.0) + noise_trace
         self._scale = noise_trace / signal_sq if signal_sq > 0 else math.inf
@@ -62,7 +67,8 @@ class DrawsSchedule(ParamGroupSchedule):
             norm = last.grad_norm
         if norm is not None and math.isfinite(norm * norm):
             self._square += SHARE * (norm * norm - self._square)
-        self._scale = wrapper.statistics()["noise_scale"] or self._scale
+        if last is not None and (scale := wrapper.statistics()["noise_scale"]):
+            self._scale = scale * last.num_draws / last.weight  # of a unit of weight, to one draw
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "square": self._square, "scale": self._scale}
