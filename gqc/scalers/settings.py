@@ -1,10 +1,8 @@
 """Hyperparameters of the variance gradient scaler, checked whenever one changes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -72,7 +70,7 @@ class Settings:
                 "estimator='elementwise' knows single elements"
             )
 
-    def changed(self, config: Mapping[str, Any]) -> Settings:
+    def changed(self, config: Mapping[str, Any]) -> Self:
         """A copy with the values of ``config``; raises ValueError for an unknown key."""
         if unknown := [key for key in config if key not in asdict(self)]:
             raise ValueError(

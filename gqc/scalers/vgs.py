@@ -11,13 +11,11 @@ Source: the method's published versions 1.0 to 3.2; what V was there, and where 
 in :mod:`gqc.scalers.published`, the present definition in :mod:`gqc.scalers.variance`.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from itertools import zip_longest
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -34,7 +32,7 @@ from gqc.scalers.variance import VarianceEstimator
 def _setting(name: str, is_fixed: bool = False) -> Any:
     """Make an attribute of a hyperparameter; assigning to it checks the value."""
 
-    def assign(self: VarianceGradientScaler, value: Any) -> None:
+    def assign(self: Any, value: Any) -> None:
         self._settings = self._settings.changed({name: value})
 
     return property(lambda self: getattr(self._settings, name), None if is_fixed else assign)
@@ -114,7 +112,7 @@ class VarianceGradientScaler:
     @classmethod
     def from_config(
         cls, mapping: Mapping[str, Any], parameters: Iterable[Any], **options: Any
-    ) -> VarianceGradientScaler:
+    ) -> Self:
         """Make a scaler from a training configuration with the published keys.
 
         Args:

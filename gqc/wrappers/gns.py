@@ -8,18 +8,14 @@ scalar norms by their mean square instead, which is another quantity: at R = 100
 it is near 5e-5.
 """
 
-from __future__ import annotations
-
 import copy
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 from torch.optim import Optimizer
 
 from gqc.noise.estimates import NoiseScaleEMA
+from gqc.rank_noise import RankNoise
 from gqc.wrappers.two_batch import NoiseOptions, TwoBatchWrapper
-
-if TYPE_CHECKING:
-    from gqc.rank_noise import RankNoise
 
 
 class OptimizerWrapperGNS(TwoBatchWrapper):

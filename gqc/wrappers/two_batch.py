@@ -6,20 +6,16 @@ With draws of weights :math:`w_i`, sum W, and noise T of one unit of weight,
 :math:`S_1-S_2` with :math:`S_1=\sum_i w_i\|g_i\|^2/W` has the mean :math:`(n-1)T/W`.
 """
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING, Any, ClassVar, Unpack
+from typing import Any, ClassVar, Unpack
 
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gqc.diagnostics import DrawCorrelation
 from gqc.noise.estimates import NoiseScaleEMA, RobustNoiseScaleEMA, unequal_two_batch
 from gqc.wrappers.base import OptimizerWrapper
 from gqc.wrappers.options import WindowOptions
-
-if TYPE_CHECKING:
-    from gqc.diagnostics import DrawCorrelation
 
 FIRST_WINDOW = 8  # draws while no window is known: enough for a first estimate
 
