@@ -6,7 +6,7 @@ no pass over them is made for a weight alone: :math:`u = w_i` for mean losses,
 :math:`A_n=\sum_i w_i g_i`, and the number of ranks for summed ones, whose average
 :math:`\sum_i g_i` is what DDP and FSDP2 leave.  The mean is :math:`G_n = A_n / W`.
 
-:class:`BufferWindow` moves each gradient out of ``.grad`` into a float32 buffer: one more gradient
+:class:`Window` moves each gradient out of ``.grad`` into a float32 buffer: one more gradient
 in memory, and each :math:`g_i` can be looked at, clipped or refused alone.  The other place for the
 sum is ``.grad`` itself, :mod:`gqc.wrappers.grad_window`.
 
@@ -42,7 +42,7 @@ SAVED = ("num_draws", "weight", "unit", "is_weighted")
 
 
 class Window:
-    """What both places share.
+    """:math:`A_n / u` in float32 next to the parameters; ``.grad`` holds the draw in progress.
 
     Args:
         params: the parameters, in the order of the groups.
@@ -78,6 +78,7 @@ class Window:
         # By parameter index; None where it has no gradient.  A group added in mid-window appends.
         self._sums: list[Tensor | None] = []
         self._staged: list[Tensor | None] = []  # a buffer's draw, which turns into the sum with it
+        self._are_full = self._were_full = False  # had each parameter a gradient, and before it?
         self._norm: Callable[[list[Tensor]], Tensor] | None = None
 
     @property
@@ -165,23 +166,6 @@ class Window:
         self._replace(ranks.average(self.params, sums, self._zeros))
         self.is_shared = True
 
-    # What the two places of the sum do each in their way
-
-    def _are_kept(self, grads: list[Tensor | None]) -> bool:
-        """Are these the tensors that were looked at before?"""
-        return False
-
-    _take: Callable[[list[Tensor | None]], list[Tensor] | None]
-    _load: Callable[[dict[int, Tensor]], None]
-    _normalise: Callable[[], None]
-    _replace: Callable[[dict[Tensor, Tensor]], None]
-    _zeros: Callable[[Tensor], Tensor]
-    expose: Callable[[], bool]
-    refuse: Callable[[], int]
-
-    def check_unit(self, own: float, unit: float, ranks: float) -> None:
-        """Raises: ValueError: a draw cannot be added to those of another unit."""
-
     def rescale(self, factor: float) -> None:
         """Follow a change of the loss scale in mid-window."""
         multiply_(self.totals(), factor)
@@ -239,18 +223,16 @@ class Window:
         if own["pending"]:
             self._load(own["pending"])
 
+    # What a sum in .grad does in another way
 
-class BufferWindow(Window):
-    """:math:`A_n / u` in float32 next to the parameters; ``.grad`` holds the draw in progress."""
-
-    def open(self) -> None:
-        super().open()
-        self._are_full = self._were_full = False  # had each parameter a gradient, and before it?
+    def check_unit(self, own: float, unit: float, ranks: float) -> None:
+        """Raises: ValueError: a draw cannot be added to those of another unit."""
 
     def _are_kept(self, grads: list[Tensor | None]) -> bool:
-        return self.num_draws > 0  # one look at what kind of tensors they are will do
+        """Are these the tensors that were looked at before?  One look at their kinds will do."""
+        return self.num_draws > 0
 
-    def _take(self, grads: list[Tensor | None]) -> list[Tensor]:
+    def _take(self, grads: list[Tensor | None]) -> list[Tensor] | None:
         is_made = self.watch is None or self.watch.take(self.params)
         for param in self.params:
             param.grad = None
