@@ -166,10 +166,6 @@ class Window:
         self._replace(ranks.average(self.params, sums, self._zeros))
         self.is_shared = True
 
-    def rescale(self, factor: float) -> None:
-        """Follow a change of the loss scale in mid-window."""
-        multiply_(self.totals(), factor)
-
     def totals(self) -> list[Tensor]:
         """The tensors of :math:`A_n / u`, with the draw in progress."""
         return [t for t in self._staged or self._sums if t is not None]
