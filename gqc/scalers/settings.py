@@ -64,11 +64,9 @@ class Settings:
         for name in ("enabled", "track_spatial"):
             value = getattr(self, name)
             expect(isinstance(value, bool), name, value, "True or False")
-        if self.granularity == "element" and self.estimator != "elementwise":
-            raise ValueError(
-                f"granularity='element' with estimator={self.estimator!r}: only "
-                "estimator='elementwise' knows single elements"
-            )
+        is_known = self.granularity != "element" or self.estimator == "elementwise"
+        others = "another, or estimator='elementwise', which alone knows single elements"
+        expect(is_known, "granularity", self.granularity, others)
 
     def changed(self, config: Mapping[str, Any]) -> Self:
         """A copy with the values of ``config``; raises ValueError for an unknown key."""
