@@ -69,7 +69,6 @@ class Window:
         self.last_weight = 0.0  #: of the draw in progress, or the last one
         self.is_weighted = False  #: was any draw given a weight?
         self.is_shared = False  #: were local sums averaged over the ranks, and none added since?
-        self.draw_norms: list[float] = []  # of the draws whose norm was read
         self.metric_sum: Any = 0.0  # weighted, for a wrapper inside; None: a draw had no metric
         self.num_deferred = 0  #: draws that FSDP2 has kept, or kept until the last one
         self.is_reduced = True  #: has it given all of them?
@@ -199,7 +198,6 @@ class Window:
         sums = enumerate(self._sums if own["num_draws"] else [])
         return {
             **own,
-            "draw_norms": list(self.draw_norms),
             "scale": None if self.scale is None else float(self.scale),
             "metric_sum": None if self.metric_sum is None else float(self.metric_sum),
             "pending": {i: s.detach().clone() for i, s in sums if s is not None},
@@ -213,7 +211,6 @@ class Window:
         if "weight" not in own and metric is not None:
             metric *= default_weight
         vars(self).update({key: (first | own)[key] for key in SAVED}, metric_sum=metric)
-        self.draw_norms = list(own.get("draw_norms", []))
         scale = own.get("scale")
         self.scale = None if scale is None else torch.tensor(scale)
         if own["pending"]:
