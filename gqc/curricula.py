@@ -55,9 +55,8 @@ class Curriculum:
         check_finite(epoch=epoch)
         if epoch < self.delay:
             return 0.0
-        if epoch >= self.delay + self.ramp:
-            return min(self.base, self.cap)
-        return min(self.base * RAMPS[self.shape]((epoch - self.delay) / self.ramp), self.cap)
+        x = (epoch - self.delay) / self.ramp if epoch < self.delay + self.ramp else 1.0
+        return min(self.base * RAMPS[self.shape](x), self.cap)
 
 
 def compute_inverse_loss_curriculum_weight(

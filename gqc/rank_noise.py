@@ -45,7 +45,6 @@ class RankNoise:
         self._buckets: list[Tensor] = []  # of DDP, which hold the mean after the backward
         self._large: list[Tensor] = []  # squared norms of this rank's shards of the mean
         self._group: Any = None
-        self._is_sharded = not isinstance(model, nn.parallel.DistributedDataParallel)
         if isinstance(model, nn.parallel.DistributedDataParallel):
             self._take_group(model.process_group)
             # DDP compares annotations with types, and finds text: a lambda has none.
@@ -79,9 +78,9 @@ class RankNoise:
         Returns: the noise scale as averaged so far [microbatches of a rank]; None while the signal
             is not distinguishable from the noise.
         """
-        small, large = self._small, self._large
-        if self._buckets:
-            large = [total_norm(self._buckets).square()]
+        buckets, small, large = self._buckets, self._small, self._large
+        if buckets:
+            large = [total_norm(buckets).square()]
         self._small, self._buckets, self._large = [], [], []
         if not small:
             self.num_skipped += 1  # gradients were not reduced, as in no_sync()
@@ -92,7 +91,7 @@ class RankNoise:
         if scaler is not None:
             sums = sums / scaler.scale(torch.ones_like(sums)).square()
         small_sq, large_sq = sums.tolist()
-        if not self._is_sharded:
+        if buckets:
             large_sq /= size  # every rank has the whole mean
         if math.isfinite(small_sq) and math.isfinite(large_sq):
             self.average.update(*two_batch(small_sq / size, large_sq, size))

@@ -6,8 +6,6 @@ Data-parallel ranks are those of the modules that replicate or shard the paramet
 trainings in one job know nothing of each other.
 """
 
-from __future__ import annotations
-
 import gc
 import math
 import sys
@@ -15,7 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +75,7 @@ class Ranks:
         self._numbers = [_made[name] for name in names]  # how many others of each came before
         _made.update(names)
 
-    def require(self, what: str) -> Ranks:
+    def require(self, what: str) -> Self:
         """These ranks.  Raises: RuntimeError: nothing says which they are."""
         if self.is_known:
             return self

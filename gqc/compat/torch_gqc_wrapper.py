@@ -68,7 +68,8 @@ class AbstractOptimizerWrapper(OptimizerWrapper):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "_take_batch_step" in getattr(getattr(cls, "step", None), "__code__", _NONE).co_names:
+        code = getattr(cls.step, "__code__", None)
+        if "_take_batch_step" in getattr(code, "co_names", ()):
             raise TypeError(_OLD_CONTRACT.format(cls.__name__))
 
     num_batches = property(lambda self: self._counts["batches"])  #: microbatches so far
@@ -196,6 +197,3 @@ def group_values(optimizer: Optimizer, name: str) -> list[float]:
 
 def _decides(kind: type[OptimizerWrapper]) -> bool:
     return kind.should_step is not OptimizerWrapper.should_step
-
-
-_NONE = (lambda: None).__code__

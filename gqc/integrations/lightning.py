@@ -1,20 +1,16 @@
 """Wrappers in the Trainer of Lightning, with automatic or manual optimization."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gqc.integrations.attached import finish, refuse_clipping, wrappers_in
 from gqc.schedules import ParamGroupSchedule
 
-if TYPE_CHECKING:
+try:
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.utilities import rank_zero_warn
-else:
-    try:
-        from lightning.pytorch import Callback, LightningModule, Trainer
-        from lightning.pytorch.utilities import rank_zero_warn
-    except ModuleNotFoundError:  # the package of its older name
-        from pytorch_lightning import Callback, LightningModule, Trainer
-        from pytorch_lightning.utilities import rank_zero_warn
+except ModuleNotFoundError:  # the package of its older name
+    from pytorch_lightning import Callback, LightningModule, Trainer
+    from pytorch_lightning.utilities import rank_zero_warn
 
 
 class WrapperCallback(Callback):

@@ -12,11 +12,10 @@ from gqc.scalers.parameters import ParameterList
 from gqc.scalers.settings import Settings
 from gqc.scalers.variance import VarianceEstimator
 
-NUMBERS = (
-    *("variance", "factor", "skipped"),
+NUMBERS = (  # the published names, without "vgs/"
     *("stochastic_var_p10", "stochastic_var_p50", "stochastic_var_p90", "stochastic_var_mean"),
     *("unresolved", "grad_mean_ema_spatial", "grad_var_ema_spatial"),
-    *("grad_norm_ema", "grad_max_ema"),
+    *("grad_norm_ema", "grad_max_ema", "normalized_variance", "scaling_factor", "skipped"),
 )
 PERCENTILES = (0.1, 0.5, 0.9)
 
@@ -36,20 +35,20 @@ def scaling_factor(
 def readings(
     estimator: VarianceEstimator | None, parameters: ParameterList, settings: Settings
 ) -> dict[str, float]:
-    """Return :data:`NUMBERS` and ``"of NAME"``, the V of each named parameter; one host sync."""
-    names = [*NUMBERS, *(f"of {name}" for name in parameters.names)]
+    """Return :data:`NUMBERS` and ``"normalized_variance/NAME"`` of parameters; one host sync."""
+    names = [*NUMBERS, *(f"normalized_variance/{name}" for name in parameters.names)]
     if estimator is None:
-        return {**dict.fromkeys(names, 0.0), "factor": 1.0}
+        return {**dict.fromkeys(names, 0.0), "scaling_factor": 1.0}
     ratios, unresolved, counted = estimator.ratios(settings.variance_cap)
     variance = _aggregate(ratios, counted, parameters, settings)
     factors = tensor_factors(estimator, parameters, settings)
     factor = mean_factor(estimator, parameters, settings, factors)
     packed = torch.cat(
         [
-            torch.stack([variance, factor, estimator.num_skipped]),
             *(_quantile(ratios, counted, level).view(1) for level in PERCENTILES),
             torch.stack([_mean(ratios, counted), _mean(unresolved, counted)]),
             estimator.averages.corrected(),
+            torch.stack([variance, factor, estimator.num_skipped]),
             ratios if parameters.names else ratios[:0],
         ]
     )

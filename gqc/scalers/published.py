@@ -72,7 +72,7 @@ class PublishedEstimator(VarianceEstimator):
 
     def variance(self, first: Tensor, second: Tensor) -> Tensor:
         """Return the variance from the bias-corrected averages of :meth:`statistic`."""
-        raise NotImplementedError
+        return second - first.square()
 
     def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, None]:
         """Return what :class:`VarianceEstimator` says, without the cap, which acts later."""
@@ -118,11 +118,8 @@ class TensorMean(PublishedEstimator):
         mean = grad.mean()
         return mean, mean.square()
 
-    def variance(self, first: Tensor, second: Tensor) -> Tensor:
-        return second - first.square()
 
-
-class MeanSquare(TensorMean):
+class MeanSquare(PublishedEstimator):
     """Versions 3.1 and 3.2: mean square over elements and time, less the squared mean."""
 
     name = "mean_square"

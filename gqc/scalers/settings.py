@@ -1,10 +1,8 @@
 """Hyperparameters of the variance gradient scaler, checked whenever one changes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -66,13 +64,11 @@ class Settings:
         for name in ("enabled", "track_spatial"):
             value = getattr(self, name)
             expect(isinstance(value, bool), name, value, "True or False")
-        if self.granularity == "element" and self.estimator != "elementwise":
-            raise ValueError(
-                f"granularity='element' with estimator={self.estimator!r}: only "
-                "estimator='elementwise' knows single elements"
-            )
+        is_known = self.granularity != "element" or self.estimator == "elementwise"
+        others = "another, or estimator='elementwise', which alone knows single elements"
+        expect(is_known, "granularity", self.granularity, others)
 
-    def changed(self, config: Mapping[str, Any]) -> Settings:
+    def changed(self, config: Mapping[str, Any]) -> Self:
         """A copy with the values of ``config``; raises ValueError for an unknown key."""
         if unknown := [key for key in config if key not in asdict(self)]:
             raise ValueError(

@@ -32,12 +32,10 @@ Only the **sum** of the spread over a tensor enters V, and its recursion is line
 per tensor holds it: :math:`S_t = (1-a_t)(S_{t-1} + a_t|g_t - m_{t-1}|^2)`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -170,7 +168,7 @@ class VarianceEstimator:
                 mine.copy_(other)
         self.averages.load_state_dict(state["averages"])
 
-    def carry(self, other: VarianceEstimator, kept: Sequence[int | None]) -> None:
+    def carry(self, other: Self, kept: Sequence[int | None]) -> None:
         """Take tensor i's statistics from tensor ``kept[i]`` of ``other``; None starts empty."""
         self.num_skipped, self.averages = other.num_skipped, other.averages
         for new, old in enumerate(kept):
@@ -245,7 +243,7 @@ class DebiasedEstimator(VarianceEstimator):
         super().load_state_dict(state)
         self._look_at_counts()
 
-    def carry(self, other: VarianceEstimator, kept: Sequence[int | None]) -> None:
+    def carry(self, other: Self, kept: Sequence[int | None]) -> None:
         super().carry(other, kept)
         self._look_at_counts()
 

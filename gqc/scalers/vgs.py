@@ -11,13 +11,11 @@ Source: the method's published versions 1.0 to 3.2; what V was there, and where 
 in :mod:`gqc.scalers.published`, the present definition in :mod:`gqc.scalers.variance`.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from itertools import zip_longest
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -34,7 +32,7 @@ from gqc.scalers.variance import VarianceEstimator
 def _setting(name: str, is_fixed: bool = False) -> Any:
     """Make an attribute of a hyperparameter; assigning to it checks the value."""
 
-    def assign(self: VarianceGradientScaler, value: Any) -> None:
+    def assign(self: Any, value: Any) -> None:
         self._settings = self._settings.changed({name: value})
 
     return property(lambda self: getattr(self._settings, name), None if is_fixed else assign)
@@ -114,7 +112,7 @@ class VarianceGradientScaler:
     @classmethod
     def from_config(
         cls, mapping: Mapping[str, Any], parameters: Iterable[Any], **options: Any
-    ) -> VarianceGradientScaler:
+    ) -> Self:
         """Make a scaler from a training configuration with the published keys.
 
         Args:
@@ -203,12 +201,12 @@ class VarianceGradientScaler:
 
     def get_normalized_variance(self) -> float:
         """Return V, aggregated over tensors; 0 before there are statistics."""
-        return self._read()["variance"]
+        return self._read()["normalized_variance"]
 
     def get_scaling_factor(self) -> float:
         """Return the factor that :meth:`scale_gradients` would use now."""
         is_active = self.enabled and self.step_count >= self.warmup_steps
-        return self._read()["factor"] if is_active else 1.0
+        return self._read()["scaling_factor"] if is_active else 1.0
 
     @property
     def num_skipped(self) -> int:
@@ -224,21 +222,14 @@ class VarianceGradientScaler:
         ``grad_max_ema`` and the deprecated ``grad_mean_ema_spatial``, ``grad_var_ema_spatial``;
         with named parameters ``normalized_variance/NAME``.
         """
-        values = self._read()
-        names = ["stochastic_var_p10", "stochastic_var_p50", "stochastic_var_p90"]
-        names += ["stochastic_var_mean", "unresolved", "grad_norm_ema"]
-        if self._settings.track_spatial or not ESTIMATORS[self.estimator].reads_raw:
-            names += ["grad_mean_ema_spatial", "grad_var_ema_spatial", "grad_max_ema"]
+        left_out = {"skipped"}
+        if not self._settings.track_spatial and ESTIMATORS[self.estimator].reads_raw:
+            left_out |= {"grad_mean_ema_spatial", "grad_var_ema_spatial", "grad_max_ema"}
         return {
-            **{f"vgs/{name}": values[name] for name in names},
-            "vgs/normalized_variance": values["variance"],
-            "vgs/scaling_factor": self.get_scaling_factor(),
+            **{f"vgs/{k}": v for k, v in self._read().items() if k not in left_out},
+            "vgs/scaling_factor": self.get_scaling_factor(),  # 1 in the warmup
             "vgs/step_count": self.step_count,
             "vgs/warmup_active": float(self.step_count < self.warmup_steps),
-            **{
-                f"vgs/normalized_variance/{name}": values[f"of {name}"]
-                for name in self._parameters.names
-            },
         }
 
     def update_parameters(self, parameters: Iterable[Any]) -> None:
@@ -319,7 +310,7 @@ class VarianceGradientScaler:
     def _factor(self, estimator: VarianceEstimator, factors: list[Tensor] | None) -> float:
         """On the host, where a reading of this update may have brought it already."""
         if (read := self._host.get(self._settings)) is not None:
-            return read["factor"]
+            return read["scaling_factor"]
         if self._next is not None and self._next[0] is self._settings:
             return self._next[1].item()
         return mean_factor(estimator, self._parameters, self._settings, factors).item()

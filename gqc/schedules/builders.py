@@ -5,7 +5,7 @@ from functools import partial
 
 from torch.optim import Optimizer
 
-from gqc.checks import check_count, check_finite, check_positive
+from gqc.checks import check_count, check_finite, check_positive, expect
 from gqc.schedules.writers import THRESHOLD, ParamGroupSchedule, PiecewiseSchedule, interpolate
 
 
@@ -126,11 +126,8 @@ def check_lengths(warmup: int, total: int) -> None:
     """Raises: ValueError: a schedule cannot have these lengths [microbatches]."""
     check_count("num_warmup_steps", warmup, 0)
     check_count("num_training_steps", total, 1)
-    if warmup > total:
-        raise ValueError(
-            f"num_warmup_steps={warmup}: expected at most num_training_steps={total}; both count "
-            "microbatches"
-        )
+    most = f"at most num_training_steps={total}; both count microbatches"
+    expect(warmup <= total, "num_warmup_steps", warmup, most)
 
 
 def cosine_with_warmup(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gqc.checks import untraced
 from gqc.gradients import collect, count_nonfinite, tensor_norms, wide
-from gqc.upgd import published, utility
+from gqc.upgd import utility
 from gqc.upgd.checkpoints import CheckpointedOptimizer
 from gqc.upgd.utility import Bounds
 from gqc.wrappers.saved import is_asked_for_state
@@ -58,11 +58,6 @@ class Batch:
     @property
     def is_published(self) -> bool:
         return str(self.group["normalization"]).endswith("_published")
-
-    @property
-    def maths(self) -> Any:
-        """The functions of the formulas, which round as :mod:`gqc.upgd.utility` or as published."""
-        return published if self.is_published else utility
 
     @property
     def is_row_wise(self) -> bool:
@@ -170,8 +165,9 @@ class UtilityOptimizer(CheckpointedOptimizer):
             batch.states.append(state)
         beta, pieces = self.utility_decay(batch.group), []
         for block in batch.blocks(self.kept):
-            utilities = block.kept[0]
-            batch.maths.accumulate_utility_(utilities, block.grads, block.params, beta)
+            utilities, tensors = block.kept[0], (block.grads, block.params)
+            is_published = batch.is_published
+            utility.accumulate_utility_(utilities, *tensors, beta, is_published=is_published)
             self.accumulate(batch, block)
             extrema = map(torch.aminmax, utilities)
             pieces += [(row, *pair) for row, pair in zip(block.rows, extrema, strict=True)]
@@ -237,19 +233,19 @@ class UtilityOptimizer(CheckpointedOptimizer):
         generator: torch.Generator | None,
     ) -> None:
         """Move the weights of a block, with noise from ``generator`` if there is one."""
-        maths, group, rows = batch.maths, batch.group, block.rows
+        group, rows = batch.group, block.rows
         lr = float(group["lr"])  # may be a tensor, as capturable optimizers have it
         noise = None
         if generator is not None:
             std = [stds[row] for row in rows] if isinstance(stds, list) else stds
             noise = utility.draw_noise(block.params, std, generator)
-        gate = maths.gates(
+        gate = utility.gates(
             block.kept[0],
             [corrections[row] for row in rows],
             [limits[row] for row in rows] if isinstance(limits, list) else limits,
             group["normalization"],
         )
-        maths.update_(
+        utility.update_(
             block.params,
             self.directions(batch, block),
             noise,
@@ -257,6 +253,7 @@ class UtilityOptimizer(CheckpointedOptimizer):
             protect=group["protect"],
             decay=1 - lr * group["weight_decay"],
             rate=group["step_scale"] * lr,
+            is_published=batch.is_published,
         )
         if block.params is not block.stored:  # copies, to be rounded
             torch._foreach_copy_(block.stored, block.params)

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Unpack
 
 from torch import Tensor
 
+from gqc.upgd import utility
 from gqc.upgd.base import Batch, Block, UtilityOptimizer
 from gqc.upgd.checkpoints import ADAM, DECAY, Rule, UtilityOptions
 
@@ -118,12 +119,15 @@ class AdaptiveUPGD(UtilityOptimizer):
 
     def accumulate(self, batch: Batch, block: Block) -> None:
         _, first, second = block.kept
-        batch.maths.update_moments_(first, second, block.grads, batch.group["betas"])
+        utility.update_moments_(
+            first, second, block.grads, batch.group["betas"], is_published=batch.is_published
+        )
 
     def directions(self, batch: Batch, block: Block) -> list[Tensor]:
         _, first, second = block.kept
         steps, group = [batch.states[row]["step"] for row in block.rows], batch.group
-        return batch.maths.adam_directions(first, second, group["betas"], steps, group["eps"])
+        betas, eps, is_published = group["betas"], group["eps"], batch.is_published
+        return utility.adam_directions(first, second, betas, steps, eps, is_published=is_published)
 
 
 class UPGDW(AdaptiveUPGD):

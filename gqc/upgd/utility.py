@@ -5,8 +5,21 @@ weight of high utility has a scaled utility s near its upper end, and so a small
 
 Every function works on parallel lists with torch's ``_foreach`` kernels and never waits for the
 host: extrema stay tensors.  :func:`blocks` cuts long lists into parts that fit the CPU's cache, so
-that an operation finds there what the one before it wrote.  :mod:`gqc.upgd.published` has the
-released code's version of some of these functions.
+that an operation finds there what the one before it wrote.
+
+Two normalizations are as released, with the operations in their order, so that bits agree
+(``is_published``); the others round elsewhere to save passes over memory:
+
+==================== =============================================================================
+``max_published``    :math:`s = \sigma(\hat u / \max u)`, the authors' code
+``minmax_published`` :math:`s = \sigma(2(z-\frac12))`,
+                     :math:`z = (\hat u-\min u)/(\max u-\min u+10^{-8})` in [0, 1], a later fix
+==================== =============================================================================
+
+Both divide the bias-corrected :math:`\hat u = u/(1-\beta^t)` by extrema of the **uncorrected** u:
+with :math:`\beta=0.999` the quotient is 1000 times too large at first, and falls only slowly.  One
+departure: where the largest utility is 0, 0 / 0 counts as 0 (gate 1/2), where the authors' code
+makes the weight NaN.
 """
 
 import math
@@ -80,11 +93,19 @@ def corrections(beta: float, steps: Sequence[int]) -> list[float]:
 
 
 def accumulate_utility_(
-    utilities: list[Tensor], grads: list[Tensor], params: list[Tensor], beta: float
+    utilities: list[Tensor],
+    grads: list[Tensor],
+    params: list[Tensor],
+    beta: float,
+    *,
+    is_published: bool = False,
 ) -> None:
     r""":math:`u \leftarrow \beta u - (1-\beta) g w` in place, u in units of the loss."""
     torch._foreach_mul_(utilities, beta)
-    torch._foreach_addcmul_(utilities, grads, params, value=beta - 1)
+    if is_published:
+        torch._foreach_add_(utilities, torch._foreach_mul(grads, params), alpha=beta - 1)
+    else:
+        torch._foreach_addcmul_(utilities, grads, params, value=beta - 1)
 
 
 def merge_extrema(
@@ -136,6 +157,16 @@ def gates(
             1e-12, as in the authors' local variants.
     """
     gate = scale(utilities, correction, limits)
+    if normalization == "minmax_published":
+        torch._foreach_clamp_min_(gate, 0.0)
+        torch._foreach_clamp_max_(gate, 1.0)
+        torch._foreach_sub_(gate, 0.5)
+        torch._foreach_mul_(gate, 2.0)
+    if normalization.endswith("_published"):
+        torch._foreach_sigmoid_(gate)
+        torch._foreach_neg_(gate)
+        torch._foreach_add_(gate, 1.0)
+        return gate
     torch._foreach_neg_(gate)
     torch._foreach_sigmoid_(gate)  # 1 - sigmoid(x) = sigmoid(-x)
     return gate
@@ -163,12 +194,22 @@ def scale(
 
 
 def update_moments_(
-    first: list[Tensor], second: list[Tensor], grads: list[Tensor], betas: Sequence[float]
+    first: list[Tensor],
+    second: list[Tensor],
+    grads: list[Tensor],
+    betas: Sequence[float],
+    *,
+    is_published: bool = False,
 ) -> None:
     r"""Adam's :math:`m \leftarrow \beta_1 m + (1-\beta_1) g` and v with :math:`g^2`, in place."""
-    torch._foreach_lerp_(first, grads, 1 - betas[0])
     torch._foreach_mul_(second, betas[1])
-    torch._foreach_addcmul_(second, grads, grads, value=1 - betas[1])
+    if is_published:
+        torch._foreach_mul_(first, betas[0])
+        torch._foreach_add_(first, grads, alpha=1 - betas[0])
+        torch._foreach_add_(second, torch._foreach_mul(grads, grads), alpha=1 - betas[1])
+    else:
+        torch._foreach_lerp_(first, grads, 1 - betas[0])
+        torch._foreach_addcmul_(second, grads, grads, value=1 - betas[1])
 
 
 def adam_directions(
@@ -177,9 +218,18 @@ def adam_directions(
     betas: Sequence[float],
     steps: Sequence[int],
     eps: float,
+    *,
+    is_published: bool = False,
 ) -> list[Tensor]:
     r"""Adam's :math:`\hat m / (\sqrt{\hat v} + \epsilon)` at the ``steps`` t, new tensors."""
     factors1, factors2 = corrections(betas[0], steps), corrections(betas[1], steps)
+    if is_published:
+        directions = list(torch._foreach_div(first, factors1))
+        denominators = list(torch._foreach_div(second, factors2))
+        torch._foreach_sqrt_(denominators)
+        torch._foreach_add_(denominators, eps)
+        torch._foreach_div_(directions, denominators)
+        return directions
     # the correction of m goes into the denominator, which saves a pass
     denominators = list(torch._foreach_sqrt(second))
     ratios = [c1 / math.sqrt(c2) for c1, c2 in zip(factors1, factors2, strict=True)]
@@ -239,6 +289,7 @@ def update_(
     protect: bool,
     decay: float,
     rate: float,
+    is_published: bool = False,
 ) -> None:
     r""":math:`w \leftarrow \mathrm{decay}\, w - \mathrm{rate}\,(d+\xi)\,\mathrm{gate}`, in place.
 
@@ -247,11 +298,18 @@ def update_(
     """
     if decay != 1:
         torch._foreach_mul_(params, decay)
-    if protect:
-        if noise is not None:
-            torch._foreach_add_(noise, directions)
-        torch._foreach_addcmul_(params, gate, noise or directions, value=-rate)
-    else:
+    if protect and noise is not None:
+        torch._foreach_add_(noise, directions)
+    gated = noise or directions if protect else noise
+    if is_published:  # the whole step is formed before the weights move
+        steps = directions if gated is None else gate
+        if gated is not None:
+            torch._foreach_mul_(gate, gated)
+            if not protect:
+                torch._foreach_add_(gate, directions)
+        torch._foreach_add_(params, steps, alpha=-rate)
+        return
+    if not protect:
         torch._foreach_add_(params, directions, alpha=-rate)
-        if noise is not None:
-            torch._foreach_addcmul_(params, gate, noise, value=-rate)
+    if gated is not None:
+        torch._foreach_addcmul_(params, gate, gated, value=-rate)

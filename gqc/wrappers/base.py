@@ -280,8 +280,6 @@ class OptimizerWrapper(WindowedOptimizer):
             overflow.refuse(self, overflow=False)
             return False
         window.commit()
-        if self.draw_norm is not None:
-            window.draw_norms.append(self.draw_norm)
         if isinstance(self.optimizer, OptimizerWrapper):
             window.add_metric(metric)
         self.on_draw()
@@ -311,9 +309,8 @@ class OptimizerWrapper(WindowedOptimizer):
         self._counts["steps"] += stepped
         self._counts["num_forced"] += forced and stepped
         self._counts["num_clipped"] += is_clipped
-        n, norms = window.num_draws, tuple(window.draw_norms)
-        norms = norms if len(norms) == n else ()
-        self.last_window = ClosedWindow(n, window.weight, self.grad_norm, norms, forced, is_clipped)
+        n, weight = window.num_draws, window.weight
+        self.last_window = ClosedWindow(n, weight, self.grad_norm, forced, is_clipped)
         window.clear()
         self._end_window(stepped=True)
         if stepped and self.on_step is not None:

@@ -5,8 +5,6 @@ that must pass for one (schedulers, GradScaler, Accelerate and Lightning check t
 delegate all of them.  What a wrapper does at a step is :mod:`gqc.wrappers.base`.
 """
 
-from __future__ import annotations
-
 import copy
 import difflib
 import inspect
@@ -14,7 +12,7 @@ import math
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
@@ -64,7 +62,7 @@ class DelegatingOptimizer(Optimizer):
     #: signatures beyond those of the class itself that declare them
     sources: ClassVar[tuple[Callable[..., Any], ...]] = ()
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> DelegatingOptimizer:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         signature = inspect.signature(cls)
         for name in kwargs.keys() - signature.parameters.keys():
             known = [name for name in signature.parameters if name != "optimizer"]

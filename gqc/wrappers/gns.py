@@ -8,18 +8,13 @@ scalar norms by their mean square instead, which is another quantity: at R = 100
 it is near 5e-5.
 """
 
-from __future__ import annotations
-
-import copy
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 from torch.optim import Optimizer
 
 from gqc.noise.estimates import NoiseScaleEMA
+from gqc.rank_noise import RankNoise
 from gqc.wrappers.two_batch import NoiseOptions, TwoBatchWrapper
-
-if TYPE_CHECKING:
-    from gqc.rank_noise import RankNoise
 
 
 class OptimizerWrapperGNS(TwoBatchWrapper):
@@ -72,14 +67,6 @@ class OptimizerWrapperGNS(TwoBatchWrapper):
     def before_draw(self) -> None:
         if self.rank_noise is not None:
             self.rank_noise.update(self.grad_scaler)
-
-    def should_step(self) -> bool:
-        if not self.reactive:
-            return super().should_step()
-        noise = copy.deepcopy(self._noise)
-        if estimate := self.estimate(self.num_draws, self.weight, self.grad_norm):
-            noise.update(*estimate)
-        return self.is_small(noise, self.weight)
 
     def may_close(self, weight: float) -> bool:
         return self.rank_noise is not None or super().may_close(weight)

@@ -38,7 +38,7 @@ class GradWindow(Window):
 
     watch: GradientWatch  # it has one
     is_in_grad = True  # so a draw that no decision read may be NaN until the step looks
-    _zeros = staticmethod(torch.zeros_like)  # the sum of a parameter that never had a gradient
+    _zeros = staticmethod(torch.zeros_like)  # type: ignore[assignment]  # in the dtype of .grad
 
     def check_unit(self, own: float, unit: float, ranks: float) -> None:
         """Raises: ValueError: a mean loss of another weight than the earlier ones."""

@@ -61,12 +61,5 @@ class OptimizerWrapperNormTest(TwoBatchWrapper):
         right = signal_sq if self.rhs == "debiased" else signal_sq + left
         return left <= self.tunable("theta") ** 2 * right
 
-    def should_step(self) -> bool:
-        if not self.reactive:
-            return super().should_step()
-        estimate = self.estimate(self.num_draws, self.weight, self.grad_norm)
-        if estimate is None or self.grad_norm is None:
-            return False
-        signal_sq, noise_trace = estimate
-        right = signal_sq if self.rhs == "debiased" else self.grad_norm * self.grad_norm
-        return noise_trace / self.weight <= self.tunable("theta") ** 2 * right
+    def joined(self) -> NoiseScaleEMA:
+        return NoiseScaleEMA(decay=0.0)  # the open window alone

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.amp.grad_scaler import OptState
 
-from gqc.gradients import count_nonfinite
+from gqc.gradients import count_nonfinite, multiply_
 
 
 def refuse(wrapper: Any, *, overflow: bool) -> None:
@@ -37,7 +37,7 @@ def refuse(wrapper: Any, *, overflow: bool) -> None:
         finally:
             wrapper._is_skipping = False
         scaler.update()
-        window.rescale(scaler.get_scale() / before)
+        multiply_(window.totals(), scaler.get_scale() / before)
         window.scale = None
     # With reduce_at_step ranks agree on windows, not on draws.
     is_whole = wrapper.reduce_at_step or window.num_deferred

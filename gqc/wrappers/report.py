@@ -14,7 +14,6 @@ class ClosedWindow:
         num_draws: n.
         weight: :math:`W`, of all draws and ranks; n where draws have no weight.
         grad_norm: norm of :math:`G_n` before ``clip_norm``, None where it was not read.
-        draw_norms: norm of each :math:`g_i`; empty unless all were read.
         is_forced: was it closed only because n reached ``max_draws``?
         is_clipped: was what the optimizer got clipped to ``clip_norm``?
     """
@@ -22,7 +21,6 @@ class ClosedWindow:
     num_draws: int
     weight: float
     grad_norm: float | None = None
-    draw_norms: tuple[float, ...] = ()
     is_forced: bool = False
     is_clipped: bool = False
 
@@ -70,16 +68,16 @@ def numbers(wrapper: Any) -> dict[str, float]:
     values = {**wrapper.statistics(), "batches": wrapper._counts["batches"]}
     del values["num_draws"], values["last_num_draws"], values["last_grad_norm"]
     if wrapper.last_window is not None:
-        values.update(vars(wrapper.last_window), draw_norms=None)
+        values.update(vars(wrapper.last_window))
     kept = {k: v for k, v in values.items() if isinstance(v, (int, float))}
     return {k: int(v) if isinstance(v, bool) else v for k, v in kept.items()}
 
 
 def closed(own: dict[str, Any], default_weight: float) -> ClosedWindow | None:
-    """The last closed window of a file; format 1 had two numbers of it."""
+    """The last closed window of a file; format 1 had two numbers of it, 0.1.0 norms of draws."""
     if "last_window" not in own:
         n, norm = own["last_num_draws"], own["last_grad_norm"]
         return None if n is None else ClosedWindow(n, n * default_weight, norm)
     if (last := own["last_window"]) is None:
         return None
-    return ClosedWindow(**{**last, "draw_norms": tuple(last["draw_norms"])})
+    return ClosedWindow(**{k: v for k, v in last.items() if k != "draw_norms"})

@@ -6,20 +6,17 @@ With draws of weights :math:`w_i`, sum W, and noise T of one unit of weight,
 :math:`S_1-S_2` with :math:`S_1=\sum_i w_i\|g_i\|^2/W` has the mean :math:`(n-1)T/W`.
 """
 
-from __future__ import annotations
-
+import copy
 import math
-from typing import TYPE_CHECKING, Any, ClassVar, Unpack
+from typing import Any, ClassVar, Unpack
 
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gqc.diagnostics import DrawCorrelation
 from gqc.noise.estimates import NoiseScaleEMA, RobustNoiseScaleEMA, unequal_two_batch
 from gqc.wrappers.base import OptimizerWrapper
 from gqc.wrappers.options import WindowOptions
-
-if TYPE_CHECKING:
-    from gqc.diagnostics import DrawCorrelation
 
 FIRST_WINDOW = 8  # draws while no window is known: enough for a first estimate
 
@@ -79,7 +76,16 @@ class TwoBatchWrapper(OptimizerWrapper):
         return self.reactive or self.is_full() or self.should_step()
 
     def should_step(self) -> bool:
-        return self.by_past(self.num_draws, self.weight)
+        if not self.reactive:
+            return self.by_past(self.num_draws, self.weight)
+        noise = self.joined()
+        if estimate := self.estimate(self.num_draws, self.weight, self.grad_norm):
+            noise.update(*estimate)
+        return noise.num_updates > 0 and self.is_small(noise, self.weight)
+
+    def joined(self) -> NoiseScaleEMA:
+        """Return the averages that the open window joins where it decides."""
+        return copy.deepcopy(self._noise)
 
     def may_close(self, weight: float) -> bool:
         return self.reactive or self.by_past(self.num_draws + 1, self.weight + weight)

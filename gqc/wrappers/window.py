@@ -6,7 +6,7 @@ no pass over them is made for a weight alone: :math:`u = w_i` for mean losses,
 :math:`A_n=\sum_i w_i g_i`, and the number of ranks for summed ones, whose average
 :math:`\sum_i g_i` is what DDP and FSDP2 leave.  The mean is :math:`G_n = A_n / W`.
 
-:class:`BufferWindow` moves each gradient out of ``.grad`` into a float32 buffer: one more gradient
+:class:`Window` moves each gradient out of ``.grad`` into a float32 buffer: one more gradient
 in memory, and each :math:`g_i` can be looked at, clipped or refused alone.  The other place for the
 sum is ``.grad`` itself, :mod:`gqc.wrappers.grad_window`.
 
@@ -42,7 +42,7 @@ SAVED = ("num_draws", "weight", "unit", "is_weighted")
 
 
 class Window:
-    """What both places share.
+    """:math:`A_n / u` in float32 next to the parameters; ``.grad`` holds the draw in progress.
 
     Args:
         params: the parameters, in the order of the groups.
@@ -69,7 +69,6 @@ class Window:
         self.last_weight = 0.0  #: of the draw in progress, or the last one
         self.is_weighted = False  #: was any draw given a weight?
         self.is_shared = False  #: were local sums averaged over the ranks, and none added since?
-        self.draw_norms: list[float] = []  # of the draws whose norm was read
         self.metric_sum: Any = 0.0  # weighted, for a wrapper inside; None: a draw had no metric
         self.num_deferred = 0  #: draws that FSDP2 has kept, or kept until the last one
         self.is_reduced = True  #: has it given all of them?
@@ -78,6 +77,7 @@ class Window:
         # By parameter index; None where it has no gradient.  A group added in mid-window appends.
         self._sums: list[Tensor | None] = []
         self._staged: list[Tensor | None] = []  # a buffer's draw, which turns into the sum with it
+        self._are_full = self._were_full = False  # had each parameter a gradient, and before it?
         self._norm: Callable[[list[Tensor]], Tensor] | None = None
 
     @property
@@ -165,27 +165,6 @@ class Window:
         self._replace(ranks.average(self.params, sums, self._zeros))
         self.is_shared = True
 
-    # What the two places of the sum do each in their way
-
-    def _are_kept(self, grads: list[Tensor | None]) -> bool:
-        """Are these the tensors that were looked at before?"""
-        return False
-
-    _take: Callable[[list[Tensor | None]], list[Tensor] | None]
-    _load: Callable[[dict[int, Tensor]], None]
-    _normalise: Callable[[], None]
-    _replace: Callable[[dict[Tensor, Tensor]], None]
-    _zeros: Callable[[Tensor], Tensor]
-    expose: Callable[[], bool]
-    refuse: Callable[[], int]
-
-    def check_unit(self, own: float, unit: float, ranks: float) -> None:
-        """Raises: ValueError: a draw cannot be added to those of another unit."""
-
-    def rescale(self, factor: float) -> None:
-        """Follow a change of the loss scale in mid-window."""
-        multiply_(self.totals(), factor)
-
     def totals(self) -> list[Tensor]:
         """The tensors of :math:`A_n / u`, with the draw in progress."""
         return [t for t in self._staged or self._sums if t is not None]
@@ -219,7 +198,6 @@ class Window:
         sums = enumerate(self._sums if own["num_draws"] else [])
         return {
             **own,
-            "draw_norms": list(self.draw_norms),
             "scale": None if self.scale is None else float(self.scale),
             "metric_sum": None if self.metric_sum is None else float(self.metric_sum),
             "pending": {i: s.detach().clone() for i, s in sums if s is not None},
@@ -233,24 +211,21 @@ class Window:
         if "weight" not in own and metric is not None:
             metric *= default_weight
         vars(self).update({key: (first | own)[key] for key in SAVED}, metric_sum=metric)
-        self.draw_norms = list(own.get("draw_norms", []))
         scale = own.get("scale")
         self.scale = None if scale is None else torch.tensor(scale)
         if own["pending"]:
             self._load(own["pending"])
 
+    # What a sum in .grad does in another way
 
-class BufferWindow(Window):
-    """:math:`A_n / u` in float32 next to the parameters; ``.grad`` holds the draw in progress."""
-
-    def open(self) -> None:
-        super().open()
-        self._are_full = self._were_full = False  # had each parameter a gradient, and before it?
+    def check_unit(self, own: float, unit: float, ranks: float) -> None:
+        """Raises: ValueError: a draw cannot be added to those of another unit."""
 
     def _are_kept(self, grads: list[Tensor | None]) -> bool:
-        return self.num_draws > 0  # one look at what kind of tensors they are will do
+        """Are these the tensors that were looked at before?  One look at their kinds will do."""
+        return self.num_draws > 0
 
-    def _take(self, grads: list[Tensor | None]) -> list[Tensor]:
+    def _take(self, grads: list[Tensor | None]) -> list[Tensor] | None:
         is_made = self.watch is None or self.watch.take(self.params)
         for param in self.params:
             param.grad = None

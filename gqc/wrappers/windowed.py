@@ -18,7 +18,7 @@ from gqc.wrappers import options, overflow, report, saved
 from gqc.wrappers.delegate import DelegatingOptimizer
 from gqc.wrappers.grad_window import GradWindow
 from gqc.wrappers.watch import CLEARED
-from gqc.wrappers.window import BufferWindow
+from gqc.wrappers.window import Window
 
 
 class WindowedOptimizer(DelegatingOptimizer):
@@ -227,7 +227,7 @@ class WindowedOptimizer(DelegatingOptimizer):
 
     def _make_window(self) -> None:
         """Watch the parameters, unless an outer wrapper does."""
-        kind = GradWindow if self.sums_in_grad else BufferWindow
+        kind = GradWindow if self.sums_in_grad else Window
         self._window: Any = kind(self._params(), not self._is_wrapped, self.grad_scaler)
 
     def _is_local(self) -> bool:

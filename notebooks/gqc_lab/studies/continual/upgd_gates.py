@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from gqc.upgd import UPGD, published, utility
+from gqc.upgd import UPGD, utility
 from gqc.upgd.utility import NORMALIZATIONS
 from gqc_lab.errors import check_name
 from gqc_lab.studies import continual
@@ -55,11 +55,9 @@ def gates_of(
     low = torch.stack([u.amin() for u in utilities]).amin()
     high = torch.stack([u.amax() for u in utilities]).amax()
     limits = utility.bounds(low, high, normalization)
-    if normalization.endswith("_published"):
-        corrections = [1 - beta**step] * len(utilities)
-        return published.gates(list(utilities), corrections, limits, normalization)
-    # A factor that bounds and utilities share changes no gate.
-    return utility.gates(list(utilities), [1.0] * len(utilities), limits, normalization)
+    # A factor that bounds and utilities share changes no gate; the published bounds lack it.
+    correction = 1 - beta**step if normalization.endswith("_published") else 1.0
+    return utility.gates(list(utilities), [correction] * len(utilities), limits, normalization)
 
 
 def constructed_gates(
