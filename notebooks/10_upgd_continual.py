@@ -155,8 +155,8 @@ for (stream, baseline), rows in differences.groupby(["stream", "baseline"], sort
 # **What to make of it.** Intervals are paired over seeds and not corrected; `p_holm` is corrected
 # for all comparisons in the table, and the lines above go by it.
 #
-# **Limits.** Digits of 64 pixels, networks of nine thousand parameters. At the laptop scale there are
-# tens of tasks, in which an advantage that shows late has no time to show; the scale `long` has 300.
+# **Limits.** Digits of 64 pixels, networks of nine thousand parameters. The laptop scale has tens
+# of tasks, in which an advantage that shows late has no time to show; the scale `long` has 300.
 # Ten settings sample the one hyperparameter of SGD more densely than the three of UPGD. Tuning for
 # the whole stream also lets plain SGD trade learning rate for plasticity.
 

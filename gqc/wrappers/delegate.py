@@ -57,6 +57,7 @@ class DelegatingOptimizer(Optimizer):
     strictest: ClassVar[dict[str, Callable[..., Any]]] = {}
     #: attributes that checkpoints hold too: plain numbers, lists, or what has a ``state_dict``
     kept: ClassVar[tuple[str, ...]] = ()
+    _is_loading = False
     #: what a subclass's ``**options`` stand for
     options: ClassVar[type] = options.WindowOptions
     #: signatures beyond those of the class itself that declare them
@@ -162,7 +163,11 @@ class DelegatingOptimizer(Optimizer):
         inner = {k: v for k, v in state_dict.items() if k != "wrappers"}
         if rest := state_dict["wrappers"][:-1]:
             inner["wrappers"] = rest
-        self.optimizer.load_state_dict(inner)
+        self._is_loading = True
+        try:
+            self.optimizer.load_state_dict(inner)
+        finally:
+            self._is_loading = False
         self._restore(own)
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
@@ -200,6 +205,7 @@ class DelegatingOptimizer(Optimizer):
         def tell(name: str) -> Callable[..., None]:
             return lambda *_: None if (alive := wrapper()) is None else getattr(alive, name)()
 
+        self.innermost.register_load_state_dict_post_hook(tell("_note_load_of_wrapped"))
         self.optimizer.register_step_pre_hook(tell("_refuse_to_step_wrapped"))
         self.optimizer.register_step_post_hook(tell("_note_step_of_wrapped"))
 

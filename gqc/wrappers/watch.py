@@ -61,6 +61,8 @@ class GradientWatch:
         self.scale: tuple[int, Tensor] | None = None  #: of the first backward: its version and it
         self.versions: list[Any] = []  #: of the gradients as the last backward left them
         self.sums: list[Any] = []  #: of sums that wait in ``.grad``, as the last draw left them
+        self.left: list[Any] = []  #: by a refused draw: parameters, gradients, versions
+        self.added: Tensor | None = None  #: one of these gradients to which a backward has added
         self.has_arrived = False  #: has a backward ended since :meth:`take` or :meth:`forget`?
         self._is_running = False
         self._handles: list[Any] = []
@@ -155,6 +157,9 @@ class GradientWatch:
         self._is_running = True
         if self.scale is None and (now := getattr(self._scaler, "_scale", None)) is not None:
             self.scale = now._version, now.clone()
+        for param, grad, version in self.left:  # later on it may be clipped, or added to again
+            if param is first and first.grad is grad and grad._version == version + 1:
+                self.added = grad
         if self.sums and self._is_plain:
             self._was_changed |= self._has_moved(first)
         # Called at the end of this backward, in turn: DDP's and FSDP2's come before the second.

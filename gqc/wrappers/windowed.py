@@ -212,6 +212,15 @@ class WindowedOptimizer(DelegatingOptimizer):
                 'loss="sum" to the outer one alone'
             )
 
+    def _note_load_of_wrapped(self) -> None:
+        """Where no wrapper has done it, what was drawn before the checkpoint is no draw."""
+        each: Any = self
+        while isinstance(each, WindowedOptimizer):
+            if each._is_loading:
+                return
+            each = each.optimizer
+        self.discard()
+
     def _note_step_of_wrapped(self) -> None:
         if not self.num_draws:  # somebody else's, whose gradient is still in .grad
             overflow.leave(self._window)

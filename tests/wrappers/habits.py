@@ -117,6 +117,29 @@ def again_after_an_error(x: Tensor, make: Callable[..., Any]) -> float:
     return x.item() + 2.0
 
 
+def clips_after_an_error(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper = make(2)
+    for weight in (-1, 1):
+        x.sum().backward()
+        torch.nn.utils.clip_grad_norm_([x], 10.0)
+        try:
+            wrapper.step(weight=weight)
+        except ValueError:
+            continue
+    draw(x, wrapper, 3.0, weight=1)
+    return x.item() + 2.0
+
+
+def backwards_after_an_error(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper = make(2)
+    x.sum().backward()
+    wrapper.optimizer.step()
+    for _ in range(2):
+        (2 * x).sum().backward()
+        draw(x, wrapper, 3.0)
+    return x.item() + 6.0
+
+
 class Broken(torch.autograd.Function):
     """``Broken.apply(x, error)`` is x; its backward fails, after that of what was used later."""
 
@@ -243,6 +266,16 @@ def resumed(x: Tensor, make: Callable[..., Any]) -> float:
     return x.item() + 2.0
 
 
+def loaded_inside(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper = make(2)
+    state = wrapper.optimizer.state_dict()
+    draw(x, wrapper, 100.0)
+    wrapper.optimizer.load_state_dict(state)
+    draw(x, wrapper, 1.0)
+    draw(x, wrapper, 3.0)
+    return x.item() + 2.0
+
+
 def misspelt(x: Tensor, make: Callable[..., Any]) -> float:
     return make(2, max_draw=4).num_draws
 
@@ -294,6 +327,7 @@ HABITS = (
     Habit("`step()` without `backward()`", without_backward, remedy="loss.backward()"),
     Habit("several `backward()` before one `step()`", several_backwards, "one draw, their sum"),
     Habit("`backward()` again after a refused `step()`", again_after_an_error, "", "zero_grad()"),
+    Habit("the same, clipped between the two", clips_after_an_error, "", "zero_grad()"),
     Habit("a batch whose `backward()` ran out of memory", skips_what_broke_off, "", "zero_grad()"),
     Habit("a gradient from before the wrapper was made", left_before, "no draw"),
     Habit("a gradient from before a checkpoint was loaded", left_before_loading, "no draw"),
@@ -303,7 +337,9 @@ HABITS = (
     Habit("an error or interrupt in mid-step", interrupted, "the window is dropped"),
     Habit("`step()` of the wrapped optimizer in mid-window", stepped_apart, remedy="flush()"),
     Habit("the same between windows, no `zero_grad()`", stepped_between, "", "zero_grad()"),
+    Habit("the same, and two `backward()` next", backwards_after_an_error, "", "zero_grad()"),
     Habit("512 draws of a 16-bit parameter", to_bfloat16, "summed in float32", BUFFER),
+    Habit("a plain checkpoint loaded inside, in mid-window", loaded_inside, "drops the window"),
     Habit("`torch.compile` around the train step", compiled),
     Habit("save and resume in mid-window", resumed),
     Habit("a misspelt option, `max_draw=4`", misspelt, remedy="max_draws"),

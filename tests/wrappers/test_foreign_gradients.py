@@ -75,6 +75,22 @@ def test_loading_the_inner_of_two_wrappers_leaves_the_gradient_of_the_outer(accu
 
 
 @both_windows
+def test_loading_a_plain_checkpoint_drops_the_windows_of_all_wrappers(accumulate):
+    x = scalar()
+    inner = gqc.OptimizerWrapperGNTS(SGD([x], lr=1.0), 1e-9, max_draws=2)
+    outer = gqc.OptimizerWrapperSBC(inner, 1, 2, accumulate=accumulate)
+    state = copy.deepcopy(inner.optimizer.state_dict())
+    for _ in range(3):
+        draw(outer, x, 100.0)
+    assert (outer.num_draws, inner.num_draws) == (1, 1)
+    inner.optimizer.load_state_dict(state)
+    assert (outer.num_draws, inner.num_draws) == (0, 0)
+    for grad in (1.0, 1.0, 3.0, 3.0):
+        draw(outer, x, grad)
+    assert x.item() == -2.0
+
+
+@both_windows
 def test_a_step_of_the_wrapped_optimizer_between_windows_leaves_no_draw(accumulate):
     """Epochs of plain SGD in between end with its gradient in ``.grad``, which has been used."""
     x = scalar()
