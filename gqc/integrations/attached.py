@@ -18,8 +18,9 @@ def attach(*schedules: ParamGroupSchedule) -> OptimizerWrapper:
 
     A schedule then advances once per ``wrapper.step()`` (once per microbatch, or per accumulated
     microbatch where the trainer accumulates) at any number of processes, and whoever saves and
-    loads the optimizer saves and loads its schedules.  Calling ``schedule.step()`` is an error from
-    here on.  A checkpoint from before keeps the schedules where they are.
+    loads the optimizer saves and loads its schedules, before or after they are attached.  Calling
+    ``schedule.step()`` is an error from here on.  A checkpoint from before keeps the schedules
+    where they are.
 
     Args:
         schedules: of one wrapper, each of another key, none attached yet.  A copy of the wrapper
@@ -31,7 +32,6 @@ def attach(*schedules: ParamGroupSchedule) -> OptimizerWrapper:
     """
     wrapper = _check(schedules)
     keys: dict[str, ParamGroupSchedule] = {schedule.key: schedule for schedule in schedules}
-    loaded: dict[str, Any] = {}
 
     def advance(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         for schedule in schedules:
@@ -41,18 +41,14 @@ def attach(*schedules: ParamGroupSchedule) -> OptimizerWrapper:
         own = {key: schedule.state_dict() for key, schedule in keys.items()}
         return {**state, STATE: {**state.get(STATE, {}), **own}}
 
-    def take(optimizer: Optimizer, state: dict[str, Any]) -> None:
-        loaded.clear()
-        loaded.update(state.get(STATE, {}))
-
-    def load(optimizer: Optimizer) -> None:
-        for key in loaded.keys() & keys.keys():
-            keys[key].load_state_dict(loaded[key])
+    def load(optimizer: Any) -> None:
+        for key in optimizer.loaded_schedules.keys() & keys.keys():
+            keys[key].load_state_dict(optimizer.loaded_schedules.pop(key))
 
     wrapper.register_step_post_hook(advance)
     wrapper.register_state_dict_post_hook(save)
-    wrapper.register_load_state_dict_pre_hook(take)
     wrapper.register_load_state_dict_post_hook(load)
+    load(wrapper)  # of a file that was loaded before
     _taken[wrapper] = [*_taken.get(wrapper, ()), *keys]
     for schedule in schedules:
         schedule.is_attached = True

@@ -99,6 +99,7 @@ class DelegatingOptimizer(Optimizer):
                     check_positive(f"param_groups[{i}][{name!r}]", group[name])
         self.optimizer = optimizer
         self._warned: list[str] = []
+        self.loaded_schedules: dict[str, Any] = {}  #: of `gqc.integrations.attach`, by key
         optimizer.defaults.update(tunables)  # so that the wrapped add_param_group fills them in
         for group in optimizer.param_groups:
             group.update({k: v for k, v in tunables.items() if k not in group})
@@ -169,6 +170,7 @@ class DelegatingOptimizer(Optimizer):
         finally:
             self._is_loading = False
         self._restore(own)
+        self.loaded_schedules = {**state_dict.get("schedules", {})}
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
 

@@ -118,7 +118,11 @@ class Window:
             grads = settle(self.params)
             if watch is not None:
                 watch.note()
-        return self._take(grads)
+        try:
+            return self._take(grads)
+        except NotImplementedError:  # torch's, where a later draw has sparse gradients
+            dense(grads)
+            raise
 
     def count(self, weight: float, unit: float, is_weighted: bool) -> None:
         """Take in a draw that is staged."""

@@ -184,7 +184,9 @@ class WindowedOptimizer(DelegatingOptimizer):
         """After a window was closed and handed on, or thrown away."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the wrapped optimizer; it gets the tunables' initial values."""
+        """Add a group to the wrapped optimizer; it gets the tunables as they are now."""
+        for name in self.strictest if isinstance(param_group, dict) else ():
+            param_group.setdefault(name, self.tunable(name))
         self.optimizer.add_param_group(param_group)
         if self._window.watch is not None:
             self._window.watch.follow([*self._params()])

@@ -46,7 +46,8 @@ def test_it_is_the_loop_that_steps_the_schedule_itself():
     assert same(net, by_hand)
 
 
-def test_the_optimizers_checkpoint_holds_it():
+@pytest.mark.parametrize("order", ["attach, load", "load, attach"])
+def test_the_optimizers_checkpoint_holds_it(order):
     net, twin = model(), model()
     wrapper, schedule = scheduled(net)
     attach(schedule)
@@ -59,8 +60,8 @@ def test_the_optimizers_checkpoint_holds_it():
     weights, state = torch.load(file, weights_only=True)
     twin.load_state_dict(weights)
     other, again = scheduled(twin)
-    attach(again)
-    other.load_state_dict(state)
+    for call in order.split(", "):
+        attach(again) if call == "attach" else other.load_state_dict(state)
     assert again.last_step == 5
     assert train(twin, other, data[5:]) == expected
     assert same(net, twin)

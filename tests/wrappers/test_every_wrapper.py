@@ -365,6 +365,19 @@ def test_an_added_group_gets_the_tunables(case):
 
 
 @every_case
+def test_an_added_group_gets_the_tunables_that_were_set(case):
+    params = parameters()
+    wrapper = case.make(adamw(params[:1]))
+    for name in wrapper.strictest:
+        setattr(wrapper, name, 3 * getattr(wrapper, name))
+    tripled = {name: getattr(wrapper, name) for name in wrapper.strictest}
+    wrapper.add_param_group({"params": params[1:2]})
+    wrapper.add_param_group({"params": params[2:], "lr": 1e-3})
+    assert {name: getattr(wrapper, name) for name in wrapper.strictest} == tripled
+    assert all(group.items() >= tripled.items() for group in wrapper.param_groups)
+
+
+@every_case
 @pytest.mark.parametrize("scheduled", ["wrapper", "inner"])
 def test_a_torch_scheduler_warns_of_nothing(case, scheduled):
     params = parameters()

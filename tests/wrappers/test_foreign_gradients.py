@@ -90,6 +90,15 @@ def test_loading_a_plain_checkpoint_drops_the_windows_of_all_wrappers(accumulate
     assert x.item() == -2.0
 
 
+def test_a_gradient_that_becomes_sparse_in_mid_window_is_named():
+    embedding, x = torch.nn.Embedding(3, 2, sparse=True), scalar()
+    wrapper = sbc([x, embedding.weight], 3)
+    draw(wrapper, x, 1.0)
+    embedding(torch.tensor([1])).sum().backward()
+    with pytest.raises(TypeError, match="sparse=False"):
+        wrapper.step()
+
+
 @both_windows
 def test_a_step_of_the_wrapped_optimizer_between_windows_leaves_no_draw(accumulate):
     """Epochs of plain SGD in between end with its gradient in ``.grad``, which has been used."""
