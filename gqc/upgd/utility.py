@@ -202,14 +202,15 @@ def update_moments_(
     is_published: bool = False,
 ) -> None:
     r"""Adam's :math:`m \leftarrow \beta_1 m + (1-\beta_1) g` and v with :math:`g^2`, in place."""
-    torch._foreach_mul_(second, betas[1])
     if is_published:
         torch._foreach_mul_(first, betas[0])
         torch._foreach_add_(first, grads, alpha=1 - betas[0])
+        torch._foreach_mul_(second, betas[1])
         torch._foreach_add_(second, torch._foreach_mul(grads, grads), alpha=1 - betas[1])
-    else:
-        torch._foreach_lerp_(first, grads, 1 - betas[0])
-        torch._foreach_addcmul_(second, grads, grads, value=1 - betas[1])
+        return
+    torch._foreach_lerp_(first, grads, 1 - betas[0])
+    torch._foreach_mul_(second, betas[1])
+    torch._foreach_addcmul_(second, grads, grads, value=1 - betas[1])
 
 
 def adam_directions(
@@ -296,8 +297,6 @@ def update_(
     Not ``protect``: gates the noise only, :math:`d + \xi\,\mathrm{gate}`.  The noise :math:`\xi`,
     None for none, and ``gate`` are overwritten.
     """
-    if decay != 1:
-        torch._foreach_mul_(params, decay)
     if protect and noise is not None:
         torch._foreach_add_(noise, directions)
     gated = noise or directions if protect else noise
@@ -307,8 +306,11 @@ def update_(
             torch._foreach_mul_(gate, gated)
             if not protect:
                 torch._foreach_add_(gate, directions)
+        torch._foreach_mul_(params, decay)
         torch._foreach_add_(params, steps, alpha=-rate)
         return
+    if decay != 1:
+        torch._foreach_mul_(params, decay)
     if not protect:
         torch._foreach_add_(params, directions, alpha=-rate)
     if gated is not None:
