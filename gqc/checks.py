@@ -1,5 +1,7 @@
 """What several modules share: checks of arguments, which refuse NaN, and steps left untraced."""
 
+from __future__ import annotations
+
 import difflib
 import functools
 import math

@@ -16,6 +16,8 @@ clipped gradients, and VGS may make the step smaller still.
 Source: Pascanu et al. 2013, arXiv:1211.5063, for the total norm.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any

@@ -7,6 +7,8 @@ and their mean :math:`G_W` a large one, so :func:`gqc.noise.two_batch` needs no 
 Source: McCandlish et al. 2018, arXiv:1812.06162, appendix A.1.
 """
 
+from __future__ import annotations
+
 import math
 from typing import Any
 

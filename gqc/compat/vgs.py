@@ -7,6 +7,8 @@ the published documents tell you to search a log for.  The estimator is ours unl
 ``estimator=`` names the published one.
 """
 
+from __future__ import annotations
+
 import copy
 import logging
 import warnings

@@ -1,5 +1,7 @@
 """Schedules that their wrapper steps and saves, so that no trainer has to know of them."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary

@@ -1,5 +1,7 @@
 """Wrappers in the Trainer of Lightning, with automatic or manual optimization."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from gqc.integrations.attached import finish, refuse_clipping, wrappers_in

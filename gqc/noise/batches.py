@@ -1,5 +1,7 @@
 """Microbatches of a loader, read without a trace."""
 
+from __future__ import annotations
+
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator

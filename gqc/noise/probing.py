@@ -16,6 +16,8 @@ themselves, GNTS in draws where you know how many microbatches a step may cost, 
 where gradients are meant to shrink on a schedule of your own.
 """
 
+from __future__ import annotations
+
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -173,7 +175,7 @@ class Probe:
 
     def make_gnts(
         self, optimizer: Optimizer, draws: Callable[[int], float] | float = 8.0, **options: Any
-    ) -> "tuple[OptimizerWrapperGNTS, DrawsSchedule]":
+    ) -> tuple[OptimizerWrapperGNTS, DrawsSchedule]:
         """Return GNTS around ``optimizer``, and the schedule that keeps it at ``draws``.
 
         Args:

@@ -1,5 +1,7 @@
 """Aggregate an estimator's variances into factors on the gradient, and numbers on the host."""
 
+from __future__ import annotations
+
 import functools
 from ctypes import c_float
 

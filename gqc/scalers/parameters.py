@@ -1,5 +1,7 @@
 """The parameters that a scaler acts on, from any of the forms that torch hands them out in."""
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any

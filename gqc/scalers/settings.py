@@ -1,5 +1,7 @@
 """Hyperparameters of the variance gradient scaler, checked whenever one changes."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self

@@ -32,6 +32,8 @@ Only the **sum** of the spread over a tensor enters V, and its recursion is line
 per tensor holds it: :math:`S_t = (1-a_t)(S_{t-1} + a_t|g_t - m_{t-1}|^2)`.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from functools import partial

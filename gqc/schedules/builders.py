@@ -1,5 +1,7 @@
 """Builders of the common schedules, and their values as pure functions of the step."""
 
+from __future__ import annotations
+
 import math
 from functools import partial
 

@@ -22,6 +22,8 @@ departure: where the largest utility is 0, 0 / 0 counts as 0 (gate 1/2), where t
 makes the weight NaN.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple

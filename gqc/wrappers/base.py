@@ -10,6 +10,8 @@ A new wrapper subclasses :class:`OptimizerWrapper` and overrides ``should_step``
 ``transform`` (how to change :math:`G_n`).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

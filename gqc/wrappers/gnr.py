@@ -3,6 +3,8 @@ r"""Gradient norm rescaler: give every gradient the same norm, keep its directio
 Source: torch-gqc and its README.
 """
 
+from __future__ import annotations
+
 from typing import Unpack
 
 import torch

@@ -7,6 +7,8 @@ In expectation :math:`E\|G_n\|^2 = \|G\|^2 + \mathrm{tr}\,\Sigma/n`, so a window
 Source: torch-gqc and its README; the estimate of reach is ours.
 """
 
+from __future__ import annotations
+
 import math
 from typing import Any, Unpack
 

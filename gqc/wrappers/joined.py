@@ -4,6 +4,8 @@
 wrapper, a schedule and a checkpoint want one optimizer.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any
 

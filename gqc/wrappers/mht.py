@@ -3,6 +3,8 @@ r"""Metric hypothesis test: draw until the mean of a metric, such as the loss, i
 Source: torch-gqc and its README.
 """
 
+from __future__ import annotations
+
 import math
 from typing import Any, Unpack
 

@@ -1,5 +1,7 @@
 """What a wrapper reports: the last window for a record, and numbers to log."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any
 

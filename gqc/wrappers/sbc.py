@@ -5,6 +5,8 @@ The control for adaptive wrappers: it never looks at a gradient, so it needs no 
 Source: torch-gqc and its README.
 """
 
+from __future__ import annotations
+
 from typing import Unpack
 
 from torch.optim import Optimizer

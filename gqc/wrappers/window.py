@@ -14,6 +14,8 @@ Protocol of a draw: ``stage`` (returns :math:`g_i` alone, or None), ``count``, `
 then ``commit`` or ``refuse``; ``totals`` is :math:`A_n / u` at any time.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from operator import attrgetter, is_
 from typing import Any
