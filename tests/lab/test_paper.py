@@ -95,6 +95,10 @@ TAKEN = {
         "gqc-perplexity.2": ("holds",),
         "gqc-perplexity.3": ("fails",),
     },
+    "An average of the weights gains more. On": {
+        f"gqc-schedule-free.{n}": ("holds",) for n in (1, 2, 3)
+    },
+    "or average the weights: schedule-free": {"gqc-schedule-free": ("reproduced",)},
     "Slowly if at all, and not as fast": {"gqc-grows-with-size": ("not reproduced",)},
     "steps of Adam are not worth many noisy ones": {"gqc-adam-tradeoff.5": ("fails",)},
     "Whether reacting pays is": {"gqc-reactive": ("undecided",)},
@@ -204,6 +208,13 @@ def test_readme_says_what_was_found_on_top_of_a_cosine(verdicts):
     assert said[1] == f"{-effect.mean:.3g}"
     assert effect.high < 0
     assert 1 - math.exp(effect.low) < 0.01
+    said = re.search(
+        r"schedule-free AdamW, without any schedule, ends (\S+) nat/token below", readme
+    )
+    [averaged] = [v.effects[1] for v in verdicts if v.claim.id == "gqc-schedule-free"]
+    assert said is not None
+    assert said[1] == f"{-averaged.mean:.3g}"
+    assert averaged.status == "holds"
     assert "In both cases a replay of its batches, which looks at no gradient, [gains the" in readme
     found = {v.claim.id: v.effects for v in verdicts}
     assert found["gqc-annealing"][3].status == found["gqc-cosine-batches"][0].status == "holds"
@@ -271,9 +282,9 @@ def test_what_is_said_of_the_tuning_of_the_further_arms_holds():
     trials = pd.read_csv(annealing.TRIALS, comment="#").query("rung == '0.16M'")
     tried = trials.dropna(subset=["val_loss"]).groupby("arm").size().to_dict()
     assert {tried.pop(f"{method}, cosine") for method in ("adamw", "gnts", "sbc")} == {30}
-    assert len(tried) == 5
+    assert len(tried) == 6
     assert set(tried.values()) == {18}
-    values = ["lr", "start_norm", "end_norm", "final_accumulation", "growth_exponent"]
+    values = ["lr", "beta1", "start_norm", "end_norm", "final_accumulation", "growth_exponent"]
     for _, runs in trials.dropna(subset=["val_loss"]).groupby("arm"):
         best = runs.loc[runs["val_loss"].idxmin(), values].dropna()
         for name, value in best.items():
