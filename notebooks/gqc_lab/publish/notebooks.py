@@ -24,7 +24,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 from gqc_lab.claims.evidence import PAPER
-from gqc_lab.publish.shown import show_committed, smaller, write_thumbnail
+from gqc_lab.publish.shown import CALL, show_committed, smaller, write_thumbnail
 from gqc_lab.runs.notebook import is_passing
 
 HEADINGS = yaml.safe_load((files("gqc_lab.publish") / "templates/columns.yaml").read_text("utf-8"))
@@ -76,7 +76,8 @@ def refresh(notebook: Path, renderer: str) -> None:
     ).execute()
     for cell, ran in zip(content.cells, running.cells, strict=True):
         if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
+            shown = cell.outputs if CALL.search(cell.source.strip()) else []  # with its picture
+            cell.outputs, cell.execution_count = shown or ran.outputs, ran.execution_count
     tidy(content)
     if (paper := notebook.parent / PAPER).is_dir():
         show_committed(content, paper)
