@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 
 from gqc.schedules import ParamGroupSchedule
 from gqc.wrappers import OptimizerWrapper
+from gqc.wrappers.delegate import SCHEDULES
 
-STATE = "schedules"
 _taken: WeakKeyDictionary[OptimizerWrapper, list[str]] = WeakKeyDictionary()  # keys
 
 
@@ -41,7 +41,7 @@ def attach(*schedules: ParamGroupSchedule) -> OptimizerWrapper:
 
     def save(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         own = {key: schedule.state_dict() for key, schedule in keys.items()}
-        return {**state, STATE: {**state.get(STATE, {}), **own}}
+        return {**state, SCHEDULES: {**state.get(SCHEDULES, {}), **own}}
 
     def load(optimizer: Any) -> None:
         for key in optimizer.loaded_schedules.keys() & keys.keys():

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from gqc.checks import expect
 from gqc.schedules.writers import THRESHOLD, ParamGroupSchedule
 
 SHARE = 0.2  # of the newest first norm in their average
@@ -44,11 +45,9 @@ class DrawsSchedule(ParamGroupSchedule):
     ) -> None:
         if not hasattr(optimizer, "last_window") or THRESHOLD not in optimizer.param_groups[0]:
             raise TypeError(f"optimizer is a {type(optimizer).__name__}: expected GNTS")
-        if optimizer.min_draws > 1:  # type: ignore[attr-defined]
-            raise ValueError(
-                f"min_draws={optimizer.min_draws}: expected 1, as the norm of a window's first "  # type: ignore[attr-defined]
-                "draw is read; draws= of the schedule says how many are wanted"
-            )
+        least: int = optimizer.min_draws  # type: ignore[attr-defined]
+        only = "1, as the norm of a window's first draw is read; draws= says how many are wanted"
+        expect(least <= 1, "min_draws", least, only)
         self.draws = draws
         self._square = max(signal_sq, 0.0) + noise_trace
         self._scale = noise_trace / signal_sq if signal_sq > 0 else math.inf

@@ -23,6 +23,7 @@ from gqc.checks import check_positive
 from gqc.wrappers import options, saved
 
 FORMAT = 2
+SCHEDULES = "schedules"  #: entry of a checkpoint, of those that are attached
 NOT_COPIED = (
     *("step", "on_step", "_window", "_opt_called", "_zero_grad_profile_name"),
     *("process_group", "_ranks"),
@@ -172,7 +173,7 @@ class DelegatingOptimizer(Optimizer):
         finally:
             self._is_loading = False
         self._restore(own)
-        self.loaded_schedules = {**state_dict.get("schedules", {})}
+        self.loaded_schedules = {**state_dict.get(SCHEDULES, {})}
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
 

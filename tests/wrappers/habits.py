@@ -105,10 +105,12 @@ def several_backwards(x: Tensor, make: Callable[..., Any]) -> float:
     return x.item() + 5.0
 
 
-def again_after_an_error(x: Tensor, make: Callable[..., Any]) -> float:
+def again_after_an_error(x: Tensor, make: Callable[..., Any], *, is_clipped: bool = False) -> float:
     wrapper = make(2)
     for weight in (-1, 1):
         x.sum().backward()
+        if is_clipped:
+            torch.nn.utils.clip_grad_norm_([x], 10.0)
         try:
             wrapper.step(weight=weight)
         except ValueError:
@@ -118,19 +120,10 @@ def again_after_an_error(x: Tensor, make: Callable[..., Any]) -> float:
 
 
 def clips_after_an_error(x: Tensor, make: Callable[..., Any]) -> float:
-    wrapper = make(2)
-    for weight in (-1, 1):
-        x.sum().backward()
-        torch.nn.utils.clip_grad_norm_([x], 10.0)
-        try:
-            wrapper.step(weight=weight)
-        except ValueError:
-            continue
-    draw(x, wrapper, 3.0, weight=1)
-    return x.item() + 2.0
+    return again_after_an_error(x, make, is_clipped=True)
 
 
-def backwards_after_an_error(x: Tensor, make: Callable[..., Any]) -> float:
+def two_backwards_after_a_step(x: Tensor, make: Callable[..., Any]) -> float:
     wrapper = make(2)
     x.sum().backward()
     wrapper.optimizer.step()
@@ -337,7 +330,7 @@ HABITS = (
     Habit("an error or interrupt in mid-step", interrupted, "the window is dropped"),
     Habit("`step()` of the wrapped optimizer in mid-window", stepped_apart, remedy="flush()"),
     Habit("the same between windows, no `zero_grad()`", stepped_between, "", "zero_grad()"),
-    Habit("the same, and two `backward()` next", backwards_after_an_error, "", "zero_grad()"),
+    Habit("the same, and two `backward()` next", two_backwards_after_a_step, "", "zero_grad()"),
     Habit("512 draws of a 16-bit parameter", to_bfloat16, "summed in float32", BUFFER),
     Habit("a plain checkpoint loaded inside, in mid-window", loaded_inside, "drops the window"),
     Habit("`torch.compile` around the train step", compiled),
