@@ -1,7 +1,5 @@
 """`Live` with its view: buttons, controls, panels, and a picture that stays in the file."""
 
-from __future__ import annotations
-
 import html
 import math
 import os
@@ -69,7 +67,7 @@ class Live(lab.Live):
     _draw_at = math.inf
 
     @cached_property
-    def view(self) -> LiveView:
+    def view(self) -> "LiveView":
         """The view, made when it is first asked for."""
         return LiveView(self)
 

@@ -16,26 +16,22 @@ After ``{claim.part`` may stand ``!yes`` (a part's word), ``!percent`` (of a sha
 a change of one), ``!10^`` (of a logarithm to base 10), or two words: ``!more/fewer``.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from IPython.display import Markdown, display
 
 from gqc_lab.claims.commands import CLAIMS, RESULTS, VERDICTS, read_verdicts
 from gqc_lab.claims.frozen import Frozen, load_frozen
 from gqc_lab.claims.render import describe_claims, render, say
 from gqc_lab.claims.rules import read_yaml
+from gqc_lab.claims.verdicts import Verdict
 from gqc_lab.errors import BadInput, check_keys, nearest
-
-if TYPE_CHECKING:
-    from IPython.display import Markdown
-
-    from gqc_lab.claims.verdicts import Verdict
 
 PAPER = "../paper"  #: of a notebook in a checkout
 FIGURES, ANSWERS = "figures.yaml", "answers.yaml"
@@ -65,8 +61,6 @@ def show_evidence(name: str, paper: Path | str = PAPER) -> None:
         paper: folder of the claims and committed results; where it has none, a line says so.
     Raises: ValueError: the notebook has no answer in ``answers.yaml``.
     """
-    from IPython.display import display
-
     if "GQC_RUN_DIR" not in os.environ:
         for shown in evidence(name, Path(paper)):
             display(shown)
@@ -81,8 +75,6 @@ def show_verdicts(name: str, paper: Path | str = PAPER) -> Markdown:
         paper: folder of the claims and committed verdicts; where it has none, a line says so.
     Raises: ValueError: there is no such claim, or none of that notebook.
     """
-    from IPython.display import Markdown
-
     paper = Path(paper)
     if not (paper / VERDICTS).is_file():
         where = f"there is no `{paper.as_posix()}` here"
@@ -101,8 +93,6 @@ def show_verdicts(name: str, paper: Path | str = PAPER) -> Markdown:
 
 def evidence(name: str, paper: Path) -> list[Any]:
     """Return what :func:`show_evidence` shows: Markdown, a plotly figure, Markdown."""
-    from IPython.display import Markdown
-
     if not (paper / VERDICTS).is_file():
         return [show_verdicts(name, paper)]
     entry = read_answers(paper).get(name)

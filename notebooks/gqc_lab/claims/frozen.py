@@ -8,8 +8,6 @@
       runs.json         each run's id, inputs, environment and time; the files' checksums
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Collection
@@ -66,7 +64,7 @@ class Frozen:
         """Hash of everything that was frozen."""
         return str(self.record["seal"])
 
-    def only(self, ids: Collection[str]) -> Frozen:
+    def only(self, ids: Collection[str]) -> "Frozen":
         """Return what these runs gave."""
         runs = [run for run in self.runs if run["id"] in ids]
         chosen = Frozen(self.name, self.folder, {**self.record, "runs": runs})

@@ -4,8 +4,6 @@
 it into Markdown, LaTeX and its macros, the README's blocks and the tables of notebooks.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,16 +11,14 @@ from dataclasses import asdict
 from functools import cache
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from gqc_lab.claims.effects import Effect
 from gqc_lab.claims.registration import describe
+from gqc_lab.claims.rules import Part
 from gqc_lab.claims.verdicts import Verdict
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
-    from gqc_lab.claims.rules import Part
 
 #: verdicts in the order of their columns (:mod:`gqc_lab.claims.verdicts`)
 SHOWN = (
@@ -180,8 +176,6 @@ def render(
 @cache
 def _templates() -> Environment:
     """Use brackets that neither LaTeX nor Markdown uses."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,

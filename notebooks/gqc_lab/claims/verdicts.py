@@ -23,8 +23,6 @@ The verdict is that of a claim's confirmatory runs (:mod:`gqc_lab.claims.registr
 all its batches have some; that of the others is then shown as the earlier one.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -74,7 +72,7 @@ class Verdict:
         return {"id": self.claim.id, "verdict": self.verdict, **stage, **numbers}
 
     @classmethod
-    def of_plain(cls, claim: Claim, row: Mapping[str, Any]) -> Verdict:
+    def of_plain(cls, claim: Claim, row: Mapping[str, Any]) -> "Verdict":
         """Rebuild the verdict that :meth:`plain` wrote."""
         rows: list[dict[str, Any]] = [
             {k: math.nan if v is None and k != "needs" else v for k, v in effect.items()}

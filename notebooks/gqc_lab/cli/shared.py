@@ -1,7 +1,5 @@
 """What several commands need: a group of commands, a console, a batch file as argument."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path
@@ -23,7 +21,7 @@ def group(description: str) -> typer.Typer:
     )
 
 
-def make_console() -> Console:
+def make_console() -> "Console":
     from rich.console import Console
 
     # A log file has no width of its own; 80 columns would cut tables.

@@ -6,8 +6,6 @@ there are, and the columns of those of one save.  The checkpoint holds how many 
 are its own, and their hash; what a killed save left behind them is overwritten.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json
@@ -100,7 +98,7 @@ class DamagedFile(ValueError):
     """A checkpoint file that cannot be read."""
 
 
-def _read_patiently(path: Path) -> tuple[dict[str, Any], AppendedHistory]:
+def _read_patiently(path: Path) -> tuple[dict[str, Any], "AppendedHistory"]:
     """Read a checkpoint, again where a network share fails for a moment."""
     for pause in (0.1, 0.4, None):
         history = AppendedHistory(path)
@@ -114,7 +112,7 @@ def _read_patiently(path: Path) -> tuple[dict[str, Any], AppendedHistory]:
     raise AssertionError("not reached")
 
 
-def _read_state(file: IO[bytes], history: AppendedHistory) -> dict[str, Any]:
+def _read_state(file: IO[bytes], history: "AppendedHistory") -> dict[str, Any]:
     try:
         with zipfile.ZipFile(file) as archive:  # torch.load does not look at the checksums
             if (bad := archive.testzip()) is not None:

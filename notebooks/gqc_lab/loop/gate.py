@@ -1,7 +1,5 @@
 """Let a loop through between two batches, hold it or end it, at the wish of any thread."""
 
-from __future__ import annotations
-
 import atexit
 import contextvars
 import math
@@ -18,7 +16,7 @@ READY, RUNNING, PAUSED = "ready", "running", "paused"
 STOPPED, FINISHED, FAILED, REPLACED = "stopped", "finished", "failed", "replaced"
 
 T = TypeVar("T")
-_running: set[Gate] = set()
+_running: set["Gate"] = set()
 
 
 class Gate:

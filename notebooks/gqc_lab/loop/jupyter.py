@@ -5,8 +5,6 @@ between two batches.  It uses internals of ipykernel 6.29 to 7.4; with others it
 `Cell.can_pump` says so.
 """
 
-from __future__ import annotations
-
 import asyncio
 import functools
 import sys
@@ -20,7 +18,7 @@ _QUESTIONS = {"comm_info_request", "kernel_info_request"}  #: of a page that is 
 PUMP_SECONDS = 0.02  #: between two looks for messages, each of which costs 5 to 40 us
 
 
-def current_cell() -> Cell | None:
+def current_cell() -> "Cell | None":
     """Return the cell that is running, or None outside Jupyter."""
     if "IPython" not in sys.modules:
         return None

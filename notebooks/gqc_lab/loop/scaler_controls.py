@@ -13,8 +13,6 @@ and 1 in the warmup.  The training that would have followed is not known, so thi
 the law to the V of this run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -58,7 +56,7 @@ LAW = ("alpha", "warmup_steps", "min_scaling_factor", "variance_cap")  #: what m
 VARIANCE, COUNT = "vgs/normalized_variance", "vgs/step_count"
 
 
-def scaler_controls(scaler: VarianceGradientScaler) -> dict[str, Setting]:
+def scaler_controls(scaler: "VarianceGradientScaler") -> dict[str, Setting]:
     """Return the controls that change ``scaler`` while it runs."""
     return {n: replace(each, default=getattr(scaler, n) or 0) for n, each in SCALER.items()}
 
@@ -69,7 +67,7 @@ def scaler_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     return found | {"variance_cap": found["variance_cap"] or None}
 
 
-def apply_scaler(scaler: VarianceGradientScaler, values: Mapping[str, Any]) -> None:
+def apply_scaler(scaler: "VarianceGradientScaler", values: Mapping[str, Any]) -> None:
     """Set ``scaler`` to ``values`` of the controls, between two steps."""
     for name, value in scaler_settings(values).items():
         if getattr(scaler, name) == value:

@@ -1,7 +1,5 @@
 """Run an experiment from a notebook cell with a progress bar, checkpoints and exact resume."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal
@@ -90,7 +88,7 @@ def track(
     return records()
 
 
-def _bar(experiment: Experiment, is_shown: bool) -> tqdm[Any]:
+def _bar(experiment: Experiment, is_shown: bool) -> "tqdm[Any]":
     return tqdm(
         total=experiment.total,
         initial=experiment.done,

@@ -11,18 +11,15 @@ each part holds one trial.
 Source: McKay, Beckman and Conover 1979 (Latin hypercube).
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import pandas as pd
+import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -157,7 +154,6 @@ def tune(
         has_bar: a tqdm bar on standard error.
     Raises: ValueError: a seed of the report among ``seeds``, or ``measure`` without the metric.
     """
-    import pandas as pd
     from tqdm import tqdm
 
     _check_seeds(seeds, report_seeds)

@@ -4,8 +4,6 @@ One page per finished run, and an index: parameters, result numbers and the firs
 run, and for a batch the table and the figure that its file asks for.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 from importlib.resources import files
@@ -110,7 +108,7 @@ def _write_thumbnail(outputs: list[dict[str, Any]], run: str, target: Path) -> M
     return Markup("")
 
 
-def _summary(batch: Batch, results: pd.DataFrame) -> dict[str, Any] | None:
+def _summary(batch: Batch, results: "pd.DataFrame") -> dict[str, Any] | None:
     """Return the table that `gqc batch run` prints."""
     summary = summarize_batch(batch, results)
     if summary.empty:
@@ -125,7 +123,7 @@ def _summary(batch: Batch, results: pd.DataFrame) -> dict[str, Any] | None:
     return {"text": text, "heads": [*by, "runs", *columns], "rows": rows}
 
 
-def _section(notebook: str, rows: pd.DataFrame, thumbnails: dict[str, Markup]) -> dict[str, Any]:
+def _section(notebook: str, rows: "pd.DataFrame", thumbnails: dict[str, Markup]) -> dict[str, Any]:
     """Return a table of runs; constant columns are stated once, above it."""
     texts = rows.drop(columns="notebook").map(show_cell)
     several = len(rows) > 1

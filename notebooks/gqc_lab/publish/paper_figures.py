@@ -14,8 +14,6 @@
 the files' metadata.  The same results give the same bytes, and no browser is needed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +62,7 @@ def print_figures(
             pyplot.close(figure)
 
 
-def _save(figure: Figure, path: Path, source: Frozen) -> list[Path]:
+def _save(figure: "Figure", path: Path, source: Frozen) -> list[Path]:
     text = f"{source.name} {source.fingerprint}"
     metadata: dict[str, dict[str, Any]] = {
         "pdf": {"Subject": text, "CreationDate": None},

@@ -4,8 +4,6 @@ Where they are executed is behind one seam, :class:`Executor`: threads of this p
 (:class:`LocalExecutor`), or the workers of a Dask cluster (:mod:`gqc_lab.runs.cluster`).
 """
 
-from __future__ import annotations
-
 import math
 import os
 import signal
@@ -131,7 +129,7 @@ class LocalExecutor(Executor):
         self._running[job["id"]] = execution, thread
         thread.start()
 
-    def _work(self, execution: Execution) -> None:
+    def _work(self, execution: "Execution") -> None:
         try:
             outcome = execution.run()
         except BaseException as error:

@@ -5,8 +5,6 @@ executes its run as a thread of a local batch does.  Every machine needs the sam
 run store and the notebook at the same path.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging
@@ -47,7 +45,7 @@ def connect(
     jobs: int | None = None,
     *,
     is_forked: bool = True,
-) -> DaskExecutor:
+) -> "DaskExecutor":
     """Connect to a cluster and make sure that its workers can work for ``batch``.
 
     Args:

@@ -7,8 +7,6 @@ Where forking is not safe (macOS, Windows) every kernel is started from scratch;
 interpreter, whatever kernelspecs are installed.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import ctypes
@@ -140,7 +138,7 @@ class ForkedKernel:
 
     stdin = stdout = stderr = None
 
-    def __init__(self, start: _Start, threads: int, has_torch: bool) -> None:
+    def __init__(self, start: "_Start", threads: int, has_torch: bool) -> None:
         self.returncode: int | None = None
         self._reading = threading.Lock()
         with _lock:

@@ -1,7 +1,5 @@
 """What a batch has done, does, has still to do and will cost."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -293,7 +291,7 @@ class BatchProgress:
         )
         self.total = self.bars.add_task(batch.name, total=len(batch.runs), text="")
 
-    def __enter__(self) -> BatchProgress:
+    def __enter__(self) -> "BatchProgress":
         self.bars.start()
         return self
 

@@ -1,7 +1,5 @@
 """The numbers of runs: a notebook saves them in its last cell, tidy frames bring them back."""
 
-from __future__ import annotations
-
 import glob
 import os
 import sys
@@ -28,10 +26,10 @@ def current_run_dir() -> Path | None:
 
 
 def save(
-    history: pd.DataFrame | None,
-    results: pd.DataFrame | list[dict[str, Any]] | dict[str, Any],
+    history: "pd.DataFrame | None",
+    results: "pd.DataFrame | list[dict[str, Any]] | dict[str, Any]",
     **info: Any,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Save a run's numbers; outside a batch, only return them as a frame.
 
     Args:
@@ -114,13 +112,13 @@ class Runs:
         return list(dict.fromkeys(row["run"] for row in self.rows))
 
     @cached_property
-    def results(self) -> pd.DataFrame:
+    def results(self) -> "pd.DataFrame":
         import pandas as pd
 
         return pd.DataFrame(self.rows, columns=self._names)
 
     @cached_property
-    def history(self) -> pd.DataFrame:
+    def history(self) -> "pd.DataFrame":
         """Raises: CorruptRun: a file does not match its checksum, or cannot be read."""
         import duckdb
         import pandas as pd

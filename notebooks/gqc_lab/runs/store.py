@@ -17,8 +17,6 @@ moment leaves a finished folder or none.  A lock on the id keeps two batches off
 system drops it when its holder dies.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl
@@ -205,7 +203,7 @@ class Store:
         os.rename(folder, self.folder(key))
         _sync(self.root)
 
-    def adopt(self, other: Store, key: str) -> str:
+    def adopt(self, other: "Store", key: str) -> str:
         """Copy a finished run of another store, unless there is one of this id.
 
         Returns: "copied", "there already", or the columns, except times, in which results differ.

@@ -14,8 +14,6 @@ Any of them with the variance gradient scaler (``vgs``).  Methods share weights 
 Source: arXiv:2404.00781, whose streams have 200 to 400 tasks of other images.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -41,7 +39,7 @@ from gqc_lab.studies.continual.settings import ContinualConfig
 FIFTH = 5  #: the first and the last fifth of the tasks are compared
 
 
-def build(config: ContinualConfig) -> Continual:
+def build(config: ContinualConfig) -> "Continual":
     """Return the experiment of that config, before its first step."""
     sizes = (config.num_tasks, config.task_examples)
     return Continual(config, TaskStream(config.stream, config.data, *sizes, config.seed))

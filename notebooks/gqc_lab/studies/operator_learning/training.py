@@ -6,8 +6,6 @@ optimizer, A learns to step latents that E makes, while E and D learn from the i
 negative in the first.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -36,7 +34,7 @@ from gqc_lab.studies.operator_learning.settings import OperatorLearningConfig
 PARTS = ("encoder", "approximator", "decoder")  #: parameter groups
 
 
-def build(config: OperatorLearningConfig) -> OperatorLearning:
+def build(config: OperatorLearningConfig) -> "OperatorLearning":
     """Return the experiment of that config, before its first step."""
     data = load_burgers_data(
         config.source, config.num_train, config.num_test, config.nu, config.data_seed

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from gqc.diagnostics import cosine, expected_momentum_angle, expected_norm, momentum_angle
 from gqc.gradients import total_norm
 from gqc.noise import two_batch
-from gqc_lab.data.text import draw_batch, load_text_data
+from gqc_lab.data.text import draw_batch
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
 from gqc_lab.studies.pretraining.training import Pretraining
 
@@ -41,8 +41,8 @@ class GradientAngles(Pretraining):
     momentum before it, which does not.
     """
 
-    def __init__(self, config: PretrainingConfig, data: Any) -> None:
-        super().__init__(config, data)
+    def __init__(self, config: PretrainingConfig) -> None:
+        super().__init__(config)
         self._angles: dict[str, float | None] = {}
         self.wrapper.optimizer.register_step_pre_hook(self._note)
 
@@ -60,8 +60,7 @@ class GradientAngles(Pretraining):
 
 def build(config: PretrainingConfig) -> GradientAngles:
     """Return the experiment of that config, before its first step."""
-    data = load_text_data(config.corpus, config.tokenizer, config.validation_fraction)
-    return GradientAngles(config, data)
+    return GradientAngles(config)
 
 
 def probe(run: Pretraining, num_draws: int, generator: torch.Generator) -> pd.DataFrame:

@@ -23,8 +23,6 @@ et al. 2022, arXiv:2205.10287, where :math:`1 - \beta` is multiplied by n; half-
 2025, arXiv:2507.07101.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +32,6 @@ import torch
 from torch.optim import SGD, AdamW, Optimizer
 
 from gqc import JoinedOptimizer
-from gqc_lab.data.text import TextData, load_text_data
 from gqc_lab.errors import check_name
 from gqc_lab.loop.settings import read_tuned, setting
 from gqc_lab.models.gpt import GPT, param_groups
@@ -113,10 +110,9 @@ def _with_draws(c: InnerConfig, n: int) -> InnerConfig:
     return replace(c, accumulation=n, lr=lr, beta1=beta1, beta2=beta2)
 
 
-def build(config: InnerConfig) -> InnerOptimizers:
+def build(config: InnerConfig) -> "InnerOptimizers":
     """Return the experiment of that config, before its first step."""
-    data = load_text_data(config.corpus, config.tokenizer, config.validation_fraction)
-    return InnerOptimizers(config, data)
+    return InnerOptimizers(config)
 
 
 class InnerOptimizers(Pretraining):
@@ -124,16 +120,12 @@ class InnerOptimizers(Pretraining):
 
     config: InnerConfig
 
-    def __init__(self, config: InnerConfig, data: TextData) -> None:
-        super().__init__(config, data)
+    def __init__(self, config: InnerConfig) -> None:
+        super().__init__(config)
         if config.inner != "adamw":
             make = {"sgd": _make_sgd, "muon": _make_muon, "soap": _make_soap}[config.inner]
             optimizer = make(self.model, config)
             self.wrapper = self.parts["optimizer"] = wrap(optimizer, config)
-
-    def twin(self, estimator: str | None = None) -> InnerOptimizers:
-        """Return another of the same config, before its first step; ``estimator`` has no effect."""
-        return InnerOptimizers(self.config, self.data)
 
 
 def _make_sgd(model: GPT, c: InnerConfig) -> Optimizer:

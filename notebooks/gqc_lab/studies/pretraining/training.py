@@ -10,12 +10,10 @@ run ends when its tokens are spent; a window that is open then is left without a
 gradient was not judged good enough.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 import torch
@@ -26,13 +24,7 @@ from torch.optim import AdamW, Optimizer
 from gqc import wrappers
 from gqc.scalers import VarianceGradientScaler
 from gqc.schedules import THRESHOLD, cosine_with_warmup, interpolate, power_growth
-from gqc_lab.data.text import (
-    TextData,
-    draw_batch,
-    load_text_data,
-    shuffle_targets,
-    validation_batch,
-)
+from gqc_lab.data.text import draw_batch, load_text_data, shuffle_targets, validation_batch
 from gqc_lab.loop.controls import Controls, NormSchedule, norm_controls, norm_schedule
 from gqc_lab.loop.experiment import Experiment
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
@@ -50,10 +42,9 @@ DECAY = 0.2  #: share of a run in which "constant, then decay" decays, in a stra
 EVALUATION_CHUNK = 64  # sequences per forward pass; bounds memory, does not change the loss
 
 
-def build(config: PretrainingConfig) -> Pretraining:
+def build(config: PretrainingConfig) -> "Pretraining":
     """Return the experiment of that config, before its first step."""
-    data = load_text_data(config.corpus, config.tokenizer, config.validation_fraction)
-    return Pretraining(config, data)
+    return Pretraining(config)
 
 
 class TypicalNorm:
@@ -107,8 +98,9 @@ class Pretraining(Experiment):
     loss_unit = "nat/token"
     evaluated = ("val_loss",)
 
-    def __init__(self, config: PretrainingConfig, data: TextData) -> None:
+    def __init__(self, config: PretrainingConfig) -> None:
         self.config: PretrainingConfig = config
+        data = load_text_data(config.corpus, config.tokenizer, config.validation_fraction)
         self.device = find_device(config.device)
         model = _make_model(config, data.vocabulary)
         self.model = model.to(self.device, find_dtype(config.dtype))
@@ -154,10 +146,10 @@ class Pretraining(Experiment):
         if self.scaler is not None:
             apply_scaler(self.scaler, applied)
 
-    def twin(self, estimator: str | None = None) -> Pretraining:
+    def twin(self, estimator: str | None = None) -> Self:
         """Return another of the same config, at its start, with ``estimator`` if one is given."""
         estimator = estimator or self.config.vgs_estimator
-        return Pretraining(replace(self.config, vgs_estimator=estimator), self.data)
+        return type(self)(replace(self.config, vgs_estimator=estimator))
 
     def draw_batch(self) -> tuple[Tensor, Tensor]:
         c = self.config

@@ -4,8 +4,6 @@ Some steps on a small noisy problem under the estimator that the version had; a 
 version's format; and on from there with a scaler of today, which cannot use the statistics.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import warnings
@@ -158,13 +156,13 @@ class _Problem:
     noise: torch.Generator
 
     @classmethod
-    def start(cls, seed: int, where: Mapping[str, Any]) -> _Problem:
+    def start(cls, seed: int, where: Mapping[str, Any]) -> "_Problem":
         """Return the problem at w = 0."""
         generator = make_generator(seed, "problem")
         targets = [torch.randn(shape, generator=generator).to(**where) for shape in SHAPES]
         return cls(targets, [torch.zeros_like(t, requires_grad=True) for t in targets], generator)
 
-    def copy(self) -> _Problem:
+    def copy(self) -> "_Problem":
         """Return the same problem from here on, with parameters of its own."""
         params = [p.detach().clone().requires_grad_() for p in self.params]
         return _Problem(self.targets, params, self.noise.clone_state())
