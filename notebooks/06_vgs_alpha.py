@@ -43,6 +43,7 @@ claims.show_evidence("06_vgs_alpha")
 #
 # ```
 # gqc batch run notebooks/batches/06_vgs_alpha.yaml --jobs 2
+# gqc batch run notebooks/batches/06_aggregates.yaml --jobs 2
 # ```
 
 # %% tags=["parameters"]
@@ -55,7 +56,8 @@ betas = [0.9, 0.99, 0.999]  # of its averages, in the question of what is resolv
 warmup_steps = 40  # steps before it scales
 seed = 0  # the first one, of weights, order and wrong labels
 num_seeds = 2  # at least 1; an interval needs two
-lr_of = "control"  # one of control, vgs; whose tuned learning rate all methods use
+lr_of = "control"  # one of control, vgs, aggregate; whose tuned learning rate all methods use
+aggregate = "percentile"  # one of percentile, mean; of V over tensors
 device = "auto"
 dtype = "float32"
 
@@ -83,6 +85,7 @@ configs = vgs_training.comparison(
     range(seed, seed + num_seeds),
     warmup_steps=warmup_steps,
     lr_of=lr_of,
+    aggregate=aggregate,
     **place,
 )
 experiments = [vgs_training.build(config) for config in configs]
@@ -164,7 +167,7 @@ by_beta.round(2)
 # = 1000 steps later. The prediction is for independent gradients, `vgs_training.adam_response`.
 
 # %% tags=["nbval-ignore-output"]
-name = f"VGS, alpha {alphas[0]:g}"
+name = next(m for m in history["method"] if m.startswith("VGS"))
 runs_of = history[(history["task"] == tasks[0]) & (history["optimizer"] == "adamw")]
 runs_of = runs_of[runs_of["seed"] == seed].set_index("microbatch")
 scaled, plain = (runs_of[runs_of["method"] == m] for m in (name, "no scaling"))

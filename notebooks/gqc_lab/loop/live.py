@@ -5,8 +5,6 @@ every change is recorded with its batch.  `gqc_widgets` shows a `Live`; without 
 same, silently.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import threading
@@ -35,7 +33,7 @@ F = TypeVar("F", bound=Callable[[], object])
 Listener = Callable[["Live"], None]
 _END = object()
 #: what is trained -> the last `Live` that steers it
-steered: weakref.WeakKeyDictionary[Any, Live] = weakref.WeakKeyDictionary()
+steered: weakref.WeakKeyDictionary[Any, "Live"] = weakref.WeakKeyDictionary()
 
 
 class Live(gate.Gate):

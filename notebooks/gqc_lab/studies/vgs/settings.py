@@ -20,10 +20,11 @@ SCALES: dict[str, dict[str, int]] = {
     "paper": {"steps": 20_000, "batch_size": 16, "evaluation_steps": 100, "width": 512, "depth": 3},
 }
 
-#: whose best learning rate is meant: that of the plain optimizer, or that of VGS with alpha 0.1
-LR_OF = ("control", "vgs")
+#: whose best learning rate is meant: that of the plain optimizer, of VGS with alpha 0.1, or, of a
+#: finer grid, of VGS with its aggregate
+LR_OF = ("control", "vgs", "aggregate")
 
-#: (task, optimizer, one of `LR_OF`) -> learning rate
+#: (task, optimizer, one of `LR_OF`, or an aggregate) -> learning rate
 TUNED = read_tuned(Path(__file__).with_name("tuned.csv"), ("task", "optimizer", "lr_of"), "loss")
 
 
@@ -54,6 +55,9 @@ class VGSTrainingConfig(Config):
     )
     min_scaling_factor: float = setting(0.1, like=SCALER["min_scaling_factor"])
     percentile: float = setting(0.9, like=SCALER["percentile"])
+    aggregate: str = setting(
+        "percentile", "of the variance over tensors", choices="gqc.scalers.settings:AGGREGATES"
+    )
     constant_factor: float | None = setting(
         None, "of all gradients after ``warmup_steps``: a scaler that does not react", above=0
     )
@@ -77,7 +81,8 @@ class VGSTrainingConfig(Config):
         """What scales the gradient."""
         if self.constant_factor is not None:
             return "constant factor"
-        return f"VGS, alpha {self.alpha:g}" if self.alpha else "no scaling"
+        aggregate = "" if self.aggregate == "percentile" else f" of the {self.aggregate}"
+        return f"VGS{aggregate}, alpha {self.alpha:g}" if self.alpha else "no scaling"
 
 
 def config(scale: str = "smoke", *, lr_of: str = "control", **overrides: Any) -> VGSTrainingConfig:
@@ -85,7 +90,7 @@ def config(scale: str = "smoke", *, lr_of: str = "control", **overrides: Any) ->
 
     Args:
         scale: of `SCALES`.
-        lr_of: whose learning rate: that of ``"control"`` or of ``"vgs"``.
+        lr_of: whose learning rate, of `LR_OF`.
         overrides: any field of `VGSTrainingConfig`; task ``"digits"`` and optimizer ``"sgd"`` if
             none is given.
     Raises: ValueError: unknown scale or field, or a value out of its range.
@@ -93,9 +98,13 @@ def config(scale: str = "smoke", *, lr_of: str = "control", **overrides: Any) ->
     check_name("lr_of", lr_of, LR_OF)
 
     def tuned(values: dict[str, Any]) -> dict[str, Any]:
-        return TUNED[values["task"], values["optimizer"], lr_of]
+        whose = values["aggregate"] if lr_of == "aggregate" else lr_of
+        key = (values["task"], values["optimizer"], whose)
+        if key not in TUNED:
+            raise ValueError(f"lr_of={lr_of!r}: nothing was tuned for {', '.join(key)}")
+        return TUNED[key]
 
-    values = {"task": "digits", "optimizer": "sgd", **overrides}
+    values = {"task": "digits", "optimizer": "sgd", "aggregate": "percentile", **overrides}
     return make_config(VGSTrainingConfig, SCALES, scale, values, tuned)
 
 

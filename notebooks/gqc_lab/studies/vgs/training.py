@@ -9,8 +9,6 @@ Methods share data, order and initial weights per seed.  ``constant_factor`` is 
 separates "reacts to noise" from "smaller steps".
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -43,7 +41,7 @@ from gqc_lab.studies.vgs.settings import comparison as comparison
 from gqc_lab.studies.vgs.settings import config as config
 
 
-def build(config: VGSTrainingConfig) -> VGSTraining:
+def build(config: VGSTrainingConfig) -> "VGSTraining":
     """Return the experiment of that config, before its first step."""
     return Digits(config) if config.task == "digits" else Values(config)
 
@@ -91,7 +89,7 @@ class VGSTraining(Experiment):
             data_hash=data_hash,
         )
 
-    def twin(self, estimator: str | None = None) -> VGSTraining:
+    def twin(self, estimator: str | None = None) -> "VGSTraining":
         """Return another of the same config, at its start, with ``estimator`` if one is given."""
         return build(replace(self.config, estimator=estimator or self.config.estimator))
 
@@ -266,5 +264,5 @@ def _wrap(model: nn.Module, c: VGSTrainingConfig) -> OptimizerWrapperVGS:
     else:
         momentum = c.momentum if c.optimizer == "momentum" else 0.0
         optimizer = torch.optim.SGD(model.parameters(), c.lr, momentum=momentum)
-    names = (*SCALER, "estimator")
+    names = (*SCALER, "estimator", "aggregate")
     return OptimizerWrapperVGS(optimizer, **{name: getattr(c, name) for name in names})

@@ -3,6 +3,7 @@
 import io
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from gqc_lab.studies.vgs import training as vgs_training
 from gqc_lab.studies.vgs.settings import LR_OF, OPTIMIZERS, TASKS, TUNED
 
 STEPS = 40
+AGGREGATES = ("percentile", "mean")
 
 
 def tiny(task="digits", optimizer="sgd", **overrides):
@@ -340,11 +342,38 @@ def test_stability_of_a_run_without_evaluations_says_none():
 
 
 def test_every_task_and_optimizer_has_a_tuned_lr():
-    assert set(TUNED) == {(t, o, of) for t in TASKS for o in OPTIMIZERS for of in LR_OF}
+    assert set(LR_OF) == {"control", "vgs", "aggregate"}
+    known = {(t, o, of) for t in TASKS for o in OPTIMIZERS for of in ("control", "vgs")}
+    of_aggregates = {(t, o, a) for t in TASKS for o in ("sgd", "adamw") for a in AGGREGATES}
+    assert set(TUNED) == known | of_aggregates
     for lr_of, lr in {"control": 3e-4, "vgs": 1e-3}.items():
         found = vgs_training.config(task="values", optimizer="adamw", lr_of=lr_of)
         assert found.lr == TUNED["values", "adamw", lr_of]["lr"] == lr
     assert vgs_training.config(lr=0.7, lr_of="vgs").lr == 0.7
+
+
+@pytest.mark.parametrize("aggregate", AGGREGATES)
+def test_an_aggregate_is_the_scalers_and_has_its_own_tuned_lr(aggregate):
+    config = vgs_training.config("laptop", task="values", aggregate=aggregate, lr_of="aggregate")
+    assert config.lr == TUNED["values", "sgd", aggregate]["lr"]
+    assert vgs_training.build(config).scaler.aggregate == aggregate
+    trials = pd.read_csv(Path(vgs_training.__file__).with_name("tuned.csv"), comment="#")
+    for _, rows in trials[trials["lr_of"] == aggregate].groupby(["task", "optimizer"]):
+        best = rows.loc[rows["loss"].idxmin(), "lr"]
+        assert rows["lr"].min() < best < rows["lr"].max()
+
+
+def test_the_mean_and_the_percentile_are_told_apart_by_name_and_by_factor():
+    percentile, mean = (tiny("values", aggregate=a, variance_cap=None) for a in AGGREGATES)
+    assert (percentile.method, mean.method) == ("VGS, alpha 0.1", "VGS of the mean, alpha 0.1")
+    factors = [run(vgs_training.build(c)).history["factor"].iloc[-1] for c in (percentile, mean)]
+    assert factors[0] != factors[1]
+
+
+@pytest.mark.parametrize("options", [{"optimizer": "momentum"}, {"aggregate": "max"}])
+def test_what_was_not_tuned_is_said(options):
+    with pytest.raises(ValueError, match="lr_of='aggregate': nothing was tuned for digits, "):
+        vgs_training.config(lr_of="aggregate", **options)
 
 
 def test_a_comparison_is_every_way_of_every_run_at_one_lr():
