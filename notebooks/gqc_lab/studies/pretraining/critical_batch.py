@@ -26,6 +26,7 @@ from gqc_lab.loop.settings import read_tuned
 from gqc_lab.studies.pretraining import annealing
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
 from gqc_lab.studies.pretraining.training import Pretraining
+from gqc_lab.studies.pretraining.training import build as build
 
 _BATCHES, _LOSSES = [1, 2, 4, 8, 16, 32, 64], [2.3, 2.15, 2.0]
 #: scale -> sequences of a step, held-out losses [nat/token] that are waited for, the most tokens
