@@ -99,6 +99,12 @@ TAKEN = {
         f"gqc-schedule-free.{n}": ("holds",) for n in (1, 2, 3)
     },
     "or average the weights: schedule-free": {"gqc-schedule-free": ("reproduced",)},
+    "Each of the three lies within a factor of two": {
+        f"gqc-critical-batch.{n}": ("holds",) for n in (1, 2, 3)
+    },
+    "before it wastes tokens: where we measured it, it lies within a factor of two": {
+        f"gqc-critical-batch.{n}": ("holds",) for n in (1, 2, 3)
+    },
     "Slowly if at all, and not as fast": {"gqc-grows-with-size": ("not reproduced",)},
     "steps of Adam are not worth many noisy ones": {"gqc-adam-tradeoff.5": ("fails",)},
     "Whether reacting pays is": {"gqc-reactive": ("undecided",)},
@@ -237,6 +243,15 @@ def test_all_seeds_but_one_keep_plasticity_with_weight_decay_and_all_with_upgd()
     change = results.pivot_table(index="seed", columns="method", values="accuracy_change")
     assert (change["l2"] < -0.1).sum() == 1
     assert (change["upgd"] > -0.1).all()
+
+
+def test_a_batch_of_the_noise_scale_takes_nearly_twice_the_tokens_of_the_smallest():
+    """The answer of notebook 26 says so."""
+    results = load_frozen(PAPER / "results")["26_critical_batch"].results.query("loss == 2.0")
+    assert round(results["noise_scale"].mean(), -1) == 30
+    tokens = results.pivot_table(index="seed", columns="batch", values="tokens")
+    assert tokens.mean().idxmin() <= 2
+    assert 1.6 < (tokens[32] / tokens[1]).mean() < 2
 
 
 def test_fine_tuning_costs_adamw_less_and_it_is_ahead_either_way():
