@@ -338,7 +338,7 @@ def test_the_tuning_writes_every_trial_and_the_best_are_read_back(monkeypatch, t
         ({"normalization": "min"}, "normalization='min'"),
         ({"num_tasks": 0}, "num_tasks=0"),
         ({"depth": 0}, "depth=0"),
-        ({"batch_size": 7}, "task_examples=240: expected a multiple of batch_size=7"),
+        ({"batch_size": 7}, "task_examples=120: expected a multiple of batch_size=7"),
         ({"lr": math.nan}, "lr=nan"),
         ({"sigma": -0.1}, "sigma=-0.1"),
         ({"gradient_factor": 0.0}, "gradient_factor=0.0"),
