@@ -42,7 +42,7 @@ if find_spec("gqc") is None:
 interactive = False  # True: wait for a person; False: replay `changes` and train to the end
 scale = "smoke"  # seconds, minutes, a GPU
 seed = 0  # of the weights and of the order of the text
-tokens: int | None = None  # training budget, None: the scale's
+tokens: int | None = 131_072  # training budget, None: the scale's
 lr: float | None = None  # peak learning rate, None: the scale's
 corpus: str | None = None  # kjv, hf:NAME or the path of a text; None: the scale's
 device = "auto"

@@ -1,5 +1,7 @@
 """What tests of experiments share: train up to a record, and compare two runs bit for bit."""
 
+import io
+
 import pandas as pd
 import torch
 
@@ -8,6 +10,25 @@ def run(experiment, until=None):
     while experiment.microbatch != until and next(experiment, None) is not None:
         pass
     return experiment
+
+
+def with_cuts(build, cuts):
+    """Return an uncut run, and a file of the state at each of ``cuts``, increasing.
+
+    The states are those of a second run, which goes on after each of them.
+    """
+    second, files = build(), {}
+    for cut in cuts:
+        files[cut] = io.BytesIO()
+        torch.save(run(second, until=cut).state_dict(), files[cut])
+    return run(build()), files
+
+
+def resume(experiment, file):
+    """Run to its end what begins with the state in ``file``."""
+    file.seek(0)
+    experiment.load_state_dict(torch.load(file, weights_only=True))
+    return run(experiment)
 
 
 def weights(experiment):

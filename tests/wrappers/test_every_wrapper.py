@@ -7,6 +7,7 @@ import io
 import math
 import pickle
 import warnings
+from functools import cache
 
 import pytest
 import torch
@@ -117,16 +118,20 @@ def test_reaches_the_minimum_without_noise(case, problem, start, lr, steps):
     assert problem(x) < 1e-3
 
 
+@cache  # every cut is compared with the same run
+def uncut_run(make, **chosen):
+    params = parameters()
+    wrapper = make(adamw(params), **chosen)
+    return params, feed(wrapper, params, stream(40)), wrapper.statistics()
+
+
 @every_case
 @both_windows
 @settings(max_examples=15, deadline=None)
 @given(cut=st.integers(0, 39))
 def test_a_cut_and_resumed_run_is_bitwise_the_uncut(case, accumulate, cut):
     draws = stream(40)
-    uncut = parameters()
-    whole = case.make(adamw(uncut), **options(case, accumulate))
-    decisions = feed(whole, uncut, draws)
-
+    uncut, decisions, statistics = uncut_run(case.make, **options(case, accumulate))
     before = parameters()
     first = case.make(adamw(before), **options(case, accumulate))
     feed(first, before, draws[:cut])
@@ -136,7 +141,7 @@ def test_a_cut_and_resumed_run_is_bitwise_the_uncut(case, accumulate, cut):
     second.load_state_dict(saved)
     assert feed(second, after, draws[cut:], start=cut) == decisions[cut:]
     assert equal(after, uncut)
-    assert second.statistics() == whole.statistics()
+    assert second.statistics() == statistics
 
 
 @every_case

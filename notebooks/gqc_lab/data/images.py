@@ -10,6 +10,7 @@
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,7 @@ def mislabel(labels: Tensor, num_classes: int, share: float, generator: torch.Ge
     return result
 
 
+@lru_cache(maxsize=1)  # the runs of a comparison share it
 def read_scans(name: str, folder: str | Path | None = None) -> Scans:
     """Read a whole data set, neither split nor mislabelled.
 
@@ -128,9 +130,8 @@ def read_scans(name: str, folder: str | Path | None = None) -> Scans:
     if name == "digits":
         from sklearn.datasets import load_digits  # takes a second
 
-        digits = load_digits()
-        pixels = torch.from_numpy(digits.data).to(torch.uint8)
-        return Scans(pixels, torch.from_numpy(digits.target).long(), 16)
+        pixels, labels = map(torch.from_numpy, load_digits(return_X_y=True))
+        return Scans(pixels.to(torch.uint8), labels.long(), 16)
     kind, options = TORCHVISION[name]
     try:
         from torchvision import datasets

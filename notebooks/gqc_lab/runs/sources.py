@@ -10,7 +10,7 @@ import importlib.metadata
 import importlib.util
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -66,15 +66,15 @@ def source_hashes(code: Sequence[str], folders: Sequence[Path]) -> dict[str, str
         waiting = ["gqc.*", "gqc_lab.*", *re.findall(r"\bgqc(?:_lab)?(?:\.\w+)*", "\n".join(code))]
     else:
         waiting = list(_mentioned(tree, ""))
-    found: dict[str, str] = {}
-    seen = set()
+    found, seen = dict[str, str](), set[str]()
+    find = cache(lambda module: _find(module, folders))  # most names begin alike
     while waiting:
         name = waiting.pop()
         if name in seen:
             continue
         seen.add(name)
-        module, rest = _split(name, folders)
-        path = _find(module, folders)
+        module, rest = _split(name, find)
+        path = find(module)
         if path is None or any(f"{module}.".startswith(f"{each}.") for each in NOT_HASHED):
             continue
         exports = _exports(path, module, _stamp(path)) if path.name == "__init__.py" else None
@@ -180,12 +180,12 @@ def _dotted(node: ast.expr) -> str:
     return f"{base}.{node.attr}" if base and isinstance(node, ast.Attribute) else ""
 
 
-def _split(name: str, folders: Sequence[Path]) -> tuple[str, list[str]]:
+def _split(name: str, find: Callable[[str], Path | None]) -> tuple[str, list[str]]:
     """The longest leading part that is a module of ours, and what is left; else ("", ...)."""
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         module = ".".join(parts[:length])
-        if _find(module, folders) is not None:
+        if find(module) is not None:
             return module, parts[length:]
     return "", parts
 

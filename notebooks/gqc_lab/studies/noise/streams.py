@@ -25,7 +25,7 @@ from gqc_lab.stats.analysis import summarize
 
 #: scale -> windows per point, whose standard errors fall with the square root, and dimensions
 SCALES: dict[str, dict[str, Any]] = {
-    "smoke": {"windows": 40, "dimensions": [100, 10_000]},
+    "smoke": {"windows": 20, "dimensions": [100, 10_000]},
     "laptop": {"windows": 200, "dimensions": [100, 10_000]},
     "paper": {"windows": 2000, "dimensions": [100, 10_000, 100_000]},
 }

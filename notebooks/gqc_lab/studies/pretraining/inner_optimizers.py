@@ -50,9 +50,9 @@ TUNED = read_tuned(
     Path(__file__).with_name("tuned_inner.csv"), ("scale", "inner", "method"), "val_loss"
 )
 #: scale -> the fields of all runs, at laptop scale the budget that they were tuned for; 64 draws
-#: would not fit into the 32 microbatches of smoke
+#: would not fit into the 16 microbatches of smoke
 SCALES: dict[str, dict[str, Any]] = {
-    "smoke": {"tokens": 2**14, "max_draws": 4},
+    "smoke": {"tokens": 2**13, "max_draws": 4},
     "laptop": {"tokens": 2**19},
     "paper": {},
 }

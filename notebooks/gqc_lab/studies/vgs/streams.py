@@ -29,7 +29,7 @@ from gqc_lab.models.mlp import make_mlp
 #: a gradient, elements where their number varies, decay of the averages, which resolve ratios up to
 #: (1 + beta) / (1 - beta)
 SCALES: dict[str, dict[str, Any]] = {
-    "smoke": {"steps": 150, "numel": 512, "sizes": [64, 512, 2048], "beta": 0.98},
+    "smoke": {"steps": 100, "numel": 512, "sizes": [64, 512, 2048], "beta": 0.98},
     "laptop": {"steps": 1000, "numel": 4096, "sizes": [64, 512, 4096], "beta": 0.99},
     "paper": {"steps": 5000, "numel": 4096, "sizes": [64, 512, 4096, 32768, 1048576], "beta": 0.99},
 }

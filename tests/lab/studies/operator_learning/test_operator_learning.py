@@ -1,6 +1,5 @@
 """Learning Burgers' equation: phases, records, clipping, curricula, exact resume, measures."""
 
-import io
 import itertools
 import math
 from functools import cache
@@ -9,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from same_runs import resume, run, with_cuts
 from torch.nn import functional as F
 
 from gqc.curricula import compute_inverse_loss_curriculum_weight
@@ -45,12 +45,6 @@ def make(method="fixed", **overrides):
     return OperatorLearning(tiny(method, **overrides), data())
 
 
-def run(experiment, until=None):
-    while experiment.microbatch != until and next(experiment, None) is not None:
-        pass
-    return experiment
-
-
 def weights(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
@@ -62,17 +56,20 @@ def assert_same_run(a, b):
     assert torch.equal(weights(a.average), weights(b.average))
 
 
+CUTS = (1, 7, 8, 9, 13, 23)
+
+
+@cache  # every cut is compared with the same run
+def uncut_and_cuts(method):
+    return with_cuts(lambda: make(method), CUTS)
+
+
 @pytest.mark.parametrize("method", ["fixed", "exploding"])
-@pytest.mark.parametrize("cut", [1, 7, 8, 9, 13, 23])
+@pytest.mark.parametrize("cut", CUTS)
 def test_a_cut_run_is_the_uncut_run(method, cut):
-    uncut = run(make(method))
+    uncut, files = uncut_and_cuts(method)
     assert uncut.microbatch == 24
-    file = io.BytesIO()
-    torch.save(run(make(method), until=cut).state_dict(), file)
-    file.seek(0)
-    resumed = make(method)
-    resumed.load_state_dict(torch.load(file, weights_only=True))
-    assert_same_run(run(resumed), uncut)
+    assert_same_run(resume(make(method), files[cut]), uncut)
 
 
 def test_an_epoch_sees_every_example_once_and_the_next_field_is_a_step_later():

@@ -58,7 +58,8 @@ def test_what_is_retuned_is_the_best_of_its_trials():
 def test_tuning_measures_both_methods_alike(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(annealing, "BUDGET", 2)
     monkeypatch.setattr(annealing, "CLOSE_BUDGET", 1)
-    monkeypatch.setitem(annealing.RUNGS, "0.16M", annealing.RUNGS["smoke"])
+    short = {**annealing.RUNGS["smoke"], "evaluation_sequences": 4, "width": 16}
+    monkeypatch.setitem(annealing.RUNGS, "0.16M", short)
     monkeypatch.setitem(fine_tuning.TOKENS, "laptop", 2**10)
     assert fine_tuning.main([str(tmp_path / "trials.jsonl")]) == 0
     shown = capsys.readouterr()

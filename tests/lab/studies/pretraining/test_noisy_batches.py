@@ -72,7 +72,7 @@ def test_long_windows_without_reaction_are_not_taken_for_one():
 def test_configs_share_all_but_the_method():
     configs = noisy_batches.comparison("smoke", 0.2, seed=4)
     assert list(configs) == list(noisy_batches.METHODS)
-    assert {(c.noisy_share, c.seed, c.tokens) for c in configs.values()} == {(0.2, 4, 2**17)}
+    assert {(c.noisy_share, c.seed, c.tokens) for c in configs.values()} == {(0.2, 4, 2**16)}
     assert [label for label, c in configs.items() if c.gns_reactive] == ["gns, reactive"]
 
 

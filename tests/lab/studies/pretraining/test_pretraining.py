@@ -1,13 +1,14 @@
 """The pretraining experiment: its methods, its records, its config, resume."""
 
 import copy
-import io
 import math
 from dataclasses import replace
+from functools import cache
 
 import pandas as pd
 import pytest
 import torch
+from same_runs import resume, run, with_cuts
 from torch.nn import functional as F
 
 from gqc.scalers import VarianceGradientScaler
@@ -42,7 +43,7 @@ def corpus(tmp_path_factory):
     return str(path)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tiny(corpus):
     """A config of 48 microbatches of 2 x 8 characters."""
 
@@ -64,10 +65,23 @@ def tiny(corpus):
     return make
 
 
-def run(experiment, until=None):
-    while experiment.microbatch != until and next(experiment, None) is not None:
-        pass
-    return experiment
+@pytest.fixture(scope="module")
+def finished(tiny):
+    """The run of a method to its end, to be read only."""
+    return cache(lambda method: run(pretraining.build(tiny(method))))
+
+
+CUTS = (1, 2, 16, 23, 24, 47)
+
+
+@pytest.fixture(scope="module")
+def uncut_and_cuts(tiny):
+    """An uncut run, and its state at each of `CUTS`: all of them are compared with the same run."""
+
+    def train(method, **added):
+        return with_cuts(lambda: pretraining.build(tiny(method, **added)), CUTS)
+
+    return cache(train)
 
 
 def assert_same_run(a, b):
@@ -121,8 +135,8 @@ def test_the_control_is_plain_adamw_with_accumulation(tiny, accumulation):
         torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-5)
 
 
-def test_validation_loss_is_the_mean_over_evenly_spaced_sequences(tiny):
-    experiment = run(pretraining.build(tiny("gnts")))
+def test_validation_loss_is_the_mean_over_evenly_spaced_sequences(finished):
+    experiment = finished("gnts")
     tokens = experiment.data.validation
     starts = [i * (len(tokens) - 9) // 4 for i in range(5)]
     losses = []
@@ -167,12 +181,12 @@ def test_records_keep_their_contract(tiny, method):
     assert (summary["tokens"], summary["microbatches"]) == (768, 48)
 
 
-def test_gnts_steps_under_its_threshold_or_at_the_maximum(tiny):
-    history = run(pretraining.build(tiny("gnts"))).history
+def test_gnts_steps_under_its_threshold_or_at_the_maximum(finished):
+    history = finished("gnts").history
     under = history["grad_norm"] <= history["gradient_norm_threshold"]
     assert (history["stepped"] == (under | (history["num_draws"] == 6))).all()
     forced = history["stepped"] & ~under
-    assert run(pretraining.build(tiny("gnts"))).summary()["num_forced"] == forced.sum()
+    assert finished("gnts").summary()["num_forced"] == forced.sum()
     assert history["stepped"].any()
     assert not history["stepped"].all()
     t = history["microbatch"] - 1
@@ -183,16 +197,16 @@ def test_gnts_steps_under_its_threshold_or_at_the_maximum(tiny):
     assert history["gradient_norm_threshold"].tolist() == pytest.approx(expected.tolist())
 
 
-def test_sbc_grows_as_scheduled(tiny):
-    history = run(pretraining.build(tiny("sbc"))).history
+def test_sbc_grows_as_scheduled(finished):
+    history = finished("sbc").history
     asked = (1 + 4 * ((history["microbatch"] - 1) / 48) ** 2).round()  # microbatches
     assert (history["stepped"] == (history["num_draws"] >= asked)).all()
     assert history["stepped"][:16].all()  # it begins with one microbatch, not with two
     assert history.loc[history["stepped"], "num_draws"].max() > 3
 
 
-def test_a_relative_threshold_follows_the_norms_of_single_microbatches(tiny):
-    history = run(pretraining.build(tiny("gnts relative"))).history
+def test_a_relative_threshold_follows_the_norms_of_single_microbatches(finished):
+    history = finished("gnts relative").history
     total = weight = 0.0
     typical = []
     for row in history.itertuples():
@@ -229,8 +243,8 @@ def test_the_second_moment_keeps_its_half_life_in_tokens(tiny, accumulation):
     assert beta2**steps == pytest.approx(0.5)
 
 
-def test_gns_steps_when_past_windows_ask_for_no_more(tiny):
-    history = run(pretraining.build(tiny("gns"))).history
+def test_gns_steps_when_past_windows_ask_for_no_more(finished):
+    history = finished("gns").history
     known = history["noise_scale"].shift()  # a record of a step has its window in the estimate
     n = history["num_draws"]
     decided = (known <= 3.0 * n) & (n >= 2)
@@ -239,14 +253,14 @@ def test_gns_steps_when_past_windows_ask_for_no_more(tiny):
     assert not decided.all()
 
 
-def test_noise_scale_is_recorded_where_a_wrapper_estimates_it(tiny):
-    is_known = {m: run(pretraining.build(tiny(m))).history["noise_scale"].notna() for m in METHODS}
+def test_noise_scale_is_recorded_where_a_wrapper_estimates_it(finished):
+    is_known = {m: finished(m).history["noise_scale"].notna() for m in METHODS}
     assert {m for m in METHODS if is_known[m].any()} == {"gnts", "gns", "normtest"}
     assert not is_known["gns"].iloc[0]  # None before the first window
 
 
-def test_mht_is_given_the_training_loss(tiny):
-    experiment = run(pretraining.build(tiny("mht")))
+def test_mht_is_given_the_training_loss(finished):
+    experiment = finished("mht")
     history = experiment.history
     last = history.index[history["stepped"]][-1]
     mean = history["loss"].iloc[0]
@@ -303,13 +317,13 @@ def test_steered_tolerances_apply_at_once_and_replay(tiny, method, tunable):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_scaler_that_only_measures_changes_nothing(tiny, method):
+def test_a_scaler_that_only_measures_changes_nothing(tiny, finished, method):
     plain = run(pretraining.build(tiny(method, vgs_alpha=0)))
     assert (plain.history["factor"].dropna() == 1).all()
     if method == "vgs":
         without = run(pretraining.build(replace(tiny(method), method="adamw", vgs_alpha=None)))
     else:
-        without = run(pretraining.build(tiny(method)))
+        without = finished(method)
     columns = list(without.history.drop(columns=["seconds", "method"]))
     pd.testing.assert_frame_equal(plain.history[columns], without.history[columns])
     assert plain.history["vgs/normalized_variance"].iloc[-1] > 0
@@ -372,15 +386,9 @@ def test_vgs_is_adamw_with_a_scaled_gradient(tiny, estimator):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("cut", [1, 16, 23])
-def test_a_cut_run_with_a_scaler_is_the_uncut_run(tiny, method, cut):
-    config = tiny(method, **SCALED)
-    uncut = run(pretraining.build(config))
-    file = io.BytesIO()
-    torch.save(run(pretraining.build(config), until=cut).state_dict(), file)
-    file.seek(0)
-    resumed = pretraining.build(config)
-    resumed.load_state_dict(torch.load(file, weights_only=True))
-    assert_same_run(run(resumed), uncut)
+def test_a_cut_run_with_a_scaler_is_the_uncut_run(tiny, uncut_and_cuts, method, cut):
+    uncut, files = uncut_and_cuts(method, **SCALED)
+    assert_same_run(resume(pretraining.build(tiny(method, **SCALED)), files[cut]), uncut)
     assert uncut.history["factor"].min() < 0.9  # so that the scaler's state matters
 
 
@@ -410,8 +418,8 @@ def test_a_scaler_inside_gnts_is_steered_beside_its_threshold_and_replays(tiny):
     assert_same_run(run(replayed), steered)
 
 
-def test_a_twin_is_the_same_run_from_its_beginning(tiny):
-    experiment = run(pretraining.build(tiny("vgs")))
+def test_a_twin_is_the_same_run_from_its_beginning(finished):
+    experiment = finished("vgs")
     assert_same_run(run(experiment.twin()), experiment)
     other = experiment.twin("elementwise")
     assert other.scaler.estimator == "elementwise"
@@ -425,8 +433,8 @@ def test_replay_of_a_run_on_its_own_data_is_that_run(tiny):
     pd.testing.assert_frame_equal(replay.history[columns], gnts.history[columns], check_exact=True)
 
 
-def test_replay_on_other_data_keeps_weights_and_draws(tiny):
-    gnts = run(pretraining.build(tiny("gnts")))
+def test_replay_on_other_data_keeps_weights_and_draws(tiny, finished):
+    gnts = finished("gnts")
     replay = pretraining.build(pretraining.replay_config(gnts, data_seed=7))
     fresh = pretraining.build(tiny("gnts")).model
     assert torch.equal(replay.model.tokens.weight, fresh.tokens.weight)
@@ -509,29 +517,24 @@ def test_seeds(tiny):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("cut", [1, 2, 16, 23, 24, 47])
-def test_a_cut_run_is_the_uncut_run(tiny, method, cut):
-    uncut = run(pretraining.build(tiny(method)))
-    file = io.BytesIO()
-    torch.save(run(pretraining.build(tiny(method)), until=cut).state_dict(), file)
-    file.seek(0)
-    resumed = pretraining.build(tiny(method))
-    resumed.load_state_dict(torch.load(file, weights_only=True))
-    assert_same_run(run(resumed), uncut)
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_cut_run_is_the_uncut_run(tiny, uncut_and_cuts, method, cut):
+    uncut, files = uncut_and_cuts(method)
+    assert_same_run(resume(pretraining.build(tiny(method)), files[cut]), uncut)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_cuts_fall_into_open_windows(tiny, method):
-    history = run(pretraining.build(tiny(method))).history
+def test_the_cuts_fall_into_open_windows(finished, method):
+    history = finished(method).history
     assert not history["stepped"].iloc[[0, 1, 15, 22, 23, 46]].all()
 
 
-def test_steered_thresholds_apply_and_replay(tiny):
+def test_steered_thresholds_apply_and_replay(tiny, finished):
     steered = run(pretraining.build(tiny("gnts")), until=20)
     steered.controls.update(start_norm=2.0, end_norm=2.0)
     steered.controls["lr_scale"] = 0.5
     run(steered)
-    plain = run(pretraining.build(tiny("gnts")))
+    plain = finished("gnts")
     thresholds = steered.history["gradient_norm_threshold"]
     assert thresholds[:20].tolist() == plain.history["gradient_norm_threshold"][:20].tolist()
     assert (thresholds[20:] == 2.0).all()
@@ -552,11 +555,11 @@ def test_steered_thresholds_apply_and_replay(tiny):
         ("norm_warmup_microbatches", 1.5),
     ],
 )
-def test_wrong_controls_keep_the_last_value(tiny, name, value):
+def test_wrong_controls_keep_the_last_value(tiny, finished, name, value):
     experiment = run(pretraining.build(tiny("gnts")), until=5)
     with pytest.raises(ValueError, match=f"{name}="):
         experiment.controls[name] = value
-    assert_same_run(run(experiment), run(pretraining.build(tiny("gnts"))))
+    assert_same_run(run(experiment), finished("gnts"))
 
 
 def test_a_tunable_is_a_control_of_its_own_method_only(tiny):

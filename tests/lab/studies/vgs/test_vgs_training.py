@@ -2,6 +2,7 @@
 
 import io
 import math
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from same_runs import assert_same_run, run, weights
+from same_runs import assert_same_run, resume, run, weights, with_cuts
 from torch.nn import functional as F
 
 from gqc_lab.data.images import load_image_data
@@ -56,18 +57,21 @@ def test_without_scaling_it_is_plain_torch(optimizer):
     assert experiment.history["vgs/normalized_variance"].iloc[-1] > 0  # it measures all the same
 
 
+CUTS = (1, 4, 5, 23, 39)
+
+
+@cache  # every cut is compared with the same run
+def uncut_and_cuts(config):
+    return with_cuts(lambda: vgs_training.build(config), CUTS)
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("cut", [1, 4, 5, 23, 39])
+@pytest.mark.parametrize("cut", CUTS)
 def test_a_cut_run_is_the_uncut_run(task, optimizer, cut):
     config = tiny(task, optimizer)
-    uncut = run(vgs_training.build(config))
-    file = io.BytesIO()
-    torch.save(run(vgs_training.build(config), until=cut).state_dict(), file)
-    file.seek(0)
-    resumed = vgs_training.build(config)
-    resumed.load_state_dict(torch.load(file, weights_only=True))
-    assert_same_run(run(resumed), uncut)
+    uncut, files = uncut_and_cuts(config)
+    assert_same_run(resume(vgs_training.build(config), files[cut]), uncut)
     assert uncut.history["factor"].min() < 0.9  # so that the scaler's state matters
 
 
