@@ -11,6 +11,7 @@ import gqc
 from gqc.scalers import VarianceGradientScaler
 
 pytestmark = [
+    pytest.mark.slow,
     # torch's compiler looks at the .grad of the loss that is passed on, and torch 2.13's own import
     # of its compiler uses what it deprecates.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),

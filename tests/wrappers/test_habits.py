@@ -551,6 +551,7 @@ def test_integers_of_numpy_count_as_integers_and_fractions_do_not():
 
 # torch's compiler looks at the .grad of the loss that is passed on.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.slow
 @every_case
 @both_windows
 def test_a_compiled_train_step_steps(case, accumulate):

@@ -22,7 +22,7 @@ from gqc_lab.runs.execute import Execution
 from gqc_lab.runs.store import Store
 
 NOTEBOOKS = Path(__file__).parents[2] / "fixtures" / "notebooks"
-pytestmark = pytest.mark.timeout(HANG)
+pytestmark = [pytest.mark.timeout(HANG), pytest.mark.slow]
 
 
 def numbers(store):
@@ -89,7 +89,6 @@ def by_seed(row):
     return row["seed"]
 
 
-@pytest.mark.slow
 def test_a_forked_kernel_is_like_one_from_scratch(make_batch, tmp_path, executor):
     """The fixture reports what a notebook can see of its surroundings, and uses DataLoaders."""
     batch = make_batch("seeds: 2", "surroundings")
@@ -221,7 +220,6 @@ def test_a_full_disk_is_named_and_leaves_the_store_intact(make_batch, tmp_path, 
     assert Store(tmp_path / "runs").finished() == set()
 
 
-@pytest.mark.slow
 def test_a_module_that_changes_during_a_run_spoils_it(make_batch, tmp_path, executor):
     (tmp_path / "tool.py").write_text("x = 1")
     change = "from pathlib import Path\nPath('tool.py').write_text('x = 2')"
@@ -260,7 +258,6 @@ def test_a_cell_that_ends_its_kernel_fails(make_batch, tmp_path, executor):
     assert heard.notes == []  # it was not tried again
 
 
-@pytest.mark.slow
 def test_a_kernel_from_scratch_can_be_interrupted_and_times_out(make_batch, tmp_path):
     store = Store(tmp_path / "runs")
     cold = LocalExecutor(threads=1, is_forked=False)
@@ -297,7 +294,6 @@ def start_cli(tmp_path, jobs=2):
     )
 
 
-@pytest.mark.slow
 def test_an_interrupted_batch_goes_on_where_it_was(make_batch, tmp_path):
     store = Store(tmp_path / "runs")
     goals = "zip: {seed: [0, 1, 2], goal: [3, 200, 200]}\nthreads: 1"
@@ -339,7 +335,6 @@ def test_who_has_a_run_in_hand_is_said(make_batch, tmp_path, executor, monkeypat
     )
 
 
-@pytest.mark.slow
 def test_two_batches_share_a_store(make_batch, tmp_path):
     store = Store(tmp_path / "runs")
     make_batch("seeds: 4\nparameters: {goal: 20}\nthreads: 1", "counting")

@@ -21,7 +21,7 @@ from gqc_lab.runs.overview import print_status
 from gqc_lab.runs.plan import read_batch
 from gqc_lab.runs.store import Store
 
-pytestmark = pytest.mark.timeout(HANG)
+pytestmark = [pytest.mark.timeout(HANG), pytest.mark.slow]
 
 
 def make_batch(folder, text, *cells):
@@ -76,7 +76,6 @@ def is_alive(pid):
         return False
 
 
-@pytest.mark.slow
 def test_status_tells_what_died_from_what_was_interrupted(tmp_path, executor):
     code = "import os, signal, time\nopen(f'{seed}', 'w')"
     wait = "if seed == 1: os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(1000 * (seed == 2))"
@@ -124,7 +123,6 @@ def test_a_full_disk_stops_the_batch(tmp_path, executor, monkeypatch):
     assert Path(store.root / "partial").is_dir()
 
 
-@pytest.mark.slow
 def test_the_current_folder_is_not_imported_from_and_a_killed_batch_leaves_no_sockets(tmp_path):
     make_batch(tmp_path, "seeds: 1", "import time\nopen('begun', 'w')\ntime.sleep(1000)")
     (tmp_path / "papermill.py").write_text("open('stolen', 'w')")
@@ -176,7 +174,6 @@ def test_a_clock_that_is_set_back_makes_no_negative_times(tmp_path, executor, mo
     assert 0 < store.verify(batch.runs[0].id)["seconds"] < HANG
 
 
-@pytest.mark.slow
 def test_a_long_path_of_temporary_files_is_not_used_for_sockets(tmp_path):
     make_batch(tmp_path, "seeds: 1", "1")
     long = tmp_path / ("x" * 60)
