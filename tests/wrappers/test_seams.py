@@ -233,3 +233,38 @@ def test_a_backward_within_a_backward_is_no_broken_one(accumulate):
             sgd.step(), sgd.zero_grad()
     for one, other in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+# Checkpoints in the wrong place
+
+
+@both_windows
+def test_the_state_of_a_wrapper_is_refused_where_its_window_would_be_lost(accumulate):
+    x = scalar()
+    wrapper = sbc([x], 2, accumulate=accumulate)
+    draw(x, wrapper, 1.0)
+    state = copy.deepcopy(wrapper.state_dict())
+    with pytest.raises(ValueError, match=r"given to the SGD inside.*wrapper\.load_state_dict"):
+        wrapper.optimizer.load_state_dict(state)
+    draw(x, wrapper, 3.0)
+    assert x.item() == -2.0
+    sgd = SGD([x], lr=1.0)
+    sgd.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"SGD has loaded the state of a wrapper.*del"):
+        gqc.OptimizerWrapperSBC(sgd, 1, 2)
+    del sgd.param_groups[0]["wrappers"]
+    gqc.OptimizerWrapperSBC(sgd, 1, 2)
+
+
+def test_the_state_of_a_wrapper_leaves_no_mark_in_the_groups():
+    x = scalar()
+    inner = gqc.OptimizerWrapperVGS(SGD([x], lr=1.0))
+    wrapper = gqc.OptimizerWrapperSBC(inner, 1, 2)
+    wrapper.load_state_dict(copy.deepcopy(wrapper.state_dict()))
+    assert "wrappers" not in wrapper.param_groups[0]
+    state = wrapper.state_dict()
+    for group in state["param_groups"]:  # a file of 0.1.0 had none
+        group.pop("wrappers")
+    wrapper.load_state_dict(state)
+    with pytest.raises(ValueError, match="given to the SGD inside"):
+        wrapper.innermost.load_state_dict(state)
