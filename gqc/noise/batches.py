@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 
-def length(batch: Any, examples: Callable[[Any], int] | None = None) -> int | None:
+def length(batch: Any) -> int | None:
     """How many examples a batch has: the length that all its tensors and arrays begin with.
 
-    Raises: ValueError: they begin with different ones, and no ``examples`` counts them.
+    Raises: ValueError: they begin with different ones.
     """
-    found = {examples(batch)} if examples is not None else {*_lengths(batch)}
+    found = {*_lengths(batch)}
     if len(found) > 1:
         raise ValueError(
             f"tensors of lengths {sorted(found)} in a batch, which do not say how many examples it "
@@ -30,20 +30,16 @@ def length(batch: Any, examples: Callable[[Any], int] | None = None) -> int | No
 def _lengths(batch: Any) -> Iterator[int]:
     if hasattr(batch, "shape"):
         yield from batch.shape[:1]
-        return
-    parts = batch.values() if hasattr(batch, "values") else batch
-    for part in parts if isinstance(parts, Collection) and not isinstance(parts, str) else ():
-        yield from _lengths(part)
+    elif isinstance(batch, Collection) and not isinstance(batch, str):
+        for part in batch.values() if hasattr(batch, "values") else batch:
+            yield from _lengths(part)
 
 
-def alike(
-    loader: Iterable[Any], most: int, examples: Callable[[Any], int] | None = None
-) -> Iterator[Any]:
+def alike(loader: Iterable[Any], most: int, count: Callable[[Any], Any]) -> Iterator[Any]:
     """At most so many batches, those of the size of the first."""
     batches = iter(loader)
     for first in batches:
-        size = length(first, examples)
-        rest = (batch for batch in batches if length(batch, examples) == size)
+        rest = (batch for batch in batches if count(batch) == count(first))
         yield from islice(chain([first], rest), most)
         return
 

@@ -227,7 +227,7 @@ def probe(
     loader: Iterable[Any],
     optimizer: Optimizer | None = None,
     draws: int = 100,
-    examples: Callable[[Any], int] | None = None,
+    examples: Callable[[Any], int | None] = length,
 ) -> Probe:
     """Measure how noisy the gradient of ``model`` is, and what follows, without a step.
 
@@ -244,8 +244,8 @@ def probe(
         draws: to take, >= 16; fewer where the loader ends.  Errors fall as their root: two percent
             of the microbatches of a run are well spent, and the table says how far off the settings
             may be.
-        examples: counts those of a batch; None: the length that all its tensors begin with.  Where
-            each tensor is one example, as in a tuple of images, pass ``len``.
+        examples: counts those of a batch, by default as the length that all its tensors begin with.
+            Where each tensor is one example, as in a tuple of images, pass ``len``.
     Raises:
         ValueError: fewer than 16 microbatches, nothing to train, gradients that are all 0, or a
             batch whose tensors begin with different lengths.
@@ -268,7 +268,7 @@ def probe(
                 torch._foreach_add_(total, wide)
                 vectors.append(sketch(wide))
             seconds.append(time.perf_counter() - started)
-            size = length(batch, examples)
+            size = examples(batch)
             if not math.isfinite(norms[-1]):
                 raise FloatingPointError(f"gradient {len(norms)} has the norm {norms[-1]}")
     if len(norms) < FEWEST:

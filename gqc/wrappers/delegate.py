@@ -313,12 +313,7 @@ def check_optimizer(optimizer: Optimizer) -> None:
             f"{type(optimizer).__name__} skips torch.optim.Optimizer.__init__ and lacks its hooks: "
             "wrap the optimizer that it was made of"
         )
-    if "wrappers" in optimizer.param_groups[0]:
-        raise ValueError(
-            f"{type(optimizer).__name__} has loaded the state of a wrapper, whose window is lost: "
-            "load it into the wrapper, wrapper.load_state_dict(...); to go on without del "
-            'optimizer.param_groups[0]["wrappers"] first'
-        )
+    _refuse_state_of_wrapper(optimizer, {"param_groups": optimizer.param_groups})
     params = [p for group in optimizer.param_groups for p in group["params"]]
     if len(set(params)) < len(params):
         raise ValueError(
@@ -328,11 +323,12 @@ def check_optimizer(optimizer: Optimizer) -> None:
 
 
 def _refuse_state_of_wrapper(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Raises: ValueError: it is that of a wrapper around ``optimizer``, which would be lost."""
+    """Raises: ValueError: ``state``, given to or loaded by a plain optimizer, is a wrapper's."""
     if "wrappers" in state or "wrappers" in state["param_groups"][0]:
         raise ValueError(
-            f"state of a wrapper given to the {type(optimizer).__name__} inside: load it into the "
-            "wrapper, wrapper.load_state_dict(...), since its open window would be lost"
+            f"{type(optimizer).__name__} with the state of a wrapper, whose open window is lost in "
+            "it: load it into the wrapper, wrapper.load_state_dict(...), or do without by deleting "
+            '"wrappers" from the state, or from param_groups[0] where it was loaded'
         )
 
 
