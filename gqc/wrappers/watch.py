@@ -133,13 +133,13 @@ class GradientWatch:
         Raises: RuntimeError: it has not ended, it has added to what a ``step()`` had left, or
             another wrapper has taken what it made.
         """
-        is_over = _task() == -1  # no hook steps
-        if self._running and is_over and any(grad is not None for grad in grads):
+        if self._running and _task() == -1 and any(grad is not None for grad in grads):
             raise RuntimeError(TORN)
-        if any(p.grad is not g or g._version != v for p, g, v in self.added):
+        if self.added and any(p.grad is not g or g._version != v for p, g, v in self.added):
             raise RuntimeError(ADDED)
         known = self.versions
-        now = self.versions_of(grads) if self.has_arrived and is_over else known
+        is_over = self.has_arrived and _task() == -1  # no hook steps
+        now = self.versions_of(grads) if is_over else known
         if is_other := now != known and now[: len(known)] != known:
             self._refuse_taken(grads)
         return self._was_changed or is_other
@@ -162,7 +162,8 @@ class GradientWatch:
         self.has_arrived = self._was_changed = False
         self.added, self.scale = [], None
         self._running.clear()
-        self._let_go()
+        if self._left:
+            self._let_go()
 
     def leave(self) -> None:
         """Look whether a backward adds to the gradients that a ``step()`` leaves."""
