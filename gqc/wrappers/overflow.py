@@ -1,4 +1,4 @@
-"""Draws that overflow or lack a metric are dropped, AMP's scaler is told; what a refusal leaves.
+"""Draws that overflow or lack a metric are dropped, AMP's scaler is told; scales are checked.
 
 A ``torch.amp.GradScaler`` unscales, steps and updates once a window in place of once a draw.
 """
