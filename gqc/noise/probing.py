@@ -241,14 +241,11 @@ def probe(
         loader: of microbatches as training draws them, in their order; an iterator loses what is
             read.  Batches of another size than the first are passed over.
         optimizer: whose parameters count, a wrapper or not; None: all that need a gradient.
-        draws: to take, >= 16; fewer where the loader ends.  Errors fall as their root: two percent
-            of the microbatches of a run are well spent, and the table says how far off the settings
-            may be.
-        examples: counts those of a batch, by default as the length that all its tensors begin with.
-            Where each tensor is one example, as in a tuple of images, pass ``len``.
+        draws: to take, >= 16; fewer where the loader ends.  Errors, which the table shows, fall as
+            their root: two percent of the microbatches of a run are well spent.
+        examples: counts those of a batch: the length of its tensors; ``len`` for single images.
     Raises:
-        ValueError: fewer than 16 microbatches, nothing to train, gradients that are all 0, or a
-            batch whose tensors begin with different lengths.
+        ValueError: under 16 microbatches, nothing to train, gradients of 0, tensors of two lengths.
         TypeError: DDP, sharded parameters, a sparse gradient, or more than one loss with a graph.
         FloatingPointError: a gradient is NaN or infinite.
     Source: arXiv:1812.06162, appendix A; the threshold is that of torch-gqc.

@@ -244,9 +244,7 @@ def test_the_state_of_a_wrapper_is_refused_where_its_window_would_be_lost(accumu
     wrapper = sbc([x], 2, accumulate=accumulate)
     draw(x, wrapper, 1.0)
     state = copy.deepcopy(wrapper.state_dict())
-    with pytest.raises(
-        ValueError, match=r"SGD with the state of a wrapper.*load_state_dict\("
-    ):
+    with pytest.raises(ValueError, match=r"SGD with the state of a wrapper.*load_state_dict\("):
         wrapper.optimizer.load_state_dict(state)
     draw(x, wrapper, 3.0)
     assert x.item() == -2.0
