@@ -238,6 +238,23 @@ def test_examples_are_counted_in_what_has_a_length(batch):
     assert (found.examples, len(found.products)) == (3, 20)  # the last one is smaller
 
 
+def test_examples_of_several_tensors_are_counted_where_they_agree_and_asked_for_where_not():
+    model = nn.Linear(2, 1)
+
+    def loss_fn(m, batch):
+        return m(torch.cat([part.reshape(-1, 2) for part in batch])).sum()
+
+    pairs = [(torch.randn(5, 2), torch.randn(5, 2)) for _ in range(16)]
+    assert probe(model, loss_fn, pairs).examples == 5
+    images = [(*torch.randn(4, 3, 2), torch.zeros(4, 2)) for _ in range(16)]
+    with pytest.raises(ValueError, match=r"lengths \[3, 4\] in a batch.*pass examples="):
+        probe(model, loss_fn, images)
+    assert probe(model, loss_fn, images, examples=lambda batch: len(batch) - 1).examples == 4
+    smaller = [*[tuple(torch.randn(4, 3, 2)) for _ in range(16)], tuple(torch.randn(2, 3, 2))]
+    found = probe(model, loss_fn, smaller, examples=len)
+    assert (found.examples, len(found.products)) == (4, 16)
+
+
 def test_what_cannot_be_probed_is_refused():
     model, other = nn.Linear(1, 1), nn.Linear(1, 1)
     with pytest.raises(ValueError, match="3 microbatches of size 1: expected >= 16 alike"):

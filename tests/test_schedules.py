@@ -16,6 +16,9 @@ from problems import backward, parameters, stream
 import gqc
 from gqc.schedules import THRESHOLD, cosine_with_warmup, interpolate, power_growth
 
+# The schedules of the fixtures are made on two groups, as those of version 0.1.0 were.
+pytestmark = pytest.mark.filterwarnings(r"ignore:the param groups have lr .0\.1, 0\.2.:UserWarning")
+
 
 def wrapper(**kwargs) -> gqc.OptimizerWrapperGNTS:
     return gqc.OptimizerWrapperGNTS(torch.optim.SGD(parameters(), lr=0.1), **kwargs)
@@ -153,11 +156,45 @@ def test_resume_is_exact(cut):
     second = make()
     second.load_state_dict(first.state_dict())
     assert values(second, 14 - cut) == whole[cut:]
-    piecewise = gqc.PiecewiseSchedule(wrapper(), [(0, 5.0), (9, 1.0)])
-    values(piecewise, cut)
-    other = gqc.PiecewiseSchedule(wrapper(), [(0, 1.0)])
+    piecewise, other = (gqc.PiecewiseSchedule(wrapper(), [(0, 1.0)]) for _ in range(2))
+    piecewise.points = [(0, 5.0), (9, 1.0)]
+    piecewise.go_to(cut)
     other.load_state_dict(piecewise.state_dict())
     assert values(other, 3) == values(piecewise, 3)
+
+
+def test_a_line_resumed_at_another_length_is_the_new_one_unless_the_old_one_was_edited():
+    def make(total):
+        return gqc.get_linear_schedule(wrapper(), 4.0, 0.0, total, key=THRESHOLD)
+
+    short, long = make(4), make(8)
+    run(short, 2)
+    long.load_state_dict(short.state_dict())
+    assert (long.last_step, long.get_last_value()) == (2, [3.0])  # as a cosine does
+    assert values(long, 7)[1:] == [2.5, 2.0, 1.5, 1.0, 0.5, 0.0, 0.0]
+    short.points = [(0, 4.0), (4, 2.0)]
+    before = long.state_dict()
+    with pytest.raises(ValueError, match=r"made with .* and then edited.*then assign \.points"):
+        long.load_state_dict(short.state_dict())
+    assert long.state_dict() == before
+    again = make(4)
+    again.load_state_dict(short.state_dict())
+    assert again.points == short.points
+    again.points = [(0, 1.0)]
+    again.load_state_dict(make(4).state_dict())
+    assert again.get_last_value() == [4.0]
+
+
+@pytest.mark.parametrize("key", ["lr", THRESHOLD])
+def test_groups_with_values_of_their_own_are_not_made_alike_without_a_word(key):
+    params = parameters()
+    groups = [{"params": params[:1], key: 0.5}, {"params": params[1:], key: 0.25}]
+    optimizer = gqc.OptimizerWrapperGNTS(torch.optim.SGD(groups, lr=0.1))
+    with pytest.warns(UserWarning, match=rf"{key} \[0\.5, 0\.25\].*one value to all: give"):
+        schedule = gqc.get_linear_schedule(optimizer, 0.5, 0.0, 5, key=key)
+    schedule.step()
+    assert schedule.get_last_value() == [0.4, 0.4]
+    gqc.get_linear_schedule(optimizer, 0.5, 0.0, 5, key=key)  # they have one now
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

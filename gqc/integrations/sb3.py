@@ -31,8 +31,8 @@ class ScaleBeforeClipping(GradientWatch):
         super().__init__([p for group in optimizer.param_groups for p in group["params"]])
         self._handles.append(optimizer.register_step_post_hook(self._observe))
 
-    def _end(self) -> None:
-        super()._end()
+    def _end(self, task: int) -> None:
+        super()._end(task)
         self.scaler.scale_gradients()
 
     def _observe(self, *args: Any) -> None:

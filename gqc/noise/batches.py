@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any
@@ -13,20 +13,33 @@ import torch
 from torch import nn
 
 
-def length(batch: Any, scalar: int | None = 1) -> int | None:
-    """Length of the first tensor or array in a batch; a number among them has none."""
+def length(batch: Any) -> int | None:
+    """How many examples a batch has: the length that all its tensors and arrays begin with.
+
+    Raises: ValueError: they begin with different ones.
+    """
+    found = {*_lengths(batch)}
+    if len(found) > 1:
+        raise ValueError(
+            f"tensors of lengths {sorted(found)} in a batch, which do not say how many examples it "
+            "has: pass examples=, a function of the batch that counts them"
+        )
+    return found.pop() if found else None
+
+
+def _lengths(batch: Any) -> Iterator[int]:
     if hasattr(batch, "shape"):
-        return len(batch) if len(batch.shape) else scalar
-    parts = batch.values() if hasattr(batch, "values") else batch
-    known = parts if isinstance(parts, Iterable) and not isinstance(parts, str) else ()
-    return next((size for part in known if (size := length(part, None)) is not None), None)
+        yield from batch.shape[:1]
+    elif isinstance(batch, Collection) and not isinstance(batch, str):
+        for part in batch.values() if hasattr(batch, "values") else batch:
+            yield from _lengths(part)
 
 
-def alike(loader: Iterable[Any], most: int) -> Iterator[Any]:
+def alike(loader: Iterable[Any], most: int, count: Callable[[Any], Any]) -> Iterator[Any]:
     """At most so many batches, those of the size of the first."""
     batches = iter(loader)
     for first in batches:
-        rest = (batch for batch in batches if length(batch) == length(first))
+        rest = (batch for batch in batches if count(batch) == count(first))
         yield from islice(chain([first], rest), most)
         return
 

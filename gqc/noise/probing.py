@@ -227,6 +227,7 @@ def probe(
     loader: Iterable[Any],
     optimizer: Optimizer | None = None,
     draws: int = 100,
+    examples: Callable[[Any], int | None] = length,
 ) -> Probe:
     """Measure how noisy the gradient of ``model`` is, and what follows, without a step.
 
@@ -240,11 +241,11 @@ def probe(
         loader: of microbatches as training draws them, in their order; an iterator loses what is
             read.  Batches of another size than the first are passed over.
         optimizer: whose parameters count, a wrapper or not; None: all that need a gradient.
-        draws: to take, >= 16; fewer where the loader ends.  Errors fall as their root: two percent
-            of the microbatches of a run are well spent, and the table says how far off the settings
-            may be.
+        draws: to take, >= 16; fewer where the loader ends.  Errors, which the table shows, fall as
+            their root: two percent of the microbatches of a run are well spent.
+        examples: counts those of a batch: the length of its tensors; ``len`` for single images.
     Raises:
-        ValueError: fewer than 16 microbatches, nothing to train, or gradients that are all 0.
+        ValueError: under 16 microbatches, nothing to train, gradients of 0, tensors of two lengths.
         TypeError: DDP, sharded parameters, a sparse gradient, or more than one loss with a graph.
         FloatingPointError: a gradient is NaN or infinite.
     Source: arXiv:1812.06162, appendix A; the threshold is that of torch-gqc.
@@ -254,7 +255,7 @@ def probe(
     sketch, vectors, norms, seconds, size = ProductSketch(), [], [], [], None
     total = [torch.zeros_like(p, dtype=None if p.is_complex() else torch.float32) for p in params]
     with unchanged(model, loader):
-        for batch in alike(loader, draws):
+        for batch in alike(loader, draws, examples):
             started = time.perf_counter()
             with torch.enable_grad():
                 grads = _gradients(loss_fn(model, batch), params)
@@ -264,7 +265,7 @@ def probe(
                 torch._foreach_add_(total, wide)
                 vectors.append(sketch(wide))
             seconds.append(time.perf_counter() - started)
-            size = length(batch)
+            size = examples(batch)
             if not math.isfinite(norms[-1]):
                 raise FloatingPointError(f"gradient {len(norms)} has the norm {norms[-1]}")
     if len(norms) < FEWEST:

@@ -38,8 +38,9 @@ class ParamGroupSchedule(LRScheduler):
         TypeError: ``optimizer`` is not an ``Optimizer``.
         KeyError: a group has no number ``key``.
         ValueError: ``fn`` returned NaN or infinity; the groups keep their values.
-    Warns: a norm threshold that starts at 0 makes every early window run to ``max_draws``; a
-        schedule that is stepped once in several draws falls behind.
+    Warns: a norm threshold that starts at 0 makes every early window run to ``max_draws``; groups
+        that have different values get one; a schedule that is stepped once in several draws falls
+        behind.
     """
 
     is_attached = False  #: does the wrapper step it, or another schedule?
@@ -62,6 +63,12 @@ class ParamGroupSchedule(LRScheduler):
                 "the norm threshold starts at 0, so every early window runs to max_draws: a "
                 "threshold is warmed up from above, as "
                 "get_norm_threshold_cosine_annealing_with_warmup does",
+                stacklevel=3,
+            )
+        if len({*(present := self.get_last_value())}) > 1:
+            warnings.warn(
+                f"the param groups have {key} {present}, and a schedule writes one value to all: "
+                "give them one first if that is meant; torch's LambdaLR keeps the ratios of lr",
                 stacklevel=3,
             )
         # LRScheduler.__init__ would set the lr and replace optimizer.step.
@@ -216,7 +223,8 @@ class PiecewiseSchedule(ParamGroupSchedule):
         optimizer, key: see :class:`ParamGroupSchedule`.
         points: ``(step, value)`` pairs, steps strictly increasing, all numbers finite.
     Attributes:
-        points: may be assigned while training; the new line counts from the next :meth:`step`.
+        points: may be assigned while training; the new line counts from the next :meth:`step`, and
+            is saved.  A state without such an edit leaves the constructor's points.
     Raises: ValueError: no points, steps that do not increase, or a number that is not finite; the
         points stay as they were.
     """
@@ -225,6 +233,7 @@ class PiecewiseSchedule(ParamGroupSchedule):
         self, optimizer: Optimizer, points: Iterable[Sequence[float]], *, key: str = THRESHOLD
     ) -> None:
         self.points = points
+        self._first_points = [*self.points]
         super().__init__(optimizer, key, self._line)
 
     @property
@@ -245,12 +254,23 @@ class PiecewiseSchedule(ParamGroupSchedule):
         self._points, self._checked = checked, tuple(checked)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return ``{"key", "last_step", "points"}``."""
-        return {**super().state_dict(), "points": [list(point) for point in self.points]}
+        """Return ``{"key", "last_step", "points", "first_points"}``."""
+        both = {"points": self.points, "first_points": self._first_points}
+        return {**super().state_dict(), **{k: [*map(list, v)] for k, v in both.items()}}
 
     def _restore(self, state: dict[str, Any]) -> None:
         super()._restore(state)
-        self.points = state.get("points", self.points)
+        points, own = state.get("points", self.points), [*map(list, self._first_points)]
+        first = state.get("first_points", own)  # version 0.1.0 did not save them
+        if first == own:
+            self.points = points
+        elif points == first:  # a resume at another length, say
+            self.points = own
+        else:
+            raise ValueError(
+                f"state of a schedule of {self.key!r} made with {first} and then edited, given to "
+                f"one made with {own}: make it with those of the file, load, then assign .points"
+            )
 
     def _line(self, step: int) -> float:
         if tuple(self._points) != self._checked:  # edited in place

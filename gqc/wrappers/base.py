@@ -120,7 +120,7 @@ class OptimizerWrapper(WindowedOptimizer):
             ValueError: a weight out of its range, or that the gradients cannot be weighed with.
         """
         if closure is not None and not callable(closure):
-            overflow.leave(self._window)
+            self._window.leave()
             raise TypeError(
                 f"step({closure!r}): the first argument of {type(self).__name__}.step is a "
                 "closure; call step(metric=loss) or step(weight=num_tokens)" + options.PUBLISHED
@@ -146,7 +146,7 @@ class OptimizerWrapper(WindowedOptimizer):
                     closure()
             is_drawn = self._draw(weight, metric)
         except BaseException:
-            overflow.leave(self._window)
+            self._window.leave()
             raise
         if is_drawn:
             ready = self._decides() and self.should_step()
@@ -245,8 +245,6 @@ class OptimizerWrapper(WindowedOptimizer):
 
     def _draw(self, weight: float | Tensor | None, metric: float | Tensor | None) -> bool:
         """Add ``.grad`` to the window; False where the draw was refused."""
-        if self._window.left:
-            overflow.check_left(self._window)
         if self.grad_scaler is not None:
             overflow.check_scale(self)
         self.before_draw()

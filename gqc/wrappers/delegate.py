@@ -25,8 +25,8 @@ from gqc.wrappers import options, saved
 FORMAT = 2
 SCHEDULES = "schedules"  #: entry of a checkpoint, of those that are attached
 NOT_COPIED = (
-    *("step", "on_step", "_window", "_opt_called", "_zero_grad_profile_name"),
-    *("process_group", "_ranks"),
+    *("step", "closes_next", "flush", "on_step", "_window", "_opt_called"),
+    *("_zero_grad_profile_name", "process_group", "_ranks"),
 )
 
 
@@ -148,6 +148,7 @@ class DelegatingOptimizer(Optimizer):
             pre_hook(self)
         state = self.optimizer.state_dict()
         state["wrappers"] = [*state.get("wrappers", []), self._own_state()]
+        state["param_groups"][0]["wrappers"] = type(self).__name__  # seen where it is lost
         for hook in self._optimizer_state_dict_post_hooks.values():
             state = hook(self, state) or state
         return saved.pack(state, self._params()) if is_packed else state
@@ -210,6 +211,7 @@ class DelegatingOptimizer(Optimizer):
         def tell(name: str) -> Callable[..., None]:
             return lambda *_: None if (alive := wrapper()) is None else getattr(alive, name)()
 
+        self.innermost.register_load_state_dict_pre_hook(_refuse_state_of_wrapper)
         self.innermost.register_load_state_dict_post_hook(tell("_note_load_of_wrapped"))
         self.optimizer.register_step_pre_hook(tell("_refuse_to_step_wrapped"))
         self.optimizer.register_step_post_hook(tell("_note_step_of_wrapped"))
@@ -311,11 +313,22 @@ def check_optimizer(optimizer: Optimizer) -> None:
             f"{type(optimizer).__name__} skips torch.optim.Optimizer.__init__ and lacks its hooks: "
             "wrap the optimizer that it was made of"
         )
+    _refuse_state_of_wrapper(optimizer, {"param_groups": optimizer.param_groups})
     params = [p for group in optimizer.param_groups for p in group["params"]]
     if len(set(params)) < len(params):
         raise ValueError(
             f"{len(params)} parameters, of which {len(set(params))} are different ones: expected "
             "each once, since it would be summed and stepped twice"
+        )
+
+
+def _refuse_state_of_wrapper(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Raises: ValueError: ``state``, given to or loaded by a plain optimizer, is a wrapper's."""
+    if "wrappers" in state or "wrappers" in state["param_groups"][0]:
+        raise ValueError(
+            f"{type(optimizer).__name__} with the state of a wrapper, whose open window is lost in "
+            "it: load it into the wrapper, wrapper.load_state_dict(...), or do without by deleting "
+            '"wrappers" from the state, or from param_groups[0] where it was loaded'
         )
 
 

@@ -121,7 +121,7 @@ class GradWindow(Window):
             if grad is total or total is None:
                 continue
             # create_graph adds out of place, and DDP(gradient_as_bucket_view=True) moves buckets
-            if grad is None or not (total.requires_grad or total._is_view()):
+            if grad is None or not (total._is_view() or _is_made_of(grad, total)):
                 raise RuntimeError(
                     "the gradients accumulated since the last step are gone: .grad was cleared or "
                     "replaced in mid-window (model.zero_grad()?). Remove that call, since the "
@@ -134,3 +134,11 @@ class GradWindow(Window):
         for index, grad in enumerate(grads):
             if grad is not None and grad.dtype in HALF:
                 raise RuntimeError(ROUNDED.format(str(grad.dtype)[6:], index))
+
+
+def _is_made_of(grad: Tensor, total: Tensor) -> bool:
+    """Has ``create_graph=True`` added something to ``total``, which comes first in a sum?"""
+    node, wanted = grad.grad_fn, total.grad_fn
+    while node is not None and node is not wanted:
+        node = node.next_functions[0][0] if node.next_functions else None
+    return node is not None

@@ -1,4 +1,4 @@
-"""Draws that overflow or lack a metric are dropped, AMP's scaler is told; what a refusal leaves.
+"""Draws that overflow or lack a metric are dropped, AMP's scaler is told; scales are checked.
 
 A ``torch.amp.GradScaler`` unscales, steps and updates once a window in place of once a draw.
 """
@@ -53,27 +53,6 @@ def refuse(wrapper: Any, *, overflow: bool) -> None:
     wrapper.forget_norms()
     if wrapper.num_draws == 0:
         wrapper._end_window(stepped=False)
-
-
-def leave(window: Any) -> None:
-    """Remember what a ``step()``, refused or of the wrapped optimizer, leaves in ``.grad``."""
-    params, watch = window.params if window.has_new() else [], window.watch
-    window.left = [(p, p.grad, p.grad._version) for p in params if p.grad is not None]
-    if watch is not None:
-        watch.left, watch.added = window.left, None
-
-
-def check_left(window: Any) -> None:
-    """Raises: RuntimeError: a backward has added to gradients that a ``step()`` left."""
-    left, window.left, added = window.left, [], None
-    if (watch := window.watch) is not None:
-        added, watch.left, watch.added = watch.added, [], None
-    if any(p.grad is grad and (grad is added or grad._version == v + 1) for p, grad, v in left):
-        raise RuntimeError(
-            "a step() that was refused, or that of the wrapped optimizer, left its gradient in "
-            ".grad, and another backward() has added to it: zero_grad() forgets both, discard() "
-            "drops the window too"
-        )
 
 
 def check_scale(wrapper: Any) -> None:

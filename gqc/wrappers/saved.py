@@ -79,15 +79,16 @@ def pack(state: dict[str, Any], params: Sequence[Tensor]) -> dict[str, Any]:
 
 
 def unpack(state: dict[str, Any]) -> dict[str, Any]:
-    """What :func:`pack` was given; any other state unchanged.
+    """What :func:`pack` was given; any other state unchanged, without its mark of a wrapper.
 
     Raises: ValueError: something is missing that was saved.
     """
     groups = state.get("param_groups") or [{}]
-    if WRAPPERS in state or WRAPPERS not in groups[0]:
-        return state
     first = {**groups[0]}
-    owns = thaw(first.pop(WRAPPERS))
+    packed = first.pop(WRAPPERS, None)
+    if WRAPPERS in state or not isinstance(packed, bytes):
+        return {**state, "param_groups": [first, *groups[1:]]} if packed else state
+    owns = thaw(packed)
     names = list(chain.from_iterable(group["params"] for group in groups))
     entries = {name: {**entry} for name, entry in state["state"].items()}
     join_numbers(entries)

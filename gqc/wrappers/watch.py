@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from operator import attrgetter, is_
 from sys import getrefcount
 from typing import Any
@@ -38,6 +39,15 @@ TORN = (
     "a backward() ended with an error, or was interrupted, and left a part of a gradient in .grad: "
     "zero_grad() forgets it, discard() drops the window too"
 )
+ADDED = (
+    "a step() that was refused, or that of the wrapped optimizer, left its gradient in .grad, and "
+    "another backward() has added to it: zero_grad() forgets both, discard() drops the window too"
+)
+TAKEN = (
+    "another wrapper shares parameters with this one and has taken their gradients: give each a "
+    "backward() of its own right before its step(), or each parameter to one wrapper"
+)
+_task = torch._C._current_graph_task_id
 _version, _dtype, _is_graph = map(attrgetter, ("_version", "dtype", "requires_grad"))
 ALONE = max(map(getrefcount, [object()]))  # of what is in one list only
 
@@ -63,10 +73,10 @@ class GradientWatch:
         self.scale: tuple[int, Tensor] | None = None  #: of the first backward: its version and it
         self.versions: list[Any] = []  #: of the gradients as the last backward left them
         self.sums: list[Any] = []  #: of sums that wait in ``.grad``, as the last draw left them
-        self.left: list[Any] = []  #: by a refused draw: parameters, gradients, versions
-        self.added: Tensor | None = None  #: one of these gradients to which a backward has added
+        self.added: list[Any] = []  #: parameters, gradients, versions, before a backward adds more
+        self._left: list[Any] = []  #: hooks that look whether one does, after a refused step
         self.has_arrived = False  #: has a backward ended since :meth:`take` or :meth:`forget`?
-        self._is_running = False
+        self._running: set[int] = set()  # backwards that have not ended
         self._handles: list[Any] = []
         self.follow(params)
         self.forget()
@@ -82,11 +92,11 @@ class GradientWatch:
         watch = weakref.ref(self)  # the parameters outlive the wrapper
 
         def hook(param: Tensor) -> None:
-            if (alive := watch()) is not None and not alive._is_running:
+            if (alive := watch()) is not None and _task() not in alive._running:
                 is_compiled = torch.compiler.is_dynamo_compiling()
                 (alive._start_untraced if is_compiled else alive._start)(param)
 
-        hook.is_watch = True  # type: ignore[attr-defined]
+        hook.watch = watch  # type: ignore[attr-defined]
         new, self._is_plain = params[len(self.params) :], not is_sharded(params)
         for param in new:
             if param.is_leaf and (param.is_floating_point() or param.is_complex()):
@@ -112,7 +122,7 @@ class GradientWatch:
 
     def remove(self) -> None:
         """Leave gradients alone from here on."""
-        for handle in self.__dict__.get("_handles", ()):
+        for handle in (*self.__dict__.get("_handles", ()), *self.__dict__.get("_left", ())):
             handle.remove()
 
     __del__ = remove
@@ -120,14 +130,19 @@ class GradientWatch:
     def was_changed(self, grads: Sequence[Tensor | None]) -> bool:
         """Is any of ``grads``, those of the parameters, not as the last backward left it?
 
-        Raises: RuntimeError: one has begun and not ended, and more was added to what it left.
+        Raises: RuntimeError: it has not ended, it has added to what a ``step()`` had left, or
+            another wrapper has taken what it made.
         """
-        if self._is_running and any(self.versions_of(grads)):
+        if self._running and _task() == -1 and any(grad is not None for grad in grads):
             raise RuntimeError(TORN)
+        if self.added and any(p.grad is not g or g._version != v for p, g, v in self.added):
+            raise RuntimeError(ADDED)
         known = self.versions
-        is_over = self.has_arrived and torch._C._current_graph_task_id() == -1  # no hook steps
+        is_over = self.has_arrived and _task() == -1  # no hook steps
         now = self.versions_of(grads) if is_over else known
-        return self._was_changed or (now != known and now[: len(known)] != known)
+        if is_other := now != known and now[: len(known)] != known:
+            self._refuse_taken(grads)
+        return self._was_changed or is_other
 
     def versions_of(self, grads: Sequence[Tensor | None]) -> list[Any]:
         """How often each was changed in place, and its shard if it has one; None for None."""
@@ -144,35 +159,61 @@ class GradientWatch:
 
     def forget(self) -> None:
         """The gradients are drawn, or cleared."""
-        self.has_arrived = self._is_running = self._was_changed = False
-        self.scale = None
+        self.has_arrived = self._was_changed = False
+        self.added, self.scale = [], None
+        self._running.clear()
+        if self._left:
+            self._let_go()
+
+    def leave(self) -> None:
+        """Look whether a backward adds to the gradients that a ``step()`` leaves."""
+        self._let_go()
+        watch = weakref.ref(self)
+        for param in self.params:
+            if (grad := param.grad) is not None and param.requires_grad:
+                look = partial(_look, watch, param, grad, grad._version)
+                self._left.append(param.register_hook(look))
+
+    def _let_go(self) -> None:
+        while self._left:
+            self._left.pop().remove()
 
     def has_others(self) -> bool:
         """Do the parameters have hooks of others that run at each backward and may change sums?"""
         hooks = (getattr(param, "_post_accumulate_grad_hooks", None) for param in self.params)
-        return any(not hasattr(h, "is_watch") for own in hooks if own for h in own.values())
+        return any(not hasattr(h, "watch") for own in hooks if own for h in own.values())
 
     def _start(self, first: Tensor) -> None:
         compiled: Any = sys.modules.get("torch._dynamo.compiled_autograd")
         if getattr(compiled, "in_compiled_autograd_region", False):
             return  # it takes no callbacks
-        self._is_running = True
+        is_alone = self._running and all(p.grad is None for p in self.params if p is not first)
+        if is_alone and not getattr(first.grad, "_version", 1):
+            self._running.clear()  # what one that broke off has left was cleared
+        self._running.add(task := _task())
         if self.scale is None and (now := getattr(self._scaler, "_scale", None)) is not None:
             self.scale = now._version, now.clone()
-        for param, grad, version in self.left:  # later on it may be clipped, or added to again
-            if param is first and first.grad is grad and grad._version == version + 1:
-                self.added = grad
         if self.sums and self._is_plain:
             self._was_changed |= self._has_moved(first)
         # Called at the end of this backward, in turn: DDP's and FSDP2's come before the second.
-        _at_the_end(lambda: _at_the_end(self._end))
+        _at_the_end(lambda: _at_the_end(partial(self._end, task)))
 
     # torch.compile would look at every module that is loaded, for seconds.
     _start_untraced = torch._disable_dynamo(_start)
 
-    def _end(self) -> None:
-        self._is_running, self.has_arrived = False, True
+    def _end(self, task: int) -> None:
+        self._running.discard(task)
+        self.has_arrived = True
         self.note()
+
+    def _refuse_taken(self, grads: Sequence[Tensor | None]) -> None:
+        """Raises: RuntimeError: what a backward has left is gone, taken by another wrapper."""
+        for param, grad, version in zip(self.params, grads, self.versions, strict=False):
+            if grad is None and version is not None:
+                hooks: Any = getattr(param, "_post_accumulate_grad_hooks", None) or {}
+                others = (hook.watch() for hook in hooks.values() if hasattr(hook, "watch"))
+                if not all(w in (None, self) or w.has_arrived for w in others):
+                    raise RuntimeError(TAKEN)
 
     def _has_moved(self, first: Tensor) -> bool:
         """Was any sum changed before this backward, which has added to ``first`` alone so far?"""
@@ -185,6 +226,16 @@ class GradientWatch:
                 if grad._version > old + is_added:
                     return True
         return False
+
+
+def _look(watch: Any, param: Tensor, grad: Tensor, version: int, _: Tensor) -> None:
+    """Before a backward adds to ``param.grad``: is that still ``grad``, and not cleared?"""
+    if (alive := watch()) is None or param.grad is not grad:
+        return
+    if grad._version == version or bool(grad.any()):  # clipped, say
+        alive.added.append((param, grad, grad._version))
+    else:
+        alive._let_go()
 
 
 def _at_the_end(call: Any) -> None:

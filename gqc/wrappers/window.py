@@ -57,7 +57,6 @@ class Window:
     def __init__(self, params: list[Tensor], is_watched: bool, scaler: Any = None) -> None:
         self.params = [*params]
         self.watch = GradientWatch(self.params, scaler) if is_watched else None
-        self.left: list[Any] = []  #: by a refused draw: parameters, gradients, versions
         self.was_changed = False  #: was the draw in progress changed after its backward?
         self.open()
 
@@ -108,14 +107,15 @@ class Window:
     def stage(self) -> list[Tensor] | None:
         """Look at ``.grad``; a buffer takes :math:`g_i` out of it and returns it.
 
-        Raises: RuntimeError: there is no gradient, or a sum that others have touched.
+        Raises: RuntimeError: there is no gradient, a part of one or more than one, or a sum that
+            others have touched.
             TypeError: one is sparse.
         """
         self._before = (self.num_draws, self.weight, self.unit)
         grads, watch = [*map(_grad, self.params)], self.watch
+        self.was_changed = watch is not None and watch.was_changed(grads)
         if not self._are_kept(grads) and not dense(grads):
             raise RuntimeError(NO_GRADIENT)
-        self.was_changed = watch is not None and watch.was_changed(grads)
         if self._is_sharded or (self.is_in_grad and self.num_draws == 0):
             grads = settle(self.params)
             if watch is not None:
@@ -279,6 +279,11 @@ class Window:
     def has_new(self) -> bool:
         """Has a gradient come since the last draw?"""
         return any(p.grad is not None for p in self.params)
+
+    def leave(self) -> None:
+        """Notice whether a backward adds to what a ``step()``, refused or not ours, leaves."""
+        if self.watch is not None and self.has_new():
+            self.watch.leave()
 
     def check(self) -> None:
         """Raises: RuntimeError: a gradient has come that is no draw yet."""

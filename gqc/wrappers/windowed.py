@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from gqc.checks import check_count, untraced
 from gqc.gradients import count_nonfinite, is_sharded
 from gqc.ranks import LOOKS, Ranks, are_parts, is_on, ranks_of
-from gqc.wrappers import options, overflow, report, saved
+from gqc.wrappers import options, report, saved
 from gqc.wrappers.delegate import DelegatingOptimizer
 from gqc.wrappers.grad_window import GradWindow
 from gqc.wrappers.watch import CLEARED
@@ -227,7 +227,7 @@ class WindowedOptimizer(DelegatingOptimizer):
 
     def _note_step_of_wrapped(self) -> None:
         if not self.num_draws:  # somebody else's, whose gradient is still in .grad
-            overflow.leave(self._window)
+            self._window.leave()
 
     def _refuse_to_step_wrapped(self) -> None:
         """Raises: RuntimeError: somebody else steps the wrapped optimizer while draws wait."""

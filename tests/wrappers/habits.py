@@ -7,6 +7,7 @@ parameter moved by minus the mean gradient.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
 import warnings
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import gqc
 
@@ -157,6 +159,122 @@ def skips_what_broke_off(x: Tensor, make: Callable[..., Any]) -> float:
     return x.item() + 2.0
 
 
+def steps_with_what_broke_off(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper, y = make(1), torch.zeros(1, requires_grad=True)
+    with contextlib.suppress(MemoryError):
+        (Broken.apply(y, MemoryError()) + 100 * x).sum().backward()
+    wrapper.step()
+    return x.item()
+
+
+def tries_again(x: Tensor, make: Callable[..., Any]) -> float:
+    """After ``model.zero_grad()``."""
+    wrapper, y = make(1), torch.zeros(1, requires_grad=True)
+    with contextlib.suppress(MemoryError):
+        (Broken.apply(y, MemoryError()) + 100 * x).sum().backward()
+    x.grad = None
+    draw(x, wrapper, 3.0)
+    return x.item() + 3.0
+
+
+def with_graph(x: Tensor, grad: float) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of torch: a cycle
+        ((x + 1).square() * grad / 2).sum().backward(create_graph=True)
+
+
+def graph_after_an_error(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper = make(1)
+    for weight in (-1, 1):
+        with_graph(x, 1.0)
+        with contextlib.suppress(ValueError):
+            wrapper.step(weight=weight)
+    return x.item() + 1.0
+
+
+def cleared_with_graph(x: Tensor, make: Callable[..., Any]) -> float:
+    """By ``model.zero_grad()`` before each ``backward``."""
+    wrapper = make(2)
+    for grad in (1.0, 3.0):
+        x.grad = None
+        with_graph(x, grad)
+        wrapper.step()
+    return x.item() + 2.0
+
+
+def two_wrappers(x: Tensor, make: Callable[..., Any]) -> float:
+    first, y = make(1), torch.zeros(1, requires_grad=True)
+    second = gqc.OptimizerWrapperSBC(torch.optim.SGD([x, y], lr=1.0), 1, 1)
+    (x + y).sum().backward()
+    first.step(), second.step()
+    return x.item() + 2.0
+
+
+def closure(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper, grads = make(1), iter([1.0, 3.0])
+
+    def evaluate() -> Tensor:
+        wrapper.zero_grad()
+        loss = (x * next(grads)).sum()
+        loss.backward()
+        return loss
+
+    wrapper.step(evaluate), wrapper.step(evaluate)
+    return x.item() + 4.0
+
+
+def checkpointed(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper = make(2)
+    for grad in (1.0, 3.0):
+        doubled = checkpoint(torch.add, x, x, use_reentrant=True)
+        (checkpoint(torch.mul, doubled, grad, use_reentrant=True) / 2).sum().backward()
+        wrapper.step()
+    return x.item() + 2.0
+
+
+def in_inference_mode(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper = make(2)
+    for grad in (1.0, 3.0):
+        (x * grad).sum().backward()
+        with torch.inference_mode():
+            wrapper.step()
+    return x.item() + 2.0
+
+
+def copied(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper = make(2)
+    draw(x, wrapper, 1.0)
+    twin, its = copy.deepcopy((x, wrapper))
+    draw(twin, its, 3.0), draw(x, wrapper, 3.0)
+    return max(abs(x.item() + 2.0), abs(twin.item() + 2.0))
+
+
+def attacked(x: Tensor, make: Callable[..., Any]) -> float:
+    """The gradient of the inputs is computed first, for adversarial examples."""
+    wrapper, inputs = make(2), torch.ones(1, requires_grad=True)
+    for grad in (1.0, 3.0):
+        (100 * x * inputs).sum().backward(inputs=[inputs])
+        draw(x, wrapper, grad)
+    return x.item() + 2.0
+
+
+def frozen_in_mid_window(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper, y = make(2), torch.zeros(1, requires_grad=True)
+    draw(x, wrapper, 4.0)
+    x.requires_grad_(False)
+    wrapper.add_param_group({"params": [y]})
+    draw(y, wrapper, 1.0)
+    return x.item() + 2.0
+
+
+def other_parameters(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper, y = make(2), torch.zeros(1, requires_grad=True)
+    draw(x, wrapper, 1.0), draw(x, wrapper, 3.0)
+    wrapper.param_groups[0]["params"] = [y]
+    draw(y, wrapper, 1.0), draw(y, wrapper, 3.0)
+    return max(abs(x.item() + 2.0), abs(y.item() + 2.0))
+
+
 def left_before(x: Tensor, make: Callable[..., Any]) -> float:
     (100 * x).sum().backward()
     wrapper = make(2)
@@ -269,6 +387,26 @@ def loaded_inside(x: Tensor, make: Callable[..., Any]) -> float:
     return x.item() + 2.0
 
 
+def saved_by_a_wrapper(x: Tensor, make: Callable[..., Any]) -> dict[str, Any]:
+    wrapper = make(2)
+    draw(x, wrapper, 1.0)
+    return copy.deepcopy(wrapper.state_dict())
+
+
+def loaded_into_the_wrapped(x: Tensor, make: Callable[..., Any]) -> float:
+    state, wrapper = saved_by_a_wrapper(x, make), make(2)
+    wrapper.optimizer.load_state_dict(state)
+    draw(x, wrapper, 3.0)
+    return x.item() + 2.0
+
+
+def loaded_before_wrapping(x: Tensor, make: Callable[..., Any]) -> float:
+    sgd = torch.optim.SGD([x], lr=1.0)
+    sgd.load_state_dict(saved_by_a_wrapper(x, make))
+    draw(x, gqc.OptimizerWrapperSBC(sgd, 1, 2), 3.0)
+    return x.item() + 2.0
+
+
 def misspelt(x: Tensor, make: Callable[..., Any]) -> float:
     return make(2, max_draw=4).num_draws
 
@@ -322,6 +460,20 @@ HABITS = (
     Habit("`backward()` again after a refused `step()`", again_after_an_error, "", "zero_grad()"),
     Habit("the same, clipped between the two", clips_after_an_error, "", "zero_grad()"),
     Habit("a batch whose `backward()` ran out of memory", skips_what_broke_off, "", "zero_grad()"),
+    Habit(
+        "`step()` with what such a `backward()` left", steps_with_what_broke_off, "", "zero_grad()"
+    ),
+    Habit("that batch again after `model.zero_grad()`", tries_again),
+    Habit(
+        "`backward(create_graph=True)` after a refused `step()`",
+        graph_after_an_error,
+        remedy="zero_grad()",
+    ),
+    Habit("`model.zero_grad()` each time, `create_graph=True`", cleared_with_graph, "", BUFFER),
+    Habit("`step(closure)` that clears and goes back", closure),
+    Habit("reentrant `torch.utils.checkpoint`", checkpointed),
+    Habit("`step()` in `torch.inference_mode()`", in_inference_mode),
+    Habit("adversarial examples, `backward(inputs=[images])`", attacked),
     Habit("a gradient from before the wrapper was made", left_before, "no draw"),
     Habit("a gradient from before a checkpoint was loaded", left_before_loading, "no draw"),
     Habit("two parameters in one sum, `p[None] + q[None]`", shared, "torch alone sums 7 for 4"),
@@ -331,12 +483,26 @@ HABITS = (
     Habit("`step()` of the wrapped optimizer in mid-window", stepped_apart, remedy="flush()"),
     Habit("the same between windows, no `zero_grad()`", stepped_between, "", "zero_grad()"),
     Habit("the same, and two `backward()` next", two_backwards_after_a_step, "", "zero_grad()"),
+    Habit("two wrappers, shared parameters, one `backward()`", two_wrappers, "", "its own"),
     Habit("512 draws of a 16-bit parameter", to_bfloat16, "summed in float32", BUFFER),
     Habit("a plain checkpoint loaded inside, in mid-window", loaded_inside, "drops the window"),
     Habit("`torch.compile` around the train step", compiled),
     Habit("save and resume in mid-window", resumed),
+    Habit(
+        "a wrapper's state loaded into the optimizer inside",
+        loaded_into_the_wrapped,
+        remedy="wrapper.load_state_dict(...)",
+    ),
+    Habit(
+        "the same into one that is wrapped afterwards",
+        loaded_before_wrapping,
+        remedy="wrapper.load_state_dict(...)",
+    ),
+    Habit("`copy.deepcopy((model, wrapper))` in mid-window", copied),
+    Habit("a layer frozen in mid-window", frozen_in_mid_window, "zero in later draws"),
     Habit("a misspelt option, `max_draw=4`", misspelt, remedy="max_draws"),
     Habit("a parameter replaced in mid-window", replaced, remedy="replaced"),
+    Habit("the same between windows", other_parameters),
     Habit(
         "VGS: `scale_gradients()` at each `backward()`",
         scaled_again,

@@ -8,7 +8,8 @@ multiplies what it finds does not compound the edit.  Where :math:`b_0 = 0` it i
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -73,12 +74,15 @@ class Tunables:
         self._values: dict[str, float] = {}
         self._before: list[tuple[dict[str, Any], str, Any]] = []
         self._hooks: list[Any] = []
+        self._guarded: list[tuple[Any, str, Any, Any]] = []  # optimizer, name, method, former
         self._stepping: Optimizer | None = None  # whose step the groups were changed for
         for prefix, given in optimizers.items():  # Accelerate's has no hooks, the one in it has
             chain = [o for o in unwrapped(given) if hasattr(o, "_optimizer_step_pre_hooks")]
             for number, group in enumerate(chain[0].param_groups):
                 for key, value in group.items():
                     self._find(prefix, _Place(chain[0], key, number, None), value)
+            for name in ("step", "flush", "closes_next"):
+                self._guard(chain[0], name)
             for each in chain:  # a wrapper's flush() steps the one in it alone
                 post = each.register_step_post_hook(lambda o, *_: self.restore(o))
                 # Schedules that hooks step find the groups without the edit.
@@ -104,6 +108,24 @@ class Tunables:
                 known, default=number, low=low, kind=kind, label=prefix + name
             )
             self._places[prefix + name] = place._replace(at=index)
+
+    def _guard(self, optimizer: Any, name: str) -> None:
+        """Put back the groups after a method that raises, and let a question see the edits."""
+        if (method := getattr(optimizer, name, None)) is None:
+            return
+
+        @wraps(getattr(method, "__func__", method))
+        def guarded(_: Any, *args: Any, **given: Any) -> Any:
+            if name == "closes_next":
+                self._scale(optimizer, optimizer)
+            try:
+                return method(*args, **given)
+            finally:
+                self.restore()
+
+        own, former = MethodType(guarded, optimizer), vars(optimizer).get(name)
+        self._guarded.append((optimizer, name, own, former))
+        setattr(optimizer, name, own)
 
     def edit(self, changes: Mapping[str, Any]) -> None:
         """Take over changes of the controls, between two steps; other names are left out."""
@@ -156,6 +178,10 @@ class Tunables:
         self.restore()
         for hook in self._hooks:
             hook.remove()
+        while self._guarded:
+            optimizer, name, own, former = self._guarded.pop()
+            if vars(optimizer).get(name) is own:  # nobody has put something around it since
+                setattr(optimizer, name, former) if former else delattr(optimizer, name)
 
 
 def named(optimizers: Optimizers) -> dict[str, Optimizer]:

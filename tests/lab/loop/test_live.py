@@ -193,6 +193,43 @@ def test_an_edit_also_acts_on_a_flush():
     assert optimizer.param_groups[0]["lr"] == 0.1
 
 
+def test_a_step_that_is_refused_leaves_the_groups_without_the_edit():
+    """The body catches the error, and a schedule that multiplies goes on."""
+    model, optimizer = make()
+    wrapper, seen = OptimizerWrapperSBC(optimizer, 1, 1), []
+    optimizer.register_step_pre_hook(lambda o, *_: seen.append(o.param_groups[0]["lr"]))
+    former = torch.optim.lr_scheduler.ExponentialLR(wrapper, 0.5)
+    live = Live(wrapper)
+    later = torch.optim.lr_scheduler.ConstantLR(wrapper, 1.0)  # each patches step() too
+    live.replay([{"microbatch": 1, "name": "lr", "value": 0.2}])
+    for number in live(range(3)):
+        model(torch.ones(1, 3)).sum().backward()
+        if number == 1:
+            with pytest.raises(ValueError, match="weight=-1"):
+                wrapper.step(weight=-1)
+            assert optimizer.param_groups[0]["lr"] == 0.05
+        wrapper.step()
+        former.step(), later.step()
+    assert seen == [0.2, 0.1, 0.05]
+    assert optimizer.param_groups[0]["lr"] == 0.0125
+    assert copy.deepcopy(wrapper).step.__func__ is OptimizerWrapperSBC.step
+
+
+def test_closes_next_answers_with_the_edit_that_the_step_is_made_with():
+    model, optimizer = make()
+    wrapper = OptimizerWrapperSBC(optimizer, 1, 4, accumulate="grad")
+    live, answers, stepped = Live(wrapper), [], []
+    live.replay([{"microbatch": 3, "name": "logical_batch_size", "value": 2}])
+    for _ in live(range(8)):
+        answers.append(wrapper.closes_next())
+        assert wrapper.logical_batch_size == 4
+        model(torch.ones(1, 3)).sum().backward()
+        stepped.append(wrapper.step())
+    assert answers == stepped == [False, False, True, False, True, False, True, False]
+    live._retire()
+    assert not {"step", "closes_next", "flush"} & set(vars(wrapper))
+
+
 def test_the_optimizer_of_accelerate_is_steered():
     from accelerate import Accelerator
 

@@ -1,0 +1,270 @@
+"""Seams between the wrapper and the loop: other wrappers, graphs, errors, checkpoints.
+
+Each with both places of the sum; parameters move by minus the mean gradient (SGD, lr 1).
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+
+import pytest
+import torch
+from torch.optim import SGD
+from wrappers.habits import Broken, draw
+
+import gqc
+
+both_windows = pytest.mark.parametrize("accumulate", ["grad", "buffer"])
+quiet_graphs = pytest.mark.filterwarnings("ignore:Using backward.. with create_graph:UserWarning")
+
+
+def scalar(value: float = 0.0) -> torch.Tensor:
+    return torch.tensor([value], requires_grad=True)
+
+
+def sbc(params, num_draws: float, **options):
+    return gqc.OptimizerWrapperSBC(SGD(params, lr=1.0), 1, num_draws, **options)
+
+
+# Several wrappers of the same parameters
+
+
+@both_windows
+@pytest.mark.parametrize("are_all_shared", [False, True])
+def test_two_wrappers_that_step_with_one_backward_are_refused(are_all_shared, accumulate):
+    x, a, b = scalar(), scalar(), scalar()
+    first = sbc([x] if are_all_shared else [x, a], 1, accumulate=accumulate)
+    second = sbc([x] if are_all_shared else [x, b], 1, accumulate=accumulate)
+    (x + a + b).sum().backward()
+    first.step()
+    with pytest.raises(RuntimeError, match=r"another wrapper.*a backward\(\) of its own"):
+        second.step()
+    assert (x.item(), b.item()) == (-1.0, 0.0)
+
+
+def test_two_wrappers_with_a_backward_each_share_a_trunk():
+    x, a, b = scalar(), scalar(), scalar()
+    first, second = sbc([x, a], 2), sbc([x, b], 2)
+    for grad in (1.0, 3.0):
+        (grad * (x + a)).sum().backward()
+        first.step()
+        (10 * grad * (x + b)).sum().backward()
+        second.step()
+    assert (x.item(), a.item(), b.item()) == (-22.0, -2.0, -20.0)
+
+
+@both_windows
+@pytest.mark.parametrize("is_alive", [False, True])
+def test_a_wrapper_that_nobody_steps_any_more_is_in_nobodys_way(is_alive, accumulate):
+    """A cell that makes the wrapper runs again; a loop may also clear a gradient by hand."""
+    x, y = scalar(), scalar()
+    former = sbc([x, y], 2, accumulate="buffer")
+    (x + y).sum().backward()
+    former.step()
+    wrapper = sbc([x, y], 2, accumulate=accumulate)
+    if not is_alive:
+        del former
+        gc.collect()
+        assert len(x._post_accumulate_grad_hooks) == 1
+    for grad in (1.0, 3.0):
+        (grad * (x + y)).sum().backward()
+        if accumulate == "buffer":
+            y.grad = None
+        wrapper.step()
+    assert (x.item(), y.item()) == (-2.0, 0.0 if accumulate == "buffer" else -2.0)
+
+
+def test_a_gan_steps_two_wrappers_of_different_parameters_with_one_backward():
+    x, y = scalar(), scalar()
+    first, second = sbc([x], 1), sbc([y], 1)
+    (2 * x + 3 * y).sum().backward()
+    assert (first.step(), second.step()) == (True, True)
+    assert (x.item(), y.item()) == (-2.0, -3.0)
+
+
+# Graphs of gradients
+
+
+@both_windows
+@quiet_graphs
+@pytest.mark.parametrize("is_linear", [False, True])
+def test_a_backward_with_a_graph_does_not_hide_what_a_refused_step_has_left(is_linear, accumulate):
+    x, y = scalar(1.0), scalar(1.0)
+    wrapper = sbc([x, y], 2, accumulate=accumulate)
+
+    def backward(*params):
+        sum(p.sum() if is_linear else p.square().sum() / 2 for p in params).backward(
+            create_graph=True
+        )
+
+    backward(y)
+    with pytest.raises(ValueError, match="weight=-1"):
+        wrapper.step(weight=-1)
+    backward(x, y)
+    for _ in range(2):  # also if it is simply called again
+        with pytest.raises(RuntimeError, match=r"another backward\(\) has added to it.*zero_grad"):
+            wrapper.step()
+    wrapper.zero_grad()
+    backward(x, y)
+    wrapper.step()
+    assert (x.grad is None or accumulate == "grad", wrapper.num_draws) == (True, 1)
+    x.grad = y.grad = None  # the graph is a cycle
+
+
+@both_windows
+def test_what_a_refused_step_has_left_may_be_looked_at_cleared_or_drawn(accumulate):
+    x = scalar()
+    for way in ("again", "penalty", "zeroed", "none"):
+        wrapper = sbc([x], 1, accumulate=accumulate)
+        x.sum().backward()
+        with pytest.raises(ValueError, match="weight=-1"):
+            wrapper.step(weight=-1)
+        if way == "penalty":
+            torch.autograd.grad(x.square().sum(), [x])
+        elif way == "zeroed":
+            x.grad.zero_()
+        elif way == "none":
+            x.grad = None
+        if way in ("zeroed", "none"):
+            x.sum().backward()
+        if way == "zeroed" and accumulate == "grad":
+            wrapper.accept_gradients()
+        wrapper.step(weight=1)
+    assert x.item() == -4.0
+    assert not x._backward_hooks
+
+
+@both_windows
+def test_what_a_refused_step_has_left_is_seen_though_it_was_clipped(accumulate):
+    x = scalar()
+    wrapper = sbc([x], 2, accumulate=accumulate)
+    x.sum().backward()
+    with pytest.raises(ValueError, match="weight=-1"):
+        wrapper.step(weight=-1)
+    torch.nn.utils.clip_grad_norm_([x], 0.5)
+    x.sum().backward()
+    with pytest.raises(RuntimeError, match=r"another backward\(\) has added to it"):
+        wrapper.step(weight=1)
+
+
+@both_windows
+@quiet_graphs
+def test_a_sum_with_a_graph_that_was_cleared_in_mid_window_is_missed(accumulate):
+    x = scalar(1.0)
+    wrapper = sbc([x], 2, accumulate=accumulate)
+    for number in range(2):
+        x.grad = None if number else x.grad
+        x.square().sum().backward(create_graph=True)
+        if accumulate == "grad" and number:
+            with pytest.raises(RuntimeError, match="cleared or replaced in mid-window"):
+                wrapper.step()
+            break
+        wrapper.step()
+    else:
+        assert x.item() == -1.0
+    x.grad = None
+
+
+@both_windows
+@quiet_graphs
+def test_several_backwards_with_a_graph_make_one_draw(accumulate):
+    x = scalar(1.0)
+    wrapper = sbc([x], 2, accumulate=accumulate)
+    for grad in (1.0, 3.0):
+        for _ in range(2):
+            (x.square() * grad / 4).sum().backward(create_graph=True)
+        wrapper.step()
+    assert x.item() == -1.0
+    x.grad = None
+
+
+# Backwards that break off
+
+
+def break_off(x: torch.Tensor, y: torch.Tensor) -> None:
+    with pytest.raises(MemoryError):
+        (Broken.apply(y, MemoryError()) + 100 * x).sum().backward()
+
+
+@both_windows
+def test_a_part_of_a_gradient_is_no_draw(accumulate):
+    """Where the error is caught, and the loop goes on to its step."""
+    x, y = scalar(), scalar()
+    wrapper = sbc([x, y], 1, accumulate=accumulate)
+    break_off(x, y)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"left a part of a gradient.*zero_grad\(\)"):
+            wrapper.step()
+    wrapper.zero_grad()
+    draw(x, wrapper, 3.0)
+    assert x.item() == -3.0
+
+
+@both_windows
+def test_a_batch_is_tried_again_after_its_gradient_was_cleared(accumulate):
+    model = torch.nn.ParameterList([scalar(), scalar()])
+    wrapper = sbc(model.parameters(), 1, accumulate=accumulate)
+    for grad in (3.0, 5.0):
+        break_off(*model)
+        model.zero_grad()
+        (grad * model[0] + grad * model[1]).sum().backward()
+        wrapper.step()
+    assert [p.item() for p in model] == [-8.0, -8.0]
+
+
+@both_windows
+def test_a_backward_within_a_backward_is_no_broken_one(accumulate):
+    """Checkpoints of torch that run backward themselves."""
+    model = torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(3)))
+    plain = copy.deepcopy(model)
+    wrapper, sgd = sbc(model.parameters(), 2, accumulate=accumulate), SGD(plain.parameters(), 1.0)
+    for seed in range(4):
+        inputs = torch.randn(5, 3, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+        hidden = inputs
+        for layer in model:
+            hidden = torch.utils.checkpoint.checkpoint(layer, hidden.tanh(), use_reentrant=True)
+        hidden.square().mean().backward()
+        hidden = inputs
+        for layer in plain:
+            hidden = layer(hidden.tanh())
+        (hidden.square().mean() / 2).backward()
+        if wrapper.step():
+            sgd.step(), sgd.zero_grad()
+    for one, other in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+# Checkpoints in the wrong place
+
+
+@both_windows
+def test_the_state_of_a_wrapper_is_refused_where_its_window_would_be_lost(accumulate):
+    x = scalar()
+    wrapper = sbc([x], 2, accumulate=accumulate)
+    draw(x, wrapper, 1.0)
+    state = copy.deepcopy(wrapper.state_dict())
+    with pytest.raises(ValueError, match=r"SGD with the state of a wrapper.*load_state_dict\("):
+        wrapper.optimizer.load_state_dict(state)
+    draw(x, wrapper, 3.0)
+    assert x.item() == -2.0
+    sgd = SGD([x], lr=1.0)
+    sgd.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"SGD with the state of a wrapper.*param_groups\[0\]"):
+        gqc.OptimizerWrapperSBC(sgd, 1, 2)
+    del sgd.param_groups[0]["wrappers"]
+    gqc.OptimizerWrapperSBC(sgd, 1, 2)
+
+
+def test_the_state_of_a_wrapper_leaves_no_mark_in_the_groups():
+    x = scalar()
+    inner = gqc.OptimizerWrapperVGS(SGD([x], lr=1.0))
+    wrapper = gqc.OptimizerWrapperSBC(inner, 1, 2)
+    wrapper.load_state_dict(copy.deepcopy(wrapper.state_dict()))
+    assert "wrappers" not in wrapper.param_groups[0]
+    state = wrapper.state_dict()
+    for group in state["param_groups"]:  # a file of 0.1.0 had none
+        group.pop("wrappers")
+    wrapper.load_state_dict(state)
+    with pytest.raises(ValueError, match="SGD with the state of a wrapper"):
+        wrapper.innermost.load_state_dict(state)
