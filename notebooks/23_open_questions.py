@@ -47,7 +47,8 @@ claims.show_evidence("23_open_questions")
 # without reacting, and a rescaler makes the same size without drawing.
 #
 # **A percentile and not the mean.** The published scaler reads a percentile of the variance over
-# tensors. A mean follows the noisiest tensor, whose estimate is also the least certain.
+# tensors. A mean follows the noisiest tensor, whose estimate is also the least certain. Each tensor
+# counts up to a cap, and where most are at it hardly a difference is left.
 #
 # **A norm schedule and a learning rate schedule.** Both make the noise of the steps fall; only runs
 # can tell whether the norm does more.

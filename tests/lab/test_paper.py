@@ -103,6 +103,7 @@ TAKEN = {
         f"gqc-schedule-free.{n}": ("holds",) for n in (1, 2, 3)
     },
     "or average the weights: schedule-free": {"gqc-schedule-free": ("reproduced",)},
+    "their mean makes little difference": {f"vgs-percentile.{n}": ("holds",) for n in range(1, 5)},
     "Each of the three lies within a factor of two": {
         f"gqc-critical-batch.{n}": ("holds",) for n in (1, 2, 3)
     },
