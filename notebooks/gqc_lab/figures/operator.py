@@ -36,7 +36,13 @@ def space_time(truth: NDArray[np.floating], predicted: NDArray[np.floating]) -> 
 
     Args:
         truth, predicted: shape (times, points), every `INTERVAL` from time 0, over x in [0, 1).
+    Raises: ValueError: their shapes differ.
     """
+    if truth.shape != predicted.shape or truth.ndim != 2:
+        raise ValueError(
+            f"space_time: truth of shape {truth.shape}, predicted of shape {predicted.shape}: "
+            "expected the same (times, points)"
+        )
     every = max(1, truth.shape[1] // MAX_CELLS)
     x = plain_numbers(np.arange(0, truth.shape[1], every) / truth.shape[1])
     t = plain_numbers(INTERVAL * np.arange(len(truth)))

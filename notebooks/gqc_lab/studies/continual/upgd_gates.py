@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gqc.upgd import UPGD, utility
 from gqc.upgd.utility import NORMALIZATIONS
+from gqc_lab.errors import check_name
 from gqc_lab.studies import continual
 from gqc_lab.studies.continual.settings import ContinualConfig
 
@@ -48,7 +49,9 @@ def gates_of(
         utilities: uncorrected averages u, any shapes.
         normalization: one of `gqc.upgd.utility.NORMALIZATIONS`.
         beta: decay of the averages; step: from 1.
+    Raises: ValueError: unknown normalization.
     """
+    check_name("normalization", normalization, NORMALIZATIONS)
     low = torch.stack([u.amin() for u in utilities]).amin()
     high = torch.stack([u.amax() for u in utilities]).amax()
     limits = utility.bounds(low, high, normalization)
@@ -109,12 +112,17 @@ def read_gates(optimizer: UPGD) -> tuple[Tensor, Tensor]:
 
     Args:
         optimizer: one group, ``scope="global"``, and every parameter has taken every step.
+    Raises: ValueError: it is another, or no step was taken.
     """
-    (group,) = optimizer.param_groups
+    if len(optimizer.param_groups) != 1 or optimizer.param_groups[0]["scope"] != "global":
+        raise ValueError("read_gates: expected one group with scope='global'")
+    group = optimizer.param_groups[0]
     states = [optimizer.state[p] for p in group["params"] if p in optimizer.state]
-    (step,) = {state["step"] for state in states}
+    steps = {state["step"] for state in states}
+    if len(steps) != 1:
+        raise ValueError(f"read_gates: steps {sorted(steps)}: expected one number for all")
     utilities = [state["avg_utility"] for state in states]
-    gates = gates_of(utilities, group["normalization"], group["beta_utility"], step)
+    gates = gates_of(utilities, group["normalization"], group["beta_utility"], steps.pop())
     return _flat(gates), _flat(utilities)
 
 

@@ -156,7 +156,8 @@ def compute_operator_loss_bundle(
         predicted_rollout, target_rollout: of ``rollout``, same shapes, fields or latents.
         encoder, decoder: of the inverse losses, with ``fields`` (batch, points) at ``positions``
             for ``inv_enc`` and ``latents`` at ``query_positions`` for ``inv_dec``.
-    Raises: ValueError: the inputs of no loss are there, a pair's shapes differ, or bad weights.
+    Raises: ValueError: the inputs of no loss are there, a pair's shapes differ, NaN or infinity in
+        ``fields``, or bad weights.
     """
     ready = effective_weights(weights, current_epoch, batch)
     computed: dict[str, Callable[[], Tensor]] = {}
@@ -169,6 +170,7 @@ def compute_operator_loss_bundle(
     if encoder is not None and decoder is not None:
         pair = encoder, decoder
         if fields is not None and positions is not None:
+            _check_fields(fields, positions)
             computed["inv_enc"] = lambda: inverse_encoding_loss(*pair, fields, positions)
         if latents is not None and query_positions is not None:
             computed["inv_dec"] = lambda: inverse_decoding_loss(*pair, latents, query_positions)
@@ -201,3 +203,14 @@ def _check_pair(name: str, predicted: Tensor, target: Tensor) -> None:
             f"{name}: prediction of shape {tuple(predicted.shape)}, target of shape "
             f"{tuple(target.shape)}: expected the same"
         )
+
+
+def _check_fields(fields: Tensor, positions: Tensor) -> None:
+    if fields.ndim != 2 or positions.ndim != 1 or fields.shape[1] != len(positions):
+        raise ValueError(
+            f"fields of shape {tuple(fields.shape)} at positions of shape "
+            f"{tuple(positions.shape)}: expected (batch, points) at (points,)"
+        )
+    if not fields.isfinite().all():
+        bad = (~fields.isfinite()).any(1).nonzero().flatten().tolist()
+        raise ValueError(f"fields: NaN or infinite in examples {bad[:5]}")
