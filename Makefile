@@ -34,7 +34,7 @@ reproduce: $(LAB_READY)  ## run the flagship experiment; leaves runs/, a figure 
 test: $(READY) lint  ## lint, types, unit tests, every notebook; minutes
 	$(TESTS) -m 'not slow'
 
-test-all: test  ## `make test`, then what takes longer: killed runs, ranks, compilers, site, paper
+test-all: test  ## `make test`, then killed runs, ranks, compiled steps, browser, site, paper
 	$(TESTS) -m "$(SLOW)"
 
 test-latest:  ## tests of trainers, loggers and optimizers with their newest versions, in build/latest

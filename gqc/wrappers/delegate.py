@@ -147,8 +147,8 @@ class DelegatingOptimizer(Optimizer):
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
         state = self.optimizer.state_dict()
-        state["wrappers"] = [*state.get("wrappers", []), self._own_state()]
-        state["param_groups"][0]["wrappers"] = type(self).__name__  # seen where it is lost
+        state[saved.WRAPPERS] = [*state.get(saved.WRAPPERS, []), self._own_state()]
+        state["param_groups"][0][saved.WRAPPERS] = type(self).__name__  # seen where it is lost
         for hook in self._optimizer_state_dict_post_hooks.values():
             state = hook(self, state) or state
         return saved.pack(state, self._params()) if is_packed else state
@@ -165,9 +165,9 @@ class DelegatingOptimizer(Optimizer):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = pre_hook(self, state_dict) or state_dict
         own = self._check_state(state_dict)
-        inner = {k: v for k, v in state_dict.items() if k != "wrappers"}
-        if rest := state_dict["wrappers"][:-1]:
-            inner["wrappers"] = rest
+        inner = {k: v for k, v in state_dict.items() if k != saved.WRAPPERS}
+        if rest := state_dict[saved.WRAPPERS][:-1]:
+            inner[saved.WRAPPERS] = rest
         self._is_loading = True
         try:
             self.optimizer.load_state_dict(inner)
@@ -238,12 +238,12 @@ class DelegatingOptimizer(Optimizer):
     def _check_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """This wrapper's part of the file, once the whole file is known to fit."""
         name = type(self).__name__
-        if not state_dict.get("wrappers"):
+        if not state_dict.get(saved.WRAPPERS):
             raise ValueError(
                 f"state of a plain optimizer given to {name}: load it into the wrapped one with "
                 "wrapper.optimizer.load_state_dict(...)"
             )
-        own: dict[str, Any] = state_dict["wrappers"][-1]
+        own: dict[str, Any] = state_dict[saved.WRAPPERS][-1]
         if own["class"] != name:
             raise ValueError(f"state of {own['class']} given to {name}: expected one of {name}")
         if own["format"] > FORMAT:
@@ -251,11 +251,11 @@ class DelegatingOptimizer(Optimizer):
                 f"state of format {own['format']} given to {name}: this version reads up to "
                 f"{FORMAT}; upgrade gqc-kit"
             )
-        saved = [len(g["params"]) for g in state_dict["param_groups"]]
+        there = [len(g["params"]) for g in state_dict["param_groups"]]
         here = [len(g["params"]) for g in self.param_groups]
-        if saved != here:
+        if there != here:
             raise ValueError(
-                f"state of groups with {saved} parameters given to groups with {here} parameters"
+                f"state of groups with {there} parameters given to groups with {here} parameters"
             )
         self._check_own(own)
         return own
@@ -324,7 +324,7 @@ def check_optimizer(optimizer: Optimizer) -> None:
 
 def _refuse_state_of_wrapper(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Raises: ValueError: ``state``, given to or loaded by a plain optimizer, is a wrapper's."""
-    if "wrappers" in state or "wrappers" in state["param_groups"][0]:
+    if saved.WRAPPERS in state or saved.WRAPPERS in state["param_groups"][0]:
         raise ValueError(
             f"{type(optimizer).__name__} with the state of a wrapper, whose open window is lost in "
             "it: load it into the wrapper, wrapper.load_state_dict(...), or do without by deleting "

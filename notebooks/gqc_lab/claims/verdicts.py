@@ -26,7 +26,7 @@ all its batches have some; that of the others is then shown as the earlier one.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from gqc_lab.claims.effects import LEVEL, Effect, differences, measure
 from gqc_lab.claims.frozen import Frozen
@@ -72,7 +72,7 @@ class Verdict:
         return {"id": self.claim.id, "verdict": self.verdict, **stage, **numbers}
 
     @classmethod
-    def of_plain(cls, claim: Claim, row: Mapping[str, Any]) -> "Verdict":
+    def of_plain(cls, claim: Claim, row: Mapping[str, Any]) -> Self:
         """Rebuild the verdict that :meth:`plain` wrote."""
         rows: list[dict[str, Any]] = [
             {k: math.nan if v is None and k != "needs" else v for k, v in effect.items()}

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Collection, Iterator, Mapping
 from statistics import median
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -291,7 +291,7 @@ class BatchProgress:
         )
         self.total = self.bars.add_task(batch.name, total=len(batch.runs), text="")
 
-    def __enter__(self) -> "BatchProgress":
+    def __enter__(self) -> Self:
         self.bars.start()
         return self
 

@@ -31,7 +31,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from gqc_lab.errors import BadInput
 
@@ -203,7 +203,7 @@ class Store:
         os.rename(folder, self.folder(key))
         _sync(self.root)
 
-    def adopt(self, other: "Store", key: str) -> str:
+    def adopt(self, other: Self, key: str) -> str:
         """Copy a finished run of another store, unless there is one of this id.
 
         Returns: "copied", "there already", or the columns, except times, in which results differ.

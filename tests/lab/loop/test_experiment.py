@@ -10,7 +10,7 @@ from functools import cache
 import pandas as pd
 import pytest
 import torch
-from same_runs import run, with_cuts
+from same_runs import resume, run, with_cuts
 
 from gqc.wrappers import OptimizerWrapperGNTS
 from gqc_lab.loop.controls import Controls
@@ -80,10 +80,6 @@ def saved(experiment):
     """The state as another process would get it."""
     file = io.BytesIO()
     torch.save(experiment.state_dict(), file)
-    return read(file)
-
-
-def read(file):
     file.seek(0)
     return torch.load(file, weights_only=True)
 
@@ -149,9 +145,7 @@ def test_nothing_touches_the_global_random_stream_or_prints(capsys):
 @pytest.mark.parametrize("cut", range(41))
 def test_a_cut_run_is_the_uncut_run(cut):
     uncut, files = uncut_and_cuts()
-    resumed = Line(LineConfig())
-    resumed.load_state_dict(read(files[cut]))
-    assert_same_run(run(resumed), uncut)
+    assert_same_run(resume(Line(LineConfig()), files[cut]), uncut)
 
 
 def test_the_cuts_meet_open_windows_of_several_draws():
@@ -165,8 +159,7 @@ def test_loading_replaces_whatever_was_there(before, cut):
     uncut, files = uncut_and_cuts()
     used = run(Line(LineConfig()), until=before)
     used.controls["lr_scale"] = 3.0
-    used.load_state_dict(read(files[cut]))
-    assert_same_run(run(used), uncut)
+    assert_same_run(resume(used, files[cut]), uncut)
 
 
 def steer(experiment):

@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 import torch
@@ -156,7 +156,7 @@ class _Problem:
     noise: torch.Generator
 
     @classmethod
-    def start(cls, seed: int, where: Mapping[str, Any]) -> "_Problem":
+    def start(cls, seed: int, where: Mapping[str, Any]) -> Self:
         """Return the problem at w = 0."""
         generator = make_generator(seed, "problem")
         targets = [torch.randn(shape, generator=generator).to(**where) for shape in SHAPES]
