@@ -1,8 +1,7 @@
 """Show in a notebook what the committed results answer: a sentence, a figure, verdicts.
 
 A saved notebook holds a run of seconds; the results that decide its claims are in ``paper``.  This
-shows them without deciding or training anything; ``python -m gqc_lab.publish.notebooks --verdicts
-notebooks/*.ipynb`` brings saved notebooks up to date.
+shows them without deciding or training anything.
 
 ``paper/answers.yaml`` has the sentences.  Their numbers, directions and yes or no are filled in
 from the committed verdicts, and the figure is drawn from the committed frames::
@@ -13,7 +12,7 @@ from the committed verdicts, and the figure is drawn from the committed frames::
       figure: angles                # of figures.yaml, or an entry as there
 
 After ``{claim.part`` may stand ``!yes`` (a part's word), ``!percent`` (of a share), ``!points`` (of
-a change of one), ``!10^`` (of a logarithm to base 10), or two words: ``!more/fewer``.
+a change of one), ``!10^`` or ``!2^`` (of a logarithm to that base), or words: ``!more/fewer``.
 """
 
 import os
@@ -28,7 +27,7 @@ from IPython.display import Markdown, display
 
 from gqc_lab.claims.commands import CLAIMS, RESULTS, VERDICTS, read_verdicts
 from gqc_lab.claims.frozen import Frozen, load_frozen
-from gqc_lab.claims.render import describe_claims, render, say
+from gqc_lab.claims.render import describe_claims, leaning, render, say
 from gqc_lab.claims.rules import read_yaml
 from gqc_lab.claims.verdicts import Verdict
 from gqc_lab.errors import BadInput, check_keys, nearest
@@ -44,6 +43,7 @@ WORDS = {
     "refuted": "No",
     "fails": "No",
     "undecided": "Not decided by these seeds",
+    "all hold": "Not decided after correction for all claims",
     "open": "Not decided by these seeds",
     "question": "Measured, without a verdict",
     "not tested": "Not tested yet",
@@ -122,7 +122,9 @@ def answer(text: str, verdicts: Mapping[str, Verdict]) -> str:
         if (verdict := verdicts.get(match["claim"])) is None:
             raise BadInput(f"{match[0]}: no such claim{nearest(match['claim'], verdicts)}")
         if match["part"] is None:
-            return WORDS[verdict.verdict] if match["how"] == "yes" else verdict.verdict
+            said = verdict.verdict
+            is_close = (said, leaning(verdict)) == ("undecided", "all hold")
+            return WORDS["all hold" if is_close else said] if match["how"] else said
         place = int(match["part"])
         if not 1 <= place <= len(verdict.claim.parts):
             raise BadInput(f"{match[0]}: the claim has {len(verdict.claim.parts)} parts")
@@ -131,11 +133,10 @@ def answer(text: str, verdicts: Mapping[str, Verdict]) -> str:
         return _filled(verdict, place - 1, match["how"] or "", seeds)
 
     filled = _SLOT.sub(fill, text).strip().replace(" %", "\u00a0%")
-    if not seeds:
-        return filled
     counted = " or ".join(str(n) for n in sorted(seeds))
-    note = f"<small>Means over {counted} seeds, in brackets their 95 % interval.</small>"
-    return f"{filled}\n\n{note}"
+    counted += " seeds, as the table says" if len(seeds) > 1 else " seeds"
+    note = f"<small>Means over {counted}, in brackets their 95 % interval.</small>"
+    return f"{filled}\n\n{note}" if seeds else filled
 
 
 def _check_words(name: str, says: Mapping[str, Any], verdicts: Mapping[str, Verdict]) -> None:
@@ -156,21 +157,21 @@ def _filled(verdict: Verdict, place: int, how: str, seeds: set[int]) -> str:
         return WORDS[effect.status]
     if effect.high > effect.low:
         seeds.add(effect.n)
-    scales = {"10^": lambda x: 10.0**x, "percent": lambda x: 100 * x, "points": lambda x: 100 * x}
+    scales = {"10^": lambda x: 10.0**x, "2^": lambda x: 2.0**x}
+    scales |= dict.fromkeys(("percent", "points"), lambda x: 100 * x)
     if how in scales:
         mean, low, high = (scales[how](x) for x in (effect.mean, effect.low, effect.high))
         if how == "percent" and part.compare is None and 0 <= mean <= 100:
             low, high = max(low, 0.0), min(high, 100.0)
         effect = replace(effect, mean=mean, low=low, high=high)
-        units = {"10^": part.unit} | ({} if part.compare else {"percent": "%"})
+        units = {"10^": part.unit, "2^": "times"} | ({} if part.compare else {"percent": "%"})
         part, how = replace(part, unit=units.get(how, "points")), ""
     return say(part, effect, *how.split("/")) if how else say(part, effect)
 
 
 def read_answers(paper: Path) -> dict[str, dict[str, Any]]:
     """Read answers.yaml: the answer of each notebook, and its figure."""
-    answers: dict[str, dict[str, Any]] = read_yaml(paper / ANSWERS)
-    return answers
+    return dict(read_yaml(paper / ANSWERS))
 
 
 def read_figures(paper: Path) -> dict[str, dict[str, Any]]:
@@ -198,6 +199,5 @@ def draw(entry: Mapping[str, Any], frozen: Frozen) -> Any:
         function = attrgetter(entry["figure"])(figures)
     except AttributeError as error:
         raise BadInput(f"{FIGURES}: figure: {entry['figure']!r}: {error}") from None
-    frame = getattr(frozen, entry.get("table", "results"))
-    frame = frame.query(entry["where"]) if "where" in entry else frame
-    return function(frame, **entry.get("arguments", {}))
+    rows, where = getattr(frozen, entry.get("table", "results")), entry.get("where")
+    return function(rows.query(where) if where else rows, **entry.get("arguments", {}))

@@ -88,8 +88,7 @@ def verify(paper: Path, results: Mapping[str, Frozen]) -> list[str]:
             if run["parameters"].get("seed", 0) < FIRST_SEED:
                 continue
             made_under = frozen.surroundings(run).get("registration") or {}
-            commit = made_under.get("commit")
-            if commit not in known:
+            if (commit := made_under.get("commit")) not in known:
                 known[commit] = _committed(paper, commit)
             there = known[commit]
             if there is None:
@@ -112,10 +111,10 @@ def _committed(paper: Path, commit: str | None) -> dict[str, Any] | None:
 def history(paper: Path, claims: Sequence[Claim]) -> dict[str, dict[str, str]]:
     """Return when each rule was first written and last changed, and when its first data began.
 
-    From git's first parents; claims that it does not know are left out.  Times are UTC, to minutes.
+    From git; claims that it does not know are left out.  Times are UTC, to minutes.
     """
     written: dict[str, list[tuple[int, str]]] = {}
-    log = git(paper, "log", "--first-parent", "--reverse", "--format=%H %ct", "--", "claims.yaml")
+    log = git(paper, "log", "--reverse", "--format=%H %ct", "--", "claims.yaml")
     for commit, when in map(str.split, log.decode().splitlines()):
         for row in yaml.safe_load(git(paper, "show", f"{commit}:./claims.yaml")) or []:
             versions = written.setdefault(row["id"], [])

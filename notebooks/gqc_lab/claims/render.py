@@ -49,7 +49,7 @@ def describe_claims(
         row["rule"] = describe(claim, registration) if registration and claim.parts else ""
         row["short"] = claim.id.partition("-")[2]
         if verdict.verdict == "undecided":
-            seeds = f"{verdict.needs} seeds" if verdict.needs else "more than 1000 seeds"
+            seeds = f"{verdict.needs} seeds" if verdict.needs else "no number of seeds up to 1000"
             row["verdict"] += f" (parts: {leaning(verdict)}; {seeds} would decide)"
             row["short"] += f" ({verdict.needs or '> 1000'})"
         row["parts"] = list(map(_describe_part, claim.parts, verdict.effects or repeat(None)))
@@ -58,10 +58,9 @@ def describe_claims(
 
 
 def _describe_part(part: Part, effect: Effect | None) -> dict[str, Any]:
-    row: dict[str, Any] = {"part": part.name, "bound": part.holds, "unit": part.unit}
-    if effect is not None:
-        row |= asdict(effect) | {"effect": interval(effect), "said": say(part, effect)}
-    return row
+    row = {"part": part.name, "bound": part.holds, "unit": part.unit}
+    more = {"effect": interval(effect), "said": say(part, effect)} if effect else {}
+    return {**row, **more, **(asdict(effect) if effect else {})}
 
 
 def leaning(verdict: Verdict) -> str:
@@ -79,8 +78,8 @@ def leaning(verdict: Verdict) -> str:
 
 
 def p_text(verdict: Verdict) -> str:
-    """Return the corrected p as ``= 0.05`` or ``< 1e-16``; empty where nothing was tested."""
-    if not verdict.effects or math.isnan(verdict.p_holm):
+    """Return the corrected p as ``= 0.05`` or ``< 1e-16``; empty where all seeds are alike."""
+    if math.isnan(verdict.p_holm) or all(effect.low == effect.high for effect in verdict.effects):
         return ""
     return f"< {LEAST_P:g}" if verdict.p_holm < LEAST_P else f"= {number(verdict.p_holm)}"
 
@@ -91,7 +90,7 @@ def count(claims: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def number(value: float) -> str:
-    """Format a number with three significant digits, and commas between thousands."""
+    """Format a number with three significant digits, four near 1; commas between thousands."""
     if not math.isfinite(value):
         return "-" if math.isnan(value) else ("-inf" if value < 0 else "inf")
     size = abs(value)
@@ -99,7 +98,7 @@ def number(value: float) -> str:
         return f"{value:.2e}"
     if size >= 100:
         return f"{value:,.0f}"
-    return f"{value:.3g}"
+    return f"{value:.4g}" if 0.95 < size < 1.05 else f"{value:.3g}"
 
 
 def interval(effect: Effect) -> str:
@@ -121,7 +120,7 @@ def say(part: Part, effect: Effect, more: str = "higher", less: str = "lower") -
     mean, low, high = (100 * (value - 1) for value in values) if is_ratio else values
     if is_ratio and abs(mean) < 0.05:
         is_exact = max(abs(low), abs(high)) < 0.005
-        return "unchanged" if is_exact else f"unchanged [{low:+.2f} %, {high:+.2f} %]"
+        return "unchanged" if is_exact else f"unchanged on average [{low:+.2f} %, {high:+.2f} %]"
     which = less if mean < 0 else more
     if is_ratio:  # one digit more where an end would read as zero
         digits = 2 if min(abs(mean), abs(low), abs(high)) < 0.1 else 1

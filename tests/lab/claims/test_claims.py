@@ -442,7 +442,9 @@ def test_an_open_claim_tells_what_its_parts_say(paper, parts, said):
     verdict = Verdict(claim, "undecided", tuple(effects_of(*parts)), 6, 0.06, 0.06)
     assert leaning(verdict) == said
     (shown,) = describe_claims([verdict])
-    assert shown["verdict"] == f"undecided (parts: {said}; more than 1000 seeds would decide)"
+    assert (
+        shown["verdict"] == f"undecided (parts: {said}; no number of seeds up to 1000 would decide)"
+    )
     assert (shown["shown"], shown["short"], shown["p"]) == ("undecided", "x2 (> 1000)", "= 0.06")
     assert count([shown])["undecided"] == 1
 

@@ -39,7 +39,7 @@ def effect(mean, low, high, status="holds"):
         (RATIO, (1.069, 0.997, 1.146), "6.9 % higher [-0.3 %, +14.6 %]"),
         (RATIO, (0.8, 0.75, 0.86), "20.0 % lower [-25.0 %, -14.0 %]"),
         (RATIO, (2.5, 2, 3), "2.5 times as large [2, 3]"),
-        (RATIO, (1.0, 0.9999, 1.0001), "unchanged [-0.01 %, +0.01 %]"),
+        (RATIO, (1.0, 0.9999, 1.0001), "unchanged on average [-0.01 %, +0.01 %]"),
         (RATIO, (1.0, 0.99998, 1.00002), "unchanged"),
     ],
 )
@@ -68,6 +68,7 @@ def known():
         ("{a-b.1!percent}", "50 points higher [+25, +75]"),
         ("{a-b.2!percent}", "90\u00a0% [80, 100]"),
         ("{a-b.2!10^}", "7.94 [6.31, 12.6]"),
+        ("{a-b.2!2^}", "1.87 times [1.74, 2.14]"),
         ("{a-b.3!points}", "-2 points [-4, 1]"),
         ("{a-b.3!percent}", "-2\u00a0% [-4, 1]"),  # no share: nothing is cut off
         ("{a-b.2!points}", "90 points [80, 110]"),
