@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from numpy import polyfit
 
 from gqc_lab.claims import commands, load_frozen, read_claims
 from gqc_lab.claims.commands import (
@@ -94,7 +95,7 @@ def test_what_the_readme_says_of_the_evidence_holds(verdicts):
 
 #: words of the paper -> what they take for granted; numbers, verdicts and directions are macros
 TAKEN = {
-    "It does against a constant learning rate, and does not against one that decays": {
+    "Against a constant learning rate it does; against one that decays it is a little higher": {
         "gqc-perplexity.1": ("holds",),
         "gqc-perplexity.2": ("holds",),
         "gqc-perplexity.3": ("fails",),
@@ -103,35 +104,46 @@ TAKEN = {
         f"gqc-schedule-free.{n}": ("holds",) for n in (1, 2, 3)
     },
     "or average the weights: schedule-free": {"gqc-schedule-free": ("reproduced",)},
-    "their mean makes little difference": {f"vgs-percentile.{n}": ("holds",) for n in range(1, 5)},
+    "By two one-sided tests each difference is smaller": {
+        f"vgs-percentile.{n}": ("holds",) for n in range(1, 5)
+    },
     "Each of the three lies within a factor of two": {
         f"gqc-critical-batch.{n}": ("holds",) for n in (1, 2, 3)
     },
-    "before it wastes tokens: where we measured it, it lies within a factor of two": {
+    "where we measured it, it lies within a factor of two of that critical batch": {
         f"gqc-critical-batch.{n}": ("holds",) for n in (1, 2, 3)
     },
-    "Slowly if at all, and not as fast": {"gqc-grows-with-size": ("not reproduced",)},
-    "steps of Adam are not worth many noisy ones": {"gqc-adam-tradeoff.5": ("fails",)},
+    "Slowly if at all between the two sizes": {"gqc-grows-with-size": ("not reproduced",)},
+    "clean steps of Adam are not worth many noisy ones": {"gqc-adam-tradeoff.5": ("fails",)},
+    "does at a constant learning rate about what a decaying learning rate does": {
+        f"gqc-annealing.{n}": ("holds",) for n in (2, 3)
+    },
     "Whether reacting pays is": {"gqc-reactive": ("undecided",)},
     "ends below its replay by as much as GNTS does": {
         f"gqc-reactive.{n}": ("holds",) for n in (1, 2)
     },
     "two corrected ones are": {f"vgs-v4-true.{n}": ("holds",) for n in (1, 2)},
-    "It takes a mean that turns quickly for noise": {"vgs-drift": ("reproduced",)},
-    "of noise with a correlation from draw to draw": {"vgs-correlated": ("reproduced",)},
-    "Scaling by that variance is mostly a smaller learning rate": {
-        "vgs-resolves.1": ("holds",),
+    "and fail where the mean drifts or draws are correlated": {
+        "vgs-drift": ("reproduced",),
+        "vgs-correlated": ("reproduced",),
     },
-    "and higher where the learning rate is not tuned again": {
+    "one takes a mean that turns quickly for noise": {"vgs-drift": ("reproduced",)},
+    "of noise with a correlation from draw to draw": {"vgs-correlated": ("reproduced",)},
+    "the variance is at its cap in most steps": {
+        "vgs-resolves.1": ("holds",),
+        "vgs-ppo-constant": ("reproduced",),
+    },
+    "it makes the loss of a value function steadier and higher": {
         f"vgs-stability.{n}": ("fails",) for n in (3, 4, 5, 6)
     },
-    "is as stable as claimed": {"upt-fix": ("reproduced",)},
+    "with all three fixes meets the published criteria": {"upt-fix": ("reproduced",)},
+    "accuracy is lower than that of plain UPGD on both streams": {"upgd-vgs.1": ("fails",)},
     "Whether inverse losses make the operator better is open": {
         "upt-better": ("undecided",),
         "upt-conservation": ("undecided",),
     },
     "is said to bound the share of the loss": {"upt-cap.1": ("fails",)},
-    "no wrapper shows a lower perplexity than AdamW": {
+    "no wrapper is resolved to have a lower perplexity than AdamW": {
         f"gqc-controllers.{n}": ("fails", "open") for n in range(1, 7)
     },
     "The threshold does bound the norm of every step": {"gqc-upper-bound": ("reproduced",)},
@@ -140,12 +152,12 @@ TAKEN = {
         f"gqc-adam-specific.{n}": ("holds",) for n in (1, 3)
     },
     "which does not tell it from none": {"gqc-adam-specific.2": ("open",)},
-    "Approximate second order gains no more than AdamW does": {
+    "Approximate second order does not gain more by half a per cent": {
         f"gqc-second-order.{n}": ("fails",) for n in (2, 3)
     },
-    "Not to another text": {"gqc-finetune": ("reproduced",)},
+    "Those of GNTS do not carry over to another text": {"gqc-finetune": ("reproduced",)},
     "that of a variance at its cap": {"vgs-ppo-constant": ("reproduced",)},
-    "that of pure noise, and averaging": {f"gqc-angle.{n}": ("fails",) for n in (1, 2)},
+    "the angle of pure noise, and averaging": {f"gqc-angle.{n}": ("fails",) for n in (1, 2)},
     "Accumulation does not align gradients": {
         f"gqc-angle-accumulated.{n}": ("fails",) for n in (1, 2)
     },
@@ -168,14 +180,13 @@ TAKEN = {
         "upgd-negative.1": ("holds",),
         "upgd-negative.5": ("holds",),
     },
-    "and loses it over long ones, where protection keeps it": {
+    "and loses it over three hundred. UPGD keeps it there": {
         f"upgd-plasticity-long.{n}": ("holds",) for n in (1, 2, 3)
     },
-    "On a long stream it does": {f"upgd-plasticity-long.{n}": ("holds",) for n in (1, 2, 3, 4)},
-    "SGD with weight decay, which keeps the ability too, on all seeds except one": {
-        "upgd-weight-decay": ("question",)
+    "On a long stream it keeps it, and weight decay nearly as well": {
+        f"upgd-plasticity-long.{n}": ("holds",) for n in (1, 2, 3, 4)
     },
-    "a first round had asked for, the claim is": {"upgd-plasticity-long": ("reproduced",)},
+    "on twenty others it is": {"upgd-plasticity-long": ("reproduced",)},
     "it is AdamW that loses": {f"upgd-plasticity.{n}": ("holds",) for n in (2, 5)},
     "there is little to fix": {
         **{f"upt-which-fix.{n}": ("fails", "open") for n in (1, 2, 3)},
@@ -184,7 +195,11 @@ TAKEN = {
     "it does no more than a learning rate that falls": {
         f"gqc-annealing.{n}": ("holds", "open") for n in (2, 5)
     },
-    "We had registered that nothing is gained there": {"gqc-both-schedules.2": ("fails",)},
+    "by the second, and open by the first": {
+        "gqc-both-schedules.1": ("open",),
+        "gqc-both-schedules.2": ("fails",),
+    },
+    "which is open": {"upt-cap.2": ("open",)},
     "batches that grow help a little even where the learning rate decays": {
         "gqc-cosine-batches": ("reproduced",),
     },
@@ -233,19 +248,85 @@ def test_readme_says_what_was_found_on_top_of_a_cosine(verdicts):
     assert found["gqc-annealing"][3].status == found["gqc-cosine-batches"][0].status == "holds"
 
 
+def by_method(batch, value="val_loss", where="seed >= 1000", index="seed"):
+    results = load_frozen(PAPER / "results")[batch].results.query(where)
+    return results.pivot_table(index=index, columns="method", values=value)
+
+
+def is_below(first, second):
+    return t_interval((first - second).to_numpy())[1] < 0
+
+
+def test_what_is_said_of_warmups_replays_and_budgets_holds():
+    loss = by_method("15_equal_tokens", where="comparison == 'warmup'")
+    assert is_below(loss["inverted"], loss["upright"])
+    low, high, _ = t_interval((loss["inverted"] - loss["none"]).to_numpy())
+    assert -0.005 < low < 0 < high < 0.005
+    loss = by_method("17_anomaly_smoothing")
+    assert is_below(loss["gns"], loss["gns, replay"])
+    lower = {
+        method: (loss[f"{method}, replay"] - loss[method]).mean() for method in ("gns", "gnts")
+    }
+    assert lower["gns"] == pytest.approx(lower["gnts"], rel=0.1)
+    runs = by_method("19_scaling_fit", where="kind == 'run'", index=["tokens", "seed"])
+    for _, difference in (runs["gnts"] - runs["adamw"]).groupby("tokens"):
+        low, high, _ = t_interval(difference.to_numpy())
+        assert low < 0 < high
+    mean = runs["adamw"].groupby("tokens").mean().map(math.log).reset_index()
+    slopes = mean["adamw"].diff() / mean["tokens"].map(math.log).diff()
+    assert slopes[3:].max() < 2 * slopes[1:3].min()
+
+
+def test_with_the_smallest_size_the_growth_is_as_steep_as_its_bound():
+    loss = by_method("22_ladder", index=["parameters", "seed"])
+    ratio = (loss["gnts, constant"] - loss["adamw, constant"]).unstack("parameters")
+    size = ratio.columns.map(math.log10).to_numpy()
+    slopes = polyfit(size, ratio.to_numpy().T, 1)[0]
+    low, high, _ = t_interval(slopes)
+    assert low < -0.1 < high
+
+
+def test_at_its_own_learning_rate_vgs_is_a_constant_factor():
+    keys = ["task", "optimizer", "seed"]
+    loss = by_method("06_vgs_alpha", "tail_val_loss", "lr_of == 'vgs'", index=keys)
+    sgd = loss.xs("sgd", level="optimizer")
+    assert (sgd["VGS, alpha 0.1"] == sgd["constant factor"]).all()
+    steady = by_method("06_vgs_alpha", "loss_sd", "lr_of == 'vgs' and task == 'values'", keys)
+    bare = by_method("06_vgs_alpha", "loss_sd", "lr_of == 'control' and task == 'values'", keys)
+    for _, ratio in (steady["VGS, alpha 0.1"] / bare["no scaling"]).groupby("optimizer"):
+        assert t_interval(ratio.to_numpy())[1] > 1
+    loss = by_method("06_aggregates", "tail_val_loss", "task == 'digits'", keys)
+    same = loss["VGS, alpha 0.1"] == loss["VGS of the mean, alpha 0.1"]
+    assert same.mean() > 0.9
+
+
+def test_what_does_not_test_the_fix_or_show_a_gain_is_said():
+    worst = by_method("13_upt_fix", "nrmse").max()
+    assert (worst < 0.072).all()
+    assert (by_method("13_upt_fix", "max_grad_norm").max() < 100).all()
+    accuracy = by_method("11_upgd_vgs", "online_accuracy", index=["stream", "seed"])
+    for _, lower in (accuracy["upgd, adaptive noise, VGS"] - accuracy["upgd"]).groupby("stream"):
+        assert t_interval(lower.to_numpy())[1] < 0
+    change = by_method("10_many_tasks", "accuracy_change")
+    low, high, _ = t_interval((change["upgd"] - change["l2"]).to_numpy())
+    assert low < 0 < high
+    history = load_frozen(PAPER / "results")["10_many_tasks"].history.query("task < 60")
+    first = history.groupby("method")["online_accuracy"].mean()
+    assert first["upgd"] > first["l2"] + 0.1
+
+
 def test_the_untuned_baseline_is_the_better_of_the_constant_ones():
     """The paper says so, and why; a reader would take it for a mistake otherwise."""
-    results = load_frozen(PAPER / "results")["22_noise_annealing"].results
-    losses = results.pivot_table(index="seed", columns="method", values="val_loss")
+    losses = by_method("22_noise_annealing")
     assert (losses["adamw, untuned"] < losses["adamw, constant"]).all()
     untuned, tuned = (annealing.config(f"adamw, {n}", "0.16M") for n in ("untuned", "constant"))
     assert untuned.beta2_tokens is None
-    assert tuned.beta2_tokens < 1000 * tuned.context * tuned.microbatch_size
+    assert tuned.beta2_tokens is not None
+    assert "beta2_tokens" not in annealing.SPACES["adamw"]
 
 
 def test_all_seeds_but_one_keep_plasticity_with_weight_decay_and_all_with_upgd():
-    results = load_frozen(PAPER / "results")["10_many_tasks"].results
-    change = results.pivot_table(index="seed", columns="method", values="accuracy_change")
+    change = by_method("10_many_tasks", "accuracy_change")
     assert (change["l2"] < -0.1).sum() == 1
     assert (change["upgd"] > -0.1).all()
 
@@ -261,8 +342,7 @@ def test_a_batch_of_the_noise_scale_takes_nearly_twice_the_tokens_of_the_smalles
 
 def test_fine_tuning_costs_adamw_less_and_it_is_ahead_either_way():
     """The answer of notebook 24 says so."""
-    results = load_frozen(PAPER / "results")["24_fine_tuning"].results
-    loss = results.pivot_table(index="seed", columns="method", values="val_loss")
+    loss = by_method("24_fine_tuning")
     costs = [loss[f"{m}, as before"] - loss[f"{m}, retuned"] for m in ("gnts", "adamw")]
     assert t_interval(costs[0] - costs[1])[0] > 0
     for arm in ("adamw, as before", "adamw, retuned"):
@@ -285,7 +365,6 @@ def test_what_the_ladder_of_sizes_says_holds(verdicts):
     [ratio] = [v.effects[1].mean for v in verdicts if v.claim.id == "gqc-perplexity"]
     needed = (math.log(0.59) - math.log(ratio)) / math.log10(50e6 / 156_352)
     assert needed == pytest.approx(-1 / 6, abs=0.01)
-    assert "by about a sixth of a nat" in (PAPER / "results-text.tex").read_text("utf-8")
     assert f"needs {-needed:.2f} lower" in (PAPER / "answers.yaml").read_text("utf-8")
     assert f"a change of {needed:.2f} or more" in (PAPER / "claims.yaml").read_text("utf-8")
     results = load_frozen(PAPER / "results")["22_ladder"].results.query("comparison == '0.04M'")

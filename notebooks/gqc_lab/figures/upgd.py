@@ -84,6 +84,7 @@ def by_task(
         has_bands: draw the 95 % intervals over seeds too.
     """
     check_columns("by_task", tasks, ["stream", "method", "seed", "task", *measures])
+    tasks = tasks.assign(method=tasks["method"].replace({"l2": "sgd, weight decay"}))
     streams, styles = list(tasks["stream"].unique()), method_styles(tasks["method"])
     figure = new_panels(
         len(measures),
