@@ -40,10 +40,12 @@ claims.show_evidence("01_gnts_pretraining")
 # %% [markdown]
 # ## Run it yourself
 #
-# The rest of this notebook does the same in seconds at the `smoke` scale: a regression test, not
-# evidence. The committed results above are from
+# The rest of this notebook compares GNTS and AdamW, both with a learning rate that decays, in
+# seconds at the `smoke` scale: a regression test, not evidence. The answer and its figure are from
+# the first of these batches, the table from the second:
 #
 # ```
+# gqc batch run notebooks/batches/22_noise_annealing.yaml --jobs 2
 # gqc batch run notebooks/batches/01_gnts_pretraining.yaml --jobs 2
 # ```
 
@@ -121,7 +123,8 @@ for method in loss.index:
         print(f"after {results['tokens'].min():,} tokens each, of one seed: no interval")
 
 # %% [markdown]
-# **Limits.** Seeds differ by as much as methods do. At equal tokens GNTS makes fewer optimizer
+# **Limits.** One seed is no evidence: seeds differ by more than GNTS and AdamW with a cosine do. At
+# equal tokens GNTS makes fewer optimizer
 # steps, and its threshold is one more number to tune that AdamW does not have. To plot runs of your
 # own:
 #

@@ -20,7 +20,8 @@
 # Every wrapper decides in its own way when AdamW may step.
 #
 # **Question.** From the same weights, with the same number of tokens: which of them lowers the
-# validation loss of a small GPT below that of AdamW at its tuned constant batch?
+# validation loss of a small GPT below that of AdamW at its tuned constant batch, if the learning
+# rate of all decays by a cosine?
 
 # %% tags=["install"]
 from importlib.util import find_spec
@@ -44,7 +45,7 @@ claims.show_evidence("02_all_wrappers")
 # | `normtest` | the noise in the mean gradient is small against it, judged from this window |
 # | `mht` | the confidence interval of the mean training loss is narrow |
 # | `gnr` | as `adamw`, with the gradient rescaled to a fixed norm |
-# | `sbc` | a batch that grows on a schedule is full |
+# | `sbc` | a batch of a given size, which grows on a schedule here, is full |
 # | `replay` | as often as `gnts` did on another order of the text: no reactivity |
 #
 # ## Run it yourself
@@ -114,10 +115,10 @@ figures.draws_per_step(history)
 # ## Noise scale as each wrapper sees it
 #
 # Three wrappers estimate the noise scale: how many microbatches it takes for their mean to have as
-# much noise as signal. Only `gns` fixes n before it sees the noise of the window, so only its
-# estimate is unbiased (notebook 03 compares it with the true value). `normtest` stops when the
-# noise happens to look small, which makes R too low; `gnts` stops when the norm does, which makes
-# the signal too small and R too high.
+# much noise as signal. Only `gns` fixes the number of draws before it sees the noise of the window,
+# so only its estimate is unbiased (notebook 03 compares it with the true value). `normtest` stops
+# when the noise happens to look small, which makes its estimate too low; `gnts` stops when the norm
+# does, which makes the signal too small and the estimate too high.
 
 # %% tags=["nbval-ignore-output"]
 figures.noise.noise_scale_against(history)
@@ -129,7 +130,8 @@ figures.noise.noise_scale_against(history)
 results = pd.DataFrame([experiment.summary() for experiment in experiments.values()])
 table = results.set_index("method")
 table["minus_adamw"] = table["val_loss"] - table["val_loss"].get("adamw", float("nan"))
-table["draws_per_step"] = table["microbatches"] / table["steps"]
+size = next(iter(experiments.values())).config.microbatch_size
+table["draws_per_step"] = table["mean_logical_batch_examples"] / size  # of closed windows
 shown = {"val_loss": 3, "minus_adamw": 3, "draws_per_step": 1, "num_forced": 0}
 table[list(shown)].round(shown).sort_values("val_loss", kind="stable")
 

@@ -49,7 +49,7 @@ claims.show_evidence("03_noise_scale")
 # settings: gqc_lab.loop.settings.Config
 scale = "smoke"  # one of smoke, laptop, paper; a few seconds, ten seconds, minutes
 seed = 0  # of the streams
-windows: int | None = None  # at least 2; per point, None: the scale's (40, 200, 2000)
+windows: int | None = None  # at least 2; per point, None: the scale's (20, 200, 2000)
 noise_scales = [1.0, 10.0, 100.0, 1000.0]  # above 0; true R [microbatches]
 dimensions: list | None = None  # at least 2; parameters, None: the scale's
 device = "auto"

@@ -17,10 +17,10 @@
 # %% [markdown]
 # # Which VGS estimator measures gradient noise?
 #
-# The variance gradient scaler divides gradients by $1 + \alpha V$. Its versions 1.x to 3.1 each
-# computed a different $V$, each one correcting a "critical bug" of the version before. Here they
-# read streams of gradients $g_t = \mu + \epsilon_t$ whose noise-to-signal ratio
-# $R = \sum_j \mathrm{Var}\,\epsilon_j \,/\, \sum_j \mu_j^2$ is known by construction.
+# The variance gradient scaler divides gradients by $1 + \alpha V$. Its versions 1.x to 3.2 (3.2
+# computes as 3.1) each computed a different $V$, each one correcting a "critical bug" of the
+# version before. Here they read streams of gradients $g_t = \mu + \epsilon_t$ whose noise-to-signal
+# ratio $R = \sum_j \mathrm{Var}\,\epsilon_j \,/\, \sum_j \mu_j^2$ is known by construction.
 #
 # **Question.** For which estimator is $V = R$, whatever the stream?
 
@@ -126,7 +126,7 @@ figures.vgs.against(
 # %%
 last = readings[readings["step"] == steps]
 table = last.assign(shown=last["variance"].round(6).map("{:.2g}".format))
-table.loc[table["is_unresolved"], "shown"] = "unresolved"
+table.loc[table["is_unresolved"], "shown"] = "not resolved"
 table = table.pivot(index=["truth", "stream"], columns="estimator", values="shown")
 table[list(vgs_streams.VERSIONS)]
 

@@ -42,6 +42,7 @@ claims.show_evidence("05_vgs_estimators")
 # evidence. The committed results above are from
 #
 # ```
+# gqc batch run notebooks/batches/04_vgs_smoking_gun.yaml --jobs 2
 # gqc batch run notebooks/batches/05_vgs_estimators.yaml --jobs 2
 # ```
 
@@ -140,7 +141,8 @@ figures.vgs.error_against_memory(costs.reset_index())
 # ## What makes estimates wrong
 #
 # *Elements*: ratio 1, tensors of several sizes. *Drift*: ratio 0.1 around a mean that rotates;
-# whatever moves within the memory of the averages counts as noise, as predicted. *Batch*: gradients
+# whatever moves within the memory of the averages counts as noise, as predicted where training is
+# longer than a turn (the smoke run is not, and reads less). *Batch*: gradients
 # of minibatches of digits at fixed weights, where the ratio of a single image is known from the
 # full data set. *Correlation*: ratio 10, noise that lasts for $(1+\rho)/(1-\rho)$ draws; noise that
 # stays within the memory of the averages counts as mean. *Tails*: ratio 1, Student's t with few
@@ -189,12 +191,13 @@ for name in ("mean_square", "elementwise", "sketch, k = 64"):
 ceiling = (1 + beta) / (1 - beta)
 digits = varied[(varied["kind"] == "digits") & (varied["estimator"] == "elementwise")]
 beyond = digits.loc[digits["truth"] > ceiling, "x"].tolist()
-print(f"beta {beta:g} resolves ratios up to {ceiling:.0f}: not those of batches {beyond}")
+print(f"beta {beta:g} resolves ratios up to {ceiling:.0f}; batches with a larger one: {beyond}")
 
 # %% [markdown]
 # The published code keeps three numbers for each *tensor*, not for each parameter, and cannot see
 # the noise in them. `elementwise` keeps one number for each parameter; the sketch keeps a fixed
-# number for each tensor, and a few megabytes of working memory shared by all.
+# number for each tensor of more than $k^2$ elements, and a few megabytes of working memory shared
+# by all.
 #
 # Both take a mean that rotates within the memory of the averages, $1/(1-\beta)$ updates, for noise;
 # a larger beta resolves more noise and less drift.

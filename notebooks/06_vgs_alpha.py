@@ -102,9 +102,9 @@ figures.vgs_training.loss_panels(history)
 # %% [markdown]
 # ## Compared with no scaling, and with the constant factor
 #
-# Paired over seeds. `tail_val_loss`: mean held-out loss in the last quarter (better convergence? no
-# worse in the end?). `val_loss_sd`, `loss_sd`: standard deviation of the held-out and the training
-# loss in the second half (more stable?).
+# Paired over seeds. `tail_val_loss`, the held-out loss in the last quarter (better convergence? no
+# worse in the end?); `val_loss_sd` and `loss_sd`, the standard deviation of the held-out and the
+# training loss in the second half (more stable?).
 
 # %%
 def paired(value, baseline):
@@ -191,9 +191,10 @@ for baseline, rows in differences[is_vgs].groupby("baseline", sort=False):
     print("\n".join("  " + one_line(row) for _, row in rows.iterrows()))
 
 # %% [markdown]
-# **What to make of it.** Where `at_cap` is 1 the factor is constant: VGS is then a learning rate
-# that drops once, at the end of the warmup, and the constant factor trains in exactly the same way.
-# V is the 90th percentile over tensors: it is enough for a tenth of them to be above the cap.
+# **What to make of it.** Where V is at its cap (`at_cap`) in all steps the factor is constant: VGS
+# is then a learning rate that drops once, at the end of the warmup, and the constant factor trains
+# in exactly the same way. V is the 90th percentile over tensors: it is enough for a tenth of them
+# to be above the cap.
 #
 # **Limits.** Networks of a few thousand parameters, constant learning rates tuned on one other
 # seed, and no correction for multiple comparisons except in the verdicts.

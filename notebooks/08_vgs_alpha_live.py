@@ -22,7 +22,8 @@
 # error of the values 1.09, 1.71 and 2.32 reward² (one seed of the short runs below).
 #
 # VGS multiplies each gradient by $f = 1/(1 + \alpha \min(V, V_\max))$, where $V$ is the variance of
-# the gradient over the steps so far. How strong should it be? A recorded $V$ shows at once which
+# the gradient over its squared mean, both averaged over recent steps: the median over tensors here,
+# the 90th percentile by default. How strong should it be? A recorded $V$ shows at once which
 # factor any other $\alpha$ would have given. It cannot show what training would have become: that
 # takes another run.
 #
@@ -43,7 +44,7 @@ if find_spec("gqc") is None:
 # settings: gqc_lab.studies.vgs.settings.VGSTrainingConfig
 interactive = False  # True: wait for a person; False: replay `changes` and train to the end
 scale = "smoke"  # seconds, minutes, hours
-task = "values"  # wrong labels, or TD targets
+task = "values"  # or digits, with wrong labels
 optimizer = "sgd"
 seed = 0  # of weights, order and wrong labels
 steps: int | None = 400  # None: the scale's

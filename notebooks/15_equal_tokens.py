@@ -42,6 +42,7 @@ claims.show_evidence("15_equal_tokens")
 # evidence. The committed results above are from
 #
 # ```
+# gqc batch run notebooks/batches/22_noise_annealing.yaml --jobs 2
 # gqc batch run notebooks/batches/15_equal_tokens.yaml --jobs 2
 # gqc batch run notebooks/batches/15_larger_control.yaml --jobs 2
 # ```
@@ -54,7 +55,7 @@ comparisons = [
     "size",
     "microbatch",
     "warmup",
-]  # one of control, size, microbatch, warmup
+]  # each one of control, size, microbatch, warmup
 seed = 0  # of the weights and of the order of the text
 tokens: int | None = None  # training budget, None: the scale's
 corpus: str | None = None  # kjv, hf:NAME or the path of a text; None: the scale's
@@ -127,8 +128,9 @@ for name, table in results[results["comparison"].isin(["control", "size"])].grou
 print(f"after {results['tokens'].min():,} tokens each, of one seed: no interval")
 
 # %% [markdown]
-# **Limits.** Tuned values are those of the budget of the scale. The untuned AdamW baseline keeps
-# the learning rate warmup and decay that all others have. The learning rate of the larger baseline
+# **Limits.** Tuned values are those of the budget of the scale. The untuned AdamW of this
+# notebook's runs, unlike that of the answer, keeps the warmup and decay of the learning rate that
+# all others have. The learning rate of the larger baseline
 # follows a rule and is not tuned; more tuning could only help it.
 
 # %%

@@ -45,6 +45,7 @@ claims.show_evidence("17_anomaly_smoothing")
 # evidence. The committed results above are from
 #
 # ```
+# gqc batch run notebooks/batches/02_all_wrappers.yaml --jobs 2
 # gqc batch run notebooks/batches/17_anomaly_smoothing.yaml --jobs 2
 # ```
 
@@ -120,8 +121,8 @@ print("nat/token, of one seed: no interval")
 
 # %% [markdown]
 # **Limits.** Shuffled targets are one kind of anomaly, and the settings were tuned without noise.
-# The replay sees different text, so its loss differs for that reason too: over seeds this averages
-# out.
+# All wrappers of a seed read one order of the text and all replays another, which does not average
+# out over ten seeds: GNS by past windows, which cannot react within one, is below its replay too.
 
 # %%
 saved = runs.save(history, results, data_hash=run.data_hash)

@@ -101,8 +101,8 @@ history = pd.concat([run.history.assign(kind="step"), probed], ignore_index=True
 # the momentum before the step does not. Diamonds: the prediction for independent noise of the
 # measured strength around a gradient $G$ that stays constant. Early in training it does not, and
 # the prediction lies far below the angle of the step. $G$ turns faster than the momentum, a mean
-# over ten steps or so, can follow: even a mean of many microbatches, with little noise left, stands
-# at about a right angle to it then (`angle_to_momentum` in the answer).
+# over ten steps or so, can follow: even a mean of many microbatches, with little noise left, may
+# stand at about a right angle to it then (`angle_to_momentum`, in the last table).
 
 # %% tags=["nbval-ignore-output"]
 figures.claims.angles(history)

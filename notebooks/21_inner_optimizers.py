@@ -58,7 +58,7 @@ comparisons = [
     "muon",
     "soap",
     "tradeoff",
-]  # one of adamw, sgd, muon, soap, tradeoff
+]  # each one of adamw, sgd, muon, soap, tradeoff
 seed = 0  # of the weights and of the order of the text
 tokens: int | None = None  # training budget, None: the scale's
 corpus: str | None = None  # kjv, hf:NAME or the path of a text; None: the scale's

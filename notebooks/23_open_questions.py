@@ -35,8 +35,8 @@ claims.show_evidence("23_open_questions")
 # ## Why
 #
 # **Alignment.** A gradient that is mostly noise stands at a right angle to everything that it was
-# not part of. Averaging microbatches turns the mean toward the signal, and so toward a momentum
-# that follows it.
+# not part of. Averaging microbatches turns the mean toward the signal, and so toward a momentum,
+# if that follows the signal. Here the signal turns faster than the momentum can.
 #
 # **Excess magnitude.** The squared norm of a mean of n microbatches is $\|G\|^2 +
 # \mathrm{tr}\,\Sigma/n$: what averaging removes is noise, and norms fall with n as predicted from

@@ -69,7 +69,8 @@ figures.loss_against(history, "environment_steps", "value_loss")
 
 # %% [markdown]
 # `value_loss_sd` is the standard deviation over the second half of the rollouts, `episode_return`
-# the mean over the last quarter. At the smoke scale that is one rollout each.
+# the mean over the last quarter. At the smoke scale that is one rollout each,
+# and within the warmup, where every factor is 1.
 
 # %% tags=["nbval-ignore-output"]
 shown = {"value_loss": 2, "value_loss_sd": 2, "episode_return": 1, "mean_factor": 2}
@@ -77,7 +78,7 @@ results.set_index("method")[list(shown)].round(shown)
 
 # %% [markdown]
 # **Limits.** One environment, which PPO masters in this time, and its default learning rate, which
-# was tuned for neither arm.
+# was tuned for none of the arms.
 
 # %%
 saved = runs.save(history, results)

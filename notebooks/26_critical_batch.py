@@ -86,6 +86,10 @@ columns = ["fewest_tokens", "critical_batch", "noise_scale"]
 rounded = {"fewest_tokens": -2, "critical_batch": 0, "noise_scale": 0}
 results.groupby("loss", sort=False)[columns].mean().round(rounded).astype(int)
 
+# %% [markdown]
+# All three are in sequences or tokens: `critical_batch` and `noise_scale` in sequences. The few
+# batches of the smoke scale hardly determine the fit.
+
 # %%
 results.groupby("loss", sort=False)["batch"].agg(["count", "min", "max"])
 

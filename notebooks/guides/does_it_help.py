@@ -107,4 +107,4 @@ for name in ("SBC", "Replay"):
 # An interval that holds 0, as both do here, decides nothing: add seeds. Tune the threshold and the
 # constant batch with equal effort, or the comparison measures the tuning; test on seeds that were
 # not tuned on. Also compare with plain AdamW at *its* best batch size and learning rate. The
-# [notebook on equal tokens](../15_equal_tokens.ipynb) does all of this on a language model.
+# [notebook on norm schedules](../22_noise_annealing.ipynb) does all of this on a language model.

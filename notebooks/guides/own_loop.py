@@ -96,11 +96,13 @@ print(f"{MICROBATCHES} microbatches made {len(log)} steps; last loss {loss.item(
 # ## Stop and resume
 #
 # One `state_dict` holds the optimizer, the draws of the open window and the attached schedules. A
-# run that is resumed from it continues bit for bit, in the middle of a window too.
+# run that is resumed from it continues bit for bit, in the middle of a window too, if the wrapper
+# is made with the same options, which the file does not hold.
 
 # %%
 saved = optimizer.state_dict()
-resumed = OptimizerWrapperGNTS(torch.optim.AdamW(model.parameters(), lr=3e-3))
+inside = torch.optim.AdamW(model.parameters(), lr=3e-3)
+resumed = OptimizerWrapperGNTS(inside, clip_norm=1.0, on_step=log.append)
 attach(schedule := norm_schedule(resumed, 40, MICROBATCHES, start_norm=0.8, end_norm=0.7))
 resumed.load_state_dict(saved)
 print(f"the schedule continues at microbatch {schedule.last_step}")

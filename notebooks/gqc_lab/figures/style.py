@@ -174,7 +174,8 @@ def new_figure(title: str, /, **layout: Any) -> go.Figure:
 
 def add_line(figure: go.Figure, x: Any, y: Any, name: str, style: Any, **more: Any) -> None:
     """Add a line of plain numbers; ``more`` says its panel and its place in the legend."""
-    add_points(figure, x, y, name, **{"line": style, "mode": "lines"} | more)
+    mode = "lines" if len(x) > 1 else "lines+markers"  # a line needs two points
+    add_points(figure, x, y, name, **{"line": style, "mode": mode} | more)
 
 
 def add_points(figure: go.Figure, x: Any, y: Any, name: str, **style: Any) -> None:
