@@ -106,14 +106,16 @@ def clip_before_step(
     Returns: a handle whose ``remove()`` ends it.  As all hooks in torch, it is not part of a
         checkpoint, a copy or a pickle of the optimizer.
     Raises:
-        ValueError: a bad argument, or a wrapper with a ``grad_scaler``, which unscales gradients
-            only once a window is full; clip in its wrapped optimizer.
+        ValueError: a bad argument, one that clips so already, or a wrapper with a ``grad_scaler``,
+            which unscales gradients only once a window is full; clip in its wrapped optimizer.
         RuntimeError: at a step: ``.grad`` is the sum of a window that is under way; or gradients
             are made, or unscaled, only after they would have been clipped (a closure; a fused
             optimizer in ``GradScaler.step`` without ``unscale_``).
     """
     one_of("per", per, CLIPPERS)
     expect(max_norm > 0, "max_norm", max_norm, "> 0; math.inf only measures")
+    if per in {getattr(h, "per", None) for h in optimizer._optimizer_step_pre_hooks.values()}:
+        raise ValueError(f"it is clipped per {per} already: remove() the handle of that first")
     if getattr(optimizer, "grad_scaler", None) is not None:
         raise ValueError(
             f"{type(optimizer).__name__} has a grad_scaler: its microbatches are scaled; clip in "
@@ -126,6 +128,7 @@ def clip_before_step(
         if on_norms is not None:
             on_norms(norms)
 
+    clip.per = per  # type: ignore[attr-defined]
     return optimizer.register_step_pre_hook(clip)
 
 

@@ -383,3 +383,18 @@ def test_sharded_norms_take_one_message_whatever_the_number_of_tensors(
     assert len(messages) == 1
     expected = [6 * math.sqrt(20), 6 * math.sqrt(28)] if len(norms) == 2 else [6.0] * 48
     assert norms.tolist() == pytest.approx(expected)
+
+
+def test_a_second_clip_of_a_kind_is_refused_until_the_first_is_removed():
+    """The smaller of two bounds would act, whichever was given last."""
+    param = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.SGD([param], lr=1.0)
+    handle = clip_before_step(optimizer, 0.5)
+    with pytest.raises(ValueError, match=r"clipped per group already: remove\(\)"):
+        clip_before_step(optimizer, 2.0)
+    clip_before_step(optimizer, 3.0, per="tensor")
+    handle.remove()
+    clip_before_step(optimizer, 2.0)
+    (10 * param).sum().backward()
+    optimizer.step()
+    assert param.item() == pytest.approx(-2.0)

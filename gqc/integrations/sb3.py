@@ -23,11 +23,15 @@ class ScaleBeforeClipping(GradientWatch):
     clipping has left, as they did.
 
     Args:
-        optimizer: steps once per ``backward``; of the parameters that ``scaler`` scales.
+        optimizer: steps once per ``backward``; of the parameters that ``scaler`` scales.  One that
+            is scaled already is scaled by this alone.
     """
 
     def __init__(self, optimizer: Optimizer, scaler: VarianceGradientScaler) -> None:
         self.scaler = scaler
+        for hook in [*optimizer._optimizer_step_post_hooks.values()]:  # of a run that broke off
+            if isinstance(former := getattr(hook, "__self__", None), ScaleBeforeClipping):
+                former.remove()
         super().__init__([p for group in optimizer.param_groups for p in group["params"]])
         self._handles.append(optimizer.register_step_post_hook(self._observe))
 
@@ -58,22 +62,28 @@ class VGSCallback(BaseCallback):
         self.options, self.state = options, state
         self.scaler: VarianceGradientScaler | None = None
         self._policy: Any = None  # that of the model which the scaler belongs to
+        self._hooks: ScaleBeforeClipping | None = None
 
     def _on_training_start(self) -> None:
+        self._remove_hooks()
         optimizer = self.model.policy.optimizer
         if self.scaler is None or self._policy is not self.model.policy:
             self._policy = self.model.policy
             self.scaler = VarianceGradientScaler(optimizer.param_groups, **self.options)
             if self.state is not None:
                 self.scaler.load_state_dict(self.state)
-        self._hooks = ScaleBeforeClipping(optimizer, self.scaler)
 
     def _on_step(self) -> bool:
         return True
 
-    def _on_rollout_end(self) -> None:
-        for key, value in self.scaler.metrics().items() if self.scaler else ():
+    def _on_rollout_end(self) -> None:  # no error or interrupt of a rollout leaves the hooks
+        assert self.scaler is not None
+        for key, value in self.scaler.metrics().items():
             self.logger.record(key, value)
+        self._hooks = ScaleBeforeClipping(self.model.policy.optimizer, self.scaler)
 
-    def _on_training_end(self) -> None:
-        self._hooks.remove()
+    def _remove_hooks(self) -> None:
+        if self._hooks is not None:
+            self._hooks.remove()
+
+    _on_rollout_start = _on_training_end = _remove_hooks

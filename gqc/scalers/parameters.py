@@ -27,7 +27,7 @@ class ParameterList:
         tensors: the parameters.
         names: of the parameters, or empty if they came without.
         groups: number of the param group of each parameter.
-        is_marked: were gradients marked as scaled since the scaler's last step?
+        is_marked: were gradients marked as scaled since the scaler's last step, by ``mark_of``?
     Raises:
         ValueError: there is none, only some have a name, or two have the same.
         TypeError: something else is in there.
@@ -40,6 +40,7 @@ class ParameterList:
         self.names: list[str] = []
         self.groups: list[int] = []
         self.is_marked = self._has_groups = False
+        self.mark_of = object()
         self._complex: list[Tensor] = []
         self._on_device: dict[Any, Tensor] = {}
         seen = set()
@@ -78,12 +79,13 @@ class ParameterList:
         Raises: RuntimeError: it was scaled before in this step.
         """
         first = next((grad for grad in grads if grad is not None), None)
-        if self.is_marked and first is not None and vars(first).get("scaled_by") == id(self):
+        marks = (vars(grad).get("scaled_by") for grad in grads if grad is not None)
+        if self.is_marked and any(mark is self.mark_of for mark in marks):
             raise RuntimeError(AGAIN)
         if self.is_marked and is_first:
             warnings.warn(AGAIN, stacklevel=5)
         if first is not None:
-            self.is_marked, vars(first)["scaled_by"] = True, id(self)
+            self.is_marked, vars(first)["scaled_by"] = True, self.mark_of
 
     def check_there(self, estimator: str) -> None:
         """Raise RuntimeError where no gradient is left of those that were marked."""

@@ -246,6 +246,7 @@ class VarianceGradientScaler:
             places = {id(p): i for i, p in enumerate(self._parameters.tensors)}
             estimator.carry(self._estimator, [places.get(id(p)) for p in new.tensors])
             self._estimator = estimator
+        new.is_marked, new.mark_of = self._parameters.is_marked, self._parameters.mark_of
         self._parameters, self._host, self._next = new, {}, None
 
     def follow(self, param_groups: list[dict[str, Any]]) -> None:

@@ -57,7 +57,8 @@ class ParamGroupSchedule(LRScheduler):
         self.last_step = 0
         self._step_count = 1  # as Accelerate reads and writes it
         self._last_batch: int | None = None  # of the wrapper, at the last step
-        self._optimizer_was_loaded = False
+        now, at = getattr(optimizer, "batches", 0), getattr(optimizer, "loaded_at", None)
+        self._optimizer_was_loaded = now == at
         if key == THRESHOLD and self.value_at(0) == 0:
             warnings.warn(
                 "the norm threshold starts at 0, so every early window runs to max_draws: a "
@@ -72,7 +73,8 @@ class ParamGroupSchedule(LRScheduler):
                 stacklevel=3,
             )
         # LRScheduler.__init__ would set the lr and replace optimizer.step.
-        self._write(0)
+        if not self._optimizer_was_loaded:
+            self._write(0)
         loaded = getattr(optimizer, "innermost", optimizer)  # by itself or by its wrapper
         if hasattr(loaded, "_optimizer_load_state_dict_post_hooks"):
             weak = weakref.ref(self)

@@ -156,6 +156,12 @@ class OptimizerWrapper(WindowedOptimizer):
             self._mark_called()
         for hook in self._optimizer_step_post_hooks.values():
             hook(self, args, kwargs)
+        return self._report(stepped)
+
+    def _report(self, stepped: bool) -> bool:
+        """Tell ``on_step``, when attached schedules have moved."""
+        if stepped and self.on_step is not None:
+            self.on_step(self.numbers())
         return stepped
 
     _run_untraced = torch._disable_dynamo(_run)
@@ -223,7 +229,7 @@ class OptimizerWrapper(WindowedOptimizer):
         self._window.check()
         if self.grad_scaler is not None:
             overflow.check_scale(self)
-        return self._close(forced=False)
+        return self._report(self._close(forced=False))
 
     def _decides(self, num_draws: int | None = None) -> bool:
         """Is this draw (or the one of that number) one that the decision is made at?"""
@@ -305,6 +311,8 @@ class OptimizerWrapper(WindowedOptimizer):
             stepped, is_clipped = self._hand_on()
         except BaseException:  # of a hook, or an interrupt: no later window may hold this mean
             self.discard()
+            if self.grad_scaler is not None:  # the next window is unscaled again
+                self.grad_scaler._per_optimizer_states.pop(id(self.optimizer), None)
             raise
         self._counts["steps"] += stepped
         self._counts["num_forced"] += forced and stepped
@@ -313,8 +321,6 @@ class OptimizerWrapper(WindowedOptimizer):
         self.last_window = ClosedWindow(n, weight, self.grad_norm, forced, is_clipped)
         window.clear()
         self._end_window(stepped=True)
-        if stepped and self.on_step is not None:
-            self.on_step(self.numbers())
         return stepped
 
     def _hand_on(self) -> tuple[bool, bool]:

@@ -54,8 +54,8 @@ class OptimizerWrapperSBC(OptimizerWrapper):
     def default_weight(self) -> float:  # type: ignore[override]
         return float(self.physical_batch_size)
 
-    def may_close(self, weight: float) -> bool:
-        return self.weight + weight >= self.tunable("logical_batch_size")
+    def may_close(self, weight: float) -> bool:  # ten weights of 0.1 add up to a little less than 1
+        return self.weight + weight >= self.tunable("logical_batch_size") * (1 - 1e-9)
 
     def should_step(self) -> bool:
-        return self.weight >= self.tunable("logical_batch_size")
+        return self.may_close(0.0)

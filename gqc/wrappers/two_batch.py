@@ -12,6 +12,7 @@ import copy
 import math
 from typing import Any, ClassVar, Unpack
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -103,7 +104,9 @@ class TwoBatchWrapper(OptimizerWrapper):
             factor: Any = self._window.unit / self._window.last_weight  # where losses are summed
             if self._window.scale is not None:
                 factor = factor / self._window.scale
-            self.correlation.update(staged, factor)
+            pairs = zip(self._window.params, self._window._staged, strict=True)
+            whole = [torch.zeros_like(p) if g is None else g for p, g in pairs]
+            self.correlation.update(whole, factor)
 
     def on_draw(self) -> None:
         if self.draw_norm is not None:

@@ -190,10 +190,11 @@ class GradientWatch:
         is_alone = self._running and all(p.grad is None for p in self.params if p is not first)
         if is_alone and not getattr(first.grad, "_version", 1):
             self._running.clear()  # what one that broke off has left was cleared
+        is_within = bool(self._running)  # another's, whose sums a reentrant checkpoint adds to
         self._running.add(task := _task())
         if self.scale is None and (now := getattr(self._scaler, "_scale", None)) is not None:
             self.scale = now._version, now.clone()
-        if self.sums and self._is_plain:
+        if self.sums and self._is_plain and not is_within:
             self._was_changed |= self._has_moved(first)
         # Called at the end of this backward, in turn: DDP's and FSDP2's come before the second.
         _at_the_end(lambda: _at_the_end(partial(self._end, task)))

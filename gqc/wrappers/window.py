@@ -17,6 +17,7 @@ then ``commit`` or ``refuse``; ``totals`` is :math:`A_n / u` at any time.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import zip_longest
 from operator import attrgetter, is_
 from typing import Any
 
@@ -156,7 +157,12 @@ class Window:
             return self._norm(tensors)
 
     def check_reduced(self) -> None:
-        """Raises: RuntimeError: draws wait in FSDP2 until they are reduced, and cannot be had."""
+        """Raises: RuntimeError: draws wait in FSDP2 until they are reduced, or are handed on."""
+        if self.num_draws and self.is_reduced and not self._sums and not self._staged:
+            raise RuntimeError(
+                "the wrapped optimizer is stepping with the mean of this window, which no file or "
+                "copy can hold: save after wrapper.step(), or in on_step="
+            )
         if not self.is_reduced:
             raise RuntimeError(
                 "draws of this window wait in FSDP2, which has not reduced them: draw with "
@@ -307,8 +313,12 @@ class Window:
 
         Or the sum, at a step, when no draw is staged.  Returns: does the sum lack the draw?
         """
-        had_draw = bool(self._staged)
-        self._show(self._staged or self._sums)
+        shown, had_draw = self._staged or self._sums, bool(self._staged)
+        if had_draw and self._sums:  # the sum is in it, and alone where there was no gradient
+            factor, pairs = self._before[2] / self.unit, [*zip_longest(shown, self._sums)]
+            shown = [g if s is None or g is None else g - factor * s for g, s in pairs]
+            shown = [None if g is s else d for d, (g, s) in zip(shown, pairs, strict=True)]
+        self._show(shown)
         self._staged = []
         return had_draw
 

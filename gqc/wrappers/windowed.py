@@ -39,6 +39,7 @@ class WindowedOptimizer(DelegatingOptimizer):
     sums_in_grad: bool  #: is it ``accumulate="grad"``?
     process_group: Any = None  # as hooks, none of these three is copied
     on_step: Callable[[dict[str, float]], object] | None = None
+    loaded_at: int | None = None  #: of its `batches`, the last time that a state was loaded
     _ranks: Ranks | None = None
     _is_wrapped = False  # by an outer wrapper
     _is_skipping = False  # does GradScaler call the wrapped step, which skips an overflow itself?
@@ -332,8 +333,10 @@ class WindowedOptimizer(DelegatingOptimizer):
     def _restore(self, own: dict[str, Any]) -> None:
         if "_window" not in vars(self):  # a copy
             self._make_window()
-        elif self.num_draws or not self._is_wrapped:  # then .grad is the outer one's
-            self._window.clear()
+        else:
+            self.loaded_at = own["counts"]["batches"]
+            if self.num_draws or not self._is_wrapped:  # then .grad is the outer one's
+                self._window.clear()
         self._window.follow(self._params())
         self._window.open()
         self._window.load_state(own, self.default_weight)

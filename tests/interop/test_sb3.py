@@ -8,6 +8,7 @@ import torch
 import gqc
 
 sb3 = pytest.importorskip("stable_baselines3")
+from stable_baselines3.common.callbacks import BaseCallback  # noqa: E402
 from stable_baselines3.common.logger import Logger  # noqa: E402
 
 from gqc.integrations.sb3 import ScaleBeforeClipping, VGSCallback  # noqa: E402
@@ -132,3 +133,47 @@ def test_vgs_that_never_scales_is_plain_ppo():
     plain, scaled = make().learn(128), make().learn(128, callback=VGSCallback(alpha=0.0))
     pairs = zip(parameters(plain), parameters(scaled), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+class Stop(BaseCallback):
+    """An interrupt in the middle of a rollout."""
+
+    def _on_step(self):
+        if self.num_timesteps >= 200:
+            raise KeyboardInterrupt
+        return True
+
+
+@pytest.mark.parametrize("is_scaled", [False, True])
+def test_an_interrupted_run_leaves_nothing_on_the_policy(is_scaled):
+    algorithm = make(max_grad_norm=1e9)
+    with pytest.raises(KeyboardInterrupt):
+        algorithm.learn(512, callback=[VGSCallback(alpha=1.0, warmup_steps=2), Stop()])
+    raw, factors = [], []
+    optimizer = algorithm.policy.optimizer
+    first = optimizer.param_groups[0]["params"][0]
+    first.register_hook(lambda grad: raw.append(grad.norm()))
+    optimizer.register_step_pre_hook(lambda *_: factors.append(first.grad.norm() / raw[-1]))
+    callback = VGSCallback(alpha=1.0, warmup_steps=2) if is_scaled else None
+    algorithm.learn(128, callback=callback)
+    expected = 0.1 if callback else 1.0  # the least factor, or none; not both together
+    assert float(factors[-1]) == pytest.approx(expected)
+
+
+def test_what_scales_before_clipping_takes_the_place_of_a_former_one():
+    """The cell that makes it runs again."""
+    param = torch.zeros(50, requires_grad=True)
+    optimizer = torch.optim.SGD([param], lr=0.0)
+    for _ in range(2):
+        scaler = gqc.VarianceGradientScaler([param], alpha=1.0, warmup_steps=3)
+        ScaleBeforeClipping(optimizer, scaler)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        raw = torch.randn(50, generator=generator) + 1
+        factor = scaler.get_scaling_factor()
+        optimizer.zero_grad()
+        (param * raw).sum().backward()
+        assert factor <= 1
+        torch.testing.assert_close(param.grad, factor * raw)
+        optimizer.step()
+    assert factor < 1

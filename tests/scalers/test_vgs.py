@@ -870,3 +870,20 @@ def test_nothing_touches_the_global_random_stream():
     params, scaler = make(sketch_seed=987)
     feed(scaler, params, [[torch.ones(shape) for shape in SHAPES]] * 3)
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_a_second_scaling_is_seen_whichever_gradient_comes_first(moves):
+    """A first loss may reach later parameters alone, and the list of parameters may be renewed."""
+    params, scaler = make(shapes=((3,), (2,)), warmup_steps=0)
+    first, second = params
+    second.grad = torch.ones(2)
+    scaler.scale_gradients()
+    first.grad = torch.ones(3)
+    if moves:
+        scaler.update_parameters(params)
+    with pytest.raises(RuntimeError, match=r"again before step"):
+        scaler.scale_gradients()
+    scaler.step()
+    first.grad = second.grad = None
+    scaler.scale_gradients()

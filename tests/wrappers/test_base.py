@@ -256,8 +256,10 @@ def test_wrapping_a_wrapper_needs_other_keys():
         "OptimizerWrapperGNTS",
     ]
     outer.load_state_dict(state)
-    with pytest.raises(ValueError, match="gradient_norm_threshold"):
+    with pytest.raises(ValueError, match="OptimizerWrapperGNTS around another"):
         gqc.OptimizerWrapperGNTS(outer)
+    with pytest.raises(ValueError, match="gradient_norm_threshold"):
+        type("Own", (gqc.OptimizerWrapperGNTS,), {})(outer)
 
 
 @pytest.mark.parametrize("is_scaled", [False, True])

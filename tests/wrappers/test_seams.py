@@ -11,9 +11,12 @@ import gc
 import pytest
 import torch
 from torch.optim import SGD
+from torch.utils.checkpoint import checkpoint
 from wrappers.habits import Broken, draw
 
 import gqc
+from gqc.integrations import attach
+from gqc.schedules import get_linear_schedule
 
 both_windows = pytest.mark.parametrize("accumulate", ["grad", "buffer"])
 quiet_graphs = pytest.mark.filterwarnings("ignore:Using backward.. with create_graph:UserWarning")
@@ -268,3 +271,162 @@ def test_the_state_of_a_wrapper_leaves_no_mark_in_the_groups():
     wrapper.load_state_dict(state)
     with pytest.raises(ValueError, match="SGD with the state of a wrapper"):
         wrapper.innermost.load_state_dict(state)
+
+
+# What a draw, a file or a hook leaves where nobody looks
+
+
+def drawn(wrapper, loss: torch.Tensor, **given) -> bool:
+    loss.backward()
+    return wrapper.step(**given)
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_an_overflow_leaves_the_sum_of_what_had_no_gradient(is_frozen):
+    """GradScaler unscales what it looks at: an expert's pending sum must not be that."""
+    x, y = scalar(), scalar()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    wrapper = sbc([x, y], 2, grad_scaler=scaler)
+    for number, loss in enumerate((lambda: x + y, lambda: float("inf") * x, lambda: x + y)):
+        y.requires_grad_(number == 0 or not is_frozen)
+        scaler.scale(loss().sum()).backward()
+        wrapper.step()
+    assert (x.item(), y.item()) == (-1.0, -0.5 if is_frozen else -1.0)
+
+
+def test_a_refused_microbatch_is_left_alone_in_grad():
+    x, y = scalar(), scalar()
+    wrapper = sbc([x, y], 3, nonfinite="raise")
+    drawn(wrapper, (x + y).sum())
+    drawn(wrapper, (2 * x).sum())
+    (5 * x + float("inf") * y).sum().backward()
+    with pytest.raises(FloatingPointError, match=r"left in \.grad"):
+        wrapper.step()
+    assert x.grad.item() == 5.0
+    for param in (x, y):
+        param.grad.zero_()  # as model.zero_grad(set_to_none=False) does
+    wrapper.step()
+    assert (x.item(), y.item()) == (-1.0, pytest.approx(-1 / 3))
+
+
+@both_windows
+def test_no_file_is_made_while_the_wrapped_optimizer_steps(accumulate):
+    """The mean is handed on, and the file would hold draws without a gradient."""
+    x, files = scalar(), []
+    wrapper = sbc([x], 2, accumulate=accumulate, on_step=lambda _: files.append(save()))
+    save = lambda *_: copy.deepcopy(wrapper.state_dict())  # noqa: E731
+    hook = wrapper.optimizer.register_step_post_hook(save)
+    drawn(wrapper, x.sum())
+    with pytest.raises(RuntimeError, match="or in on_step="):
+        drawn(wrapper, x.sum())
+    hook.remove()
+    for _ in range(2):
+        drawn(wrapper, x.sum())
+    assert [own["num_draws"] for own in files[0]["wrappers"]] == [0]
+
+
+@pytest.mark.parametrize("between", [False, True])
+def test_a_wrapper_that_no_tunable_betrays_is_not_put_around_itself(between):
+    for wrap in (gqc.OptimizerWrapperVGS, lambda o: gqc.OptimizerWrapperReplay(o, [2])):
+        optimizer = wrap(SGD([scalar()], lr=1.0))
+        optimizer = gqc.OptimizerWrapperSBC(optimizer, 1, 2) if between else optimizer
+        with pytest.raises(ValueError, match="around another: wrap once"):
+            wrap(optimizer)
+
+
+def test_an_error_in_a_step_leaves_the_next_window_to_the_scaler():
+    x, scaler = scalar(), torch.amp.GradScaler("cpu", init_scale=256.0)
+    wrapper = sbc([x], 2, grad_scaler=scaler)
+
+    def fail(*_):
+        hook.remove()
+        raise KeyboardInterrupt
+
+    hook = wrapper.optimizer.register_step_pre_hook(fail)
+    drawn(wrapper, scaler.scale(10 * x.sum()))
+    with pytest.raises(KeyboardInterrupt):
+        drawn(wrapper, scaler.scale(10 * x.sum()))
+    for _ in range(2):
+        drawn(wrapper, scaler.scale(x.sum()))
+    assert x.item() == -1.0
+
+
+def test_a_file_that_on_step_saves_holds_the_schedule_after_its_draw():
+    def make(**options):
+        wrapper = gqc.OptimizerWrapperGNTS(SGD([x := scalar()], lr=1.0), **options)
+        attach(get_linear_schedule(wrapper, 4.0, 1.0, 10, key="gradient_norm_threshold"))
+        return x, wrapper
+
+    files = []
+    x, wrapper = make(on_step=lambda _: files.append(copy.deepcopy(wrapper.state_dict())))
+    for _ in range(3):
+        drawn(wrapper, 0.1 * x.sum())
+    _, resumed = make()
+    resumed.load_state_dict(files[-1])
+    assert resumed.gradient_norm_threshold == wrapper.gradient_norm_threshold == 3.1
+
+
+def test_a_schedule_that_is_made_after_its_optimizer_was_loaded_has_to_be_loaded_too():
+    def make(state=None):
+        wrapper = gqc.OptimizerWrapperGNTS(SGD([x := scalar()], lr=1.0))
+        if state is not None:
+            wrapper.load_state_dict(state)
+        return x, wrapper, get_linear_schedule(wrapper, 4.0, 1.0, 10, key="gradient_norm_threshold")
+
+    x, wrapper, schedule = make()
+    for _ in range(3):
+        drawn(wrapper, 0.1 * x.sum())
+        schedule.step()
+    state, own = copy.deepcopy(wrapper.state_dict()), schedule.state_dict()
+    for remedy in (None, lambda s: s.load_state_dict(own), lambda s: s.go_to(0)):
+        x, resumed, schedule = make(state)
+        assert resumed.gradient_norm_threshold == 3.1
+        if remedy is not None:
+            remedy(schedule)
+        drawn(resumed, 0.1 * x.sum())
+        if remedy is None:
+            with pytest.raises(RuntimeError, match="but not its schedule"):
+                schedule.step()
+        else:
+            schedule.step()
+    assert resumed.gradient_norm_threshold == 3.7
+    copied = copy.deepcopy(wrapper)  # is no file: what is made for it begins
+    get_linear_schedule(copied, 2.0, 1.0, 10, key="gradient_norm_threshold")
+    assert copied.gradient_norm_threshold == 2.0
+
+
+def test_weights_that_are_no_binary_fractions_fill_a_batch():
+    x = scalar()
+    wrapper = gqc.OptimizerWrapperSBC(SGD([x], lr=1.0), 1, 1.0)
+    steps = [drawn(wrapper, x.sum(), weight=0.1) for _ in range(20)]
+    assert [n for n, stepped in enumerate(steps, 1) if stepped] == [10, 20]
+
+
+@both_windows
+def test_a_module_inside_and_outside_of_a_reentrant_checkpoint_is_drawn(accumulate):
+    a, b = (torch.nn.Linear(1, 1, bias=False) for _ in range(2))
+    wrapper = sbc([*a.parameters(), *b.parameters()], 3, accumulate=accumulate)
+    for _ in range(2):
+        inside = checkpoint(b, torch.ones(1, requires_grad=True), use_reentrant=True)
+        drawn(wrapper, a(b(inside)).sum())
+    assert wrapper.num_draws == 2
+
+
+def test_a_joined_optimizer_takes_no_member_whose_file_would_lose_something():
+    x, y = scalar(), scalar()
+    for member in (sbc([x], 2), gqc.UPGDW([x], lr=0.1)):
+        with pytest.raises(TypeError, match="saves more than its state and groups"):
+            gqc.JoinedOptimizer([member, SGD([y], lr=1.0)])
+
+
+def test_correlation_counts_a_tensor_without_a_gradient_as_zeros():
+    a, b = (torch.zeros(n, requires_grad=True) for n in (2, 3))
+    correlation, expected = (gqc.diagnostics.DrawCorrelation(far=2) for _ in range(2))
+    wrapper = gqc.OptimizerWrapperGNS(SGD([a, b], lr=0.0), correlation=correlation)
+    generator = torch.Generator().manual_seed(0)
+    for number in range(40):
+        part = b if number % 2 else a
+        noise = torch.randn(part.shape, generator=generator) + 1
+        expected.update([noise if p is part else torch.zeros_like(p) for p in (a, b)])
+        drawn(wrapper, (part * noise).sum())
+    assert correlation.correlation() == pytest.approx(expected.correlation())

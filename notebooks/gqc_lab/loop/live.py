@@ -132,11 +132,13 @@ class Live(gate.Gate):
                 yield batch
                 continue
             self._own.begin()
+            is_whole = False
             try:
                 yield batch
+                is_whole = True
             finally:  # also where the loop is left by `break`
                 if self._is_inside:
-                    self._own.end()
+                    self._own.end(is_whole)
         if self._is_over():
             self.finish()
 

@@ -161,6 +161,7 @@ class Loop(Experiment):
         if self._is_drawn:
             value = norm_schedule(self.controls.applied).threshold(self.microbatch, self.total)
             self.tunables.edited[THRESHOLD] = value, [0.0]
+        self.tunables.has_stepped = False
         self._now = self.tunables.values()  # before the body steps a schedule
         self._window = self.wrapper.last_window if self.wrapper is not None else None
         self._factor = self.scaler.get_scaling_factor() if self.scaler is not None else None
@@ -177,8 +178,9 @@ class Loop(Experiment):
             if name in self._applies:
                 self._applies[name](changes[name])
 
-    def end(self) -> None:
-        """End the batch: keep its record."""
+    def end(self, is_whole: bool = True) -> None:
+        """End the batch: keep its record, unless it was left before a step or a `log`."""
+        self._is_inside &= is_whole or self.tunables.has_stepped or bool(self._logged)
         if not self._is_inside:
             return
         self.seconds += time.perf_counter() - self._began

@@ -64,12 +64,14 @@ class Tunables:
     Attributes:
         specs: control -> its setting, with the present value of the first group that has it.
         edited: control -> its value and, by group, what was there when it was set.
+        has_stepped: has one of the optimizers, since this was set to False?
     """
 
     def __init__(self, optimizers: Mapping[str, Optimizer]) -> None:
         self._places: dict[str, _Place] = {}
         self.specs: dict[str, Setting] = {}
         self.edited: dict[str, tuple[float, list[float]]] = {}
+        self.has_stepped = False
         self._seen: list[Any] = []  # in the groups, when `values` last read them
         self._values: dict[str, float] = {}
         self._before: list[tuple[dict[str, Any], str, Any]] = []
@@ -158,7 +160,7 @@ class Tunables:
         if self._before and stepping is not optimizer:
             return  # within the step of the wrapper around it
         self.restore()  # a step that raised has left its values
-        self._stepping = stepping
+        self._stepping, self.has_stepped = stepping, True
         for name in self.edited:
             place = self._places[name]
             if place.optimizer is optimizer:

@@ -249,7 +249,28 @@ def test_loops_within_one_another_are_refused():
     for _ in live(range(2)):
         with pytest.raises(RuntimeError, match="within a batch of live"):
             next(live(range(2)))
-    assert live.history["microbatch"].tolist() == [1, 2, 3]
+        live.log(loss=0.0)
+    assert live.history["microbatch"].tolist() == [1, 2]  # what zip had begun was left untouched
+
+
+@pytest.mark.parametrize("leaves", ["break", "zip"])
+def test_a_batch_that_was_left_before_anything_was_done_is_not_counted(leaves):
+    model, optimizer = make()
+    live, trained = Live(optimizer, total=12), []
+    for _ in range(4):
+        trained.append(0)
+        batches = (
+            live(range(10)) if leaves == "break" else zip(live(range(10)), range(3), strict=False)
+        )
+        for number, _ in enumerate(batches):
+            if number == 3:
+                break
+            model(torch.ones(1, 3)).sum().backward()
+            optimizer.step()
+            trained[-1] += 1
+    assert trained == [3, 3, 3, 3]
+    assert live.history["microbatch"].tolist() == [*range(1, 13)]
+    assert live.state == "finished"
 
 
 def test_what_the_loop_logs_is_what_the_history_has():
