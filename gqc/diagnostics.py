@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gqc.checks import check_count, expect
+from gqc.checks import check_count
 from gqc.gradients import local, total_norm, wide
 from gqc.scalers.sketch import HASHES, SignSketch, real_numel
 
 __all__ = [
-    "DrawCorrelation", "cosine", "expected_momentum_angle", "expected_norm", "momentum_angle",
+    "DrawCorrelation", "cosine", "momentum_angle",
 ]  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def momentum_angle(
 
     .. math:: m' = \beta_1 m + (1-\beta_1)\,g \;\text{(the momentum that the step will use), or } m,
 
-    over all parameters that have both.  :func:`expected_momentum_angle` says what noise gives.
+    over all parameters that have both.
 
     Args:
         optimizer: keeps ``exp_avg`` in its state and :math:`\beta_1` in ``group["betas"]`` (Adam,
@@ -100,52 +100,6 @@ def momentum_angle(
                 momenta.append(_momentum(state, grad, group, include_gradient, bias_corrected))
     similarity = cosine(grads, momenta)
     return None if similarity is None else math.degrees(math.acos(similarity))
-
-
-def expected_momentum_angle(
-    noise_scale: float, beta: float, *, include_gradient: bool = True
-) -> float:
-    r"""The angle that independent noise around a constant gradient gives, in degrees.
-
-    With :math:`\kappa=(1-\beta)/(1+\beta)`, the share of the noise that a long average keeps,
-
-    .. math:: \cos\alpha = \frac{1+(1-\beta)R}{\sqrt{(1+R)(1+\kappa R)}}, \qquad
-        \cos\alpha_{\text{without } g} = \frac{1}{\sqrt{(1+R)(1+\kappa R)}}
-
-    to leading order in many dimensions.  Pure noise: :math:`\alpha=\arcsin\beta`, 64.2 degrees at
-    0.9 (and 90 without g): an angle near it says that the momentum is mostly noise.
-
-    Args:
-        noise_scale: R >= 0; ``math.inf`` for noise alone.
-        beta: :math:`\beta_1` in [0, 1).
-        include_gradient: as in :func:`momentum_angle`.
-    Raises: ValueError: an argument out of its range.
-    """
-    expect(noise_scale >= 0, "noise_scale", noise_scale, ">= 0")
-    expect(0 <= beta < 1, "beta", beta, "in [0, 1)")
-    kappa = (1 - beta) / (1 + beta)
-    share = (1 - beta) if include_gradient else 0.0
-    if math.isinf(noise_scale):
-        similarity = share / math.sqrt(kappa)
-    else:
-        similarity = (1 + share * noise_scale) / math.sqrt(
-            (1 + noise_scale) * (1 + kappa * noise_scale)
-        )
-    return math.degrees(math.acos(min(similarity, 1.0)))
-
-
-def expected_norm(signal_sq: float, noise_trace: float, num_draws: float) -> float:
-    r"""Root mean square of :math:`\|G_n\|`: :math:`\sqrt{\|G\|^2+\mathrm{tr}\,\Sigma/n}`.
-
-    Args:
-        signal_sq, noise_trace: :math:`\|G\|^2`, :math:`\mathrm{tr}\,\Sigma` of a microbatch, >= 0.
-        num_draws: n > 0.
-    Raises: ValueError: an argument out of its range.
-    """
-    for name, value in (("signal_sq", signal_sq), ("noise_trace", noise_trace)):
-        expect(value >= 0, name, value, ">= 0")
-    expect(num_draws > 0, "num_draws", num_draws, "> 0")
-    return math.sqrt(signal_sq + noise_trace / num_draws)
 
 
 def _momentum(

@@ -7,7 +7,8 @@ import torch
 from problems import backward, parameters, stream
 
 import gqc
-from gqc.diagnostics import cosine, expected_momentum_angle, expected_norm, momentum_angle
+from gqc.diagnostics import cosine, momentum_angle
+from gqc_lab.studies.pretraining.gradient_angles import expected_momentum_angle
 
 
 def slow_cosine(a, b):
@@ -140,9 +141,6 @@ def test_pure_noise_gives_arcsin_beta_and_a_clean_gradient_gives_zero():
     assert expected_momentum_angle(1e12, 0.5) == pytest.approx(30.0)
     assert expected_momentum_angle(0.0, 0.9) == 0.0
     assert expected_momentum_angle(7.0, 0.0) == pytest.approx(0.0, abs=1e-6)  # m is g itself
-    for arguments in ((-1.0, 0.9), (math.nan, 0.9), (1.0, 1.0), (1.0, math.nan)):
-        with pytest.raises(ValueError, match="expected"):
-            expected_momentum_angle(*arguments)
 
 
 @pytest.mark.parametrize("beta", [0.5, 0.9])
@@ -169,22 +167,3 @@ def test_adam_on_a_stream_of_known_noise_has_the_expected_angle(beta, noise_scal
         expected = expected_momentum_angle(noise_scale, beta, include_gradient=include)
         tolerance = 3 * math.degrees(1 / math.sqrt(dimension) / math.sin(math.radians(expected)))
         assert sum(values) / len(values) == pytest.approx(expected, abs=tolerance / math.sqrt(10))
-
-
-def test_norms_of_means_fall_as_expected():
-    dimension, noise_trace = 10_000, 16.0
-    generator = torch.Generator().manual_seed(2)
-    signal = torch.randn(dimension, generator=generator)
-    signal /= signal.norm()
-    total = torch.zeros(dimension)
-    for n in range(1, 65):
-        noise = torch.randn(dimension, generator=generator)
-        total += signal + math.sqrt(noise_trace / dimension) * noise
-        expected = expected_norm(1.0, noise_trace, n)
-        # Var |G_n|^2 = 4 |G|^2 T/(d n) + 2 T^2/(d n^2); the norm by that over 2 |G_n|; 4 errors
-        variance = 4 * noise_trace / (dimension * n) + 2 * noise_trace**2 / (dimension * n**2)
-        error = 4 * math.sqrt(variance) / (2 * expected)
-        assert (total / n).norm().item() == pytest.approx(expected, abs=error)
-    for bad in ((-1.0, 1.0, 1), (1.0, math.nan, 1), (1.0, 1.0, 0)):
-        with pytest.raises(ValueError, match="expected"):
-            expected_norm(*bad)

@@ -14,13 +14,12 @@ from gqc.noise.estimates import (
     noise_to_signal,
     predicted_draws,
     two_batch,
-    two_batch_errors,
     unequal_two_batch,
 )
 from gqc.noise.probing import Probe, probe
 
 __all__ = [
     "NoiseScaleEMA", "Probe", "RobustNoiseScaleEMA", "debiased_moments", "ema_kappa", "ema_weight",
-    "noise_to_signal", "predicted_draws", "probe", "two_batch", "two_batch_errors",
+    "noise_to_signal", "predicted_draws", "probe", "two_batch",
     "unequal_two_batch",
 ]  # fmt: skip

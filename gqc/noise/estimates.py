@@ -83,48 +83,6 @@ def unequal_two_batch(
     return large_sq - noise_trace / total_weight, noise_trace
 
 
-def two_batch_errors(
-    signal_sq: float, noise_trace: float, num_draws: float, dimension: float, num_windows: int = 1
-) -> tuple[float, float, float]:
-    r"""Standard errors that :func:`two_batch` has on Gaussian noise, averaged over windows.
-
-    The sample mean and the sample covariance of Gaussian draws are independent, hence with
-    :math:`T = \mathrm{tr}\,\Sigma`, :math:`\mathrm{tr}\,\Sigma^2 = T^2/d` and
-    :math:`G^\top\Sigma G = |G|^2 T/d` (isotropic, or G in no special direction)
-
-    .. math:: \mathrm{Var}\,\hat T = \frac{2T^2}{d(n-1)}, \quad
-        \mathrm{Var}\,\widehat{|G|^2} = \frac{4|G|^2T}{dn} + \frac{2T^2}{dn(n-1)}, \quad
-        \mathrm{Cov} = -\frac{\mathrm{Var}\,\hat T}{n}
-
-    and to first order :math:`\mathrm{Var}\,\hat R / R^2 = \mathrm{Var}\,\hat T/T^2
-    + \mathrm{Var}\,\widehat{|G|^2}/|G|^4 - 2\,\mathrm{Cov}/(T|G|^2)`.
-
-    Args:
-        signal_sq, noise_trace: the true values, > 0.
-        num_draws: :math:`n` microbatches per window, > 1.
-        dimension: :math:`d = T^2/\mathrm{tr}\,\Sigma^2`, the number of directions with noise.
-        num_windows: windows averaged.
-    Returns: standard errors of ``signal_sq``, of ``noise_trace`` (same units) and the **relative**
-        one of the noise scale.
-    Raises: ValueError: an argument out of its range.
-    """
-    for name, value in (("signal_sq", signal_sq), ("noise_trace", noise_trace)):
-        expect(value > 0, name, value, "the true value, > 0")
-    expect(num_draws > 1, "num_draws", num_draws, "> 1")
-    n, d = num_draws, dimension
-    var_noise = 2 * noise_trace**2 / (d * (n - 1)) / num_windows
-    var_signal = (
-        4 * signal_sq * noise_trace / (d * n) + 2 * noise_trace**2 / (d * n * (n - 1))
-    ) / num_windows
-    covariance = -var_noise / n
-    relative = (
-        var_noise / noise_trace**2
-        + var_signal / signal_sq**2
-        - 2 * covariance / (noise_trace * signal_sq)
-    )
-    return math.sqrt(var_signal), math.sqrt(var_noise), math.sqrt(relative)
-
-
 def predicted_draws(signal_sq: float, noise_trace: float, threshold: float) -> float:
     r"""Draws after which the norm of the mean gradient is expected to reach a threshold.
 

@@ -90,10 +90,8 @@ class DelegatingOptimizer(Optimizer):
 
     def __init__(self, optimizer: Optimizer, tunables: Mapping[str, float]) -> None:
         check_optimizer(optimizer)
-        inner: Any = optimizer
-        while isinstance(inner, DelegatingOptimizer) and type(inner) is not type(self):
-            inner = inner.optimizer
-        if type(inner) is type(self):
+        self._kinds = [type(self), *getattr(optimizer, "_kinds", ())]
+        if type(self) in self._kinds[1:]:
             raise ValueError(f"{type(self).__name__} around another: wrap once by each kind")
         for name, value in tunables.items():
             check_positive(name, value)

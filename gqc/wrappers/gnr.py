@@ -63,9 +63,7 @@ class OptimizerWrapperGNR(OptimizerWrapper):
         return torch.hstack([torch.linalg.vector_norm(norms), norms])
 
     def should_step(self) -> bool:
-        if self.grad_norm != 0.0:
-            return True
-        return bool(magnitudes(self._window.totals()).max() > 0)
+        return self.grad_norm != 0.0 or bool(magnitudes(self._window.totals()).max() > 0)
 
     def transform(self) -> None:
         target, grads = self.tunable("target_gradient_norm"), collect(self._params())

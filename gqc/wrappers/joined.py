@@ -26,10 +26,8 @@ class JoinedOptimizer(Optimizer):
         self.optimizers = tuple(optimizers)
         for each in self.optimizers:
             if type(each).state_dict is not Optimizer.state_dict:
-                raise TypeError(
-                    f"{type(each).__name__} saves more than its state and groups, which a file of "
-                    "the joined one would lose; where it is a wrapper, wrap the joined optimizer"
-                )
+                lost = f"a joined file would lose what {type(each).__name__} saves beside its state"
+                raise TypeError(f"{lost}; where it is a wrapper, wrap the joined optimizer")
         super().__init__([g for o in self.optimizers for g in o.param_groups], {})
         for optimizer in self.optimizers:
             self.state.update(optimizer.state)

@@ -11,7 +11,7 @@ import pytest
 from peer import differences, estimates, mechanics
 from scipy import stats
 
-import gqc
+from gqc_lab.studies.noise.streams import two_batch_errors
 
 
 def test_torch_schedulers_refuse_the_peer():
@@ -78,7 +78,7 @@ def test_the_published_noise_scale_is_the_variance_of_the_norms():
     predicted = (4 * truth + 2 * truth**2) / d / 4 / (1 + truth) / (1 + truth)
     assert theirs == pytest.approx(predicted, rel=4 * math.sqrt(2 / (n - 1)))  # 4 errors of s^2
     # 40 windows under an average with decay 0.95: weights sum(w)^2 / sum(w^2) = 30 effective ones
-    error = gqc.noise.two_batch_errors(1.0, truth, n, d, 30)[2]
+    error = two_batch_errors(1.0, truth, n, d, 30)[2]
     assert ours == pytest.approx(truth, rel=4 * error)
     assert 4 * error < 0.05
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import gqc
+from gqc.clipping import clip_before_step
 
 PAGE = Path(__file__).parents[2] / "docs/wrappers.md"
 BEGIN, END = "<!-- begin habits -->\n", "<!-- end habits -->"
@@ -407,6 +408,46 @@ def loaded_before_wrapping(x: Tensor, make: Callable[..., Any]) -> float:
     return x.item() + 2.0
 
 
+def saved_in_the_step(x: Tensor, make: Callable[..., Any]) -> float:
+    """By a hook of the wrapped optimizer, or a signal's handler."""
+    wrapper = make(1)
+    wrapper.optimizer.register_step_post_hook(lambda *_: wrapper.state_dict())
+    draw(x, wrapper, 1.0)
+    return x.item() + 1.0
+
+
+def wrapped_again(x: Tensor, make: Callable[..., Any]) -> float:
+    optimizer: Any = torch.optim.SGD([x], lr=1.0)
+    for _ in range(2):
+        optimizer = gqc.OptimizerWrapperVGS(optimizer)
+    draw(x, optimizer, 1.0)
+    return x.item() + 1.0
+
+
+def scheduled_after_a_load(x: Tensor, make: Callable[..., Any]) -> float:
+    """As torch's tutorials order it, and the schedule's own state is forgotten."""
+    key, values = "logical_batch_size", (4.0, 1.0, 10)
+    wrapper = make(1)
+    schedule = gqc.schedules.get_linear_schedule(wrapper, *values, key=key)
+    for _ in range(4):
+        draw(x, wrapper, 1.0)
+        schedule.step()
+    resumed = make(1)
+    resumed.load_state_dict(copy.deepcopy(wrapper.state_dict()))
+    again = gqc.schedules.get_linear_schedule(resumed, *values, key=key)
+    draw(x, resumed, 1.0)
+    again.step()
+    return resumed.tunable(key) - 2.5
+
+
+def clipped_twice(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper = make(1)
+    for bound in (0.5, 2.0):
+        clip_before_step(wrapper.optimizer, bound)
+    draw(x, wrapper, 10.0)
+    return x.item() + 2.0
+
+
 def misspelt(x: Tensor, make: Callable[..., Any]) -> float:
     return make(2, max_draw=4).num_draws
 
@@ -498,9 +539,15 @@ HABITS = (
         loaded_before_wrapping,
         remedy="wrapper.load_state_dict(...)",
     ),
+    Habit("a file saved while the wrapped optimizer steps", saved_in_the_step, remedy="on_step="),
+    Habit(
+        "a schedule made after its wrapper was loaded", scheduled_after_a_load, remedy="load both"
+    ),
     Habit("`copy.deepcopy((model, wrapper))` in mid-window", copied),
     Habit("a layer frozen in mid-window", frozen_in_mid_window, "zero in later draws"),
     Habit("a misspelt option, `max_draw=4`", misspelt, remedy="max_draws"),
+    Habit("a cell that wraps the optimizer and runs again", wrapped_again, remedy="wrap once"),
+    Habit("the same with `clip_before_step`", clipped_twice, remedy="remove()"),
     Habit("a parameter replaced in mid-window", replaced, remedy="replaced"),
     Habit("the same between windows", other_parameters),
     Habit(

@@ -1,12 +1,8 @@
 """``gqc run`` and ``gqc batch``: execute notebooks, plan and inspect batches of runs."""
 
-import shlex
-import sys
 from collections.abc import Callable
 from contextlib import closing
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -73,33 +69,6 @@ def run_batch(
     """Execute what is not finished yet, then print the results."""
     batch = shard(read_batch(file), share)
     raise typer.Exit(_execute(batch, runs, jobs, cold, retry, fail_fast, scheduler))
-
-
-@batches.command("submit")
-def submit_batch(
-    file: File,
-    num_jobs: Annotated[int, typer.Option("--slurm", min=1, help="Jobs of the array.")],
-    jobs: Jobs = 1,
-    runs: Runs = Path("runs"),
-    options: Annotated[
-        list[str] | None, typer.Option("--option", "-o", help="Of sbatch, such as --time=4:00:00.")
-    ] = None,
-) -> None:
-    """Write a SLURM job array that executes the batch; `sbatch` submits it."""
-    command = [sys.executable, "-c", "from gqc_lab.cli import main; main()", "batch", "run"]
-    command += [str(file.resolve()), "--runs", str(runs.absolute()), "--jobs", str(jobs)]
-    template = files("gqc_lab.cli").joinpath("templates", "array.sh.txt")
-    text = Template(template.read_text(encoding="utf-8")).substitute(
-        name=shlex.quote(file.stem),
-        num_jobs=num_jobs,
-        num_cores=(read_batch(file).threads or 1) * jobs,
-        options="".join(f"#SBATCH {each}\n" for each in options or []),
-        folder=shlex.quote(str(Path.cwd())),
-        command=shlex.join(command),
-    )
-    path = Path(f"{file.stem}.slurm.sh")
-    path.write_text(text, encoding="utf-8")
-    print(f"written; submit it with: sbatch {path}")
 
 
 @batches.command("plan")

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 from torch import Tensor
 
-from gqc.noise import NoiseScaleEMA, two_batch, two_batch_errors
+from gqc.noise import NoiseScaleEMA, two_batch
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
 from gqc_lab.stats.analysis import summarize
 
@@ -123,6 +123,44 @@ def ratio_interval(
         return 0.0, math.inf
     # 0 is rejected, so one root lies above it: from there on nothing is
     return float(constant / (linear + math.sqrt(discriminant))), math.inf
+
+
+def two_batch_errors(
+    signal_sq: float, noise_trace: float, num_draws: float, dimension: float, num_windows: int = 1
+) -> tuple[float, float, float]:
+    r"""Standard errors of :func:`gqc.noise.two_batch` on Gaussian noise, averaged over windows.
+
+    The sample mean and the sample covariance of Gaussian draws are independent, hence with
+    :math:`T = \mathrm{tr}\,\Sigma`, :math:`\mathrm{tr}\,\Sigma^2 = T^2/d` and
+    :math:`G^\top\Sigma G = |G|^2 T/d` (isotropic, or G in no special direction)
+
+    .. math:: \mathrm{Var}\,\hat T = \frac{2T^2}{d(n-1)}, \quad
+        \mathrm{Var}\,\widehat{|G|^2} = \frac{4|G|^2T}{dn} + \frac{2T^2}{dn(n-1)}, \quad
+        \mathrm{Cov} = -\frac{\mathrm{Var}\,\hat T}{n}
+
+    and to first order :math:`\mathrm{Var}\,\hat R / R^2 = \mathrm{Var}\,\hat T/T^2
+    + \mathrm{Var}\,\widehat{|G|^2}/|G|^4 - 2\,\mathrm{Cov}/(T|G|^2)`.
+
+    Args:
+        signal_sq, noise_trace: the true values, > 0.
+        num_draws: :math:`n` microbatches per window, > 1.
+        dimension: :math:`d = T^2/\mathrm{tr}\,\Sigma^2`, the number of directions with noise.
+        num_windows: windows averaged.
+    Returns: standard errors of ``signal_sq``, of ``noise_trace`` (same units) and the **relative**
+        one of the noise scale.
+    """
+    n, d = num_draws, dimension
+    var_noise = 2 * noise_trace**2 / (d * (n - 1)) / num_windows
+    var_signal = (
+        4 * signal_sq * noise_trace / (d * n) + 2 * noise_trace**2 / (d * n * (n - 1))
+    ) / num_windows
+    covariance = -var_noise / n
+    relative = (
+        var_noise / noise_trace**2
+        + var_signal / signal_sq**2
+        - 2 * covariance / (noise_trace * signal_sq)
+    )
+    return math.sqrt(var_signal), math.sqrt(var_noise), math.sqrt(relative)
 
 
 def measure_estimates(

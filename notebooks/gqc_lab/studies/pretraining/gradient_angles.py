@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gqc.diagnostics import cosine, expected_momentum_angle, expected_norm, momentum_angle
+from gqc.diagnostics import cosine, momentum_angle
 from gqc.gradients import total_norm
 from gqc.noise import two_batch
 from gqc_lab.data.text import draw_batch
@@ -89,7 +89,7 @@ def probe(run: Pretraining, num_draws: int, generator: torch.Generator) -> pd.Da
         if n & (n - 1) == 0:
             norm = total_norm(sums).item() / n
             row = {"num_draws": n, "norm": norm, "angle_to_momentum": _angle(sums, momentum)}
-            rows.append({**row, "predicted": expected_norm(max(signal, 0.0), trace, n)})
+            rows.append({**row, "predicted": math.sqrt(max(signal, 0.0) + trace / n)})
     frame = pd.DataFrame(rows)
     ratio = frame["norm"] / math.sqrt(squares / num_draws)
     predicted = frame.pop("predicted")
@@ -152,3 +152,32 @@ def _angle(a: list[Tensor], b: list[Tensor | None]) -> float | None:
     known = [t for t in b if t is not None]
     similarity = cosine(a, known) if len(known) == len(a) else None
     return None if similarity is None else math.degrees(math.acos(similarity))
+
+
+def expected_momentum_angle(
+    noise_scale: float, beta: float, *, include_gradient: bool = True
+) -> float:
+    r"""The angle that independent noise around a constant gradient gives, in degrees.
+
+    With :math:`\kappa=(1-\beta)/(1+\beta)`, the share of the noise that a long average keeps,
+
+    .. math:: \cos\alpha = \frac{1+(1-\beta)R}{\sqrt{(1+R)(1+\kappa R)}}, \qquad
+        \cos\alpha_{\text{without } g} = \frac{1}{\sqrt{(1+R)(1+\kappa R)}}
+
+    to leading order in many dimensions.  Pure noise: :math:`\alpha=\arcsin\beta`, 64.2 degrees at
+    0.9 (and 90 without g): an angle near it says that the momentum is mostly noise.
+
+    Args:
+        noise_scale: R >= 0; ``math.inf`` for noise alone.
+        beta: :math:`\beta_1` in [0, 1).
+        include_gradient: as in :func:`gqc.diagnostics.momentum_angle`.
+    """
+    kappa = (1 - beta) / (1 + beta)
+    share = (1 - beta) if include_gradient else 0.0
+    if math.isinf(noise_scale):
+        similarity = share / math.sqrt(kappa)
+    else:
+        similarity = (1 + share * noise_scale) / math.sqrt(
+            (1 + noise_scale) * (1 + kappa * noise_scale)
+        )
+    return math.degrees(math.acos(min(similarity, 1.0)))

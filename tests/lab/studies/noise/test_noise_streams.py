@@ -9,13 +9,13 @@ import pytest
 import torch
 from scipy import stats
 
-from gqc.noise import two_batch_errors
 from gqc_lab.studies.noise.streams import (
     COLUMNS,
     measure_estimates,
     published_ratio,
     ratio_interval,
     stream,
+    two_batch_errors,
 )
 
 
