@@ -17,9 +17,10 @@
 # %% [markdown]
 # # Start here
 #
-# Methods that act on the gradient before the optimizer sees it: wrappers that wait for a better
-# gradient, a scaler by variance, optimizers that protect useful weights. Each notebook asks one
-# question and begins with the answer of committed runs.
+# Methods that act on the gradient before the optimizer sees it: gradient norm threshold scheduling
+# (GNTS) and other wrappers wait for a better one, variance gradient scaling (VGS) shrinks noisy ones,
+# utility-based perturbed gradient descent (UPGD) protects useful weights. Each notebook asks one
+# question and begins with the answer; where runs decide it, with that of committed ones.
 #
 # |  |  |  |  |  |  |
 # |---|---|---|---|---|---|
