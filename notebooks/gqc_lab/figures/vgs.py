@@ -133,7 +133,7 @@ def _mark_truths(figure: go.Figure, truths: pd.Series, rows: dict[str, int]) -> 
     xs: list[float | None] = []
     ys: list[float | None] = []
     for stream, row in rows.items():
-        x = min(max(truths[stream], FLOOR), ROOF)
+        x = max(truths[stream], FLOOR) if truths[stream] < ROOF else ROOF  # or committed as none
         xs += [x, x, None]
         ys += [row - 0.42, row + 0.42, None]
         figure.add_hline(y=row - 0.5, line={"color": "#e5e5e5", "width": 1})

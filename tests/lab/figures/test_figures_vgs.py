@@ -84,6 +84,9 @@ def test_estimates_stand_in_their_streams_row_at_their_value(monkeypatch):
     assert list(sketch.text) == ["32", "0", "not resolved"]
     assert 123 not in shown.x  # an earlier step
     assert trace(figure, "truth").x[::3] == (0.01, 1, 1000)
+    committed = readings().replace({"truth": {math.inf: math.nan}})  # a table of results has none
+    again = figures.vgs.estimates_and_truths(committed)
+    assert trace(again, "truth").x == trace(figure, "truth").x
 
 
 def test_size_figure_has_a_panel_for_each_kind_and_one_legend():
