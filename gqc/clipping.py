@@ -114,7 +114,9 @@ def clip_before_step(
     """
     one_of("per", per, CLIPPERS)
     expect(max_norm > 0, "max_norm", max_norm, "> 0; math.inf only measures")
-    if per in {getattr(h, "per", None) for h in optimizer._optimizer_step_pre_hooks.values()}:
+    bounded = per if max_norm < math.inf else None
+    known = [getattr(h, "per", None) for h in optimizer._optimizer_step_pre_hooks.values()]
+    if bounded and bounded in known:
         raise ValueError(f"it is clipped per {per} already: remove() the handle of that first")
     if getattr(optimizer, "grad_scaler", None) is not None:
         raise ValueError(
@@ -128,7 +130,7 @@ def clip_before_step(
         if on_norms is not None:
             on_norms(norms)
 
-    clip.per = per  # type: ignore[attr-defined]
+    clip.per = bounded  # type: ignore[attr-defined]
     return optimizer.register_step_pre_hook(clip)
 
 

@@ -393,8 +393,11 @@ def test_a_second_clip_of_a_kind_is_refused_until_the_first_is_removed():
     with pytest.raises(ValueError, match=r"clipped per group already: remove\(\)"):
         clip_before_step(optimizer, 2.0)
     clip_before_step(optimizer, 3.0, per="tensor")
+    norms = []
+    clip_before_step(optimizer, math.inf, on_norms=lambda n: norms.append(n.tolist()))  # measures
     handle.remove()
     clip_before_step(optimizer, 2.0)
     (10 * param).sum().backward()
     optimizer.step()
     assert param.item() == pytest.approx(-2.0)
+    assert len(norms) == 1

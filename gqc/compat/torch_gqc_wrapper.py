@@ -158,7 +158,7 @@ class AbstractOptimizerWrapper(OptimizerWrapper):
     def _take_optimizer_step(self) -> None:
         if self.num_draws == 0:
             raise RuntimeError("no draws to step with: call _batch_received() first")
-        self._close(forced=self.is_full())
+        self._told(self._close(forced=self.is_full()))
 
     def _set_state(self, name: str, value: Any, flag: str) -> None:
         if one_of("flag", flag, ("vital", "optional", "optimizer")) != "optimizer":

@@ -51,6 +51,8 @@ def attach(*schedules: ParamGroupSchedule) -> OptimizerWrapper:
     wrapper.register_state_dict_post_hook(save)
     wrapper.register_load_state_dict_post_hook(load)
     load(wrapper)  # of a file that was loaded before
+    for schedule in (s for s in schedules if s._optimizer_was_loaded):  # which had none
+        schedule.go_to(schedule.last_step)
     _taken[wrapper] = [*_taken.get(wrapper, ()), *keys]
     for schedule in schedules:
         schedule.is_attached = True

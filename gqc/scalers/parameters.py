@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ AGAIN = (
     "backward(), and then the scaler's step(), also where the optimizer's is left out: without it "
     "the warmup never ends"
 )
+MARKS = itertools.count(1)  # one for each step of each scaler
 
 
 class ParameterList:
@@ -40,7 +42,7 @@ class ParameterList:
         self.names: list[str] = []
         self.groups: list[int] = []
         self.is_marked = self._has_groups = False
-        self.mark_of = object()
+        self.mark_of = next(MARKS)
         self._complex: list[Tensor] = []
         self._on_device: dict[Any, Tensor] = {}
         seen = set()
@@ -80,7 +82,7 @@ class ParameterList:
         """
         first = next((grad for grad in grads if grad is not None), None)
         marks = (vars(grad).get("scaled_by") for grad in grads if grad is not None)
-        if self.is_marked and any(mark is self.mark_of for mark in marks):
+        if self.is_marked and self.mark_of in marks:
             raise RuntimeError(AGAIN)
         if self.is_marked and is_first:
             warnings.warn(AGAIN, stacklevel=5)

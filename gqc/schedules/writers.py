@@ -58,7 +58,7 @@ class ParamGroupSchedule(LRScheduler):
         self._step_count = 1  # as Accelerate reads and writes it
         self._last_batch: int | None = None  # of the wrapper, at the last step
         now, at = getattr(optimizer, "batches", 0), getattr(optimizer, "loaded_at", None)
-        self._optimizer_was_loaded = now == at
+        self._optimizer_was_loaded = bool(at) and now == at
         if key == THRESHOLD and self.value_at(0) == 0:
             warnings.warn(
                 "the norm threshold starts at 0, so every early window runs to max_draws: a "

@@ -54,10 +54,11 @@ class OptimizerWrapper(WindowedOptimizer):
     Raises:
         TypeError: ``optimizer`` is not an ``Optimizer``, or is one that re-evaluates the loss.
         TypeError: an argument that the wrapper does not have; the message names the nearest.
-        ValueError: an argument out of its range, or a tunable of a wrapper inside this one.
+        ValueError: an argument out of its range, or one of its kind or with its tunable inside.
     """
 
     _may_defer = False  # may the coming draw come without a gradient?
+    _numbers: dict[str, float] | None = None  # for `on_step`
 
     def is_full(self) -> bool:
         """Has the window ``max_draws``, and steps now whatever ``should_step`` says?"""
@@ -156,12 +157,13 @@ class OptimizerWrapper(WindowedOptimizer):
             self._mark_called()
         for hook in self._optimizer_step_post_hooks.values():
             hook(self, args, kwargs)
-        return self._report(stepped)
+        return self._told(stepped)
 
-    def _report(self, stepped: bool) -> bool:
-        """Tell ``on_step``, when attached schedules have moved."""
-        if stepped and self.on_step is not None:
-            self.on_step(self.numbers())
+    def _told(self, stepped: bool) -> bool:
+        """Tell ``on_step`` of the window that closed, when attached schedules have moved."""
+        numbers, self._numbers = self._numbers, None
+        if numbers is not None and self.on_step is not None:
+            self.on_step(numbers)
         return stepped
 
     _run_untraced = torch._disable_dynamo(_run)
@@ -229,7 +231,7 @@ class OptimizerWrapper(WindowedOptimizer):
         self._window.check()
         if self.grad_scaler is not None:
             overflow.check_scale(self)
-        return self._report(self._close(forced=False))
+        return self._told(self._close(forced=False))
 
     def _decides(self, num_draws: int | None = None) -> bool:
         """Is this draw (or the one of that number) one that the decision is made at?"""
@@ -321,6 +323,7 @@ class OptimizerWrapper(WindowedOptimizer):
         self.last_window = ClosedWindow(n, weight, self.grad_norm, forced, is_clipped)
         window.clear()
         self._end_window(stepped=True)
+        self._numbers = self.numbers() if stepped and self.on_step is not None else None
         return stepped
 
     def _hand_on(self) -> tuple[bool, bool]:

@@ -161,7 +161,7 @@ class Window:
         if self.num_draws and self.is_reduced and not self._sums and not self._staged:
             raise RuntimeError(
                 "the wrapped optimizer is stepping with the mean of this window, which no file or "
-                "copy can hold: save after wrapper.step(), or in on_step="
+                "copy can hold: save after wrapper.step(), or in on_step= of the outermost wrapper"
             )
         if not self.is_reduced:
             raise RuntimeError(
@@ -315,9 +315,8 @@ class Window:
         """
         shown, had_draw = self._staged or self._sums, bool(self._staged)
         if had_draw and self._sums:  # the sum is in it, and alone where there was no gradient
-            factor, pairs = self._before[2] / self.unit, [*zip_longest(shown, self._sums)]
-            shown = [g if s is None or g is None else g - factor * s for g, s in pairs]
-            shown = [None if g is s else d for d, (g, s) in zip(shown, pairs, strict=True)]
+            factor, pairs = self._before[2] / self.unit, zip_longest(shown, self._sums)
+            shown = [None if g is s else g if s is None else g - factor * s for g, s in pairs]  # type: ignore[operator]
         self._show(shown)
         self._staged = []
         return had_draw

@@ -328,6 +328,8 @@ class WindowedOptimizer(DelegatingOptimizer):
         super()._check_own(own)
         if own.get("rank", here := self._rank()) != here:
             raise ValueError(saved.ONE_RANKS_DRAWS.format(own["rank"][0], *here))
+        if own["num_draws"] and not own["pending"]:  # as files of 0.1.0 may
+            raise ValueError("the state holds draws without a gradient: it was saved within a step")
         saved.check_shapes(self._params(), own["pending"])
 
     def _restore(self, own: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 #!/bin/bash
 # A SLURM job array, each job of which executes its share of a batch:
+# (from 1 to their number, without gaps):
 #   sbatch --array=1-8 --cpus-per-task=2 notebooks/batches/array.sh BATCH.yaml --jobs 2
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@120

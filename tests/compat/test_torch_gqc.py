@@ -353,6 +353,16 @@ class EveryOther(torch_gqc.AbstractOptimizerWrapper):
         return False
 
 
+def test_a_wrapper_of_ones_own_tells_of_its_steps():
+    param = torch.zeros(1, requires_grad=True)
+    wrapper, told = EveryOther(torch.optim.SGD([param], lr=1.0)), []
+    wrapper.on_step = told.append
+    for _ in range(5):
+        param.sum().backward()
+        wrapper.step()
+    assert [numbers["num_draws"] for numbers in told] == [2, 2]
+
+
 def test_a_wrapper_of_ones_own_steps_with_the_mean_and_resumes_exactly():
     x = scalar()
     wrapper = EveryOther(SGD([x], lr=1.0))

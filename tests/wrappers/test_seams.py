@@ -357,10 +357,16 @@ def test_a_file_that_on_step_saves_holds_the_schedule_after_its_draw():
         attach(get_linear_schedule(wrapper, 4.0, 1.0, 10, key="gradient_norm_threshold"))
         return x, wrapper
 
-    files = []
-    x, wrapper = make(on_step=lambda _: files.append(copy.deepcopy(wrapper.state_dict())))
+    files, told = [], []
+
+    def save(numbers):
+        told.append(numbers["gradient_norm_threshold"])
+        files.append(copy.deepcopy(wrapper.state_dict()))
+
+    x, wrapper = make(on_step=save)
     for _ in range(3):
         drawn(wrapper, 0.1 * x.sum())
+    assert told == pytest.approx([4.0, 3.7, 3.4])  # by which the windows were closed
     _, resumed = make()
     resumed.load_state_dict(files[-1])
     assert resumed.gradient_norm_threshold == wrapper.gradient_norm_threshold == 3.1
@@ -378,7 +384,8 @@ def test_a_schedule_that_is_made_after_its_optimizer_was_loaded_has_to_be_loaded
         drawn(wrapper, 0.1 * x.sum())
         schedule.step()
     state, own = copy.deepcopy(wrapper.state_dict()), schedule.state_dict()
-    for remedy in (None, lambda s: s.load_state_dict(own), lambda s: s.go_to(0)):
+    remedies = {None: 3.1, lambda s: s.load_state_dict(own): 2.8, lambda s: s.go_to(0): 3.7}
+    for remedy, after in remedies.items():
         x, resumed, schedule = make(state)
         assert resumed.gradient_norm_threshold == 3.1
         if remedy is not None:
@@ -389,10 +396,26 @@ def test_a_schedule_that_is_made_after_its_optimizer_was_loaded_has_to_be_loaded
                 schedule.step()
         else:
             schedule.step()
-    assert resumed.gradient_norm_threshold == 3.7
+        assert resumed.gradient_norm_threshold == pytest.approx(after)
+    _, fresh, _ = make(make()[1].state_dict())  # of no microbatch: nothing is to be continued
+    assert fresh.gradient_norm_threshold == 4.0
+    _, resumed, schedule = make(state)
+    attach(schedule)  # the file has no schedule: it stays where it is
+    assert resumed.gradient_norm_threshold == 4.0
     copied = copy.deepcopy(wrapper)  # is no file: what is made for it begins
     get_linear_schedule(copied, 2.0, 1.0, 10, key="gradient_norm_threshold")
     assert copied.gradient_norm_threshold == 2.0
+
+
+def test_a_state_of_draws_without_a_gradient_is_refused():
+    """As a file could be that was saved within a step, before that was refused."""
+    x = scalar()
+    wrapper = sbc([x], 2)
+    drawn(wrapper, x.sum())
+    state = copy.deepcopy(wrapper.state_dict())
+    state["wrappers"][0]["pending"] = {}
+    with pytest.raises(ValueError, match="draws without a gradient"):
+        wrapper.load_state_dict(state)
 
 
 def test_weights_that_are_no_binary_fractions_fill_a_batch():

@@ -124,7 +124,8 @@ def answer(text: str, verdicts: Mapping[str, Verdict]) -> str:
         if match["part"] is None:
             said = verdict.verdict
             is_close = (said, leaning(verdict)) == ("undecided", "all hold")
-            return WORDS["all hold" if is_close else said] if match["how"] else said
+            word = WORDS["all hold" if is_close else said]
+            return word if match["how"] == "yes" else said
         place = int(match["part"])
         if not 1 <= place <= len(verdict.claim.parts):
             raise BadInput(f"{match[0]}: the claim has {len(verdict.claim.parts)} parts")

@@ -21,6 +21,7 @@ holds that registration and is an ancestor of the present one.
 import json
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -113,24 +114,32 @@ def history(paper: Path, claims: Sequence[Claim]) -> dict[str, dict[str, str]]:
 
     From git; claims that it does not know are left out.  Times are UTC, to minutes.
     """
-    written: dict[str, list[tuple[int, str]]] = {}
-    log = git(paper, "log", "--reverse", "--format=%H %ct", "--", "claims.yaml")
-    for commit, when in map(str.split, log.decode().splitlines()):
-        for row in yaml.safe_load(git(paper, "show", f"{commit}:./claims.yaml")) or []:
-            versions = written.setdefault(row["id"], [])
-            parts = [{k: v for k, v in p.items() if k not in PROSE} for p in row.get("parts", [])]
-            rule = digest([row.get("kind"), parts])
-            if not versions or versions[-1][1] != rule:
-                versions.append((int(when), rule))
+    written: dict[str, list[int]] = {}
+    log = git(paper, "log", "--reverse", "--format=%H %ct %P", "--", "claims.yaml")
+    for commit, when, *parents in map(str.split, log.decode().splitlines()):
+        before = [_rules_of(git(paper, "show", f"{p}:./claims.yaml")) for p in parents]
+        for key, rule in _rules_of(git(paper, "show", f"{commit}:./claims.yaml")).items():
+            if all(rules.get(key) != rule for rules in before):  # a merge changes none
+                written.setdefault(key, []).append(int(when))
     data = _first_data(paper)
     found = {}
     for claim in claims:
         if versions := written.get(claim.id, []):
             starts = [data[part.batch] for part in claim.parts if part.batch in data]
-            times: dict[str, float] = {"written": versions[0][0], "changed": versions[-1][0]}
+            times: dict[str, float] = {"written": versions[0], "changed": versions[-1]}
             times |= {"data": min(starts)} if starts else {}
             found[claim.id] = {key: _minute(value) for key, value in times.items()}
     return found
+
+
+@cache
+def _rules_of(claims: bytes) -> dict[str, str]:
+    """Return what decides each claim, as a hash, of a version of claims.yaml."""
+    rules = {}
+    for row in yaml.safe_load(claims) or []:
+        parts = [{k: v for k, v in p.items() if k not in PROSE} for p in row.get("parts", [])]
+        rules[row["id"]] = digest([row.get("kind"), parts])
+    return rules
 
 
 def _first_data(paper: Path) -> dict[str, float]:

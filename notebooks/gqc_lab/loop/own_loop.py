@@ -85,6 +85,7 @@ class Loop(Experiment):
         self._start: dict[str, Any] | None = None  # of the random generators, in this epoch
         self._resumed: dict[str, Any] | None = None
         self._logged: dict[str, Any] = {}
+        self._changes: dict[str, Any] = {}  # of this batch, and of one that was left untouched
         wrapped = ("stepped", "num_draws", "grad_norm", "noise_scale") if self.wrapper else ()
         scaled = ("stepped", "factor") if self.scaler else ()
         self.own_names = {"microbatch", "seconds", "changes", *wrapped, *scaled}
@@ -155,7 +156,7 @@ class Loop(Experiment):
 
     def begin(self) -> None:
         """Begin the next batch: apply what was set."""
-        self._changes = changes = self.controls.advance(self.microbatch + 1)
+        self._changes |= (changes := self.controls.advance(self.microbatch + 1))
         if changes:
             self._apply(changes)
         if self._is_drawn:
@@ -188,7 +189,7 @@ class Loop(Experiment):
         record = {"microbatch": number, "seconds": self.seconds, **self._measure(), **self._logged}
         if self._changes:
             record["changes"] = json.dumps(self._changes)
-        self._logged = {}
+        self._logged, self._changes = {}, {}
         self._ended.append(record)
         self.microbatch = self.done = number
         self.position += 1
@@ -258,7 +259,7 @@ class Loop(Experiment):
         self.epoch, self.position = place["epoch"], place["position"]
         self._resumed = dict(place) if place["start"] is not None else None
         self._is_drawn, self.tunables.edited = place["is_drawn"], dict(place["edited"])
-        self._values, self._logged = self.tunables.values(), {}
+        self._values, self._logged, self._changes = self.tunables.values(), {}, {}
         self._moving |= {name for name in self._columns if name in self._values}
         for name, apply in self._applies.items():
             apply(self.controls.applied[name])

@@ -1,8 +1,8 @@
 """Draw a plotly figure with matplotlib, for print.
 
-It draws what the figures of `gqc_lab.figures` are made of: lines, markers, error bars, bands, bars
-and heat maps on linear and logarithmic axes in a grid of panels, with levels and titles.  The
-figure's own title is left to the caption.
+It draws what the figures of results are made of: lines, markers, error bars and bands on linear and
+logarithmic axes in a grid of panels, with levels and titles.  The figure's own title is left to the
+caption.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def draw(figure: go.Figure, size: Sequence[float]) -> Figure:
     from matplotlib import pyplot
 
     for trace in figure.data:
-        if trace.type not in TRACES:
-            raise ValueError(f"a trace of type {trace.type!r}: expected {', '.join(TRACES)}")
+        if trace.type != "scatter":
+            raise ValueError(f"a trace of type {trace.type!r}: expected scatter")
     layout = figure.layout
     printed = pyplot.figure(figsize=tuple(size), layout="constrained")
     panels = _panels(printed, figure)
     for trace in figure.data:
         axes = panels[trace.xaxis or "x", trace.yaxis or "y"]
-        TRACES[trace.type](axes, trace, figure)
+        _draw_scatter(axes, trace)
     for shape in layout.shapes:
         for (x, y), axes in panels.items():
             _draw_level(axes, shape, x, y)
@@ -108,7 +108,7 @@ def _color(color: str) -> Any:
     return color
 
 
-def _draw_scatter(axes: Axes, trace: Any, figure: go.Figure) -> None:
+def _draw_scatter(axes: Axes, trace: Any) -> None:
     x, y = _numbers(trace.x), _numbers(trace.y)
     mode = trace.mode or "lines+markers"
     color = trace.line.color or trace.marker.color
@@ -134,25 +134,6 @@ def _draw_scatter(axes: Axes, trace: Any, figure: go.Figure) -> None:
     axes.errorbar(x, y, **style)
 
 
-def _draw_bar(axes: Axes, trace: Any, figure: go.Figure) -> None:
-    width = 0.8 if trace.width is None else _numbers(trace.width)
-    axes.bar(trace.x, _numbers(trace.y), width, color=trace.marker.color, label=_label(trace))
-
-
-def _draw_heatmap(axes: Axes, trace: Any, figure: go.Figure) -> None:
-    from matplotlib.colors import LinearSegmentedColormap
-
-    scale = figure.layout[trace.coloraxis]
-    colors = LinearSegmentedColormap.from_list("", [tuple(pair) for pair in scale.colorscale])
-    values = np.array([_numbers(row) for row in trace.z], dtype=float)
-    limits = {"vmin": scale.cmin, "vmax": scale.cmax}
-    mesh = axes.pcolormesh(trace.x, trace.y, values, cmap=colors, **limits, rasterized=True)
-    axes.figure.colorbar(mesh, ax=axes, orientation="horizontal")
-
-
-TRACES = {"scatter": _draw_scatter, "bar": _draw_bar, "heatmap": _draw_heatmap}
-
-
 def _draw_level(axes: Axes, shape: Any, x: str, y: str) -> None:
     """Draw a line across a panel, if the shape belongs to it."""
     line = {"color": shape.line.color, "linewidth": POINT * (shape.line.width or 2), "zorder": 1}
@@ -176,8 +157,6 @@ def _set_axis(axes: Axes, side: Literal["x", "y"], axis: Any) -> None:
         set_limits(*(10.0 ** np.array(axis.range) if is_log else axis.range))
     elif not is_log and (axis.rangemode or inherited.rangemode) == "tozero":
         set_limits(min(0.0, *set_limits()), max(0.0, *set_limits()))
-    if axis.autorange == "reversed" and not place.get_inverted():
-        place.set_inverted(True)
     if axis.tickvals is not None:
         low, high = sorted(set_limits())
         texts = axis.ticktext or [_tick(value, axis.tickformat) for value in axis.tickvals]

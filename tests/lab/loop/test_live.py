@@ -273,6 +273,21 @@ def test_a_batch_that_was_left_before_anything_was_done_is_not_counted(leaves):
     assert live.state == "finished"
 
 
+def test_a_change_for_a_batch_that_was_left_is_recorded_with_the_next():
+    _, optimizer = make()
+    live = Live(optimizer, total=4)
+    for number, _ in enumerate(live(range(4))):
+        if number == 2:
+            break
+        if number == 1:
+            live.experiment.controls.update(lr=0.03)
+        optimizer.step()
+    for _ in live(range(2)):
+        optimizer.step()
+    assert live.history["changes"].notna().tolist() == [False, False, True, False]
+    assert [change["microbatch"] for change in live.changes] == [3]
+
+
 def test_what_the_loop_logs_is_what_the_history_has():
     """A name that is measured is refused; one that would only be recorded is the loop's."""
     model, optimizer = make()

@@ -57,15 +57,6 @@ def test_axes_titles_levels_and_legend_are_kept():
     assert left.get_legend_handles_labels()[1] == ["a\nb"]
 
 
-def test_bars_and_heat_maps_are_drawn():
-    assert len(draw(go.Figure(go.Bar(x=[0, 1], y=[1, 2])), (3, 2)).axes[0].patches) == 2
-    heat = go.Figure(go.Heatmap(x=[0, 1], y=[0, 1], z=[[0, 1], [2, 3]], coloraxis="coloraxis"))
-    scale = [[0, "#0000ff"], [1, "#ff0000"]]
-    heat.update_layout(coloraxis={"cmin": 0, "cmax": 3, "colorscale": scale})
-    axes, _ = draw(heat, (3, 2)).axes
-    assert axes.collections[0].get_array().ravel().tolist() == [0, 1, 2, 3]
-
-
 def test_what_cannot_be_drawn_is_named():
     with pytest.raises(ValueError, match="trace of type 'pie': expected scatter"):
         draw(go.Figure(go.Pie(values=[1])), (3, 2))
