@@ -23,10 +23,10 @@ THRESHOLD = "gradient_norm_threshold"
 class ParamGroupSchedule(LRScheduler):
     """Set ``group[key] = fn(step)`` in every param group, at once and after each :meth:`step`.
 
-    A tensor is filled in place, as torch's own schedulers do.  It is an ``LRScheduler`` so that
-    trainers accept it, step it and save it: pass it to ``accelerator.prepare`` or return it from
-    Lightning's ``configure_optimizers`` with ``"interval": "step"``; or leave both to the wrapper
-    with :func:`gqc.integrations.attach`.
+    Not at once where the wrapper was just loaded: load the schedule too.  A tensor is filled in
+    place.  It is an ``LRScheduler`` so that trainers accept it, step it and save it: pass it to
+    ``accelerator.prepare`` or return it from Lightning's ``configure_optimizers`` with
+    ``"interval": "step"``; or leave both to the wrapper with :func:`gqc.integrations.attach`.
 
     Args:
         optimizer: an optimizer or a wrapper; the groups are looked up at each step, so that a

@@ -19,7 +19,7 @@ class JoinedOptimizer(Optimizer):
     Args:
         optimizers: at least one, of different parameters; not to be stepped or loaded by themselves
             afterwards.
-    Raises: ValueError: none, or a parameter that two of them have.
+    Raises: ValueError: none, or a parameter that two have.  TypeError: one saves more than these.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
