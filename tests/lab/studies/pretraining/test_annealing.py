@@ -1,7 +1,6 @@
 """The arms that anneal the noise of steps: what they share, where they differ, how they replay."""
 
 import csv
-import math
 from collections import Counter
 from pathlib import Path
 
@@ -105,21 +104,18 @@ def test_turns_round_each_window_up():
 
 def test_the_look_at_1m_is_told_as_it_was():
     root = Path(__file__).parents[4]
-    trials = pd.read_csv(annealing.TRIALS, comment="#").query("rung == '1M'").set_index("arm")
-    gnts, adamw = (trials["val_loss"][arm] for arm in ("gnts, constant", "adamw, cosine"))
+    trials = pd.read_csv(annealing.TRIALS, comment="#").query("rung == '1M'")
+    best = trials.groupby("arm")["val_loss"].min()
+    gnts, cosine, constant = best[["gnts, constant", "adamw, cosine", "adamw, constant"]]
     script = (root / "notebooks/22_noise_annealing.py").read_text(encoding="utf-8")
     told = " ".join(script.replace("\n# ", " ").split())
-    assert f"AdamW with a cosine ends at {adamw:.4f} nat/token" in told
-    assert f"(on an NVIDIA H200) at {gnts:.4f}." in told
+    assert f"{gnts:.4f} nat/token for GNTS, {cosine:.4f} for AdamW with a cosine" in told
+    assert f"and {constant:.4f} for AdamW at a constant one" in told
     answers = (root / "paper/answers.yaml").read_text(encoding="utf-8")
-    assert f"{gnts:.4f} nat for GNTS, {adamw:.4f} for AdamW with a cosine" in answers
-    lrs = {}
-    for arm in trials.index:  # on the line through the best of two smaller sizes
-        of = {rung: TUNED[rung, arm]["lr"] for rung in ("0.16M", "0.4M")}
-        sizes = [annealing.RUNGS[rung]["tokens"] for rung in (*of, "1M")]
-        steps = [math.log(sizes[i + 1] / sizes[i]) for i in (0, 1)]
-        lrs[arm] = of["0.4M"] * (of["0.4M"] / of["0.16M"]) ** (steps[1] / steps[0])
-    assert lrs == pytest.approx(trials["lr"].to_dict(), rel=0.01)
+    assert f"{gnts:.4f} nat for GNTS, {cosine:.4f} for AdamW with a cosine" in answers
+    for arm, tried in trials.groupby("arm"):
+        assert len(tried) >= 4
+        assert tried["lr"].min() < TUNED["1M", arm]["lr"] < tried["lr"].max()
 
 
 def test_unknown_names_are_named():
