@@ -133,7 +133,7 @@ WAIT_DRAWN = """async before => {
     plot.on('plotly_afterplot', () => gqcDrawn.push([Date.now() / 1000, y()]));
     return y();
   }
-  for (let i = 0; i < 500; i++) {
+  for (let i = 0; i < 6000; i++) {
     const hit = gqcDrawn.find(([, drawn]) => drawn !== before);
     if (hit) { gqcDrawn.length = 0; return hit; }
     await new Promise(done => setTimeout(done, 10));
