@@ -137,8 +137,8 @@ class AbstractOptimizerWrapper(OptimizerWrapper):
         found = state_dict | {name: entry["value"] for name, entry in entries.items()}
         self.optimizer.load_state_dict(inner)
         self.discard()
-        self._counts.update(batches=int(found["num_batches"]), steps=int(found["num_steps"]))
-        self._counts["batches"] -= "wrapper_states" not in state_dict  # 0.8.5 began at 1
+        self.loaded_at = at = int(found["num_batches"]) - (not entries)  # 0.8.5 began at 1
+        self._counts.update(batches=at, steps=int(found["num_steps"]))
 
     def extra_state(self) -> dict[str, Any]:
         return {**super().extra_state(), **({"states": self._states} if self._states else {})}

@@ -420,6 +420,9 @@ def test_a_file_of_torch_gqc_0_10_4_loads():
     assert (ours.num_batches, ours.num_steps) == (theirs.num_batches, theirs.num_steps) == (5, 5)
     own, other = (w.optimizer.state_dict()["state"] for w in (ours, theirs))
     assert torch.equal(own[1]["exp_avg"], other[1]["exp_avg"])
+    again = torch_gqc.get_norm_threshold_cosine_annealing_with_warmup(ours, 0, 20, 7.0, 1.0)
+    with pytest.raises(RuntimeError, match="but not its schedule"):
+        again.step()
 
 
 def test_a_file_of_torch_gqc_0_8_5_loads():
