@@ -25,9 +25,7 @@ from gqc.checks import check_count
 from gqc.gradients import local, total_norm, wide
 from gqc.scalers.sketch import HASHES, SignSketch, real_numel
 
-__all__ = [
-    "DrawCorrelation", "cosine", "momentum_angle",
-]  # fmt: skip
+__all__ = ["DrawCorrelation", "cosine", "momentum_angle"]
 
 
 def cosine(a: Sequence[Tensor], b: Sequence[Tensor]) -> float | None:

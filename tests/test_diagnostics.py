@@ -141,6 +141,9 @@ def test_pure_noise_gives_arcsin_beta_and_a_clean_gradient_gives_zero():
     assert expected_momentum_angle(1e12, 0.5) == pytest.approx(30.0)
     assert expected_momentum_angle(0.0, 0.9) == 0.0
     assert expected_momentum_angle(7.0, 0.0) == pytest.approx(0.0, abs=1e-6)  # m is g itself
+    for arguments in ((-1.0, 0.9), (math.nan, 0.9), (1.0, 1.0), (1.0, math.nan)):
+        with pytest.raises(ValueError, match="expected"):
+            expected_momentum_angle(*arguments)
 
 
 @pytest.mark.parametrize("beta", [0.5, 0.9])

@@ -114,6 +114,19 @@ def test_predicted_error_of_the_ratio_is_that_measured():
     assert torch.tensor(ratios).std().item() / 10 == pytest.approx(predicted, rel=0.12)
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((0.0, 1.0, 8, 10), "signal_sq=0.0: expected the true value"),
+        ((1.0, math.nan, 8, 10), "noise_trace=nan"),
+        ((1.0, 1.0, 1, 10), "num_draws=1: expected > 1"),
+    ],
+)
+def test_errors_of_an_estimate_that_cannot_be_made(args, message):
+    with pytest.raises(ValueError, match=message):
+        two_batch_errors(*args)
+
+
 def test_average_of_ratios_would_be_wrong():
     """Why NoiseScaleEMA averages first: single windows have denominators on both sides of zero."""
     sums = list(windows(100, 100, 8, 500, seed=5))

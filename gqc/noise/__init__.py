@@ -20,6 +20,5 @@ from gqc.noise.probing import Probe, probe
 
 __all__ = [
     "NoiseScaleEMA", "Probe", "RobustNoiseScaleEMA", "debiased_moments", "ema_kappa", "ema_weight",
-    "noise_to_signal", "predicted_draws", "probe", "two_batch",
-    "unequal_two_batch",
+    "noise_to_signal", "predicted_draws", "probe", "two_batch", "unequal_two_batch",
 ]  # fmt: skip

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 from torch import Tensor
 
+from gqc.checks import expect
 from gqc.noise import NoiseScaleEMA, two_batch
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
 from gqc_lab.stats.analysis import summarize
@@ -148,18 +149,18 @@ def two_batch_errors(
         num_windows: windows averaged.
     Returns: standard errors of ``signal_sq``, of ``noise_trace`` (same units) and the **relative**
         one of the noise scale.
+    Raises: ValueError: an argument out of its range.
     """
+    for name, value in (("signal_sq", signal_sq), ("noise_trace", noise_trace)):
+        expect(value > 0, name, value, "the true value, > 0")
+    expect(num_draws > 1, "num_draws", num_draws, "> 1")
     n, d = num_draws, dimension
     var_noise = 2 * noise_trace**2 / (d * (n - 1)) / num_windows
-    var_signal = (
-        4 * signal_sq * noise_trace / (d * n) + 2 * noise_trace**2 / (d * n * (n - 1))
-    ) / num_windows
+    var_signal = 4 * signal_sq * noise_trace / (d * n) + 2 * noise_trace**2 / (d * n * (n - 1))
+    var_signal /= num_windows
     covariance = -var_noise / n
-    relative = (
-        var_noise / noise_trace**2
-        + var_signal / signal_sq**2
-        - 2 * covariance / (noise_trace * signal_sq)
-    )
+    relative = var_noise / noise_trace**2 + var_signal / signal_sq**2
+    relative -= 2 * covariance / (noise_trace * signal_sq)
     return math.sqrt(var_signal), math.sqrt(var_noise), math.sqrt(relative)
 
 

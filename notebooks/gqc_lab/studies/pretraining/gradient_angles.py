@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gqc.checks import expect
 from gqc.diagnostics import cosine, momentum_angle
 from gqc.gradients import total_norm
 from gqc.noise import two_batch
@@ -172,12 +173,13 @@ def expected_momentum_angle(
         beta: :math:`\beta_1` in [0, 1).
         include_gradient: as in :func:`gqc.diagnostics.momentum_angle`.
     """
+    expect(noise_scale >= 0, "noise_scale", noise_scale, ">= 0")
+    expect(0 <= beta < 1, "beta", beta, "in [0, 1)")
     kappa = (1 - beta) / (1 + beta)
     share = (1 - beta) if include_gradient else 0.0
     if math.isinf(noise_scale):
         similarity = share / math.sqrt(kappa)
     else:
-        similarity = (1 + share * noise_scale) / math.sqrt(
-            (1 + noise_scale) * (1 + kappa * noise_scale)
-        )
+        spread = (1 + noise_scale) * (1 + kappa * noise_scale)
+        similarity = (1 + share * noise_scale) / math.sqrt(spread)
     return math.degrees(math.acos(min(similarity, 1.0)))
