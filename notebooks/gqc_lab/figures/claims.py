@@ -226,9 +226,9 @@ def by_method(
             add_points(figure, means["mean"], heights, label, **style)
         values = [v for trace in figure.data[-len(groups) :] for v in trace.x if v is not None]
         is_wide = baseline is not None and max(values) > 1.6 * min(values)
-        axis = {"type": "log", "tickvals": RATIOS, "tickformat": "~g"} if is_wide else {}
-        axis["title_text"] = heading.replace("\n", "<br>")
-        figure.update_xaxes(rangemode="normal", col=column, **axis)
+        axis = {"type": "log", "tickvals": RATIOS, "tickformat": "~g"} if is_wide else {"nticks": 6}
+        heading = heading.replace("\n", "<br>")
+        figure.update_xaxes(title_text=heading, rangemode="normal", col=column, **axis)
     if (mark := level if baseline is None else 1) is not None:
         figure.add_vline(mark, line=LEVEL)
     ticks = {"tickvals": [-k for k in range(len(methods))]}

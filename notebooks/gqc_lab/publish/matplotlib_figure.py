@@ -77,11 +77,8 @@ def _panels(printed: Figure, figure: go.Figure) -> dict[tuple[str, str], Axes]:
     first: dict[str, Axes] = {}
     for x, y in sorted(pairs, key=lambda pair: (-domains[pair[1]][0], domains[pair[0]][0])):
         leads = [_axis(figure, name).matches or name for name in (x, y)]
-        axes = printed.add_subplot(
-            grid[rows.index(domains[y]), columns.index(domains[x])],
-            sharex=first.get(leads[0]),
-            sharey=first.get(leads[1]),
-        )
+        place = grid[rows.index(domains[y]), columns.index(domains[x])]
+        axes = printed.add_subplot(place, sharex=first.get(leads[0]), sharey=first.get(leads[1]))
         panels[x, y] = axes
         for lead in leads:
             first.setdefault(lead, axes)
@@ -145,7 +142,7 @@ def _draw_level(axes: Axes, shape: Any, x: str, y: str) -> None:
 
 
 def _set_axis(axes: Axes, side: Literal["x", "y"], axis: Any) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     inherited = go.Layout(template=axis.figure.layout.template).template.layout[f"{side}axis"]
     place = axes.xaxis if side == "x" else axes.yaxis
@@ -174,6 +171,8 @@ def _set_axis(axes: Axes, side: Literal["x", "y"], axis: Any) -> None:
         place.set_major_locator(LogLocator(**twos))
         place.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, axis.tickformat)))
         place.set_minor_locator(NullLocator())
+    elif axis.nticks:
+        place.set_major_locator(MaxNLocator(axis.nticks - 1, steps=[1, 2, 5, 10]))
     elif not is_log and max(map(abs, set_limits())) >= 1e5:
         place.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, "~s")))
     if axis.title.text:

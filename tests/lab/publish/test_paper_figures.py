@@ -57,6 +57,16 @@ def test_axes_titles_levels_and_legend_are_kept():
     assert left.get_legend_handles_labels()[1] == ["a\nb"]
 
 
+def test_no_more_ticks_than_the_figure_asks_for():
+    """Long labels in a narrow panel would be written over each other."""
+    figure = go.Figure().add_scatter(x=[0.99883, 1.00077], y=[1, 2], mode="markers")
+    figure.update_xaxes(nticks=6)
+    (axes,) = draw(figure, (2.5, 2)).axes
+    axes.figure.canvas.draw()
+    shown = [text.get_text() for text in axes.get_xticklabels()]
+    assert shown[1:-1] == ["0.9990", "0.9995", "1.0000", "1.0005"]
+
+
 def test_what_cannot_be_drawn_is_named():
     with pytest.raises(ValueError, match="trace of type 'pie': expected scatter"):
         draw(go.Figure(go.Pie(values=[1])), (3, 2))
