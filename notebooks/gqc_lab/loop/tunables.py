@@ -46,11 +46,8 @@ class _Place(NamedTuple):
         return float(value if self.at is None else value[self.at])
 
     def write(self, group: dict[str, Any], value: float) -> None:
-        old = group[self.key]
-        if self.at is not None:
-            group[self.key] = (*old[: self.at], value, *old[self.at + 1 :])
-        else:
-            _write(group, self.key, value)
+        old, at = group[self.key], self.at
+        _write(group, self.key, value if at is None else (*old[:at], value, *old[at + 1 :]))
 
     def groups(self) -> list[dict[str, Any]]:
         return [group for group in self.optimizer.param_groups if self.key in group]
@@ -160,7 +157,7 @@ class Tunables:
         if self._before and stepping is not optimizer:
             return  # within the step of the wrapper around it
         self.restore()  # a step that raised has left its values
-        self._stepping, self.has_stepped = stepping, True
+        self._stepping = stepping
         for name in self.edited:
             place = self._places[name]
             if place.optimizer is optimizer:
@@ -171,7 +168,8 @@ class Tunables:
                     place.write(group, self._value(name, number, group))
 
     def restore(self, after: Optimizer | None = None) -> None:
-        """Put back what was in the groups before the step (of ``after``)."""
+        """Put back what was in the groups before the step (of ``after``, which has stepped)."""
+        self.has_stepped |= after is not None
         while self._before and after in (None, self._stepping):
             _write(*self._before.pop())
 

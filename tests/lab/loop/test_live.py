@@ -230,6 +230,18 @@ def test_closes_next_answers_with_the_edit_that_the_step_is_made_with():
     assert not {"step", "closes_next", "flush"} & set(vars(wrapper))
 
 
+def test_a_question_about_the_coming_draw_is_no_step():
+    model, optimizer = make()
+    wrapper = OptimizerWrapperSBC(optimizer, 1, 2, accumulate="grad")
+    live = Live(wrapper)
+    for number in live(range(3)):
+        if wrapper.closes_next() and number == 1:
+            break  # left untouched
+        model(torch.ones(1, 3)).sum().backward()
+        wrapper.step()
+    assert len(live.history) == 1
+
+
 def test_the_optimizer_of_accelerate_is_steered():
     from accelerate import Accelerator
 
