@@ -19,8 +19,9 @@
 #
 # Methods that act on the gradient before the optimizer sees it: gradient norm threshold scheduling
 # (GNTS) and other wrappers wait for a better one, variance gradient scaling (VGS) shrinks noisy ones,
-# utility-based perturbed gradient descent (UPGD) protects useful weights. Each notebook asks one
-# question and begins with the answer; where runs decide it, with that of committed ones.
+# utility-based perturbed gradient descent (UPGD) protects useful weights; and inverse losses train
+# neural operators (12 to 14). Each notebook asks one question and begins with the answer; where runs
+# decide it, with that of committed ones.
 #
 # |  |  |  |  |  |  |
 # |---|---|---|---|---|---|

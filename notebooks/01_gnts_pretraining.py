@@ -22,7 +22,7 @@
 # draws as the noise requires.
 #
 # **Question.** From the same weights, on the same text in the same order, with the same number of
-# tokens: is the validation loss of a small GPT lower with GNTS than with tuned AdamW?
+# tokens: is the held-out loss of a small GPT lower with GNTS than with tuned AdamW?
 #
 # A token is a character here (a byte at the `paper` scale), and losses are in nat/token.
 
@@ -86,7 +86,7 @@ for experiment in experiments:
 history = pd.concat([experiment.history for experiment in experiments], ignore_index=True)
 
 # %% [markdown]
-# ## Validation loss at equal tokens
+# ## Held-out loss at equal tokens
 
 # %% tags=["nbval-ignore-output"]
 figures.loss_against(history)

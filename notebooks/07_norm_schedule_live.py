@@ -17,12 +17,12 @@
 # %% [markdown]
 # # What happens when you move the norm threshold during a run?
 #
+# The threshold of GNTS decides how many microbatches (*draws*) are averaged before a step: a lower
+# threshold means less noise, more draws and fewer steps. Its schedule is a curve with five numbers,
+# and the easiest way to find a good one is to watch a run.
+#
 # **The draws follow from the next microbatch on.** In the run below, a mean threshold of 0.34 in
 # place of 2.99 took 2.1 draws per step in place of 1.0, and raising it to 0.8 brought 1.0 back.
-#
-# The threshold of GNTS decides how many microbatches are averaged before a step: a lower threshold
-# means less noise, more draws and fewer steps. Its schedule is a curve with five numbers, and the
-# easiest way to find a good one is to watch a run.
 #
 # **To steer a run.** Set `interactive = True` in the parameters cell, run all cells, press *Start*,
 # and edit the schedule while the model trains. An edit takes effect at the next microbatch. *Save*

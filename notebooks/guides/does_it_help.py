@@ -90,7 +90,7 @@ print(f"mean logical batch of GNTS: {mean:.1f} draws of 8 examples")
 # %% [markdown]
 # ## The answer
 #
-# Differences of the validation loss within a seed, since all arms share its weights and data, with
+# Differences of the held-out loss within a seed, since all arms share its weights and data, with
 # a 95 % interval from Student's t. Above 0 GNTS is worse.
 
 # %%
