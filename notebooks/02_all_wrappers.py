@@ -17,10 +17,10 @@
 # %% [markdown]
 # # Which wrapper helps at equal tokens?
 #
-# Every wrapper decides in its own way when AdamW may step.
+# Every wrapper decides in its own way when AdamW may step (see *Methods*).
 #
 # **Question.** From the same weights, with the same number of tokens: which of them lowers the
-# validation loss of a small GPT below that of AdamW at its tuned constant batch, if the learning
+# held-out loss of a small GPT below that of AdamW at its tuned constant batch, if the learning
 # rate of all decays by a cosine?
 
 # %% tags=["install"]
@@ -40,12 +40,12 @@ claims.show_evidence("02_all_wrappers")
 # | method | steps when |
 # |---|---|
 # | `adamw` | at once, or after a constant number of microbatches: the baseline |
-# | `gnts` | the norm of the mean gradient is below a threshold |
-# | `gns` | the batch is as large as the noise scale of past windows asks for |
-# | `normtest` | the noise in the mean gradient is small against it, judged from this window |
-# | `mht` | the confidence interval of the mean training loss is narrow |
-# | `gnr` | as `adamw`, with the gradient rescaled to a fixed norm |
-# | `sbc` | a batch of a given size, which grows on a schedule here, is full |
+# | `gnts` (gradient norm threshold) | the norm of the mean gradient is below a threshold |
+# | `gns` (gradient noise scale) | the batch is as large as earlier noise scales ask for |
+# | `normtest` (norm test) | the noise in the mean gradient of this window is small against it |
+# | `mht` (metric hypothesis test) | the confidence interval of the mean training loss is narrow |
+# | `gnr` (gradient norm rescaler) | as `adamw`, with the gradient rescaled to a fixed norm |
+# | `sbc` (scheduled batch controller) | a batch whose size grows on a schedule here is full |
 # | `replay` | as often as `gnts` did on another order of the text: no reactivity |
 #
 # ## Run it yourself
@@ -98,7 +98,7 @@ for method in methods:
 history = pd.concat([e.history for e in experiments.values()], ignore_index=True)
 
 # %% [markdown]
-# ## Validation loss at equal tokens
+# ## Held-out loss at equal tokens
 
 # %% tags=["nbval-ignore-output"]
 figures.loss_against(history)

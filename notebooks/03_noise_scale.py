@@ -173,8 +173,8 @@ sides.groupby("side", sort=False).agg(
 # $(\mathrm{tr}\,\Sigma)^2/\mathrm{tr}\,\Sigma^2$, which for the gradients of a network is far below
 # the number of parameters. The noise here is Gaussian, isotropic and constant in time. A window
 # ends when its norm happens to be low: in 100 dimensions the draws near the signal stay below the
-# prediction, and a window now and then gets under $0.95\,|G|$ by chance. Just above $|G|$ a
-# threshold is reachable and yet every window ends at `max_draws`, without being flagged.
+# prediction, and a window may get under $0.95\,|G|$ by chance. Just above $|G|$ a
+# threshold is reachable and yet most windows end at `max_draws`, without being flagged.
 
 # %%
 results = pd.concat([estimates, reports, draws, reach], ignore_index=True)

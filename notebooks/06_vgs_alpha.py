@@ -102,9 +102,9 @@ figures.vgs_training.loss_panels(history)
 # %% [markdown]
 # ## Compared with no scaling, and with the constant factor
 #
-# Paired over seeds. `tail_val_loss`, the held-out loss in the last quarter (better convergence? no
-# worse in the end?); `val_loss_sd` and `loss_sd`, the standard deviation of the held-out and the
-# training loss in the second half (more stable?).
+# Paired over seeds. *Held-out loss, last quarter*: better convergence, no worse in the end? *sd of
+# the held-out loss* and *sd of the training loss*: standard deviation in the second half; more
+# stable? (Printed at the end as `tail_val_loss`, `val_loss_sd` and `loss_sd`.)
 
 # %%
 def paired(value, baseline):
@@ -164,7 +164,8 @@ by_beta.round(2)
 #
 # Adam divides by the size of past gradients, so a constant factor cancels. The drop at the end of
 # the warmup does not, until the second moments have forgotten what came before it, $1/(1-\beta_2)$
-# = 1000 steps later. The prediction is for independent gradients, `vgs_training.adam_response`.
+# = 1000 steps later. The prediction, `vgs_training.adam_response`, is for independent gradients;
+# successive ones are not, and in the short run below the measured size ends above it.
 
 # %% tags=["nbval-ignore-output"]
 name = next(m for m in history["method"] if m.startswith("VGS"))
@@ -191,7 +192,7 @@ for baseline, rows in differences[is_vgs].groupby("baseline", sort=False):
     print("\n".join("  " + one_line(row) for _, row in rows.iterrows()))
 
 # %% [markdown]
-# **What to make of it.** Where V is at its cap (`at_cap`) in all steps the factor is constant: VGS
+# **What to make of it.** Where V is at its cap in all steps the factor is constant: VGS
 # is then a learning rate that drops once, at the end of the warmup, and the constant factor trains
 # in exactly the same way. V is the 90th percentile over tensors: it is enough for a tenth of them
 # to be above the cap.

@@ -24,7 +24,10 @@
 # |---|---|---|
 # | `minmax` | position between smallest and largest utility | [0.27, 0.73] |
 # | `max` | relative to the largest utility (the paper) | (0, 1) |
-# | `minmax_published`, `max_published` | as released: bounds lack the bias correction | the same |
+# | `minmax_published`, `max_published` | as released: bounds without bias correction | the same |
+#
+# Utilities are running averages that start at 0. As released, they are corrected for that start,
+# but the smallest and largest that bound them are not.
 #
 # **Question.** How do they handle negative, mixed and extreme utilities, do gates saturate in
 # training, and does it matter for what is learned?

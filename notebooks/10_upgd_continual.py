@@ -124,7 +124,7 @@ figures.upgd.by_task(tasks, measures, over, "What is left of the network")
 # %% [markdown]
 # ## What this run says
 #
-# `online_accuracy` over the whole stream, and its change from the first fifth of the tasks to the
+# *Online accuracy* over the whole stream, and its change from the first fifth of the tasks to the
 # last: below 0 where plasticity is lost.
 
 # %%
@@ -152,7 +152,7 @@ for (stream, baseline), rows in differences.groupby(["stream", "baseline"], sort
     print(f"{stream}, against {baseline}: above {above}, below {below}")
 
 # %% [markdown]
-# **What to make of it.** Intervals are paired over seeds and not corrected; `p_holm` is corrected
+# **What to make of it.** Intervals are paired over seeds and not corrected; *p (Holm)* is corrected
 # for all comparisons in the table, and the lines above go by it.
 #
 # **Limits.** Digits of 64 pixels, networks of nine thousand parameters. The laptop scale has tens

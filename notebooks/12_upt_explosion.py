@@ -92,7 +92,8 @@ figures.operator.against_weight(results)
 # %% [markdown]
 # ## Which part explodes
 #
-# Largest gradient norm of each epoch at the largest weight.
+# Largest gradient norm of each epoch at the largest weight. Epochs below 0 pretrain encoder and
+# decoder.
 
 # %% tags=["nbval-ignore-output"]
 epochs_of = operator_learning.by_epoch(history)
@@ -130,10 +131,11 @@ for variant, group in results.groupby("variant", sort=False):
 
 # %% [markdown]
 # **What to make of it.** With layer norms, clipping and a learning rate of 0.001 the gradient of
-# the encoder grows in proportion to the weight and stays small; the largest norm of all is that of
-# the step, early on, and up to a weight of 0.5 it is the same with four seeds of five. Without
-# layer norms and at a learning rate of 0.1 gradients explode at every weight, and through every
-# part: what explodes is the network, and the inverse losses are one more path through it.
+# the encoder grows in proportion to the weight and stays small. In four of the five committed seeds
+# the largest norm up to a weight of 0.5 is that of the step A and does not depend on the weight
+# (within 3 %); in the short run above it is that of encoder and decoder. Without layer norms and at
+# a learning rate of 0.1 gradients explode at every weight, and through every part: what explodes is
+# the network, and the inverse losses are one more path through it.
 #
 # **Limits.** One seed here, five above, and one network designed for this project with layer norms
 # and, as published, a clipped gradient; what the published network lacked is not known.

@@ -72,8 +72,9 @@ from gqc_lab.studies import operator_learning
 # %% [markdown]
 # ## Train
 #
-# Methods with the same seed share data, order, initial weights and the pretraining of encoder and
-# decoder. The gradient norm is measured before clipping.
+# `exploding`, as the report calls it, is a weight of 0.5 and no fix. Methods with the same seed
+# share data, order, initial weights and the pretraining of encoder and decoder. The gradient norm
+# is measured before clipping.
 
 # %% tags=["nbval-ignore-output"]
 place = {"device": device, "dtype": dtype, "nu": nu, "source": source}
@@ -120,11 +121,11 @@ figures.operator.spectra(truth, predicted, [1, len(truth) - 1])
 # %% [markdown]
 # ## The published criteria
 #
-# `inverse_to_forward`: the inverse losses over the forward loss, at the end; *weighted* by their
+# *Inverse / forward*: the inverse losses over the forward loss, at the end; *weighted* by their
 # weights, which at 0.001 makes it small by itself, and *unweighted* on held-out fields.
-# `epochs_not_falling`: epochs whose mean loss over training batches is not below that of the
-# previous one; `forward` leaves out the inverse losses, which come in late; `val_forward` uses
-# held-out fields and averaged weights. `nrmse` is for one step of 0.1, on held-out initial fields.
+# *Epochs not falling*: epochs whose mean loss over training batches is not below that of the
+# previous one; *forward* leaves out the inverse losses, which come in late; *validation* uses
+# held-out fields and averaged weights. *NRMSE* is for one step of 0.1, on held-out initial fields.
 
 # %%
 columns = ["nrmse", "persistence_nrmse", "times_better_than_persistence", "rollout_nrmse"]

@@ -23,6 +23,8 @@
 #
 # **Question.** From the same weights (where the model is the same), on the same text, with the same
 # number of tokens: which of this holds for a small GPT?
+#
+# A token is a character here (a byte at the `paper` scale).
 
 # %% tags=["install"]
 from importlib.util import find_spec

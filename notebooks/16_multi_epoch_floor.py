@@ -19,8 +19,10 @@
 #
 # Over many epochs of the same data GNTS is claimed to converge to a worse floor than AdamW.
 #
-# **Question.** On a short text that is read again and again: where do training loss and held-out
-# loss end?
+# **Question.** On a short text that is read 16 times (4 at the smoke scale): where do training loss
+# and held-out loss end?
+#
+# A token is a character here (a byte at the `paper` scale).
 
 # %% tags=["install"]
 from importlib.util import find_spec
@@ -89,8 +91,9 @@ figures.claims.comparison_losses(pd.concat(both), "loss").update_yaxes(title="lo
 # %% [markdown]
 # ## What this run says
 #
-# `final_train_loss`: mean over the last tenth of the run; `val_loss`: at its end; `best_val_loss`:
-# the lowest along the way, which is where early stopping would have ended.
+# *Training loss at the end* (`final_train_loss`): mean over the last tenth of the run. *Validation
+# loss*: held-out loss at its end. *Best validation loss* (`best_val_loss`): the lowest along the
+# way, which is where early stopping would have ended.
 
 # %%
 shown = {"epochs": 0, "final_train_loss": 2, "val_loss": 2, "best_val_loss": 2, "steps": 0}

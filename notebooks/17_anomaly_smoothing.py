@@ -17,8 +17,8 @@
 # %% [markdown]
 # # Do difficult microbatches trigger more draws, and does that help?
 #
-# GNTS, GNS and MHT are claimed to smooth out anomalies: a difficult batch makes them draw more.
-# Here the targets of some microbatches are shuffled, so it is known which ones are anomalous.
+# GNTS, GNS and MHT are claimed to smooth out anomalies: a noisy batch makes them draw more.
+# Here the targets of some microbatches are shuffled, so it is known which ones are noisy.
 #
 # A window that draws more contains a noisy microbatch more often for that reason alone. Windows are
 # therefore classified by their **first** microbatch: each has exactly one. A *replay* makes the
@@ -26,6 +26,8 @@
 #
 # **Question.** How many more draws follow a noisy first microbatch, how do draws correlate with the
 # difficulty of the first microbatch, and is the final loss lower than that of the replay?
+#
+# A token is a character here (a byte at the `paper` scale).
 
 # %% tags=["install"]
 from importlib.util import find_spec

@@ -102,7 +102,7 @@ history = pd.concat([run.history.assign(kind="step"), probed], ignore_index=True
 # measured strength around a gradient $G$ that stays constant. Early in training it does not, and
 # the prediction lies far below the angle of the step. $G$ turns faster than the momentum, a mean
 # over ten steps or so, can follow: even a mean of many microbatches, with little noise left, may
-# stand at about a right angle to it then (`angle_to_momentum`, in the last table).
+# stand at about a right angle to it then (*angle to momentum*, in the last table).
 
 # %% tags=["nbval-ignore-output"]
 figures.claims.angles(history)
@@ -118,6 +118,8 @@ figures.claims.norms_against_draws(history)
 
 # %% [markdown]
 # ## What this run says
+#
+# The noise scale is in microbatches.
 
 # %%
 largest = probed[probed["num_draws"] == probed["num_draws"].max()].set_index("microbatch")
@@ -140,7 +142,7 @@ print(f"independent noise allows {num_draws**0.5:.1f}.")
 # 90 to 64 degrees, no further. *Bias correction* scales the momentum and rotates nothing if all
 # parameters have made the same number of steps. *Unsigned*: angles folded at 90 degrees are smaller
 # only where the cosine is negative. *Sum instead of mean*: the sum of n gradients is n times the
-# mean (`sum_ratio`); a library that divides each of them by n makes norms n times smaller at the
+# mean (*sum ratio*); a library that divides each of them by n makes norms n times smaller at the
 # first draw, without averaging anything, and that may be read as a 20-fold cut.
 #
 # **Limits.** One small model, one optimizer; the angle is over all parameters together.

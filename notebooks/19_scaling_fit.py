@@ -21,6 +21,8 @@
 #
 # **Question.** From complete runs, each scheduled for its own budget: which exponent do AdamW and
 # GNTS have, how precisely is it known, and how much does it depend on the floor $c$?
+#
+# A token is a character here (a byte at the `paper` scale).
 
 # %% tags=["install"]
 from importlib.util import find_spec

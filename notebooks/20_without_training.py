@@ -88,7 +88,7 @@ figures.without_training.peak_memory(memory[memory["width"] == max(widths)])
 
 # %% [markdown]
 # `growth`: peak at the most draws over the peak at the fewest, counting from 2. `over_plain`:
-# relative to plain accumulation. `more_gradients`: difference from it, in sizes of one gradient.
+# relative to plain accumulation. *More gradients*: difference from it, in sizes of one gradient.
 
 # %%
 numbers = ["growth", "over_plain", "more_gradients"]

@@ -23,6 +23,8 @@
 #
 # **Question.** At equal tokens, each tuned in the same way: is GNTS better than AdamW with a
 # learning rate that decays, than a scheduled batch, or than a replay of another run's batches?
+#
+# A token is a character here (a byte at the `paper` scale).
 
 # %% tags=["install"]
 from importlib.util import find_spec
@@ -87,8 +89,8 @@ shown = {"val_loss": 2, "steps": 0, "mean_logical_batch_examples": 1, "num_force
 results.set_index("method")[[*shown, *parallel]].round(shown)
 
 # %% [markdown]
-# `turns_16` is the length of a run in times of one microbatch, if up to 16 are computed at once:
-# windows that are longer than one draw waste less of it.
+# `turns_16`: length of the run, in microbatches one after another, if up to 16 are computed at
+# once.
 #
 # **Limits.** One text, models of up to 0.4M parameters, settings tuned on one other seed. A
 # learning rate that decays ends at a tenth of its peak. Torch's defaults beat the tuned constant

@@ -23,7 +23,7 @@
 #
 # **Question.** A small language model is pretrained on the King James text and fine-tuned on the
 # help pages of Python. How much higher is the loss with the settings of pretraining than with
-# settings that were tuned for the fine-tuning, for GNTS and for AdamW?
+# settings that were tuned for the fine-tuning, for GNTS and for AdamW? A token is a byte here.
 
 # %% tags=["install"]
 from importlib.util import find_spec

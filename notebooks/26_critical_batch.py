@@ -24,7 +24,7 @@
 #
 # **Question.** A small GPT is trained by AdamW at a constant learning rate, tuned for each batch,
 # to the same losses. How many tokens does each batch take, and is the noise scale that is measured
-# there the critical batch?
+# there the critical batch? A token is a character here (a byte at the `paper` scale).
 
 # %% tags=["install"]
 from importlib.util import find_spec
@@ -87,8 +87,8 @@ rounded = {"fewest_tokens": -2, "critical_batch": 0, "noise_scale": 0}
 results.groupby("loss", sort=False)[columns].mean().round(rounded).astype(int)
 
 # %% [markdown]
-# All three are in sequences or tokens: `critical_batch` and `noise_scale` in sequences. The few
-# batches of the smoke scale hardly determine the fit.
+# *Critical batch* and *noise scale* are in sequences, and tokens in the figure relative to the
+# smallest batch. The few batches of the smoke scale hardly determine the fit.
 
 # %%
 results.groupby("loss", sort=False)["batch"].agg(["count", "min", "max"])

@@ -90,7 +90,7 @@ def count(claims: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def number(value: float) -> str:
-    """Format a number with three significant digits, four near 1; commas between thousands."""
+    """Format a number with three significant digits, four or five near 1; commas in thousands."""
     if not math.isfinite(value):
         return "-" if math.isnan(value) else ("-inf" if value < 0 else "inf")
     size = abs(value)
@@ -98,7 +98,7 @@ def number(value: float) -> str:
         return f"{value:.2e}"
     if size >= 100:
         return f"{value:,.0f}"
-    return f"{value:.4g}" if 0.95 < size < 1.05 else f"{value:.3g}"
+    return f"{value:.{4 + (1 < size < 1.0005)}g}" if 0.95 < size < 1.05 else f"{value:.3g}"
 
 
 def interval(effect: Effect) -> str:

@@ -76,7 +76,7 @@ def batch_invariance(results: pd.DataFrame) -> go.Figure:
     shown = {"mean_logical_batch_examples": "sequences per step", "val_loss": LABELS["val_loss"]}
     check_columns("batch_invariance", results, ["microbatch_size", "seed", *shown])
     titles = ["logical batch", "final loss"]
-    title = "Is the logical batch that of the physical one?"
+    title = "Does the logical batch follow the physical one?"
     figure = new_panels(1, 2, title, subplot_titles=titles, horizontal_spacing=0.16)
     styles = _thinner(["gnts"])
     for column, (name, label) in enumerate(shown.items(), 1):

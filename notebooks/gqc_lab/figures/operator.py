@@ -118,7 +118,7 @@ def norms_by_part(history: pd.DataFrame, clip: dict[str, float] | None = None) -
             more = _place(i, len(methods)) | in_legend_once(figure, "bound")
             add_curve(figure, bound, "epoch", "bound", "bound", style, **more)
     figure.update_yaxes(type="log", tickvals=TICKS, tickformat=".0e")
-    figure.update_yaxes(title_text="norm [loss/weight]", col=1)
+    figure.update_yaxes(title_text="norm [loss per unit of a parameter]", col=1)
     return figure
 
 
@@ -185,9 +185,9 @@ def against_weight(
         ends = results["inverse_weight"].agg(["min", "max"])
         add_line(figure, ends, [limit, limit], f"aim: below {limit:g}", level)
     figure.update_xaxes(type="log", title_text="weight of the inverse losses", rangemode="normal")
-    figure.update_yaxes(type="log", title_text="largest gradient norm [loss/weight]")
     figure.update_xaxes(tickvals=TICKS, tickformat="~g")
-    figure.update_yaxes(exponentformat="power", dtick=1)
+    y_title = "largest gradient norm<br>[loss per unit of a parameter]"
+    figure.update_yaxes(type="log", title_text=y_title, exponentformat="power", dtick=1)
     return figure
 
 

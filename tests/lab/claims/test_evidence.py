@@ -1,9 +1,12 @@
 """Answers say size, direction, yes and no as the verdicts have them."""
 
 import math
+import re
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
@@ -16,7 +19,8 @@ from gqc_lab.claims.render import say
 from gqc_lab.claims.rules import Claim, Comparison, Part
 from gqc_lab.claims.verdicts import Verdict
 from gqc_lab.errors import BadInput
-from gqc_lab.stats.analysis import power_law, summarize
+from gqc_lab.stats.analysis import power_law, summarize, t_interval
+from gqc_lab.studies.pretraining import equal_tokens
 
 PAPER = Path(__file__).parents[3] / "paper"
 VALUE = Part(name="x", batch="b", value="v", side="<", bound=1.0, unit="nat")
@@ -177,7 +181,7 @@ def test_what_answers_say_of_figures_holds():
     assert (large == ((drawn["variant"] == "lr 0.1") & (drawn["inverse_weight"] == 50))).all()
     published = explosion.query("variant == 'as published' and inverse_weight <= 0.5")
     norms = published.groupby("seed")["max_grad_norm"].agg(["min", "max"])
-    assert sum(norms["max"] < 1.05 * norms["min"]) == 4  # of five: "it is the same"
+    assert sum(norms["max"] < 1.05 * norms["min"]) == 4  # of five
 
     runs = frames["19_scaling_fit"].query("kind == 'run'")
     losses = runs.pivot_table(index="tokens", columns="method", values="val_loss")
@@ -196,3 +200,304 @@ def test_what_answers_say_of_figures_holds():
 
     capped = frames["14_curricula"].query("name == 'cap of the share'")["largest_share"]
     assert capped.to_numpy() == pytest.approx(0.05)
+
+
+@cache
+def frozen():
+    return load_frozen(PAPER / "results")
+
+
+def told(name):
+    """An answer in one line."""
+    return " ".join(read_answers(PAPER)[name]["answer"].split())
+
+
+def pivot(batch, value="val_loss", where="seed >= 1000", index="seed", columns="method"):
+    results = frozen()[batch].results.query(where)
+    return results.pivot_table(index=index, columns=columns, values=value)
+
+
+def shown(values, form=".1f", between=" "):
+    """Mean and 95 % interval as an answer types them."""
+    low, high, _ = t_interval(values.to_numpy())
+    return f"{values.mean():{form}}{between}[{low:{form}}, {high:{form}}]"
+
+
+def notebook_text(name):
+    """Its Markdown in one line."""
+    script = (PAPER.parent / f"notebooks/{name}.py").read_text("utf-8")
+    return " ".join(script.replace("\n# ", " ").split())
+
+
+def notebook_outputs(name):
+    """What its cells printed."""
+    cells = nbformat.read(PAPER.parent / f"notebooks/{name}.ipynb", as_version=4).cells
+    outputs = [o for cell in cells for o in cell.get("outputs", [])]
+    return "\n".join(o.get("text") or o.get("data", {}).get("text/plain", "") for o in outputs)
+
+
+def test_what_the_answer_says_of_wrappers_on_known_noise_holds():
+    measured = frozen()["03_noise_scale"].results
+    keys = ["measurement", "dimension", "truth"]
+    mean = measured.groupby(keys)["measured"].mean()
+    draws = mean["draws"].droplevel("dimension")
+    off = math.ceil(1000 * (draws / draws.index - 1).abs().max()) / 10
+    reports = {w: mean[f"{w} reports", 100, 10] for w in ("normtest", "gnts", "gns")}
+    said = told("03_noise_scale")
+    assert f"GNTS draws what R predicts within {off:.1f} %" in said
+    norm, gnts, gns = (f"{value:.1f}" for value in reports.values())
+    assert (
+        f"the norm test reports {norm}, GNTS {gnts} and GNS, which has no such rule, {gns}." in said
+    )
+    reach = measured.query("measurement == 'reach' and threshold == 1.05")
+    forced = reach["num_forced"].sum() / reach["num_windows"].sum()
+    assert 0.5 < forced < 1  # "most windows end at max_draws"
+    assert not reach["is_flagged"].any()
+
+
+def test_the_largest_ratio_that_beta_resolves_is_what_the_answer_says():
+    streams = frozen()["04_vgs_smoking_gun"].results
+    infinite = streams[streams["truth"].isna() & (streams["estimator"] == "elementwise")]
+    assert infinite["is_right"].all()
+    assert f"largest ratio that its beta resolves ({streams['ceiling'].mean():.0f})" in told(
+        "04_vgs_smoking_gun"
+    )
+    assert streams["ceiling"].nunique() == 1
+
+
+def test_where_vgs_does_what_a_constant_factor_does():
+    keys = ["task", "optimizer", "seed"]
+    loss = pivot("06_vgs_alpha", "tail_val_loss", "lr_of == 'vgs'", keys)
+    ratio = (loss["VGS, alpha 0.1"] / loss["constant factor"]).map(math.log)
+    of = {key: rows.to_numpy() for key, rows in ratio.groupby(["task", "optimizer"])}
+    low, high, _ = t_interval(of.pop(("values", "adamw")))
+    assert low < 0 < high  # "the same within its interval"
+    assert all((rows == 0).all() for rows in of.values())
+    assert len(of) == 3
+    loss = pivot("06_vgs_alpha", "tail_val_loss", "lr_of == 'control'", keys)
+    ratio = (loss["VGS, alpha 0.1"] / loss["constant factor"]).map(math.log)
+    ends = {
+        key: (rows.mean(), *t_interval(rows.to_numpy())[:2])
+        for key, rows in ratio.groupby(["task", "optimizer"])
+    }
+    below = [key for key, (_, _, high) in ends.items() if high < 0]
+    assert below == [("values", "adamw"), ("values", "sgd")]  # "only on values"
+    mean, low, high = (100 * math.expm1(x) for x in ends["values", "adamw"])
+    assert f"with AdamW {-mean:.0f} % lower [{low:.0f} %, {high:.0f} %]" in told("06_vgs_alpha")
+
+
+def test_what_the_published_normalizations_cost_is_what_the_answer_says():
+    """Each normalization at the best of its learning rates, as in the notebook."""
+    keys = ["stream", "normalization", "lr"]
+    runs = frozen()["09_upgd_normalisation"].results.query("seed >= 1000")
+    mean = runs.groupby(keys)["online_accuracy"].mean()
+    best = mean.loc[mean.groupby(["stream", "normalization"]).idxmax()].reset_index()[keys]
+    accuracy = 100 * runs.merge(best).pivot_table(
+        index=["stream", "seed"], columns="normalization", values="online_accuracy"
+    )
+    lost = {n: accuracy[n] - accuracy[f"{n}_published"] for n in ("minmax", "max")}
+    minmax, most = (shown(each["input_permuted"], between=" lower ") for each in lost.values())
+    costs = f"on permuted inputs {minmax} with min-max and {most} with max"
+    assert costs.replace(" lower", " points lower", 1) in told("09_upgd_normalisation")
+    for each in lost.values():
+        low, high, _ = t_interval(each["label_permuted"].to_numpy())
+        assert low < 0 < high  # "no clear difference"
+
+
+def test_changes_of_accuracy_are_what_the_answer_says():
+    said = told("10_upgd_continual")
+    change = 100 * pivot("10_many_tasks", "accuracy_change")
+    assert f"that of AdamW by {shown(change['adamw'], '.0f', ' points ')}" in said
+    lost = -change["l2"].sort_values()
+    assert (
+        f"within {math.ceil(lost.iloc[1])} points in {len(lost) - 1} of {len(lost)} seeds" in said
+    )
+    assert f"the one that loses {lost.iloc[0]:.0f} bends" in said
+    change = 100 * pivot("10_upgd_continual", "accuracy_change", index=["stream", "seed"])
+    inputs, labels = (change.loc[f"{name}_permuted"] for name in ("input", "label"))
+    for text in (
+        f"SGD changes by {shown(inputs['sgd'], '+.1f', ' points ')} on permuted inputs",
+        f"and {shown(labels['sgd'], '+.1f')} on permuted labels",
+        f"AdamW by {shown(inputs['adamw'])} and {shown(labels['adamw'])}.",
+    ):
+        assert text in said
+    figure = (PAPER / "figures.yaml").read_text("utf-8")
+    assert f"title: Mean over {len(lost)} seeds and 10 tasks" in figure
+
+
+def test_what_vgs_does_to_upgd_is_what_the_answer_says():
+    said = told("11_upgd_vgs")
+    accuracy = 100 * pivot("11_upgd_vgs", "online_accuracy", index=["stream", "seed"])
+    both, adaptive = (accuracy[f"upgd, adaptive noise{vgs}"] for vgs in (", VGS", ""))
+    labels, inputs = ("label_permuted", "input_permuted")
+    whole = shown((both - accuracy["upgd"])[labels])
+    assert f"about 4 points lower {whole.split(' ', 1)[1]} on permuted labels" in said
+    fixed = accuracy["upgd"] - accuracy["upgd, VGS"]
+    costs = (
+        f"{shown(fixed[inputs], between=' points ')} on inputs and {shown(fixed[labels])} on labels"
+    )
+    assert f"VGS itself costs, with fixed noise, {costs}" in said
+    gain, cost = shown((both - adaptive)[inputs]), shown((adaptive - both)[labels])
+    assert f"with adaptive noise it gains {gain} on inputs and costs {cost} on labels" in said
+    runs = frozen()["11_upgd_vgs"].results
+    runs = runs[runs["method"].str.contains("adaptive")]
+    ratio = runs["noise_to_signal"] / runs["sigma"]
+    assert ratio.to_numpy() == pytest.approx(1, abs=1e-6)
+    assert runs["sigma"].nunique() == 3  # "tuned for each"
+
+
+def test_which_part_has_the_largest_norm_is_what_notebook_12_says():
+    runs = frozen()["12_upt_explosion"].results
+    runs = runs.query("variant == 'as published' and inverse_weight <= 0.5")
+    step = runs["max_grad_norm_approximator"]
+    is_largest = step > runs[["max_grad_norm_encoder", "max_grad_norm_decoder"]].max(axis=1)
+    spread = runs.groupby("seed")["max_grad_norm"].agg(lambda norms: norms.max() / norms.min())
+    *_, steady, odd = sorted(spread - 1)
+    assert len(spread) == 5
+    assert odd > 10 * steady
+    assert is_largest[runs["seed"].map(spread) <= 1 + steady].all()
+    text = notebook_text("12_upt_explosion")
+    assert "In four of the five committed seeds the largest norm up to a weight of 0.5" in text
+    assert f"does not depend on the weight (within {math.ceil(100 * steady)} %)" in text
+
+
+def test_no_run_tests_the_fix_and_none_alone_changes_error_or_gap():
+    runs = frozen()["13_upt_fix"].results
+    below = {"max_grad_norm": 100, "inverse_to_forward_unweighted": 0.2, "epochs_not_falling": 1}
+    below |= {"num_not_finite": 1, "operator_loss": 0.001, "nrmse": 0.072, "conservation_gap": 1}
+    for measure, bound in below.items():
+        assert (runs[measure] < bound).all(), measure
+    assert "so does every run here, even without inverse losses" in told("13_upt_fix")
+    for measure in ("nrmse", "conservation_gap"):
+        values = pivot("13_upt_fix", measure).map(math.log)
+        for method in ("weight only", "clip only", "curriculum only"):
+            ratio = (values[method] - values["baseline"]).dropna()
+            assert len(ratio) == 3
+            low, high, _ = t_interval(ratio.to_numpy())
+            assert low < 0 < high
+
+
+def test_where_losses_end_after_many_epochs_is_what_the_answer_says():
+    said = told("16_multi_epoch_floor")
+    end, train, best = (
+        pivot("16_multi_epoch_floor", f"{loss}val_loss".replace("train_val_", "train_"))
+        for loss in ("", "final_train_", "best_")
+    )
+    more = (end["gnts"] - end["adamw"]).to_numpy()
+    low, high, _ = t_interval(more)
+    text = (
+        f"the held-out loss of GNTS is {-more.mean():.3f} nat/token lower [{low:.3f}, {high:.3f}]"
+    )
+    assert text in said
+    assert (end.mean() > best.mean() + 0.02).all()  # "both have overfitted"
+    share = math.expm1((train["gnts"] - train["adamw"]).mean())
+    assert f"{100 * share:.1f} % of the perplexity" in said
+    epochs = frozen()["16_multi_epoch_floor"].results["epochs"]
+    assert f"At the end of the {epochs.max():.0f} epochs" in said
+    smoke = equal_tokens.REPEATED["smoke"]
+    read = f"read {epochs.min():.0f} times ({smoke['tokens'] // smoke['train_tokens']} at the smoke"
+    assert read in notebook_text("16_multi_epoch_floor")
+
+
+def test_how_far_gns_is_below_its_replay_is_what_the_answers_say():
+    loss = pivot("17_anomaly_smoothing")
+    lower = loss["gns, replay"] - loss["gns"]
+    assert f"is {lower.mean():.3f} below its replay too" in told("17_anomaly_smoothing")
+    assert t_interval(lower.to_numpy())[0] > 0
+    assert "GNS, which cannot react, is as far below its own" in told("23_open_questions")
+
+
+def test_which_angle_the_momentum_before_a_step_has():
+    runs = frozen()["18_angle_paradox"].results.query("seed >= 1000")
+    before = f"to the momentum before it: {runs['median_angle_before'].mean():.0f} degrees"
+    assert before in told("18_angle_paradox")
+    first = f"only the first step, {runs['first_angle'].max():.0f} degrees, has such an angle"
+    assert first in told("18_angle_paradox")
+    assert runs["share_below_1"].max() * 1024 == pytest.approx(1)  # the first step alone
+    verdicts = {v.claim.id: v for v in read_verdicts(PAPER)[1]}
+    grows = verdicts["vgs-variance-grows"]
+    mean = grows.effects[0].mean
+    assert f"{mean:.2f} is a factor of about {math.exp(mean):.0f}." in grows.claim.note
+
+
+def test_exponents_between_budgets_are_what_the_answer_says():
+    results = frozen()["19_scaling_fit"].results
+    loss = results.query("kind == 'run' and method == 'adamw'").groupby("tokens")["val_loss"].mean()
+    steps = loss.map(math.log).diff() / pd.Series(loss.index, loss.index).map(math.log).diff()
+    *early, last = (f"{-step:.2f}" for step in steps.dropna())
+    said = told("19_scaling_fit")
+    assert f"the exponent of AdamW is {', '.join(early)} and {last}." in said
+    one = power_law(loss.index, loss)
+    assert f"the interval of one fit of AdamW is {one.low:.2f} to {one.high:.2f}." in said
+    assert (results.query("floor_kind == 'fitted'")["floor"] == 0).all()
+    assert "A line through all, whose best floor is 0, has 0.137 for AdamW" in said
+    assert float(last) > 2 * float(early[0])  # the note: faster at large budgets
+
+
+def test_with_one_draw_memory_is_lower_by_what_the_answer_says():
+    memory = frozen()["20_without_training"].results
+    memory = memory.query("kind == 'memory' and width == 400 and method == 'gnts'")
+    memory = memory.assign(peak=memory["peak_bytes"] / memory["gradient_bytes"])
+    peak = memory.pivot_table(index="accumulate", columns="num_draws", values="peak")
+    lower = (peak[2] - peak[1]).round(1)
+    assert lower.to_dict() == {"grad": 0.5, "buffer": 1.0}
+    assert "with one draw it is half a gradient lower, or a whole one with the sum in a buffer" in (
+        told("20_without_training")
+    )
+
+
+def test_what_answers_say_of_thresholds_and_sizes_holds():
+    said = told("22_noise_annealing")
+    keys = ["comparison", "seed"]
+    loss = pivot("22_thresholds", index=keys)
+    better = (loss["gnts, half"] - loss["gnts, twice"]).groupby("comparison").mean()
+    small, middle, large = (f"{better[rung]:.3f}" for rung in ("0.04M", "0.16M", "0.4M"))
+    assert (
+        f"at every size, by {small}, {middle} and {large} nat/token at 0.04M, 0.16M and 0.4M"
+        in said
+    )
+    loss = pivot("22_ladder", index=keys)
+    lower, above = (
+        (loss["gnts, constant"] - loss[f"adamw, {rate}"]).groupby("comparison").mean()
+        for rate in ("constant", "cosine")
+    )
+    assert f"GNTS is {-lower['0.16M']:.3f} below AdamW at a constant one at 0.16M" in said
+    assert f"and {-lower['0.4M']:.3f} below at 0.4M" in said
+    assert f"it is {above['0.16M']:.3f} above and {-above['0.4M']:.3f} below." in said
+
+
+def test_what_a_decay_leaves_of_the_gain_is_as_small_as_answers_say():
+    verdicts = {v.claim.id: v.effects for v in read_verdicts(PAPER)[1]}
+    adamw, _, muon = verdicts["gqc-adam-specific"]
+    assert 0.995 < adamw.mean < 1
+    assert 0.995 < muon.mean < 1
+    assert "less than half a percent inside AdamW and Muon" in told("21_inner_optimizers")
+    both = verdicts["gqc-both-schedules"][0]
+    assert both.high < 0
+    assert math.exp(both.low) > 0.99
+    assert "on top of one less than one percent" in told("15_equal_tokens")
+
+
+def test_what_fine_tuning_costs_adamw_is_what_the_answer_says():
+    loss = pivot("24_fine_tuning")
+    cost = loss["adamw, as before"] - loss["adamw, retuned"]
+    said = told("24_fine_tuning")
+    assert f"AdamW loses {shown(cost, '.4f', ' nat/token ')}" in said
+    before, after = (
+        -100 * math.expm1((loss[f"adamw, {arm}"] - loss["gnts, retuned"]).mean())
+        for arm in ("as before", "retuned")
+    )
+    assert f"{before:.1f} % (as before) and {after:.1f} % (retuned) below" in said
+
+
+def test_numbers_of_short_runs_are_those_of_their_saved_outputs():
+    """Text of notebooks 05 and 08 that no claim fills in."""
+    outputs = notebook_outputs("05_vgs_estimators")
+    [single] = re.findall(r"digits +1\.0 +([\d.]+) +\S+ +([\d.]+)", outputs)
+    truth, read = (round(float(value)) for value in single)
+    assert f"reads {read} for its {truth})" in notebook_text("05_vgs_estimators")
+    rows = re.findall(
+        r"(?m)^0\.[015] +[\d.]+ +[\d.]+ +[\d.]+ +([\d.]+)$", notebook_outputs("08_vgs_alpha_live")
+    )
+    assert sorted(rows) == rows  # "does not vary less with a larger alpha"
+    assert f"({', '.join(rows)})" in notebook_text("08_vgs_alpha_live")
