@@ -98,11 +98,8 @@ def warmup_panels(history: pd.DataFrame) -> go.Figure:
         history: records with ``method``, ``seed``, ``microbatch``, ``gradient_norm_threshold``,
             ``steps``, ``loss`` and ``is_warmup``; twice as long as the warmup is drawn.
     """
-    shown = {
-        "gradient_norm_threshold": "threshold [loss/parameter]",
-        "steps": "optimizer steps",
-        "loss": LABELS["loss"],
-    }
+    shown = {"gradient_norm_threshold": "threshold [loss/parameter]", "steps": "optimizer steps"}
+    shown["loss"] = LABELS["loss"]
     check_columns("warmup_panels", history, ["method", "seed", "microbatch", "is_warmup", *shown])
     end = history.loc[history["is_warmup"], "microbatch"].max()
     near = history[history["microbatch"] <= 2 * end]

@@ -12,6 +12,8 @@ Each arm is a method with a learning rate that is constant or decays:
 - ``"schedule-free"``: a constant batch and learning rate, with an average of the weights in place
   of a schedule (Defazio et al. 2024, arXiv:2405.15682), of the package pytorch-optimizer;
 - ``"replay, ..."``: the batches of ``"gnts, ..."`` with the next seed, whatever the gradient;
+- ``"adamw, wide"``, ``"gnts, wide"``, ``"adamw, cosine, wide"``: with the half-life of the second
+  moment and the weight decay tuned too, which all others share;
 - ``"gnts, half"``, ``"gnts, same"``, ``"gnts, twice"``: GNTS at a constant learning rate with 0.5,
   1 and 2 times the threshold that was tuned at 0.16M, whatever the rung.
 
@@ -24,7 +26,7 @@ was tried.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,15 @@ ARMS = {
     for curve in (_CURVES if method == "adamw" else ("constant", "cosine"))
 }
 ARMS["adamw, untuned"] = ("adamw", "constant")
+_WIDE_ARMS = {"adamw, wide": ("adamw", "constant"), "gnts, wide": ("gnts", "constant")}
+_WIDE_ARMS["adamw, cosine, wide"] = ("adamw", "cosine")
+ARMS |= _WIDE_ARMS
+_DECAYS = {"beta2_tokens": Range(2**11, 2**18), "weight_decay": Range(0.003, 0.5)}
+#: arm whose space is wider than that of its method -> that space, tried with twice the budget
+WIDE: dict[str, Space] = {
+    arm: {**SPACES[method], "lr": Range(4e-4, 1e-2), **_DECAYS}
+    for arm, (method, _) in _WIDE_ARMS.items()
+}
 SPACES["schedule-free"] = {**SPACES["adamw"], "beta1": Range(0.8, 0.98)}
 ARMS["schedule-free"] = ("schedule-free", "constant")
 REPLAYS = {"replay, constant": "gnts, constant", "replay, cosine": "gnts, cosine"}  #: of arms
@@ -79,7 +90,7 @@ SHIFTED_FROM = ("0.16M", "gnts, constant")
 ARMS |= dict.fromkeys(SHIFTED, ARMS[SHIFTED_FROM[1]])
 
 TUNABLE = tuple(arm for arm in ARMS if arm not in ("adamw, untuned", *REPLAYS, *SHIFTED))
-_WHOLE = ("accumulation", "final_accumulation")  # rounded
+_WHOLE = ("accumulation", "final_accumulation", "beta2_tokens")  # rounded
 _ALL: dict[str, Any] = {"beta2_tokens": 2**14, "context": 64, "microbatch_size": 2}
 _GNTS = {"norm_warmup_multiplier": 30.0}  # with 10, first norms above it held some seeds up
 
@@ -181,29 +192,28 @@ def trained(run: Pretraining) -> dict[str, Any]:
 def search(measure: Measure, methods: Mapping[str, str], path: str) -> Tuning:
     """Try `BUDGET` settings of the whole space of each arm, and `CLOSE_BUDGET` near its best.
 
+    Where all arms are of `WIDE`, twice as many.
+
     Args:
         measure: of `gqc_lab.loop.tune.tune`.
         methods: arm -> its method, of `SPACES`.
         path: file that keeps the trials.
     """
     spaces: dict[str, Space] = {
-        arm: {"lr": LEARNING_RATES, **SPACES[method]} for arm, method in methods.items()
+        arm: {"lr": LEARNING_RATES, **WIDE.get(arm, SPACES[method])}
+        for arm, method in methods.items()
     }
-    run = partial(
-        tune,
-        measure,
-        seeds=TUNING_SEEDS,
-        report_seeds=REPORT_SEEDS,
-        metric="minus_val_loss",
-        path=path,
-    )
-    wide = run(spaces, budget=BUDGET)
+    known: Any = {"seeds": TUNING_SEEDS, "report_seeds": REPORT_SEEDS, "metric": "minus_val_loss"}
+    run: Callable[..., Tuning] = partial(tune, measure, path=path, **known)
+    times = 2 if methods.keys() <= WIDE.keys() else 1
+    wide = run(spaces, budget=times * BUDGET)
     near: dict[str, Space] = {
         arm: {name: _around(name, value) for name, value in best.items()}
         for arm, best in wide.best.items()
     }
-    close = run(near, budget=CLOSE_BUDGET, seed=1)
-    trials = pd.concat([wide.trials, close.trials.assign(trial=close.trials["trial"] + BUDGET)])
+    close = run(near, budget=times * CLOSE_BUDGET, seed=1)
+    close.trials["trial"] += times * BUDGET
+    trials = pd.concat([wide.trials, close.trials])
     return Tuning(trials.reset_index(drop=True), "minus_val_loss", spaces)
 
 

@@ -71,18 +71,12 @@ def comparison(
     if name == "microbatch":
         return {f"microbatch {n}": _with_microbatch(gnts, scale, n) for n in MICROBATCHES}
     if name == "warmup":
-        return {
-            label: replace(gnts, norm_warmup_multiplier=multiplier)
-            for label, multiplier in MULTIPLIERS.items()
-        }
+        return {k: replace(gnts, norm_warmup_multiplier=m) for k, m in MULTIPLIERS.items()}
     if name == "repeated":
         both = {"adamw": adamw, "gnts": gnts}
         return {label: replace(each, train_tokens=train_tokens) for label, each in both.items()}
-    return {
-        "adamw": adamw,
-        "adamw, untuned": replace(adamw, **dict[str, Any](UNTUNED)),
-        "gnts": gnts,
-    }
+    untuned = replace(adamw, **dict[str, Any](UNTUNED))
+    return {"adamw": adamw, "adamw, untuned": untuned, "gnts": gnts}
 
 
 def _with_microbatch(gnts: PretrainingConfig, scale: str, size: int) -> PretrainingConfig:
@@ -123,12 +117,9 @@ def labelled(run: Pretraining, label: str, name: str) -> pd.DataFrame:
     """
     c, history = run.config, run.history
     last = round(c.norm_warmup * c.num_microbatches)
-    return history.assign(
-        method=label,
-        comparison=name,
-        microbatch_size=c.microbatch_size,
-        is_warmup=history["microbatch"] <= last,
-    )
+    known: dict[str, Any] = {"method": label, "comparison": name}
+    known |= {"microbatch_size": c.microbatch_size, "is_warmup": history["microbatch"] <= last}
+    return history.assign(**known)
 
 
 def numbers(run: Pretraining, label: str, name: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from gqc_lab.studies.pretraining.annealing import (
     SPACES,
     TUNABLE,
     TUNED,
+    WIDE,
     comparison,
     config,
 )  # fmt: skip
@@ -31,11 +32,24 @@ DIFFERING = {
 
 @pytest.mark.parametrize("rung", ["smoke", "0.16M"])
 def test_arms_differ_only_in_how_they_anneal(rung):
-    configs = [vars(config(arm, rung)) for arm in TUNABLE]
-    for name in configs[0].keys() - DIFFERING:
-        assert len({str(c[name]) for c in configs}) == 1, name
-    for arm, c in zip(TUNABLE, configs, strict=True):
+    configs = {arm: vars(config(arm, rung)) for arm in TUNABLE}
+    for arm, c in configs.items():
         assert (c["method"], c["lr_curve"]) == ARMS[arm]
+    alike = [c for arm, c in configs.items() if arm not in WIDE]
+    for name in alike[0].keys() - DIFFERING:
+        assert len({str(c[name]) for c in alike}) == 1, name
+        free = () if rung == "smoke" else ("beta2_tokens", "weight_decay")
+        assert name in free or all(configs[arm][name] == alike[0][name] for arm in WIDE), name
+
+
+def test_the_wide_arms_were_tuned_alike_and_not_at_an_edge():
+    trials = pd.read_csv(annealing.TRIALS, comment="#").query("arm in @WIDE")
+    budget = 2 * (annealing.BUDGET + annealing.CLOSE_BUDGET)
+    assert Counter(trials["arm"]) == dict.fromkeys(WIDE, budget)
+    for arm, tried in trials.groupby("arm"):
+        best = TUNED["0.16M", arm]
+        for name in set(best) - {"accumulation"}:  # of which none is below one
+            assert tried[name].min() < best[name] < tried[name].max(), (arm, name)
 
 
 def test_the_untuned_arm_has_the_defaults_of_torch():
@@ -128,7 +142,7 @@ def test_unknown_names_are_named():
 def test_what_is_tuned_is_of_an_arm_and_its_space():
     for rung, arm in TUNED:
         assert rung in RUNGS
-        space = SPACES[ARMS[arm][0]]
+        space = WIDE.get(arm) or SPACES[ARMS[arm][0]]
         assert set(TUNED[rung, arm]) <= {"lr", *space}
 
 
