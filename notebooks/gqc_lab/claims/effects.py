@@ -8,7 +8,8 @@ smaller than it.  These tests also decide a part whose effect has to be *within*
 """
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -19,7 +20,7 @@ import pyarrow
 from scipy import stats
 
 from gqc_lab.claims.frozen import Frozen
-from gqc_lab.claims.rules import SIDES, WITHIN, Claim, Part
+from gqc_lab.claims.rules import WITHIN, Claim, Part
 from gqc_lab.errors import BadInput
 from gqc_lab.stats.analysis import seeds_needed, t_interval
 
@@ -35,8 +36,6 @@ class Effect:
         n: seeds; p: two-sided, against the bound.
         status: holds, fails or open.
         p_none: of an effect smaller than the margin; NaN without one.
-        needs: seeds that would decide the part at the corrected level; None where it is decided
-            there or 1000 are too few.
     """
 
     name: str
@@ -47,7 +46,6 @@ class Effect:
     p: float
     status: str
     p_none: float = math.nan
-    needs: int | None = None
 
 
 @cache
@@ -59,23 +57,31 @@ def _database() -> duckdb.DuckDBPyConnection:
 def differences(
     claim: Claim, part: Part, results: Mapping[str, Frozen]
 ) -> tuple[np.ndarray, set[str]]:
-    """Return a number per seed (the value, or its difference or log ratio) and the runs used."""
+    """Return a number per seed (the value, or its difference or log ratio) and the runs used.
+
+    It is NaN where a row has none in a column that the value names: aggregates would skip it.
+    """
     connection = _database().cursor()
-    frozen, compare = results[part.batch], part.compare
+    table, compare = getattr(results[part.batch], part.table), part.compare
     keys = [part.pair, *([compare.by] if compare else [])]
     shown = ", ".join(f'"{key}"' for key in keys)
     where = f"WHERE {part.where}" if part.where else ""
-    columns = f"{shown}, {part.value} AS value, list(DISTINCT run) AS runs"
+    named = [name for name in table if re.search(rf"(?i)\b{re.escape(name)}\b", part.value)]
+    gaps = " OR ".join(["false", *(f'"{name}" IS NULL' for name in named)])
+    columns = f"{shown}, {part.value} AS value, list(DISTINCT run) AS runs, bool_or({gaps}) AS gaps"
     query = f"SELECT {columns} FROM {part.table} {where} GROUP BY {shown}"
     # As Arrow: DuckDB looks at every value of a frame's columns of objects.
-    connection.register(part.table, pyarrow.Table.from_pandas(getattr(frozen, part.table)))
+    connection.register(part.table, pyarrow.Table.from_pandas(table))
     try:
         frame = connection.execute(query).df()
-    except duckdb.Error as error:
+        frame["value"] = frame["value"].astype(float).mask(frame["gaps"].astype(bool))
+    except (duckdb.Error, TypeError, ValueError) as error:
         raise BadInput(f"{claim.id}: {part.name!r}: {error}") from None
     finally:
         connection.close()
-    return _by_seed(claim, part, frame.astype({"value": float}))
+    if frame[part.pair].isna().any():
+        raise BadInput(f"{claim.id}: {part.name!r}: rows without a {part.pair}")
+    return _by_seed(claim, part, frame)
 
 
 def _by_seed(claim: Claim, part: Part, frame: pd.DataFrame) -> tuple[np.ndarray, set[str]]:
@@ -124,27 +130,56 @@ def _p_none(values: np.ndarray, margin: float) -> float:
     return float(one_sided.max())
 
 
-def measure(part: Part, values: np.ndarray, level: float) -> Effect:
-    """Return the effect of a part from its number per seed.
-
-    Args:
-        level: at which a test would have to decide it, for the seeds that it needs.
-    """
+def measure(part: Part, values: np.ndarray) -> Effect:
+    """Return the effect of a part from its number per seed."""
     mean, (low, high, _) = float(values.mean()) if len(values) else math.nan, t_interval(values)
-    bound, status, needs = _on_scale(part, part.bound), "open", None
-    if part.side == WITHIN:
-        limit, bound = bound, math.copysign(bound, mean)  # the one that is nearer
-        holds = abs(mean) < limit
-        p = _p_none(values, limit) if holds else _p_value(values, bound)
-    else:
-        holds, p = SIDES[part.side](mean, bound), _p_value(values, bound)
+    bound, status = _on_scale(part, part.bound), "open"
+    holds = min(_gaps(part.side, mean, bound)) > 0
+    nearest = math.copysign(bound, mean) if part.side == WITHIN else bound
+    p = _p_none(values, bound) if part.side == WITHIN and holds else _p_value(values, nearest)
     if p < LEVEL:
         status = "holds" if holds else "fails"
-    if not p < level and len(values) > 1 and np.isfinite(values).all() and np.ptp(values) > 0:
-        needs = seeds_needed(abs(mean - bound) / values.std(ddof=1), level)
     if part.compare and part.compare.ratio:
         mean, low, high = math.exp(mean), math.exp(low), math.exp(high)
     p_none = math.nan
     if part.margin is not None:
         p_none = _p_none(values, _on_scale(part, part.margin))
-    return Effect(part.name, mean, low, high, len(values), p, status, p_none, needs)
+    return Effect(part.name, mean, low, high, len(values), p, status, p_none)
+
+
+def _gaps(side: str, mean: float, bound: float) -> tuple[float, ...]:
+    """Return how far a mean is on the claim's side of each bound; negative on the other."""
+    return {"<": (bound - mean,), ">": (mean - bound,), WITHIN: (bound - mean, bound + mean)}[side]
+
+
+def _distances(part: Part, values: np.ndarray, side: str, bound: float) -> list[float]:
+    """Return the gaps to a bound in standard deviations over seeds; NaN where not known."""
+    if len(values) < 2 or not np.isfinite(values).all():
+        return [math.nan]
+    sd, gaps = float(values.std(ddof=1)), _gaps(side, float(values.mean()), _on_scale(part, bound))
+    return [gap / sd if sd else gap * math.inf for gap in gaps]
+
+
+def seeds_to_decide(
+    parts: Sequence[Part], values: Sequence[np.ndarray], level: float
+) -> int | None:
+    """Return the fewest seeds that would decide a claim in one of three ways, with power 0.8.
+
+    All its parts hold, one of them fails, or no effect is larger than its margin.
+
+    Args:
+        values: of each part, a number per seed.
+        level: of the claim's p (:mod:`gqc_lab.claims.verdicts`).
+    Returns: seeds, or None where 1000 are too few.
+    """
+    pairs = list(zip(parts, values, strict=True))
+    rules = [_distances(part, v, part.side, part.bound) for part, v in pairs]
+    margins = [_distances(p, v, WITHIN, p.margin) for p, v in pairs if p.margin is not None]
+    ways = [rules, margins] if len(margins) == len(parts) else [rules]
+    level /= len(ways)
+    worst = min((d for of_part in rules for d in of_part if d == d), default=math.nan)
+    needs = [seeds_needed([-worst], [level / len(parts)])]
+    for way in ways:  # tests against two bounds are one-sided
+        tests = [(d, level * len(of_part)) for of_part in way for d in of_part]
+        needs.append(seeds_needed(*zip(*tests, strict=True)))
+    return min((n for n in needs if n), default=None)
