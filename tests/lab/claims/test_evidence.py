@@ -74,7 +74,7 @@ def known():
         ("{a-b.2!percent}", "90\u00a0% [80, 100]"),
         ("{a-b.2!10^}", "7.94 [6.31, 12.6]"),
         ("{a-b.2!2^}", "1.87 times [1.74, 2.14]"),
-        ("{a-b.1!2^}", "41.4\u00a0% higher [+18.9\u00a0%, +68.2\u00a0%]"),  # a difference of logarithms: a factor
+        ("{a-b.1!2^}", "41.4\u00a0% higher [+18.9\u00a0%, +68.2\u00a0%]"),
         ("{a-b.3!points}", "-2 points [-4, 1]"),
         ("{a-b.3!percent}", "-2\u00a0% [-4, 1]"),  # no share: nothing is cut off
         ("{a-b.2!points}", "90 points [80, 110]"),
