@@ -157,6 +157,8 @@ def tune(
     from tqdm import tqdm
 
     _check_seeds(seeds, report_seeds)
+    if not (budget >= 1 and len(seeds)):
+        raise ValueError(f"budget={budget!r}, seeds={list(seeds)}: expected at least one of each")
     requests: list[dict[str, Any]] = [
         {"method": method, "trial": trial, "seed": s, "values": values}
         for method, space in spaces.items()
@@ -170,6 +172,8 @@ def tune(
             numbers = dict(measure(each["method"], dict(each["values"]), each["seed"]))
             if metric not in numbers:
                 raise ValueError(f"metric={metric!r}: measure gave {', '.join(numbers) or 'none'}")
+            if taken := sorted({"method", "trial", *each["values"]} & numbers.keys()):
+                raise ValueError(f"measure gave {', '.join(taken)}: a name of settings and trials")
             if path is not None:
                 with open(path, "a", encoding="utf-8") as file:
                     file.write(json.dumps({**each, "numbers": numbers}) + "\n")
