@@ -44,6 +44,7 @@ def summarize_batch(batch: Batch, results: pd.DataFrame) -> pd.DataFrame:
 
     from gqc_lab.stats.analysis import mean_over_runs
 
+    results = _with_numbers(batch, results)
     frame, by = _grouped(batch, results)
     geometric = _known(results, batch.report.geometric, "geometric")
     points = {
@@ -60,6 +61,20 @@ def summarize_batch(batch: Batch, results: pd.DataFrame) -> pd.DataFrame:
         part.insert(len(by), "column", column)
         parts.append(part)
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _with_numbers(batch: Batch, results: pd.DataFrame) -> pd.DataFrame:
+    """Read as numbers what is one in some run, or has no value in any; NaN for other values."""
+    import pandas as pd
+
+    mixed: dict[str, Any] = {
+        str(name): pd.to_numeric(column, errors="coerce").astype(float)
+        for name, column in results.items()
+        if column.dtype == object
+        and name not in batch.notebook.declared
+        and (column.isna().all() or any(type(value) in (int, float) for value in column.dropna()))
+    }
+    return results.assign(**mixed)
 
 
 def _grouped(batch: Batch, results: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
