@@ -108,73 +108,63 @@ def _on_scale(part: Part, value: float) -> float:
     return math.log(value) if part.compare and part.compare.ratio else value
 
 
-def _p_value(values: np.ndarray, bound: float) -> float:
+def _t_values(part: Part, values: np.ndarray, side: str, bound: float) -> list[float]:
+    """Return t for each bound, positive on the claim's side; none where nothing is known.
+
+    Where all seeds are alike it is infinite, and NaN on the bound itself.
+    """
     if len(values) < 2 or not np.isfinite(values).all():
-        return math.nan
+        return []
+    mean, error, bound = float(values.mean()), float(stats.sem(values)), _on_scale(part, bound)
     if np.ptp(values) == 0:
-        return 1.0 if values[0] == bound else 0.0
-    return 2 * float(stats.t.sf(abs(_t(values, bound)), len(values) - 1))
+        mean, error = float(values[0]), 0.0
+    gaps = {"<": [bound - mean], ">": [mean - bound], WITHIN: [bound - mean, bound + mean]}[side]
+    return [gap / error if error else gap * math.inf for gap in gaps]
 
 
-def _t(values: np.ndarray, bound: float) -> float:
-    return float((values.mean() - bound) / (values.std(ddof=1) / math.sqrt(len(values))))
-
-
-def _p_none(values: np.ndarray, margin: float) -> float:
-    """Return the p value of two one-sided tests that the mean lies within the margin of 0."""
-    if len(values) < 2 or not np.isfinite(values).all():
+def _p_value(t_values: Sequence[float], n: int, *, is_one_sided: bool) -> float:
+    """Return the p value of the bound that is nearest, or passed furthest; 1 on the bound."""
+    if not t_values:
         return math.nan
-    if np.ptp(values) == 0:
-        return 0.0 if abs(values[0]) < margin else 1.0
-    one_sided = stats.t.sf([_t(values, -margin), -_t(values, margin)], len(values) - 1)
-    return float(one_sided.max())
+    t = np.min(t_values)
+    p = stats.t.sf(t, n - 1) if is_one_sided else 2 * stats.t.sf(abs(t), n - 1)
+    return 1.0 if math.isnan(t) else float(p)
 
 
 def measure(part: Part, values: np.ndarray) -> Effect:
     """Return the effect of a part from its number per seed."""
-    mean, (low, high, _) = float(values.mean()) if len(values) else math.nan, t_interval(values)
-    bound, status = _on_scale(part, part.bound), "open"
-    holds = min(_gaps(part.side, mean, bound)) > 0
-    nearest = math.copysign(bound, mean) if part.side == WITHIN else bound
-    p = _p_none(values, bound) if part.side == WITHIN and holds else _p_value(values, nearest)
+    n, (low, high, _) = len(values), t_interval(values)
+    mean, status, p_none = float(values.mean()) if n else math.nan, "open", math.nan
+    t_values = _t_values(part, values, part.side, part.bound)
+    holds = bool(t_values) and bool(np.min(t_values) > 0)
+    p = _p_value(t_values, n, is_one_sided=holds and part.side == WITHIN)
     if p < LEVEL:
         status = "holds" if holds else "fails"
+    if part.margin is not None:
+        p_none = _p_value(_t_values(part, values, WITHIN, part.margin), n, is_one_sided=True)
     if part.compare and part.compare.ratio:
         mean, low, high = math.exp(mean), math.exp(low), math.exp(high)
-    p_none = math.nan
-    if part.margin is not None:
-        p_none = _p_none(values, _on_scale(part, part.margin))
-    return Effect(part.name, mean, low, high, len(values), p, status, p_none)
-
-
-def _gaps(side: str, mean: float, bound: float) -> tuple[float, ...]:
-    """Return how far a mean is on the claim's side of each bound; negative on the other."""
-    return {"<": (bound - mean,), ">": (mean - bound,), WITHIN: (bound - mean, bound + mean)}[side]
-
-
-def _distances(part: Part, values: np.ndarray, side: str, bound: float) -> list[float]:
-    """Return the gaps to a bound in standard deviations over seeds; NaN where not known."""
-    if len(values) < 2 or not np.isfinite(values).all():
-        return [math.nan]
-    sd, gaps = float(values.std(ddof=1)), _gaps(side, float(values.mean()), _on_scale(part, bound))
-    return [gap / sd if sd else gap * math.inf for gap in gaps]
+    return Effect(part.name, mean, low, high, n, p, status, p_none)
 
 
 def seeds_to_decide(
     parts: Sequence[Part], values: Sequence[np.ndarray], level: float
 ) -> int | None:
-    """Return the fewest seeds that would decide a claim in one of three ways, with power 0.8.
+    """Return the fewest seeds that would decide a claim with a power of 0.8; None above 1000.
 
     All its parts hold, one of them fails, or no effect is larger than its margin.
 
     Args:
         values: of each part, a number per seed.
         level: of the claim's p (:mod:`gqc_lab.claims.verdicts`).
-    Returns: seeds, or None where 1000 are too few.
     """
+
+    def distances(part: Part, v: np.ndarray, side: str, bound: float) -> list[float]:
+        return [t / math.sqrt(len(v)) for t in _t_values(part, v, side, bound)] or [math.nan]
+
     pairs = list(zip(parts, values, strict=True))
-    rules = [_distances(part, v, part.side, part.bound) for part, v in pairs]
-    margins = [_distances(p, v, WITHIN, p.margin) for p, v in pairs if p.margin is not None]
+    rules = [distances(part, v, part.side, part.bound) for part, v in pairs]
+    margins = [distances(p, v, WITHIN, p.margin) for p, v in pairs if p.margin is not None]
     ways = [rules, margins] if len(margins) == len(parts) else [rules]
     level /= len(ways)
     worst = min((d for of_part in rules for d in of_part if d == d), default=math.nan)
