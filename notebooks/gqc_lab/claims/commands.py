@@ -150,10 +150,7 @@ def means_table(frozen: Frozen, age: str = "") -> str:
 
 def read_plan(paper: Path) -> dict[str, dict[str, Any]]:
     """Read results.yaml: what is committed of each batch.  Raises: BadInput: an unknown key."""
-    read = read_yaml(paper / PLAN) or {}
-    if not isinstance(read, dict):
-        raise BadInput(f"{paper / PLAN}: expected a mapping from batches")
-    plan = {name: entry or {} for name, entry in read.items()}
+    plan = {name: entry or {} for name, entry in (read_yaml(paper / PLAN) or {}).items()}
     for name, entry in plan.items():
         check_keys(f"{paper / PLAN}: {name}: ", entry, KEYS)
     return plan

@@ -150,13 +150,10 @@ def measure(part: Part, values: np.ndarray) -> Effect:
 def seeds_to_decide(
     parts: Sequence[Part], values: Sequence[np.ndarray], level: float
 ) -> int | None:
-    """Return the fewest seeds that would decide a claim with a power of 0.8; None above 1000.
+    """Return the fewest seeds that would decide a claim at ``level``; None where 1000 are too few.
 
-    All its parts hold, one of them fails, or no effect is larger than its margin.
-
-    Args:
-        values: of each part, a number per seed.
-        level: of the claim's p (:mod:`gqc_lab.claims.verdicts`).
+    All its parts hold, one of them fails, or no effect is larger than its margin: with a power of
+    0.8, if the means and deviations of ``values`` are the true ones.
     """
 
     def distances(part: Part, v: np.ndarray, side: str, bound: float) -> list[float]:

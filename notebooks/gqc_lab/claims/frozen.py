@@ -9,7 +9,6 @@
 """
 
 import contextlib
-import json
 import shutil
 import tempfile
 from collections.abc import Collection
@@ -25,7 +24,7 @@ import pyarrow
 from gqc_lab.errors import BadInput
 from gqc_lab.runs.plan import Batch
 from gqc_lab.runs.results import load
-from gqc_lab.runs.store import CorruptRun, Store, file_hash, seal, write_json
+from gqc_lab.runs.store import CorruptRun, Store, file_hash, read_note, seal, write_json
 
 FIRST_SEED = 1000  #: smaller ones are for exploration and tuning
 RESULTS, HISTORY, RUNS = "results.parquet", "history.parquet", "runs.json"
@@ -98,12 +97,9 @@ def load_frozen(folder: Path | str) -> dict[str, Frozen]:
 
 def _read(folder: Path) -> Frozen:
     place = folder / RUNS
-    try:
-        record = json.loads(place.read_text(encoding="utf-8"))
-        if seal(record)["seal"] != record.get("seal"):
-            raise CorruptRun(f"{place}: does not match its own checksum")
-    except (ValueError, AttributeError, TypeError):  # cut short, or of another shape
-        raise CorruptRun(f"{place}: is not what was frozen; freeze the batch again") from None
+    record = read_note(place)  # empty where it was cut short
+    if seal(record)["seal"] != record.get("seal"):
+        raise CorruptRun(f"{place}: does not match its own checksum")
     for name, expected in record["files"].items():
         path = folder / name
         if not path.is_file() or file_hash(path) != expected:

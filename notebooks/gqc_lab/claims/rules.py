@@ -40,12 +40,11 @@ longer kept, as their settings were wrong; the note says what was.
 import hashlib
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from gqc_lab.errors import BadInput, nearest
+from gqc_lab.errors import BadInput, check_keys
 
 TABLES = ("history", "results")
 PROSE = ("name", "unit")  #: of a part; they decide nothing
@@ -148,7 +147,8 @@ def read_claims(path: Path | str) -> list[Claim]:
 
 
 def _claim(row: Any) -> Claim:
-    values = dict(_known(row, [f.name for f in fields(Claim)]))
+    check_keys("", row, [f.name for f in fields(Claim)])
+    values = dict(row)
     for key in ("id", "group", "statement", "source", "notebook", "scale"):
         if not isinstance(values.get(key), str):
             raise BadInput(f"{key}={values.get(key)!r}: expected a text")
@@ -164,7 +164,8 @@ def _claim(row: Any) -> Claim:
 
 def _part(row: Any) -> Part:
     names = [f.name for f in fields(Part) if f.name not in ("side", "bound")]
-    values = dict(_known(row, [*names, "holds"]))
+    check_keys("", row, [*names, "holds"])
+    values = dict(row)
     for key in ("name", "batch", "value", "holds"):
         if not isinstance(values.get(key), str):
             raise BadInput(f"part {values.get('name')!r}: {key}={values.get(key)!r}: a text")
@@ -174,12 +175,12 @@ def _part(row: Any) -> Part:
     if values.get("table", "history") not in TABLES:
         raise BadInput(f"table={values['table']!r}: expected one of {', '.join(TABLES)}")
     if compare := values.pop("compare", None):
-        known = _known(compare, [f.name for f in fields(Comparison)])
-        if missing := [k for k in ("by", "of", "against") if k not in known]:
+        check_keys("", compare, [f.name for f in fields(Comparison)])
+        if missing := [k for k in ("by", "of", "against") if k not in compare]:
             raise BadInput(f"part {values['name']!r}: compare lacks {', '.join(missing)}")
-        if not isinstance(known.get("ratio", False), bool):
-            raise BadInput(f"part {values['name']!r}: ratio={known['ratio']!r}: true or false")
-        values["compare"] = Comparison(**known)
+        if not isinstance(compare.get("ratio", False), bool):
+            raise BadInput(f"part {values['name']!r}: ratio={compare['ratio']!r}: true or false")
+        values["compare"] = Comparison(**compare)
     bound, is_ratio = float(rule[2]), bool(compare) and values["compare"].ratio
     if is_ratio and not bound > 0:
         raise BadInput(f"part {values['name']!r}: holds={row['holds']!r}: a ratio is above 0")
@@ -192,12 +193,3 @@ def _part(row: Any) -> Part:
             what = f"a number > {least}, in a part that compares"
             raise BadInput(f"part {values['name']!r}: margin={margin!r}: expected {what}")
     return Part(**values, side=rule[1], bound=bound)
-
-
-def _known(row: Any, names: list[str]) -> Mapping[str, Any]:
-    if not isinstance(row, dict):
-        raise BadInput(f"{row!r}: expected a mapping")
-    for key in row:
-        if key not in names:
-            raise BadInput(f"unknown key {key!r}{nearest(key, names)}")
-    return row

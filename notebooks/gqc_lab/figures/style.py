@@ -92,11 +92,10 @@ def thin(rows: pd.DataFrame, y: str, limit: int = MAX_POINTS) -> pd.DataFrame:
     if len(rows) <= limit:
         return rows
     values = rows[y].to_numpy(dtype=float)
+    low, high = (np.where(np.isnan(values), end, values) for end in (np.inf, -np.inf))
     kept = {0, len(rows) - 1}
     for stretch in np.array_split(np.arange(len(rows)), limit // 2 - 1):
-        known = stretch[~np.isnan(values[stretch])]
-        known = known if len(known) else stretch[:1]  # nothing is known: one gap
-        kept |= {int(known[values[known].argmin()]), int(known[values[known].argmax()])}
+        kept |= {int(stretch[low[stretch].argmin()]), int(stretch[high[stretch].argmax()])}
     return rows.iloc[sorted(kept)]
 
 

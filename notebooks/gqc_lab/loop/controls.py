@@ -144,21 +144,15 @@ class Controls(Mapping[str, Any]):
 
 
 def by_microbatch(changes: Iterable[Change]) -> dict[int, dict[str, Any]]:
-    """Return `Controls.changes` as name -> value by microbatch.
-
-    Raises: ValueError: a change lacks one of these, or its microbatch is no whole number.
-    """
+    """Return `Controls.changes` as name -> value by microbatch.  Raises: ValueError: it is none."""
     together: dict[int, dict[str, Any]] = {}
     for change in changes:
-        try:
-            number, name, value = (change[key] for key in ("microbatch", "name", "value"))
-            is_whole = int(number) == number
-        except (KeyError, TypeError, ValueError, OverflowError):
-            is_whole = False
-        if not is_whole:
-            what = "expected name, value and microbatch, a whole number"
-            raise ValueError(f"change={change!r}: {what}")
-        together.setdefault(int(number), {})[name] = value
+        match change:
+            case {"microbatch": int() | float() as n, "name": name, "value": value} if n % 1 == 0:
+                together.setdefault(int(n), {})[name] = value
+            case _:
+                what = "expected name, value and microbatch, a whole number"
+                raise ValueError(f"change={change!r}: {what}")
     return together
 
 

@@ -33,16 +33,10 @@ from gqc_lab.loop.tunables import Optimizers, Tunables, named, unwrapped
 
 @dataclass(frozen=True)
 class Parts:
-    """What a checkpoint must have in common with the loop that loads it.
+    """What a checkpoint must have in common with the loop that loads it."""
 
-    Args:
-        names: of what is saved; num_parameters: weights in the optimizers.
-        numbers: those in the param groups at the beginning, such as ``lr``.
-    """
-
-    names: tuple[str, ...]
-    num_parameters: int
-    numbers: dict[str, Any]
+    names: tuple[str, ...]  # of what is saved
+    numbers: dict[str, Any]  # of the param groups at the beginning, and how many weights
 
 
 class Loop(Experiment):
@@ -78,12 +72,12 @@ class Loop(Experiment):
         self.wrapper = next((o for o in inner if isinstance(o, OptimizerWrapper)), None)
         parts, generators = _sort_state(by_name, state)
         groups = [group for each in by_name.values() for group in each.param_groups]
-        num_parameters = sum(p.numel() for group in groups for p in group["params"])
         numbers = {name: spec.default for name, spec in self.tunables.specs.items()}
+        numbers["weights"] = sum(p.numel() for group in groups for p in group["params"])
         self._applies: dict[str, Callable[[Any], object]] = {}
         self._is_drawn = False  # does the norm schedule of the controls decide the threshold?
         super().__init__(
-            Parts(tuple(sorted([*parts, *generators])), num_parameters, numbers),
+            Parts(tuple(sorted([*parts, *generators])), numbers),
             label=label,
             total=total if total is not None else math.inf,  # type: ignore[arg-type]
             parts=parts,

@@ -145,11 +145,9 @@ def seeds_needed(effects: Sequence[float], levels: Sequence[float]) -> int | Non
     if not all(d > 0 for d in effects):
         return None
     n = np.arange(2, MOST_SEEDS + 1)
-    power = np.ones(len(n))
-    for d, level in zip(effects, levels, strict=True):
-        quantile = scipy.stats.t.isf(level / 2, n - 1)
-        power *= scipy.stats.nct.sf(quantile, n - 1, min(d, 100.0) * np.sqrt(n))
-    enough = n[power >= POWER]
+    d, level = np.array([np.minimum(effects, 100.0), levels])[:, :, None]  # more is seen anyway
+    powers = scipy.stats.nct.sf(scipy.stats.t.isf(level / 2, n - 1), n - 1, d * np.sqrt(n))
+    enough = n[powers.prod(axis=0) >= POWER]
     return int(enough[0]) if len(enough) else None
 
 

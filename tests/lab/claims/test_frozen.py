@@ -187,14 +187,11 @@ def test_a_history_that_is_not_sealed_is_not_read(project):
     assert load_frozen(project / "r")["tiny-batch"].history.empty
 
 
-@pytest.mark.parametrize(("plan", "code"), [("", 0), ("- tiny-batch", 2), ("3", 2)])
-def test_an_empty_plan_lists_nothing_and_another_shape_is_refused(
-    project, monkeypatch, capsys, plan, code
-):
+@pytest.mark.parametrize("plan", ["", "# none yet"])
+def test_an_empty_plan_lists_nothing(project, monkeypatch, capsys, plan):
     (project / "paper" / "results.yaml").write_text(plan)
-    found, out, error = gqc(project, monkeypatch, capsys, "freeze", "--list")
-    assert (found, out.strip()) == (code, "")
-    assert code == 0 or "results.yaml: expected a mapping" in error
+    code, out, _ = gqc(project, monkeypatch, capsys, "freeze", "--list")
+    assert (code, out) == (0, "")
 
 
 def test_an_unknown_column_is_named(project):
