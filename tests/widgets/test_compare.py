@@ -83,6 +83,21 @@ def test_runs_that_cannot_be_told_apart_are_refused_until_they_are_grouped(tmp_p
     assert set(rows["method"]) == {"gnts, lr=1", "gnts, lr=2"}
 
 
+def test_a_method_is_grouped_by_its_own_setting_in_its_run(tmp_path):
+    parts, results = [], []
+    for seed in (0, 1):
+        for method, lr in (("gnts", 0.1), ("adamw", 0.003)):
+            parts.append(history(f"r{seed}", method, seed))
+            results.append({"run": f"r{seed}", "method": method, "seed": seed, "lr": lr})
+    model = SavedRuns(Loaded(parts, results, tmp_path))
+    methods = set(model.rows("loss", "tokens", group="lr")["method"])
+    assert methods == {"gnts, lr=0.1", "adamw, lr=0.003"}
+    twice = [*results, *({**row, "lr": 0.5} for row in results)]
+    model = SavedRuns(Loaded(parts, twice, tmp_path))
+    with pytest.raises(ValueError, match="group='lr': a run has several values of it"):
+        model.rows("loss", "tokens", group="lr")
+
+
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
@@ -100,6 +115,9 @@ def test_unknown_choices_are_refused(loaded, choice, message):
 def test_a_store_without_histories_is_refused(tmp_path):
     with pytest.raises(ValueError, match="expected runs with histories"):
         SavedRuns(Loaded([pd.DataFrame({"run": []})], [{"run": "a"}], tmp_path))
+    texts = pd.DataFrame({"run": ["a"], "method": "gnts", "seed": 0, "microbatch": 1, "x": "b"})
+    with pytest.raises(ValueError, match="expected runs with histories"):
+        SavedRuns(Loaded([texts], [{"run": "a"}], tmp_path))
     with pytest.raises(FileNotFoundError, match="no such run store"):
         SavedRuns(tmp_path / "none")
 

@@ -126,3 +126,17 @@ def test_text_pretraining_can_be_compared_too():
     side = begin(Live(pretraining.build(config)), [0.0, 0.5])
     wait(side)
     assert [r.state for r in side.runners.values()] == ["finished"] * 2
+
+
+def test_twins_leave_the_checkpoint_of_the_run_alone(tmp_path, monkeypatch):
+    monkeypatch.setitem(Live.__init__.__kwdefaults__, "every_seconds", 0.0)
+    monkeypatch.setitem(Live.__init__.__kwdefaults__, "folder", tmp_path)
+    live = Live(make())
+    live.step(10)
+    live.wait(60)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert live.checkpoint.name in before
+    side = begin(live, [0.7, 0.9])
+    wait(side)
+    assert [runner.state for runner in side.runners.values()] == ["finished"] * 2
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -37,8 +37,8 @@ class SavedRuns:
         if not isinstance(store, runs.Runs) and where is None:
             for place in sorted(Path(store).glob("live/*/history.parquet")):
                 self._add(pd.read_parquet(place), place.parent.name)
-        if self.history.empty or not {"method", "seed"} <= set(self.history):
-            raise ValueError(f"{loaded!r}: expected runs with histories of methods and seeds")
+        if not ({"method", "seed"} <= set(self.history) and self.metrics):
+            raise ValueError(f"{loaded!r}: expected runs with histories: methods, seeds, numbers")
 
     def _add(self, history: pd.DataFrame, name: str) -> None:
         """Take in a run that a `gqc_widgets.Live` saved, as a method of its own."""
@@ -96,8 +96,12 @@ class SavedRuns:
         x = AXES[axis]
         frame = self.history[["run", "method", "seed", x, metric]].dropna().copy()
         if group != "method":
-            values = self.results.drop_duplicates("run").set_index("run")[group]
-            frame["method"] += f", {group}=" + frame["run"].map(values).astype(str)
+            keys = [key for key in ("run", "method") if key in self.results]
+            values = self.results[keys].assign(value=self.results[group].astype(str))
+            if (values := values.drop_duplicates()).duplicated(keys).any():
+                raise ValueError(f"group={group!r}: a run has several values of it")
+            found = frame[keys].merge(values, how="left")["value"]
+            frame["method"] += f", {group}=" + found.astype(str).to_numpy()
         kept = []
         for (method, seed), part in frame.groupby(["method", "seed"], sort=False):
             if (count := part["run"].nunique()) > 1:

@@ -10,6 +10,7 @@ from typing import Any
 import anywidget
 import traitlets
 
+from gqc_lab.errors import check_name
 from gqc_lab.loop.controls import Controls
 from gqc_lab.loop.settings import Setting, read_pairs
 
@@ -81,6 +82,7 @@ class Fields(anywidget.AnyWidget):
 
     def edit(self, name: str, content: Any) -> None:
         """Put ``content``, a text or a value, into the field ``name``."""
+        check_name("field", name, self._labels)
         with self._lock:
             self._edits |= {name: content, **self._implied(name, content)}
             self._set(name)
@@ -128,9 +130,9 @@ class _Scale:
     def __init__(self, spec: Setting, value: float) -> None:
         low, high = max(spec.low, spec.above), min(spec.high, spec.below)
         self._is_even = math.isfinite(low) and math.isfinite(high)
-        self._kind = spec.kind
+        self._kind, self._bounds = spec.kind, (spec.low, spec.high)
         if self._is_even:
-            self._low, self._width = low, high - low
+            self._low, self._width = low, (high - low) or 1.0
         else:
             middle = round(math.log10(value), 2) if value > 0 else -1.0
             self._low, self._width = middle - DECADES / 2, float(DECADES)
@@ -138,6 +140,7 @@ class _Scale:
     def value(self, notch: int) -> float:
         place = self._low + self._width * notch / NOTCHES
         number = float(f"{place if self._is_even else 10**place:.4g}")
+        number = min(max(number, self._bounds[0]), self._bounds[1])
         return self._kind(round(number)) if self._kind is int else number
 
     def notch(self, value: float) -> int:
@@ -174,6 +177,9 @@ def _read(name: str, content: Any, spec: Setting) -> Any:
     """Return the text of a field as a value; a value is returned unchanged."""
     if not isinstance(content, str) or spec.choices or spec.kind is str:
         return content
+    if spec.kind is bool:
+        flags = {"true": True, "1": True, "false": False, "0": False}
+        return flags.get(content.strip().lower(), content)
     if spec.read is read_pairs:
         pairs = [pair.split() for pair in content.replace(";", ",").split(",") if pair.strip()]
         if not pairs:
@@ -188,4 +194,4 @@ def _text(value: Any, spec: Setting) -> str:
         return value
     if spec.read is read_pairs:
         return ", ".join(f"{share:g} {height:g}" for share, height in value)
-    return f"{value:g}"
+    return f"{value:g}" if type(value) in (int, float) else str(value)

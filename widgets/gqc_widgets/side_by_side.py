@@ -1,6 +1,7 @@
 """The same training at several alphas from one start: same weights, data and other controls."""
 
 import html
+import math
 import threading
 from typing import Any
 
@@ -87,7 +88,8 @@ class SideBySide(widgets.VBox):
             twin.controls.update({**experiment.controls, "alpha": alpha})
         with self._drawing:
             self.panels.panels = side_panels(experiment.unit, experiment.loss_unit, alphas)
-        self.runners = {alpha: Live(twin, cell=self._cell) for alpha, twin in twins.items()}
+        more: Any = {"cell": self._cell, "every_seconds": math.inf}  # the checkpoint is the run's
+        self.runners = {alpha: Live(twin, **more) for alpha, twin in twins.items()}
         for runner in self.runners.values():
             runner.listeners.append(lambda _: self._show())
             runner.start()

@@ -64,17 +64,14 @@ def describe_age(
     total = sum(len(frozen.runs) for frozen in results.values())
     if not old:
         return ""
+    days = sorted({time.strftime("%Y-%m-%d", time.gmtime(run["started"])) for run in old})
+    when = " to ".join(days[:: max(len(days) - 1, 1)])
     names = ", ".join(name for name, runs in older.items() if runs)
     some = f"{len(old)} of the {total} runs {what} ({names})"
     return (
         f"{f'All {total} runs {what}' if len(old) == total else some} were made with an older "
-        f"version of the code ({_days(old)}); a test repeats the beginnings of two with this one."
+        f"version of the code ({when}); a test repeats the beginnings of two with this one."
     )
-
-
-def _days(runs: Sequence[Mapping[str, Any]]) -> str:
-    days = sorted({time.strftime("%Y-%m-%d", time.gmtime(run["started"])) for run in runs})
-    return " to ".join(days[:: max(len(days) - 1, 1)])
 
 
 def budget(frozen: Frozen) -> str:

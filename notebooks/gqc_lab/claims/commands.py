@@ -48,12 +48,17 @@ def check(paper: Path) -> list[str]:
 
     Also the confirmatory runs that began before their rule was registered, or under another.
     """
-    path = paper / VERDICTS
-    if not path.is_file():
-        raise BadInput(f"{path}: no committed verdicts; `gqc claims` writes them")
-    results = load_frozen(paper / RESULTS)
-    committed = json.loads(path.read_text(encoding="utf-8"))
+    committed, results = list(_committed(paper).values()), load_frozen(paper / RESULTS)
     return changes(decide(paper, results), committed) + verify(paper, results)
+
+
+def _committed(paper: Path) -> dict[str, dict[str, Any]]:
+    try:
+        rows = json.loads((paper / VERDICTS).read_text(encoding="utf-8"))
+        return {row["id"]: row for row in rows}
+    except (OSError, ValueError, TypeError, KeyError):
+        what = "no committed verdicts; `gqc claims` writes them"
+        raise BadInput(f"{paper / VERDICTS}: {what}") from None
 
 
 def register_all(paper: Path) -> list[str]:
@@ -64,9 +69,7 @@ def register_all(paper: Path) -> list[str]:
 
 def read_verdicts(paper: Path) -> tuple[list[Claim], list[Verdict]]:
     """Read the claims and the committed verdicts; a new claim may not have one yet."""
-    claims = read_claims(paper / CLAIMS)
-    rows = json.loads((paper / VERDICTS).read_text(encoding="utf-8"))
-    committed = {row["id"]: row for row in rows}
+    claims, committed = read_claims(paper / CLAIMS), _committed(paper)
     known = [claim for claim in claims if claim.id in committed]
     return claims, [Verdict.of_plain(claim, committed[claim.id]) for claim in known]
 
@@ -147,7 +150,7 @@ def means_table(frozen: Frozen, age: str = "") -> str:
 
 def read_plan(paper: Path) -> dict[str, dict[str, Any]]:
     """Read results.yaml: what is committed of each batch.  Raises: BadInput: an unknown key."""
-    plan = {name: entry or {} for name, entry in read_yaml(paper / PLAN).items()}
+    plan = {name: entry or {} for name, entry in (read_yaml(paper / PLAN) or {}).items()}
     for name, entry in plan.items():
         check_keys(f"{paper / PLAN}: {name}: ", entry, KEYS)
     return plan

@@ -8,7 +8,8 @@ smaller than it.  These tests also decide a part whose effect has to be *within*
 """
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -19,7 +20,7 @@ import pyarrow
 from scipy import stats
 
 from gqc_lab.claims.frozen import Frozen
-from gqc_lab.claims.rules import SIDES, WITHIN, Claim, Part
+from gqc_lab.claims.rules import WITHIN, Claim, Part
 from gqc_lab.errors import BadInput
 from gqc_lab.stats.analysis import seeds_needed, t_interval
 
@@ -35,8 +36,6 @@ class Effect:
         n: seeds; p: two-sided, against the bound.
         status: holds, fails or open.
         p_none: of an effect smaller than the margin; NaN without one.
-        needs: seeds that would decide the part at the corrected level; None where it is decided
-            there or 1000 are too few.
     """
 
     name: str
@@ -47,7 +46,6 @@ class Effect:
     p: float
     status: str
     p_none: float = math.nan
-    needs: int | None = None
 
 
 @cache
@@ -59,23 +57,31 @@ def _database() -> duckdb.DuckDBPyConnection:
 def differences(
     claim: Claim, part: Part, results: Mapping[str, Frozen]
 ) -> tuple[np.ndarray, set[str]]:
-    """Return a number per seed (the value, or its difference or log ratio) and the runs used."""
+    """Return a number per seed (the value, or its difference or log ratio) and the runs used.
+
+    It is NaN where a row has none in a column that the value names: aggregates would skip it.
+    """
     connection = _database().cursor()
-    frozen, compare = results[part.batch], part.compare
+    table, compare = getattr(results[part.batch], part.table), part.compare
     keys = [part.pair, *([compare.by] if compare else [])]
     shown = ", ".join(f'"{key}"' for key in keys)
     where = f"WHERE {part.where}" if part.where else ""
-    columns = f"{shown}, {part.value} AS value, list(DISTINCT run) AS runs"
+    named = [name for name in table if re.search(rf"(?i)\b{re.escape(name)}\b", part.value)]
+    gaps = " OR ".join(["false", *(f'"{name}" IS NULL' for name in named)])
+    columns = f"{shown}, {part.value} AS value, list(DISTINCT run) AS runs, bool_or({gaps}) AS gaps"
     query = f"SELECT {columns} FROM {part.table} {where} GROUP BY {shown}"
     # As Arrow: DuckDB looks at every value of a frame's columns of objects.
-    connection.register(part.table, pyarrow.Table.from_pandas(getattr(frozen, part.table)))
+    connection.register(part.table, pyarrow.Table.from_pandas(table))
     try:
         frame = connection.execute(query).df()
-    except duckdb.Error as error:
+        frame["value"] = frame["value"].astype(float).mask(frame["gaps"].astype(bool))
+    except (duckdb.Error, TypeError, ValueError) as error:
         raise BadInput(f"{claim.id}: {part.name!r}: {error}") from None
     finally:
         connection.close()
-    return _by_seed(claim, part, frame.astype({"value": float}))
+    if frame[part.pair].isna().any():
+        raise BadInput(f"{claim.id}: {part.name!r}: rows without a {part.pair}")
+    return _by_seed(claim, part, frame)
 
 
 def _by_seed(claim: Claim, part: Part, frame: pd.DataFrame) -> tuple[np.ndarray, set[str]]:
@@ -102,49 +108,65 @@ def _on_scale(part: Part, value: float) -> float:
     return math.log(value) if part.compare and part.compare.ratio else value
 
 
-def _p_value(values: np.ndarray, bound: float) -> float:
-    if len(values) < 2 or not np.isfinite(values).all():
-        return math.nan
-    if np.ptp(values) == 0:
-        return 1.0 if values[0] == bound else 0.0
-    return 2 * float(stats.t.sf(abs(_t(values, bound)), len(values) - 1))
+def _t_values(part: Part, values: np.ndarray, side: str, bound: float) -> list[float]:
+    """Return t for each bound, positive on the claim's side; none where nothing is known.
 
-
-def _t(values: np.ndarray, bound: float) -> float:
-    return float((values.mean() - bound) / (values.std(ddof=1) / math.sqrt(len(values))))
-
-
-def _p_none(values: np.ndarray, margin: float) -> float:
-    """Return the p value of two one-sided tests that the mean lies within the margin of 0."""
-    if len(values) < 2 or not np.isfinite(values).all():
-        return math.nan
-    if np.ptp(values) == 0:
-        return 0.0 if abs(values[0]) < margin else 1.0
-    one_sided = stats.t.sf([_t(values, -margin), -_t(values, margin)], len(values) - 1)
-    return float(one_sided.max())
-
-
-def measure(part: Part, values: np.ndarray, level: float) -> Effect:
-    """Return the effect of a part from its number per seed.
-
-    Args:
-        level: at which a test would have to decide it, for the seeds that it needs.
+    Where all seeds are alike it is infinite, and NaN on the bound itself.
     """
-    mean, (low, high, _) = float(values.mean()) if len(values) else math.nan, t_interval(values)
-    bound, status, needs = _on_scale(part, part.bound), "open", None
-    if part.side == WITHIN:
-        limit, bound = bound, math.copysign(bound, mean)  # the one that is nearer
-        holds = abs(mean) < limit
-        p = _p_none(values, limit) if holds else _p_value(values, bound)
-    else:
-        holds, p = SIDES[part.side](mean, bound), _p_value(values, bound)
+    if len(values) < 2 or not np.isfinite(values).all():
+        return []
+    mean, error, bound = float(values.mean()), float(stats.sem(values)), _on_scale(part, bound)
+    if np.ptp(values) == 0:
+        mean, error = float(values[0]), 0.0
+    gaps = {"<": [bound - mean], ">": [mean - bound], WITHIN: [bound - mean, bound + mean]}[side]
+    return [gap / error if error else gap * math.inf for gap in gaps]
+
+
+def _p_value(t_values: Sequence[float], n: int, *, is_one_sided: bool) -> float:
+    """Return the p value of the bound that is nearest, or passed furthest; 1 on the bound."""
+    if not t_values:
+        return math.nan
+    t = np.min(t_values)
+    p = stats.t.sf(t, n - 1) if is_one_sided else 2 * stats.t.sf(abs(t), n - 1)
+    return 1.0 if math.isnan(t) else float(p)
+
+
+def measure(part: Part, values: np.ndarray) -> Effect:
+    """Return the effect of a part from its number per seed."""
+    n, (low, high, _) = len(values), t_interval(values)
+    mean, status, p_none = float(values.mean()) if n else math.nan, "open", math.nan
+    t_values = _t_values(part, values, part.side, part.bound)
+    holds = bool(t_values) and bool(np.min(t_values) > 0)
+    p = _p_value(t_values, n, is_one_sided=holds and part.side == WITHIN)
     if p < LEVEL:
         status = "holds" if holds else "fails"
-    if not p < level and len(values) > 1 and np.isfinite(values).all() and np.ptp(values) > 0:
-        needs = seeds_needed(abs(mean - bound) / values.std(ddof=1), level)
+    if part.margin is not None:
+        p_none = _p_value(_t_values(part, values, WITHIN, part.margin), n, is_one_sided=True)
     if part.compare and part.compare.ratio:
         mean, low, high = math.exp(mean), math.exp(low), math.exp(high)
-    p_none = math.nan
-    if part.margin is not None:
-        p_none = _p_none(values, _on_scale(part, part.margin))
-    return Effect(part.name, mean, low, high, len(values), p, status, p_none, needs)
+    return Effect(part.name, mean, low, high, n, p, status, p_none)
+
+
+def seeds_to_decide(
+    parts: Sequence[Part], values: Sequence[np.ndarray], level: float
+) -> int | None:
+    """Return the fewest seeds that would decide a claim at ``level``; None where 1000 are too few.
+
+    All its parts hold, one of them fails, or no effect is larger than its margin: with a power of
+    0.8, if the means and deviations of ``values`` are the true ones.
+    """
+
+    def distances(part: Part, v: np.ndarray, side: str, bound: float) -> list[float]:
+        return [t / math.sqrt(len(v)) for t in _t_values(part, v, side, bound)] or [math.nan]
+
+    pairs = list(zip(parts, values, strict=True))
+    rules = [distances(part, v, part.side, part.bound) for part, v in pairs]
+    margins = [distances(p, v, WITHIN, p.margin) for p, v in pairs if p.margin is not None]
+    ways = [rules, margins] if len(margins) == len(parts) else [rules]
+    level /= len(ways)
+    worst = min((d for of_part in rules for d in of_part if d == d), default=math.nan)
+    needs = [seeds_needed([-worst], [level / len(parts)])]
+    for way in ways:  # tests against two bounds are one-sided
+        tests = [(d, level * len(of_part)) for of_part in way for d in of_part]
+        needs.append(seeds_needed(*zip(*tests, strict=True)))
+    return min((n for n in needs if n), default=None)

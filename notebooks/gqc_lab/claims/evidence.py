@@ -166,8 +166,12 @@ def _filled(verdict: Verdict, place: int, how: str, seeds: set[int]) -> str:
             low, high = max(low, 0.0), min(high, 100.0)
         effect = replace(effect, mean=mean, low=low, high=high)
         units = {"10^": part.unit, "2^": "times"} | ({} if part.compare else {"percent": "%"})
-        part, how = replace(part, unit=units.get(how, "points")), ""
-    return say(part, effect, *how.split("/")) if how else say(part, effect)
+        ratio = replace(part.compare, ratio=True) if part.compare and "^" in how else part.compare
+        part, how = replace(part, unit=units.get(how, "points"), compare=ratio), ""
+    words = how.split("/") if how else []
+    if len(words) > 2:
+        raise BadInput(f"!{how}: expected at most two words, such as !more/fewer")
+    return say(part, effect, *words)
 
 
 def read_answers(paper: Path) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,8 @@
 """
 
 import contextlib
-import json
+import shutil
+import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,11 +19,12 @@ from typing import Any
 
 import duckdb
 import pandas as pd
+import pyarrow
 
 from gqc_lab.errors import BadInput
 from gqc_lab.runs.plan import Batch
 from gqc_lab.runs.results import load
-from gqc_lab.runs.store import CorruptRun, Store, file_hash, seal, write_json
+from gqc_lab.runs.store import CorruptRun, Store, file_hash, read_note, seal, write_json
 
 FIRST_SEED = 1000  #: smaller ones are for exploration and tuning
 RESULTS, HISTORY, RUNS = "results.parquet", "history.parquet", "runs.json"
@@ -80,8 +82,8 @@ class Frozen:
     @cached_property
     def history(self) -> pd.DataFrame:
         """The kept records; empty if the notebook saves none."""
-        path = self.folder / HISTORY
-        return pd.read_parquet(path) if path.is_file() else pd.DataFrame({"run": []})
+        is_sealed = HISTORY in self.record.get("files", {})
+        return pd.read_parquet(self.folder / HISTORY) if is_sealed else pd.DataFrame({"run": []})
 
 
 def load_frozen(folder: Path | str) -> dict[str, Frozen]:
@@ -95,7 +97,7 @@ def load_frozen(folder: Path | str) -> dict[str, Frozen]:
 
 def _read(folder: Path) -> Frozen:
     place = folder / RUNS
-    record = json.loads(place.read_text(encoding="utf-8"))
+    record = read_note(place)  # empty where it was cut short
     if seal(record)["seal"] != record.get("seal"):
         raise CorruptRun(f"{place}: does not match its own checksum")
     for name, expected in record["files"].items():
@@ -135,12 +137,18 @@ def freeze(
     if columns != []:
         history = _select(batch, loaded.history, columns, rows)
         frames[HISTORY] = _join(batch, history, old.history if old else None, kept)
-    target.mkdir(parents=True, exist_ok=True)
-    for path in target.iterdir():
-        path.unlink()
-    for name, frame in frames.items():
-        frame.to_parquet(target / name, index=False, compression="zstd")
-    write_json(target / RUNS, seal(_record(batch, chosen, target)))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as made:
+        new = Path(made) / batch.name  # complete before what is there goes
+        new.mkdir()
+        try:
+            for name, frame in frames.items():
+                frame.to_parquet(new / name, index=False, compression="zstd")
+        except pyarrow.ArrowException as error:
+            raise BadInput(f"{batch.name}: {name}: {' '.join(map(str, error.args))}") from None
+        write_json(new / RUNS, seal(_record(batch, chosen, new)))
+        shutil.rmtree(target, ignore_errors=True)
+        new.rename(target)
     return _read(target)
 
 

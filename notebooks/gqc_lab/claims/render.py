@@ -118,15 +118,19 @@ def say(part: Part, effect: Effect, more: str = "higher", less: str = "lower") -
         value, _, ends = interval(effect).partition(" ")
         return " ".join(filter(None, (value, "times as large" if is_ratio else part.unit, ends)))
     mean, low, high = (100 * (value - 1) for value in values) if is_ratio else values
-    if is_ratio and abs(mean) < 0.05:
-        is_exact = max(abs(low), abs(high)) < 0.005
-        return "unchanged" if is_exact else f"unchanged on average [{low:+.2f} %, {high:+.2f} %]"
-    which = less if mean < 0 else more
+    if max(abs(mean), abs(low), abs(high)) <= 0.005 * is_ratio:
+        return "unchanged"
     if is_ratio:  # one digit more where an end would read as zero
         digits = 2 if min(abs(mean), abs(low), abs(high)) < 0.1 else 1
-        return f"{abs(mean):.{digits}f} % {which} [{low:+.{digits}f} %, {high:+.{digits}f} %]"
-    ends = ", ".join(f"{'+' * (end > 0)}{number(end)}" for end in (low, high))
-    return " ".join(filter(None, (number(abs(mean)), part.unit, which, f"[{ends}]")))
+        shown = [f"{x:+.{digits}f} %" for x in (mean, low, high)]
+    else:
+        shown = ["+" * (x > 0) + number(x) for x in (mean, low, high)]
+    words = [shown[0].lstrip("+-"), "" if is_ratio else part.unit, less if mean < 0 else more]
+    if abs(mean) <= 0.05 * is_ratio and not low * high > 0:  # and the interval has 0
+        words = ["unchanged on average"]
+    if not math.isnan(low):  # one seed has no interval
+        words.append(f"[{', '.join(shown[1:])}]")
+    return " ".join(filter(None, words))
 
 
 def camel(name: str) -> str:

@@ -12,7 +12,7 @@
         - name: perplexity, over the tuned control's
           batch: 15_equal_tokens          # a folder of paper/results
           table: history                  # or results
-          value: "exp(arg_max(val_loss, tokens))"   # SQL aggregate, one number for each run
+          value: "exp(arg_max(val_loss, tokens))"   # SQL aggregate, one number for each seed
           where: "comparison = 'control'"
           compare: {by: method, of: gnts, against: adamw, ratio: true}
           holds: "< 1"
@@ -22,12 +22,14 @@
       ...
       not_tested: "budget: 16 times the parameters"
 
-``value`` is evaluated by DuckDB once for each seed (and each value of ``by``).  With ``compare``
-the effect is the mean over seeds of the difference ``of`` - ``against`` (with ``ratio``: of
-logarithms, shown as a factor); without, the mean over seeds of the value itself.  ``holds`` is what
-the claim says of the effect, such as "< 1", "> 0.5" or "within 0.01" (of 0; a factor lies between
-1 / 1.01 and 1.01 "within 1.01").  ``margin`` is the smallest effect of interest: a difference of at
-most so much, or a factor between 1 / margin and margin, counts as none.
+``value`` is evaluated by DuckDB once for each seed (and each value of ``by``), over the rows of all
+its runs, and is not known where one of them lacks a number, as of a run that diverged.  With
+``compare`` the effect is the mean over seeds of the difference ``of`` - ``against`` (with
+``ratio``: of logarithms, shown as a factor); without, the mean over seeds of the value itself.
+``holds`` is what the claim says of the effect, such as "< 1", "> 0.5" or "within 0.01" (of 0; a
+factor lies between 1 / 1.01 and 1.01 "within 1.01").  ``margin`` is the smallest effect of
+interest: a difference of at most so much, or a factor between 1 / margin and margin, counts as
+none.
 
 ``kind`` says what a failed test means: a ``statement`` about algebra, code or definitions is
 refuted, an ``effect`` on training (the default) was not reproduced at this scale, and a
@@ -37,21 +39,18 @@ longer kept, as their settings were wrong; the note says what was.
 
 import hashlib
 import json
-import operator
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from gqc_lab.errors import BadInput, nearest
+from gqc_lab.errors import BadInput, check_keys
 
 TABLES = ("history", "results")
 PROSE = ("name", "unit")  #: of a part; they decide nothing
 KINDS = ("effect", "statement", "question")
-SIDES: dict[str, Callable[[float, float], bool]] = {"<": operator.lt, ">": operator.gt}
-WITHIN = "within"  #: the third side: no further than the bound from 0, or a factor from 1
-_HOLDS = re.compile(r"\s*([<>]|within)\s*(-?[0-9.]+(?:e[+-]?[0-9]+)?)\s*")
+WITHIN = "within"  #: the side besides < and >: no further than the bound from 0, or a factor from 1
+_HOLDS = re.compile(r"\s*([<>]|within)\s*(-?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*")
 
 
 @dataclass(frozen=True)
@@ -148,13 +147,16 @@ def read_claims(path: Path | str) -> list[Claim]:
 
 
 def _claim(row: Any) -> Claim:
-    values = dict(_known(row, [f.name for f in fields(Claim)]))
+    check_keys("", row, [f.name for f in fields(Claim)])
+    values = dict(row)
     for key in ("id", "group", "statement", "source", "notebook", "scale"):
         if not isinstance(values.get(key), str):
             raise BadInput(f"{key}={values.get(key)!r}: expected a text")
     if values.get("kind", "effect") not in KINDS:
         raise BadInput(f"kind={values['kind']!r}: expected one of {', '.join(KINDS)}")
     parts = values.pop("parts", [])
+    if not isinstance(parts, list):
+        raise BadInput(f"parts={parts!r}: expected a list")
     if bool(parts) == bool(values.get("not_tested")):
         raise BadInput("expected either parts or not_tested (the reason)")
     return Claim(**values, parts=tuple(_part(part) for part in parts))
@@ -162,7 +164,8 @@ def _claim(row: Any) -> Claim:
 
 def _part(row: Any) -> Part:
     names = [f.name for f in fields(Part) if f.name not in ("side", "bound")]
-    values = dict(_known(row, [*names, "holds"]))
+    check_keys("", row, [*names, "holds"])
+    values = dict(row)
     for key in ("name", "batch", "value", "holds"):
         if not isinstance(values.get(key), str):
             raise BadInput(f"part {values.get('name')!r}: {key}={values.get(key)!r}: a text")
@@ -172,10 +175,12 @@ def _part(row: Any) -> Part:
     if values.get("table", "history") not in TABLES:
         raise BadInput(f"table={values['table']!r}: expected one of {', '.join(TABLES)}")
     if compare := values.pop("compare", None):
-        known = _known(compare, [f.name for f in fields(Comparison)])
-        if missing := [k for k in ("by", "of", "against") if k not in known]:
+        check_keys("", compare, [f.name for f in fields(Comparison)])
+        if missing := [k for k in ("by", "of", "against") if k not in compare]:
             raise BadInput(f"part {values['name']!r}: compare lacks {', '.join(missing)}")
-        values["compare"] = Comparison(**known)
+        if not isinstance(compare.get("ratio", False), bool):
+            raise BadInput(f"part {values['name']!r}: ratio={compare['ratio']!r}: true or false")
+        values["compare"] = Comparison(**compare)
     bound, is_ratio = float(rule[2]), bool(compare) and values["compare"].ratio
     if is_ratio and not bound > 0:
         raise BadInput(f"part {values['name']!r}: holds={row['holds']!r}: a ratio is above 0")
@@ -188,12 +193,3 @@ def _part(row: Any) -> Part:
             what = f"a number > {least}, in a part that compares"
             raise BadInput(f"part {values['name']!r}: margin={margin!r}: expected {what}")
     return Part(**values, side=rule[1], bound=bound)
-
-
-def _known(row: Any, names: list[str]) -> Mapping[str, Any]:
-    if not isinstance(row, dict):
-        raise BadInput(f"{row!r}: expected a mapping")
-    for key in row:
-        if key not in names:
-            raise BadInput(f"unknown key {key!r}{nearest(key, names)}")
-    return row

@@ -16,8 +16,8 @@ leaves p < 0.05, the verdict is
 - **not reproduced**, of an effect on training: a part fails, at this scale.
 
 Else the claim is **undecided**, and :attr:`Verdict.needs` says how many seeds would decide it with
-a power of 0.8, if the effects and their spread are as seen.  A **question** is measured, but has no
-verdict and does not count for the correction.
+a power of 0.8, if the effects and their spread are as seen and its parts vary independently.  A
+**question** is measured, but has no verdict and does not count for the correction.
 
 The verdict is that of a claim's confirmatory runs (:mod:`gqc_lab.claims.registration`) as soon as
 all its batches have some; that of the others is then shown as the earlier one.
@@ -28,7 +28,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
-from gqc_lab.claims.effects import LEVEL, Effect, differences, measure
+from gqc_lab.claims.effects import LEVEL, Effect, differences, measure, seeds_to_decide
 from gqc_lab.claims.frozen import Frozen
 from gqc_lab.claims.rules import Claim
 from gqc_lab.stats.analysis import holm
@@ -43,6 +43,7 @@ class Verdict:
         reason: why it was not tested, if so.
         stage: exploratory or confirmatory, of the runs that decide it.
         earlier: the exploratory verdict of a claim that has a confirmatory one.
+        needs: seeds that would decide an undecided claim; None where 1000 are too few.
     """
 
     claim: Claim
@@ -54,20 +55,14 @@ class Verdict:
     reason: str = ""
     stage: str = "exploratory"
     earlier: str = ""
-
-    @property
-    def needs(self) -> int | None:
-        """Seeds that would decide an undecided claim; None where 1000 are too few."""
-        needs = [e.needs for e in self.effects if e.status == "open" or e.needs is not None]
-        known = [n for n in needs if n is not None]
-        return max(known) if known and len(known) == len(needs) else None
+    needs: int | None = None
 
     def plain(self) -> dict[str, Any]:
         """Return what is committed as JSON: id, verdict, number of runs, effects."""
         effects = [asdict(effect) for effect in self.effects]
         numbers = {"num_runs": self.num_runs, "effects": effects}
         if effects:
-            numbers |= {"p": self.p, "p_holm": self.p_holm}
+            numbers |= {"p": self.p, "p_holm": self.p_holm, "needs": self.needs}
         stage = {"stage": self.stage, "earlier": self.earlier}
         return {"id": self.claim.id, "verdict": self.verdict, **stage, **numbers}
 
@@ -75,11 +70,12 @@ class Verdict:
     def of_plain(cls, claim: Claim, row: Mapping[str, Any]) -> Self:
         """Rebuild the verdict that :meth:`plain` wrote."""
         rows: list[dict[str, Any]] = [
-            {k: math.nan if v is None and k != "needs" else v for k, v in effect.items()}
+            {k: math.nan if v is None else v for k, v in effect.items()}
             for effect in row["effects"]  # JSON has null for NaN
         ]
         effects = tuple(Effect(**effect) for effect in rows)
         known: dict[str, Any] = {"effects": effects, "reason": claim.not_tested}
+        known |= {"needs": row.get("needs")}
         for key in ("num_runs", "p", "p_holm", "stage", "earlier"):
             if key in row:
                 known[key] = math.nan if row[key] is None else row[key]
@@ -110,16 +106,17 @@ def _stages(claim: Claim, results: Mapping[str, Frozen]) -> dict[str, dict[str, 
     """Return the results of each stage that a claim has, by batch."""
     mine = {part.batch: results[part.batch] for part in claim.parts if part.batch in results}
     fresh = {name: frozen.confirmatory(claim.id, claim.rule) for name, frozen in mine.items()}
-    if not any(fresh.values()):
-        return {"exploratory": mine}
     old = {
         name: frozen.only({run["id"] for run in frozen.runs} - fresh[name])
         for name, frozen in mine.items()
+        if fresh[name]
     }
-    stages = {"exploratory": {name: frozen for name, frozen in old.items() if frozen.runs}}
-    if all(fresh.values()):
-        stages["confirmatory"] = {name: mine[name].only(ids) for name, ids in fresh.items()}
-    return stages
+    if mine and all(fresh.values()):
+        explored = {name: frozen for name, frozen in old.items() if frozen.runs}
+        decided = {name: mine[name].only(ids) for name, ids in fresh.items()}
+        return {"exploratory": explored, "confirmatory": decided}
+    # Until all batches have fresh runs, one that has no others counts with them.
+    return {"exploratory": mine | {name: frozen for name, frozen in old.items() if frozen.runs}}
 
 
 def _evaluate(claims: Sequence[Claim], results: Sequence[Mapping[str, Frozen]]) -> list[Verdict]:
@@ -127,23 +124,26 @@ def _evaluate(claims: Sequence[Claim], results: Sequence[Mapping[str, Frozen]]) 
     tested = sum(not r and c.kind != "question" for c, r in zip(claims, reasons, strict=True))
     verdicts = []
     for claim, reason, mine in zip(claims, reasons, results, strict=True):
-        effects: list[Effect] = []
-        used: set[str] = set()
-        for part in () if reason else claim.parts:
-            values, runs = differences(claim, part, mine)
-            effects.append(measure(part, values, LEVEL / max(tested, 1)))
-            used |= runs
-        if any(effect.n for effect in effects):
+        found = [differences(claim, part, mine) for part in (() if reason else claim.parts)]
+        if any(len(values) for values, _ in found):
+            effects = [measure(p, v) for p, (v, _) in zip(claim.parts, found, strict=True)]
+            used: set[str] = set().union(*(runs for _, runs in found))
             p = math.nan if claim.kind == "question" else _p_together(effects)
-            verdicts.append(Verdict(claim, "undecided", tuple(effects), len(used), p))
+            level, needs = LEVEL / max(tested, 1), None
+            if p >= level:  # it may stay undecided
+                needs = seeds_to_decide(claim.parts, [v for v, _ in found], level)
+            verdicts.append(Verdict(claim, "", tuple(effects), len(used), p, needs=needs))
         else:
-            reason = reason or "its runs are not finished"
+            reason = reason or "the results have no rows for it"
             verdicts.append(Verdict(claim, "not tested", reason=reason))
     corrected = map(float, holm([verdict.p for verdict in verdicts]))
-    return [
-        replace(v, verdict=_together(v.claim, v.effects, v.p, p), p_holm=p) if v.effects else v
-        for v, p in zip(verdicts, corrected, strict=True)
-    ]
+    return [_corrected(v, p) if v.effects else v for v, p in zip(verdicts, corrected, strict=True)]
+
+
+def _corrected(verdict: Verdict, p_holm: float) -> Verdict:
+    found = _together(verdict.claim, verdict.effects, verdict.p, p_holm)
+    needs = verdict.needs if found == "undecided" else None
+    return replace(verdict, verdict=found, p_holm=p_holm, needs=needs)
 
 
 def _untested(claim: Claim, results: Mapping[str, Frozen]) -> str:
@@ -191,7 +191,7 @@ def _p_together(effects: Sequence[Effect]) -> float:
         p = min(1.0, len(effects) * min(fails))
     else:
         p = max(1.0 if math.isnan(effect.p) else effect.p for effect in effects)
-    if all(math.isnan(effect.p_none) for effect in effects):
+    if any(math.isnan(effect.p_none) for effect in effects):
         return p
     return min(1.0, 2 * min(p, _p_of_none(effects)))
 

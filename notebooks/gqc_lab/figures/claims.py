@@ -23,6 +23,7 @@ from gqc_lab.figures.style import (
     add_points,
     dashes_on_top,
     in_legend_once,
+    mean_curve,
     method_styles,
     new_figure,
     new_panels,
@@ -51,10 +52,10 @@ def comparison_losses(history: pd.DataFrame, y: str = "val_loss") -> go.Figure:
     spacing = {"shared_xaxes": True, "vertical_spacing": GAP / height}
     figure = new_panels(len(names), 1, title, subplot_titles=names, **spacing)
     for row, name in enumerate(names, 1):
-        panel = history[history["comparison"] == name].dropna(subset=[y])
+        panel = history[history["comparison"] == name]
         legend = f"legend{row}" if row > 1 else "legend"
         for method, runs in panel.groupby("method", sort=False):
-            mean = runs.groupby("tokens")[y].mean().reset_index()
+            mean = mean_curve(runs, "tokens", y)
             place = {"row": row, "col": 1, "legend": legend}
             add_curve(figure, mean, "tokens", y, str(method), styles[str(method)], **place)
         top = 1 - (row - 1) * (PANEL + GAP) / height
@@ -80,7 +81,7 @@ def batch_invariance(results: pd.DataFrame) -> go.Figure:
     figure = new_panels(1, 2, title, subplot_titles=titles, horizontal_spacing=0.16)
     styles = _thinner(["gnts"])
     for column, (name, label) in enumerate(shown.items(), 1):
-        points = summarize(results.dropna(subset=[name]), "microbatch_size", name)
+        points = summarize(results, "microbatch_size", name)
         _points(figure, points, "microbatch_size", "gnts", styles, row=1, col=column)
         figure.update_yaxes(title_text=label, row=1, col=column)
     sizes = sorted(results["microbatch_size"].unique())
@@ -197,7 +198,8 @@ def by_method(
     """Plot means over seeds with 95 % intervals, in a row for each method.
 
     Args:
-        results: rows with ``by`` (what a row is for), ``seed``, the ``measures`` and ``series``.
+        results: rows with ``by`` (what a row is for), ``seed``, the ``measures`` and ``series``;
+            no point is drawn where a seed has no number.
         measures: column -> title of its panel's axis, of one or more lines.
         baseline: method whose measures divide the others', seed by seed, in geometric means.
         series: columns whose values are told apart by colour and symbol.
@@ -246,7 +248,6 @@ def _with_bars(what: str, results: pd.DataFrame) -> str:
 
 def _means_of(rows: pd.DataFrame, measure: str, baseline: str | None) -> pd.DataFrame:
     """``mean``, ``low`` and ``high`` by method, of the measure or its ratio to the baseline's."""
-    rows = rows.dropna(subset=[measure])
     if baseline is None:
         return summarize(rows, "method", measure).set_index("method")
     logs = rows.assign(log=np.log(rows[measure].astype(float)))

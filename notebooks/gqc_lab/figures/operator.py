@@ -126,7 +126,7 @@ def over_epochs(frame: pd.DataFrame, columns: dict[str, str], title: str) -> go.
     """Plot columns over epochs, a panel for each, a line for each method (mean over seeds).
 
     Args:
-        frame: of `operator_measures.by_epoch`; a value that is not finite is a gap.
+        frame: of `operator_measures.by_epoch`; a gap where a run has no finite value.
         columns: column -> title of its panel, with the unit.
     """
     check_columns("over_epochs", frame, ["method", "epoch", *columns])
@@ -135,7 +135,8 @@ def over_epochs(frame: pd.DataFrame, columns: dict[str, str], title: str) -> go.
     for panel, column in enumerate(columns):
         values = rows[["method", "epoch", column]].replace([np.inf, -np.inf], np.nan)
         for i, method in enumerate(rows["method"].unique()):
-            curve = values[values["method"] == method].groupby("epoch")[column].mean().reset_index()
+            runs = values[values["method"] == method].groupby("epoch")[column]
+            curve = runs.mean().where(runs.count() == runs.size().max()).reset_index()
             more = _place(panel, len(columns)) | in_legend_once(figure, str(method))
             add_curve(figure, curve, "epoch", column, str(method), nth_style(i), **more)
         figure.update_yaxes(**_place(panel, len(columns)), **_scale(values[column]))
@@ -161,11 +162,11 @@ def against_weight(
     repeats = results.groupby(["variant", "inverse_weight"]).size().max()
     what = f":<br>median of {repeats} seeds, band from least to largest" if repeats > 1 else ""
     figure = new_figure(f"Where training explodes{what}")
-    finite = results[results[y].notna()]
+    finite = results[np.isfinite(results[y].astype(float))]
     top = 3 * float(finite[y].max()) if len(finite) else 1.0
     for i, (variant, rows) in enumerate(results.groupby("variant", sort=False)):
         style = {"color": OKABE_ITO[i % 7]}
-        good = rows[(rows["num_not_finite"] == 0) & rows[y].notna()]
+        good = rows[(rows["num_not_finite"] == 0) & rows.index.isin(finite.index)]
         runs = good.groupby("inverse_weight")[y]
         curve = runs.median().reset_index()
         if runs.size().max() > 1:

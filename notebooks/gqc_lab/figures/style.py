@@ -92,10 +92,22 @@ def thin(rows: pd.DataFrame, y: str, limit: int = MAX_POINTS) -> pd.DataFrame:
     if len(rows) <= limit:
         return rows
     values = rows[y].to_numpy(dtype=float)
+    low, high = (np.where(np.isnan(values), end, values) for end in (np.inf, -np.inf))
     kept = {0, len(rows) - 1}
     for stretch in np.array_split(np.arange(len(rows)), limit // 2 - 1):
-        kept |= {int(stretch[values[stretch].argmin()]), int(stretch[values[stretch].argmax()])}
+        kept |= {int(stretch[low[stretch].argmin()]), int(stretch[high[stretch].argmax()])}
     return rows.iloc[sorted(kept)]
+
+
+def mean_curve(runs: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
+    """Return the mean over seeds where ``y`` is evaluated; never that of the runs that are left.
+
+    A gap where a run has none of the others' values; the curve ends with the first that ends.
+    """
+    known = runs[x].where(runs[y].notna())
+    end = known.groupby(runs["seed"]).max().min(skipna=False)
+    values = runs[runs[x].isin(known) & (runs[x] <= end)].groupby(x)[y]
+    return values.mean().where(values.count() == values.size()).reset_index()
 
 
 def write_html(figure: go.Figure, path: str | Path) -> Path:

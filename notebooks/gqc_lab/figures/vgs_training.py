@@ -9,6 +9,7 @@ from gqc_lab.figures.style import (
     OKABE_ITO,
     add_curve,
     in_legend_once,
+    mean_curve,
     new_figure,
     new_panels,
     nth_style,
@@ -41,10 +42,10 @@ def loss_panels(history: pd.DataFrame, y: str = "val_loss") -> go.Figure:
         horizontal_spacing=0.05,
     )
     methods = list(history["method"].unique())
-    for (task, optimizer), panel in history.dropna(subset=[y]).groupby(["task", "optimizer"]):
+    for (task, optimizer), panel in history.groupby(["task", "optimizer"]):
         place = {"row": tasks.index(task) + 1, "col": optimizers.index(optimizer) + 1}
         for i, method in enumerate(methods):
-            mean = panel[panel["method"] == method].groupby("microbatch")[y].mean().reset_index()
+            mean = mean_curve(panel[panel["method"] == method], "microbatch", y)
             once = in_legend_once(figure, method)
             add_curve(figure, mean, "microbatch", y, method, nth_style(i), **place, **once)
     for row, task in enumerate(tasks, 1):

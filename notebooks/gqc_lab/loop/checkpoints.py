@@ -16,6 +16,7 @@ import time
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from threading import get_ident
 from typing import IO, Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def save_checkpoint(experiment: Experiment, path: str | Path) -> None:
     done |= {name: experiment.column(name)[:rows] for name in done.keys() - history.names}
     state["columns"] = {name: column[-1:] for name, column in state["columns"].items()}
     state["history"] = history.append(done, rows)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.{get_ident()}.part")
     try:
         with open(part, "wb") as file:
             torch.save(state, file)

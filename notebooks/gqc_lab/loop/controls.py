@@ -144,10 +144,15 @@ class Controls(Mapping[str, Any]):
 
 
 def by_microbatch(changes: Iterable[Change]) -> dict[int, dict[str, Any]]:
-    """Return `Controls.changes` as name -> value by microbatch."""
+    """Return `Controls.changes` as name -> value by microbatch.  Raises: ValueError: it is none."""
     together: dict[int, dict[str, Any]] = {}
     for change in changes:
-        together.setdefault(change["microbatch"], {})[change["name"]] = change["value"]
+        match change:
+            case {"microbatch": int() | float() as n, "name": name, "value": value} if n % 1 == 0:
+                together.setdefault(int(n), {})[name] = value
+            case _:
+                what = "expected name, value and microbatch, a whole number"
+                raise ValueError(f"change={change!r}: {what}")
     return together
 
 

@@ -42,16 +42,17 @@ class Curves:
         for name in self._experiment.column_names:
             if name in self._texts:
                 continue
+            kept = self._arrays.get(name, EMPTY)
+            begin = start if len(kept) else 0  # a column that is new may have a past
             try:
-                new = np.array(self._experiment.column(name, start)[: length - start], dtype=float)
+                new = np.array(self._experiment.column(name, begin)[: length - begin], dtype=float)
             except (TypeError, ValueError):
                 self._texts.add(name)
                 continue
-            kept = self._arrays.get(name, EMPTY)
             if len(kept) < length:
                 more = np.full(max(length, 2 * len(kept), 1024) - len(kept), np.nan)
                 kept = self._arrays[name] = np.concatenate([kept, more])
-            kept[start : start + len(new)] = new
+            kept[begin : begin + len(new)] = new
         self._length = length
 
     @property

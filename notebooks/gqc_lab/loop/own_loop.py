@@ -35,7 +35,8 @@ from gqc_lab.loop.tunables import Optimizers, Tunables, named, unwrapped
 class Parts:
     """What a checkpoint must have in common with the loop that loads it."""
 
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # of what is saved
+    numbers: dict[str, Any]  # of the param groups at the beginning, and how many weights
 
 
 class Loop(Experiment):
@@ -70,10 +71,13 @@ class Loop(Experiment):
         self.scaler = next((s for s in scalers if isinstance(s, VarianceGradientScaler)), None)
         self.wrapper = next((o for o in inner if isinstance(o, OptimizerWrapper)), None)
         parts, generators = _sort_state(by_name, state)
+        groups = [group for each in by_name.values() for group in each.param_groups]
+        numbers = {name: spec.default for name, spec in self.tunables.specs.items()}
+        numbers["weights"] = sum(p.numel() for group in groups for p in group["params"])
         self._applies: dict[str, Callable[[Any], object]] = {}
         self._is_drawn = False  # does the norm schedule of the controls decide the threshold?
         super().__init__(
-            Parts(tuple(sorted([*parts, *generators]))),
+            Parts(tuple(sorted([*parts, *generators])), numbers),
             label=label,
             total=total if total is not None else math.inf,  # type: ignore[arg-type]
             parts=parts,
@@ -117,8 +121,8 @@ class Loop(Experiment):
         Args:
             limits: of `Setting`, such as ``low=0, high=1`` or ``choices=("a", "b")``.
         """
-        kind = int if isinstance(value, int) and not isinstance(value, bool) else type(value)
-        self.controls.add(name, Setting(value, **{"kind": kind, "label": name, **limits}))
+        value = value.item() if hasattr(value, "item") else value  # of numpy or torch
+        self.controls.add(name, Setting(value, **{"kind": type(value), "label": name, **limits}))
         if apply is not None:
             self._applies[name] = apply
 

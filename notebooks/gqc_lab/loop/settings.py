@@ -257,7 +257,8 @@ def read_tuned(
     best: dict[tuple[str, ...], tuple[float, dict[str, Any]]] = {}
     for row in _rows(path):
         key = tuple(row.pop(name) for name in keys)
-        rank = float(row.pop(metric, "") or "inf") * (-1 if is_larger_better else 1)
+        found = float(row.pop(metric, "") or "nan")  # empty: of a trial that diverged
+        rank = (-found if is_larger_better else found) if math.isfinite(found) else math.inf
         if key not in best or rank < best[key][0]:
             best[key] = rank, {n: float(text) for n, text in row.items() if text}
     return {key: values for key, (_, values) in best.items()}

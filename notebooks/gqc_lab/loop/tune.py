@@ -156,7 +156,13 @@ def tune(
     """
     from tqdm import tqdm
 
-    _check_seeds(seeds, report_seeds)
+    if both := sorted(set(seeds) & set(report_seeds)):
+        raise ValueError(
+            f"seeds={list(seeds)}: the report uses {both}; tune on others, or its numbers are of "
+            "the luck that settings were chosen for"
+        )
+    if not (budget >= 1 and len(seeds)):
+        raise ValueError(f"budget={budget!r}, seeds={list(seeds)}: expected at least one of each")
     requests: list[dict[str, Any]] = [
         {"method": method, "trial": trial, "seed": s, "values": values}
         for method, space in spaces.items()
@@ -170,19 +176,13 @@ def tune(
             numbers = dict(measure(each["method"], dict(each["values"]), each["seed"]))
             if metric not in numbers:
                 raise ValueError(f"metric={metric!r}: measure gave {', '.join(numbers) or 'none'}")
+            if taken := sorted({"method", "trial", *each["values"]} & numbers.keys()):
+                raise ValueError(f"measure gave {', '.join(taken)}: a name of settings and trials")
             if path is not None:
                 with open(path, "a", encoding="utf-8") as file:
                     file.write(json.dumps({**each, "numbers": numbers}) + "\n")
         rows.append({**each, **each["values"], **numbers})
     return Tuning(pd.DataFrame(rows).drop(columns="values"), metric, dict(spaces))
-
-
-def _check_seeds(seeds: Sequence[int], report_seeds: Iterable[int]) -> None:
-    if both := sorted(set(seeds) & set(report_seeds)):
-        raise ValueError(
-            f"seeds={list(seeds)}: the report uses {both}; tune on others, or its numbers are of "
-            "the luck that settings were chosen for"
-        )
 
 
 def _read_trials(path: str | Path | None) -> dict[str, dict[str, Any]]:

@@ -39,8 +39,8 @@ SCRIPT = "plotly.min.js"  #: plotly itself: one file, shared by the pages of a f
 def build_gallery(store: Store, target: Path, batch: Batch | None = None) -> Path:
     """Write the pages of finished runs into ``target``, and return the index.
 
-    A page that is there already is kept: a finished run does not change.  Damaged runs are left
-    out, and named in the index.
+    A page that is there already is kept, unless its run was made again.  Damaged runs are left out,
+    and named in the index.
 
     Args:
         store: where the runs are.
@@ -81,11 +81,12 @@ def build_gallery(store: Store, target: Path, batch: Batch | None = None) -> Pat
 
 def _write_run(store: Store, run: str, target: Path) -> Markup:
     """Write a run's page and thumbnail, and return the element that shows the thumbnail."""
-    notebook = nbformat.read(store.folder(run) / NOTEBOOK, as_version=4)
+    source = store.folder(run) / NOTEBOOK
+    notebook = nbformat.read(source, as_version=4)
     outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
     element = _write_thumbnail([output.get("data", {}) for output in outputs], run, target)
     path = target / f"{run}.html"
-    if not path.is_file():
+    if not path.is_file() or path.stat().st_mtime_ns < source.stat().st_mtime_ns:
         figures_as_html(notebook, SCRIPT)
         exporter = HTMLExporter(require_js_url="", mathjax_url="")
         body, _ = exporter.from_notebook_node(nbformat.from_dict(notebook))

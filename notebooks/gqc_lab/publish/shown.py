@@ -19,6 +19,7 @@ from gqc_lab.claims.evidence import evidence, figure_of, read_answers
 
 CALL = re.compile(r'claims\.(?P<show>show_\w+)\("(?P<name>\w+)"\)$')
 PLOTLY = "application/vnd.plotly.v1+json"
+MARKDOWN = "<IPython.core.display.Markdown object>"
 THUMBNAILS = "thumbnails"  #: next to the notebooks
 WIDTH = 200  #: of a thumbnail [pixel]
 SIZE = (4.4, 2.8)  #: of a picture whose entry names none, without its title [inch]
@@ -44,7 +45,8 @@ def _outputs(name: str, paper: Path, old: list[Any]) -> list[NotebookNode]:
     outputs = []
     for shown in evidence(name, paper):
         if hasattr(shown, "data") and isinstance(shown.data, str):
-            outputs.append(nbformat.v4.new_output("display_data", _markdown(shown.data)))
+            data = {"text/markdown": shown.data, "text/plain": MARKDOWN}
+            outputs.append(nbformat.v4.new_output("display_data", data))
             continue
         plain = json.loads(shown.to_json())
         if (kept := pictures.get(_dumped(plain))) is None:
@@ -54,10 +56,6 @@ def _outputs(name: str, paper: Path, old: list[Any]) -> list[NotebookNode]:
             kept = nbformat.v4.new_output("display_data", data)
         outputs.append(kept)
     return outputs
-
-
-def _markdown(text: str) -> dict[str, str]:
-    return {"text/markdown": text, "text/plain": "<IPython.core.display.Markdown object>"}
 
 
 def _dumped(figure: Any) -> str:

@@ -22,7 +22,7 @@ import math
 import re
 import runpy
 import tokenize
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -41,7 +41,7 @@ UNREADABLE = (
 )  # fmt: skip
 _MOST_VALUES = 1_000_000
 _BOUNDS = {"above": "above", "at least": "low", "below": "below", "at most": "high"}
-_BOUND = rf"({'|'.join(_BOUNDS)})\s*([-+]?\d[\d.eE+-]*)"
+_BOUND = rf"({'|'.join(_BOUNDS)})\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
 _TABLE = re.compile(r"^# settings: (\w+(?:\.\w+)*)\.(\w+)$", re.M)
 
 
@@ -187,22 +187,21 @@ def _parse_statement(
     kinds = {"int": int, "float": float, "str": str, "bool": bool, "list": list}
     kind = type(default) if default is not None else kinds.get(annotation.split(" |")[0])
     is_optional = default is None or "None" in annotation or "Optional" in annotation
-    rules = [_parse_rules(comment, int if kind is int else float)]
-    rules.append(table.get(name) or (table.get(name.removesuffix("s")) if kind is list else None))
-    return Parameter(name, default, kind, is_optional, tuple(r for r in rules if r is not None))
+    rules = list(_parse_rules(comment, int if kind is int else float))
+    of_study = table.get(name) or (table.get(name.removesuffix("s")) if kind is list else None)
+    return Parameter(name, default, kind, is_optional, (*rules, *([of_study] if of_study else [])))
 
 
-def _parse_rules(comment: str, kind: type) -> Setting | None:
+def _parse_rules(comment: str, kind: type) -> Iterator[Setting]:
     for clause in (part.strip() for part in comment.split(";")):
         if listed := re.fullmatch(r"one of:?\s+(.+)", clause):
             choices = tuple(choice.strip() for choice in listed[1].split(","))
-            return Setting(read=partial(_read_choice, choices))
+            yield Setting(read=partial(_read_choice, choices))
         if re.fullmatch(rf"{_BOUND}(\s*(,|and)\s*{_BOUND})*", clause):
             bounds: dict[str, Any] = {
                 _BOUNDS[word]: float(number) for word, number in re.findall(_BOUND, clause)
             }
-            return Setting(kind=kind, **bounds)
-    return None
+            yield Setting(kind=kind, **bounds)
 
 
 def _read_choice(choices: tuple[str, ...], name: str, value: Any) -> Any:
@@ -215,13 +214,13 @@ def _read_choice(choices: tuple[str, ...], name: str, value: Any) -> Any:
 def resolve(declared: Mapping[str, Parameter], given: Mapping[str, Any]) -> dict[str, Any]:
     """Every declared parameter's value, in the notebook's order: the default unless given.
 
-    Raises: BadInput: a given name is not declared, or its value is not allowed.
+    Raises: BadInput: a given name is not declared, or a value or default is not allowed.
     """
     for name in given:
         if name not in declared:
             raise BadInput(f"unknown parameter {name!r}={given[name]!r}{nearest(name, declared)}")
     return {
-        name: parameter.check(given[name]) if name in given else parameter.default
+        name: parameter.check(given.get(name, parameter.default))
         for name, parameter in declared.items()
     }
 

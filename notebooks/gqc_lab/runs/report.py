@@ -52,6 +52,7 @@ def summarize_batch(batch: Batch, results: pd.DataFrame) -> pd.DataFrame:
     num_points = frame["run"].map(points).groupby([frame[b] for b in by], sort=False).nunique()
     parts = []
     for column in _columns(batch, results, by):
+        frame[column] = pd.to_numeric(results[column], errors="coerce").astype(float)
         try:
             part = mean_over_runs(frame, by, column, is_geometric=column in geometric)
         except ValueError as error:
@@ -60,6 +61,16 @@ def summarize_batch(batch: Batch, results: pd.DataFrame) -> pd.DataFrame:
         part.insert(len(by), "column", column)
         parts.append(part)
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _has_numbers(values: pd.Series) -> bool:
+    """Whether a column has a number in some run, or nothing in any, as where all diverged."""
+    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+    if is_numeric_dtype(values):
+        return not is_bool_dtype(values)
+    known = values.dropna()
+    return known.empty or any(type(value) in (int, float) for value in known)
 
 
 def _grouped(batch: Batch, results: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -75,7 +86,8 @@ def _grouped(batch: Batch, results: pd.DataFrame) -> tuple[pd.DataFrame, list[st
     if not by:
         varied = [name for name in batch.runs[0].varied if name != "seed"] if batch.runs else []
         by = list(dict.fromkeys(n for n in (*varied, "method") if n in results.columns))
-    texts = {n for n in results.columns if n != "run" and not is_numeric_dtype(results[n])}
+    columns = [n for n in results.columns if n != "run" and not is_numeric_dtype(results[n])]
+    texts = {n for n in columns if not _has_numbers(results[n]) or n in batch.notebook.declared}
     frame = results.copy()
     for name in texts.union(by):  # lists cannot be grouped by
         frame[name] = frame[name].map(show_value)
@@ -91,10 +103,8 @@ def _grouped(batch: Batch, results: pd.DataFrame) -> tuple[pd.DataFrame, list[st
 def _columns(batch: Batch, results: pd.DataFrame, by: list[str]) -> list[str]:
     if batch.report.columns:
         return _known(results, batch.report.columns, "columns")
-    from pandas.api.types import is_bool_dtype, is_numeric_dtype
-
     own = results.columns.difference([*by, *batch.notebook.declared], sort=False)
-    return [c for c in own if is_numeric_dtype(results[c]) and not is_bool_dtype(results[c])]
+    return [c for c in own if _has_numbers(results[c])]
 
 
 def _known(results: pd.DataFrame, names: tuple[str, ...], key: str) -> list[str]:

@@ -221,7 +221,7 @@ class Store:
         ours, theirs = self.read(key, RESULT, self.verify(key)), other.read(key, RESULT, record)
         rows = zip_longest(*(json.loads(each)["results"] for each in (ours, theirs)), fillvalue={})
         names = {name for a, b in rows for name in {**a, **b} if a.get(name) != b.get(name)}
-        differing = sorted(name for name in names if "second" not in name)
+        differing = sorted(n for n in names if not re.search(r"(^|_)seconds?$|_per_second$", n))
         return f"conflict: {', '.join(differing)}" if differing else "there already"
 
     def fail(self, key: str) -> Path:

@@ -129,20 +129,25 @@ def holm(p_values: ArrayLike) -> Floats:
     return result
 
 
-def seeds_needed(effect: float, level: float) -> int | None:
-    r"""Return the fewest seeds with which a two-sided one-sample t test sees an effect.
+def seeds_needed(effects: Sequence[float], levels: Sequence[float]) -> int | None:
+    r"""Return the fewest seeds with which two-sided one-sample t tests see all of the effects.
 
     With :math:`n` seeds and an effect of :math:`d` standard deviations, t has the noncentrality
-    :math:`d\sqrt n`; its power, `POWER`, is the chance that it exceeds the quantile of ``level``.
+    :math:`d\sqrt n`; a test's power is the chance that it exceeds the quantile of its level.  Of
+    independent effects, the product of the powers has to be `POWER`.
 
     Args:
-        effect: d >= 0, such as the mean paired difference over its standard deviation.
-        level: of the test, in (0, 1).
+        effects: d, such as the mean paired difference over its standard deviation; one that is
+            NaN or not above 0 is never seen.
+        levels: of each test, in (0, 1).
     Returns: n >= 2, or None if `MOST_SEEDS` are too few.
     """
+    if not all(d > 0 for d in effects):
+        return None
     n = np.arange(2, MOST_SEEDS + 1)
-    reached = scipy.stats.nct.sf(scipy.stats.t.isf(level / 2, n - 1), n - 1, effect * np.sqrt(n))
-    enough = n[reached >= POWER]
+    d, level = np.array([np.minimum(effects, 100.0), levels])[:, :, None]  # more is seen anyway
+    powers = scipy.stats.nct.sf(scipy.stats.t.isf(level / 2, n - 1), n - 1, d * np.sqrt(n))
+    enough = n[powers.prod(axis=0) >= POWER]
     return int(enough[0]) if len(enough) else None
 
 

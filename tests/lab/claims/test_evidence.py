@@ -45,6 +45,11 @@ def effect(mean, low, high, status="holds"):
         (RATIO, (2.5, 2, 3), "2.5 times as large [2, 3]"),
         (RATIO, (1.0, 0.9999, 1.0001), "unchanged on average [-0.01 %, +0.01 %]"),
         (RATIO, (1.0, 0.99998, 1.00002), "unchanged"),
+        (RATIO, (0.9996, 0.9994, 0.9998), "0.04 % lower [-0.06 %, -0.02 %]"),
+        (RATIO, (1.05, math.nan, math.nan), "5.0 % higher"),
+        (DIFFERENCE, (0.5, math.nan, math.nan), "0.5 nat higher"),
+        (DIFFERENCE, (0.0, -0.5, 0.5), "unchanged on average [-0.5, +0.5]"),
+        (DIFFERENCE, (0.0, 0.0, 0.0), "unchanged"),
     ],
 )
 def test_an_effect_is_said_with_its_direction(part, measured, said):
@@ -73,6 +78,7 @@ def known():
         ("{a-b.2!percent}", "90\u00a0% [80, 100]"),
         ("{a-b.2!10^}", "7.94 [6.31, 12.6]"),
         ("{a-b.2!2^}", "1.87 times [1.74, 2.14]"),
+        ("{a-b.1!2^}", "41.4\u00a0% higher [+18.9\u00a0%, +68.2\u00a0%]"),
         ("{a-b.3!points}", "-2 points [-4, 1]"),
         ("{a-b.3!percent}", "-2\u00a0% [-4, 1]"),  # no share: nothing is cut off
         ("{a-b.2!points}", "90 points [80, 110]"),
@@ -82,7 +88,10 @@ def test_slots_are_filled(text, said, known):
     assert answer(text, known).split("\n")[0] == said
 
 
-@pytest.mark.parametrize(("text", "why"), [("{a-c}", "no such claim"), ("{a-b.4}", "3 parts")])
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("{a-c}", "no such claim"), ("{a-b.4}", "3 parts"), ("{a-b.1!a/b/c}", "at most two words")],
+)
 def test_a_slot_that_means_nothing_is_named(text, why, known):
     with pytest.raises(BadInput, match=why):
         answer(text, known)

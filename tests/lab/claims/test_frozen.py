@@ -51,7 +51,7 @@ losses:
 """
 
 
-def finish(store, run, started=0.0, **changed):
+def finish(store, run, started=0.0, loss=None, **changed):
     """Store ``run`` as finished, without executing it."""
     folder = store.partial(run.id)
     folder.mkdir(parents=True)
@@ -63,7 +63,7 @@ def finish(store, run, started=0.0, **changed):
         {**kind, "microbatch": i, "loss": factor * (1 + parameters["seed"] + i)} for i in range(3)
     ]
     pd.DataFrame(rows).to_parquet(folder / "history.parquet", index=False)
-    content = {"run": run.id, **common, "results": [{"loss": rows[-1]["loss"]}], "info": {}}
+    content = {"run": run.id, **common, "results": [{"loss": loss or rows[-1]["loss"]}], "info": {}}
     write_json(folder / "result.json", content)
     record = {"id": run.id, **common, "inputs": run.inputs, "environment": PLACE}
     store.publish(run.id, {**record, "started": started, "seconds": 60.0, **changed})
@@ -165,6 +165,33 @@ def test_freezing_again_mends_what_was_damaged(project):
         freeze(batch, store.root, target)
     finish(store, batch.runs[0])
     assert freeze(batch, store.root, target).fingerprint == whole.fingerprint
+
+
+def test_what_cannot_be_frozen_leaves_what_is_frozen(project):
+    batch, store, target = batch_of(project), Store(project / "runs"), project / "r"
+    whole = freeze(batch, store.root, target)
+    (whole.folder / ".ipynb_checkpoints").mkdir()
+    assert freeze(batch, store.root, target).fingerprint == whole.fingerprint
+    run = batch.runs[1]
+    shutil.rmtree(store.folder(run.id))
+    finish(store, run, loss="diverged")
+    with pytest.raises(BadInput, match=r"tiny-batch: results\.parquet: .*loss"):
+        freeze(batch, store.root, target)
+    assert load_frozen(target)["tiny-batch"].fingerprint == whole.fingerprint
+    assert [place.name for place in target.iterdir()] == ["tiny-batch"]
+
+
+def test_a_history_that_is_not_sealed_is_not_read(project):
+    frozen = freeze(batch_of(project), project / "runs", project / "r", [])
+    frozen.results.to_parquet(frozen.folder / "history.parquet")
+    assert load_frozen(project / "r")["tiny-batch"].history.empty
+
+
+@pytest.mark.parametrize("plan", ["", "# none yet"])
+def test_an_empty_plan_lists_nothing(project, monkeypatch, capsys, plan):
+    (project / "paper" / "results.yaml").write_text(plan)
+    code, out, _ = gqc(project, monkeypatch, capsys, "freeze", "--list")
+    assert (code, out) == (0, "")
 
 
 def test_an_unknown_column_is_named(project):

@@ -147,6 +147,21 @@ def test_runs_that_began_before_their_rule_or_under_another_are_exploratory(proj
     assert decide(project).stage == "confirmatory"  # a name decides nothing
 
 
+def test_a_claim_waits_for_fresh_runs_of_all_its_batches_with_what_there_is(project):
+    """One batch has confirmatory runs only, the other none: together they are exploratory."""
+    path = project / "paper" / "claims.yaml"
+    second = RULE.split("parts:\n")[1].replace("batch: demo", "batch: other")
+    path.write_text(RULE + second)
+    made_under = registered(project)
+    results = project / "paper" / "results"
+    put(project, [1000, 1001, 1002], -0.5)
+    (results / "demo").rename(results / "other")
+    put(project, [1000, 1001, 1002], -0.5, made_under)
+    verdict = decide(project)
+    assert (verdict.stage, verdict.verdict, verdict.reason) == ("exploratory", "reproduced", "")
+    assert [effect.n for effect in verdict.effects] == [3, 3]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

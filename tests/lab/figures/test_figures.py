@@ -17,7 +17,7 @@ from gqc_lab.figures import (
     thin,
     write_html,
 )
-from gqc_lab.figures.style import FAMILIES, method_styles, over_seeds
+from gqc_lab.figures.style import FAMILIES, mean_curve, method_styles, over_seeds
 from gqc_lab.stats.analysis import summarize
 
 
@@ -209,6 +209,33 @@ def test_thinning_keeps_ends_and_peaks():
     assert {0, 4321, 8765, 9_999} <= set(shown["x"])
     assert shown["x"].is_monotonic_increasing
     pd.testing.assert_frame_equal(thin(frame, "y", limit=10_000), frame)
+
+
+def test_thinning_draws_what_is_known_between_gaps():
+    frame = pd.DataFrame({"x": range(2000), "y": [float(i % 7) for i in range(2000)]})
+    frame.loc[frame["x"] % 3 == 1, "y"] = math.nan
+    frame.loc[1000, "y"] = math.nan
+    frame.loc[1001, "y"] = 100.0  # a peak beside a gap
+    frame.loc[1500:1599, "y"] = math.nan
+    shown = thin(frame, "y", limit=102)
+    assert 90 < shown["y"].notna().sum() <= 102
+    assert shown["y"].max() == 100
+    assert shown.loc[1500:1599, "y"].isna().any()  # and the long gap stays one
+
+
+def test_a_mean_over_seeds_is_never_that_of_the_runs_that_are_left():
+    """Losses 1, 2 and 3; the third run is NaN from half on, or its records are left out."""
+    rows = [{"seed": s, "x": x, "y": 1.0 + s} for s in range(3) for x in range(1, 21)]
+    frame = pd.DataFrame(rows)
+    between = pd.DataFrame({"seed": [0, 1, 2], "x": 2.5, "y": math.nan})  # not evaluated
+    is_late = (frame["seed"] == 2) & (frame["x"] > 10)
+    for runs in (frame.assign(y=frame["y"].mask(is_late)), frame[~is_late]):
+        curve = mean_curve(pd.concat([runs, between]), "x", "y")
+        assert (curve["x"].tolist(), set(curve["y"])) == (list(range(1, 11)), {2.0})
+    lost = (frame["seed"] == 2) & (frame["x"] == 5)
+    gap = mean_curve(frame.assign(y=frame["y"].mask(lost)), "x", "y")
+    assert gap["x"][gap["y"].isna()].tolist() == [5]
+    assert mean_curve(frame.assign(y=frame["y"].mask(frame["seed"] == 2)), "x", "y").empty
 
 
 def test_a_long_history_makes_a_small_figure():

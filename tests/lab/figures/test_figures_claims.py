@@ -146,6 +146,27 @@ def test_batches_have_their_intervals_over_seeds():
     assert batch.error_y.array[0] == pytest.approx(4.3027 / 3**0.5, rel=1e-4)  # t of 2 degrees
 
 
+def test_a_run_that_diverged_is_not_left_out_of_a_mean():
+    history = comparison()
+    late = (history["method"] == "gnts") & (history["seed"] == 2) & (history["tokens"] == 100)
+    history.loc[late, "val_loss"] = math.nan
+    control, _ = named(figures.comparison_losses(history), "gnts")
+    assert (control.x, control.y) == ((50,), (5,))
+    lost = by_microbatch()
+    lost.loc[0, "val_loss"] = math.nan
+    batch, loss = named(figures.batch_invariance(lost), "gnts")
+    assert (batch.y, loss.y) == ((17, 17, 17), (None, 3, 3))
+    results = compared()
+    is_lost = (results["method"] == "gnts") & (results["seed"] == 1)
+    results["loss"] = results["loss"].mask(is_lost)
+    easy_only = results[results["task"] == "easy"]
+    (shown,) = figures.by_method(easy_only, {"loss": "loss"}).data
+    assert shown.x[1] is None
+    assert shown.x[0] == pytest.approx(7 / 3, rel=1e-4)
+    (shown,) = figures.by_method(easy_only, {"loss": "loss"}, "adamw").data
+    assert shown.x == (None, 0.5)
+
+
 def test_one_seed_has_no_bars():
     one = by_microbatch()[lambda f: f["seed"] == 0]
     batch, _ = named(figures.batch_invariance(one), "gnts")

@@ -100,6 +100,26 @@ def test_epochs_are_averaged_over_seeds_and_infinite_values_are_gaps():
     assert list(fixed.y) == [2.5, 2.5, 2.5, None, 2.5]
 
 
+@pytest.mark.parametrize("is_left_out", [True, False])
+def test_an_epoch_without_one_of_the_runs_is_a_gap(is_left_out):
+    frame = epochs()
+    is_lost = (frame["method"] == "fixed") & (frame["seed"] == 1) & (frame["epoch"] >= 2)
+    assert is_lost.any()
+    lost = frame[~is_lost]
+    if not is_left_out:
+        lost = frame.assign(**{"loss/forward": frame["loss/forward"].mask(is_lost, np.inf)})
+    (fixed,) = named(figures.over_epochs(lost, {"loss/forward": "forward"}, "title"), "fixed")
+    assert list(fixed.y) == [2.5, 2.5, None, None, None]
+
+
+def test_runs_with_an_infinite_norm_are_crosses_above_the_others():
+    frame = results()
+    frame.loc[frame["num_not_finite"] > 0, "max_grad_norm"] = math.inf
+    (lost,) = named(figures.against_weight(frame), "wild: NaN or infinite")
+    assert list(lost.x) == [1]
+    assert lost.y[0] > 1e6
+
+
 def test_lost_runs_are_crosses():
     figure = figures.against_weight(results())
     (wild,) = named(figure, "wild")

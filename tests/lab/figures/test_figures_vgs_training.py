@@ -70,6 +70,16 @@ def test_a_panel_for_each_task_and_optimizer_with_means_over_seeds():
         assert trace.y == (start + 10, start + 20, start + 30, start + 40)
 
 
+def test_a_curve_ends_with_the_first_run_that_diverged():
+    frame = history()
+    name = METHODS[0]
+    late = (frame["method"] == name) & (frame["microbatch"] > 20)
+    frame["val_loss"] = frame["val_loss"].mask(late & (frame["seed"] == frame["seed"].max()))
+    figure = figures.loss_panels(frame)
+    assert {len(t.x) for t in figure.data if t.name == name} == {2}
+    assert {len(t.x) for t in figure.data if t.name != name} == {4}
+
+
 def test_resolution_is_a_moving_average_in_percent_beside_the_factor():
     figure = figures.resolution(watched(), over=2)
     share, factor = figure.data[:2]

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from gqc_lab.loop.controls import Controls
+from gqc_lab.loop.controls import Controls, by_microbatch
 from gqc_lab.loop.settings import Setting
 
 
@@ -111,3 +111,24 @@ def test_pairs_set_from_another_thread_are_never_seen_torn():
     finally:
         stop.set()
         thread.join()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"microbatch": 2.5, "name": "lr_scale", "value": 0.5},
+        {"microbatch": "3", "name": "lr_scale", "value": 0.5},
+        {"microbatch": math.inf, "name": "lr_scale", "value": 0.5},
+        {"name": "lr_scale", "value": 0.5},
+        {"microbatch": 3, "value": 0.5},
+        3,
+    ],
+)
+def test_a_change_that_would_never_come_is_refused(change):
+    with pytest.raises(ValueError, match=r"change=.*: expected name, value and microbatch"):
+        by_microbatch([change])
+
+
+def test_a_whole_number_of_another_type_is_a_microbatch():
+    planned = by_microbatch([{"microbatch": 3.0, "name": "lr_scale", "value": 0.5}])
+    assert planned == {3: {"lr_scale": 0.5}}

@@ -105,3 +105,18 @@ def test_a_curve_is_whole_while_the_training_thread_reads_more():
     x, y = curves.points("loss")
     assert asked[:2] == ["microbatch", "loss"]
     assert (x.tolist(), y.tolist()) == ([1, 2, 3], [0, 1, 2])
+
+
+def test_a_number_that_begins_to_change_has_its_past():
+    import torch
+
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 6, 0.1)
+    live = Live(optimizer, 12)
+    for i in live(range(12)):
+        optimizer.step()
+        schedule.step()
+        live.log(loss=float(i))
+        live.curves.read()
+    assert live.curves.column("lr").tolist() == live.history["lr"].tolist()
+    assert live.curves.column("lr")[[0, -1]] == pytest.approx([0.1, 0.01])

@@ -663,3 +663,34 @@ def test_a_process_that_was_killed_at_any_moment_is_resumed_bit_for_bit(tmp_path
     resumed, _ = run_loop(tmp_path / "cut", 0).communicate()
     assert resumed == whole
     assert len(whole) > 1000
+
+
+def test_loops_that_train_something_else_have_files_of_their_own(tmp_path):
+    """Two notebooks in one folder, and one whose rate was edited since."""
+
+    def begin(lr, width=3):
+        model = torch.nn.Linear(width, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr)
+        return Live(optimizer, 20, state={"model": model}, folder=tmp_path, every_seconds=0)
+
+    first = begin(0.1)
+    for _ in first(range(8)):
+        first.experiment.parts["optimizer"].step()
+    assert not begin(0.001).resume()
+    assert not begin(0.1, width=4).resume()
+    again = begin(0.1)
+    assert again.resume()
+    assert again.experiment.microbatch >= 7
+    with pytest.raises(ValueError, match=r"its numbers is .*0\.1.* here it is .*0\.001"):
+        begin(0.001).experiment.load_state_dict(again.experiment.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [(np.float64(0.5), float), (np.int64(3), int), (torch.tensor(0.5), float)]
+)
+def test_a_control_of_ones_own_may_start_with_a_number_of_another_library(value, kind):
+    _, optimizer = make()
+    live = Live(optimizer, 10)
+    live.control("mine", value)
+    live.experiment.controls["mine"] = 2
+    assert type(live.experiment.controls["mine"]) is kind

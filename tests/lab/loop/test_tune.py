@@ -158,3 +158,25 @@ def test_the_best_trials_of_a_file_are_the_tuned_values(tmp_path):
         ("laptop", "b, c"): {"lr": 0.5, "width": 8},
     }
     assert read_tuned(file, ("scale", "method"), "loss", True)["laptop", "a"] == {"lr": 1e-2}
+
+
+def test_a_trial_that_diverged_is_never_the_best_of_a_file(tmp_path):
+    file = tmp_path / "tuned.csv"
+    rows = "a,1,nan\na,2,0.5\na,3,0.4\nb,1,\nb,2,0.5\nc,1,inf\nc,2,-inf\nc,3,0.5\n"
+    file.write_text(f"name,lr,loss\n{rows}")
+    lowest, highest = (read_tuned(file, ["name"], "loss", larger) for larger in (False, True))
+    assert lowest == {("a",): {"lr": 3}, ("b",): {"lr": 2}, ("c",): {"lr": 3}}
+    assert highest == {("a",): {"lr": 2}, ("b",): {"lr": 2}, ("c",): {"lr": 3}}
+
+
+@pytest.mark.parametrize("name", ["x", "method", "trial"])
+def test_what_is_measured_cannot_take_the_place_of_a_setting(name):
+    """A summary with the learning rate that is left at the end was taken for the one tried."""
+    with pytest.raises(ValueError, match=f"measure gave {name}: "):
+        tune(lambda *a: hill(*a) | {name: 0.0}, SPACES, **CHOICES)
+
+
+@pytest.mark.parametrize("changed", [{"budget": 0}, {"seeds": []}])
+def test_no_trials_are_refused(changed):
+    with pytest.raises(ValueError, match="expected at least one of each"):
+        tune(hill, SPACES, **{**CHOICES, **changed})

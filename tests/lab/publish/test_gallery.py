@@ -107,6 +107,16 @@ def test_pages_of_finished_runs_are_kept(store, batch, tmp_path):
     assert page.read_text() == "kept"
 
 
+def test_the_page_of_a_run_that_was_made_again_is_made_again(store, batch, tmp_path):
+    run = batch.runs[0]
+    page = build_gallery(store, tmp_path / "gallery", batch).parent / f"{run.id}.html"
+    assert "second try" not in page.read_text()
+    store.quarantine(run.id)
+    finish(store, run, {"text/plain": "second try"}, [{"loss": 2.0}])
+    build_gallery(store, tmp_path / "gallery", batch)
+    assert "second try" in page.read_text()
+
+
 def test_what_cannot_be_shown_is_named(store, batch, tmp_path):
     with pytest.raises(BadInput, match="no such run store"):
         build_gallery(Store(tmp_path / "none"), tmp_path / "gallery")

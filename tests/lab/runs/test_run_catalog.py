@@ -356,3 +356,17 @@ def test_a_table_that_is_too_wide_has_a_row_for_each_number(make_batch):
         text = render(make_table(batch, summary, Console(width=width)), width)
         assert [name for name in names if name not in text] == []
         assert sum("│" in line for line in text.splitlines()) == lines
+
+
+def test_a_number_that_no_run_or_only_some_have_is_shown(make_batch):
+    """All runs of a method have diverged, or say so in words."""
+    batch = make_batch("seeds: 3")
+    rows = rows_of(batch, {"method": "gnts", "loss": None, "note": "a", "is_done": True})
+    summary = summarize_batch(batch, rows)
+    assert summary["column"].tolist() == ["loss"]
+    assert summary["mean"].isna().all()
+    assert "nan" in render(make_table(batch, summary, Console(width=200)))
+    mixed = rows.assign(loss=pd.Series([1.0, "diverged", 3.0], dtype=object))
+    summary = summarize_batch(batch, mixed)
+    assert (summary["column"].tolist(), summary["n"].tolist()) == (["loss"], [3])
+    assert summary["mean"].isna().all()  # not the mean of the two that are left

@@ -161,6 +161,24 @@ def test_stores_of_two_machines_become_one(tmp_path, monkeypatch, capsys):
     assert load(there.root, {"seed": other.parameters["seed"]}).results["loss"].tolist() == [2.0]
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("seconds", "there already"),
+        ("eval_seconds", "there already"),
+        ("tokens_per_second", "there already"),
+        ("second_moment", "conflict: second_moment"),
+        ("secondary_loss", "conflict: secondary_loss"),
+    ],
+)
+def test_merging_leaves_out_times_and_nothing_else(tmp_path, name, said):
+    (run,) = make_batch(tmp_path, "seeds: 1").runs
+    here, there = Store(tmp_path / "a"), Store(tmp_path / "b")
+    finish(here, run, **{name: 1.0})
+    finish(there, run, **{name: 999.0})
+    assert here.adopt(there, run.id) == said
+
+
 def show(batch, store):
     console = Console(width=300)
     with console.capture() as capture:

@@ -110,6 +110,23 @@ def test_anything_else_is_refused_by_name_value_and_range(declared, name, given,
 
 
 @pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("x = 1  # size; at least 2; at most 4", None),
+        ("x = 3  # at least 2; at most 4", 30),
+        ("x = 3  # at least 2; at most 4", 1),
+        ("x = 0.1  # at most .5", 3.0),
+        ("x = 0.1  # at least -.5e1, at most +5.", -6.0),
+        ("x = -5  # above 0", None),
+        ("x = 'lapto'  # one of smoke, laptop", None),
+    ],
+)
+def test_each_rule_of_a_comment_holds_and_for_the_default_too(line, value):
+    with pytest.raises(BadInput, match="x="):
+        resolve(parse_cell(line), {} if value is None else {"x": value})
+
+
+@pytest.mark.parametrize(
     "line", ["x = 1 + n", "import os", "a, b = 1, 2", "x: int", "f()", "x = ("]
 )
 def test_a_cell_holds_nothing_but_literals(line):
@@ -212,7 +229,7 @@ STUDIED = """# settings: study.Study
 methods = ["gnts"]
 lr: float | None = None  # peak
 seed = 0
-points: list = []
+points: list = [0]
 device = "auto"
 num_seeds = 1  # at least 1
 """
