@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch.optim import Optimizer
 
 from gqc.schedules import ParamGroupSchedule
-from gqc.wrappers import OptimizerWrapper
+from gqc.wrappers import OptimizerWrapper, OptimizerWrapperMHT
 from gqc.wrappers.delegate import SCHEDULES
 
 _taken: WeakKeyDictionary[OptimizerWrapper, list[str]] = WeakKeyDictionary()  # keys
@@ -85,6 +85,23 @@ def refuse_clipping(name: str, value: float | None, wrapper: OptimizerWrapper) -
             f"gradient that it steps with: pass {name}=0 to the trainer and clip_norm={value:g} to "
             "the wrapper"
         )
+
+
+def refuse_metric(trainer: str, wrapper: OptimizerWrapper) -> None:
+    """Raise ValueError where no draw would be accepted, since each comes without a metric."""
+    is_read = any(isinstance(each, OptimizerWrapperMHT) for each in within(wrapper))
+    if is_read and not wrapper._optimizer_step_pre_hooks:  # one may add it to the keywords
+        raise ValueError(
+            f"{trainer} calls step() without metric=, so OptimizerWrapperMHT would discard each "
+            "draw: add it in wrapper.register_step_pre_hook(), or use another wrapper"
+        )
+
+
+def within(wrapper: Any) -> Iterator[OptimizerWrapper]:
+    """Yield ``wrapper`` and those in it, the outer ones first."""
+    while isinstance(wrapper, OptimizerWrapper):
+        yield wrapper
+        wrapper = wrapper.optimizer
 
 
 def finish(wrapper: OptimizerWrapper, flush: bool, warn: Callable[[str], Any]) -> None:

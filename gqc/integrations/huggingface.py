@@ -7,7 +7,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from gqc.integrations.attached import attach, finish, refuse_clipping, wrappers_in
+from gqc.integrations import attached
 from gqc.schedules import ParamGroupSchedule
 
 logger = logging.get_logger(__name__)
@@ -38,23 +38,37 @@ class WrapperCallback(TrainerCallback):
             message, where it is False or where the Trainer has gone back to its best model.
     Raises:
         ValueError: as training begins: ``max_grad_norm``, which clips each draw; a wrapper that
-            sums in ``.grad``, which the Trainer clears after every microbatch; no wrapper.
+            sums in ``.grad``, which the Trainer clears after every microbatch, or that reads a
+            metric, which it does not give; no wrapper; a schedule of another one.
     """
 
     def __init__(self, *schedules: ParamGroupSchedule, flush: bool = True) -> None:
-        self.flush = flush
+        self.flush, self.schedules = flush, schedules
+        self.wrapper: Any = None
         if schedules:
-            attach(*schedules)
+            attached.attach(*schedules)
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
     ) -> None:
-        self.wrapper = wrappers_in(optimizer)[0]
-        refuse_clipping("max_grad_norm", args.max_grad_norm, self.wrapper)
-        if self.wrapper.sums_in_grad:
+        self.wrapper = wrapper = attached.wrappers_in(optimizer)[0]
+        attached.refuse_clipping("max_grad_norm", args.max_grad_norm, wrapper)
+        attached.refuse_metric("the Trainer", wrapper)
+        if not {each.optimizer for each in self.schedules} <= {*attached.within(wrapper)}:
+            raise ValueError(
+                "WrapperCallback(schedule) with a schedule of another wrapper than the Trainer's, "
+                "which would not move: make the callback again, with a schedule of this one"
+            )
+        if wrapper.sums_in_grad:
             raise ValueError(
                 'accumulate="grad" in a Trainer, which clears .grad after every microbatch and '
                 'with it the sum of the window: pass accumulate="buffer" to the wrapper'
+            )
+        size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        if wrapper.counts_examples and wrapper.default_weight != size:
+            logger.warning(
+                f"physical_batch_size={wrapper.default_weight:g}, but a draw has {size} examples, "
+                f"gradient_accumulation_steps and processes together: pass {size} to the wrapper"
             )
         if args.max_steps > 0:
             logger.warning(
@@ -68,9 +82,12 @@ class WrapperCallback(TrainerCallback):
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
+        if self.wrapper is None:  # an evaluation before training
+            return
         numbers = {f"gqc/{k}": v for k, v in self.wrapper.numbers().items()}
         for entry in (*state.log_history[-1:], logs or {}):
             entry.update(numbers)
 
     def on_train_end(self, args: Any, *others: Any, **kwargs: Any) -> None:
-        finish(self.wrapper, self.flush and not args.load_best_model_at_end, logger.warning)
+        is_last = not args.load_best_model_at_end
+        attached.finish(self.wrapper, self.flush and is_last, logger.warning)

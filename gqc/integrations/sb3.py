@@ -54,7 +54,7 @@ class VGSCallback(BaseCallback):
         state: of the scaler of an earlier run.
         options: keywords of :class:`~gqc.scalers.vgs.VarianceGradientScaler`.
     Attributes: scaler: of the model that learns or did last; its next ``learn`` continues with it.
-    Raises: ValueError, TypeError: as training begins, as the scaler.
+    Raises: ValueError, TypeError: as training begins, as the scaler, or several optimizers.
     """
 
     def __init__(self, *, state: dict[str, Any] | None = None, **options: Any) -> None:
@@ -66,7 +66,11 @@ class VGSCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         self._remove_hooks()
-        optimizer = self.model.policy.optimizer
+        if (optimizer := getattr(self.model.policy, "optimizer", None)) is None:
+            raise TypeError(
+                f"{type(self.model).__name__} has no policy.optimizer, as PPO, A2C and DQN have: "
+                "wrap those that it has in OptimizerWrapperVGS, such as model.actor.optimizer"
+            )
         if self.scaler is None or self._policy is not self.model.policy:
             self._policy = self.model.policy
             self.scaler = VarianceGradientScaler(optimizer.param_groups, **self.options)

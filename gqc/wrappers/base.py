@@ -22,8 +22,7 @@ from gqc.checks import untraced
 from gqc.clipping import clip_
 from gqc.gradients import collect, is_sharded, total_norm
 from gqc.ranks import ALONE, compare, is_on, weigh
-from gqc.wrappers import options, overflow, saved
-from gqc.wrappers.report import ClosedWindow
+from gqc.wrappers import options, overflow, report, saved
 from gqc.wrappers.watch import CHANGED_DRAW
 from gqc.wrappers.windowed import WindowedOptimizer
 
@@ -308,6 +307,7 @@ class OptimizerWrapper(WindowedOptimizer):
         if self._has_first_state:  # made as if nobody had asked for it before
             self.innermost.state.clear()
             self._has_first_state = False
+        now = report.settings(self)
         try:
             window.close()
             stepped, is_clipped = self._hand_on()
@@ -319,8 +319,8 @@ class OptimizerWrapper(WindowedOptimizer):
         self._counts["steps"] += stepped
         self._counts["num_forced"] += forced and stepped
         self._counts["num_clipped"] += is_clipped
-        n, weight = window.num_draws, window.weight
-        self.last_window = ClosedWindow(n, weight, self.grad_norm, forced, is_clipped)
+        last = window.num_draws, window.weight, self.grad_norm, forced, is_clipped
+        self.last_window = report.ClosedWindow(*last, now)
         window.clear()
         self._end_window(stepped=True)
         self._numbers = self.numbers() if stepped and self.on_step is not None else None

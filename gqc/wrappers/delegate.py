@@ -87,6 +87,11 @@ class DelegatingOptimizer(Optimizer):
         cls.__signature__ = options.spell_out(cls)  # type: ignore[attr-defined]
         for name in vars(cls).get("strictest", ()):
             setattr(cls, name, _of_all_groups(name))
+        if isinstance(inspect.getattr_static(cls, "optimizer", None), property):
+            fabric, kind = cls.__bases__  # its imitation, whose `optimizer` is the wrapper itself
+            for name in {*dir(kind), *inspect.signature(kind).parameters} - {*vars(fabric)}:
+                if not name.startswith("_"):
+                    setattr(cls, name, _of_the_wrapped(name))
 
     def __init__(self, optimizer: Optimizer, tunables: Mapping[str, float]) -> None:
         check_optimizer(optimizer)

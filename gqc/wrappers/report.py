@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 COUNTERS = ("batches", "steps", "num_discarded", "num_forced", "num_clipped")
 
@@ -18,6 +20,7 @@ class ClosedWindow:
         grad_norm: norm of :math:`G_n` before ``clip_norm``, None where it was not read.
         is_forced: was it closed only because n reached ``max_draws``?
         is_clipped: was what the optimizer got clipped to ``clip_norm``?
+        closed_with: what tunables and ``lr`` were then.
     """
 
     num_draws: int
@@ -25,6 +28,7 @@ class ClosedWindow:
     grad_norm: float | None = None
     is_forced: bool = False
     is_clipped: bool = False
+    closed_with: dict[str, Any] = field(default_factory=dict)
 
 
 def statistics(wrapper: Any) -> dict[str, Any]:
@@ -43,35 +47,42 @@ def statistics(wrapper: Any) -> dict[str, Any]:
     - each tunable: the value that decides; with several groups also ``key/group_i``.
     - ``lr``: of the first group; with several groups also ``lr/group_i``.
     """
-    groups = wrapper.param_groups
-    values: dict[str, Any] = {
+    return {
         **wrapper._counts,
         "batches": wrapper._counts["batches"] + 1,
         "num_draws": wrapper.num_draws + 1,
         "last_num_draws": wrapper.last_num_draws,
         "last_grad_norm": wrapper.last_grad_norm,
-        **{name: wrapper.tunable(name) for name in wrapper.strictest},
+        **{name: float(value) for name, value in settings(wrapper).items()},
     }
+
+
+def settings(wrapper: Any) -> dict[str, Any]:
+    """Tunables and learning rates as they are now; tensors as copies, since to read them waits."""
+    groups = wrapper.param_groups
+    values: dict[str, Any] = {name: wrapper.tunable(name) for name in wrapper.strictest}
     if groups and "lr" in groups[0]:
-        values["lr"] = float(groups[0]["lr"])
+        values["lr"] = groups[0]["lr"]
     if len(groups) > 1:
         for i, group in enumerate(groups):
             keys = [name for name in (*wrapper.strictest, "lr") if name in group]
-            values.update({f"{name}/group_{i}": float(group[name]) for name in keys})
-    return values
+            values.update({f"{name}/group_{i}": group[name] for name in keys})
+    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in values.items()}
 
 
 def numbers(wrapper: Any) -> dict[str, float]:
     """The numbers of the last closed window, for loggers: no None, no bool, no coming draw.
 
-    As :func:`statistics`, with ``batches`` and ``num_draws`` up to and in that window, and
-    ``weight``, ``grad_norm`` (left out where it was not read), ``is_forced``, ``is_clipped``.
+    As :func:`statistics`, with ``batches`` so far, and of that window ``num_draws``, ``weight``,
+    ``grad_norm`` (left out where it was not read), ``is_forced``, ``is_clipped``, and the tunables
+    and ``lr`` that it closed with (before the first: the present ones).
     """
-    values = {**wrapper.statistics(), "batches": wrapper._counts["batches"]}
+    values = {**wrapper.statistics(), "batches": wrapper.batches}
     del values["num_draws"], values["last_num_draws"], values["last_grad_norm"]
-    if wrapper.last_window is not None:
-        values.update(vars(wrapper.last_window))
-    kept = {k: v for k, v in values.items() if isinstance(v, (int, float))}
+    if (last := wrapper.last_window) is not None:
+        values.update(vars(last), **last.closed_with)
+    read = {k: v.item() if isinstance(v, Tensor) else v for k, v in values.items()}
+    kept = {k: v for k, v in read.items() if isinstance(v, (int, float))}
     return {k: int(v) if isinstance(v, bool) else v for k, v in kept.items()}
 
 

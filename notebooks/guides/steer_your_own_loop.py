@@ -94,6 +94,8 @@ for change in live.changes:
 # In a new kernel build the same objects, then call `live.resume()` before the loop: it continues
 # from the last automatic checkpoint, with weights, optimizer, schedule, random generators, epoch
 # and place in the loader, bit for bit. Loaders with workers are refused, since they read ahead.
+# `enumerate(live(loader))` then counts from 0: in mid-epoch count by `live.experiment.microbatch`.
+# A loop that accumulates by hand is saved when it steps.
 #
 # ## Other places
 #

@@ -88,7 +88,8 @@ print(f"microbatch {schedule.last_step}, threshold {schedule.get_last_value()[0]
 
 # %% [markdown]
 # - `gradient_accumulation_steps=k` makes one draw of k microbatches. Leave it at 1 unless draws are
-#   too small to fill the device.
+#   too small to fill the device. Accelerate divides the losses of a short last group by k too, and
+#   its draw is too small: let k divide the number of batches (`drop_last=True`).
 # - You may hand the schedule to `prepare` instead of attaching it; Accelerate then saves it, and
 #   you step it after each `optimizer.step()`. A schedule that is neither saved nor attached refuses
 #   to start again after `load_state`.

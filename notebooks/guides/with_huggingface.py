@@ -105,6 +105,8 @@ for entry in trainer.state.log_history[:-1]:
 #   `save_steps`, `warmup_steps` and its lr schedule count **microbatches**.
 # - A checkpoint holds the open window and the threshold's schedule;
 #   `trainer.train(resume_from_checkpoint=...)` continues bit for bit.
+# - Draws count alike in a window, also the short last batch and those of fewer tokens;
+#   `dataloader_drop_last=True` leaves the short one out.
 # - The Trainer clears gradients itself, so the wrapper must keep `accumulate="buffer"`, its
 #   default.
 # - Numbers of the wrapper join each log entry as `gqc/...`. For reporters set `report_to="none"`

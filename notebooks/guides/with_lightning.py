@@ -96,7 +96,14 @@ print(f"threshold at the end: {numbers['gradient_norm_threshold']:.2f}")
 # %% [markdown]
 # - `max_steps` and `trainer.global_step` count **microbatches**.
 # - Numbers of the wrapper are logged as `gqc/...`, to whatever logger the trainer has.
-# - Checkpoints hold the open window and the schedule, and resume bit for bit.
+# - Checkpoints hold the open window and the schedule. A run that is resumed from the end of an
+#   epoch continues bit for bit; in mid-epoch Lightning starts the loader again, unless it has a
+#   `state_dict`.
+# - Draws count alike in a window, also the short last batch: `drop_last=True` leaves it out.
+# - `accumulate_grad_batches=k` makes one draw of k microbatches; k has to divide the number of
+#   batches of an epoch, since Lightning divides the losses of a short last group by k too.
+# - `StochasticWeightAveraging` replaces a schedule that is returned: attach it
+#   (`gqc.integrations.attach`).
 # - With manual optimization call `self.optimizers().step()` after each `manual_backward`, then
 #   `self.lr_schedulers().step()`.
 # - With several optimizers, or a schedule of the learning rate too, return more of them; torch's

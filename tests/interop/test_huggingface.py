@@ -91,8 +91,11 @@ def test_it_is_the_loop_by_hand_and_logs(tmp_path, by_hand):
     assert_same(trainer, by_hand)
     assert wrapper.num_draws == 0
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    assert [e["gqc/gradient_norm_threshold"] for e in history] == by_hand[2]
-    assert [e["gqc/batches"] for e in history] == [*range(1, NUM + 1)]
+    for number, entry in enumerate(history, 1):  # of the window, though the schedule has moved on
+        closed = [n for n in by_hand[1][:-1] if n["batches"] <= number]  # the flush comes later
+        now = {"gradient_norm_threshold": by_hand[2][number - 1]}
+        expected = {**(closed[-1] if closed else now), "batches": number}
+        assert {key: entry[f"gqc/{key}"] for key in expected} == expected
     assert history[-1]["gqc/steps"] == len(by_hand[1]) - 1  # the flush comes after it
 
 
@@ -116,6 +119,12 @@ def test_what_would_be_wrong_is_refused(tmp_path):
     trainer, _, _ = make(tmp_path)
     trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match=r"pass optimizers=\(wrapper, None\)"):
+        trainer.train()
+    trainer.optimizer = scheduled(trainer.model.net)[0]
+    with pytest.raises(ValueError, match=r"schedule of another wrapper.*make the callback again"):
+        trainer.train()
+    trainer.optimizer = gqc.OptimizerWrapperMHT(torch.optim.SGD(trainer.model.parameters()))
+    with pytest.raises(ValueError, match=r"without metric=.*wrapper\.register_step_pre_hook\(\)"):
         trainer.train()
 
 
@@ -141,6 +150,26 @@ def test_it_says_what_max_steps_counts(tmp_path, monkeypatch):
     assert said[0].startswith(f"max_steps={NUM} counts microbatches, not optimizer steps")
     assert said[1].endswith("draws at the end were not stepped with")
     assert wrapper.num_draws == 0
+
+
+@pytest.mark.parametrize(("size", "is_told"), [(8, True), (24, False)])
+def test_it_says_how_many_examples_a_draw_has(size, is_told, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("gqc.integrations.huggingface.logger.warning", said.append)
+    trainer, _, _ = make(tmp_path, gradient_accumulation_steps=3)
+    trainer.remove_callback(WrapperCallback)
+    trainer.add_callback(WrapperCallback())
+    sgd = torch.optim.SGD(trainer.model.parameters())
+    trainer.optimizer = gqc.OptimizerWrapperSBC(sgd, size, 48)
+    trainer.train()
+    assert any("a draw has 24 examples" in each for each in said) is is_told
+
+
+def test_an_evaluation_may_come_before_training(tmp_path, by_hand):
+    trainer, _, _ = make(tmp_path)
+    assert trainer.evaluate([{"x": torch.zeros(6), "labels": torch.tensor(0)}])["eval_loss"] > 0
+    trainer.train()
+    assert_same(trainer, by_hand)
 
 
 def test_a_reporter_after_it_gets_its_numbers(tmp_path):

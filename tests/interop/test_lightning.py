@@ -1,6 +1,7 @@
 """Lightning's Trainer with the callback trains as the loop by hand, or says what is wrong."""
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -57,6 +58,13 @@ class Plain(Module):
         return torch.optim.SGD(self.net.parameters(), lr=0.1)
 
 
+class Reading(Module):
+    """Its wrapper reads a metric, which automatic optimization does not give."""
+
+    def configure_optimizers(self):
+        return gqc.OptimizerWrapperMHT(torch.optim.SGD(self.net.parameters(), lr=0.1))
+
+
 def loader():
     x, y = (torch.cat(parts) for parts in zip(*batches(NUM), strict=True))
     return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8)
@@ -109,6 +117,48 @@ def test_it_is_the_loop_by_hand_and_flushes(is_manual, tmp_path, by_hand):
     assert trainer.logged_metrics["gqc/batches"] > NUM - 4
 
 
+class Log(lightning.Callback):
+    def __init__(self):
+        self.rows = []
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        metrics = trainer.callback_metrics
+        row = [metrics[f"gqc/{key}"].item() for key in ("steps", THRESHOLD)]
+        self.rows.append([*row, pl_module.thresholds[-1]])
+
+
+def test_it_logs_what_a_window_closed_with(tmp_path):
+    log = Log()
+    fit(Module(), tmp_path, WrapperCallback(), log)
+    closed = [now for before, now in pairwise([[0, None, None], *log.rows]) if now[0] > before[0]]
+    assert len(closed) > 3
+    assert [row[1] for row in closed] == pytest.approx([row[2] for row in closed])
+    last = {steps: threshold for steps, threshold, _ in log.rows if steps}
+    assert [last[row[0]] for row in closed] == [row[1] for row in closed]  # until the next closes
+
+
+def test_a_draw_of_several_microbatches_is_their_mean(tmp_path):
+    module, net = Module(), model()
+    options = {"accumulate_grad_batches": 4}
+    fit(module, tmp_path, WrapperCallback(), limit_train_batches=20, **options)
+    wrapper, schedule = scheduled(net)
+    for number, (x, y) in enumerate(batches(20), 1):
+        (F.cross_entropy(net(x), y) / 4).backward()
+        if number % 4 == 0:
+            wrapper.step()
+            schedule.step()
+    wrapper.flush()
+    assert same(module.net.parameters(), net.parameters())
+    with pytest.raises(ValueError, match=r"the last 3 by 4.*limit_train_batches a multiple of 4"):
+        fit(Module(), tmp_path, WrapperCallback(), **options)
+
+
+def test_weight_averaging_does_not_take_the_place_of_a_schedule(tmp_path):
+    average = lightning.pytorch.callbacks.StochasticWeightAveraging(0.01)
+    with pytest.raises(ValueError, match=r"schedule of 'gradient_norm_threshold'.*attach\(\) it"):
+        fit(Module(), tmp_path, WrapperCallback(), average)
+
+
 def test_open_draws_are_reported_where_they_are_not_flushed(tmp_path, by_hand):
     module = Module()
     with pytest.warns(UserWarning, match="draws at the end were not stepped with"):
@@ -137,6 +187,8 @@ def test_what_would_be_wrong_is_refused(tmp_path):
         fit(Module(), tmp_path, WrapperCallback(), gradient_clip_val=1.0)
     with pytest.raises(ValueError, match=r"return it from configure_optimizers"):
         fit(Plain(), tmp_path, WrapperCallback())
+    with pytest.raises(ValueError, match=r"Lightning calls step\(\) without metric="):
+        fit(Reading(), tmp_path, WrapperCallback())
 
 
 def in_grad(net):

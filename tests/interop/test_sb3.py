@@ -177,3 +177,8 @@ def test_what_scales_before_clipping_takes_the_place_of_a_former_one():
         torch.testing.assert_close(param.grad, factor * raw)
         optimizer.step()
     assert factor < 1
+
+
+def test_a_policy_of_several_optimizers_is_refused():
+    with pytest.raises(TypeError, match=r"SAC has no policy\.optimizer.*OptimizerWrapperVGS"):
+        sb3.SAC("MlpPolicy", "Pendulum-v1", device="cpu").learn(1, VGSCallback())

@@ -124,6 +124,24 @@ def test_lightning_manual_optimization(tmp_path):
     assert_close(module.net, expected_run())
 
 
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
+def test_what_fabric_returns_is_the_wrapper():
+    lightning = pytest.importorskip("lightning")
+    fabric = lightning.Fabric(accelerator="cpu", devices=1)
+    net, twin = model(), model()
+    wrapper, by_hand = wrapped(net)[0], wrapped(twin)[0]
+    prepared, optimizer = fabric.setup(net, wrapper)
+    optimizer.max_draws = by_hand.max_draws = 2
+    for x, y in batches(7):
+        fabric.backward(F.cross_entropy(prepared(x), y))
+        F.cross_entropy(twin(x), y).backward()
+        assert optimizer.step() is by_hand.step()
+    assert (optimizer.max_draws, optimizer.num_draws) == (wrapper.max_draws, wrapper.num_draws)
+    assert optimizer.flush() is by_hand.flush() is True
+    assert optimizer.numbers() == wrapper.numbers() == by_hand.numbers()
+    assert all(map(torch.equal, net.parameters(), twin.parameters()))
+
+
 # torch 2.13's own import of its compiler uses what it deprecates.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from gqc_lab.loop.live import steered
 from gqc_widgets.live import Live
 
 
@@ -47,6 +48,9 @@ def _transformers(options: dict[str, Any]) -> Any:
     from transformers import TrainerCallback
 
     class LiveCallback(_Callback, TrainerCallback):
+        def on_train_begin(self, *args: Any, **given: Any) -> None:
+            self.live = None  # another training, maybe of another model
+
         def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             if self.live is None:
                 optimizer = getattr(given["optimizer"], "optimizer", given["optimizer"])
@@ -64,13 +68,19 @@ def _lightning(options: dict[str, Any]) -> Any:
     from lightning.pytorch.callbacks import Callback
 
     class LiveCallback(_Callback, Callback):
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            self.live, self._seen = None, dict[str, Any]()  # another training
+
+        def record_new(self, values: Mapping[str, Any]) -> None:
+            """Log what was measured since the last call: the trainer keeps older values too."""
+            self.record({n: v for n, v in values.items() if self._seen.get(n) is not v})
+            self._seen |= values
+
         def on_train_batch_start(
             self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
         ) -> int | None:
             if self.live is None:
-                total = trainer.estimated_stepping_batches
-                known = int(total) if total != float("inf") else None
-                self.live = Live(trainer.optimizers, known, **options)
+                self.live = Live(trainer.optimizers, _batches(trainer), **options)
             if self.live.turn():
                 return None
             trainer.should_stop = True
@@ -80,12 +90,25 @@ def _lightning(options: dict[str, Any]) -> Any:
             self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
         ) -> None:
             loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-            self.record({"loss": loss, **trainer.callback_metrics})
+            if loss is not None and pl_module.automatic_optimization:
+                loss = loss * trainer.accumulate_grad_batches  # which Lightning divides it by
+            self.record({"loss": loss})
+            self.record_new(trainer.callback_metrics)
 
         def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-            self.record(trainer.callback_metrics)
+            self.record_new(trainer.callback_metrics)
 
     return LiveCallback()
+
+
+def _batches(trainer: Any) -> int | None:
+    """Return how many batches a Lightning trainer goes through; None: not known."""
+    total = trainer.num_training_batches * trainer.max_epochs  # below 0 where there is no limit
+    if trainer.max_steps != -1:
+        is_automatic = trainer.lightning_module.automatic_optimization
+        has_one = is_automatic and trainer.accumulate_grad_batches == 1  # a step
+        total = trainer.estimated_stepping_batches if has_one else -1
+    return int(total) if 0 < total < float("inf") else None
 
 
 def _stable_baselines3(options: dict[str, Any]) -> Any:
@@ -95,8 +118,9 @@ def _stable_baselines3(options: dict[str, Any]) -> Any:
         _may_go_on = True
 
         def _on_rollout_start(self) -> None:
-            if self.live is None:
-                self.live = Live(self.model.policy.optimizer, **options)
+            optimizer = self.model.policy.optimizer
+            if self.live is None or steered.get(optimizer) is not self.live:
+                self.live = Live(optimizer, **options)
             self.record(self.logger.name_to_value)  # of the rollout before
             self._may_go_on = self.live.turn()
 

@@ -170,6 +170,11 @@ class Experiment(Iterator[dict[str, Any]]):
         return not self._is_inside
 
     @property
+    def is_settled(self) -> bool:
+        """Whether it is saved here by itself; a loop that accumulates by hand waits for a step."""
+        return self.is_whole
+
+    @property
     def changes(self) -> list[Change]:
         """Controls that were changed during the run: microbatch, name, value."""
         return self.controls.changes

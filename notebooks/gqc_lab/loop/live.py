@@ -54,7 +54,7 @@ class Live(gate.Gate):
         state: ready, running, paused, stopped, finished, failed or replaced.
         error: the traceback of what ended the run or broke a view, or None.
         curves: what there is to draw.
-        statistics: those of the optimizer wrapper at the last update; empty without one.
+        statistics: those of the wrapper at the last update, of several each under its name.
         listeners: called with this object when there is news; one that raises is dropped.
     """
 
@@ -82,7 +82,8 @@ class Live(gate.Gate):
             self._is_iterator, self._function = True, lambda: all(True for _ in self(()))
         self._parameters, self._folder = dict(parameters or {}), Path(folder)
         self._beginning = copy.deepcopy(run.state_dict()) if run.parts else {}
-        self._every, self._save_at = every_seconds, time.perf_counter() + every_seconds
+        self._every = every_seconds
+        self._save_at = time.perf_counter() + every_seconds if run.parts else math.inf
         gate.claim(self, self._cell)
         steered.update(dict.fromkeys([run, *trained], self))
         self._undo = [self._cell.on_end(self._end_of_cell)] if self._cell is not None else []
@@ -97,7 +98,7 @@ class Live(gate.Gate):
 
     @property
     def optimizer(self) -> Any:
-        """The gqc wrapper of a loop, or None without one; the optimizer of an experiment."""
+        """The first gqc wrapper of a loop, or None; the optimizer of an experiment."""
         return self._own.wrapper if self._own else self.experiment.parts.get("optimizer")
 
     def __repr__(self) -> str:
@@ -227,7 +228,7 @@ class Live(gate.Gate):
     def reset(self) -> None:
         """Return to where the experiment was at first, with the controls as they are set now.
 
-        Raises: RuntimeError: a loop without ``state``.
+        A loader's own generator goes on.  Raises: RuntimeError: a loop without ``state``.
         """
         self._check_state("reset")
         if self._thread is not None:
@@ -251,6 +252,7 @@ class Live(gate.Gate):
         """Load the last automatic checkpoint, if there is one; call it before the loop.
 
         The loop continues from there bit for bit: ``for epoch in range(live.epoch, epochs)``.
+        ``enumerate(live(loader))`` counts from 0; one that accumulates was saved after a step.
 
         Raises: RuntimeError: a loop without ``state``.
         """
@@ -311,20 +313,19 @@ class Live(gate.Gate):
             self._tell()
             spent = time.perf_counter() - now
             self._next = now + spent + max(SHORTEST, spent / SHARE)
-        if self._beginning and now >= self._save_at and is_whole and self.experiment.is_whole:
+        if now >= self._save_at and is_whole and self.experiment.is_settled:
             now = time.perf_counter()
             save_checkpoint(self.experiment, self.checkpoint)
             spent = time.perf_counter() - now
             self._save_at = now + spent + (max(self._every, spent / SHARE) if self._every else 0)
-        self._due = min(self._next, self._save_at if self._beginning else math.inf)
-        if self._cell is not None:
-            self._due = min(self._due, now + PUMP_SECONDS)
+        self._due = min(self._next, self._save_at, now + PUMP_SECONDS if self._cell else math.inf)
 
     def _read(self) -> None:
         if self._own:
             self._own.controls.follow(self._own.tunables.values())
         self.curves.read()
-        self.statistics: dict[str, Any] = dict(getattr(self.optimizer, "statistics", dict)())
+        source = self._own or self.optimizer
+        self.statistics: dict[str, Any] = dict(getattr(source, "statistics", dict)())
 
     def _tell(self) -> None:
         self._read()

@@ -7,15 +7,14 @@ random generators and the place in the loader, where the loop gives what has a `
 
 import json
 import math
-import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from operator import length_hint
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -26,9 +25,13 @@ from gqc.schedules import THRESHOLD
 from gqc.wrappers import OptimizerWrapper
 from gqc_lab.loop.controls import NORM_NAMES, Controls, NormSchedule, norm_controls, norm_schedule
 from gqc_lab.loop.experiment import Experiment, append
+from gqc_lab.loop.placement import random_state, set_random_state
 from gqc_lab.loop.scaler_controls import SCALER, apply_scaler, scaler_controls, scaler_settings
 from gqc_lab.loop.settings import Setting
 from gqc_lab.loop.tunables import Optimizers, Tunables, named, unwrapped
+
+#: measured of each wrapper; the last where its window was closed
+OF_WINDOW = ("stepped", "num_draws", "grad_norm", "noise_scale")
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,15 @@ class Loop(Experiment):
     ) -> None:
         by_name = named(optimizers)
         self.tunables = Tunables(by_name)
-        inner = [o for each in by_name.values() for o in unwrapped(each)]
-        scalers = [getattr(o, "scaler", None) for o in inner] + list((state or {}).values())
+        pairs = [(name, o) for name, each in by_name.items() for o in unwrapped(each)]
+        scalers = [getattr(o, "scaler", None) for _, o in pairs] + list((state or {}).values())
         self.scaler = next((s for s in scalers if isinstance(s, VarianceGradientScaler)), None)
-        self.wrapper = next((o for o in inner if isinstance(o, OptimizerWrapper)), None)
+        found = [(name, o) for name, o in pairs if isinstance(o, OptimizerWrapper)]
+        self.wrapper = found[0][1] if found else None
+        self.wrappers = dict(found[::-1])  # the outer one of several within one another
+        if len(self.wrappers) == 1:
+            self.wrappers = {"": found[0][1]}
+        self.tunables.on_flush = self._note_flush
         parts, generators = _sort_state(by_name, state)
         groups = [group for each in by_name.values() for group in each.param_groups]
         numbers = {name: spec.default for name, spec in self.tunables.specs.items()}
@@ -90,7 +98,7 @@ class Loop(Experiment):
         self._resumed: dict[str, Any] | None = None
         self._logged: dict[str, Any] = {}
         self._changes: dict[str, Any] = {}  # of this batch, and of one that was left untouched
-        wrapped = ("stepped", "num_draws", "grad_norm", "noise_scale") if self.wrapper else ()
+        wrapped = [name + key for name in self.wrappers for key in OF_WINDOW]
         scaled = ("stepped", "factor") if self.scaler else ()
         self.own_names = {"microbatch", "seconds", "changes", *wrapped, *scaled}
         self._moving = {THRESHOLD} & set(self.tunables.specs)  # tunables that are recorded
@@ -126,6 +134,11 @@ class Loop(Experiment):
         if apply is not None:
             self._applies[name] = apply
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether the last batch stepped, or nothing waits: there `enumerate` may begin again."""
+        return self.is_whole and (self.tunables.has_stepped or not self.tunables.gradients)
+
     def items(self, loader: Iterable[Any]) -> Iterator[Any]:
         """Return an iterator over ``loader``, at the place of the checkpoint that was loaded.
 
@@ -140,23 +153,26 @@ class Loop(Experiment):
                 "for bit, which workers that read ahead prevent; use num_workers=0, or state=None"
             )
         self._loader, place, self._resumed = loader, self._resumed, None
-        if place is None:
+        if place is not None:
+            set_random_state(place["start"] or place["now"], self._streams())
+        if place is None or place["start"] is None:  # saved between two epochs
             self.position = 0
-            self._start = self._randomness() if self.parts else None
+            self._start = random_state(self._streams()) if self.parts else None
             return self._through(iter(loader))
-        self._start = place["start"]
-        self._set_randomness(place["start"])
-        items = iter(loader)
+        self._start, items = place["start"], iter(loader)
         if (found := sum(1 for _ in islice(items, self.position))) < self.position:
             raise ValueError(
                 f"{found} batches in the loader: the checkpoint has done {self.position}"
             )
-        self._set_randomness(place["now"])
+        set_random_state(place["now"], self._streams())
         return self._through(items)
 
     def _through(self, items: Iterator[Any]) -> Iterator[Any]:
         yield from items
-        self.epoch += 1
+        self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        self.epoch, self.position, self._start = self.epoch + 1, 0, None
 
     def begin(self) -> None:
         """Begin the next batch: apply what was set."""
@@ -166,9 +182,8 @@ class Loop(Experiment):
         if self._is_drawn:
             value = norm_schedule(self.controls.applied).threshold(self.microbatch, self.total)
             self.tunables.edited[THRESHOLD] = value, [0.0]
-        self.tunables.has_stepped = False
-        self._now = self.tunables.values()  # before the body steps a schedule
-        self._window = self.wrapper.last_window if self.wrapper is not None else None
+        self.tunables.begin()
+        self._windows = {name: o.last_window for name, o in self.wrappers.items()}
         self._factor = self.scaler.get_scaling_factor() if self.scaler is not None else None
         self._began, self._is_inside = time.perf_counter(), True
 
@@ -184,8 +199,8 @@ class Loop(Experiment):
                 self._applies[name](changes[name])
 
     def end(self, is_whole: bool = True) -> None:
-        """End the batch: keep its record, unless it was left before a step or a `log`."""
-        self._is_inside &= is_whole or self.tunables.has_stepped or bool(self._logged)
+        """End the batch: keep its record, unless it was left before a gradient, step or `log`."""
+        self._is_inside &= is_whole or bool(self._logged) or self.tunables.has_trained()
         if not self._is_inside:
             return
         self.seconds += time.perf_counter() - self._began
@@ -198,6 +213,8 @@ class Loop(Experiment):
         self.microbatch = self.done = number
         self.position += 1
         self._is_inside = False
+        if self.done >= self.total and self.position == length_hint(self._loader):
+            self._end_epoch()  # nobody asks the loader for more
 
     @property
     def _columns(self) -> dict[str, list[Any]]:
@@ -214,24 +231,40 @@ class Loop(Experiment):
         self._ended, self._taken = deque[dict[str, Any]](), columns
 
     def _measure(self) -> dict[str, Any]:
-        values = self._now
-        if values is not self._values:
+        values = self.tunables.now
+        if values != self._values:
             for name in {n for n, v in values.items() if v != self._values[n]} - self._moving:
                 self._moving.add(name)  # it was constant so far; if logged, the loop's own
                 self._columns.setdefault(name, [self._values[name]] * self.microbatch)
             self._values = values
-        found: dict[str, Any] = {name: values[name] for name in self._moving}
-        if self.wrapper is not None:
-            last = self.wrapper.last_window
-            stepped = last is not self._window
-            window: Any = last if stepped else self.wrapper
-            found |= {"stepped": stepped, "num_draws": window.num_draws}
-            found["grad_norm"] = window.grad_norm
+        found = {name: values[name] for name in self._moving} | self._measure_windows()
+        if self.scaler is None:
+            return found
+        stepped = self.tunables.has_stepped
+        return {"stepped": stepped, "factor": self._factor, **found, **self.scaler.metrics()}
+
+    def _measure_windows(self) -> dict[str, Any]:
+        """Return what became of the wrappers' windows since the batch began."""
+        found: dict[str, Any] = {}
+        for name, wrapper in self.wrappers.items():
+            last = wrapper.last_window
+            stepped = last is not self._windows[name]
+            window: Any = last if stepped else wrapper
+            values = [stepped, window.num_draws, window.grad_norm]
             if stepped:
-                found["noise_scale"] = self.wrapper.statistics().get("noise_scale")
-        if self.scaler is not None:
-            found |= {"stepped": True, "factor": self._factor, **found, **self.scaler.metrics()}
+                values.append(wrapper.statistics().get("noise_scale"))
+            found |= {name + key: value for key, value in zip(OF_WINDOW, values, strict=False)}
         return found
+
+    def _note_flush(self) -> None:
+        """Record a window that was closed between two batches with its last draw."""
+        if not self._is_inside and self.microbatch:
+            self._amend(self._measure_windows())
+
+    def statistics(self) -> dict[str, Any]:
+        """Return those of the wrappers."""
+        found = [(name, o.statistics()) for name, o in self.wrappers.items()]
+        return {name + key: value for name, own in found for key, value in own.items()}
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Keep numbers of the batch in progress, or of the last one; tensors are read later.
@@ -243,25 +276,30 @@ class Loop(Experiment):
         kept = {name: _kept(name, value) for name, value in metrics.items()}
         if self._is_inside or not self.microbatch:
             self._logged |= kept
-            return
+        else:
+            self._amend(kept)
+
+    def _amend(self, values: Mapping[str, Any]) -> None:
+        """Add to the last record."""
         with self._lock:
-            for name, value in kept.items():
+            for name, value in values.items():
                 column = self._columns.setdefault(name, [None] * self.microbatch)
                 column[-1] = value.item() if isinstance(value, Tensor) else value
 
     def state_dict(self, start: int = 0) -> dict[str, Any]:
-        place = {"epoch": self.epoch, "position": self.position, "start": self._start}
-        place |= {"now": self._randomness(), "is_drawn": self._is_drawn}
-        return {
-            **super().state_dict(start),
-            "loop": {**place, "edited": dict(self.tunables.edited)},
-        }
+        place: dict[str, Any] = {"epoch": self.epoch, "position": self.position}
+        place |= {"start": self._start, "now": random_state(self._streams())}
+        place |= {"is_drawn": self._is_drawn, "gradients": self.tunables.gradients}
+        place["edited"] = dict(self.tunables.edited)
+        return {**super().state_dict(start), "loop": place}
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         place = state["loop"]
         super()._restore(state)
         self.epoch, self.position = place["epoch"], place["position"]
-        self._resumed = dict(place) if place["start"] is not None else None
+        self._resumed = dict(place)
+        self.tunables.gradients = place.get("gradients", {})
+        self._windows = {name: o.last_window for name, o in self.wrappers.items()}
         self._is_drawn, self.tunables.edited = place["is_drawn"], dict(place["edited"])
         self._values, self._logged, self._changes = self.tunables.values(), {}, {}
         self._moving |= {name for name in self._columns if name in self._values}
@@ -272,29 +310,6 @@ class Loop(Experiment):
         """Return the loop's generators and those of its loader, by name."""
         found = {f"loader {i}": g for i, g in generators_of(self._loader).items()}
         return {**self.generators, **found}
-
-    def _randomness(self) -> dict[str, Any]:
-        kind, keys, *rest = np.random.get_state()  # noqa: NPY002
-        on_cards = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-        return {
-            "streams": {name: g.get_state() for name, g in self._streams().items()},
-            "torch": torch.get_rng_state(),
-            "cuda": on_cards,
-            "numpy": [kind, torch.from_numpy(np.array(keys, dtype=np.int64)), *rest],
-            "python": random.getstate(),
-        }
-
-    def _set_randomness(self, state: Mapping[str, Any]) -> None:
-        for name, generator in self._streams().items():
-            if name in state["streams"]:
-                generator.set_state(state["streams"][name])
-        torch.set_rng_state(state["torch"])
-        if state["cuda"]:
-            torch.cuda.set_rng_state_all(state["cuda"])
-        kind, keys, *rest = state["numpy"]
-        np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-        version, words, gauss = state["python"]
-        random.setstate((version, tuple(words), gauss))
 
 
 def _sort_state(

@@ -1,7 +1,11 @@
-"""Where an experiment computes: device, number format, and its own random streams."""
+"""Where an experiment computes: device, number format, and random streams."""
 
 import hashlib
+import random
+from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch
 
 from gqc_lab.errors import check_name
@@ -43,3 +47,29 @@ def make_generator(seed: int, stream: str) -> torch.Generator:
     """
     digest = hashlib.sha256(f"{stream}:{seed}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def random_state(streams: Mapping[str, torch.Generator]) -> dict[str, Any]:
+    """Return the state of the global generators of torch, numpy and python, and of ``streams``."""
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+    on_cards = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {
+        "streams": {name: g.get_state() for name, g in streams.items()},
+        "torch": torch.get_rng_state(),
+        "cuda": on_cards,
+        "numpy": [kind, torch.from_numpy(np.array(keys, dtype=np.int64)), *rest],
+        "python": random.getstate(),
+    }
+
+
+def set_random_state(state: Mapping[str, Any], streams: Mapping[str, torch.Generator]) -> None:
+    """Take back `random_state`."""
+    for name in streams.keys() & state["streams"].keys():
+        streams[name].set_state(state["streams"][name])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))

@@ -3,10 +3,11 @@ r"""Numbers in the param groups of anybody's optimizer, as controls that act aro
 An edit keeps its ratio to what a schedule writes: with the group's value :math:`b_0` when the value
 v was set and b now, the optimizer steps with :math:`v\,b/b_0`, which is exactly v where nobody
 writes the group.  The group is changed before ``step`` and restored after it, so a schedule that
-multiplies what it finds does not compound the edit.  Where :math:`b_0 = 0` it is v.
+multiplies what it finds does not compound the edit.  Where :math:`b_0 = 0` it is v, and
+:math:`b_0` is what the first step after the edit finds: the loop may write it at the top of a body.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial, wraps
 from types import MethodType
@@ -60,15 +61,18 @@ class Tunables:
         optimizers: by the prefix of their controls; "" for none.
     Attributes:
         specs: control -> its setting, with the present value of the first group that has it.
-        edited: control -> its value and, by group, what was there when it was set.
-        has_stepped: has one of the optimizers, since this was set to False?
+        edited: control -> its value and, by group, what the first step found; empty before.
+        now: control -> what the last step of this batch was made with, or would be.
+        has_stepped: has one of the optimizers, since `begin`?
+        on_flush: called after a wrapper's ``flush``.
     """
 
     def __init__(self, optimizers: Mapping[str, Optimizer]) -> None:
         self._places: dict[str, _Place] = {}
         self.specs: dict[str, Setting] = {}
         self.edited: dict[str, tuple[float, list[float]]] = {}
-        self.has_stepped = False
+        self.on_flush: Callable[[], object] = lambda: None
+        self._optimizers: list[Optimizer] = []
         self._seen: list[Any] = []  # in the groups, when `values` last read them
         self._values: dict[str, float] = {}
         self._before: list[tuple[dict[str, Any], str, Any]] = []
@@ -77,16 +81,48 @@ class Tunables:
         self._stepping: Optimizer | None = None  # whose step the groups were changed for
         for prefix, given in optimizers.items():  # Accelerate's has no hooks, the one in it has
             chain = [o for o in unwrapped(given) if hasattr(o, "_optimizer_step_pre_hooks")]
+            self._optimizers.append(chain[0])
             for number, group in enumerate(chain[0].param_groups):
                 for key, value in group.items():
                     self._find(prefix, _Place(chain[0], key, number, None), value)
             for name in ("step", "flush", "closes_next"):
                 self._guard(chain[0], name)
             for each in chain:  # a wrapper's flush() steps the one in it alone
-                post = each.register_step_post_hook(lambda o, *_: self.restore(o))
+                post = each.register_step_post_hook(partial(self._end_step, chain[0]))
                 # Schedules that hooks step find the groups without the edit.
                 each._optimizer_step_post_hooks.move_to_end(post.id, last=False)
                 self._hooks += [each.register_step_pre_hook(partial(self._scale, chain[0])), post]
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a batch."""
+        self.has_stepped, self.now, self._versions_before = False, self.values(), self._versions()
+
+    def has_trained(self) -> bool:
+        """Has a step or a backward come since `begin`?"""
+        return self.has_stepped or self._versions() != self._versions_before
+
+    def _versions(self) -> list[Any]:
+        """Return what a backward changes, of a few parameters: this is asked at each batch."""
+        params = self._parameters()
+        grads = [p.grad for p in params[:: len(params) // 16 + 1]]
+        return [None if g is None else (id(g), g._version) for g in grads]
+
+    def _parameters(self) -> list[torch.Tensor]:
+        return [p for o in self._optimizers for g in o.param_groups for p in g["params"]]
+
+    @property
+    def gradients(self) -> dict[int, torch.Tensor]:
+        """What waits in ``.grad``, by number of the parameter, unless a wrapper saves it itself."""
+        if any(getattr(o, "holds_running_sum", False) for o in self._optimizers):
+            return {}
+        return {i: p.grad for i, p in enumerate(self._parameters()) if p.grad is not None}
+
+    @gradients.setter
+    def gradients(self, gradients: Mapping[int, torch.Tensor]) -> None:
+        params = self._parameters()
+        for i, grad in gradients.items():
+            params[i].grad = grad.to(params[i].device, copy=True)
 
     def _find(self, prefix: str, place: _Place, value: Any) -> None:
         key = place.key
@@ -121,6 +157,8 @@ class Tunables:
                 return method(*args, **given)
             finally:
                 self.restore()
+                if name == "flush":
+                    self.on_flush()
 
         own, former = MethodType(guarded, optimizer), vars(optimizer).get(name)
         self._guarded.append((optimizer, name, own, former))
@@ -128,10 +166,7 @@ class Tunables:
 
     def edit(self, changes: Mapping[str, Any]) -> None:
         """Take over changes of the controls, between two steps; other names are left out."""
-        for name, value in changes.items():
-            if name in self._places:
-                place = self._places[name]
-                self.edited[name] = value, [place.read(group) for group in place.groups()]
+        self.edited |= {name: (v, []) for name, v in changes.items() if name in self._places}
 
     def values(self) -> dict[str, float]:
         """Return what the optimizer would step with now, in the first group that has it."""
@@ -147,6 +182,7 @@ class Tunables:
         if name not in self.edited:
             return now
         value, bases = self.edited[name]
+        bases = bases or [now]
         base = bases[min(number, len(bases) - 1)]  # of a group that was added since: the last
         if base != bases[0]:
             value = value * base / bases[0] if bases[0] else base
@@ -158,14 +194,24 @@ class Tunables:
             return  # within the step of the wrapper around it
         self.restore()  # a step that raised has left its values
         self._stepping = stepping
-        for name in self.edited:
+        for name, (value, bases) in self.edited.items():
             place = self._places[name]
             if place.optimizer is optimizer:
+                self.edited[name] = value, bases or [place.read(group) for group in place.groups()]
+                what = f"{name} (edited to {value:g}; it follows its schedule, so set it again)"
                 for number, group in enumerate(place.groups()):
                     old = group[place.key]
+                    new = self.specs[name].check(what, self._value(name, number, group))
                     kept = float(old) if isinstance(old, torch.Tensor) else old
                     self._before.append((group, place.key, kept))
-                    place.write(group, self._value(name, number, group))
+                    place.write(group, new)
+
+    def _end_step(self, optimizer: Optimizer, after: Optimizer, *_: Any) -> None:
+        self.restore(after)
+        if not self._before:  # else within the step of a wrapper
+            values = self.values().items()
+            own = {n: v for n, v in values if self._places[n].optimizer is optimizer}
+            self.now = {**self.now, **own}
 
     def restore(self, after: Optimizer | None = None) -> None:
         """Put back what was in the groups before the step (of ``after``, which has stepped)."""

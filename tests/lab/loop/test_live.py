@@ -16,6 +16,7 @@ from gqc import (
     OptimizerWrapperGNTS,
     OptimizerWrapperSBC,
     OptimizerWrapperVGS,
+    VarianceGradientScaler,
     get_linear_schedule,
 )
 from gqc.integrations import attach
@@ -109,6 +110,38 @@ def test_an_edit_of_a_scheduled_value_keeps_its_ratio_and_does_not_compound():
     assert live.history["lr"].tolist() == seen  # what the step was made with
 
 
+def test_a_rate_that_the_body_writes_is_recorded_as_it_was_stepped_with():
+    """As nanoGPT writes it, here in a warmup."""
+    model, optimizer = make()
+    live, seen = Live(optimizer), []
+    optimizer.register_step_pre_hook(lambda *_: seen.append(optimizer.param_groups[0]["lr"]))
+    live.replay([{"microbatch": 3, "name": "lr", "value": 0.2}])
+    for number in live(range(5)):
+        optimizer.param_groups[0]["lr"] = 0.01 * (number + 1)
+        model(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+    assert seen == pytest.approx([0.01, 0.02, 0.2, 0.2 * 4 / 3, 0.2 * 5 / 3])
+    assert live.history["lr"].tolist() == seen
+
+
+def test_an_edit_that_its_schedule_takes_out_of_range_ends_in_an_error():
+    """Adam's beta under OneCycleLR, say, which raises it again."""
+    model, optimizer = make(make_optimizer=torch.optim.AdamW, betas=(0.8, 0.999))
+    live = Live(optimizer)
+    live.replay([{"microbatch": 2, "name": "betas[0]", "value": 0.99}])
+
+    def loop():
+        for number in live(range(4)):
+            optimizer.param_groups[0]["betas"] = (0.8 + 0.05 * number, 0.999)
+            model(torch.ones(1, 3)).sum().backward()
+            optimizer.step()
+
+    message = r"betas\[0\] \(edited to 0\.99; .* so set it again\)=1\.04.* below 1"
+    with pytest.raises(ValueError, match=message):
+        loop()
+    assert optimizer.param_groups[0]["betas"][0] == 0.9
+
+
 def test_groups_keep_their_ratio_and_what_was_zero_is_set():
     model, _ = make()
     groups = [
@@ -193,6 +226,56 @@ def test_an_edit_also_acts_on_a_flush():
     assert optimizer.param_groups[0]["lr"] == 0.1
 
 
+def test_a_window_that_is_flushed_between_two_batches_is_recorded():
+    model, optimizer = make()
+    wrapper = OptimizerWrapperSBC(optimizer, 1, 4)
+    live = Live(wrapper)
+    for _ in range(2):
+        for _ in live(range(6)):
+            model(torch.ones(1, 3)).sum().backward()
+            wrapper.step()
+        assert wrapper.flush()
+    rows = live.history[live.history["stepped"]]
+    assert rows["microbatch"].tolist() == [4, 6, 10, 12]
+    assert rows["num_draws"].tolist() == [4, 2, 4, 2]
+    assert wrapper.statistics()["steps"] == 4
+
+
+def test_a_scaler_that_the_loop_steps_has_a_row_that_stepped_for_each_step():
+    model, optimizer = make()
+    scaler = VarianceGradientScaler(optimizer.param_groups)
+    live = Live(optimizer, state={"model": model, "scaler": scaler})
+    for number in live(range(8)):
+        model(torch.ones(1, 3)).sum().backward()
+        if number % 4 == 3:
+            scaler.scale_gradients()
+            scaler.step()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert live.history["stepped"].tolist() == [False, False, False, True] * 2
+
+
+def test_each_of_two_wrappers_has_columns_and_statistics_under_its_name():
+    models, wrappers = [], {}
+    for name, size in (("first", 2), ("second", 4)):
+        model, optimizer = make()
+        models.append(model)
+        wrappers[name] = OptimizerWrapperSBC(optimizer, 1, size)
+    live = Live(wrappers)
+    for _ in live(range(8)):
+        for model, wrapper in zip(models, wrappers.values(), strict=True):
+            model(torch.ones(1, 3)).sum().backward()
+            wrapper.step()
+    history = live.history
+    assert history["first.num_draws"].tolist() == [1, 2] * 4
+    assert history["second.num_draws"].tolist() == [1, 2, 3, 4] * 2
+    assert (history["first.stepped"].sum(), history["second.stepped"].sum()) == (4, 2)
+    live.finish()
+    assert (live.statistics["first.steps"], live.statistics["second.steps"]) == (4, 2)
+    with pytest.raises(ValueError, match=r"log\(second\.stepped\): recorded anyway"):
+        live.log(**{"second.stepped": 1})
+
+
 def test_a_step_that_is_refused_leaves_the_groups_without_the_edit():
     """The body catches the error, and a schedule that multiplies goes on."""
     model, optimizer = make()
@@ -263,6 +346,18 @@ def test_loops_within_one_another_are_refused():
             next(live(range(2)))
         live.log(loss=0.0)
     assert live.history["microbatch"].tolist() == [1, 2]  # what zip had begun was left untouched
+
+
+def test_a_batch_that_only_accumulated_is_counted_where_the_loop_leaves_it():
+    model, optimizer = make()
+    live = Live(optimizer)
+    for does_train in (True, False):
+        for number, _ in enumerate(live(range(10))):
+            if does_train or number < 2:
+                model(torch.ones(1, 3)).sum().backward()
+            if number == 2:
+                break
+    assert live.history["microbatch"].tolist() == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("leaves", ["break", "zip"])
@@ -435,6 +530,73 @@ def test_a_killed_run_resumes_bit_for_bit(cut, loader_kind, tmp_path):
     assert torch.equal(r, r2)
 
 
+class Accumulating:
+    """A loop that accumulates four microbatches by hand, over two epochs of twelve."""
+
+    def __init__(self, folder, total=24):
+        torch.manual_seed(0)
+        self.model = torch.nn.Linear(3, 1)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        state = {"model": self.model}
+        self.live = Live(self.optimizer, total, state=state, folder=folder, every_seconds=0)
+
+    def train(self, counts_anew=False, steps_first=False, cut=None):
+        live, examples = self.live, torch.randn(24, 3, generator=torch.Generator().manual_seed(1))
+        for _ in range(live.epoch, 2):
+            loader = DataLoader(TensorDataset(examples), 2, shuffle=True)
+            for place, (x,) in enumerate(live(loader)):
+                number = place if counts_anew else live.experiment.microbatch
+                if steps_first and number % 4 == 0:
+                    self.step()
+                (self.model(x) - 1).square().mean().backward()
+                if not steps_first and number % 4 == 3:
+                    self.step()
+                if live.experiment.microbatch + 1 == cut:
+                    live._end_of_cell(KeyboardInterrupt())
+                    return None
+        return self.model.weight.detach().clone()
+
+    def step(self):
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("counts_anew", [True, False])
+@pytest.mark.parametrize("cut", [5, 6, 7, 15])
+def test_a_loop_that_accumulates_by_hand_resumes_bit_for_bit(cut, counts_anew, tmp_path):
+    """Where ``enumerate`` counts from 0 again, too."""
+    whole = Accumulating(tmp_path / "whole").train(counts_anew)
+    Accumulating(tmp_path / "cut").train(counts_anew, cut=cut)
+    resumed = Accumulating(tmp_path / "cut")
+    assert resumed.live.resume()
+    assert resumed.live.experiment.microbatch == cut // 4 * 4
+    assert torch.equal(resumed.train(counts_anew), whole)
+
+
+@pytest.mark.parametrize("steps_first", [True, False])
+@pytest.mark.parametrize("cut", [3, 6, 12, 14])
+def test_a_snapshot_holds_the_gradients_that_wait(cut, steps_first, tmp_path):
+    """Also one between two epochs, of which none is left out."""
+    whole = Accumulating(tmp_path).train(steps_first=steps_first)
+    first = Accumulating(tmp_path, total=cut)
+    first.train(steps_first=steps_first)
+    assert first.live.epoch == cut // 12
+    state = first.live.snapshot()
+    other = Accumulating(tmp_path)
+    other.live.experiment.load_state_dict(state)
+    assert torch.equal(other.train(steps_first=steps_first), whole)
+
+
+def test_a_reset_loop_draws_the_same_numbers_again():
+    model, optimizer = make()
+    live, losses = Live(optimizer, state={"model": model}), []
+    for _ in range(2):
+        train(live, model, optimizer, epochs=1)
+        losses.append(live.history["loss"].tolist())
+        live.reset()
+    assert losses[0] == losses[1]
+
+
 def test_a_rate_of_numpy_is_saved_and_loaded(tmp_path):
     ends = []
     for attempt in range(2):
@@ -472,7 +634,7 @@ def test_workers_and_stateless_things_are_refused():
         next(live(DataLoader(data(), num_workers=2)))
     train(live, model, optimizer, epochs=1)
     state = live.snapshot()
-    state["loop"]["position"] = 3
+    state["loop"] |= {"position": 3, "start": state["loop"]["now"]}
     live.experiment.load_state_dict(state)
     with pytest.raises(ValueError, match="2 batches in the loader: the checkpoint has done 3"):
         next(live([1, 2]))
