@@ -46,6 +46,7 @@ CHECKS = {  # number of ranks -> checks, all in one start of the processes
         "scalers_and_upgd:check_scaler_on_as_many_ranks",
         "scalers_and_upgd:check_scaler_on_fewer_ranks",
         "scalers_and_upgd:check_upgd",
+        "scalers_and_upgd:check_noise_of_replicas",
         "scalers_and_upgd:check_cosine_of_shards",
     ],
     4: [
