@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gqc.checks import check_count
-from gqc.gradients import local, total_norm, wide
+from gqc.gradients import CHUNK, is_sharded, local, wide
 from gqc.scalers.sketch import HASHES, SignSketch, real_numel
 
 __all__ = ["DrawCorrelation", "cosine", "momentum_angle"]
@@ -31,8 +31,9 @@ __all__ = ["DrawCorrelation", "cosine", "momentum_angle"]
 def cosine(a: Sequence[Tensor], b: Sequence[Tensor]) -> float | None:
     r"""Cosine :math:`\langle a,b\rangle/(\|a\|\|b\|)` of two gradients, each a list of tensors.
 
-    No copy of a gradient is made (16-bit tensors: one tensor at a time, in float32).  In float32 an
-    angle below about 0.03 degrees cannot be distinguished from 0: :math:`\arccos(1-2^{-23})`.
+    No copy of a gradient is made: products are formed in parts.  In float32 an angle below about
+    0.03 degrees cannot be distinguished from 0, at any size: :math:`\arccos(1-2^{-23})`.  Norms are
+    summed as the products are, and share their rounding.
 
     Args:
         a, b: tensors of equal shapes in pairs, any devices and dtypes; ``DTensor`` too.
@@ -46,14 +47,11 @@ def cosine(a: Sequence[Tensor], b: Sequence[Tensor]) -> float | None:
         )
     if not a:
         return None
-    first = a[0].device
     with torch.no_grad():
-        dots = torch.stack([_dot(x, y).to(first, torch.float64) for x, y in zip(a, b, strict=True)])
-        norms = [total_norm(t).to(first, torch.float64) for t in (a, b)]
-        product, size_a, size_b = torch.stack([dots.sum(), *norms]).tolist()
-    if not (0 < size_a < math.inf and 0 < size_b < math.inf and math.isfinite(product)):
+        product, own_a, own_b = torch.stack([_dot(a, b), _dot(a, a), _dot(b, b)]).tolist()
+    if not (0 < own_a < math.inf and 0 < own_b < math.inf and math.isfinite(product)):
         return None
-    return max(-1.0, min(1.0, product / size_a / size_b))
+    return max(-1.0, min(1.0, product / math.sqrt(own_a) / math.sqrt(own_b)))
 
 
 def momentum_angle(
@@ -111,12 +109,19 @@ def _momentum(
     return momentum
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    if hasattr(a, "full_tensor") or hasattr(b, "full_tensor"):
-        product: Any = (a * b).sum()
-        return product.full_tensor()
-    dtype = wide(torch.promote_types(a.dtype, b.dtype))
-    return torch.vdot(a.reshape(-1).to(dtype), b.reshape(-1).to(dtype)).real
+def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """The sum over all tensors in float64, on the device of the first."""
+    dots: list[Any] = []
+    for x, y in zip(a, b, strict=True):
+        if is_sharded([x, y]):
+            product: Any = (x * y.conj()).sum()
+            dots.append(product.full_tensor())
+            continue
+        dtype = wide(torch.promote_types(x.dtype, y.dtype))
+        size = CHUNK if x.device.type == "cpu" else 64 * CHUNK
+        for piece, other in zip(x.reshape(-1).split(size), y.reshape(-1).split(size), strict=True):
+            dots.append((piece.to(dtype) * other.conj()).sum())  # vdot sums in a less exact order
+    return torch.stack([dot.real.to(a[0].device) for dot in dots]).sum(dtype=torch.float64)
 
 
 class ProductSketch:

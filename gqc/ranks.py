@@ -12,6 +12,7 @@ import gc
 import math
 import sys
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -48,6 +49,12 @@ MIXED = (
     "tokens or examples of this rank's microbatch, or none"
 )
 _made: Counter[str] = Counter()
+
+DIFFERENT = "the ranks' gradients differ (norm {:.6g} here, {:.6g} of rank {} at its draw {}): "
+OTHER_NOISE = (
+    "UPGD's generators differ over the ranks (state {:.0f} here, {:.0f} on rank {}), whose weights "
+    "would drift apart: give generator= the same seed on all of them, or leave it out"
+)
 
 LOCAL = (
     "{} would decide or step apart on them, and each rank train another model. They were left "
@@ -145,18 +152,20 @@ class Ranks:
                 if name != "allreduce_hook":
                     warnings.warn(HOOKED.format(name), stacklevel=2)
 
-    def refuse_different(self, norm: float, look: int, message: str) -> None:
-        """Compare ``norm`` with that of the next rank at its draw of the same number, ``look``.
+    def refuse_different(self, number: float, look: int, message: str) -> None:
+        """Compare ``number`` with that of the next rank at its draw ``look``.
 
         Through the process group's store: one that makes no draw is waited for once, and blocks
-        nobody.  Raises: RuntimeError: the two differ.  Warns: UserWarning: it has made none.
+        nobody.  ``message`` has places for both numbers, the other rank and ``look``.
+
+        Raises: RuntimeError: the two differ.  Warns: UserWarning: the other has made no such draw.
         """
         own = torch.distributed.get_rank()
         store = torch.distributed.distributed_c10d._get_default_store()
-        for group, number in zip(self.groups, self._numbers, strict=True):
+        for group, place in zip(self.groups, self._numbers, strict=True):
             ranks = torch.distributed.get_process_group_ranks(group)
-            name = f"gqc/{group.group_name}/{number}/{look}/"
-            store.set(f"{name}{own}", repr(norm))
+            name = f"gqc/{group.group_name}/{place}/{look}/"
+            store.set(f"{name}{own}", repr(number))
             other = ranks[(ranks.index(own) + 1) % len(ranks)]
             try:
                 store.wait([f"{name}{other}"], timedelta(seconds=PATIENCE))
@@ -164,11 +173,8 @@ class Ranks:
                 warnings.warn(ALONE_AT_DRAW.format(other, look, own), stacklevel=2)
                 continue
             theirs = float(store.get(f"{name}{other}"))
-            if not math.isclose(norm, theirs, rel_tol=SAME) and repr(norm) != repr(theirs):
-                raise RuntimeError(
-                    f"the ranks' gradients differ (norm {norm:.6g} here, {theirs:.6g} of rank "
-                    f"{other} at its draw {look}): {message}"
-                )
+            if not math.isclose(number, theirs, rel_tol=SAME) and repr(number) != repr(theirs):
+                raise RuntimeError(message.format(number, theirs, other, look))
 
     def replicas(self) -> Iterator[Any]:
         """The ``DistributedDataParallel`` modules."""
@@ -216,6 +222,13 @@ def refuse_flat_shards(name: str, params: Sequence[Tensor]) -> None:
     for module in _owners(params) if is_on() else ():
         if are_parts([module], _groups_of(module)):
             raise RuntimeError(FLAT_SHARDS.format(name, ""))
+
+
+def refuse_different_noise(params: Sequence[Tensor], generator: torch.Generator) -> None:
+    """Raise RuntimeError where ranks of DDP, which replicate ``params``, have other generators."""
+    for module in _owners(params) if is_on() else ():
+        state = zlib.crc32(bytes(generator.get_state().tolist()))
+        Ranks(_groups_of(module)).refuse_different(float(state), 1, OTHER_NOISE)
 
 
 def are_parts(modules: Sequence[Any], groups: Sequence[Any]) -> bool:
@@ -275,6 +288,7 @@ def compare(wrapper: Any) -> None:
     message += "" if wrapper.needs_gradient else CAN_REDUCE
     if not all(module.require_backward_grad_sync for module in ranks.replicas()):
         raise RuntimeError(f"inside DDP.no_sync(): {message}")
+    message = DIFFERENT + message
     if wrapper._looks and wrapper.grad_norm is not None:
         wrapper._looks -= 1
         ranks.refuse_different(wrapper.grad_norm, LOOKS - wrapper._looks, message)

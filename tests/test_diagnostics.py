@@ -45,6 +45,23 @@ def test_cosine_of_no_direction_is_none_and_never_beyond_one():
         cosine(a, a[:1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("is_constant", [False, True])
+def test_angles_of_large_tensors_are_those_of_small_ones(dtype, is_constant):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.full((2**24,), 0.1) if is_constant else torch.randn(2**24, generator=generator)
+    x = x.to(dtype)
+    assert cosine([x], [x]) == pytest.approx(1.0, abs=2e-7)
+    y = x.float() + 0.03 * torch.randn(2**24, generator=generator)
+    assert math.degrees(math.acos(cosine([x], [y]))) == pytest.approx(degrees([x], [y]), rel=0.01)
+    param = torch.zeros(2**24, requires_grad=True)
+    optimizer = torch.optim.AdamW([param], lr=0.0)
+    for _ in range(2):
+        param.grad = x.float()
+        optimizer.step()
+    assert momentum_angle(optimizer) < 0.05
+
+
 @pytest.mark.parametrize("make", ["Adam", "AdamW", "NAdam", "RAdam", "Adamax"])
 @pytest.mark.parametrize("maximize", [False, True])
 def test_angle_before_a_step_is_that_to_the_momentum_the_step_leaves(make, maximize):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import random
 
 import numpy as np
@@ -236,6 +237,33 @@ def test_examples_are_counted_in_what_has_a_length(batch):
     pairs = [(batch(x), i) for i, x in enumerate(xs)]
     found = probe(model, lambda m, pair: m(xs[pair[1]]).sum(), pairs)
     assert (found.examples, len(found.products)) == (3, 20)  # the last one is smaller
+
+
+@dataclasses.dataclass(slots=True)
+class Batch:
+    x: torch.Tensor
+    y: list[torch.Tensor]
+    name: str = "a"
+
+
+class Pinned:
+    """A batch as PyTorch's documentation of ``pin_memory`` has it."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x, self.y, self.name, self.model = x, x[:, 0], "a", Known()
+
+
+@pytest.mark.parametrize("make", [lambda x: Batch(x, [x[:, 0]]), Pinned], ids=["dataclass", "own"])
+def test_sizes_of_batches_that_are_objects_are_seen(make):
+    """A short batch between the others would count as one of them, with as much noise as it has."""
+    generator = torch.Generator().manual_seed(0)
+    xs = [torch.randn(16 if i % 2 == 0 else 1, 50, generator=generator) + 1 for i in range(200)]
+    found = probe(Known(50), lambda m, b: (m.weight * b.x).sum(1).mean(), [make(x) for x in xs])
+    assert (found.examples, len(found.products)) == (16, 100)
+    assert found.noise_trace == pytest.approx(50 / 16, rel=0.1)
+    pair = [(make(x), i) for i, x in enumerate(xs)]
+    nested = probe(Known(50), lambda m, b: (m.weight * b[0].x).sum(1).mean(), pair)
+    assert (nested.examples, len(nested.products)) == (16, 100)
 
 
 def test_examples_of_several_tensors_are_counted_where_they_agree_and_asked_for_where_not():

@@ -281,6 +281,80 @@ def test_a_state_of_version_010_loads_exactly_and_continues(name, cut):
     assert run(schedule, MORE) == saved["end"] == run(uncut, MORE)
 
 
+def drawn(points, steps: int):
+    opt = wrapper(max_draws=None)
+    schedule = gqc.PiecewiseSchedule(opt, points)
+    params = opt.param_groups[0]["params"]
+    draw(opt, params, steps, schedule.step)
+    return opt, params, schedule
+
+
+def draw(opt, params, num: int, each=lambda: None) -> None:
+    for grads in stream(num):
+        backward(params, grads)
+        opt.step()
+        each()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_schedule_that_was_not_loaded_is_seen_on_a_plateau_too(when):
+    points = [(0, 1.0), (100, 1.0), (200, 0.5)]
+    first, _, schedule = drawn(points, 50)
+    opt, params, other = drawn(points, 0)
+    opt.load_state_dict(first.state_dict())
+    if when == "after":
+        other = gqc.PiecewiseSchedule(opt, points)
+    draw(opt, params, 1)
+    with pytest.raises(RuntimeError, match="at step 0 with 1 and goes another way: load both"):
+        other.step()
+    other.load_state_dict(schedule.state_dict())
+    draw(opt, params, 20, other.step)
+    assert other.last_step == 70
+
+
+def test_a_live_schedule_is_rolled_back_with_its_wrapper_on_a_plateau_too():
+    opt, params, schedule = drawn([(0, 1.0), (100, 1.0), (200, 0.5)], 20)
+    states = copy.deepcopy((opt.state_dict(), schedule.state_dict()))
+    draw(opt, params, 20, schedule.step)
+    opt.load_state_dict(states[0])
+    draw(opt, params, 1)
+    with pytest.raises(RuntimeError, match="at step 40 with 1 and goes another way"):
+        schedule.step()
+    schedule.load_state_dict(states[1])  # before or after the wrapper
+    opt.load_state_dict(states[0])
+    draw(opt, params, 5, schedule.step)
+    assert schedule.last_step == 25
+    opt.optimizer.load_state_dict(opt.optimizer.state_dict())  # the counters are the wrapper's
+    draw(opt, params, 5, schedule.step)
+    assert schedule.last_step == 30
+
+
+def test_a_schedule_that_stays_or_ends_needs_no_loading():
+    first = drawn([(0, 1.0)], 50)[0]
+    for make in (
+        lambda opt: gqc.get_constant_schedule(opt, 1.0, key=THRESHOLD),
+        lambda opt: gqc.ParamGroupSchedule(opt, THRESHOLD, ([1.0] * 60).__getitem__),
+    ):
+        opt, params, _ = drawn([(0, 1.0)], 0)
+        schedule = make(opt)
+        opt.load_state_dict(first.state_dict())
+        draw(opt, params, 5, schedule.step)
+        assert schedule.get_last_value() == [1.0]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
+def test_a_copy_is_told_of_its_wrappers_loading(copied):
+    points = [(0, 2.0), (200, 1.0)]
+    first = drawn(points, 50)[0]
+    opt, params, schedule = copied(drawn(points, 0))
+    opt.load_state_dict(first.state_dict())
+    draw(opt, params, 1)
+    with pytest.raises(
+        RuntimeError, match=r"with gradient_norm_threshold=1\.75, but not its sched"
+    ):
+        schedule.step()
+
+
 def test_a_state_of_another_key_changes_nothing():
     schedule = gqc.PiecewiseSchedule(wrapper(), [(0, 5.0)])
     state = {"key": "lr", "last_step": 3, "points": [[0, 1.0]]}

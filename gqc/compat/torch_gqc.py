@@ -23,20 +23,13 @@ from torch.optim import Optimizer
 
 import gqc
 from gqc import NormWarmupScheduler as NormWarmupScheduler
-from gqc.compat.torch_gqc_wrapper import AbstractOptimizerWrapper, group_values
+from gqc.compat.torch_gqc_wrapper import AbstractOptimizerWrapper, group_values, target_of
 from gqc.schedules import THRESHOLD, ParamGroupSchedule
 from gqc.schedules.builders import check_lengths
 from gqc.schedules.writers import write
 from gqc.wrappers.options import WindowOptions
 
 __version__ = "0.10.4"
-
-#: what 0.8.5 scheduled by scheduling a wrapper's "lr"
-_TARGETS = {
-    gqc.OptimizerWrapperGNTS: THRESHOLD,
-    gqc.OptimizerWrapperSBC: "logical_batch_size",
-    gqc.OptimizerWrapperGNR: "target_gradient_norm",
-}
 
 
 def _published(builder: Callable[..., ParamGroupSchedule], otherwise: str) -> Any:
@@ -48,8 +41,7 @@ def _published(builder: Callable[..., ParamGroupSchedule], otherwise: str) -> An
     def build(
         optimizer: Optimizer, *args: Any, key: str | None = None, **kwargs: Any
     ) -> ParamGroupSchedule:
-        own = [name for kind, name in _TARGETS.items() if isinstance(optimizer, kind)]
-        key = key or (*own, otherwise)[0]
+        key = key or target_of(optimizer) or otherwise
         for group in () if isinstance(optimizer, gqc.OptimizerWrapper) else optimizer.param_groups:
             group.setdefault(key, 1.0)
         return builder(optimizer, *args, key=key, **kwargs)

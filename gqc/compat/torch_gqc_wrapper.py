@@ -15,7 +15,14 @@ import torch
 from torch.optim import Optimizer
 
 from gqc.checks import one_of
-from gqc.wrappers import OptimizerWrapper
+from gqc.schedules import THRESHOLD
+from gqc.wrappers import (
+    OptimizerWrapper,
+    OptimizerWrapperGNR,
+    OptimizerWrapperGNTS,
+    OptimizerWrapperSBC,
+)
+from gqc.wrappers.report import closed
 
 #: statistics() of torch-gqc -> ours
 _RENAMED = {
@@ -29,6 +36,20 @@ _RENAMED = {
     "estimated_gns": "noise_scale",
     "running_avg_metric": "running_mean",
 }
+#: entry of a file of 0.10.4 -> that of 0.8.5
+_LAST = {"last_num_draws": "last_step_num_draws", "last_grad_norm": "last_mean_grad_norm"}
+_COUNTERS = ("num_batches", "num_steps", "num_draws", *_LAST)
+#: what 0.8.5 scheduled by scheduling a wrapper's "lr"
+_TARGETS = {
+    OptimizerWrapperGNTS: THRESHOLD,
+    OptimizerWrapperSBC: "logical_batch_size",
+    OptimizerWrapperGNR: "target_gradient_norm",
+}
+_LR_IS_LR = (
+    "a scheduler of torch that was made of this {0} sets the learning rate, which torch-gqc 0.8.5 "
+    "took for {1}: schedule that by its name, gqc.ParamGroupSchedule(wrapper, {1!r}, fn). If the "
+    "learning rate is meant, make the scheduler of wrapper.optimizer"
+)
 _MODES = ("replicated", "sharded")
 _COMBINE: dict[str, Callable[..., Any]] = {"mean": statistics.fmean, "max": max, "min": min}
 _OLD_CONTRACT = (
@@ -96,6 +117,8 @@ class AbstractOptimizerWrapper(OptimizerWrapper):
         """Take in a microbatch: :meth:`gqc.OptimizerWrapper.step`."""
         if not _decides(type(self)):
             raise NotImplementedError(f"{type(self).__name__} has no step(): define it")
+        if getattr(self.step, "_wrapped_by_lr_sched", False) and (target := target_of(self)):
+            self._warn_once(_LR_IS_LR.format(type(self).__name__, target))
         results = []
         make = (lambda: results.append(closure())) if callable(closure) else closure
         stepped = super().step(make, **given)
@@ -127,7 +150,8 @@ class AbstractOptimizerWrapper(OptimizerWrapper):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken, or that of torch-gqc between two windows.
 
-        torch-gqc saves no draws that wait for a step: they were lost there too.
+        torch-gqc saves no draws that wait for a step: they were lost there too.  GNS and MHT begin
+        their averages again, which are other ones there.
         """
         inner = state_dict.get("optimizer_states", state_dict.get("optimizer"))
         if inner is None:
@@ -136,7 +160,13 @@ class AbstractOptimizerWrapper(OptimizerWrapper):
         entries = state_dict.get("wrapper_states", {})
         found = state_dict | {name: entry["value"] for name, entry in entries.items()}
         self.optimizer.load_state_dict(inner)
+        for group in self.param_groups:  # where 0.10.4 keeps what its schedules multiply
+            for name, space in group.pop("schedule_namespaces", {}).items():
+                group[f"initial_{name}"] = space["initial_lr"]
+        self._states.update({n: e["value"] for n, e in entries.items() if n not in _COUNTERS})
         self.discard()
+        last = {new: found.get(new, found.get(old)) or None for new, old in _LAST.items()}
+        self.last_window = closed(last, self.default_weight)
         self.loaded_at = at = int(found["num_batches"]) - (not entries)  # 0.8.5 began at 1
         self._counts.update(batches=at, steps=int(found["num_steps"]))
 
@@ -171,10 +201,10 @@ class AbstractOptimizerWrapper(OptimizerWrapper):
                 group[name] = value
 
     def _get_state(self, name: str, aggregate_behavior: str | None = None) -> Any:
-        if name in self._states:
-            return self._states[name]
-        values = group_values(self, name)
-        return values if aggregate_behavior is None else _COMBINE[aggregate_behavior](values)
+        value = self._states[name] if name in self._states else group_values(self, name)
+        if aggregate_behavior is None or not isinstance(value, list):
+            return value
+        return _COMBINE[aggregate_behavior](value)
 
     def _bind_metric(
         self,
@@ -195,6 +225,11 @@ class AbstractOptimizerWrapper(OptimizerWrapper):
 def group_values(optimizer: Optimizer, name: str) -> list[float]:
     """Return an entry of each param group."""
     return [float(group[name]) for group in optimizer.param_groups]
+
+
+def target_of(optimizer: Optimizer) -> str | None:
+    """Return what 0.8.5 scheduled as the wrapper's "lr"; None where that was no other entry."""
+    return next((name for kind, name in _TARGETS.items() if isinstance(optimizer, kind)), None)
 
 
 def _decides(kind: type[OptimizerWrapper]) -> bool:

@@ -34,29 +34,37 @@ class AdaptiveUPGD(gqc.AdaptiveUPGD):
         eps: float = 1e-8,
         **options: Any,
     ) -> None:
+        self._shown: dict[int, tuple[float, ...]] = {}  # decays of each group, in both spellings
         own = {"sigma": sigma, "betas": options.pop("betas", (beta1, beta2)), "eps": eps}
         super().__init__(params, lr, weight_decay, beta_utility, **own, **options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
-        self._show()
-        super().check_groups()
+        self._agree()
 
     def check_groups(self) -> None:
-        """Take the decays that the groups hold now; a scheduler changes ``betas``."""
-        for place, group in enumerate(self.param_groups):
-            if group["betas"] != self._checked.get(place, group).get("betas"):
-                group.update(zip(_DECAYS, group["betas"], strict=True))
-            group["betas"] = tuple(group[name] for name in _DECAYS)
+        self._agree()
         super().check_groups()
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._show()
+    def state_dict(self) -> dict[str, Any]:
+        self._agree()
+        return super().state_dict()
 
-    def _show(self) -> None:
-        for group in self.param_groups:
-            group.update(zip(_DECAYS, group["betas"], strict=True))
+    def __getstate__(self) -> dict[str, Any]:
+        self._agree()
+        return super().__getstate__()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # load_state_dict comes here too
+        self._shown = {}
+        self._agree()
+
+    def _agree(self) -> None:
+        """Take the decays that the groups hold now; a scheduler changes ``betas``."""
+        for place, group in enumerate(self.param_groups):
+            if group["betas"] != self._shown.get(place):
+                group.update(zip(_DECAYS, group["betas"], strict=True))
+            group["betas"] = self._shown[place] = tuple(group[name] for name in _DECAYS)
 
 
 class UPGDW(gqc.UPGDW):

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch.optim import Optimizer
 
 from gqc.schedules import ParamGroupSchedule
 from gqc.wrappers import OptimizerWrapper, OptimizerWrapperMHT
 from gqc.wrappers.delegate import SCHEDULES
-
-_taken: WeakKeyDictionary[OptimizerWrapper, list[str]] = WeakKeyDictionary()  # keys
 
 
 def attach(*schedules: ParamGroupSchedule) -> OptimizerWrapper:
@@ -26,7 +23,7 @@ def attach(*schedules: ParamGroupSchedule) -> OptimizerWrapper:
 
     Args:
         schedules: of one wrapper, each of another key, none attached yet.  A copy of the wrapper
-            has none attached.
+            has none attached, and says so at its first draw.
     Returns: the wrapper.
     Raises:
         TypeError: not a schedule, or one of an optimizer that is no wrapper.
@@ -53,7 +50,7 @@ def attach(*schedules: ParamGroupSchedule) -> OptimizerWrapper:
     load(wrapper)  # of a file that was loaded before
     for schedule in (s for s in schedules if s._optimizer_was_loaded):  # which had none
         schedule.go_to(schedule.last_step)
-    _taken[wrapper] = [*_taken.get(wrapper, ()), *keys]
+    wrapper.attached = (*wrapper.attached, *keys)
     for schedule in schedules:
         schedule.is_attached = True
     return wrapper
@@ -129,7 +126,7 @@ def _check(schedules: tuple[ParamGroupSchedule, ...]) -> OptimizerWrapper:
         raise TypeError(f"schedule of a {type(wrapper).__name__}: only wrappers step schedules")
     if any(schedule.optimizer is not wrapper for schedule in schedules):
         raise ValueError("schedules of different wrappers: attach those of each by themselves")
-    keys = [*_taken.get(wrapper, ()), *(schedule.key for schedule in schedules)]
+    keys = [*wrapper.attached, *(schedule.key for schedule in schedules)]
     if len({*keys}) < len(keys):
         raise ValueError(f"keys {keys}: two schedules of one key")
     return wrapper

@@ -6,6 +6,7 @@ import random
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from itertools import chain, islice
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch import nn
 
 def length(batch: Any) -> int | None:
     """How many examples a batch has: the length that all its tensors and arrays begin with.
+
+    Of an object that is no collection it looks at the attributes.
 
     Raises: ValueError: they begin with different ones.
     """
@@ -27,12 +30,18 @@ def length(batch: Any) -> int | None:
     return found.pop() if found else None
 
 
-def _lengths(batch: Any) -> Iterator[int]:
+def _lengths(batch: Any, is_attribute: bool = False) -> Iterator[int]:
+    parts: Iterable[Any] = ()
     if hasattr(batch, "shape"):
         yield from batch.shape[:1]
+    elif is_dataclass(batch) and not isinstance(batch, type):
+        parts = [getattr(batch, field.name) for field in fields(batch)]
     elif isinstance(batch, Collection) and not isinstance(batch, str):
-        for part in batch.values() if hasattr(batch, "values") else batch:
-            yield from _lengths(part)
+        parts = batch.values() if hasattr(batch, "values") else batch
+    elif not is_attribute:  # whose own may be anything, as those of a data set
+        parts, is_attribute = getattr(batch, "__dict__", {}).values(), True
+    for part in parts:
+        yield from _lengths(part, is_attribute)
 
 
 def alike(loader: Iterable[Any], most: int, count: Callable[[Any], Any]) -> Iterator[Any]:

@@ -79,7 +79,11 @@ class Probe:
 
     @property
     def noise_scale_error(self) -> float:
-        """Standard error of the noise scale, by the jackknife; inf where that is None."""
+        """Standard error of the noise scale, by the jackknife; inf where that is None.
+
+        A bound: that of the sketches is in it, 25 times as large where a few large tensors have
+        noise in all directions.
+        """
         if self.noise_scale is None:
             return math.inf
         k, own, n = self.products, self.products.diagonal(), len(self.products)
@@ -239,11 +243,12 @@ def probe(
         model: as it is trained, in its present mode; not in DDP, and not sharded.
         loss_fn: ``loss_fn(model, batch)`` returns the loss of training, not scaled by a GradScaler.
         loader: of microbatches as training draws them, in their order; an iterator loses what is
-            read.  Batches of another size than the first are passed over.
+            read.  Batches of another size than the first, by ``examples``, are passed over.
         optimizer: whose parameters count, a wrapper or not; None: all that need a gradient.
         draws: to take, >= 16; fewer where the loader ends.  Errors, which the table shows, fall as
             their root: two percent of the microbatches of a run are well spent.
-        examples: counts those of a batch: the length of its tensors; ``len`` for single images.
+        examples: counts those of a batch: the length of its tensors, also in attributes; ``len``
+            for single images.
     Raises:
         ValueError: under 16 microbatches, nothing to train, gradients of 0, tensors of two lengths.
         TypeError: DDP, sharded parameters, a sparse gradient, or more than one loss with a graph.

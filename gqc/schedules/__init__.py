@@ -13,6 +13,7 @@ Source of the shapes: torch-gqc and its README; there they extrapolate past thei
 """
 
 from gqc.schedules.builders import (
+    NormWarmupScheduler,
     cosine_with_warmup,
     get_constant_schedule,
     get_curved_batch_schedule,
@@ -25,7 +26,6 @@ from gqc.schedules.builders import (
 from gqc.schedules.draws import DrawsSchedule
 from gqc.schedules.writers import (
     THRESHOLD,
-    NormWarmupScheduler,
     ParamGroupSchedule,
     PiecewiseSchedule,
     interpolate,

@@ -1,9 +1,10 @@
-"""Builders of the common schedules, and their values as pure functions of the step."""
+"""Builders of the common schedules, their values as functions of the step, a warmup before any."""
 
 from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 from torch.optim import Optimizer
 
@@ -114,6 +115,62 @@ def get_linear_schedule(
     check_count("num_training_steps", num_training_steps, 1)
     points = [(0, start_value), (num_training_steps, end_value)]
     return PiecewiseSchedule(optimizer, points, key=key)
+
+
+class NormWarmupScheduler(ParamGroupSchedule):
+    r"""Inverted warmup in front of another schedule.
+
+    For the first W steps the value is that of ``scheduler`` at its start times a factor that falls
+    linearly from ``warmup_start`` to ``warmup_end``; after them ``scheduler`` runs from its start,
+    times ``warmup_end``.
+
+    Args:
+        scheduler: a :class:`ParamGroupSchedule` that was not stepped yet, whose value depends on
+            the step alone; this one takes its place, and calling its ``step`` is an error (not of a
+            copy of it alone).
+        num_warmup_steps: W [microbatches], >= 0.
+        warmup_start, warmup_end: factors, >= 0.
+    Attributes:
+        scheduler: the inner one; the points of a :class:`PiecewiseSchedule` may be assigned while
+            training, and are saved with this one.
+    Raises:
+        ValueError: an argument out of its range, or a schedule that was stepped or attached.
+        TypeError: one that reads or writes more at each step than ``key``, as `DrawsSchedule`.
+    """
+
+    def __init__(
+        self,
+        scheduler: ParamGroupSchedule,
+        num_warmup_steps: int,
+        warmup_start: float = 10.0,
+        warmup_end: float = 1.0,
+    ) -> None:
+        check_count("num_warmup_steps", num_warmup_steps, 0)
+        check_finite(warmup_start=warmup_start, warmup_end=warmup_end)
+        if scheduler.last_step != 0 or scheduler.is_attached:
+            done = f"attached, or stepped {scheduler.last_step} times"
+            raise ValueError(f"scheduler is {done}: expected a new one")
+        kind, base = type(scheduler), ParamGroupSchedule
+        if (kind.go_to, kind._write) != (base.go_to, base._write):
+            raise TypeError(f"{kind.__name__} does more at a step: give it a warmup of its own")
+        self.scheduler, scheduler.is_attached = scheduler, True
+        self._warmup = num_warmup_steps, warmup_start, warmup_end
+        super().__init__(scheduler.optimizer, scheduler.key, self._warmed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return ``{"key", "last_step", "scheduler"}``, the last one the inner schedule's state."""
+        return {**super().state_dict(), "scheduler": self.scheduler.state_dict()}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        super()._restore(state)
+        if "scheduler" in state:  # version 0.1.0 did not save it
+            self.scheduler._restore(state["scheduler"])
+
+    def _warmed(self, step: int) -> float:
+        length, start, end = self._warmup
+        ramp = min(step / length, 1.0) if length else 1.0
+        factor = start + (end - start) * ramp
+        return factor * self.scheduler.value_at(max(step - length, 0))
 
 
 def _cosine(

@@ -15,8 +15,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from gqc.checks import check_count, check_finite
-
 THRESHOLD = "gradient_norm_threshold"
 
 
@@ -59,6 +57,7 @@ class ParamGroupSchedule(LRScheduler):
         self._last_batch: int | None = None  # of the wrapper, at the last step
         now, at = getattr(optimizer, "batches", 0), getattr(optimizer, "loaded_at", None)
         self._optimizer_was_loaded = bool(at) and now == at
+        self._batch: int | None = 0 if self._optimizer_was_loaded else now  # that `last_step` is of
         if key == THRESHOLD and self.value_at(0) == 0:
             warnings.warn(
                 "the norm threshold starts at 0, so every early window runs to max_draws: a "
@@ -75,7 +74,10 @@ class ParamGroupSchedule(LRScheduler):
         # LRScheduler.__init__ would set the lr and replace optimizer.step.
         if not self._optimizer_was_loaded:
             self._write(0)
-        loaded = getattr(optimizer, "innermost", optimizer)  # by itself or by its wrapper
+        self._watch_loads()
+
+    def _watch_loads(self) -> None:
+        loaded: Any = getattr(self.optimizer, "innermost", self.optimizer)  # or by its wrapper
         if hasattr(loaded, "_optimizer_load_state_dict_post_hooks"):
             weak = weakref.ref(self)
 
@@ -119,6 +121,7 @@ class ParamGroupSchedule(LRScheduler):
         if not self._is_repeated(sys._getframe(1).f_globals.get("__name__")):
             self._check_loaded()
             self.go_to(self.last_step + 1)
+            self._batch = self._last_batch
 
     def go_to(self, step: int) -> None:
         """Write the value of a step, from which :meth:`step` continues."""
@@ -149,6 +152,7 @@ class ParamGroupSchedule(LRScheduler):
         try:
             self._restore(state_dict)
             self.go_to(self.last_step)
+            self._batch = None  # the file fits, in whatever order the two are loaded
         except ValueError:
             self._restore(before)
             raise
@@ -161,6 +165,10 @@ class ParamGroupSchedule(LRScheduler):
     def __getstate__(self) -> dict[str, Any]:
         """Without ``is_attached``: the wrapper's hooks, which would step a copy, are not copied."""
         return {key: value for key, value in vars(self).items() if key != "is_attached"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._watch_loads()
 
     def _is_repeated(self, caller: str | None) -> bool:
         """Does Accelerate step once more for another process, with no draw since the last call?"""
@@ -184,13 +192,29 @@ class ParamGroupSchedule(LRScheduler):
             return
         present = [group[self.key] for group in self.optimizer.param_groups]
         here = self.value_at(self.last_step)
-        if not all(math.isclose(value, here, rel_tol=1e-6) for value in present):
+        later = " and goes another way" if self._parts_later() else ""
+        if later or not all(math.isclose(value, here, rel_tol=1e-6) for value in present):
             raise RuntimeError(
                 f"the optimizer was loaded with {self.key}={float(present[0]):g}, but not its "
-                f"schedule, which is at step {self.last_step} with {here:g}: load both "
+                f"schedule, which is at step {self.last_step} with {here:g}{later}: load both "
                 "(schedule.load_state_dict(), or prepare it with Accelerate), attach() it before, "
                 "or call go_to(0) to start it again on purpose"
             )
+
+    def _parts_later(self) -> bool:
+        """Do values of coming steps differ from those that the wrapper's microbatches should have?
+
+        As where it is loaded on a plateau.
+        """
+        now, at = getattr(self.optimizer, "batches", 0), getattr(self.optimizer, "loaded_at", None)
+        if self._batch is None or at is None or at <= self._batch <= now:
+            return False  # the optimizer inside was loaded alone
+        by, steps = at - self._batch, [self.last_step + 2**power for power in range(24)]
+        try:
+            pairs = ((self.value_at(step), self.value_at(max(0, step + by))) for step in steps)
+            return not all(math.isclose(*pair) for pair in pairs)
+        except (ArithmeticError, LookupError, ValueError):  # it is not defined so far out
+            return False
 
     def _write(self, step: int) -> None:
         value = self.value_at(step)
@@ -278,58 +302,3 @@ class PiecewiseSchedule(ParamGroupSchedule):
         if tuple(self._points) != self._checked:  # edited in place
             self.points = self._points
         return interpolate(self._points, step)
-
-
-class NormWarmupScheduler(ParamGroupSchedule):
-    r"""Inverted warmup in front of another schedule.
-
-    For the first W steps the value is that of ``scheduler`` at its start times a factor that falls
-    linearly from ``warmup_start`` to ``warmup_end``; after them ``scheduler`` runs from its start,
-    times ``warmup_end``.
-
-    Args:
-        scheduler: a :class:`ParamGroupSchedule` that was not stepped yet, whose value depends on
-            the step alone; this one takes its place, and calling its ``step`` is an error.
-        num_warmup_steps: W [microbatches], >= 0.
-        warmup_start, warmup_end: factors, >= 0.
-    Attributes:
-        scheduler: the inner one; the points of a :class:`PiecewiseSchedule` may be assigned while
-            training, and are saved with this one.
-    Raises:
-        ValueError: an argument out of its range, or a schedule that was stepped or attached.
-        TypeError: one that reads or writes more at each step than ``key``, as `DrawsSchedule`.
-    """
-
-    def __init__(
-        self,
-        scheduler: ParamGroupSchedule,
-        num_warmup_steps: int,
-        warmup_start: float = 10.0,
-        warmup_end: float = 1.0,
-    ) -> None:
-        check_count("num_warmup_steps", num_warmup_steps, 0)
-        check_finite(warmup_start=warmup_start, warmup_end=warmup_end)
-        if scheduler.last_step != 0 or scheduler.is_attached:
-            done = f"attached, or stepped {scheduler.last_step} times"
-            raise ValueError(f"scheduler is {done}: expected a new one")
-        kind, base = type(scheduler), ParamGroupSchedule
-        if (kind.go_to, kind._write) != (base.go_to, base._write):
-            raise TypeError(f"{kind.__name__} does more at a step: give it a warmup of its own")
-        self.scheduler, scheduler.is_attached = scheduler, True
-        self._warmup = num_warmup_steps, warmup_start, warmup_end
-        super().__init__(scheduler.optimizer, scheduler.key, self._warmed)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return ``{"key", "last_step", "scheduler"}``, the last one the inner schedule's state."""
-        return {**super().state_dict(), "scheduler": self.scheduler.state_dict()}
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        super()._restore(state)
-        if "scheduler" in state:  # version 0.1.0 did not save it
-            self.scheduler._restore(state["scheduler"])
-
-    def _warmed(self, step: int) -> float:
-        length, start, end = self._warmup
-        ramp = min(step / length, 1.0) if length else 1.0
-        factor = start + (end - start) * ramp
-        return factor * self.scheduler.value_at(max(step - length, 0))

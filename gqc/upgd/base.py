@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqc.checks import untraced
+from gqc.checks import expect, untraced
 from gqc.gradients import collect, count_nonfinite, tensor_norms, wide
+from gqc.ranks import refuse_different_noise
 from gqc.upgd import utility
-from gqc.upgd.checkpoints import CheckpointedOptimizer
+from gqc.upgd.checkpoints import CheckpointedOptimizer, is_rate
 from gqc.upgd.utility import Bounds
 from gqc.wrappers.saved import is_asked_for_state
 
@@ -51,6 +52,7 @@ class Batch:
     """Parameters with a gradient that agree in group, device and dtype, as parallel lists."""
 
     group: dict[str, Any]
+    lr: float
     device: torch.device
     dtype: torch.dtype  #: of state and arithmetic
     params: list[Tensor] = field(default_factory=list)
@@ -90,6 +92,8 @@ class Batch:
 class UtilityOptimizer(CheckpointedOptimizer):
     """The base of :class:`~gqc.upgd.upgd.UPGD` and its kin; not for use on its own."""
 
+    _has_compared = False  # noise, over the ranks
+
     def utility_decay(self, group: dict[str, Any]) -> float:
         return float(group["beta_utility"])
 
@@ -103,7 +107,7 @@ class UtilityOptimizer(CheckpointedOptimizer):
     @untraced
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Move every parameter that has a gradient.
+        """Move every parameter that has a gradient, and needs one: a frozen one stays.
 
         Args:
             closure: called first, with gradients enabled, to make the gradients.
@@ -111,6 +115,7 @@ class UtilityOptimizer(CheckpointedOptimizer):
         Raises:
             ValueError: a NaN or infinite gradient, or a bad hyperparameter; nothing was changed.
             TypeError: a sparse gradient, a complex or ``DTensor`` parameter; nothing was changed.
+            RuntimeError: at the first noise, ranks of DDP whose generators differ.
         """
         loss = None
         if closure is not None:
@@ -122,6 +127,7 @@ class UtilityOptimizer(CheckpointedOptimizer):
         batches = make_batches(self.param_groups)
         if not batches or not self._is_finite(batches):
             return loss
+        self._compare_noise(batches)
         extrema = [pair for batch in batches for pair in self._update_state(batch)]
         for batch, scaling in zip(batches, self._scalings(batches, extrema), strict=True):
             stds = self._noise_stds(batch)
@@ -136,22 +142,37 @@ class UtilityOptimizer(CheckpointedOptimizer):
                     move(block, generator)
         return loss
 
+    def _compare_noise(self, batches: list[Batch]) -> None:
+        """At the first noise: do DDP's ranks draw the same, or would they drift apart?"""
+        if self._has_compared:
+            return
+        if drawn := [b for b in batches if b.group["sigma"] or b.group["adaptive_noise"]]:
+            refuse_different_noise(drawn[0].params, self._generators.on(drawn[0].device))
+            self._has_compared = True
+
     def _is_finite(self, batches: list[Batch]) -> bool:
         """May the step proceed?  Waits for the host once, unless told not to look."""
         if self.nonfinite == "ignore":
             return True
-        grads = [grad for batch in batches for grad in batch.grads]
-        # A norm may overflow though each element is finite: only then they are looked at.
-        if tensor_norms(grads).isfinite().all().item() or count_nonfinite(grads) == 0:
+        needs_norms = any(batch.group["adaptive_noise"] for batch in batches)
+
+        def are_finite(grads: list[Tensor]) -> bool:
+            if tensor_norms(grads).isfinite().all().item():
+                return True
+            # A norm may overflow though each element is finite: only then they are looked at.
+            return not needs_norms and count_nonfinite(grads) == 0
+
+        if are_finite([grad for batch in batches for grad in batch.grads]):
             return True
         if self.nonfinite == "skip":
             self.num_skipped += 1
             return False
         params = [p for group in self.param_groups for p in group["params"]]
-        with_grad = [(i, p) for i, p in enumerate(params) if p.grad is not None]
-        index, param = next((i, p) for i, p in with_grad if count_nonfinite([p.grad]))
+        with_grad = [(i, p) for i, p in enumerate(params) if p.grad is not None and p.requires_grad]
+        index, param = next((i, p) for i, p in with_grad if not are_finite([p.grad]))
         raise ValueError(
-            f"parameter {index} of shape {tuple(param.shape)} has a NaN or infinite gradient: "
+            f"parameter {index} of shape {tuple(param.shape)} has a NaN or infinite gradient"
+            f"{', or one whose norm overflows,' if needs_norms else ''}: "
             'expected finite ones; nothing was changed. nonfinite="skip" passes over such steps'
         )
 
@@ -236,7 +257,6 @@ class UtilityOptimizer(CheckpointedOptimizer):
     ) -> None:
         """Move the weights of a block, with noise from ``generator`` if there is one."""
         group, rows = batch.group, block.rows
-        lr = float(group["lr"])  # may be a tensor, as capturable optimizers have it
         noise = None
         if generator is not None:
             std = [stds[row] for row in rows] if isinstance(stds, list) else stds
@@ -253,8 +273,8 @@ class UtilityOptimizer(CheckpointedOptimizer):
             noise,
             gate,
             protect=group["protect"],
-            decay=1 - lr * group["weight_decay"],
-            rate=group["step_scale"] * lr,
+            decay=1 - batch.lr * group["weight_decay"],
+            rate=group["step_scale"] * batch.lr,
             is_published=batch.is_published,
         )
         if block.params is not block.stored:  # copies, to be rounded
@@ -279,9 +299,9 @@ def hand_out(work: Callable[..., None], items: Iterator[tuple[Any, ...]]) -> Non
 
 
 def make_batches(groups: Iterable[dict[str, Any]]) -> list[Batch]:
-    """Batches of all parameters that have a gradient, in their order.
+    """Batches of all parameters that have a gradient and need one, in their order.
 
-    Raises: TypeError: a sparse gradient, a complex or a ``DTensor`` parameter.
+    Raises: as :meth:`UtilityOptimizer.step`, all but of gradients.
     """
     batches: dict[Any, Batch] = {}
     groups, index = list(groups), 0
@@ -289,11 +309,13 @@ def make_batches(groups: Iterable[dict[str, Any]]) -> list[Batch]:
     for place, group in enumerate(groups):
         for param in group["params"]:
             grad = param.grad
-            if grad is not None and grad.numel():
+            if grad is not None and grad.numel() and param.requires_grad:
                 _check_kind(param, index)
                 key = (place, param.device, param.dtype, grad.dtype)
                 if key not in batches:
-                    batches[key] = Batch(group, param.device, wide(param.dtype))
+                    lr = float(group["lr"])  # a tensor may have been filled since it was checked
+                    expect(is_rate(lr), "lr", lr, "a finite number >= 0")
+                    batches[key] = Batch(group, lr, param.device, wide(param.dtype))
                 batches[key].params.append(param)
                 batches[key].grads.append(grad)
             index += 1

@@ -42,9 +42,8 @@ class UtilityOptions(TypedDict, total=False):
 Rule = tuple[Callable[[Any], bool], str]  # is the value allowed? and what is, in words
 
 
-def _is_rate(value: Any) -> bool:
-    is_tensor = isinstance(value, Tensor) and value.numel() == 1
-    number = float(value) if is_tensor else value
+def is_rate(value: Any) -> bool:
+    number = float(value) if isinstance(value, Tensor) and value.numel() == 1 else value
     return is_number(number) and number > -1e-12  # schedules that end at 0 round to less
 
 
@@ -58,7 +57,7 @@ DECAY: Rule = (lambda value: is_number(value) and 0 <= value < 1, "a number in [
 FLAG: Rule = (lambda value: isinstance(value, bool), "True or False")
 
 SHARED: dict[str, Rule] = {
-    "lr": (_is_rate, "a finite number >= 0, or a tensor of one"),
+    "lr": (is_rate, "a finite number >= 0, or a tensor of one"),
     "weight_decay": NOT_NEGATIVE,
     "sigma": NOT_NEGATIVE,
     "normalization": _one_of(*NORMALIZATIONS),
@@ -79,6 +78,7 @@ ADAM: dict[str, Rule] = {
     ),
     "eps": POSITIVE,  # with 0 a zero gradient would be 0 / 0
 }
+MOMENTS = {"first_moment", "sec_moment", "exp_avg", "exp_avg_sq"}  # what tells files apart
 
 
 class Generators:
@@ -115,8 +115,7 @@ class Generators:
         A device that is not here is passed over, with a warning.
         """
         self._seed = saved["seed"]
-        states: dict[str, Tensor] = saved["states"]
-        for device, state in states.items():
+        for device, state in saved["states"].items():
             try:
                 generator = self.on(device)
             except RuntimeError:
@@ -186,7 +185,7 @@ class CheckpointedOptimizer(Optimizer):
         Raises: ValueError: a hyperparameter out of its range; nothing is added then.
         """
         if isinstance(param_group, dict):  # torch refuses anything else
-            adopt(param_group)
+            adopt(param_group, self.defaults)
             own = checked({**self.defaults, **param_group}, {**SHARED, **self.rules})
             param_group.update({name: own[name] for name in own.keys() & param_group.keys()})
         super().add_param_group(param_group)
@@ -228,7 +227,8 @@ class CheckpointedOptimizer(Optimizer):
         The state is copied, and that of 16-bit parameters stays float32, which torch would round.
         Hyperparameters that the file lacks get the constructor's values.
 
-        Raises: ValueError: the file is another optimizer's; nothing is changed then.
+        Raises: ValueError: the file is another optimizer's, or of parameters of other shapes;
+            nothing is changed then.
         """
         final: dict[str, Any] = {}
 
@@ -257,27 +257,36 @@ class CheckpointedOptimizer(Optimizer):
 
     def _check_state(self, state_dict: dict[str, Any]) -> None:
         expected = state_dict.get("upgd", {}).get("num_states", 0)
-        if len(state_dict["state"]) < expected:
+        if (found := len(state_dict["state"])) < expected:
             raise ValueError(
-                f"the file holds the state of {expected} parameters, and that of "
-                f"{len(state_dict['state'])} came with it: torch.distributed.checkpoint loads only "
-                "what an object has already. Load within a process group, or load a file of "
-                "torch.save"
+                f"the file holds the state of {expected} parameters, and that of {found} came with "
+                "it: torch.distributed.checkpoint loads only what an object has already. Load "
+                "within a process group, or load a file of torch.save"
             )
         for index, state in state_dict["state"].items():
-            if missing := {"step", *self.kept} - set(state):
+            missing = {"step", *self.kept} - set(state)
+            if unknown := missing | (MOMENTS & set(state) - {*self.kept}):
                 raise ValueError(
-                    f"state of parameter {index} lacks {sorted(missing)}: expected a file of "
-                    f"{type(self).__name__}"
+                    f"state of parameter {index} {'lacks' if missing else 'has'} {sorted(unknown)}:"
+                    f" expected a file of {type(self).__name__}"
                 )
+        for index, param, _ in self._places(state_dict):
+            here = tuple(param.shape)
+            for name in self.kept:
+                where = f"shape of {name} of parameter {index}"
+                there = tuple(state_dict["state"][index][name].shape)
+                expect(there == here, where, there, f"{here}: its parameters in the same order")
+
+    def _places(self, state_dict: dict[str, Any]) -> list[tuple[Any, Tensor, dict[str, Any]]]:
+        """The index in a file, for each parameter with state there, the parameter and its group."""
+        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+        pairs = [(param, group) for group in self.param_groups for param in group["params"]]
+        both = zip(saved, pairs, strict=False)  # torch refuses other numbers
+        return [(index, *pair) for index, pair in both if index in state_dict["state"]]
 
     def _copy_state(self, state_dict: dict[str, Any]) -> None:
         """Put copies of what was saved where torch has cast to the dtype of the parameters."""
-        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
-        pairs = [(param, group) for group in self.param_groups for param in group["params"]]
-        for index, (param, group) in zip(saved, pairs, strict=True):
-            if index not in state_dict["state"]:
-                continue
+        for index, param, group in self._places(state_dict):
             state: dict[str, Any] = dict(state_dict["state"][index])
             state["step"] = int(state["step"])
             average = state.get("grad_norm_ema")
@@ -295,14 +304,14 @@ class CheckpointedOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # torch copies groups, state and defaults only
-        own = ("nonfinite", "num_skipped", "_generators")
-        return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
+        own = {name: vars(self)[name] for name in ("nonfinite", "num_skipped", "_generators")}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._checked = {}
         super().__setstate__(state)  # load_state_dict comes here too
         for group in self.param_groups:
-            adopt(group)
+            adopt(group, self.defaults)
             group.update({k: v for k, v in self.defaults.items() if k not in group})
 
 
@@ -319,15 +328,15 @@ def checked(values: Mapping[str, Any], rules: Mapping[str, Rule]) -> dict[str, A
     return found
 
 
-def adopt(group: dict[str, Any]) -> None:
+def adopt(group: dict[str, Any], defaults: Mapping[str, Any]) -> None:
     """Give a group in the published spelling, ``beta1`` and ``beta2``, its ``betas``.
 
     Raises: ValueError: it asks for what optimizers of torch can do and these cannot.
     """
     for name in ("amsgrad", "maximize"):
         expect(not group.get(name), name, group.get(name), "False: UPGD has no such variant")
-    if "beta1" in group or "beta2" in group:
-        beta1, beta2 = group.get("betas", (0.9, 0.999))
+    if "betas" in defaults and group.keys() & {"beta1", "beta2"}:
+        beta1, beta2 = group.get("betas", defaults["betas"])
         group["betas"] = (group.pop("beta1", beta1), group.pop("beta2", beta2))
 
 

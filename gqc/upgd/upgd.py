@@ -57,7 +57,7 @@ class UPGD(UtilityOptimizer):
         instant_noise_scale: follow the present gradient rather than the average.
         generator: where the noise comes from; saved in ``state_dict``.  Parameters on other devices
             get one of the same seed.  None: a constant seed, so that two optimizers draw the same
-            noise; the global stream is never touched.
+            noise; the global stream is never touched.  Of the same seed on all ranks of DDP.
         nonfinite: on a NaN or infinite gradient ``"raise"`` ValueError, ``"skip"`` the step
             (counted in ``num_skipped``), or ``"ignore"``: do not look, nor ever wait for the host.
         foreach: None or True: on the CPU, cache-sized blocks, whose noise threads draw side by
@@ -159,7 +159,16 @@ class UPGDW(AdaptiveUPGD):
         sigma: float = 0.001,
         **options: Unpack[UtilityOptions],
     ) -> None:
+        self._refuse_decay(options)
         super().__init__(params, lr, weight_decay, sigma=sigma, betas=betas, eps=eps, **options)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        self._refuse_decay(param_group)
+        super().add_param_group(param_group)
+
+    def _refuse_decay(self, given: Any) -> None:
+        if "beta_utility" in given:
+            raise TypeError("UPGDW has no beta_utility: the decay of its utility is betas[1]")
 
     def utility_decay(self, group: dict[str, Any]) -> float:
         return float(group["betas"][1])

@@ -14,6 +14,7 @@ import math
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor
@@ -61,6 +62,7 @@ class DelegatingOptimizer(Optimizer):
     #: attributes that checkpoints hold too: plain numbers, lists, or what has a ``state_dict``
     kept: ClassVar[tuple[str, ...]] = ()
     _is_loading = False
+    attached: tuple[str, ...] = ()  #: keys of the schedules that `gqc.integrations.attach` steps
     #: what a subclass's ``**options`` stand for
     options: ClassVar[type] = options.WindowOptions
     #: signatures beyond those of the class itself that declare them
@@ -194,10 +196,12 @@ class DelegatingOptimizer(Optimizer):
         return {**kept, "_saved": self._own_state()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        saved = state.pop("_saved")
+        own, lost = state.pop("_saved"), state.pop("attached", ())
         super().__setstate__(state)
+        if lost:
+            self.register_step_pre_hook(partial(saved.warn_of_lost_schedules, lost))
         self._hook_wrapped()
-        self._restore(saved)
+        self._restore(own)
 
     def __repr__(self) -> str:
         tunables = ", ".join(f"{name}={self.tunable(name):g}" for name in self.strictest)

@@ -247,3 +247,13 @@ def like(param: Tensor, value: Any) -> Tensor:
         shape=sharded.shape,
         stride=sharded.stride(),
     )
+
+
+def warn_of_lost_schedules(lost: tuple[str, ...], copied: Any, *_: Any) -> None:
+    """Warn where a copy of a wrapper draws without the schedules that the original steps."""
+    if missing := [key for key in lost if key not in copied.attached]:
+        copied._warn_once(
+            f"a copy of a {type(copied).__name__} has no schedule of {', '.join(missing)} attached "
+            "and keeps its value: copy both, copy.deepcopy((wrapper, schedule)), and attach() the "
+            "copied schedule, or step() it after each draw"
+        )

@@ -79,12 +79,15 @@ for call in (
 # %% [markdown]
 # A subclass of `AbstractOptimizerWrapper` works as 0.10.4 documents it: `step` calls
 # `_batch_received()` first. One that calls `_take_batch_step()`, as in 0.8.5, is refused where it
-# is defined.
+# is defined. In 0.8.5 the `"lr"` of a wrapper stood for its threshold; here it is the learning
+# rate, and a scheduler of torch that is made of the wrapper says so ([what to write
+# instead](../../docs/torch_gqc.md)).
 #
 # ## Files
 #
-# `load_state_dict` of a wrapper and of its schedule take the files of torch-gqc. Draws that waited
-# for a step when such a file was saved are not in it.
+# `load_state_dict` of a wrapper and of its schedule take the files of torch-gqc 0.10.4, and of
+# 0.8.5 that of the wrapper: make its schedule again, and call `schedule.go_to(step)`. Draws that
+# waited for a step when such a file was saved are not in it.
 
 # %%
 inner = torch.optim.AdamW(model.parameters(), lr=5e-2)

@@ -257,6 +257,29 @@ def test_builders_set_what_the_wrapper_decides_by():
         torch_gqc.get_norm_threshold_cosine_annealing_with_warmup(wrapper, 5, 50)
 
 
+@pytest.mark.parametrize(
+    ("make", "key"),
+    [
+        (torch_gqc.OptimizerWrapperGNTS, "gradient_norm_threshold"),
+        (lambda inner: torch_gqc.OptimizerWrapperSBC(inner, 4), "logical_batch_size"),
+        (torch_gqc.OptimizerWrapperGNR, "target_gradient_norm"),
+    ],
+)
+def test_a_torch_scheduler_of_the_wrapper_is_told_that_it_sets_the_learning_rate(make, key):
+    x = scalar()
+    inner = SGD([x], lr=0.5)
+    before = torch.optim.lr_scheduler.LambdaLR(inner, lambda step: 1.0)
+    wrapper = make(inner)
+    after = torch.optim.lr_scheduler.LambdaLR(wrapper.optimizer, lambda step: 1.0)
+    draw(wrapper, x, 1.0)
+    before.step(), after.step()  # these are meant for the learning rate
+    torch.optim.lr_scheduler.LambdaLR(wrapper, lambda step: 5.0)
+    with pytest.warns(UserWarning, match=rf"the learning rate, .*0\.8\.5 took for {key}"):
+        draw(wrapper, x, 1.0)
+    draw(wrapper, x, 1.0)  # once
+    assert (wrapper.param_groups[0]["lr"], wrapper.param_groups[0][key]) == (2.5, 1.0)
+
+
 # Calls
 
 
@@ -425,11 +448,70 @@ def test_a_file_of_torch_gqc_0_10_4_loads():
         again.step()
 
 
+@pytest.mark.parametrize("order", ["wrapper, schedule", "schedule, wrapper"])
+@pytest.mark.parametrize("cut", [2, 7])  # in the warmup and after it
+@every_factory
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")
+@pytest.mark.filterwarnings("ignore:var.*degrees of freedom:UserWarning")  # its GNS
+def test_a_run_of_0_10_4_continues_with_its_schedules(name, cut, order):
+    pairs = [getattr(p, name)(two_groups(), **STEPS, **FACTORIES[name]) for p in (peer, torch_gqc)]
+
+    def run(wrapper, schedule, steps):
+        for _ in range(steps):
+            for group in wrapper.param_groups:
+                (group["params"][0] * 0.5).sum().backward()
+            wrapper.step(), schedule.step()
+
+    run(*pairs[0], cut)
+    for part in order.split(", "):
+        index = ("wrapper", "schedule").index(part)
+        pairs[1][index].load_state_dict(copy.deepcopy(pairs[0][index].state_dict()))
+    for _ in range(10):
+        for key in ("lr", "weight_decay", pairs[1][1].key):
+            theirs, ours = ([group[key] for group in w.param_groups] for w, _ in pairs)
+            assert ours == pytest.approx(theirs)
+        for pair in pairs:
+            run(*pair, 1)
+
+
+def own_kind(package):
+    class Smoothed(package.AbstractOptimizerWrapper):
+        def __init__(self, optimizer):
+            super().__init__(optimizer, 64)
+            self._set_state("running", 0.0, "vital")
+            self._set_state("losses", [], "optional")
+
+        def step(self, loss):
+            self._batch_received()
+            self._set_state("running", 0.5 * self._get_state("running") + 0.5 * loss, "vital")
+            self._get_state("losses").append(loss)
+            if self.num_draws == 2:
+                self._take_optimizer_step()
+
+    return Smoothed
+
+
+def test_states_of_a_wrapper_of_ones_own_come_from_a_file_of_0_10_4():
+    x = scalar()
+    theirs, ours = (own_kind(package)(SGD([x], lr=0.1)) for package in (peer, torch_gqc))
+    for loss in (8.0, 4.0, 2.0, 1.0):
+        draw(theirs, x, 3.0, loss)
+    ours.load_state_dict(theirs.state_dict())
+    for wrapper in (theirs, ours):
+        assert wrapper._get_state("running") == 2.0
+        assert wrapper._get_state("losses") == [8.0, 4.0, 2.0, 1.0]
+        assert wrapper._get_state("losses", "mean") == 3.75
+        assert wrapper._get_state("running", "max") == 2.0
+        assert (wrapper.last_num_draws, wrapper.last_grad_norm) == (2, 3.0)
+
+
 def test_a_file_of_torch_gqc_0_8_5_loads():
     inner = SGD([scalar()], lr=0.3, momentum=0.9)
     state = {"num_batches": 8, "num_steps": 3, "num_draws": 2, "last_optimizer_result": None}
+    state |= {"last_step_num_draws": 3, "last_mean_grad_norm": 0.5}
     wrapper = torch_gqc.OptimizerWrapperGNTS(SGD([scalar()], lr=0.1, momentum=0.9))
     wrapper.load_state_dict({**state, "optimizer": inner.state_dict()})
     assert (wrapper.num_batches, wrapper.num_steps, wrapper.num_draws) == (7, 3, 0)
+    assert (wrapper.last_num_draws, wrapper.last_grad_norm) == (3, 0.5)
     assert wrapper.param_groups[0]["lr"] == 0.3
     assert wrapper.param_groups[0]["gradient_norm_threshold"] == 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -66,6 +67,50 @@ def test_a_scheduler_that_changes_betas_is_followed():
         for schedule in schedules:
             schedule.step()
     assert group["beta1"] != 0.9
+
+
+@pytest.mark.parametrize("name", ["betas", "beta1"])
+def test_decays_that_were_set_are_kept_by_files_copies_and_new_groups(name):
+    params = parameters()
+    optimizer = AdaptiveUPGD(params, sigma=0.0)
+    train(optimizer, params, 1)
+    loaded = AdaptiveUPGD(parameters())
+    loaded.load_state_dict(optimizer.state_dict())
+    for own in (optimizer, loaded):  # set before and after a load, and no step since
+        own.param_groups[0] |= (
+            {"betas": (0.5, 0.9)} if name == "betas" else {"beta1": 0.5, "beta2": 0.9}
+        )
+    others = [copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))]
+    others.append(AdaptiveUPGD(parameters()))
+    others[-1].load_state_dict(optimizer.state_dict())
+    optimizer.add_param_group({"params": [torch.zeros(2, requires_grad=True)]})
+    for own in (optimizer, loaded, *others):
+        train(own, own.param_groups[0]["params"], 1)
+        group = own.param_groups[0]
+        assert (group["beta1"], group["beta2"], group["betas"]) == (0.5, 0.9, (0.5, 0.9))
+
+
+@pytest.mark.parametrize("cut", range(5))
+def test_a_cycle_of_betas_that_is_cut_continues_bit_for_bit(cut):
+    def make(seed):
+        params = parameters(seed)
+        optimizer = AdaptiveUPGD(params, sigma=0.0)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=9)
+        return params, optimizer, schedule
+
+    (params, optimizer, schedule), (others, resumed, again) = make(0), make(1)
+    for step in range(5):
+        if step == cut:
+            resumed.load_state_dict(optimizer.state_dict())
+            again.load_state_dict(schedule.state_dict())
+            with torch.no_grad():
+                for other, param in zip(others, params, strict=True):
+                    other.copy_(param)
+        train(optimizer, params, 1, step), schedule.step()
+        if step >= cut:
+            train(resumed, others, 1, step), again.step()
+    assert all(map(torch.equal, params, others))
+    assert resumed.param_groups[0]["betas"] == optimizer.param_groups[0]["betas"] != (0.9, 0.999)
 
 
 def test_its_hooks_run_once_a_step_whatever_was_made_before():

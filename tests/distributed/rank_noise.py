@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
@@ -130,9 +131,11 @@ def check_what_cannot_be_compared(rank: int) -> None:
     net = DDP(Linear())
     noise = run(net, rank, num=3)
     before = noise.average.state_dict()
+    net.zero_grad()
     with net.no_sync():
         net(draws(3, rank)).backward()
     noise.update()
+    net.zero_grad()
     net(draws(4, rank) * (float("nan") if rank else 1.0)).backward()
     noise.update()
     assert (noise.num_skipped, noise.average.state_dict()) == (2, before)
@@ -141,3 +144,72 @@ def check_what_cannot_be_compared(rank: int) -> None:
     alone = [dist.new_group([r]) for r in range(2)]
     with pytest.raises(ValueError, match="one rank"):
         RankNoise(DDP(Linear(), process_group=alone[rank]))
+
+
+def check_habits(rank: int) -> None:
+    """Several backwards that are reduced as one gradient are refused, on every rank."""
+    for options in ({}, {"gradient_as_bucket_view": True}):
+        net = DDP(Linear(), **options)
+        noise = RankNoise(net, NoiseScaleEMA(decay=0.995))
+        for habit in (two_losses, local_draws, without_clearing):
+            net.zero_grad()
+            habit(net, rank, net.no_sync)
+            with pytest.raises(
+                RuntimeError, match="add the losses of a microbatch and go back onc"
+            ):
+                noise.update()
+        for step in range(NUM):  # and the next ones are right: zeros are as good as None
+            net.zero_grad(set_to_none=False)
+            net(draws(step, rank)).backward()
+            nn.utils.clip_grad_norm_(net.parameters(), 0.1)  # .grad may be DDP's own memory
+            noise.update()
+        assert (noise.num_skipped, noise.average.num_updates) == (0, NUM)
+        reference = expected(NUM, 0.995)
+        assert noise.average.signal_sq == pytest.approx(reference.signal_sq, rel=1e-4)
+        assert noise.average.noise_trace == pytest.approx(reference.noise_trace, rel=1e-4)
+
+
+def check_habits_under_fsdp2(rank: int) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    @contextlib.contextmanager
+    def no_sync():
+        net.set_requires_gradient_sync(False)
+        yield
+        net.set_requires_gradient_sync(True)
+
+    net = Linear()
+    fully_shard(net.first)
+    fully_shard(net)
+    noise = RankNoise(net)
+    for habit in (two_losses, local_draws, without_clearing):
+        net.zero_grad()
+        habit(net, rank, no_sync)
+        with pytest.raises(RuntimeError, match=r"without no_sync\(\), closes_next\(\) or set_req"):
+            noise.update()
+    for _ in range(2):  # a microbatch that is skipped, and zeros, are no mistakes
+        net.zero_grad(set_to_none=False)
+        with torch.no_grad(), no_sync():
+            net(draws(0, rank))
+        net(draws(0, rank)).backward()
+    noise.update()
+    assert (noise.num_skipped, noise.average.num_updates) == (0, 1)
+
+
+def two_losses(net: nn.Module, rank: int, no_sync) -> None:
+    for _ in range(2):
+        (net(draws(0, rank)) / 2).backward()
+
+
+def local_draws(net: nn.Module, rank: int, no_sync) -> None:
+    with no_sync():
+        for step in range(3):
+            net(draws(step, rank)).backward()
+    net(draws(3, rank)).backward()
+
+
+def without_clearing(net: nn.Module, rank: int, no_sync) -> None:
+    if rank == 0:  # one is enough, of FSDP2 the one that has a shard
+        for param in net.parameters():
+            param.grad = torch.ones_like(param)
+    net(draws(0, rank)).backward()

@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
 import gqc
 from gqc.diagnostics import cosine
@@ -158,3 +159,28 @@ def check_upgd(rank: int) -> None:
         train_upgd(uncut, all_along, range(8))
         for a, b in zip(second.parameters(), uncut.parameters(), strict=True):
             assert torch.equal(a, b), how
+
+
+def check_noise_of_replicas(rank: int) -> None:
+    """Replicas whose generators differ would drift apart; those that nobody replicates may."""
+    for seeds, sigma, is_replicated in (
+        ((0, 1), 0.1, True),
+        ((0, 1), 0.0, True),
+        ((0, 1), 0.1, False),
+        ((5, 5), 0.1, True),
+        (None, 0.1, True),
+    ):
+        net = model()
+        ddp = DistributedDataParallel(net) if is_replicated else net
+        generator = seeds and torch.Generator().manual_seed(seeds[rank % 2])
+        optimizer = gqc.UPGD(net.parameters(), lr=0.1, sigma=sigma, generator=generator)
+        before = [p.detach().clone() for p in net.parameters()]
+        if seeds == (0, 1) and sigma and is_replicated:
+            with pytest.raises(
+                RuntimeError, match=r"generators differ over the ranks .* the same s"
+            ):
+                train_upgd(net, optimizer, range(1))
+            assert all(map(torch.equal, before, net.parameters()))
+        else:
+            train_upgd(net, optimizer, range(3))
+        del ddp

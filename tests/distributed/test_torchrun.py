@@ -41,9 +41,12 @@ CHECKS = {  # number of ranks -> checks, all in one start of the processes
         "rank_noise:check_gns",
         "rank_noise:check_loss_scale",
         "rank_noise:check_what_cannot_be_compared",
+        "rank_noise:check_habits",
+        "rank_noise:check_habits_under_fsdp2",
         "scalers_and_upgd:check_scaler_on_as_many_ranks",
         "scalers_and_upgd:check_scaler_on_fewer_ranks",
         "scalers_and_upgd:check_upgd",
+        "scalers_and_upgd:check_noise_of_replicas",
         "scalers_and_upgd:check_cosine_of_shards",
     ],
     4: [

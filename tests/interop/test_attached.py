@@ -2,6 +2,7 @@
 
 import copy
 import io
+import pickle
 
 import pytest
 import torch
@@ -84,6 +85,21 @@ def test_a_step_by_somebody_else_is_refused_but_not_that_of_a_copy():
     twin = copy.deepcopy(schedule)
     twin.step()
     assert (schedule.last_step, twin.last_step) == (0, 1)
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_a_copy_says_at_its_first_draw_that_it_has_no_schedule_attached(how):
+    net = model()
+    wrapper, schedule = scheduled(net)
+    attach(schedule)
+    train(net, wrapper, batches(3))
+    alone, (twin, other, again) = how((net, wrapper)), how((net, wrapper, schedule))
+    with pytest.warns(UserWarning, match=f"no schedule of {THRESHOLD} attached .* attach"):
+        train(*alone, batches(2))  # once
+    attach(again)
+    expected = train(net, wrapper, batches(4))
+    assert train(twin, other, batches(4)) == expected
+    assert other.state_dict()["schedules"] == wrapper.state_dict()["schedules"]
 
 
 def other_kinds():

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from upgd_reference import NORMALIZATIONS, OPTIMIZERS
 
 import gqc
+from gqc.compat import upgd as compat
 from gqc.scalers import VarianceGradientScaler
 from gqc.upgd import UPGD, UPGDW, AdaptiveUPGD
 
@@ -222,6 +223,22 @@ def test_finite_gradients_whose_norm_overflows_are_taken(make):
 
 
 @every_optimizer
+@pytest.mark.parametrize("nonfinite", ["raise", "skip"])
+def test_noise_relative_to_a_norm_that_overflows_is_refused(make, nonfinite):
+    w = torch.ones(4, requires_grad=True)
+    optimizer = make([w], lr=1e-32, adaptive_noise=True, nonfinite=nonfinite)
+    w.grad = torch.full((4,), 1e30)
+    if nonfinite == "raise":
+        with pytest.raises(ValueError, match=r"parameter 0 .* or one whose norm overflows"):
+            optimizer.step()
+    else:
+        optimizer.step()
+        assert optimizer.num_skipped == 1
+    assert torch.equal(w, torch.ones(4))
+    assert not optimizer.state
+
+
+@every_optimizer
 def test_groups_have_their_own_hyperparameters(make):
     """A group of rate 0 stays; the other moves as if the rates were all its own."""
     grads = stream(5)
@@ -394,6 +411,55 @@ def test_numpy_numbers_are_numbers_and_can_be_saved(make):
     assert (groups[0]["lr"], groups[1]["weight_decay"]) == (0.5, 0.25)
 
 
+@every_optimizer
+def test_a_tensor_of_the_lr_is_checked_at_each_step(make):
+    lr = torch.tensor(0.5)
+    params = parameters()
+    optimizer = make(params, lr=lr, sigma=0.0)
+    feed(optimizer, params, stream(1))
+    for value in (-5.0, math.nan):
+        before = copy.deepcopy([params, state_of(optimizer)])
+        lr.fill_(value)
+        with pytest.raises(ValueError, match=rf"lr={value}: expected a finite number >= 0"):
+            feed(optimizer, params, stream(1))
+        assert all(map(equal, before, [params, state_of(optimizer)]))
+
+
+@every_optimizer
+def test_a_frozen_layer_stays_whatever_is_left_in_its_gradient(make):
+    params = parameters()
+    optimizer = make(params, lr=0.1, sigma=1.0)
+    feed(optimizer, params, stream(2))
+    optimizer.zero_grad(set_to_none=False)
+    params[0].requires_grad_(False)
+    before = copy.deepcopy(params)
+    params[0].grad.fill_(math.nan)  # nor is it looked at
+    feed(optimizer, params[1:], [grads[1:] for grads in stream(3)])
+    assert torch.equal(before[0], params[0])
+    assert not torch.equal(before[1], params[1])
+
+
+def test_the_decay_of_upgdws_utility_is_not_taken_by_another_name():
+    params = parameters()
+    for call in (
+        lambda: UPGDW(params, beta_utility=0.5),
+        lambda: UPGDW([{"params": params, "beta_utility": 0.5}]),
+        lambda: UPGDW(params[:1]).add_param_group({"params": params[1:], "beta_utility": 0.5}),
+    ):
+        with pytest.raises(TypeError, match=r"no beta_utility: .* is betas\[1\]"):
+            call()
+
+
+@pytest.mark.parametrize("make", [AdaptiveUPGD, UPGDW, compat.AdaptiveUPGD])
+def test_one_decay_of_a_group_leaves_the_other_as_it_was_given(make):
+    params = parameters()
+    groups = [{"params": params[:1], "beta1": 0.5}, {"params": params[1:2]}]
+    optimizer = make(groups, betas=(0.8, 0.95))
+    optimizer.add_param_group({"params": params[2:], "beta2": 0.5})
+    found = [group["betas"] for group in optimizer.param_groups]
+    assert found == [(0.5, 0.95), (0.8, 0.95), (0.8, 0.5)]
+
+
 def test_upgdw_is_initialised_by_its_parent_and_has_no_decay_of_the_utility(monkeypatch):
     seen = []
     own = AdaptiveUPGD.__init__
@@ -500,6 +566,30 @@ def test_another_optimizers_file_is_refused_untouched(make):
         optimizer.load_state_dict(adamw.state_dict())
     assert optimizer.param_groups[0]["lr"] == 0.123
     assert not optimizer.state
+
+
+@every_optimizer
+def test_a_file_of_a_sister_is_refused_untouched(make):
+    for other in {UPGD, AdaptiveUPGD, UPGDW} - {make}:
+        params = parameters()
+        sister = other(params, lr=0.1)
+        feed(sister, params, stream(2))
+        optimizer = make(parameters(), lr=0.123)
+        with pytest.raises(ValueError, match=rf"parameter 0 .* expected a file of {make.__name__}"):
+            optimizer.load_state_dict(sister.state_dict())
+        assert (optimizer.param_groups[0]["lr"], len(optimizer.state)) == (0.123, 0)
+
+
+@every_optimizer
+@pytest.mark.parametrize("shape", [(3, 4), (512, 1024)])
+def test_state_of_another_shape_is_refused_untouched(make, shape):
+    params = [torch.ones(s, requires_grad=True) for s in (shape, shape[::-1])]
+    optimizer = make(params, lr=0.1, sigma=0.0)
+    feed(optimizer, params, [[torch.ones_like(p) for p in params]])
+    other = make(params[::-1], lr=0.123)
+    with pytest.raises(ValueError, match=rf"shape of avg_utility of parameter 0=\({shape[0]}, "):
+        other.load_state_dict(optimizer.state_dict())
+    assert (other.param_groups[0]["lr"], len(other.state)) == (0.123, 0)
 
 
 @every_optimizer

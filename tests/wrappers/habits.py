@@ -543,7 +543,9 @@ HABITS = (
     Habit(
         "a schedule made after its wrapper was loaded", scheduled_after_a_load, remedy="load both"
     ),
-    Habit("`copy.deepcopy((model, wrapper))` in mid-window", copied),
+    Habit(
+        "`copy.deepcopy((model, wrapper))` in mid-window", copied, "`attach()` its schedules again"
+    ),
     Habit("a layer frozen in mid-window", frozen_in_mid_window, "zero in later draws"),
     Habit("a misspelt option, `max_draw=4`", misspelt, remedy="max_draws"),
     Habit("a cell that wraps the optimizer and runs again", wrapped_again, remedy="wrap once"),
