@@ -195,11 +195,10 @@ def by_method(
     by: str = "method",
     level: float | None = None,
 ) -> go.Figure:
-    """Plot means over seeds with 95 % intervals, in a row for each method.
+    """Plot means over seeds (a gap where one has none) with 95 % intervals, a row for each method.
 
     Args:
-        results: rows with ``by`` (what a row is for), ``seed``, the ``measures`` and ``series``;
-            no point is drawn where a seed has no number.
+        results: rows with ``by`` (what a row is for), ``seed``, the ``measures`` and ``series``.
         measures: column -> title of its panel's axis, of one or more lines.
         baseline: method whose measures divide the others', seed by seed, in geometric means.
         series: columns whose values are told apart by colour and symbol.

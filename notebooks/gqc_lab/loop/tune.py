@@ -156,13 +156,7 @@ def tune(
     """
     from tqdm import tqdm
 
-    if both := sorted(set(seeds) & set(report_seeds)):
-        raise ValueError(
-            f"seeds={list(seeds)}: the report uses {both}; tune on others, or its numbers are of "
-            "the luck that settings were chosen for"
-        )
-    if not (budget >= 1 and len(seeds)):
-        raise ValueError(f"budget={budget!r}, seeds={list(seeds)}: expected at least one of each")
+    _check_seeds(budget, seeds, report_seeds)
     requests: list[dict[str, Any]] = [
         {"method": method, "trial": trial, "seed": s, "values": values}
         for method, space in spaces.items()
@@ -183,6 +177,16 @@ def tune(
                     file.write(json.dumps({**each, "numbers": numbers}) + "\n")
         rows.append({**each, **each["values"], **numbers})
     return Tuning(pd.DataFrame(rows).drop(columns="values"), metric, dict(spaces))
+
+
+def _check_seeds(budget: int, seeds: Sequence[int], report_seeds: Iterable[int]) -> None:
+    if not (budget >= 1 and len(seeds)):
+        raise ValueError(f"budget={budget!r}, seeds={list(seeds)}: expected at least one of each")
+    if both := sorted(set(seeds) & set(report_seeds)):
+        raise ValueError(
+            f"seeds={list(seeds)}: the report uses {both}; tune on others, or its numbers are of "
+            "the luck that settings were chosen for"
+        )
 
 
 def _read_trials(path: str | Path | None) -> dict[str, dict[str, Any]]:
