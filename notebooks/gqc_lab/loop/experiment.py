@@ -267,9 +267,10 @@ class Experiment(Iterator[dict[str, Any]]):
         columns = {name: list(column) for name, column in state["columns"].items()}
         if any(len(column) != state["microbatch"] for column in columns.values()):
             raise ValueError("its history has not one row per microbatch")
-        for name, part in self.parts.items():
+        for part in self.parts.values():
             if isinstance(part, torch.nn.Module):
                 part.zero_grad(set_to_none=True)  # pending gradients belong to the old state
+        for name, part in self.parts.items():  # of which a wrapper may load new ones
             part.load_state_dict(state["parts"][name])
         for name, generator in self.generators.items():
             generator.set_state(state["generators"][name])

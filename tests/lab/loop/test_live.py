@@ -587,6 +587,31 @@ def test_a_snapshot_holds_the_gradients_that_wait(cut, steps_first, tmp_path):
     assert torch.equal(other.train(steps_first=steps_first), whole)
 
 
+@pytest.mark.parametrize("accumulate", ["buffer", "grad"])
+@pytest.mark.parametrize("cut", [3, 4, 6])
+def test_a_wrapper_whose_draws_are_added_up_by_hand_is_saved_in_mid_window(cut, accumulate):
+    def run(total, state=None):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 1)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        wrapper = OptimizerWrapperSBC(sgd, 1, 2, accumulate=accumulate)
+        live = Live(wrapper, total, state={"model": model})
+        if state is not None:
+            live.experiment.load_state_dict(state)
+        for x in live(data().tensors[0]):
+            (model(x) - 1).square().mean().backward()
+            if live.experiment.microbatch % 2:
+                wrapper.step()
+        return model.weight, live
+
+    live = run(cut)[1]
+    if accumulate == "grad" and cut == 3:
+        with pytest.raises(RuntimeError, match=r"backward\(\) without its step\(\)"):
+            live.snapshot()
+    else:
+        assert torch.equal(run(8, live.snapshot())[0], run(8)[0])
+
+
 def test_a_reset_loop_draws_the_same_numbers_again():
     model, optimizer = make()
     live, losses = Live(optimizer, state={"model": model}), []
