@@ -175,8 +175,7 @@ class DrawCorrelation:
     Args:
         far: L >= 2, draws after which noise has no memory.
         size, seed: of the sketch.
-    Attributes:
-        num_draws: draws so far.
+    Attributes: num_draws: draws so far.
     Warns: once, as soon as the correlation exceeds 0.1 and four of its standard errors.
     """
 

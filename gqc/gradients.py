@@ -40,8 +40,7 @@ CHUNK = 2**18
 def collect(params: Sequence[Tensor]) -> list[Tensor]:
     """The gradients that ``params`` have, in order; parameters without one are left out.
 
-    Raises:
-        TypeError: a gradient is sparse (its norm would count absent rows, its mean would not).
+    Raises: TypeError: a gradient is sparse (its norm would count absent rows, its mean would not).
     """
     return [grad for grad in settle(params) if grad is not None]
 

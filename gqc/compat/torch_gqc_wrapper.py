@@ -16,12 +16,7 @@ from torch.optim import Optimizer
 
 from gqc.checks import one_of
 from gqc.schedules import THRESHOLD
-from gqc.wrappers import (
-    OptimizerWrapper,
-    OptimizerWrapperGNR,
-    OptimizerWrapperGNTS,
-    OptimizerWrapperSBC,
-)
+from gqc.wrappers import OptimizerWrapper
 from gqc.wrappers.report import closed
 
 #: statistics() of torch-gqc -> ours
@@ -40,11 +35,7 @@ _RENAMED = {
 _LAST = {"last_num_draws": "last_step_num_draws", "last_grad_norm": "last_mean_grad_norm"}
 _COUNTERS = ("num_batches", "num_steps", "num_draws", *_LAST)
 #: what 0.8.5 scheduled by scheduling a wrapper's "lr"
-_TARGETS = {
-    OptimizerWrapperGNTS: THRESHOLD,
-    OptimizerWrapperSBC: "logical_batch_size",
-    OptimizerWrapperGNR: "target_gradient_norm",
-}
+_AS_LR = (THRESHOLD, "logical_batch_size", "target_gradient_norm")
 _LR_IS_LR = (
     "a scheduler of torch that was made of this {0} sets the learning rate, which torch-gqc 0.8.5 "
     "took for {1}: schedule that by its name, gqc.ParamGroupSchedule(wrapper, {1!r}, fn). If the "
@@ -66,8 +57,7 @@ class AbstractOptimizerWrapper(OptimizerWrapper):
         max_draws: draws after which a wrapper steps in any case, >= 1.
         distributed_mode: None, "replicated" or "sharded"; checked, and handed to metrics.
         options: keywords of :class:`gqc.OptimizerWrapper`.
-    Attributes:
-        last_optimizer_result: what the closure of the last step returned, None without one.
+    Attributes: last_optimizer_result: what the closure of the last step returned, None without one.
     Raises: TypeError: a subclass of torch-gqc 0.8.5's contract.
     """
 
@@ -104,11 +94,7 @@ class AbstractOptimizerWrapper(OptimizerWrapper):
     def valid_schedule_targets(self) -> list[str]:
         """Numbers that all param groups have."""
         groups = self.param_groups
-        return [
-            key
-            for key in groups[0]
-            if all(isinstance(group.get(key), (int, float)) for group in groups)
-        ]
+        return [k for k in groups[0] if all(isinstance(g.get(k), (int, float)) for g in groups)]
 
     @torch._disable_dynamo
     def step(  # type: ignore[override]
@@ -229,7 +215,7 @@ def group_values(optimizer: Optimizer, name: str) -> list[float]:
 
 def target_of(optimizer: Optimizer) -> str | None:
     """Return what 0.8.5 scheduled as the wrapper's "lr"; None where that was no other entry."""
-    return next((name for kind, name in _TARGETS.items() if isinstance(optimizer, kind)), None)
+    return next((name for name in _AS_LR if name in getattr(optimizer, "strictest", ())), None)
 
 
 def _decides(kind: type[OptimizerWrapper]) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gqc import scalers
 from gqc.scalers import VGSMigrationWarning
-from gqc.scalers.checkpoints import CONFIG, ESTIMATORS, SCALARS, VECTORS, WRONG, version_of
+from gqc.scalers.checkpoints import CONFIG, ESTIMATORS, SCALARS, VECTORS, WRONG, require, version_of
 from gqc.scalers.published import PublishedEstimator
 
 __all__ = ["VGSMigrationWarning", "VarianceGradientScaler"]
@@ -110,13 +110,9 @@ class VarianceGradientScaler(scalers.VarianceGradientScaler):
         if version not in WRONG or "statistics" in state:
             return state
         least = VECTORS if version != "1.x" else ("grad_mean_ema", "grad_var_ema")
-        if missing := [key for key in least if key not in state]:
-            raise ValueError(f"VGS checkpoint of version {version} lacks {missing}: it is damaged")
-        whole = {
-            **{name: getattr(self, name) for name in CONFIG},
-            **dict.fromkeys(SCALARS),
-            **state,
-        }
+        require(state, least, version)
+        config = {name: getattr(self, name) for name in CONFIG}
+        whole = {**config, **dict.fromkeys(SCALARS), **state}
         if "step_count" not in state:  # no average can be corrected for its bias
             whole |= {"step_count": 0, **dict.fromkeys(SCALARS)}
             whole |= {key: torch.zeros_like(state[key]) for key in VECTORS if key in state}

@@ -247,8 +247,7 @@ def probe(
         optimizer: whose parameters count, a wrapper or not; None: all that need a gradient.
         draws: to take, >= 16; fewer where the loader ends.  Errors, which the table shows, fall as
             their root: two percent of the microbatches of a run are well spent.
-        examples: counts those of a batch: the length of its tensors, also in attributes; ``len``
-            for single images.
+        examples: counts those of a batch: the length of its tensors; ``len`` for single images.
     Raises:
         ValueError: under 16 microbatches, nothing to train, gradients of 0, tensors of two lengths.
         TypeError: DDP, sharded parameters, a sparse gradient, or more than one loss with a graph.

@@ -133,7 +133,7 @@ def version_of(state: Mapping[str, Any]) -> Any:
 
 
 def _read_present(state: Mapping[str, Any], version: str) -> Checkpoint:
-    _require(state, ("estimator", "config", "step_count", "shapes", "statistics"), version)
+    require(state, ("estimator", "config", "step_count", "shapes", "statistics"), version)
     for key, kind in (("config", Mapping), ("statistics", Mapping), ("shapes", list)):
         if not isinstance(state[key], kind):
             raise ValueError(f"VGS checkpoint: {key!r} is a {type(state[key]).__name__}: damaged")
@@ -148,9 +148,9 @@ def _read_present(state: Mapping[str, Any], version: str) -> Checkpoint:
 
 
 def _read_published(state: Mapping[str, Any], version: str) -> Checkpoint:
-    _require(state, (*CONFIG, "step_count", *SCALARS), version)
+    require(state, (*CONFIG, "step_count", *SCALARS), version)
     if version != "1.x":
-        _require(state, (*VECTORS, "param_numel"), version)
+        require(state, (*VECTORS, "param_numel"), version)
     steps = check_count(f"VGS checkpoint {version}: step_count", state["step_count"], 0)
     updates = check_count("num_updates", state.get("num_updates", steps), 0)
     counts = [0 if state[key] is None else updates for key in SCALARS]  # None before the first step
@@ -172,7 +172,8 @@ def _read_published(state: Mapping[str, Any], version: str) -> Checkpoint:
     return Checkpoint(version, config, steps, statistics, shapes=shapes)
 
 
-def _require(state: Mapping[str, Any], keys: tuple[str, ...], version: str) -> None:
+def require(state: Mapping[str, Any], keys: tuple[str, ...], version: str) -> None:
+    """Raise ValueError, which names them, where ``state`` lacks any of ``keys``."""
     if missing := [key for key in keys if key not in state]:
         raise ValueError(f"VGS checkpoint of version {version} lacks {missing}: it is damaged")
 

@@ -76,8 +76,7 @@ class VarianceGradientScaler:
         sketch_seed: of their signs.
         track_spatial: also average mean|g|, var|g| and max|g| of the raw gradient, and the norm
             exactly instead of from the sketch; some passes over the gradient.
-    Raises:
-        ValueError: an argument out of its range, or no parameters.
+    Raises: ValueError: an argument out of its range, or no parameters.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from gqc.checks import expect, is_number, one_of, plain
 from gqc.gradients import wide
-from gqc.ranks import refuse_flat_shards
+from gqc.ranks import is_on, refuse_flat_shards
 from gqc.upgd.utility import NORMALIZATIONS
 from gqc.wrappers.options import spell_out
 from gqc.wrappers.saved import freeze, join_numbers, thaw
@@ -210,7 +210,7 @@ class CheckpointedOptimizer(Optimizer):
         """
         saved = super().state_dict()
         own = {"generators": self._generators.state_dict(), "num_skipped": self.num_skipped}
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if not is_on():
             return {**saved, "upgd": {**own, "num_states": len(saved["state"])}}
         entries, groups = {**saved["state"]}, [{**group} for group in saved["param_groups"]]
         for group, packed in zip(self.param_groups, groups, strict=True):
@@ -289,8 +289,7 @@ class CheckpointedOptimizer(Optimizer):
         for index, param, group in self._places(state_dict):
             state: dict[str, Any] = dict(state_dict["state"][index])
             state["step"] = int(state["step"])
-            average = state.get("grad_norm_ema")
-            if isinstance(average, float):
+            if isinstance(average := state.get("grad_norm_ema"), float):
                 # The published average starts from 1, of which beta^t is left.
                 rest = group["noise_beta"] ** state["step"]
                 state["grad_norm_ema"] = torch.tensor(max(average - rest, 0.0))

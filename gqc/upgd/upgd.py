@@ -63,8 +63,7 @@ class UPGD(UtilityOptimizer):
         foreach: None or True: on the CPU, cache-sized blocks, whose noise threads draw side by
             side; it does not depend on their number.  False: one tensor at a time; noise is then
             another.
-    Raises:
-        ValueError: a hyperparameter out of its range.
+    Raises: ValueError: a hyperparameter out of its range.
     """
 
     rules: ClassVar[dict[str, Rule]] = {"beta_utility": DECAY}
@@ -93,8 +92,7 @@ class AdaptiveUPGD(UtilityOptimizer):
         betas: decays of Adam's moments, each in [0, 1); also taken as ``beta1`` and ``beta2``.
         eps: :math:`\epsilon > 0` [gradient].
         others: see :class:`UPGD`.
-    Raises:
-        ValueError: a hyperparameter out of its range.
+    Raises: ValueError: a hyperparameter out of its range.
     """
 
     kept: ClassVar[tuple[str, ...]] = ("avg_utility", "first_moment", "sec_moment")
@@ -140,8 +138,7 @@ class UPGDW(AdaptiveUPGD):
     Args:
         betas: decays of Adam's moments, each in [0, 1); the second is also the utility's.
         others: see :class:`UPGD`.
-    Raises:
-        ValueError: a hyperparameter out of its range.
+    Raises: ValueError: a hyperparameter out of its range.  TypeError: a ``beta_utility``.
 
     Source: the method's published drop-in for AdamW, whose state keys it has.
     """

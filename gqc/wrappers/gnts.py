@@ -66,9 +66,8 @@ class OptimizerWrapperGNTS(OptimizerWrapper):
         return True
 
     def should_step(self) -> bool:
-        return self.grad_norm is not None and self.grad_norm <= self.tunable(
-            "gradient_norm_threshold"
-        )
+        norm, threshold = self.grad_norm, self.tunable("gradient_norm_threshold")
+        return norm is not None and norm <= threshold
 
     def on_draw(self) -> None:
         if self._first is None and self.grad_norm is not None:

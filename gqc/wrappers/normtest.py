@@ -18,10 +18,7 @@ from gqc.wrappers.two_batch import NoiseOptions, TwoBatchWrapper
 class OptimizerWrapperNormTest(TwoBatchWrapper):
     r"""Step when :math:`\widehat{\mathrm{tr}\,\Sigma}/n \le \theta^2\,\widehat{\|G\|^2}`.
 
-    Both are the open window's own unbiased estimates,
-    :math:`\widehat{\mathrm{tr}\,\Sigma}=(S_1-S_2)\,n/(n-1)` and
-    :math:`\widehat{\|G\|^2}=S_2-\widehat{\mathrm{tr}\,\Sigma}/n` with
-    :math:`S_2=\|G_n\|^2`.
+    Both are the open window's own unbiased estimates (:func:`gqc.noise.unequal_two_batch`).
 
     A window ends when its own noise happens to look small, so the ``noise_scale`` that
     ``statistics()`` reports is biased low in few dimensions (a ratio of 10 in 30 dimensions reads
@@ -31,8 +28,8 @@ class OptimizerWrapperNormTest(TwoBatchWrapper):
         optimizer: see :class:`~gqc.wrappers.base.OptimizerWrapper`, as are the other keywords.
             Always sums in a buffer, which gives the norm of each draw.
         theta: :math:`\theta` > 0, noise-to-signal ratio of norms allowed in the mean gradient.
-        rhs: ``"published"`` puts :math:`S_2` on the right, which holds the noise itself: without
-            any signal both sides are near :math:`\mathrm{tr}\,\Sigma/n`, and it stops at once.
+        rhs: ``"published"`` puts :math:`\|G_n\|^2` on the right, which holds the noise itself:
+            without signal both sides are near :math:`\mathrm{tr}\,\Sigma/n`, and it stops at once.
         decay, robust, correlation: of the averages that ``statistics()`` reports, see
             :class:`~gqc.wrappers.two_batch.TwoBatchWrapper`.
         reactive: False puts these averages over past windows in place of the open one's estimates,
