@@ -135,6 +135,17 @@ def test_the_control_is_plain_adamw_with_accumulation(tiny, accumulation):
         torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-5)
 
 
+def test_a_run_that_ends_without_a_number_reports_none_from_before(tiny, monkeypatch):
+    experiment = pretraining.build(tiny("adamw"))
+    losses = iter([2.0, 1.0])
+    monkeypatch.setattr(experiment, "evaluate", lambda: {"val_loss": next(losses, math.nan)})
+    run(experiment)
+    assert experiment.history["val_loss"].max() == 2.0
+    summary = experiment.summary()
+    assert math.isnan(summary["val_loss"])
+    assert math.isnan(summary["perplexity"])
+
+
 def test_validation_loss_is_the_mean_over_evenly_spaced_sequences(finished):
     experiment = finished("gnts")
     tokens = experiment.data.validation
