@@ -132,6 +132,19 @@ def test_the_look_at_1m_is_told_as_it_was():
         assert tried["lr"].min() < TUNED["1M", arm]["lr"] < tried["lr"].max()
 
 
+def test_the_wide_tuning_is_told_as_it_was():
+    root = Path(__file__).parents[4]
+    trials = pd.read_csv(annealing.TRIALS, comment="#").query("rung == '0.16M'")
+    best = trials.groupby("arm")["val_loss"].min()
+    script = (root / "notebooks/22_noise_annealing.py").read_text(encoding="utf-8")
+    told = " ".join(script.replace("\n# ", " ").split())
+    gnts, constant, cosine = best[["gnts, wide", "adamw, wide", "adamw, cosine, wide"]]
+    assert f"rate ends at {gnts:.4f} nat/token on that seed, AdamW at a constant one at" in told
+    assert f"one at {constant:.4f} and with a cosine at {cosine:.4f}; of the arms that" in told
+    shared = best[["gnts, constant", "adamw, constant", "adamw, cosine"]]
+    assert "end at {:.4f}, {:.4f} and {:.4f}. The".format(*shared) in told
+
+
 def test_unknown_names_are_named():
     with pytest.raises(ValueError, match=r"arm='gnts, constnat'.*did you mean 'gnts, constant'"):
         config("gnts, constnat")
