@@ -394,6 +394,7 @@ def test_what_the_lab_page_says_of_the_flagship_holds():
 def test_what_is_said_of_the_tuning_of_the_further_arms_holds():
     trials = pd.read_csv(annealing.TRIALS, comment="#").query("rung == '0.16M'")
     tried = trials.dropna(subset=["val_loss"]).groupby("arm").size().to_dict()
+    assert {tried.pop(arm) for arm in annealing.WIDE} == {36}
     assert {tried.pop(f"{method}, cosine") for method in ("adamw", "gnts", "sbc")} == {30}
     assert len(tried) == 6
     assert set(tried.values()) == {18}

@@ -44,7 +44,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from gqc_lab.errors import BadInput, check_keys
+from gqc_lab.errors import BadInput, nearest
 
 TABLES = ("history", "results")
 PROSE = ("name", "unit")  #: of a part; they decide nothing
@@ -147,8 +147,7 @@ def read_claims(path: Path | str) -> list[Claim]:
 
 
 def _claim(row: Any) -> Claim:
-    check_keys("", row, [f.name for f in fields(Claim)])
-    values = dict(row)
+    values = _known(row, [f.name for f in fields(Claim)])
     for key in ("id", "group", "statement", "source", "notebook", "scale"):
         if not isinstance(values.get(key), str):
             raise BadInput(f"{key}={values.get(key)!r}: expected a text")
@@ -164,8 +163,7 @@ def _claim(row: Any) -> Claim:
 
 def _part(row: Any) -> Part:
     names = [f.name for f in fields(Part) if f.name not in ("side", "bound")]
-    check_keys("", row, [*names, "holds"])
-    values = dict(row)
+    values = _known(row, [*names, "holds"])
     for key in ("name", "batch", "value", "holds"):
         if not isinstance(values.get(key), str):
             raise BadInput(f"part {values.get('name')!r}: {key}={values.get(key)!r}: a text")
@@ -175,7 +173,7 @@ def _part(row: Any) -> Part:
     if values.get("table", "history") not in TABLES:
         raise BadInput(f"table={values['table']!r}: expected one of {', '.join(TABLES)}")
     if compare := values.pop("compare", None):
-        check_keys("", compare, [f.name for f in fields(Comparison)])
+        compare = _known(compare, [f.name for f in fields(Comparison)])
         if missing := [k for k in ("by", "of", "against") if k not in compare]:
             raise BadInput(f"part {values['name']!r}: compare lacks {', '.join(missing)}")
         if not isinstance(compare.get("ratio", False), bool):
@@ -193,3 +191,12 @@ def _part(row: Any) -> Part:
             what = f"a number > {least}, in a part that compares"
             raise BadInput(f"part {values['name']!r}: margin={margin!r}: expected {what}")
     return Part(**values, side=rule[1], bound=bound)
+
+
+def _known(row: Any, names: list[str]) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise BadInput(f"{row!r}: expected a mapping")
+    for key in row:
+        if key not in names:
+            raise BadInput(f"unknown key {key!r}{nearest(key, names)}")
+    return {**row}
