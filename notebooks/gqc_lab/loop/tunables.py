@@ -103,9 +103,10 @@ class Tunables:
         return self.has_stepped or self._versions() != self._versions_before
 
     def _versions(self) -> list[Any]:
-        """Return what a backward changes, of a few parameters: this is asked at each batch."""
-        params = self._parameters()
-        grads = [p.grad for p in params[:: len(params) // 16 + 1]]
+        """Return what a backward changes, of a few of each group: this is asked at each batch."""
+        lists = [g["params"] for o in self._optimizers for g in o.param_groups]
+        few = 16 // max(len(lists), 1) + 1
+        grads = [p.grad for params in lists for p in params[:: len(params) // few + 1]]
         return [None if g is None else (id(g), g._version) for g in grads]
 
     def _parameters(self) -> list[torch.Tensor]:
@@ -209,8 +210,7 @@ class Tunables:
     def _end_step(self, optimizer: Optimizer, after: Optimizer, *_: Any) -> None:
         self.restore(after)
         if not self._before:  # else within the step of a wrapper
-            values = self.values().items()
-            own = {n: v for n, v in values if self._places[n].optimizer is optimizer}
+            own = {n: v for n, v in self.values().items() if self._places[n].optimizer is optimizer}
             self.now = {**self.now, **own}
 
     def restore(self, after: Optimizer | None = None) -> None:
