@@ -1,5 +1,6 @@
 """Settings that hold before torch is imported, and what no test may do: be skipped, hurry."""
 
+import gc
 import os
 import threading
 
@@ -38,6 +39,18 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish():
+    """Spare the collector what lives until the end: each pytest within a test calls it five times."""
+    gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish():
+    """Let what was spared go in order, or some libraries warn of leaks at the exit."""
+    gc.unfreeze()
 
 
 @pytest.fixture
