@@ -20,6 +20,7 @@ from gqc_lab.loop.gate import FAILED, FINISHED, PAUSED, READY, REPLACED, RUNNING
 from gqc_lab.loop.own_loop import Loop
 from gqc_lab.loop.scaler_controls import SCALER
 from gqc_lab.runs import current_run_dir
+from gqc_lab.stats.numbers import decimals
 from gqc_widgets.fields import Fields, escape, say
 from gqc_widgets.panels import Panel, Panels, draw, names_in, run_panels
 
@@ -238,7 +239,7 @@ def progress_text(live: lab.Live) -> str:
     unit = "batches" if run.unit == "microbatch" else run.unit
     speed, left = live.speed, live.seconds_left
     text = f"{run.done:,}{f' of {run.total:,}' if run.total < math.inf else ''} {unit}"
-    text += f" · {speed:,.0f} {unit}/s" if speed is not None else ""
+    text += f" · {decimals(speed, 0)} {unit}/s" if speed is not None else ""
     return text + (f" · {timedelta(seconds=round(left))} left" if left is not None else "")
 
 

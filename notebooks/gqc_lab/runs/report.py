@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gqc_lab.errors import BadInput, nearest
 from gqc_lab.runs.plan import Batch, show_value
+from gqc_lab.stats.numbers import decimals
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -190,11 +191,17 @@ def show_interval(row: Any) -> str:
     width = row["high"] - row["low"]
     if width == 0 or math.isnan(row["low"]):
         return _number(row["mean"])
-    # As many digits as the interval's width can tell apart, and one more.
     if 0 < 10 * row["low"] < row["high"]:  # the ends have no digits in common
         return f"{_number(row['mean'], 3)} [{_number(row['low'], 3)}, {_number(row['high'], 3)}]"
-    digits = max(0, min(6, 1 - math.floor(math.log10(width)))) if math.isfinite(width) else 3
-    return f"{row['mean']:,.{digits}f} [{row['low']:,.{digits}f}, {row['high']:,.{digits}f}]"
+    # As many digits as the interval's width can tell apart, and one more.
+    digits = max(0, 1 - math.floor(math.log10(width))) if math.isfinite(width) else 3
+    values = row["mean"], row["low"], row["high"]
+    if digits > 6:  # after zeros, or more of them than are alike
+        digits += 1 + math.floor(math.log10(max(map(abs, values))))
+        mean, low, high = (f"{value:.{digits}g}" for value in values)
+    else:
+        mean, low, high = (decimals(value, digits) for value in values)
+    return f"{mean} [{low}, {high}]"
 
 
 def _number(value: float, digits: int = 4) -> str:
