@@ -157,24 +157,23 @@ class LiveView(widgets.VBox):
         self.progress.add_class("gqc-progress")
         top = widgets.HBox([*self.buttons.values(), self.bar, self.state, self.progress])
         top.add_class("gqc-bar")
-        self.fields, self.panels = self._fields(), Panels(_panels(live))
-        middle = [self.fields] if self.fields.specs else []
-        middle += [self.panels, self.smoothing, self.table]
-        self.children = [top, self.message, self.trouble, *middle]
+        self.fields, self.panels = Fields(live.experiment.controls, {}), Panels(_panels(live))
+        below = [self.fields, self.panels, self.smoothing, self.table]
+        self.children = [top, self.message, self.trouble, *below]
         self.add_class("gqc-live")
         self.add_class("gqc-live-run")
         live.listeners.append(self._show)
         self._show(live)
 
-    def _fields(self) -> Fields:
-        """Return fields for the controls, except those that have an editor."""
+    def _show_fields(self) -> None:
+        """Show the controls, also one that is new, except those that have an editor."""
         run = self.live.experiment
         edited = {*NORM_NAMES} if isinstance(run, Loop) else {*NORM_NAMES, *SCALER}
         specs = {n: s for n, s in run.controls.specs.items() if n not in edited}
         numbers = [
             n for n, s in specs.items() if s.kind in (int, float) and not s.choices and not s.read
         ]
-        return Fields(run.controls, {n: s.label or n for n, s in specs.items()}, sliders=numbers)
+        self.fields.add({n: s.label or n for n, s in specs.items()}, numbers)
 
     def _button(self, name: str) -> widgets.Button:
         icon, tooltip, _ = BUTTONS[name]
@@ -222,7 +221,7 @@ class LiveView(widgets.VBox):
             self.progress.value = progress_text(live)
             self.table.value = _table(live)
             self.trouble.value = _trouble(live)
-            self.fields.follow()
+            self._show_fields()
             self._fill()
 
     def close(self) -> None:
