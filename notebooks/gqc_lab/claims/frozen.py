@@ -163,9 +163,10 @@ def _select(batch: Batch, loaded: Runs, columns: list[str] | None, rows: str) ->
     with duckdb.connect() as connection:
         connection.register("history", history)
         chosen = connection.execute("FROM history" + (f" WHERE {rows}" if rows else "")).df()
-    named = [n for n in loaded.results if n in history and re.search(rf"\b{re.escape(n)}\b", rows)]
-    for name in {"loss": 0, **dict.fromkeys(named)} if rows else ():
-        _refuse_to_hide(batch, name, loaded, chosen, rows)
+    shared = {"loss", *map(str, loaded.results)} & {*history}
+    for name in sorted(shared) if rows else ():
+        if name == "loss" or re.search(rf"\b{re.escape(name)}\b", rows):
+            _refuse_to_hide(batch, name, loaded, chosen, rows)
     return chosen[kept]
 
 
@@ -175,8 +176,6 @@ def _refuse_to_hide(batch: Batch, name: str, loaded: Runs, chosen: pd.DataFrame,
     The loss is in each record.  Others are now and then: there the result has to have none, too.
     """
     history, results = loaded.history, loaded.results
-    if name not in history:
-        return
     is_end = history["run"] != history["run"].shift(-1)
     if "microbatch" in history:  # a run may have trained several methods
         is_end |= history["microbatch"].shift(-1) <= history["microbatch"]
