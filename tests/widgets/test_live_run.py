@@ -1,5 +1,7 @@
 """The view of a run, without a browser: what its buttons do and what it writes."""
 
+import math
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from gqc_lab.loop.jupyter import current_cell
 from gqc_lab.studies import pretraining
 from gqc_widgets import Live, LiveRun
 from gqc_widgets.live import LiveView, progress_text
+from gqc_widgets.side_by_side import _news
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
@@ -140,6 +143,19 @@ def test_a_control_that_is_added_later_has_a_field_in_every_view():
     assert seen == [(0.3, None), (0.3, "a"), (0.5, "b"), (0.5, "b")]
     assert [view.fields.values["dropout"]["text"] for view in views] == ["0.5"] * 2
     assert live.error is None
+    live.control("count", 12_345_678)
+    assert views[0].fields.values["count"]["text"] == "12345678"
+
+
+def test_a_validation_that_diverged_is_not_shown_as_the_one_before():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    live = Live(optimizer, total=3)
+    for number in live(range(3)):
+        live.log(loss=1.0)
+        if number < 2:
+            live.log(val_loss=(2.5, math.nan)[number])
+    assert "validation loss</span><br><b>nan</b>" in live.view.table.value
+    assert _news(live).endswith("validation loss nan")
 
 
 @pytest.mark.parametrize(

@@ -203,4 +203,4 @@ def _text(value: Any, spec: Setting) -> str:
         return value
     if spec.read is read_pairs:
         return ", ".join(f"{share:g} {height:g}" for share, height in value)
-    return f"{value:g}" if type(value) in (int, float) else str(value)
+    return f"{value:g}" if type(value) is float else str(value)

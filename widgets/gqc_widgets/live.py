@@ -242,14 +242,19 @@ def progress_text(live: lab.Live) -> str:
     return text + (f" · {timedelta(seconds=round(left))} left" if left is not None else "")
 
 
+def last_validation(live: lab.Live) -> Any:
+    """Return the last validation loss, NaN where that diverged; None before the first."""
+    column = reversed(live.experiment.column("val_loss"))
+    return next((value for value in column if value is not None), None)
+
+
 def _table(live: lab.Live) -> str:
     """Return the present numbers of the run as HTML, in the order of `NUMBERS`."""
     run = live.experiment
     last = {name: run.column(name, -1) for name in run.column_names}
     values = live.statistics | {name: column[0] for name, column in last.items() if column}
-    validation = live.curves.points("val_loss")[1]
-    if len(validation):
-        values["val_loss"] = float(validation[-1])
+    if (validation := last_validation(live)) is not None:
+        values["val_loss"] = validation
     cells = "".join(
         f"<div><span style='opacity:.8'>{label}</span><br><b>{_text(key, values[key])}</b></div>"
         for key, label in NUMBERS.items()
@@ -261,7 +266,7 @@ def _table(live: lab.Live) -> str:
 
 def _text(key: str, value: Any) -> str:
     is_nan = isinstance(value, float) and math.isnan(value)
-    if value is None or (is_nan and key != "loss"):  # what a resumed history has in place of None
+    if value is None or (is_nan and key not in ("loss", "val_loss")):
         return "–"
     return f"{value:,}" if isinstance(value, int) else f"{float(value):.4g}"
 
