@@ -80,11 +80,11 @@ class ScalerModel:
         if not is_warm.any():
             return ""
         factor = what_if(steps, guess)[is_warm]
-        least = decimals(100 * float(np.mean(factor <= guess["min_scaling_factor"])), 0)
+        least = 100 * float(np.mean(factor <= guess["min_scaling_factor"]))
         recorded, guessed = (decimals(f.mean(), 3) for f in (steps["factor"][is_warm], factor))
         text = (
             f"after {warmup} steps of warmup: mean factor {recorded} recorded, {guessed} what if "
-            f"({least}% of steps at the smallest factor)"
+            f"({decimals(least, 0)}% of steps at the smallest factor)"
         )
         most = steps["variance"].max()
         at_most = float(np.mean(steps["variance"][is_warm] == most))
