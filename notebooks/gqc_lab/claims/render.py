@@ -19,7 +19,6 @@ from gqc_lab.claims.effects import Effect
 from gqc_lab.claims.registration import describe
 from gqc_lab.claims.rules import Part
 from gqc_lab.claims.verdicts import Verdict
-from gqc_lab.stats.numbers import decimals
 
 #: verdicts in the order of their columns (:mod:`gqc_lab.claims.verdicts`)
 SHOWN = (
@@ -124,7 +123,11 @@ def say(part: Part, effect: Effect, more: str = "higher", less: str = "lower") -
         return "unchanged"
     if is_ratio:  # one digit more where an end would read as zero
         digits = 2 if min(abs(mean), abs(low), abs(high)) < 0.1 else 1
-        shown = ["+" * (x >= 0) + decimals(x, digits) + " %" for x in (mean, low, high)]
+        least = 0.5 / 10**digits
+        shown = [
+            f"{x:+.2g} %" if 0 < abs(x) <= least else f"{x:+.{digits}f} %"
+            for x in (mean, low, high)
+        ]
     else:
         shown = ["+" * (x > 0) + number(x) for x in (mean, low, high)]
     words = [shown[0].lstrip("+-"), "" if is_ratio else part.unit, less if mean < 0 else more]
