@@ -1,10 +1,15 @@
 """The view of a run, without a browser: what its buttons do and what it writes."""
 
+import math
+
 import pytest
+import torch
 
 from gqc_lab.loop.jupyter import current_cell
 from gqc_lab.studies import pretraining
-from gqc_widgets import LiveRun
+from gqc_widgets import Live, LiveRun
+from gqc_widgets.live import LiveView, progress_text
+from gqc_widgets.side_by_side import _news
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
@@ -109,6 +114,57 @@ def test_in_a_batch_it_says_that_nobody_is_there(monkeypatch, tmp_path):
     monkeypatch.setenv("GQC_RUN_DIR", str(tmp_path))
     with pytest.raises(RuntimeError, match="set interactive=False"):
         LiveRun(make())
+
+
+def names_of_fields(view):
+    fields = view.fields
+    assert [spec["name"] for spec in fields.specs] == fields.shown == list(fields.values)
+    return fields.shown
+
+
+def test_a_control_that_is_added_later_has_a_field_in_every_view():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    live = Live(optimizer, total=4)
+    views = [live.view, LiveView(live)]
+    before = names_of_fields(views[0])
+    live.control("dropout", 0.3, low=0, high=1, label="share dropped")
+    for view in views:
+        assert names_of_fields(view) == [*before, "dropout"]
+        assert view.fields.specs[-1]["label"] == "share dropped"
+        assert view.fields.specs[-1]["slider"] > 0
+    seen = []
+    for number in live(range(4)):
+        if number == 1:
+            live.control("mode", "a", choices=("a", "b"))
+            views[1].fields.edit("dropout", "0.5")
+            views[0].fields.edit("mode", "b")
+        seen.append((live["dropout"], live.experiment.controls.applied.get("mode")))
+        live.log(loss=1.0)
+    assert seen == [(0.3, None), (0.3, "a"), (0.5, "b"), (0.5, "b")]
+    assert [view.fields.values["dropout"]["text"] for view in views] == ["0.5"] * 2
+    assert live.error is None
+    live.control("count", 12_345_678)
+    assert views[0].fields.values["count"]["text"] == "12345678"
+
+
+def test_a_validation_that_diverged_is_not_shown_as_the_one_before():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    live = Live(optimizer, total=3)
+    for number in live(range(3)):
+        live.log(loss=1.0)
+        if number < 2:
+            live.log(val_loss=(2.5, math.nan)[number])
+    assert "validation loss</span><br><b>nan</b>" in live.view.table.value
+    assert _news(live).endswith("validation loss nan")
+
+
+@pytest.mark.parametrize(
+    ("speed", "shown"), [(0.04, "0.04 batches/s"), (1234.5, "1,234 batches/s")]
+)
+def test_a_slow_loop_has_a_speed(monkeypatch, speed, shown):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    monkeypatch.setattr(Live, "speed", speed)
+    assert shown in progress_text(Live(optimizer, total=4))
 
 
 def test_outside_jupyter_there_is_no_cell():

@@ -21,6 +21,7 @@ from gqc_lab.loop.scaler_controls import (
     what_if,
 )
 from gqc_lab.loop.settings import axis_labels
+from gqc_lab.stats.numbers import decimals
 from gqc_widgets.editor import Editor, columns, note
 from gqc_widgets.fields import Fields
 from gqc_widgets.panels import VARIANCES, Panels, scaler_panels, what_if_panels
@@ -79,10 +80,11 @@ class ScalerModel:
         if not is_warm.any():
             return ""
         factor = what_if(steps, guess)[is_warm]
-        least = float(np.mean(factor <= guess["min_scaling_factor"]))
+        least = 100 * float(np.mean(factor <= guess["min_scaling_factor"]))
+        recorded, guessed = (decimals(f.mean(), 3) for f in (steps["factor"][is_warm], factor))
         text = (
-            f"after {warmup} steps of warmup: mean factor {steps['factor'][is_warm].mean():.3f} "
-            f"recorded, {factor.mean():.3f} what if ({least:.0%} of steps at the smallest factor)"
+            f"after {warmup} steps of warmup: mean factor {recorded} recorded, {guessed} what if "
+            f"({decimals(least, 0)}% of steps at the smallest factor)"
         )
         most = steps["variance"].max()
         at_most = float(np.mean(steps["variance"][is_warm] == most))

@@ -54,13 +54,22 @@ class Fields(anywidget.AnyWidget):
         self._lock = threading.RLock()  # a person and the thread of a run
         self._edits: dict[str, Any] = {}
         self.messages: dict[str, str] = {}
-        self._labels = dict(labels)
-        self._scales = {
-            name: _Scale(controls.specs[name], controls[name]) for name in labels if name in sliders
-        }
-        specs = [self._spec(name, label) for name, label in labels.items()]
-        super().__init__(specs=specs, shown=list(labels), values=self._look())
+        self._labels: dict[str, str] = {}
+        self._scales: dict[str, _Scale] = {}
+        super().__init__()
+        self.add(labels, sliders)
         self.on_msg(lambda _, content, buffers: self._hear(content))
+
+    def add(self, labels: Mapping[str, str], sliders: Collection[str] = ()) -> None:
+        """Add fields for those of ``labels`` that have none, as where a control is new."""
+        with self._lock, self.hold_sync():
+            new = {name: label for name, label in labels.items() if name not in self._labels}
+            for name in new.keys() & set(sliders):
+                self._scales[name] = _Scale(self._controls.specs[name], self._controls[name])
+            self._labels |= new
+            self.specs = [*self.specs, *(self._spec(name, label) for name, label in new.items())]
+            self.shown = [*self.shown, *new]
+            self.follow()
 
     def _spec(self, name: str, label: str) -> dict[str, Any]:
         spec = self._controls.specs[name]
@@ -194,4 +203,4 @@ def _text(value: Any, spec: Setting) -> str:
         return value
     if spec.read is read_pairs:
         return ", ".join(f"{share:g} {height:g}" for share, height in value)
-    return f"{value:g}" if type(value) in (int, float) else str(value)
+    return f"{value:g}" if type(value) is float else str(value)

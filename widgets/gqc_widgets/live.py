@@ -20,6 +20,7 @@ from gqc_lab.loop.gate import FAILED, FINISHED, PAUSED, READY, REPLACED, RUNNING
 from gqc_lab.loop.own_loop import Loop
 from gqc_lab.loop.scaler_controls import SCALER
 from gqc_lab.runs import current_run_dir
+from gqc_lab.stats.numbers import decimals
 from gqc_widgets.fields import Fields, escape, say
 from gqc_widgets.panels import Panel, Panels, draw, names_in, run_panels
 
@@ -156,24 +157,23 @@ class LiveView(widgets.VBox):
         self.progress.add_class("gqc-progress")
         top = widgets.HBox([*self.buttons.values(), self.bar, self.state, self.progress])
         top.add_class("gqc-bar")
-        self.fields, self.panels = self._fields(), Panels(_panels(live))
-        middle = [self.fields] if self.fields.specs else []
-        middle += [self.panels, self.smoothing, self.table]
-        self.children = [top, self.message, self.trouble, *middle]
+        self.fields, self.panels = Fields(live.experiment.controls, {}), Panels(_panels(live))
+        below = [self.fields, self.panels, self.smoothing, self.table]
+        self.children = [top, self.message, self.trouble, *below]
         self.add_class("gqc-live")
         self.add_class("gqc-live-run")
         live.listeners.append(self._show)
         self._show(live)
 
-    def _fields(self) -> Fields:
-        """Return fields for the controls, except those that have an editor."""
+    def _show_fields(self) -> None:
+        """Show the controls, also one that is new, except those that have an editor."""
         run = self.live.experiment
         edited = {*NORM_NAMES} if isinstance(run, Loop) else {*NORM_NAMES, *SCALER}
         specs = {n: s for n, s in run.controls.specs.items() if n not in edited}
         numbers = [
             n for n, s in specs.items() if s.kind in (int, float) and not s.choices and not s.read
         ]
-        return Fields(run.controls, {n: s.label or n for n, s in specs.items()}, sliders=numbers)
+        self.fields.add({n: s.label or n for n, s in specs.items()}, numbers)
 
     def _button(self, name: str) -> widgets.Button:
         icon, tooltip, _ = BUTTONS[name]
@@ -221,7 +221,7 @@ class LiveView(widgets.VBox):
             self.progress.value = progress_text(live)
             self.table.value = _table(live)
             self.trouble.value = _trouble(live)
-            self.fields.follow()
+            self._show_fields()
             self._fill()
 
     def close(self) -> None:
@@ -238,8 +238,14 @@ def progress_text(live: lab.Live) -> str:
     unit = "batches" if run.unit == "microbatch" else run.unit
     speed, left = live.speed, live.seconds_left
     text = f"{run.done:,}{f' of {run.total:,}' if run.total < math.inf else ''} {unit}"
-    text += f" · {speed:,.0f} {unit}/s" if speed is not None else ""
+    text += f" · {decimals(speed, 0)} {unit}/s" if speed is not None else ""
     return text + (f" · {timedelta(seconds=round(left))} left" if left is not None else "")
+
+
+def last_validation(live: lab.Live) -> Any:
+    """Return the last validation loss, NaN where that diverged; None before the first."""
+    column = reversed(live.experiment.column("val_loss"))
+    return next((value for value in column if value is not None), None)
 
 
 def _table(live: lab.Live) -> str:
@@ -247,9 +253,8 @@ def _table(live: lab.Live) -> str:
     run = live.experiment
     last = {name: run.column(name, -1) for name in run.column_names}
     values = live.statistics | {name: column[0] for name, column in last.items() if column}
-    validation = live.curves.points("val_loss")[1]
-    if len(validation):
-        values["val_loss"] = float(validation[-1])
+    if (validation := last_validation(live)) is not None:
+        values["val_loss"] = validation
     cells = "".join(
         f"<div><span style='opacity:.8'>{label}</span><br><b>{_text(key, values[key])}</b></div>"
         for key, label in NUMBERS.items()
@@ -261,7 +266,7 @@ def _table(live: lab.Live) -> str:
 
 def _text(key: str, value: Any) -> str:
     is_nan = isinstance(value, float) and math.isnan(value)
-    if value is None or (is_nan and key != "loss"):  # what a resumed history has in place of None
+    if value is None or (is_nan and key not in ("loss", "val_loss")):
         return "–"
     return f"{value:,}" if isinstance(value, int) else f"{float(value):.4g}"
 

@@ -107,7 +107,7 @@ class Cell {
       hovermode: "x unified", uirevision: "kept", dragmode: spec.editable ? false : "zoom",
       hoverlabel: {bgcolor: colors.back, font: {color: colors.text}},
       xaxis: {...axis, title: {text: spec.x, standoff: 4}, nticks: 7,
-        unifiedhovertitle: {text: `%{x:,.0f} ${spec.x}`}},
+        unifiedhovertitle: {text: `%{x:,.10~r} ${spec.x}`}},
       yaxis: {...axis, type: this.log ? "log" : "linear", nticks: 6, exponentformat: "power",
         ...(this.log || !spec.range ? {} : {range: spec.range})}};
     if (this.log) {

@@ -13,6 +13,7 @@ from gqc_lab import Experiment
 from gqc_lab.loop.controls import CURVES, NORM_NAMES, NORM_SETTINGS, NormSchedule, norm_schedule
 from gqc_lab.loop.live import Live
 from gqc_lab.loop.settings import Pairs
+from gqc_lab.stats.numbers import decimals
 from gqc_widgets.editor import Editor, columns, note
 from gqc_widgets.fields import Fields, say
 from gqc_widgets.panels import Panels, schedule_panels
@@ -120,8 +121,8 @@ class NormScheduleModel:
             text = "out of reach" if draws is None else f"{draws:.1f}"
             notes.append(f"expected draws now: <b>{text}</b>")
         if steps_so_far := self.live.statistics.get("steps"):
-            share = self.live.statistics.get("num_forced", 0) / steps_so_far
-            notes.append(f"steps forced by max_draws: <b>{share:.1%}</b>")
+            share = 100 * self.live.statistics.get("num_forced", 0) / steps_so_far
+            notes.append(f"steps forced by max_draws: <b>{decimals(share, 1)}%</b>")
         return notes
 
     def warning(self) -> str | None:
@@ -137,8 +138,9 @@ class NormScheduleModel:
             return None
         norm = math.sqrt(max(self.live.statistics["signal_sq"], 0.0))
         limit = "" if self.max_draws is None else f": steps will be forced at {most:g} draws"
+        share = decimals(100 * len(bad) / len(left), 0)
         return (
-            f"out of reach in {len(bad) / len(left):.0%} of what is left, first at microbatch "
+            f"out of reach in {share}% of what is left, first at microbatch "
             f"{steps[bad[0]]:,.0f}{limit} (norm without noise about {norm:.2g})"
         )
 

@@ -14,7 +14,7 @@ from gqc_lab.loop.jupyter import current_cell
 from gqc_lab.loop.live import Live
 from gqc_widgets.editor import columns, note
 from gqc_widgets.fields import escape, read_number, say
-from gqc_widgets.live import progress_text
+from gqc_widgets.live import last_validation, progress_text
 from gqc_widgets.panels import Panels, side_panels
 
 BEGINNING, HERE = "the beginning", "where the run is"
@@ -117,8 +117,8 @@ class SideBySide(widgets.VBox):
 
 
 def _news(runner: Live) -> str:
-    validation = runner.curves.points("val_loss")[1]
-    loss = f" · validation loss {validation[-1]:.4g}" if len(validation) else ""
+    validation = last_validation(runner)
+    loss = "" if validation is None else f" · validation loss {validation:.4g}"
     return f"{runner.state}, {progress_text(runner)}{loss}"
 
 

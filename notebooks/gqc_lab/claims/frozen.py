@@ -9,6 +9,7 @@
 """
 
 import contextlib
+import re
 import shutil
 import tempfile
 from collections.abc import Collection
@@ -23,7 +24,7 @@ import pyarrow
 
 from gqc_lab.errors import BadInput
 from gqc_lab.runs.plan import Batch
-from gqc_lab.runs.results import load
+from gqc_lab.runs.results import Runs, load
 from gqc_lab.runs.store import CorruptRun, Store, file_hash, read_note, seal, write_json
 
 FIRST_SEED = 1000  #: smaller ones are for exploration and tuning
@@ -123,8 +124,8 @@ def freeze(
     Args:
         columns: of the histories to keep; None: all; []: no histories.
         rows: SQL condition on the history's rows to keep; "": all.
-    Raises: BadInput: a run of the batch is neither in the store nor frozen, a column is unknown, or
-        what is frozen lacks one.
+    Raises: BadInput: a run of the batch is neither in the store nor frozen, a column is unknown,
+        what is frozen lacks one, or ``rows`` leaves out that a run diverged.
     """
     place, target = Store(store), Path(folder) / batch.name
     old = None
@@ -135,7 +136,7 @@ def freeze(
     kept = [r["id"] for r in chosen if r["is_frozen"]]
     frames = {RESULTS: _join(batch, loaded.results, old.results if old else None, kept)}
     if columns != []:
-        history = _select(batch, loaded.history, columns, rows)
+        history = _select(batch, loaded, columns, rows)
         frames[HISTORY] = _join(batch, history, old.history if old else None, kept)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as made:
@@ -152,19 +153,42 @@ def freeze(
     return _read(target)
 
 
-def _select(
-    batch: Batch, history: pd.DataFrame, columns: list[str] | None, rows: str
-) -> pd.DataFrame:
+def _select(batch: Batch, loaded: Runs, columns: list[str] | None, rows: str) -> pd.DataFrame:
+    history = loaded.history
     if history.empty:
         return history
     if missing := [name for name in columns or [] if name not in history]:
         raise BadInput(f"{batch.name}: no history column {', '.join(missing)}")
     kept = ["run", *(n for n in columns or history.columns if n != "run")]
-    shown = ", ".join(f'"{name}"' for name in kept)
     with duckdb.connect() as connection:
         connection.register("history", history)
-        query = f"SELECT {shown} FROM history" + (f" WHERE {rows}" if rows else "")
-        return connection.execute(query).df()
+        chosen = connection.execute("FROM history" + (f" WHERE {rows}" if rows else "")).df()
+    shared = {"loss", *map(str, loaded.results)} & {*history}
+    for name in sorted(shared) if rows else ():
+        if name == "loss" or re.search(rf"\b{re.escape(name)}\b", rows):
+            _refuse_to_hide(batch, name, loaded, chosen, rows)
+    return chosen[kept]
+
+
+def _refuse_to_hide(batch: Batch, name: str, loaded: Runs, chosen: pd.DataFrame, rows: str) -> None:
+    """Refuse to leave out that a run ended without a number: NaN is stored as no value is.
+
+    The loss is in each record.  Others are now and then: there the result has to have none, too.
+    """
+    history, results = loaded.history, loaded.results
+    is_end = history["run"] != history["run"].shift(-1)
+    if "microbatch" in history:  # a run may have trained several methods
+        is_end |= history["microbatch"].shift(-1) <= history["microbatch"]
+    diverged = history[is_end & history[name].isna()]
+    if name != "loss":
+        diverged = diverged[diverged["run"].isin(results.loc[results[name].isna(), "run"])]
+    diverged = diverged[~diverged["run"].isin(chosen.loc[chosen[name].isna(), "run"])]
+    for end in diverged.to_dict("records"):
+        more = "loss IS NULL" if name == "loss" else f"microbatch = {end.get('microbatch', '...')}"
+        raise BadInput(
+            f"{batch.name}: run {end['run']} ended with {name} = NaN, and rows: {rows!r} leaves "
+            f"that out: it would be a run that was measured less often; add OR {more} to rows"
+        )
 
 
 def _join(

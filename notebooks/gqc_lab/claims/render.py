@@ -118,11 +118,16 @@ def say(part: Part, effect: Effect, more: str = "higher", less: str = "lower") -
         value, _, ends = interval(effect).partition(" ")
         return " ".join(filter(None, (value, "times as large" if is_ratio else part.unit, ends)))
     mean, low, high = (100 * (value - 1) for value in values) if is_ratio else values
-    if max(abs(mean), abs(low), abs(high)) <= 0.005 * is_ratio:
+    least = 1e-5 if low * high > 0 else 0.005  # the former is what float32 rounds
+    if max(abs(mean), abs(low), abs(high)) <= least * is_ratio:
         return "unchanged"
     if is_ratio:  # one digit more where an end would read as zero
         digits = 2 if min(abs(mean), abs(low), abs(high)) < 0.1 else 1
-        shown = [f"{x:+.{digits}f} %" for x in (mean, low, high)]
+        least = 0.5 / 10**digits
+        shown = [
+            f"{x:+.2g} %" if 0 < abs(x) <= least else f"{x:+.{digits}f} %"
+            for x in (mean, low, high)
+        ]
     else:
         shown = ["+" * (x > 0) + number(x) for x in (mean, low, high)]
     words = [shown[0].lstrip("+-"), "" if is_ratio else part.unit, less if mean < 0 else more]

@@ -31,6 +31,7 @@ from gqc_lab.figures.style import (
     uneven_bars,
 )
 from gqc_lab.stats.analysis import check_columns, paired_difference, power_law, summarize
+from gqc_lab.stats.numbers import decimals
 
 RATIOS = [0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10]
 TWOS = {"type": "log", "dtick": 0.30103, "tickformat": ".4~s", "rangemode": "normal"}
@@ -267,7 +268,7 @@ def power_laws(results: pd.DataFrame) -> go.Figure:
         points = summarize(runs, "tokens", "val_loss")
         tokens = points["tokens"]
         law = power_law(tokens, points["mean"])
-        name = f"{method}: exponent {law.exponent:.3f}<br>of the means, no floor"
+        name = f"{method}: exponent {decimals(law.exponent, 3)}<br>of the means, no floor"
         add_line(figure, tokens, law(tokens), name, styles[str(method)])
         _points(figure, points, "tokens", str(method), styles)
     figure.update_xaxes(title_text="token budget", **TWOS)

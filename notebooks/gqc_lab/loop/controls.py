@@ -55,9 +55,9 @@ class Controls(Mapping[str, Any]):
             raise ValueError(f"control={name!r}: expected a new name; that one is taken")
         value = spec.check(name, spec.default)
         with self._lock:
-            self.specs[name] = spec
             self._values = {**self._values, name: value}
             self.applied = {**self.applied, name: value}
+            self.specs = {**self.specs, name: spec}  # last, and new: views read it meanwhile
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]

@@ -111,7 +111,7 @@ class Live(gate.Gate):
         self.state = gate.FINISHED if self._is_over() else self.state
         self._due = self._next = -math.inf
         self._pace: list[tuple[float, int]] = []
-        self._read()
+        self._tell()
 
     def _is_over(self) -> bool:
         return self.experiment.done >= self.experiment.total
@@ -183,6 +183,7 @@ class Live(gate.Gate):
     def control(self, name: str, value: Any, apply: Any = None, **limits: Any) -> None:
         """Add a control of your own, read as ``live[name]``; see `Loop.control`."""
         self.loop.control(name, value, apply, **limits)
+        self.between(self._tell)
 
     def __getitem__(self, name: str) -> Any:
         """The value of a control in this batch."""
@@ -241,7 +242,6 @@ class Live(gate.Gate):
         self.experiment.controls.update(values)
         self._is_stopping, self._left = False, math.inf
         self._look()
-        self._tell()
 
     @property
     def checkpoint(self) -> Path:
@@ -259,7 +259,6 @@ class Live(gate.Gate):
         self._check_state("resume")
         if is_resumed := load_checkpoint(self.experiment, self.checkpoint):
             self._look()
-            self._tell()
         return is_resumed
 
     def save(self) -> Path:

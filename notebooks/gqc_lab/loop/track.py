@@ -20,6 +20,7 @@ from gqc_lab.loop.checkpoints import (
     say,
 )
 from gqc_lab.loop.experiment import Experiment
+from gqc_lab.stats.numbers import decimals
 
 Record = dict[str, Any]
 Sink = Callable[[Record], None]
@@ -103,9 +104,9 @@ def _bar(experiment: Experiment, is_shown: bool) -> "tqdm[Any]":
 
 def _latest(record: Record) -> dict[str, str]:
     """Return the losses and draws of a record, as they stand behind the bar."""
-    found = {"loss": f"{record['loss']:.3f}"}
+    found = {"loss": decimals(record["loss"], 3)}
     if record.get("val_loss") is not None:
-        found["val"] = f"{record['val_loss']:.3f}"
+        found["val"] = decimals(record["val_loss"], 3)
     if record.get("stepped") and record.get("num_draws") is not None:
         found["draws"] = str(record["num_draws"])
     return found

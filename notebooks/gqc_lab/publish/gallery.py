@@ -23,8 +23,8 @@ from gqc_lab.runs.report import (
     describe_summary,
     find_function,
     show_cell,
-    show_interval,
     summarize_batch,
+    tabulate,
 )
 from gqc_lab.runs.results import load
 from gqc_lab.runs.store import NOTEBOOK, Store
@@ -114,12 +114,8 @@ def _summary(batch: Batch, results: "pd.DataFrame") -> dict[str, Any] | None:
     summary = summarize_batch(batch, results)
     if summary.empty:
         return None
-    by = list(summary.columns[: list(summary.columns).index("column")])
-    columns = list(dict.fromkeys(summary["column"]))
-    rows = []
-    for key, group in summary.groupby(by, sort=False, dropna=False):
-        shown = {row["column"]: show_interval(row) for _, row in group.iterrows()}
-        rows.append([*key, group["n"].max(), *(shown.get(column, "") for column in columns)])
+    by, columns, groups = tabulate(summary)
+    rows = [[*key, n, *cells] for key, n, cells in groups]
     text = describe_summary(batch, summary).capitalize()
     return {"text": text, "heads": [*by, "runs", *columns], "rows": rows}
 

@@ -79,7 +79,7 @@ def write_experiment(name: str, question: str = "", folder: Path | str = ".") ->
     pair.metadata["jupytext"] = {"formats": "ipynb,py:percent"}
     texts[notebook] = nbformat.writes(pair) + "\n"
     texts[notebook.with_suffix(".py")] = jupytext.writes(pair, "py:percent")
-    for path in texts:
+    for path in (*texts, module.with_suffix("")):  # also a folder, which would hide the module
         if path.exists():
             raise BadInput(f"{path}: is there already; choose another name")
     for path, text in texts.items():

@@ -19,6 +19,7 @@ from gqc_lab.runs.index import Summary, describe_damage, summarize
 from gqc_lab.runs.plan import Batch, Run, show_value
 from gqc_lab.runs.report import find_function
 from gqc_lab.runs.store import RECORD, CorruptRun, Store, read_note
+from gqc_lab.stats.numbers import decimals
 
 _WATCH_SECONDS = 2.0
 _WRONG = {"failed", "died", "corrupt", "unreadable"}
@@ -163,7 +164,7 @@ def print_plan(batch: Batch, store: Store, jobs: int, console: Console) -> None:
 
 def _duration(seconds: float) -> str:
     if seconds < 120:
-        return f"{seconds:.0f} s"
+        return f"{decimals(seconds, 0)} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
@@ -323,7 +324,7 @@ class BatchProgress:
             return
         seconds = time.monotonic() - self.begun.get(run.id, time.monotonic())
         error = f": {outcome['error']}" if outcome.get("error") else ""
-        self.note(f"{run.id} {status} {seconds:.1f} s {run.title}{error}")
+        self.note(f"{run.id} {status} {decimals(seconds, 1)} s {run.title}{error}")
         if outcome.get("folder"):
             self.note(f"  its notebook and traceback: {outcome['folder']}")
         if status in {"finished", "failed"}:

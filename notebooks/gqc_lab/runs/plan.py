@@ -204,14 +204,14 @@ def _values(key: str, name: str, values: Any) -> list[Any]:
 
 
 def _mapping(content: dict[str, Any], key: str) -> dict[str, Any]:
-    value = content.get(key) or {}
+    value = {} if content.get(key) is None else content[key]
     if not isinstance(value, dict):
         raise BadInput(f"{key}: {value!r}: expected a mapping of names to values")
     return value
 
 
 def _list_of(content: dict[str, Any], key: str, kind: type) -> list[Any]:
-    value = content.get(key) or []
+    value = [] if content.get(key) is None else content[key]
     if not isinstance(value, list) or not all(isinstance(element, kind) for element in value):
         what = "mappings" if kind is dict else "texts"
         raise BadInput(f"{key}: {value!r}: expected a list of {what}")
@@ -223,7 +223,7 @@ def _positive(content: dict[str, Any], key: str, kind: type) -> Any:
     if value is None:
         return None
     if type(value) not in {int, kind} or not value > 0:
-        raise BadInput(f"{key}: {value!r}: expected a number > 0")
+        raise BadInput(f"{key}: {value!r}: expected a {'whole ' * (kind is int)}number > 0")
     return kind(value)
 
 

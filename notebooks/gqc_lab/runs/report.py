@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gqc_lab.errors import BadInput, nearest
 from gqc_lab.runs.plan import Batch, show_value
+from gqc_lab.stats.numbers import decimals
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,20 +125,27 @@ def describe_summary(batch: Batch, summary: pd.DataFrame) -> str:
     return f"mean and 95 % interval over runs{geometric}"
 
 
+def tabulate(
+    summary: pd.DataFrame,
+) -> tuple[list[str], list[str], list[tuple[Any, int, list[str]]]]:
+    """Return what makes the groups, the columns, and each group's values, runs and cells."""
+    by = list(summary.columns[: list(summary.columns).index("column")])
+    columns, rows = list(dict.fromkeys(summary["column"])), []
+    for key, group in summary.groupby(by, sort=False, dropna=False):
+        cells = {row["column"]: show_interval(row) for _, row in group.iterrows()}
+        rows.append((key, int(group["n"].max()), [cells.get(column, "") for column in columns]))
+    return by, columns, rows
+
+
 def make_table(batch: Batch, summary: pd.DataFrame, console: Console) -> Table:
     """Return the summary as a rich table: a row per group, ``mean [low, high]`` in each column.
 
     Where that is wider than the console, a row per group and column.
     """
-    by = list(summary.columns[: list(summary.columns).index("column")])
-    columns = list(dict.fromkeys(summary["column"]))
+    by, columns, groups = tabulate(summary)
     is_repeated = bool((summary["n"] > 1).any())
     heads = [*by, *(["runs"] if is_repeated else [])]
-    rows = []
-    for key, group in summary.groupby(by, sort=False, dropna=False):
-        cells = {row["column"]: show_interval(row) for _, row in group.iterrows()}
-        counted = [*map(str, key), *([str(int(group["n"].max()))] if is_repeated else [])]
-        rows.append((counted, [cells.get(column, "") for column in columns]))
+    rows = [([*map(str, key), str(n)][: len(heads)], cells) for key, n, cells in groups]
     title = f"{batch.name}: {describe_summary(batch, summary)}"
     wide = _table(title, heads, columns, [[*counted, *cells] for counted, cells in rows])
     unbounded = console.options.update(max_width=100_000)
@@ -190,11 +198,17 @@ def show_interval(row: Any) -> str:
     width = row["high"] - row["low"]
     if width == 0 or math.isnan(row["low"]):
         return _number(row["mean"])
+    values = row["mean"], row["low"], row["high"]
     # As many digits as the interval's width can tell apart, and one more.
+    digits = max(0, 1 - math.floor(math.log10(width))) if math.isfinite(width) else 3
     if 0 < 10 * row["low"] < row["high"]:  # the ends have no digits in common
-        return f"{_number(row['mean'], 3)} [{_number(row['low'], 3)}, {_number(row['high'], 3)}]"
-    digits = max(0, min(6, 1 - math.floor(math.log10(width)))) if math.isfinite(width) else 3
-    return f"{row['mean']:,.{digits}f} [{row['low']:,.{digits}f}, {row['high']:,.{digits}f}]"
+        shown = [_number(value, 3) for value in values]
+    elif digits > 6:  # after zeros, or more of them than are alike
+        digits += 1 + math.floor(math.log10(max(map(abs, values))))
+        shown = [f"{value:.{digits}g}" for value in values]
+    else:
+        shown = [decimals(value, digits) for value in values]
+    return "{} [{}, {}]".format(*shown)
 
 
 def _number(value: float, digits: int = 4) -> str:

@@ -29,7 +29,6 @@ import socket
 import tempfile
 import time
 from collections.abc import Collection, Iterable, Iterator
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Self
 
@@ -206,7 +205,7 @@ class Store:
     def adopt(self, other: Self, key: str) -> str:
         """Copy a finished run of another store, unless there is one of this id.
 
-        Returns: "copied", "there already", or the columns, except times, in which results differ.
+        Returns: "copied", "there already", or the columns, except times, in which both differ.
         Raises: CorruptRun, OSError: a store's run is not what was written, or cannot be read.
         """
         record = other.verify(key)
@@ -218,11 +217,21 @@ class Store:
                 shutil.copytree(other.folder(key), self.partial(key), symlinks=True)
                 self._rename(key)
                 return "copied"
-        ours, theirs = self.read(key, RESULT, self.verify(key)), other.read(key, RESULT, record)
-        rows = zip_longest(*(json.loads(each)["results"] for each in (ours, theirs)), fillvalue={})
-        names = {name for a, b in rows for name in {**a, **b} if a.get(name) != b.get(name)}
-        differing = sorted(n for n in names if not re.search(r"(^|_)seconds?$|_per_second$", n))
+        ours, theirs = self._measured(key, self.verify(key)), other._measured(key, record)
+        names = sorted(n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n))
+        differing = [n for n in names if not re.search(r"(^|_|\.)seconds?$|_per_second$", n)]
         return f"conflict: {', '.join(differing)}" if differing else "there already"
+
+    def _measured(self, key: str, record: dict[str, Any]) -> dict[str, str]:
+        """Return the columns of a run's results and history as texts, in which NaN equals NaN."""
+        rows = json.loads(self.read(key, RESULT, record))["results"]
+        found = {name: repr([row.get(name) for row in rows]) for row in rows for name in row}
+        if HISTORY not in record["files"]:
+            return found
+        from pyarrow import BufferReader, parquet
+
+        columns = parquet.read_table(BufferReader(self.read(key, HISTORY, record))).to_pydict()
+        return found | {f"history.{name}": repr(column) for name, column in columns.items()}
 
     def fail(self, key: str) -> Path:
         """Move ``partial/<id>`` to ``failed/<id>``, in place of an earlier failure."""

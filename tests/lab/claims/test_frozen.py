@@ -111,6 +111,43 @@ def test_what_is_asked_for_is_frozen_and_sealed(project):
     assert sorted(p.name for p in without.folder.iterdir()) == ["results.parquet", "runs.json"]
 
 
+@pytest.mark.parametrize("lost", ["both", "validation", "neither"])
+def test_rows_that_would_hide_a_run_that_diverged_are_refused(project, lost):
+    """In a history NaN is no value, as is that of a record that was not evaluated."""
+    batch, store, target = batch_of(project), Store(project / "runs"), project / "r"
+    shutil.rmtree(store.root)
+    for run in batch.runs:
+        seed, nan = run.parameters["seed"], float("nan")
+        # Each run has trained two methods; the second diverges in that of seed 1.
+        loss, val_loss = [4.0, 3.0, 2.0, 1.0] * 2, [nan, 2.5, nan, 1.5] * 2
+        if seed == 1 and lost != "neither":
+            val_loss[-1] = nan
+            loss[-2:] = [nan, nan] if lost == "both" else loss[-2:]
+        rows = {"microbatch": [1, 2, 3, 4] * 2, "loss": loss, "val_loss": val_loss}
+        store.partial(run.id).mkdir(parents=True)
+        pd.DataFrame({**rows, "seed": seed}).to_parquet(store.partial(run.id) / "history.parquet")
+        common = {"notebook": "tiny", "parameters": run.parameters}
+        results = [{"val_loss": val_loss[3]}, {"val_loss": val_loss[7]}]
+        content = {"run": run.id, **common, "results": results, "info": {}}
+        write_json(store.partial(run.id) / "result.json", content)
+        record = {"id": run.id, **common, "inputs": run.inputs, "environment": PLACE}
+        store.publish(run.id, {**record, "started": 0.0, "seconds": 1.0})
+
+    def frozen(rows):
+        return freeze(batch, store.root, target, ["seed", "microbatch", "val_loss"], rows).history
+
+    assert len(frozen("microbatch % 2 = 0")) == 6 * 4  # keeps the end of each
+    if lost == "neither":
+        assert len(frozen("val_loss IS NOT NULL")) == 6 * 4
+        return
+    name, more = ("loss", "loss IS NULL") if lost == "both" else ("val_loss", "microbatch = 4")
+    with pytest.raises(BadInput, match=rf"ended with {name} = NaN.* add OR {more} to rows"):
+        frozen("val_loss IS NOT NULL")
+    history = frozen(f"val_loss IS NOT NULL OR {more}")
+    assert history[history["seed"] == 1]["val_loss"].isna().any()
+    assert list(history) == ["run", "seed", "microbatch", "val_loss"]
+
+
 def test_runs_of_an_older_code_are_taken_and_told(project):
     store, batch = Store(project / "runs"), batch_of(project)
     gone, older = batch.runs[0], "0" * 16

@@ -101,6 +101,9 @@ def test_nothing_is_overwritten_and_bad_names_are_refused(made):
     for name in ("Batch", "1st", "a-b", "class", ""):
         with pytest.raises(BadInput, match="expected a name of lower case letters"):
             write_experiment(name, folder=made.notebook.parent)
+    (made.notebook.parent / "ours").mkdir()
+    with pytest.raises(BadInput, match="ours: is there already"):
+        write_experiment("ours", folder=made.notebook.parent)
     for name in ("torch", "json"):
         with pytest.raises(BadInput, match="would hide the module"):
             write_experiment(name, folder=made.notebook.parent)

@@ -1,5 +1,6 @@
 """What users of several machines need: shares, job arrays, GPUs, artifacts, merged stores."""
 
+import math
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from batch_cases import HANG, Heard, wait_for, write_notebook
 from rich.console import Console
@@ -176,6 +178,31 @@ def test_merging_leaves_out_times_and_nothing_else(tmp_path, name, said):
     here, there = Store(tmp_path / "a"), Store(tmp_path / "b")
     finish(here, run, **{name: 1.0})
     finish(there, run, **{name: 999.0})
+    assert here.adopt(there, run.id) == said
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said"),
+    [
+        ({"loss": [3.0, math.nan], "seconds": [7.0, 9.0]}, "there already"),
+        ({"loss": [3.0, math.nan], "seconds": [1.0, 2.0]}, "there already"),
+        ({"loss": [3.0, 2.0], "seconds": [1.0, 2.0]}, "conflict: history.loss"),
+        ({"loss": [3.0], "seconds": [1.0]}, "conflict: history.loss"),
+        ({"loss": [3.0, math.nan], "norm": [1.0, 2.0]}, "conflict: history.norm"),
+        (None, "conflict: history.loss"),
+    ],
+)
+def test_merging_compares_histories(tmp_path, theirs, said):
+    (run,) = make_batch(tmp_path, "seeds: 1").runs
+    here, there = Store(tmp_path / "a"), Store(tmp_path / "b")
+    for store, history in (
+        (here, {"loss": [3.0, math.nan], "seconds": [1.0, 2.0]}),
+        (there, theirs),
+    ):
+        if history is not None:
+            store.partial(run.id).mkdir(parents=True)
+            pd.DataFrame(history).to_parquet(store.partial(run.id) / "history.parquet")
+        finish(store, run, loss=1.0)
     assert here.adopt(there, run.id) == said
 
 
