@@ -154,15 +154,11 @@ class OptimizerWrapper(WindowedOptimizer):
                 stepped = self._close(forced=not ready)
         if not stepped:
             self._mark_called()
-        for hook in self._optimizer_step_post_hooks.values():
-            hook(self, args, kwargs)
-        return self._told(stepped)
-
-    def _told(self, stepped: bool) -> bool:
-        """Tell ``on_step`` of the window that closed, when attached schedules have moved."""
-        numbers, self._numbers = self._numbers, None
-        if numbers is not None and self.on_step is not None:
-            self.on_step(numbers)
+        try:
+            for hook in self._optimizer_step_post_hooks.values():
+                hook(self, args, kwargs)
+        finally:  # the step is made, whatever a hook does
+            report.tell(self)
         return stepped
 
     _run_untraced = torch._disable_dynamo(_run)
@@ -230,7 +226,9 @@ class OptimizerWrapper(WindowedOptimizer):
         self._window.check()
         if self.grad_scaler is not None:
             overflow.check_scale(self)
-        return self._told(self._close(forced=False))
+        stepped = self._close(forced=False)
+        report.tell(self)
+        return stepped
 
     def _decides(self, num_draws: int | None = None) -> bool:
         """Is this draw (or the one of that number) one that the decision is made at?"""
