@@ -19,7 +19,9 @@ Source: Pascanu et al. 2013, arXiv:1211.5063, for the total norm.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,13 +106,14 @@ def clip_before_step(
         per: ``"total"``, ``"group"`` or ``"tensor"``.
         on_norms: called with the norms before clipping, to log them.
     Returns: a handle whose ``remove()`` ends it.  As all hooks in torch, it is not part of a
-        checkpoint, a copy or a pickle of the optimizer.
+        checkpoint, nor of a copy or pickle of the optimizer, which are refused meanwhile.
     Raises:
         ValueError: a bad argument, one that clips so already, or a wrapper with a ``grad_scaler``,
             which unscales gradients only once a window is full; clip in its wrapped optimizer.
         RuntimeError: at a step: ``.grad`` is the sum of a window that is under way; or gradients
             are made, or unscaled, only after they would have been clipped (a closure; a fused
             optimizer in ``GradScaler.step`` without ``unscale_``).
+        TypeError: at a copy.
     """
     one_of("per", per, CLIPPERS)
     expect(max_norm > 0, "max_norm", max_norm, "> 0; math.inf only measures")
@@ -131,7 +134,21 @@ def clip_before_step(
             on_norms(norms)
 
     clip.per = bounded  # type: ignore[attr-defined]
+    optimizer.__getstate__ = partial(_state, weakref.ref(optimizer))  # type: ignore[method-assign]
     return optimizer.register_step_pre_hook(clip)
+
+
+def _state(weak: Any) -> dict[str, Any]:
+    """What a copy or a pickle gets of an optimizer.  Raises: TypeError: it is clipped."""
+    optimizer = weak()
+    name, hooks = type(optimizer).__name__, optimizer._optimizer_step_pre_hooks.values()
+    if any(getattr(hook, "per", None) for hook in hooks):
+        raise TypeError(
+            f"a copy of this {name} would not be clipped, as torch copies no hooks: remove() the "
+            "handle of clip_before_step, copy, and clip both; a wrapper's clip_norm= is copied"
+        )
+    state = type(optimizer).__getstate__(optimizer)
+    return {key: value for key, value in state.items() if key != "__getstate__"}
 
 
 def _refuse_to_clip(stepping: Optimizer, args: Any, kwargs: Any) -> None:
