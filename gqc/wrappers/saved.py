@@ -40,8 +40,8 @@ NOT_LOADED = (
     "and set_optimizer_state_dict(model, wrapper, ...), without flatten_optimizer_state_dict"
 )
 ONE_RANKS_DRAWS = (
-    "pending draws of rank {} given to rank {} (of {}): with reduce_at_step=True a rank's sum is "
-    "its own until the step. Let every rank save and load its own file, or call "
+    "pending draws of rank {} given to rank {} (of {}): with reduce_at_step=True, or where "
+    "closes_next() said no, a rank's sum is its own until the step. Let every rank save and load its own file, or call "
     "wrapper.reduce_pending() on every rank before one of them saves"
 )
 SAVED_ALONE = (

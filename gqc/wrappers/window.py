@@ -70,6 +70,7 @@ class Window:
         self.num_draws, self.weight, self.unit = self._before = (0, 0.0, 1.0)  #: n, W, u
         self.last_weight = 0.0  #: of the draw in progress, or the last one
         self.is_weighted = False  #: was any draw given a weight?
+        self.is_local = False  #: did `closes_next` say that draws may stay this rank's alone?
         self.is_shared = False  #: were local sums averaged over the ranks, and none added since?
         self.metric_sum: Any = 0.0  # weighted, for a wrapper inside; None: a draw had no metric
         self.num_deferred = 0  #: draws that FSDP2 has kept, or kept until the last one
@@ -222,7 +223,8 @@ class Window:
         metric = own.get("metric_sum", None if n else 0.0)
         if "weight" not in own and metric is not None:
             metric *= default_weight
-        vars(self).update({key: (first | own)[key] for key in SAVED}, metric_sum=metric)
+        found = {key: (first | own)[key] for key in SAVED}
+        vars(self).update(found, metric_sum=metric, is_local="rank" in own)
         scale = own.get("scale")
         self.scale = None if scale is None else torch.tensor(scale)
         if own["pending"]:

@@ -142,10 +142,10 @@ class WindowedOptimizer(DelegatingOptimizer):
     def reduce_pending(self) -> None:
         """Average the pending draws over the ranks, so that one rank's checkpoint fits them all.
 
-        For ``reduce_at_step=True``; to be called on every rank.  The window stays open, and its
-        mean the same up to rounding.
+        For ``reduce_at_step=True`` and draws that ``closes_next()`` left local; to be called on
+        every rank.  The window stays open, and its mean the same up to rounding.
         """
-        if self.reduce_at_step and self.num_draws:
+        if self._is_local():
             self._window.reduce(self.ranks, is_mean=self.loss == "mean")
 
     @untraced
@@ -246,7 +246,7 @@ class WindowedOptimizer(DelegatingOptimizer):
 
     def _is_local(self) -> bool:
         """Are there pending draws that are this rank's alone?"""
-        is_pending = self.reduce_at_step and self.num_draws > 0
+        is_pending = (self.reduce_at_step or self._window.is_local) and self.num_draws > 0
         return is_pending and not self._window.is_shared and self.ranks.size > 1
 
     def _end_window(self, *, stepped: bool) -> None:
