@@ -64,7 +64,7 @@ class Window:
     def open(self) -> None:
         """Begin with no draws."""
         if self.watch is not None:
-            self.watch.sums = []
+            self.watch.sums = self.watch.kept = []
             self.watch.forget()
         self._is_sharded = is_sharded(self.params)
         self.num_draws, self.weight, self.unit = self._before = (0, 0.0, 1.0)  #: n, W, u
