@@ -4,10 +4,7 @@ Notation: :math:`n` draws (microbatches since the last step), :math:`g_i` the gr
 :math:`A_n=\sum_{i\le n} g_i`, :math:`G_n=A_n/n` (with weights: :mod:`gqc.wrappers.window`).  After
 each ``backward`` the loop calls :meth:`OptimizerWrapper.step`; the wrapper adds the draw, reads the
 norms its decision needs (one host sync), and either waits for one more draw or hands :math:`G_n` to
-the wrapped optimizer.
-
-A new wrapper subclasses :class:`OptimizerWrapper` and overrides ``should_step`` (when to step) or
-``transform`` (how to change :math:`G_n`).
+the wrapped optimizer.  Subclasses override ``should_step`` or ``transform``.
 """
 
 from __future__ import annotations
