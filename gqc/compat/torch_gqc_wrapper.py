@@ -114,9 +114,7 @@ class AbstractOptimizerWrapper(OptimizerWrapper):
 
     step.hooked = True  # type: ignore[attr-defined]
 
-    def statistics(
-        self, behavior: str = "verbose", aggregate_behavior: str = "mean"
-    ) -> dict[str, Any]:
+    def statistics(self, behavior: str = "verbose", aggregate_behavior: str = "mean") -> Any:
         """:meth:`gqc.OptimizerWrapper.statistics` and the keys of torch-gqc.
 
         Args:

@@ -198,9 +198,8 @@ class UtilityOptimizer(CheckpointedOptimizer):
         self, batches: list[Batch], extrema: list[tuple[Tensor, Tensor]]
     ) -> Iterator[tuple[list[float], Limits]]:
         """For each batch: bias corrections, and what the corrected utilities are scaled by."""
-        factors = [
-            c for b in batches for c in utility.corrections(self.utility_decay(b.group), b.steps)
-        ]
+        decay = self.utility_decay
+        factors = [c for b in batches for c in utility.corrections(decay(b.group), b.steps)]
         # Gates do not change with a factor common to all utilities: only in a model whose
         # parameters took different numbers of steps is there something to correct.
         relative = [factor / factors[0] for factor in factors]

@@ -298,8 +298,7 @@ class Window:
         self.check_reduced()
         if self.has_new():
             raise RuntimeError(
-                "a backward() came without its step(): call step() first, or zero_grad() to "
-                "forget that microbatch"
+                "a backward() came without its step(): call step(), or zero_grad() to forget it"
             )
 
     def refuse(self) -> int:

@@ -166,8 +166,7 @@ class WindowedOptimizer(DelegatingOptimizer):
         else:
             self._warn_once(
                 f"zero_grad() was ignored: {self.num_draws} draws wait for a step, after which the "
-                "wrapper clears gradients itself. Remove the call; discard() drops a window on "
-                "purpose"
+                "wrapper clears gradients itself. Remove the call; discard() drops the window"
             )
 
     def accept_gradients(self) -> None:
