@@ -311,7 +311,7 @@ class DelegatingOptimizer(Optimizer):
 def check_optimizer(optimizer: Optimizer) -> None:
     """Raises: TypeError, ValueError: ``optimizer`` cannot be wrapped."""
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer is a {type(optimizer).__name__}: expected a torch Optimizer")
+        raise TypeError(f"{type(optimizer).__name__} given: expected a torch.optim.Optimizer")
     if isinstance(optimizer, LBFGS):
         raise TypeError(
             "LBFGS cannot be wrapped: its step evaluates the loss many times, and a window of "
