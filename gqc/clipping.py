@@ -10,8 +10,8 @@ norm is summed in float32 here and in 16 bits there.
 **With wrappers and VGS.**  What is clipped depends on the optimizer that clips
 (:func:`clip_before_step`).  The *wrapped* one clips the mean of each window, as scaled by VGS, so
 that what it steps with is bounded; decisions and variances are those of raw gradients.  This is the
-order that VGS was published with.  The *wrapper* clips each microbatch: decisions and VGS then see
-clipped gradients, and VGS may make the step smaller still.
+order that VGS was published with.  The *wrapper* clips each microbatch (with
+``accumulate="buffer"``): decisions and VGS see clipped gradients; the step may be smaller still.
 
 Source: Pascanu et al. 2013, arXiv:1211.5063, for the total norm.
 """
@@ -19,7 +19,9 @@ Source: Pascanu et al. 2013, arXiv:1211.5063, for the total norm.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -97,20 +99,19 @@ def clip_before_step(
     """Clip whenever ``optimizer.step()`` is called, before it does anything else.
 
     Args:
-        optimizer: any.  The one inside a wrapper: the gradient of each window, as the wrapper hands
-            it on.  A wrapper: each microbatch; one that averages several needs
-            ``accumulate="buffer"``, since ``.grad`` holds their sum otherwise.
+        optimizer: any; the module says what is clipped in a wrapper and what in the one inside it.
         max_norm, error_if_nonfinite: see :func:`clip_grad_norm_per_group_`.
         per: ``"total"``, ``"group"`` or ``"tensor"``.
         on_norms: called with the norms before clipping, to log them.
     Returns: a handle whose ``remove()`` ends it.  As all hooks in torch, it is not part of a
-        checkpoint, a copy or a pickle of the optimizer.
+        checkpoint, nor of a copy or pickle of the optimizer, which are refused meanwhile.
     Raises:
         ValueError: a bad argument, one that clips so already, or a wrapper with a ``grad_scaler``,
             which unscales gradients only once a window is full; clip in its wrapped optimizer.
         RuntimeError: at a step: ``.grad`` is the sum of a window that is under way; or gradients
             are made, or unscaled, only after they would have been clipped (a closure; a fused
             optimizer in ``GradScaler.step`` without ``unscale_``).
+        TypeError: at a copy.
     """
     one_of("per", per, CLIPPERS)
     expect(max_norm > 0, "max_norm", max_norm, "> 0; math.inf only measures")
@@ -131,7 +132,21 @@ def clip_before_step(
             on_norms(norms)
 
     clip.per = bounded  # type: ignore[attr-defined]
+    optimizer.__getstate__ = partial(_state, weakref.ref(optimizer))  # type: ignore[method-assign]
     return optimizer.register_step_pre_hook(clip)
+
+
+def _state(weak: Any) -> dict[str, Any]:
+    """What a copy or a pickle gets of an optimizer.  Raises: TypeError: it is clipped."""
+    optimizer = weak()
+    kind: Any = type(optimizer)
+    if any(getattr(h, "per", None) for h in optimizer._optimizer_step_pre_hooks.values()):
+        raise TypeError(
+            f"a copy of this {kind.__name__} would not be clipped, as torch copies no hooks: "
+            "remove() the handle of clip_before_step, copy, and clip both; clip_norm= is copied"
+        )
+    state = kind.__getstate__(optimizer)
+    return {key: value for key, value in state.items() if key != "__getstate__"}
 
 
 def _refuse_to_clip(stepping: Optimizer, args: Any, kwargs: Any) -> None:
@@ -231,6 +246,7 @@ def rescale_(grads: Sequence[Tensor], norm: float, target: float) -> None:
 
 def clip_(grads: Sequence[Tensor], limit: float, norm: float | None = None) -> bool:
     """Shrink ``grads``, of norm ``norm`` if it is known, to ``limit``; False where it is within."""
+    expect(limit > 0, "clip_norm", limit, "> 0, or None")  # it may have been edited
     norm = float(total_norm(grads)) if norm is None else norm
     if not norm > limit:
         return False

@@ -88,8 +88,7 @@ def momentum_angle(
                     continue
                 if "exp_avg" not in state or "betas" not in group:
                     raise TypeError(
-                        f"{type(optimizer).__name__} keeps no exp_avg and betas: expected Adam or "
-                        "one of its kind"
+                        f"{type(optimizer).__name__} keeps no exp_avg and betas: expected an Adam"
                     )
                 grad = -param.grad if group.get("maximize") else param.grad
                 grads.append(grad)

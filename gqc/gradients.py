@@ -78,8 +78,7 @@ def dense(grads: Sequence[Tensor | None], names: Sequence[str] = ()) -> list[Ten
         index, grad = next((i, g) for i, g in pairs if g.layout is not torch.strided)
         name = names[index] if names else f"parameter {index} of shape {tuple(grad.shape)}"
         raise TypeError(
-            f"{name} has a sparse gradient: expected a dense one (build the embedding with "
-            "sparse=False)"
+            f"{name} has a sparse gradient: expected a dense one (embeddings: sparse=False)"
         )
     return present
 

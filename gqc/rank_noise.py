@@ -171,9 +171,7 @@ class _MeasuredReduceScatter:
         distributed: Any = torch.distributed
         is_sum = op == distributed.ReduceOp.SUM
         if not is_sum and op != distributed.ReduceOp.AVG:
-            raise ValueError(
-                f"reduce_scatter with {op}: expected no gradient divide factor of yours"
-            )
+            raise ValueError(f"reduce_scatter with {op}: expected no divide factor of yours")
         noise = self._noise
         noise._take_group(group)
         for param in self._params:

@@ -104,10 +104,7 @@ class Ranks:
         return [float(value) for value in tensor.tolist()]
 
     def average(
-        self,
-        params: Sequence[Tensor],
-        sums: dict[Tensor, Tensor],
-        zeros: Callable[[Tensor], Tensor],
+        self, params: list[Tensor], sums: dict[Tensor, Tensor], zeros: Callable[[Tensor], Tensor]
     ) -> dict[Tensor, Tensor]:
         """Average local gradients in place.
 
@@ -259,9 +256,8 @@ def weigh(wrapper: Any, weight: float | Tensor | None) -> tuple[float, float]:
         window.check_unit(default, unit, 1.0)
         return default, unit
     own, ranks = float(weight), together.require("step(weight=...)").size
-    total, squares, positive = together.sum(
-        [own, own * own, float(own > 0)], window.params[0].device
-    )
+    numbers = [own, own * own, float(own > 0)]
+    total, squares, positive = together.sum(numbers, window.params[0].device)
     if not (0 < total < math.inf and own >= 0) or (not is_sum and positive < ranks):
         raise ValueError(
             f"weight={own!r} (over all ranks {total!r}): expected a finite number > 0; leave out "

@@ -1,6 +1,8 @@
 """Clipping by total, group and tensor: torch's own function group by group, and with wrappers."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -401,3 +403,36 @@ def test_a_second_clip_of_a_kind_is_refused_until_the_first_is_removed():
     optimizer.step()
     assert param.item() == pytest.approx(-2.0)
     assert len(norms) == 1
+
+
+@pytest.mark.parametrize("is_wrapped", [False, True])
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))]
+)
+def test_a_copy_that_would_not_be_clipped_is_refused(copied, is_wrapped):
+    """Torch copies no hooks: the copy stepped with a gradient of 10 where 0.5 was allowed."""
+    param = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.SGD([param], lr=1.0)
+    if is_wrapped:
+        optimizer = gqc.OptimizerWrapperSBC(optimizer, 1, 1)
+    handle = clip_before_step(optimizer, 0.5)
+    with pytest.raises(TypeError, match=r"would not be clipped, .*: remove\(\) the handle"):
+        copied(optimizer)
+    handle.remove()
+    once = copied(optimizer)
+    twin = copied(once)
+    assert "__getstate__" not in vars(twin)
+    for each in (optimizer, twin):
+        clip_before_step(each, 0.5)
+        param = each.param_groups[0]["params"][0]
+        param.grad = torch.full((1,), 10.0)
+        before = param.item()
+        each.step()
+        assert param.item() == pytest.approx(before - 0.5)
+
+
+def test_a_copy_of_what_is_only_measured_is_allowed():
+    param = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.SGD([param], lr=1.0)
+    clip_before_step(optimizer, math.inf, on_norms=print)
+    assert copy.deepcopy(optimizer).param_groups[0]["lr"] == 1.0

@@ -114,6 +114,15 @@ def test_the_sum_of_all_pairs_is_exact_where_pairs_are_sketched():
     assert not torch.allclose(products, exact, rtol=0.01)
 
 
+def test_the_noise_of_a_float64_model_is_not_lost_in_float32():
+    """1e-12 of the signal: a float32 sum of the gradients has an error of 1e-7 of it."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(32, 1, 400, generator=generator, dtype=torch.double)
+    p = probe(Known().double(), dot, 1 + 1e-6 * noise)
+    assert p.noise_trace == pytest.approx(1e-12 * float(noise.var(0).sum()), rel=1e-3)
+    assert p.signal_sq == pytest.approx(400.0)
+
+
 def test_correlated_draws_are_found_and_said():
     probes = [probe(Known(), dot, stream(10.0, seed=s), draws=64) for s in range(20)]
     independent = [p.is_independent for p in probes]

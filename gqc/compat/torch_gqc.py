@@ -38,9 +38,7 @@ def _published(builder: Callable[..., ParamGroupSchedule], otherwise: str) -> An
     A plain optimizer gets that entry: a wrapper that is made of it later keeps it.
     """
 
-    def build(
-        optimizer: Optimizer, *args: Any, key: str | None = None, **kwargs: Any
-    ) -> ParamGroupSchedule:
+    def build(optimizer: Optimizer, *args: Any, key: str | None = None, **kwargs: Any) -> Any:
         key = key or target_of(optimizer) or otherwise
         for group in () if isinstance(optimizer, gqc.OptimizerWrapper) else optimizer.param_groups:
             group.setdefault(key, 1.0)

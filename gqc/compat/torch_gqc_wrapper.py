@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from gqc.checks import one_of
 from gqc.schedules import THRESHOLD
 from gqc.wrappers import OptimizerWrapper
-from gqc.wrappers.report import closed
+from gqc.wrappers.report import closed, tell
 
 #: statistics() of torch-gqc -> ours
 _RENAMED = {
@@ -114,9 +114,7 @@ class AbstractOptimizerWrapper(OptimizerWrapper):
 
     step.hooked = True  # type: ignore[attr-defined]
 
-    def statistics(
-        self, behavior: str = "verbose", aggregate_behavior: str = "mean"
-    ) -> dict[str, Any]:
+    def statistics(self, behavior: str = "verbose", aggregate_behavior: str = "mean") -> Any:
         """:meth:`gqc.OptimizerWrapper.statistics` and the keys of torch-gqc.
 
         Args:
@@ -174,7 +172,8 @@ class AbstractOptimizerWrapper(OptimizerWrapper):
     def _take_optimizer_step(self) -> None:
         if self.num_draws == 0:
             raise RuntimeError("no draws to step with: call _batch_received() first")
-        self._told(self._close(forced=self.is_full()))
+        self._close(forced=self.is_full())
+        tell(self)
 
     def _set_state(self, name: str, value: Any, flag: str) -> None:
         if one_of("flag", flag, ("vital", "optional", "optimizer")) != "optimizer":

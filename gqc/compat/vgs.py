@@ -117,8 +117,7 @@ class VarianceGradientScaler(scalers.VarianceGradientScaler):
             whole |= {"step_count": 0, **dict.fromkeys(SCALARS)}
             whole |= {key: torch.zeros_like(state[key]) for key in VECTORS if key in state}
             warnings.warn(
-                f"VGS checkpoint of version {version} without 'step_count': statistics and warmup "
-                "start again",
+                f"VGS checkpoint of version {version} without 'step_count': all starts again",
                 VGSMigrationWarning,
                 stacklevel=1,
             )

@@ -31,7 +31,7 @@ from torch.optim import Optimizer
 
 from gqc.checks import check_count, expect
 from gqc.diagnostics import ProductSketch
-from gqc.gradients import dense, is_sharded, total_norm
+from gqc.gradients import dense, is_sharded, total_norm, wide
 from gqc.noise.batches import alike, length, unchanged
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ def probe(
     check_count("draws", draws, FEWEST)
     params = _trained(model, optimizer)
     sketch, vectors, norms, seconds, size = ProductSketch(), [], [], [], None
-    total = [torch.zeros_like(p, dtype=None if p.is_complex() else torch.float32) for p in params]
+    total = [torch.zeros_like(p, dtype=wide(p.dtype)) for p in params]
     with unchanged(model, loader):
         for batch in alike(loader, draws, examples):
             started = time.perf_counter()
@@ -265,9 +265,9 @@ def probe(
                 grads = _gradients(loss_fn(model, batch), params)
             with torch.no_grad():
                 norms.append(float(total_norm(dense(grads))))
-                wide = [g if g.is_complex() else g.float() for g in grads]
-                torch._foreach_add_(total, wide)
-                vectors.append(sketch(wide))
+                widened = [g.to(t.dtype) for g, t in zip(grads, total, strict=True)]
+                torch._foreach_add_(total, widened)
+                vectors.append(sketch(widened))
             seconds.append(time.perf_counter() - started)
             size = examples(batch)
             if not math.isfinite(norms[-1]):

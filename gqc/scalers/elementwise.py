@@ -34,9 +34,8 @@ class Elementwise(DebiasedEstimator):
         """V of each element of tensor ``index``, flat (a complex element is two)."""
         kappa = ema_kappa(self.count[index].abs(), self.beta).to(self.means[index].device)
         variance, signal = debiased_moments(self.spreads[index], self.means[index].square(), kappa)
-        return noise_to_signal(
-            variance, signal, 1 / kappa if variance_cap is None else variance_cap
-        )[0]
+        largest = 1 / kappa if variance_cap is None else variance_cap
+        return noise_to_signal(variance, signal, largest)[0]
 
     def _prepare(self, grads: Grads, factor: float) -> tuple[Any, Tensor]:
         shards = local(grads)

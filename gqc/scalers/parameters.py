@@ -135,8 +135,7 @@ def _named(entry: Any) -> tuple[str | None, Tensor]:
     if isinstance(entry, Sequence) and len(entry) == 2 and isinstance(entry[1], Tensor):
         return str(entry[0]), entry[1]
     raise TypeError(
-        f"parameters hold a {type(entry).__name__}: expected tensors, (name, tensor) pairs or "
-        "param groups"
+        f"parameters hold a {type(entry).__name__}: expected tensors, (name, tensor) pairs, groups"
     )
 
 

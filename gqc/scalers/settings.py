@@ -73,9 +73,7 @@ class Settings:
     def changed(self, config: Mapping[str, Any]) -> Self:
         """A copy with the values of ``config``; raises ValueError for an unknown key."""
         if unknown := [key for key in config if key not in asdict(self)]:
-            raise ValueError(
-                f"unknown setting {unknown[0]!r}: expected one of {list(asdict(self))}"
-            )
+            raise ValueError(f"unknown setting {unknown[0]!r}: expected one of {[*asdict(self)]}")
         return replace(self, **config)
 
     def build(self, params: Sequence[Tensor]) -> VarianceEstimator:

@@ -306,9 +306,8 @@ class VarianceGradientScaler:
         self.step_count = checkpoint.step_count if is_exact else 0
         self._estimator, self._host = estimator, {}
         if not is_exact:
-            warnings.warn(
-                checkpoint.migration_message(self.estimator), VGSMigrationWarning, stacklevel=2
-            )
+            message = checkpoint.migration_message(self.estimator)
+            warnings.warn(message, VGSMigrationWarning, stacklevel=2)
 
     def _factor(self, estimator: VarianceEstimator, factors: list[Tensor] | None) -> float:
         """On the host, where a reading of this update may have brought it already."""

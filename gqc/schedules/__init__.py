@@ -24,12 +24,7 @@ from gqc.schedules.builders import (
     power_growth,
 )
 from gqc.schedules.draws import DrawsSchedule
-from gqc.schedules.writers import (
-    THRESHOLD,
-    ParamGroupSchedule,
-    PiecewiseSchedule,
-    interpolate,
-)
+from gqc.schedules.writers import THRESHOLD, ParamGroupSchedule, PiecewiseSchedule, interpolate
 
 __all__ = [
     "THRESHOLD", "DrawsSchedule", "NormWarmupScheduler", "ParamGroupSchedule", "PiecewiseSchedule",

@@ -22,10 +22,8 @@ from gqc.gradients import collect, count_nonfinite, tensor_norms, wide
 from gqc.ranks import refuse_different_noise
 from gqc.upgd import utility
 from gqc.upgd.checkpoints import CheckpointedOptimizer, is_rate
-from gqc.upgd.utility import Bounds
+from gqc.upgd.utility import Limits, Tensors
 from gqc.wrappers.saved import is_asked_for_state
-
-Limits = Bounds | list[Bounds] | None  # for all, or of each
 
 
 @dataclass
@@ -33,17 +31,17 @@ class Block:
     """A part of a batch: pieces of tensors, as parallel lists."""
 
     rows: list[int]  #: place in the batch of the parameter that each piece belongs to
-    stored: list[Tensor]  #: the weights
-    stored_grads: list[Tensor]
-    kept: list[list[Tensor]]  #: state, utility first
+    stored: Tensors  #: the weights
+    stored_grads: Tensors
+    kept: list[Tensors]  #: state, utility first
 
     @cached_property
-    def params(self) -> list[Tensor]:
+    def params(self) -> Tensors:
         """The weights in the dtype of the state: copies of 16-bit ones."""
         return _cast(self.stored, self.kept[0][0].dtype)
 
     @cached_property
-    def grads(self) -> list[Tensor]:
+    def grads(self) -> Tensors:
         return _cast(self.stored_grads, self.kept[0][0].dtype)
 
 
@@ -55,8 +53,8 @@ class Batch:
     lr: float
     device: torch.device
     dtype: torch.dtype  #: of state and arithmetic
-    params: list[Tensor] = field(default_factory=list)
-    grads: list[Tensor] = field(default_factory=list)
+    params: Tensors = field(default_factory=list)
+    grads: Tensors = field(default_factory=list)
     states: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -100,7 +98,7 @@ class UtilityOptimizer(CheckpointedOptimizer):
     def accumulate(self, batch: Batch, block: Block) -> None:
         """Take the gradients into what is kept besides the utility; no weight has moved yet."""
 
-    def directions(self, batch: Batch, block: Block) -> list[Tensor]:
+    def directions(self, batch: Batch, block: Block) -> Tensors:
         """Where the weights would go without gates and noise."""
         return block.grads
 
@@ -156,7 +154,7 @@ class UtilityOptimizer(CheckpointedOptimizer):
             return True
         needs_norms = any(batch.group["adaptive_noise"] for batch in batches)
 
-        def are_finite(grads: list[Tensor]) -> bool:
+        def are_finite(grads: Tensors) -> bool:
             if tensor_norms(grads).isfinite().all().item():
                 return True
             # A norm may overflow though each element is finite: only then they are looked at.
@@ -200,9 +198,8 @@ class UtilityOptimizer(CheckpointedOptimizer):
         self, batches: list[Batch], extrema: list[tuple[Tensor, Tensor]]
     ) -> Iterator[tuple[list[float], Limits]]:
         """For each batch: bias corrections, and what the corrected utilities are scaled by."""
-        factors = [
-            c for b in batches for c in utility.corrections(self.utility_decay(b.group), b.steps)
-        ]
+        decay = self.utility_decay
+        factors = [c for b in batches for c in utility.corrections(decay(b.group), b.steps)]
         # Gates do not change with a factor common to all utilities: only in a model whose
         # parameters took different numbers of steps is there something to correct.
         relative = [factor / factors[0] for factor in factors]
@@ -226,7 +223,7 @@ class UtilityOptimizer(CheckpointedOptimizer):
             is_absolute = batch.is_published or batch.is_row_wise
             yield (factors if is_absolute else relative)[mine], limits
 
-    def _noise_stds(self, batch: Batch) -> float | list[Tensor]:
+    def _noise_stds(self, batch: Batch) -> float | Tensors:
         """Sigma; or relative to each gradient, or to the average of its norms."""
         group = batch.group
         if not group["adaptive_noise"]:
@@ -251,7 +248,7 @@ class UtilityOptimizer(CheckpointedOptimizer):
         batch: Batch,
         corrections: list[float],
         limits: Limits,
-        stds: float | list[Tensor],
+        stds: float | Tensors,
         block: Block,
         generator: torch.Generator | None,
     ) -> None:
@@ -336,5 +333,5 @@ def _check_kind(param: Tensor, index: int) -> None:
         )
 
 
-def _cast(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+def _cast(tensors: Tensors, dtype: torch.dtype) -> Tensors:
     return tensors if tensors[0].dtype == dtype else [t.to(dtype) for t in tensors]

@@ -49,9 +49,13 @@ class Bounds(NamedTuple):
     scale: Tensor
 
 
+Tensors = list[Tensor]
+Limits = Bounds | list[Bounds] | None  #: for all, or of each
+
+
 def blocks(
-    columns: Sequence[list[Tensor]], size: int, *, piece: int | None = None, is_split: bool = True
-) -> Iterator[tuple[list[int], list[list[Tensor]]]]:
+    columns: Sequence[Tensors], size: int, *, piece: int | None = None, is_split: bool = True
+) -> Iterator[tuple[list[int], list[Tensors]]]:
     """Parallel lists of tensors, a cache-sized part of them at a time.
 
     Args:
@@ -63,7 +67,7 @@ def blocks(
     Yields: the row number of each piece, and the columns restricted to these pieces.
     """
     rows: list[int] = []
-    parts: list[list[Tensor]] = [[] for _ in columns]
+    parts: list[Tensors] = [[] for _ in columns]
     filled, piece = 0, min(piece or size, size)
     for row, tensors in enumerate(zip(*columns, strict=True)):
         is_large = is_split and tensors[0].numel() > piece
@@ -95,12 +99,7 @@ def corrections(beta: float, steps: Sequence[int]) -> list[float]:
 
 
 def accumulate_utility_(
-    utilities: list[Tensor],
-    grads: list[Tensor],
-    params: list[Tensor],
-    beta: float,
-    *,
-    is_published: bool = False,
+    utilities: Tensors, grads: Tensors, params: Tensors, beta: float, *, is_published: bool = False
 ) -> None:
     r""":math:`u \leftarrow \beta u - (1-\beta) g w` in place, u in units of the loss."""
     torch._foreach_mul_(utilities, beta)
@@ -114,8 +113,8 @@ def merge_extrema(
     pieces: Iterable[tuple[int, Tensor, Tensor]], num_rows: int
 ) -> list[tuple[Tensor, Tensor]]:
     """Least and largest utility of each of ``num_rows`` tensors from those of its pieces, 0-dim."""
-    lows: list[list[Tensor]] = [[] for _ in range(num_rows)]
-    highs: list[list[Tensor]] = [[] for _ in range(num_rows)]
+    lows: list[Tensors] = [[] for _ in range(num_rows)]
+    highs: list[Tensors] = [[] for _ in range(num_rows)]
     for row, low, high in pieces:
         lows[row].append(low)
         highs[row].append(high)
@@ -143,11 +142,8 @@ def bounds(low: Tensor, high: Tensor, normalization: str) -> Bounds:
 
 
 def gates(
-    utilities: list[Tensor],
-    correction: list[float],
-    limits: Bounds | list[Bounds] | None,
-    normalization: str,
-) -> list[Tensor]:
+    utilities: Tensors, correction: list[float], limits: Limits, normalization: str
+) -> Tensors:
     r"""New gates :math:`1 - s(\hat u)`, near 1 for weights that may move, smaller to protect them.
 
     Args:
@@ -174,9 +170,7 @@ def gates(
     return gate
 
 
-def scale(
-    utilities: list[Tensor], correction: list[float], limits: Bounds | list[Bounds] | None
-) -> list[Tensor]:
+def scale(utilities: Tensors, correction: list[float], limits: Limits) -> Tensors:
     """Corrected utilities over their norm, or ``(t - shift) / scale``; see :func:`gates`."""
     tensors = utilities
     if any(factor != 1 for factor in correction) or limits is None:
@@ -196,9 +190,9 @@ def scale(
 
 
 def update_moments_(
-    first: list[Tensor],
-    second: list[Tensor],
-    grads: list[Tensor],
+    first: Tensors,
+    second: Tensors,
+    grads: Tensors,
     betas: Sequence[float],
     *,
     is_published: bool = False,
@@ -216,14 +210,14 @@ def update_moments_(
 
 
 def adam_directions(
-    first: list[Tensor],
-    second: list[Tensor],
+    first: Tensors,
+    second: Tensors,
     betas: Sequence[float],
     steps: Sequence[int],
     eps: float,
     *,
     is_published: bool = False,
-) -> list[Tensor]:
+) -> Tensors:
     r"""Adam's :math:`\hat m / (\sqrt{\hat v} + \epsilon)` at the ``steps`` t, new tensors."""
     factors1, factors2 = corrections(betas[0], steps), corrections(betas[1], steps)
     if is_published:
@@ -242,8 +236,8 @@ def adam_directions(
 
 
 def noise_stds(
-    norms: list[Tensor], numels: Sequence[int], sigma: float, reference: str, floor: float
-) -> list[Tensor]:
+    norms: Tensors, numels: Sequence[int], sigma: float, reference: str, floor: float
+) -> Tensors:
     r"""Standard deviation of each tensor's noise relative to its gradient.
 
     :math:`\max(\sigma\|g\|/\sqrt N, \mathrm{floor})` for ``reference="rms"``; ``"norm"`` leaves out
@@ -267,9 +261,7 @@ def noise_streams(generator: torch.Generator) -> Iterator[torch.Generator]:
         yield torch.Generator().manual_seed(seed)
 
 
-def draw_noise(
-    like: list[Tensor], std: float | list[Tensor], generator: torch.Generator
-) -> list[Tensor]:
+def draw_noise(like: Tensors, std: float | Tensors, generator: torch.Generator) -> Tensors:
     """Gaussian numbers in the shapes of ``like``, of deviation ``std``, or of one for each.
 
     One draw for all: one a tensor costs more.
@@ -284,10 +276,10 @@ def draw_noise(
 
 
 def update_(
-    params: list[Tensor],
-    directions: list[Tensor],
-    noise: list[Tensor] | None,
-    gate: list[Tensor],
+    params: Tensors,
+    directions: Tensors,
+    noise: Tensors | None,
+    gate: Tensors,
     *,
     protect: bool,
     decay: float,

@@ -4,10 +4,7 @@ Notation: :math:`n` draws (microbatches since the last step), :math:`g_i` the gr
 :math:`A_n=\sum_{i\le n} g_i`, :math:`G_n=A_n/n` (with weights: :mod:`gqc.wrappers.window`).  After
 each ``backward`` the loop calls :meth:`OptimizerWrapper.step`; the wrapper adds the draw, reads the
 norms its decision needs (one host sync), and either waits for one more draw or hands :math:`G_n` to
-the wrapped optimizer.
-
-A new wrapper subclasses :class:`OptimizerWrapper` and overrides ``should_step`` (when to step) or
-``transform`` (how to change :math:`G_n`).
+the wrapped optimizer.  Subclasses override ``should_step`` or ``transform``.
 """
 
 from __future__ import annotations
@@ -154,15 +151,11 @@ class OptimizerWrapper(WindowedOptimizer):
                 stepped = self._close(forced=not ready)
         if not stepped:
             self._mark_called()
-        for hook in self._optimizer_step_post_hooks.values():
-            hook(self, args, kwargs)
-        return self._told(stepped)
-
-    def _told(self, stepped: bool) -> bool:
-        """Tell ``on_step`` of the window that closed, when attached schedules have moved."""
-        numbers, self._numbers = self._numbers, None
-        if numbers is not None and self.on_step is not None:
-            self.on_step(numbers)
+        try:
+            for hook in self._optimizer_step_post_hooks.values():
+                hook(self, args, kwargs)
+        finally:  # the step is made, whatever a hook does
+            report.tell(self)
         return stepped
 
     _run_untraced = torch._disable_dynamo(_run)
@@ -194,27 +187,30 @@ class OptimizerWrapper(WindowedOptimizer):
         """May the coming draw close the window, and must be reduced over the ranks?
 
         For loops that communicate only then; all other draws stay local, in DDP's ``no_sync()``
-        (with ``accumulate="grad"``) or with FSDP2's ``set_requires_gradient_sync(False)``, whose
-        draws have no ``.grad`` until then.  SBC, Replay, and GNS and NormTest by past windows know
-        it exactly; the others may close at each ``decide_every``-th draw.
+        (with ``accumulate="grad"``; ``flush`` reduces them) or with FSDP2's
+        ``set_requires_gradient_sync(False)``, whose draws have no ``.grad`` until then.  SBC,
+        Replay, and GNS and NormTest by past windows know it exactly; the others may close at each
+        ``decide_every``-th draw.
 
         Args:
-            weight: of the coming draw, where ``step`` will be given one.
+            weight: of this rank's coming draw, where ``step`` will be given one.
         Raises: RuntimeError: local draws would stay local in the buffer.
         """
-        n, share = self.num_draws + 1, weight or self.default_weight
+        n, share, params = self.num_draws + 1, self.default_weight, self._params()
+        if weight is not None:
+            share = self.ranks.sum([float(weight)], params[0].device)[0]
         is_last = self.max_draws is not None and n >= self.max_draws
-        if is_last or (self._decides(n) and self.may_close(share)):
-            return True
-        self._may_defer = is_sharded(self._params())
-        are_reduced = self._may_defer or self.sums_in_grad or self.reduce_at_step
+        closes = is_last or (self._decides(n) and self.may_close(share))
+        self._may_defer = not closes and is_sharded(params)
+        self._window.is_local = not (closes or self._may_defer)
+        are_reduced = not self._window.is_local or self.sums_in_grad or self.reduce_at_step
         if not are_reduced and self.ranks.size > 1:
             raise RuntimeError(
                 'closes_next() with accumulate="buffer": draws that no_sync() keeps local would '
                 'never be reduced. Pass accumulate="grad", or reduce_at_step=True and always '
                 "no_sync()"
             )
-        return False
+        return closes
 
     @untraced
     def flush(self) -> bool:
@@ -230,7 +226,9 @@ class OptimizerWrapper(WindowedOptimizer):
         self._window.check()
         if self.grad_scaler is not None:
             overflow.check_scale(self)
-        return self._told(self._close(forced=False))
+        stepped = self._close(forced=False)
+        report.tell(self)
+        return stepped
 
     def _decides(self, num_draws: int | None = None) -> bool:
         """Is this draw (or the one of that number) one that the decision is made at?"""
@@ -296,8 +294,7 @@ class OptimizerWrapper(WindowedOptimizer):
     def _close(self, forced: bool) -> bool:
         """Hand :math:`G_n` to the wrapped optimizer."""
         window = self._window
-        if self.reduce_at_step:
-            window.reduce(self.ranks, is_mean=self.loss == "mean")
+        self.reduce_pending()
         if self._must_check():
             has_finite_norm = self._read({"grad_norm": total_norm(window.totals())})
             compare(self)

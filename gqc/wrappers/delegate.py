@@ -124,10 +124,9 @@ class DelegatingOptimizer(Optimizer):
         """The value of ``name`` that decides: the strictest over the groups."""
         default = self.optimizer.defaults[name]  # of one whose loading runs no hooks
         values = [float(group.get(name, default)) for group in self.optimizer.param_groups]
-        if len(values) == 1 and values[0] == values[0]:
-            return values[0]
-        if any(map(math.isnan, values)):
-            raise ValueError(f"{name} is NaN in one of the groups, which have {values}")
+        if not all(value >= 0 for value in values):
+            kind = "NaN" if any(map(math.isnan, values)) else "negative"
+            raise ValueError(f"{name} is {kind} in one of the groups, which have {values}")
         return float(self.strictest[name](values))
 
     if not TYPE_CHECKING:  # it would make every misspelt attribute one of type Any
@@ -312,9 +311,7 @@ class DelegatingOptimizer(Optimizer):
 def check_optimizer(optimizer: Optimizer) -> None:
     """Raises: TypeError, ValueError: ``optimizer`` cannot be wrapped."""
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"optimizer is a {type(optimizer).__name__}: expected a torch.optim.Optimizer"
-        )
+        raise TypeError(f"{type(optimizer).__name__} given: expected a torch.optim.Optimizer")
     if isinstance(optimizer, LBFGS):
         raise TypeError(
             "LBFGS cannot be wrapped: its step evaluates the loss many times, and a window of "

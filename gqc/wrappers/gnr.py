@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gqc.checks import one_of
+from gqc.checks import check_finite, one_of
 from gqc.clipping import is_usual, rescale_, rescale_extreme_
 from gqc.gradients import collect, local, magnitudes, tensor_norms, total_norm
 from gqc.wrappers.base import OptimizerWrapper
@@ -67,6 +67,7 @@ class OptimizerWrapperGNR(OptimizerWrapper):
 
     def transform(self) -> None:
         target, grads = self.tunable("target_gradient_norm"), collect(self._params())
+        check_finite(target_gradient_norm=target)
         if self.mode == "global":
             norm = float(total_norm(grads)) if self.grad_norm is None else self.grad_norm
             rescale_(grads, norm, target)

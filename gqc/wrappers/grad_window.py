@@ -53,7 +53,7 @@ class GradWindow(Window):
             raise RuntimeError(CHANGED)
         if not watch.take(self.params):
             raise RuntimeError(NO_BACKWARD)
-        self._sums, watch.sums = grads, watch.versions
+        self._sums, watch.kept, watch.sums = grads, grads, watch.versions
 
     def merge(self) -> None:
         """Autograd has added the draw already."""
@@ -64,7 +64,7 @@ class GradWindow(Window):
         """Take ``sums`` for :math:`A_n / u`."""
         for param, total in sums.items():
             param.grad = total
-        self._sums = [p.grad for p in self.params]
+        self._sums = self.watch.kept = [p.grad for p in self.params]
         self.watch.sums = self.watch.versions_of(self._sums)
 
     def has_new(self) -> bool:

@@ -6,6 +6,7 @@ wrapper, a schedule and a checkpoint want one optimizer.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,13 +26,12 @@ class JoinedOptimizer(Optimizer):
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
         self.optimizers = tuple(optimizers)
         for each in self.optimizers:
-            if type(each).state_dict is not Optimizer.state_dict:
+            hooks = each._optimizer_state_dict_post_hooks
+            if type(each).state_dict is not Optimizer.state_dict or hooks:
                 lost = f"a joined file would lose what {type(each).__name__} saves beside its state"
                 raise TypeError(f"{lost}; where it is a wrapper, wrap the joined optimizer")
         super().__init__([g for o in self.optimizers for g in o.param_groups], {})
-        for optimizer in self.optimizers:
-            self.state.update(optimizer.state)
-        self._share()
+        self._join()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Accept the groups that they came with.
@@ -43,13 +43,30 @@ class JoinedOptimizer(Optimizer):
             raise RuntimeError(f"a further group for {names}: add it to one before they are joined")
         super().add_param_group(param_group)
 
+    @torch._disable_dynamo
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let each load its part in its own way: 8-bit optimizers keep types that torch casts.
+
+        Raises: ValueError: of other groups; nothing is changed.
+        """
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = pre_hook(self, state_dict) or state_dict
+        saved = state_dict["param_groups"]
+        there, here = ([len(g["params"]) for g in gs] for gs in (saved, self.param_groups))
+        if there != here:
+            raise ValueError(f"state of groups of {there} parameters: expected {here}")
+        groups, ids = iter(saved), {i for group in saved for i in group["params"]}
+        for each in self.optimizers:
+            own = [next(groups) for _ in each.param_groups]
+            others = ids.difference(*(group["params"] for group in own))
+            state = {k: v for k, v in state_dict["state"].items() if k not in others}
+            each.load_state_dict({"state": state, "param_groups": own})
+        self._join()
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "optimizers": self.optimizers}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Also the last thing that torch's ``load_state_dict`` does, with new groups and state."""
-        super().__setstate__(state)
-        self._share()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -62,9 +79,10 @@ class JoinedOptimizer(Optimizer):
             optimizer.step()
         return loss
 
-    def _share(self) -> None:
-        """Give each of them its groups, the very dicts that schedules write to, and the state."""
-        groups = iter(self.param_groups)
+    def _join(self) -> None:
+        """Take their groups, the very dicts that schedules write to, and give them one state."""
+        self.param_groups = [g for o in self.optimizers for g in o.param_groups]
+        self.state = defaultdict(dict)
         for optimizer in self.optimizers:
-            optimizer.param_groups = [next(groups) for _ in optimizer.param_groups]
+            self.state.update(optimizer.state)
             optimizer.state = self.state

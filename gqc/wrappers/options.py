@@ -88,6 +88,4 @@ def check_ways(wrapper: Any, accumulate: str, clip_norm: float | None) -> None:
             "no_sync() holds back; leave no_sync() out, or use SBC, Replay or MHT"
         )
     if accumulate == "grad" and wrapper.needs_draw_norm:
-        raise ValueError(
-            f'accumulate="grad": {name} reads the norm of each draw, which needs "buffer"'
-        )
+        raise ValueError(f'accumulate="grad": {name} reads norms of draws, which needs "buffer"')

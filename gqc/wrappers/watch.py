@@ -73,6 +73,7 @@ class GradientWatch:
         self.scale: tuple[int, Tensor] | None = None  #: of the first backward: its version and it
         self.versions: list[Any] = []  #: of the gradients as the last backward left them
         self.sums: list[Any] = []  #: of sums that wait in ``.grad``, as the last draw left them
+        self.kept: list[Any] = []  #: these sums
         self.added: list[Any] = []  #: parameters, gradients, versions, before a backward adds more
         self._left: list[Any] = []  #: hooks that look whether one does, after a refused step
         self.has_arrived = False  #: has a backward ended since :meth:`take` or :meth:`forget`?
@@ -219,13 +220,18 @@ class GradientWatch:
     def _has_moved(self, first: Tensor) -> bool:
         """Was any sum changed before this backward, which has added to ``first`` alone so far?"""
         known = self.versions if self.has_arrived else self.sums
-        for param, old in zip(self.params, known, strict=False):
-            grad = param.grad
-            if grad is not None and old is not None and grad._version > old:
-                # Views share their count, and another device's thread may be ahead.
-                is_added = param is first or grad._is_view() or grad.device != first.device
-                if grad._version > old + is_added:
-                    return True
+        kept = [p.grad for p in self.params] if self.has_arrived else self.kept
+        for param, old, total in zip(self.params, known, kept, strict=False):
+            if old is None:
+                continue
+            if (grad := param.grad) is None:
+                return True
+            # DDP moves views, which share their count; another device's thread may be ahead.
+            is_free = grad._is_view() or grad.device != first.device
+            if grad is not total and not (is_free or grad.requires_grad):
+                return True
+            if grad._version > old + (param is first or is_free):
+                return True
         return False
 
 

@@ -64,12 +64,13 @@ class Window:
     def open(self) -> None:
         """Begin with no draws."""
         if self.watch is not None:
-            self.watch.sums = []
+            self.watch.sums = self.watch.kept = []
             self.watch.forget()
         self._is_sharded = is_sharded(self.params)
         self.num_draws, self.weight, self.unit = self._before = (0, 0.0, 1.0)  #: n, W, u
         self.last_weight = 0.0  #: of the draw in progress, or the last one
         self.is_weighted = False  #: was any draw given a weight?
+        self.is_local = False  #: did `closes_next` say that draws may stay this rank's alone?
         self.is_shared = False  #: were local sums averaged over the ranks, and none added since?
         self.metric_sum: Any = 0.0  # weighted, for a wrapper inside; None: a draw had no metric
         self.num_deferred = 0  #: draws that FSDP2 has kept, or kept until the last one
@@ -222,7 +223,8 @@ class Window:
         metric = own.get("metric_sum", None if n else 0.0)
         if "weight" not in own and metric is not None:
             metric *= default_weight
-        vars(self).update({key: (first | own)[key] for key in SAVED}, metric_sum=metric)
+        found = {key: (first | own)[key] for key in SAVED}
+        vars(self).update(found, metric_sum=metric, is_local="rank" in own)
         scale = own.get("scale")
         self.scale = None if scale is None else torch.tensor(scale)
         if own["pending"]:
@@ -296,8 +298,7 @@ class Window:
         self.check_reduced()
         if self.has_new():
             raise RuntimeError(
-                "a backward() came without its step(): call step() first, or zero_grad() to "
-                "forget that microbatch"
+                "a backward() came without its step(): call step(), or zero_grad() to forget it"
             )
 
     def refuse(self) -> int:

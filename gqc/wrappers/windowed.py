@@ -96,15 +96,10 @@ class WindowedOptimizer(DelegatingOptimizer):
         """Microbatches so far, in all windows; ``statistics()`` counts the coming one too."""
         return self._counts["batches"]
 
-    @property
-    def last_num_draws(self) -> int | None:
-        """n of the last closed window, as torch-gqc has it."""
-        return None if self.last_window is None else self.last_window.num_draws
-
-    @property
-    def last_grad_norm(self) -> float | None:
-        """Norm of the last closed window's :math:`G_n`, None where it was not read."""
-        return None if self.last_window is None else self.last_window.grad_norm
+    #: n of the last closed window, as torch-gqc has it
+    last_num_draws: Any = property(lambda self: getattr(self.last_window, "num_draws", None))
+    #: norm of the last closed window's :math:`G_n`, None where it was not read
+    last_grad_norm: Any = property(lambda self: getattr(self.last_window, "grad_norm", None))
 
     @property
     def holds_running_sum(self) -> bool:
@@ -142,10 +137,10 @@ class WindowedOptimizer(DelegatingOptimizer):
     def reduce_pending(self) -> None:
         """Average the pending draws over the ranks, so that one rank's checkpoint fits them all.
 
-        For ``reduce_at_step=True``; to be called on every rank.  The window stays open, and its
-        mean the same up to rounding.
+        For ``reduce_at_step=True`` and draws that ``closes_next()`` left local; to be called on
+        every rank.  The window stays open, and its mean the same up to rounding.
         """
-        if self.reduce_at_step and self.num_draws:
+        if self._is_local():
             self._window.reduce(self.ranks, is_mean=self.loss == "mean")
 
     @untraced
@@ -171,8 +166,7 @@ class WindowedOptimizer(DelegatingOptimizer):
         else:
             self._warn_once(
                 f"zero_grad() was ignored: {self.num_draws} draws wait for a step, after which the "
-                "wrapper clears gradients itself. Remove the call; discard() drops a window on "
-                "purpose"
+                "wrapper clears gradients itself. Remove the call; discard() drops the window"
             )
 
     def accept_gradients(self) -> None:
@@ -246,7 +240,7 @@ class WindowedOptimizer(DelegatingOptimizer):
 
     def _is_local(self) -> bool:
         """Are there pending draws that are this rank's alone?"""
-        is_pending = self.reduce_at_step and self.num_draws > 0
+        is_pending = (self.reduce_at_step or self._window.is_local) and self.num_draws > 0
         return is_pending and not self._window.is_shared and self.ranks.size > 1
 
     def _end_window(self, *, stepped: bool) -> None:

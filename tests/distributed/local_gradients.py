@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
@@ -230,3 +231,55 @@ def check_a_checkpoint_of_rank_0_in_mid_window(rank: int) -> None:
         for a, b, c in zip(full(first), full(second), full(reference), strict=True):
             assert torch.equal(a, b)
             torch.testing.assert_close(a, c, rtol=0, atol=1e-4)
+
+
+def check_what_closes_next_left_local(rank: int) -> None:
+    """Its draws are summed over the ranks where the window is flushed, and in no other's file."""
+
+    def trainer(**options):
+        net = DDP(torch.nn.Linear(1, 1, bias=False))
+        net.module.weight.data.zero_()
+        sgd = torch.optim.SGD(net.parameters(), lr=1.0)
+        wrapper = gqc.OptimizerWrapperSBC(sgd, 1, accumulate="grad", **options)
+
+        def draw(value: float, **given) -> bool:
+            is_last = wrapper.closes_next(**given)
+            with contextlib.nullcontext() if is_last else net.no_sync():
+                net(torch.full((1, 1), value)).sum().backward()
+            assert wrapper.step(**given) is is_last
+            return is_last
+
+        return net.module.weight, wrapper, draw
+
+    own, mean = (1.0, 3.0)[rank], 2.0
+    for ended in ("flush", "saved", "reduced"):
+        weight, wrapper, draw = trainer(logical_batch_size=3)
+        for _ in range(9):  # more windows than the ranks compare
+            draw(own)
+        draw(own), draw(own)
+        if ended == "flush":
+            assert wrapper.flush()
+        if ended == "saved":
+            with pytest.warns(UserWarning, match=r"reduce_pending\(\) on every rank"):
+                states = [copy.deepcopy(wrapper.state_dict())]
+            fresh = [*states]
+            dist.broadcast_object_list(states)
+            if rank == 1:
+                with pytest.raises(ValueError, match="of rank 0 given to rank 1"):
+                    wrapper.load_state_dict(states[0])
+            wrapper.load_state_dict(fresh[0])
+            assert wrapper.flush()
+        if ended == "reduced":
+            wrapper.reduce_pending()
+            states = [copy.deepcopy(wrapper.state_dict())]
+            dist.broadcast_object_list(states)
+            wrapper.load_state_dict(states[0])
+            assert draw(own)
+        assert weight.item() == -4 * mean, (ended, weight)
+    for loss, factor in (("mean", 1.0), ("sum", 2.0)):
+        weight, wrapper, draw = trainer(logical_batch_size=8, loss=loss)
+        assert [draw(factor * own, weight=2) for _ in range(4)] == [False, True] * 2
+        assert weight.item() == -2 * mean
+    weight, wrapper, draw = trainer(logical_batch_size=8, loss="sum")  # of unequal weights
+    assert [draw(own, weight=own) for _ in range(4)] == [False, True] * 2
+    assert weight.item() == -2.0

@@ -120,6 +120,15 @@ def check_bucket_views(rank: int) -> None:
             net = DDP(model(), gradient_as_bucket_view=True)
             decisions = train(net, MAKERS[name](adamw(net), **options), batches(), rank)
             agree(f"bucket views {name} {options}", decisions, net, *reference_run(MAKERS[name]))
+    for clear in (None, torch.zeros):  # model.zero_grad() in mid-window, where DDP makes new views
+        for cleared in (0, 1):
+            net = DDP(model(), gradient_as_bucket_view=True)
+            wrapper = gqc.OptimizerWrapperSBC(adamw(net), 1, 3, accumulate="grad")
+            train(net, wrapper, batches(10), rank)
+            for param in [*net.parameters()][cleared:]:
+                param.grad = clear and clear(param.shape)
+            with pytest.raises(RuntimeError, match='accumulate="buffer"'):
+                train(net, wrapper, batches(1), rank)
 
 
 def check_clipping(rank: int) -> None:

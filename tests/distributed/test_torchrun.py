@@ -36,6 +36,7 @@ CHECKS = {  # number of ranks -> checks, all in one start of the processes
         "local_gradients:check_an_explicit_group",
         "local_gradients:check_compression_hooks",
         "local_gradients:check_a_checkpoint_of_rank_0_in_mid_window",
+        "local_gradients:check_what_closes_next_left_local",
         "rank_noise:check_ddp",
         "rank_noise:check_fsdp2",
         "rank_noise:check_gns",

@@ -692,6 +692,29 @@ def test_a_nan_threshold_in_a_group_is_an_error_not_a_decision(accumulate):
         wrapper.step()
 
 
+@pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan")])
+def test_a_bad_number_that_is_edited_in_mid_run_does_not_turn_a_gradient_round(value):
+    """A norm of -1 stepped uphill, an infinite one to infinity, and NaN clipped no more."""
+    x = scalar()
+    rescaler = gqc.OptimizerWrapperGNR(SGD([x], lr=1.0), 1.0)
+    rescaler.target_gradient_norm = value
+    clipping = gqc.OptimizerWrapperSBC(SGD([x], lr=1.0), 1, 1, clip_norm=1.0)
+    clipping.clip_norm = value
+    for wrapper, name in ((rescaler, "target_gradient_norm"), (clipping, "clip_norm")):
+        (3 * x).sum().backward()
+        if wrapper is clipping and value > 0:
+            assert wrapper.step()  # an infinite bound clips nothing
+        else:
+            with pytest.raises(ValueError, match=name):
+                wrapper.step()
+            wrapper.discard()
+            assert x.item() == 0.0
+    norm_test = gqc.OptimizerWrapperNormTest(SGD([x], lr=1.0))
+    norm_test.theta = -1.0  # which acted as 1
+    with pytest.raises(ValueError, match="theta is negative in one of the groups"):
+        norm_test.closes_next(), norm_test.tunable("theta")
+
+
 def test_an_optimizer_without_torchs_hooks_is_refused_before_it_is_changed():
     package = pytest.importorskip("pytorch_optimizer")
     inner = SGD([scalar()], lr=0.1)

@@ -151,3 +151,53 @@ def test_a_wrapper_decides_once_for_all_of_them(accumulate):
     assert len(set(lengths)) > 1
     for a, b in zip(p, q, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+class Quantized(SGD):
+    """Momentum in bytes, as 8-bit optimizers have it, which torch's own loading makes floats."""
+
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            state = self.state[p]
+            assert state.setdefault("bytes", torch.full((2,), 7, dtype=torch.uint8)).sum() == 14
+            assert state["bytes"].dtype == torch.uint8
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            state["bytes"] = state["bytes"].to(torch.uint8)
+
+
+@pytest.mark.parametrize("wrap", [lambda o: o, lambda o: gqc.OptimizerWrapperSBC(o, 1, 1)])
+def test_each_member_loads_its_part_in_its_own_way(wrap):
+    def make_both():
+        p = parameters()
+        return p, JoinedOptimizer([SGD(p[:1], lr=0.1, momentum=0.9), Quantized(p[1:], lr=0.1)])
+
+    p, joined = make_both()
+    train(p, [joined], 2)
+    state = copy.deepcopy(wrap(joined).state_dict())
+    q, other = make_both()
+    schedule = gqc.schedules.get_linear_schedule(other.optimizers[0], 0.3, 0.1, 9, key="lr")
+    wrap(other).load_state_dict(state)
+    assert [group["lr"] for group in other.param_groups] == [0.1 * 0.9 * 0.9] * 2
+    with pytest.raises(RuntimeError, match="load both"):
+        schedule.step()
+    for param, (a, b) in zip(q, zip(p, p, strict=True), strict=True):
+        param.data.copy_(a)
+        assert other.state[param].keys() == joined.state[b].keys()
+    train(p, [joined], 3, start=2)
+    train(q, [other], 3, start=2)
+    assert_equal(p, q)
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(ValueError, match=r"groups of \[1\] parameters: expected \[1, 2\]"):
+        other.load_state_dict(SGD(p[:1], lr=9.0).state_dict())
+    assert other.state_dict()["param_groups"] == before["param_groups"]
+
+
+def test_a_member_that_saves_more_by_a_hook_is_refused():
+    p = parameters()
+    member = SGD(p[:1], lr=0.1)
+    member.register_state_dict_post_hook(lambda optimizer, state: {**state, "mine": 1})
+    with pytest.raises(TypeError, match="would lose what SGD saves beside its state"):
+        JoinedOptimizer([member, SGD(p[1:], lr=0.1)])

@@ -351,6 +351,26 @@ def test_an_error_in_a_step_leaves_the_next_window_to_the_scaler():
     assert x.item() == -1.0
 
 
+def test_on_step_is_called_once_a_step_also_where_a_hook_fails():
+    """At that step; it used to come with the next draw, or not at all where that stepped too."""
+    x, told = scalar(), []
+    wrapper = sbc([x], 2, on_step=lambda numbers: told.append((numbers["steps"], x.item())))
+
+    def fail(*_):
+        if wrapper.num_draws == 0:
+            raise KeyboardInterrupt
+
+    hook = wrapper.register_step_post_hook(fail)
+    drawn(wrapper, x.sum())
+    with pytest.raises(KeyboardInterrupt):
+        drawn(wrapper, x.sum())
+    assert told == [(1, -1.0)]
+    hook.remove()
+    for _ in range(2):
+        drawn(wrapper, x.sum())
+    assert told == [(1, -1.0), (2, -2.0)]
+
+
 def test_a_file_that_on_step_saves_holds_the_schedule_after_its_draw():
     def make(**options):
         wrapper = gqc.OptimizerWrapperGNTS(SGD([x := scalar()], lr=1.0), **options)
