@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish():
-    """Spare the collector what lives until the end: each pytest within a test calls it five times."""
+    """Spare the collector what lives until the end: a pytest in a test calls it five times."""
     gc.freeze()
 
 

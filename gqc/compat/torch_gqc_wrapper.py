@@ -114,7 +114,9 @@ class AbstractOptimizerWrapper(OptimizerWrapper):
 
     step.hooked = True  # type: ignore[attr-defined]
 
-    def statistics(self, behavior: str = "verbose", aggregate_behavior: str = "mean") -> Any:
+    def statistics(
+        self, behavior: str = "verbose", aggregate_behavior: str = "mean"
+    ) -> dict[str, Any]:
         """:meth:`gqc.OptimizerWrapper.statistics` and the keys of torch-gqc.
 
         Args:

@@ -51,7 +51,7 @@ class OptimizerWrapperReplay(OptimizerWrapper):
     def before_draw(self) -> None:
         if self._position >= len(self.draws) and not self.repeat_last:
             raise IndexError(
-                f"all {len(self.draws)} recorded steps were replayed: pass repeat_last=True"
+                f"all {len(self.draws)} recorded steps were replayed; repeat_last=True goes on"
             )
 
     def should_step(self) -> bool:

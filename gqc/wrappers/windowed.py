@@ -96,10 +96,15 @@ class WindowedOptimizer(DelegatingOptimizer):
         """Microbatches so far, in all windows; ``statistics()`` counts the coming one too."""
         return self._counts["batches"]
 
-    #: n of the last closed window, as torch-gqc has it
-    last_num_draws: Any = property(lambda self: getattr(self.last_window, "num_draws", None))
-    #: norm of the last closed window's :math:`G_n`, None where it was not read
-    last_grad_norm: Any = property(lambda self: getattr(self.last_window, "grad_norm", None))
+    @property
+    def last_num_draws(self) -> int | None:
+        """n of the last closed window, as torch-gqc has it."""
+        return None if self.last_window is None else self.last_window.num_draws
+
+    @property
+    def last_grad_norm(self) -> float | None:
+        """Norm of the last closed window's :math:`G_n`, None where it was not read."""
+        return None if self.last_window is None else self.last_window.grad_norm
 
     @property
     def holds_running_sum(self) -> bool:
