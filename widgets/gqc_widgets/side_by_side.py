@@ -118,7 +118,7 @@ class SideBySide(widgets.VBox):
 
 def _news(runner: Live) -> str:
     validation = runner.curves.points("val_loss")[1]
-    loss = f" · validation loss {validation[-1]:.4g}" if len(validation) else ""
+    loss = f" · held-out loss {validation[-1]:.4g}" if len(validation) else ""
     return f"{runner.state}, {progress_text(runner)}{loss}"
 
 

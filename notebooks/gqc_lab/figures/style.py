@@ -50,7 +50,7 @@ LABELS = axis_labels(settings_of(PretrainingConfig)) | {
     "microbatch": "microbatches",
     "seconds": "training time [s]",
     "loss": "training loss [nat/token]",
-    "val_loss": "validation loss [nat/token]",
+    "val_loss": "held-out loss [nat/token]",
     "grad_norm": "norm of the mean gradient",
     "num_draws": "draws per step [microbatches]",
 }
