@@ -201,8 +201,7 @@ def by_method(
         baseline: method whose measures divide the others', seed by seed, in geometric means.
         series: columns whose values are told apart by colour and symbol.
         names: of methods (only these, in order; all if none) and of values of ``series``, in order.
-        level: value of the measures to mark; of ratios it is 1.
-        title: what is compared; the next line says what points and bars are.
+        level: value of the measures to mark, of ratios 1; title: what is shown, its first line.
     """
     check_columns("by_method", results, [by, "seed", *measures, *series])
     results = results.assign(method=results[by])
@@ -224,12 +223,11 @@ def by_method(
             label = ", ".join(names.get(str(value), str(value)) for value in group)
             add_points(figure, means["mean"], heights, label, **style)
         axis = {"nticks": 6} if baseline is None else _axis_of_ratios(pd.concat(shown))
-        heading = heading.replace("\n", "<br>")
-        figure.update_xaxes(title_text=heading, rangemode="normal", col=column, **axis)
+        figure.update_xaxes(axis, title=heading.replace("\n", "<br>"), col=column)
     if (mark := level if baseline is None else 1) is not None:
         figure.add_vline(mark, line=LEVEL)
-    figure.update_yaxes(tickvals=[-k for k in range(len(methods))], showgrid=False)
-    figure.update_yaxes(ticktext=[names.get(method, method) for method in methods])
+    figure.update_xaxes(rangemode="normal").update_yaxes(tickvals=[*range(0, -len(methods), -1)])
+    figure.update_yaxes(ticktext=[names.get(m, m) for m in methods], showgrid=False)
     # In pixels, so that the legend stays below the titles of axes whatever the number of rows.
     plot, below = 50 + 40 * len(methods), 65 + 20 * max(t.count("\n") for t in measures.values())
     bottom = below + 40 * bool(series)
@@ -239,9 +237,10 @@ def by_method(
 
 def _axis_of_ratios(shown: pd.DataFrame) -> dict[str, Any]:
     """Return a log axis if means are far apart, with ticks that stay apart."""
-    if not shown["mean"].max() > 1.6 * shown["mean"].min():
+    values = shown.to_numpy(dtype=float)
+    if not np.nanmax(values[:, 0]) > 1.6 * np.nanmin(values[:, 0]):
         return {"nticks": 6}
-    ticks = WIDE if shown.max(axis=None) > 5 * shown.min(axis=None) else RATIOS
+    ticks = WIDE if np.nanmax(values) > 5 * np.nanmin(values) else RATIOS
     return {"type": "log", "tickvals": ticks, "tickformat": "~g"}
 
 
