@@ -191,9 +191,9 @@ def _part(row: Any) -> Part:
         if not compare or type(margin) not in (int, float) or not margin > least:
             what = f"a number > {least}, in a part that compares"
             raise BadInput(f"part {values['name']!r}: margin={margin!r}: expected {what}")
-    if (least := values.get("least")) is not None and (compare or type(least) not in (int, float)):
+    if (end := values.get("least")) is not None and (compare or type(end) not in (int, float)):
         what = "expected a number, in a part that does not compare"
-        raise BadInput(f"part {values['name']!r}: least={least!r}: {what}")
+        raise BadInput(f"part {values['name']!r}: least={end!r}: {what}")
     return Part(**values, side=rule[1], bound=bound)
 
 
