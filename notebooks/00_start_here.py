@@ -20,8 +20,8 @@
 # Methods that act on the gradient before the optimizer sees it: gradient norm threshold scheduling
 # (GNTS) and other wrappers wait for a better one, variance gradient scaling (VGS) shrinks noisy ones,
 # utility-based perturbed gradient descent (UPGD) protects useful weights; and inverse losses train
-# neural operators (12 to 14). Each notebook asks one question and begins with the answer; where runs
-# decide it, with that of committed ones.
+# neural operators. Each notebook asks one question and begins with the answer, which rests on
+# committed runs where runs decide it.
 #
 # ## Do gradient norm thresholds and other wrappers help?
 #
