@@ -124,9 +124,8 @@ for method in loss.index:
 
 # %% [markdown]
 # **Limits.** One seed is no evidence: seeds differ by more than GNTS and AdamW with a cosine do. At
-# equal tokens GNTS makes fewer optimizer
-# steps, and its threshold is one more number to tune that AdamW does not have. To plot runs of your
-# own:
+# equal tokens GNTS makes fewer optimizer steps, and its threshold is one more number to tune, which
+# AdamW does not have. To plot runs of your own:
 #
 # ```python
 # figures.loss_against(runs.load("runs", where="notebook = '01_gnts_pretraining'").history)

@@ -137,7 +137,7 @@ if len(history):
 # %%
 summary = experiment.summary()
 if summary["val_loss"] is not None:
-    print(f"validation loss {summary['val_loss']:.2f} nat/token after {summary['tokens']:,} tokens")
+    print(f"held-out loss {summary['val_loss']:.2f} nat/token after {summary['tokens']:,} tokens")
     print(f"{summary['num_forced']} of {summary['steps']} steps forced at {max_draws} draws")
 
 # %% [markdown]

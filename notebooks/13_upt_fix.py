@@ -124,7 +124,7 @@ figures.operator.spectra(truth, predicted, [1, len(truth) - 1])
 # *Inverse / forward*: the inverse losses over the forward loss, at the end; *weighted* by their
 # weights, which at 0.001 makes it small by itself, and *unweighted* on held-out fields.
 # *Epochs not falling*: epochs whose mean loss over training batches is not below that of the
-# previous one; *forward* leaves out the inverse losses, which come in late; *validation* uses
+# previous one; *forward* leaves out the inverse losses, which come in late; *held out* uses
 # held-out fields and averaged weights. *NRMSE* is for one step of 0.1, on held-out initial fields.
 
 # %%

@@ -130,10 +130,10 @@ for name, table in results[results["comparison"].isin(["control", "size"])].grou
 print(f"after {results['tokens'].min():,} tokens each, of one seed: no interval")
 
 # %% [markdown]
-# **Limits.** Tuned values are those of the budget of the scale. The untuned AdamW of this
-# notebook's runs, unlike that of the answer, keeps the warmup and decay of the learning rate that
-# all others have. The learning rate of the larger baseline
-# follows a rule and is not tuned; more tuning could only help it.
+# **Limits.** Values were tuned for the token budget of their scale. The untuned AdamW in this
+# notebook's runs, unlike the one in the answer, keeps the warmup and decay of the learning rate
+# that all others have. The learning rate of the larger baseline follows a rule and is not tuned;
+# more tuning could only help it.
 
 # %%
 saved = runs.save(history, results, data_hash=data_hash)

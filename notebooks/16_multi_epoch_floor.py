@@ -91,9 +91,9 @@ figures.claims.comparison_losses(pd.concat(both), "loss").update_yaxes(title="lo
 # %% [markdown]
 # ## What this run says
 #
-# *Training loss at the end* (`final_train_loss`): mean over the last tenth of the run. *Validation
-# loss*: held-out loss at its end. *Best validation loss* (`best_val_loss`): the lowest along the
-# way, which is where early stopping would have ended.
+# *Training loss at the end* (`final_train_loss`): mean over the last tenth of the run. *Held-out
+# loss*: at its end. *Best held-out loss* (`best_val_loss`): the lowest along the way, which is
+# where early stopping would have ended.
 
 # %%
 shown = {"epochs": 0, "final_train_loss": 2, "val_loss": 2, "best_val_loss": 2, "steps": 0}

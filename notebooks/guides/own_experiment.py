@@ -57,7 +57,7 @@ from gqc_lab import figures
 experiment = batch_noise.build(batch_noise.config("smoke", "gnts", lr=5e-3))
 history = list(experiment)
 found = experiment.summary()
-print(f"validation loss {found['val_loss']:.1f} nat, accuracy {found['accuracy']:.1f}")
+print(f"held-out loss {found['val_loss']:.1f} nat, accuracy {found['accuracy']:.1f}")
 
 # %% tags=["nbval-ignore-output"]
 figures.loss_against(experiment.history, x="examples")

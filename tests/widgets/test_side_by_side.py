@@ -55,7 +55,7 @@ def test_from_the_beginning_each_is_the_run_with_its_alpha():
     losses = [side.panels.curves[f"val_loss {i}"][1][-1] for i in range(3)]
     assert len(set(losses)) == 3
     assert side.progress.value.count("finished, 240 of 240") == 3
-    assert f"validation loss {losses[2]:.4g}" in side.progress.value
+    assert f"held-out loss {losses[2]:.4g}" in side.progress.value
 
 
 def test_from_where_the_run_is_they_share_its_past_and_the_same_alpha_continues_alike():

@@ -40,7 +40,7 @@ NUMBERS = {
     "microbatch": "microbatches",
     "steps": "steps",
     "loss": "loss",
-    "val_loss": "validation loss",
+    "val_loss": "held-out loss",
     "lr": "learning rate",
     "grad_norm": "gradient norm",
     "gradient_norm_threshold": "norm threshold",

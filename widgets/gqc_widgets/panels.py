@@ -90,7 +90,7 @@ def run_panels(
     most: dict[str, Any] = (
         {} if max_draws is None else {"range": [math.log10(0.8), math.log10(2 * max_draws)]}
     )
-    validation = line("val_loss", "validation", VERMILION) | {"mode": "lines+markers"}
+    validation = line("val_loss", "held-out", VERMILION) | {"mode": "lines+markers"}
     norms = (
         line("grad_norm", "at a step", SKY, 1),
         dots("forced", "forced step", VERMILION, "x"),
@@ -117,7 +117,7 @@ def run_panels(
         for name in (f for f in rest if f not in together):
             traces = (line(name, "applied", BLUE, 2.5),) if name == "lr" else _smoothed(name)
             if f"val_{name}" in together:
-                traces += (line(f"val_{name}", "validation", VERMILION),)
+                traces += (line(f"val_{name}", "held-out", VERMILION),)
             found.append(panel(LABELS.get(name, name), *traces, x=unit, note="nothing logged yet"))
     return found
 

@@ -118,7 +118,7 @@ class SideBySide(widgets.VBox):
 
 def _news(runner: Live) -> str:
     validation = last_validation(runner)
-    loss = "" if validation is None else f" · validation loss {validation:.4g}"
+    loss = "" if validation is None else f" · held-out loss {validation:.4g}"
     return f"{runner.state}, {progress_text(runner)}{loss}"
 
 

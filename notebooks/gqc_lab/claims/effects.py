@@ -144,6 +144,7 @@ def measure(part: Part, values: np.ndarray) -> Effect:
         p_none = _p_value(_t_values(part, values, WITHIN, part.margin), n, is_one_sided=True)
     if part.compare and part.compare.ratio:
         mean, low, high = math.exp(mean), math.exp(low), math.exp(high)
+    low = low if part.least is None else max(low, part.least)
     return Effect(part.name, mean, low, high, n, p, status, p_none)
 
 

@@ -59,7 +59,7 @@ def describe_claims(
 
 def _describe_part(part: Part, effect: Effect | None) -> dict[str, Any]:
     row = {"part": part.name, "bound": part.holds, "unit": part.unit}
-    more = {"effect": interval(effect), "said": say(part, effect)} if effect else {}
+    more = {"effect": interval(effect, part.bound), "said": say(part, effect)} if effect else {}
     return {**row, **more, **(asdict(effect) if effect else {})}
 
 
@@ -89,8 +89,8 @@ def count(claims: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return {name: sum(claim["shown"] == name for claim in claims) for name in SHOWN}
 
 
-def number(value: float) -> str:
-    """Format a number with three significant digits, four or five near 1; commas in thousands."""
+def number(value: float, more: int = 0) -> str:
+    """Format a number with 3 significant digits + ``more``, 4 or 5 near 1; commas in thousands."""
     if not math.isfinite(value):
         return "-" if math.isnan(value) else ("-inf" if value < 0 else "inf")
     size = abs(value)
@@ -98,12 +98,19 @@ def number(value: float) -> str:
         return f"{value:.2e}"
     if size >= 100:
         return f"{value:,.0f}"
-    return f"{value:.{4 + (1 < size < 1.0005)}g}" if 0.95 < size < 1.05 else f"{value:.3g}"
+    digits = 4 + (1 < size < 1.0005) if 0.95 < size < 1.05 else 3
+    return f"{value:.{digits + more}g}"
 
 
-def interval(effect: Effect) -> str:
+def _apart_from(bound: float, value: float) -> str:
+    """Format a number with as many digits as tell it from a bound."""
+    pairs = ((number(value, n), number(math.copysign(bound, value), n)) for n in range(9))
+    return next((own for own, other in pairs if own != other), number(value))
+
+
+def interval(effect: Effect, bound: float = math.nan) -> str:
     """Format an effect as ``mean [low, high]``; as ``mean`` where both ends read the same."""
-    mean, *ends = map(number, (effect.mean, effect.low, effect.high))
+    mean, *ends = (_apart_from(bound, value) for value in (effect.mean, effect.low, effect.high))
     return mean if set(ends) <= {mean, "-"} else f"{mean} [{', '.join(ends)}]"
 
 
@@ -115,7 +122,7 @@ def say(part: Part, effect: Effect, more: str = "higher", less: str = "lower") -
     is_ratio = part.compare is not None and part.compare.ratio
     values = (effect.mean, effect.low, effect.high)
     if part.compare is None or (is_ratio and not 0.5 < effect.mean < 2):
-        value, _, ends = interval(effect).partition(" ")
+        value, _, ends = interval(effect, part.bound).partition(" ")
         return " ".join(filter(None, (value, "times as large" if is_ratio else part.unit, ends)))
     mean, low, high = (100 * (value - 1) for value in values) if is_ratio else values
     least = 1e-5 if low * high > 0 else 0.005  # the former is what float32 rounds
@@ -129,7 +136,7 @@ def say(part: Part, effect: Effect, more: str = "higher", less: str = "lower") -
             for x in (mean, low, high)
         ]
     else:
-        shown = ["+" * (x > 0) + number(x) for x in (mean, low, high)]
+        shown = ["+" * (x > 0) + _apart_from(part.bound, x) for x in (mean, low, high)]
     words = [shown[0].lstrip("+-"), "" if is_ratio else part.unit, less if mean < 0 else more]
     if abs(mean) <= 0.05 * is_ratio and not low * high > 0:  # and the interval has 0
         words = ["unchanged on average"]

@@ -29,7 +29,7 @@ its runs, and is not known where one of them lacks a number, as of a run that di
 ``holds`` is what the claim says of the effect, such as "< 1", "> 0.5" or "within 0.01" (of 0; a
 factor lies between 1 / 1.01 and 1.01 "within 1.01").  ``margin`` is the smallest effect of
 interest: a difference of at most so much, or a factor between 1 / margin and margin, counts as
-none.
+none.  ``least`` is what a value cannot be below, where its interval is shown to end.
 
 ``kind`` says what a failed test means: a ``statement`` about algebra, code or definitions is
 refuted, an ``effect`` on training (the default) was not reproduced at this scale, and a
@@ -47,7 +47,7 @@ from typing import Any
 from gqc_lab.errors import BadInput, nearest
 
 TABLES = ("history", "results")
-PROSE = ("name", "unit")  #: of a part; they decide nothing
+PROSE = ("name", "unit", "least")  #: of a part; they decide nothing
 KINDS = ("effect", "statement", "question")
 WITHIN = "within"  #: the side besides < and >: no further than the bound from 0, or a factor from 1
 _HOLDS = re.compile(r"\s*([<>]|within)\s*(-?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*")
@@ -81,6 +81,7 @@ class Part:
     where: str = ""
     pair: str = "seed"
     unit: str = ""
+    least: float | None = None
     margin: float | None = None
     compare: Comparison | None = None
 
@@ -190,6 +191,9 @@ def _part(row: Any) -> Part:
         if not compare or type(margin) not in (int, float) or not margin > least:
             what = f"a number > {least}, in a part that compares"
             raise BadInput(f"part {values['name']!r}: margin={margin!r}: expected {what}")
+    if (end := values.get("least")) is not None and (compare or type(end) not in (int, float)):
+        what = "expected a number, in a part that does not compare"
+        raise BadInput(f"part {values['name']!r}: least={end!r}: {what}")
     return Part(**values, side=rule[1], bound=bound)
 
 

@@ -34,6 +34,7 @@ from gqc_lab.stats.analysis import check_columns, paired_difference, power_law, 
 from gqc_lab.stats.numbers import decimals
 
 RATIOS = [0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10]
+WIDE = [0.1, 0.3, 1, 3, 10]  #: ticks that stay apart where ratios differ by more than fivefold
 TWOS = {"type": "log", "dtick": 0.30103, "tickformat": ".4~s", "rangemode": "normal"}
 SIDE_BY_SIDE = {"shared_yaxes": True, "horizontal_spacing": 0.06}
 BELOW = {"orientation": "h", "x": 0, "y": -0.25, "yanchor": "top"}
@@ -64,8 +65,7 @@ def comparison_losses(history: pd.DataFrame, y: str = "val_loss") -> go.Figure:
     top = EDGES - HOUSE.layout.margin.b
     figure.update_layout(height=EDGES + height, showlegend=True, margin_t=top)
     figure.update_yaxes(title_text=LABELS.get(y, y).replace(" [", "<br>["))
-    figure.update_xaxes(title_text=LABELS["tokens"], row=len(names))
-    return dashes_on_top(figure)
+    return dashes_on_top(figure.update_xaxes(title_text=LABELS["tokens"], row=len(names)))
 
 
 def batch_invariance(results: pd.DataFrame) -> go.Figure:
@@ -89,8 +89,8 @@ def batch_invariance(results: pd.DataFrame) -> go.Figure:
     line = {"color": BLACK, "dash": "dash", "width": 1.5}
     add_line(figure, sizes, sizes, "one microbatch", line)
     figure.update_xaxes(title_text="sequences per microbatch", **TWOS)
-    figure.update_yaxes(**TWOS, row=1, col=1)
-    return figure.update_layout(height=480, margin_t=80, legend=BELOW)
+    figure.update_layout(height=480, margin_t=80, legend=BELOW)
+    return figure.update_yaxes(**TWOS, row=1, col=1)
 
 
 def warmup_panels(history: pd.DataFrame) -> go.Figure:
@@ -119,8 +119,7 @@ def warmup_panels(history: pd.DataFrame) -> go.Figure:
         figure.update_yaxes(title_text=label, row=1, col=column)
     figure.update_yaxes(type="log", dtick=1, row=1, col=1)
     figure.add_vline(end, line=LEVEL)
-    figure.update_xaxes(title_text=LABELS["microbatch"])
-    return figure.update_layout(height=440, legend=BELOW)
+    return figure.update_layout(height=440, legend=BELOW).update_xaxes(title=LABELS["microbatch"])
 
 
 def angles(history: pd.DataFrame, x: str = "tokens", claimed: float | None = None) -> go.Figure:
@@ -135,7 +134,7 @@ def angles(history: pd.DataFrame, x: str = "tokens", claimed: float | None = Non
     check_columns("angles", history, ["kind", x, *names])
     steps = history[history["kind"] == "step"].astype(dict.fromkeys(names, float))
     seeds = over_seeds(history.assign(method=0)) if "seed" in history else "one seed"
-    figure = new_figure(f"Gradient and Adam's momentum, {seeds}")
+    figure = new_figure(f"Angle of gradient and Adam's momentum:<br>{seeds}, mean of 25 steps")
     styles = _thinner(names.values())
     for column, name in names.items():
         means = steps.groupby(x)[column].mean()
@@ -155,8 +154,7 @@ def angles(history: pd.DataFrame, x: str = "tokens", claimed: float | None = Non
         side = "bottom right" if level == 90 else "top right"
         figure.add_hline(level, line=LEVEL, annotation_text=text, annotation_position=side)
     figure.update_xaxes(title_text=LABELS.get(x, x))
-    figure.update_yaxes(title_text="angle [degrees]", rangemode="tozero")
-    return figure
+    return figure.update_yaxes(title_text="angle [degrees]", rangemode="tozero")
 
 
 def norms_against_draws(history: pd.DataFrame) -> go.Figure:
@@ -183,8 +181,7 @@ def norms_against_draws(history: pd.DataFrame) -> go.Figure:
     add_line(figure, draws, 0 * draws + 0.05, "20 times smaller", LEVEL)
     figure.update_xaxes(title_text="microbatches in the mean n", **TWOS)
     ticks = {"tickvals": [1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01], "tickformat": "~g"}
-    figure.update_yaxes(title_text="norm / that of one", type="log", **ticks)
-    return figure
+    return figure.update_yaxes(title_text="norm / that of one", type="log", **ticks)
 
 
 def by_method(
@@ -195,6 +192,7 @@ def by_method(
     names: Mapping[str, str] | None = None,
     by: str = "method",
     level: float | None = None,
+    title: str = "",
 ) -> go.Figure:
     """Plot means over seeds (a gap where one has none) with 95 % intervals, a row for each method.
 
@@ -204,7 +202,7 @@ def by_method(
         baseline: method whose measures divide the others', seed by seed, in geometric means.
         series: columns whose values are told apart by colour and symbol.
         names: of methods (only these, in order; all if none) and of values of ``series``, in order.
-        level: value of the measures to mark; of ratios it is 1.
+        level: value of the measures to mark, of ratios 1; title: what is shown, its first line.
     """
     check_columns("by_method", results, [by, "seed", *measures, *series])
     results = results.assign(method=results[by])
@@ -212,37 +210,45 @@ def by_method(
     methods = [m for m in names if m in found] or [m for m in found if m != baseline]
     groups: list[Any] = [*results.groupby([*series], sort=False)] if series else [((), results)]
     groups.sort(key=lambda pair: [[*names, str(value)].index(str(value)) for value in pair[0]])
-    title = "Ratios, paired by seed; " if baseline else ""
-    figure = new_panels(1, len(measures), _with_bars(title, results), **SIDE_BY_SIDE)
+    what = f"{title}:<br>" * bool(title) + "paired ratios, " * bool(baseline)
+    figure = new_panels(1, len(measures), _with_bars(what, results), **SIDE_BY_SIDE)
     for column, (measure, heading) in enumerate(measures.items(), 1):
+        shown = []
         for i, (group, rows) in enumerate(groups):
             means = _means_of(rows, measure, baseline).reindex(methods)
+            shown.append(means[["mean", "low", "high"]])
             heights = [0.15 * ((len(groups) - 1) / 2 - i) - k for k in range(len(methods))]
             marker = {"color": OKABE_ITO[i % 7], "symbol": SYMBOLS[i % 7], "size": 8}
             style = {"error_x": uneven_bars(means), "marker": marker, "row": 1, "col": column}
             style["showlegend"] = bool(series) and column == 1
             label = ", ".join(names.get(str(value), str(value)) for value in group)
             add_points(figure, means["mean"], heights, label, **style)
-        values = [v for trace in figure.data[-len(groups) :] for v in trace.x if v is not None]
-        is_wide = baseline is not None and max(values) > 1.6 * min(values)
-        axis = {"type": "log", "tickvals": RATIOS, "tickformat": "~g"} if is_wide else {"nticks": 6}
-        heading = heading.replace("\n", "<br>")
-        figure.update_xaxes(title_text=heading, rangemode="normal", col=column, **axis)
+        axis = {"nticks": 6} if baseline is None else _axis_of_ratios(pd.concat(shown))
+        figure.update_xaxes(axis, title=heading.replace("\n", "<br>"), col=column)
     if (mark := level if baseline is None else 1) is not None:
         figure.add_vline(mark, line=LEVEL)
-    ticks = {"tickvals": [-k for k in range(len(methods))]}
-    figure.update_yaxes(**ticks, ticktext=[names.get(m, m) for m in methods], showgrid=False)
+    figure.update_xaxes(rangemode="normal").update_yaxes(tickvals=[*range(0, -len(methods), -1)])
+    figure.update_yaxes(ticktext=[names.get(m, m) for m in methods], showgrid=False)
     # In pixels, so that the legend stays below the titles of axes whatever the number of rows.
     plot, below = 50 + 40 * len(methods), 65 + 20 * max(t.count("\n") for t in measures.values())
     bottom = below + 40 * bool(series)
-    figure.update_layout(legend=BELOW | {"y": -below / plot}, hovermode="closest")
-    return figure.update_layout(height=60 + plot + bottom, margin_b=bottom)
+    figure.update_layout(legend=BELOW | {"y": -below / plot}, hovermode="closest", margin_t=80)
+    return figure.update_layout(height=80 + plot + bottom, margin_b=bottom)
+
+
+def _axis_of_ratios(shown: pd.DataFrame) -> dict[str, Any]:
+    """Return a log axis if means are far apart, with ticks that stay apart."""
+    values = shown.to_numpy(dtype=float)
+    if not np.nanmax(values[:, 0]) > 1.6 * np.nanmin(values[:, 0]):
+        return {"nticks": 6}
+    ticks = WIDE if np.nanmax(values) > 5 * np.nanmin(values) else RATIOS
+    return {"type": "log", "tickvals": ticks, "tickformat": "~g"}
 
 
 def _with_bars(what: str, results: pd.DataFrame) -> str:
     """Say for a title what points and bars are."""
     text = f"{what}{over_seeds(results)}"
-    text += "" if text.endswith("one seed") else ", 95 % intervals"
+    text += "" if text.endswith("one seed") else ", bars: 95 % intervals"
     return text[0].upper() + text[1:]
 
 
@@ -262,7 +268,7 @@ def power_laws(results: pd.DataFrame) -> go.Figure:
         results: rows with ``method``, ``seed``, ``tokens`` and ``val_loss``.
     """
     check_columns("power_laws", results, ["method", "seed", "tokens", "val_loss"])
-    figure = new_figure(_with_bars("Final loss against token budget; ", results))
+    figure = new_figure(_with_bars("Final loss against token budget:<br>", results))
     styles = _thinner(results["method"])
     for method, runs in results.groupby("method", sort=False):
         points = summarize(runs, "tokens", "val_loss")
@@ -273,8 +279,7 @@ def power_laws(results: pd.DataFrame) -> go.Figure:
         _points(figure, points, "tokens", str(method), styles)
     figure.update_xaxes(title_text="token budget", **TWOS)
     ticks = {"tickvals": [1, 1.2, 1.5, 1.75, 2, 2.25, 2.5, 3, 3.5, 4], "tickformat": "~g"}
-    figure.update_yaxes(title_text=LABELS["val_loss"], type="log", **ticks)
-    return figure
+    return figure.update_yaxes(title_text=LABELS["val_loss"], type="log", **ticks)
 
 
 def _thinner(names: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -44,7 +44,8 @@ def estimates_against_truth(measured: pd.DataFrame) -> go.Figure:
         measured: rows of `measure_estimates`; others are left out, and so are unresolved ones.
     """
     check_columns("estimates_against_truth", measured, POINT)
-    titles, title = ("all estimates", "two-batch, over the truth"), "Noise scale of a known stream"
+    titles = ("all estimates", "two-batch, over the truth")
+    title = "Noise scale of streams where it is known, a point each; bars: 95 % intervals"
     figure = new_panels(1, 2, title, subplot_titles=titles, horizontal_spacing=0.14)
     below = {"orientation": "h", "y": -0.28, "x": 0}
     figure.update_layout(height=480, margin={"t": 80, "b": 130}, legend=below)
@@ -64,9 +65,8 @@ def estimates_against_truth(measured: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(rangemode="normal", title_text="true noise scale R", dtick=1, **power)
     figure.update_yaxes(title_text="estimate [microbatches]", dtick=2, **power, col=1)
     figure.update_yaxes(title_text="ratio", type="log", tickvals=RATIOS, tickformat="~g", col=2)
-    figure.update_yaxes(range=_log_range(estimates), col=1)
     figure.update_yaxes(range=_log_range(ratio), col=2)
-    return figure
+    return figure.update_yaxes(range=_log_range(estimates), col=1)
 
 
 def draws_against_prediction(measured: pd.DataFrame) -> go.Figure:
@@ -83,8 +83,7 @@ def draws_against_prediction(measured: pd.DataFrame) -> go.Figure:
     _add_dimensions(figure, rows, "measured, d = {:,}", OKABE_ITO)
     twos = {"type": "log", "tickvals": [2**k for k in range(12)]}
     figure.update_xaxes(title_text="predicted draws ⌈n*⌉", rangemode="normal", **twos)
-    figure.update_yaxes(title_text="mean draws per step [microbatches]", **twos)
-    return figure
+    return figure.update_yaxes(title_text="mean draws per step [microbatches]", **twos)
 
 
 def draws_against_threshold(measured: pd.DataFrame) -> go.Figure:
@@ -107,8 +106,7 @@ def draws_against_threshold(measured: pd.DataFrame) -> go.Figure:
     _add_dimensions(figure, flagged, name, OKABE_ITO, dodge=1.01, symbols=CROSSES)
     figure.add_vline(1, line=LEVEL)
     figure.update_xaxes(title_text="threshold / |G|", rangemode="normal")
-    figure.update_yaxes(title_text="mean draws per step [microbatches]", rangemode="tozero")
-    return figure
+    return figure.update_yaxes(title_text="mean draws per step [microbatches]", rangemode="tozero")
 
 
 def noise_scale_against(history: pd.DataFrame, x: str = "tokens") -> go.Figure:
@@ -182,5 +180,4 @@ def norm_by_draws(table: pd.DataFrame, signal: float) -> go.Figure:
     for number, (name, values) in enumerate(shown.items()):
         add_line(figure, table["draws"], values, name, {"color": OKABE_ITO[number]})
     figure.update_xaxes(title_text=LABELS["num_draws"], type="log", tickvals=[*table["draws"]])
-    figure.update_yaxes(title_text="gradient norm", rangemode="tozero")
-    return figure
+    return figure.update_yaxes(title_text="gradient norm", rangemode="tozero")

@@ -65,8 +65,7 @@ def space_time(truth: NDArray[np.floating], predicted: NDArray[np.floating]) -> 
         figure.update_layout({name: colors})
     figure.update_layout(height=470, margin={"t": 90, "b": 130}, hovermode="closest")
     figure.update_xaxes(title_text="position x", rangemode="normal")
-    figure.update_yaxes(title_text="time t", col=1)
-    return figure
+    return figure.update_yaxes(title_text="time t", col=1)
 
 
 def spectra(
@@ -118,8 +117,7 @@ def norms_by_part(history: pd.DataFrame, clip: dict[str, float] | None = None) -
             more = _place(i, len(methods)) | in_legend_once(figure, "bound")
             add_curve(figure, bound, "epoch", "bound", "bound", style, **more)
     figure.update_yaxes(type="log", tickvals=TICKS, tickformat=".0e")
-    figure.update_yaxes(title_text="norm [loss per unit of a parameter]", col=1)
-    return figure
+    return figure.update_yaxes(title_text="norm [loss per unit of a parameter]", col=1)
 
 
 def over_epochs(frame: pd.DataFrame, columns: dict[str, str], title: str) -> go.Figure:
@@ -140,8 +138,7 @@ def over_epochs(frame: pd.DataFrame, columns: dict[str, str], title: str) -> go.
             more = _place(panel, len(columns)) | in_legend_once(figure, str(method))
             add_curve(figure, curve, "epoch", column, str(method), nth_style(i), **more)
         figure.update_yaxes(**_place(panel, len(columns)), **_scale(values[column]))
-    figure.update_yaxes(matches=None, showticklabels=True)
-    return figure
+    return figure.update_yaxes(matches=None, showticklabels=True)
 
 
 def against_weight(
@@ -188,8 +185,7 @@ def against_weight(
     figure.update_xaxes(type="log", title_text="weight of the inverse losses", rangemode="normal")
     figure.update_xaxes(tickvals=TICKS, tickformat="~g")
     y_title = "largest gradient norm<br>[loss per unit of a parameter]"
-    figure.update_yaxes(type="log", title_text=y_title, exponentformat="power", dtick=1)
-    return figure
+    return figure.update_yaxes(type="log", title_text=y_title, exponentformat="power", dtick=1)
 
 
 def curves(
@@ -197,15 +193,13 @@ def curves(
 ) -> go.Figure:
     """Plot ``y`` against ``epoch``, a line for each ``name``, and ``limit`` as a level."""
     check_columns("curves", frame, ["name", "epoch", y])
-    figure = new_figure(title, showlegend=True)
+    figure = new_figure(title, showlegend=True, xaxis_title_text="epoch")
     for i, (name, rows) in enumerate(frame.groupby("name", sort=False)):
         add_line(figure, rows["epoch"], rows[y], str(name), nth_style(i, width=2.5))
     if limit is not None:
         line = {"color": BLACK, "width": 1.5, "dash": "dot"}
         figure.add_hline(limit, line=line, annotation_text=f"{limit:g}")
-    figure.update_xaxes(title_text="epoch")
-    figure.update_yaxes(title_text=y_title, rangemode="tozero")
-    return figure
+    return figure.update_yaxes(title_text=y_title, rangemode="tozero")
 
 
 def _scale(values: pd.Series) -> dict[str, Any]:
@@ -232,8 +226,7 @@ def _panels(titles: Sequence[str], title: str) -> go.Figure:
         vertical_spacing=0.5 / (rows + 1),
         horizontal_spacing=0.09,
     )
-    figure.update_xaxes(rangemode="normal")
-    figure.update_xaxes(title_text="epoch", row=rows)
+    figure.update_xaxes(rangemode="normal").update_xaxes(title_text="epoch", row=rows)
     return with_legend_above(figure.update_layout(hovermode="closest"), 230 * rows + 20)
 
 

@@ -50,8 +50,7 @@ def variance_and_factor(history: pd.DataFrame, x: str = "microbatch") -> go.Figu
         title_text="variance / signal", type="log", tickvals=LOG_TICKS, tickformat="~g", row=1
     )
     figure.update_yaxes(title_text="factor on the gradient", range=[0, 1.05], row=2)
-    figure.update_xaxes(title_text=LABELS.get(x, x), row=2)
-    return figure
+    return figure.update_xaxes(title_text=LABELS.get(x, x), row=2)
 
 
 def what_if_against_runs(
@@ -67,7 +66,7 @@ def what_if_against_runs(
     check_columns("what_if_against_runs", history, ["method", "microbatch", "factor", VARIANCE])
     record = history[history["method"] == recorded]
     steps = scaled_steps({str(name): record[name] for name in record}, "microbatch")
-    layout = {"height": 400} | LEGEND_ABOVE | {"margin_t": 110}
+    layout = LEGEND_ABOVE | {"margin_t": 110, "height": 400, "xaxis_title_text": "optimizer steps"}
     figure = new_figure(f"Factors, and what the record of {recorded} says", **layout)
     for i, (method, law) in enumerate(laws.items()):
         line = {"color": OKABE_ITO[i % len(OKABE_ITO)], "width": 2}
@@ -76,6 +75,4 @@ def what_if_against_runs(
         guess = pd.DataFrame({"microbatch": steps["microbatch"], "factor": what_if(steps, law)})
         name, dash = f"what if: {method}", DASHES[1]
         _curve(figure, guess, "microbatch", "factor", name, line | {"dash": dash})
-    figure.update_xaxes(title_text="optimizer steps")
-    figure.update_yaxes(title_text="factor on the gradient", range=[0, 1.05])
-    return figure
+    return figure.update_yaxes(title_text="factor on the gradient", range=[0, 1.05])

@@ -27,7 +27,7 @@ LOG_TICKS = [float(f"{m}e{k}") for k in range(-8, 9) for m in (1, 2, 5)]
 #: of a figure with two or three rows of legend between title and axes
 LEGEND_ABOVE = {
     "legend": {"orientation": "h", "y": 1.0, "yref": "paper", "yanchor": "bottom", "x": 0},
-    "title": {"y": 0.98, "yref": "container", "yanchor": "top"},
+    "title": {"y": 0.98, "yref": "container", "yanchor": "top", "pad_t": 14},
     "margin_t": 140,
 }
 
@@ -50,7 +50,7 @@ LABELS = axis_labels(settings_of(PretrainingConfig)) | {
     "microbatch": "microbatches",
     "seconds": "training time [s]",
     "loss": "training loss [nat/token]",
-    "val_loss": "validation loss [nat/token]",
+    "val_loss": "held-out loss [nat/token]",
     "grad_norm": "norm of the mean gradient",
     "num_draws": "draws per step [microbatches]",
 }

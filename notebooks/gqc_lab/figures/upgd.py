@@ -12,6 +12,7 @@ from gqc_lab.figures.style import (
     in_legend_once,
     method_styles,
     new_panels,
+    over_seeds,
     plain_numbers,
     uneven_bars,
     with_legend_above,
@@ -64,15 +65,14 @@ def gate_histograms(bars: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(range=[-0.03, 1.03], tickvals=[0, 0.5, 1], ticktext=["0", "½", "1"])
     figure.update_xaxes(title_text="gate", row=len(names))
     figure.update_yaxes(range=[0, 104], tickvals=[0, 50, 100])
-    figure.update_yaxes(title_text="weights [%]", col=1, row=(len(names) + 1) // 2)
-    return figure
+    return figure.update_yaxes(title_text="weights [%]", col=1, row=(len(names) + 1) // 2)
 
 
 def by_task(
     tasks: pd.DataFrame,
     measures: Sequence[str] = ("online_accuracy",),
     over: int = 1,
-    title: str = "What is learnt in each task",
+    title: str = "What is learned in each task",
     has_bands: bool = False,
 ) -> go.Figure:
     """Plot means over seeds against tasks: a row for each measure, a column for each stream.
@@ -81,15 +81,18 @@ def by_task(
         tasks: rows of `gqc_lab.studies.continual.training.Continual.tasks`.
         measures: columns.
         over: tasks of a centred moving average of each run.
+        title: what is shown; the next line says what curves and bands are.
         has_bands: draw the 95 % intervals over seeds too.
     """
     check_columns("by_task", tasks, ["stream", "method", "seed", "task", *measures])
     tasks = tasks.assign(method=tasks["method"].replace({"l2": "sgd, weight decay"}))
     streams, styles = list(tasks["stream"].unique()), method_styles(tasks["method"])
+    averaged = f", moving mean of {over} tasks" if over > 1 else ""
+    bands = ", bands: 95 % intervals" if has_bands else ""
     figure = new_panels(
         len(measures),
         len(streams),
-        title,
+        f"{title}{averaged}:<br>{over_seeds(tasks)}{bands}",
         shared_xaxes=True,
         shared_yaxes=True,
         column_titles=[STREAMS.get(stream, stream) for stream in streams],
@@ -145,8 +148,7 @@ def against_lr(results: pd.DataFrame) -> go.Figure:
         style = styles[str(name)] | {"width": 2}
         add_line(figure, x, values["mean"], str(name), style, **more)
     figure.update_xaxes(type="log", title_text="learning rate", tickformat="~g", dtick="D2")
-    figure.update_xaxes(rangemode="normal")
-    figure.update_yaxes(title_text=_label(measure), col=1)
+    figure.update_xaxes(rangemode="normal").update_yaxes(title_text=_label(measure), col=1)
     return with_legend_above(figure, 300, -(-len(styles) // 4))
 
 

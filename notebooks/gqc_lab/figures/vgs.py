@@ -66,8 +66,7 @@ def estimates_and_truths(frame: pd.DataFrame) -> go.Figure:
         title_text="noise-to-signal ratio V (∞: or not resolved)",
     )
     figure.update_yaxes(tickvals=list(rows.values()), ticktext=list(rows), showgrid=False)
-    figure.update_layout(height=230 + 70 * len(rows), hovermode="closest", **LEGEND_ABOVE)
-    return figure
+    return figure.update_layout(height=230 + 70 * len(rows), hovermode="closest", **LEGEND_ABOVE)
 
 
 def against(frame: pd.DataFrame, x: str, title: str, x_titles: Sequence[str]) -> go.Figure:
@@ -101,8 +100,7 @@ def against(frame: pd.DataFrame, x: str, title: str, x_titles: Sequence[str]) ->
     for place, name in zip(places, x_titles, strict=True):
         figure.update_xaxes(type="log", dtick=1, title_text=name, tickformat="~s", **place)
     figure.update_yaxes(type="log", dtick=1, tickformat="~g", exponentformat="none")
-    figure.update_yaxes(title_text="noise-to-signal ratio V", col=1)
-    return figure
+    return figure.update_yaxes(title_text="noise-to-signal ratio V", col=1)
 
 
 def error_against_memory(frame: pd.DataFrame) -> go.Figure:
@@ -124,8 +122,7 @@ def error_against_memory(frame: pd.DataFrame) -> go.Figure:
         add_points(figure, [row["bytes_per_parameter"]], [row["error"]], name, marker=marker)
     figure.update_xaxes(type="log", dtick=1, title_text="statistics [bytes/parameter]")
     figure.update_yaxes(type="log", dtick=1, title_text="relative error of V, root mean square")
-    figure.update_layout(xaxis_exponentformat="power", yaxis_exponentformat="power")
-    return figure
+    return figure.update_layout(xaxis_exponentformat="power", yaxis_exponentformat="power")
 
 
 def _mark_truths(figure: go.Figure, truths: pd.Series, rows: dict[str, int]) -> None:

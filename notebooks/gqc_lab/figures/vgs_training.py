@@ -74,8 +74,7 @@ def resolution(history: pd.DataFrame, over: int = 25) -> go.Figure:
             more = {"row": 1, "col": column, **in_legend_once(figure, name)}
             add_curve(figure, curve, "microbatch", "shown", name, nth_style(i), **more)
     figure.update_yaxes(title_text="moving average [%]", range=[-3, 103], col=1)
-    figure.update_yaxes(range=[0, 1.05], col=2)
-    figure.update_xaxes(title_text="optimizer steps")
+    figure.update_yaxes(range=[0, 1.05], col=2).update_xaxes(title_text="optimizer steps")
     return with_legend_above(figure, 250)
 
 
@@ -98,5 +97,4 @@ def update_ratio(frame: pd.DataFrame, over: int = 11) -> go.Figure:
         style = {"color": color, "dash": dash, "width": 2.5}
         add_curve(figure, frame.assign(shown=values), "microbatch", "shown", name, style)
     figure.update_xaxes(title_text="optimizer steps")
-    figure.update_yaxes(title_text="relative to no scaling", rangemode="tozero")
-    return figure
+    return figure.update_yaxes(title_text="relative to no scaling", rangemode="tozero")

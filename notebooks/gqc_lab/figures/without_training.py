@@ -34,16 +34,14 @@ def peak_memory(memory: pd.DataFrame) -> go.Figure:
     """
     needs = ["method", "accumulate", "num_draws", "peak_bytes", "gradient_bytes"]
     check_columns("peak_memory", memory, needs)
-    figure = new_figure("Peak memory, weights included")
+    figure = new_figure("Peak memory of one run, weights included")
     for i, (accumulate, methods, peaks) in enumerate(_curves(memory)):
         name = "<br>".join(wrap(", ".join(methods), 22)) + SUMS.get(accumulate, "")
         _add_curve(figure, sorted(peaks), [peaks[n] for n in sorted(peaks)], name, i)
     draws = plain_numbers(sorted(memory["num_draws"].unique()))
-    axis = {"type": "log", "tickvals": draws, "rangemode": "normal"}
-    figure.update_xaxes(title_text=LABELS["num_draws"], **axis)
+    figure.update_xaxes(type="log", tickvals=draws, rangemode="normal", title=LABELS["num_draws"])
     ticks = {"tickvals": [1, 2, 3, 5, 10, 20, 50, 100, 200, 500], "tickformat": "~g"}
-    figure.update_yaxes(title_text="peak [sizes of one gradient]", type="log", **ticks)
-    return figure
+    return figure.update_yaxes(title_text="peak [sizes of one gradient]", type="log", **ticks)
 
 
 def _curves(memory: pd.DataFrame) -> list[tuple[str, list[str], dict[int, float]]]:
@@ -84,8 +82,7 @@ def falling_factor(measured: pd.DataFrame) -> go.Figure:
     durations = plain_numbers(sorted(measured["duration"].unique()))
     axis = {"type": "log", "tickvals": durations, "rangemode": "normal"}
     figure.update_xaxes(title_text="steps in which the factor falls", **axis)
-    figure.update_yaxes(title_text="least ratio in any window", range=[0, 1.05])
-    return figure
+    return figure.update_yaxes(title_text="least ratio in any window", range=[0, 1.05])
 
 
 def protection(orders: pd.DataFrame) -> go.Figure:
@@ -113,5 +110,4 @@ def protection(orders: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(range=[-1.15, 1.15], title_text="rank correlation", **ticks)
     labels = [name.replace("_", "<br>") for name in names]
     figure.update_yaxes(tickvals=[-i for i in range(len(names))], ticktext=labels, showgrid=False)
-    figure.update_layout(height=150 + 70 * len(names), hovermode="closest", margin_t=90)
-    return figure
+    return figure.update_layout(height=150 + 70 * len(names), hovermode="closest", margin_t=90)

@@ -9,6 +9,7 @@ import io
 import json
 import re
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import nbformat
@@ -51,7 +52,7 @@ def _outputs(name: str, paper: Path, old: list[Any]) -> list[NotebookNode]:
         plain = json.loads(shown.to_json())
         if (kept := pictures.get(_dumped(plain))) is None:
             width, height = (figure_of(read_answers(paper)[name], paper) or {}).get("size", SIZE)
-            png = base64.b64encode(_picture(shown, (width, height + 0.25), paper)).decode()
+            png = base64.b64encode(_picture(shown, width, height, paper)).decode()
             data = {PLOTLY: plain, "image/png": smaller(png)}
             kept = nbformat.v4.new_output("display_data", data)
         outputs.append(kept)
@@ -62,7 +63,7 @@ def _dumped(figure: Any) -> str:
     return json.dumps(figure, sort_keys=True)
 
 
-def _picture(figure: Any, size: tuple[float, float], paper: Path) -> bytes:
+def _picture(figure: Any, width: float, height: float, paper: Path) -> bytes:
     import matplotlib as mpl
     from matplotlib import pyplot
 
@@ -71,9 +72,10 @@ def _picture(figure: Any, size: tuple[float, float], paper: Path) -> bytes:
 
     with mpl.rc_context(), mpl.rc_context(fname=paper / STYLE):
         mpl.use("agg")
-        drawn = draw(figure, size)
-        title = figure.layout.title.text.replace("<br>", "\n")
-        drawn.suptitle(title, x=0.01, ha="left", fontsize=8)
+        whole = (line.strip() for line in figure.layout.title.text.split("<br>"))
+        lines = [part for line in whole for part in wrap(line, round(17 * width))]
+        drawn = draw(figure, (width, height + 0.1 + 0.14 * len(lines)))
+        drawn.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=8)
         file = io.BytesIO()
         drawn.savefig(file, format="png", dpi=150)
         pyplot.close(drawn)

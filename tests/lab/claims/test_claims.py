@@ -24,7 +24,7 @@ from gqc_lab.claims.render import (
     p_text,
     render,
 )
-from gqc_lab.claims.rules import Comparison, Part
+from gqc_lab.claims.rules import Claim, Comparison, Part
 from gqc_lab.claims.verdicts import Verdict, _p_together, changes
 from gqc_lab.runs import BadInput, CorruptRun
 from gqc_lab.runs.store import file_hash, seal, write_json
@@ -270,6 +270,15 @@ def test_one_part_that_fails_decides_and_a_margin_doubles_p():
     )
 
 
+def test_an_interval_ends_where_its_values_do_and_nothing_else_changes():
+    part, values = Part("p", "demo", "v", "<", 5.0), np.array([0.0, 0.0, 0.03])
+    free, bounded = (measure(replace(part, least=least), values) for least in (None, 0))
+    assert free.low < 0
+    assert bounded == replace(free, low=0)
+    free, bounded = (Claim("a", *"ATsnl", (replace(part, least=x),)) for x in (None, 0))
+    assert free.rule == bounded.rule
+
+
 def test_p_is_doubled_only_where_all_parts_have_a_margin():
     both = [replace(effect, p_none=0.9) for effect in effects_of(0.01, 0.03)]
     assert _p_together(both) == pytest.approx(0.06)
@@ -419,6 +428,8 @@ def test_a_changed_result_file_is_refused(paper):
         ("group: First", "group: First\n  kind: fact", "expected one of effect, statement"),
         ('holds: "< 1"', 'holds: "< 1"\n      margin: 0.9', "margin=0.9: expected a number > 1"),
         ("unit: B", "unit: B\n      margin: 1", "in a part that compares"),
+        ("unit: B", "unit: B\n      least: none", "least='none': expected a number"),
+        ('holds: "< 1"', 'holds: "< 1"\n      least: 0', "in a part that does not compare"),
         ('holds: "> 5"', 'holds: "> 1.2.3"', "expected such as '< 1.5'"),
         ("ratio: true", 'ratio: "false"', "ratio='false': true or false"),
         ('not_tested: "budget: too dear"', "parts: 3", "parts=3: expected a list"),

@@ -53,6 +53,10 @@ def effect(mean, low, high, status="holds"):
         (DIFFERENCE, (0.5, math.nan, math.nan), "0.5 nat higher"),
         (DIFFERENCE, (0.0, -0.5, 0.5), "unchanged on average [-0.5, +0.5]"),
         (DIFFERENCE, (0.0, 0.0, 0.0), "unchanged"),
+        (DIFFERENCE, (2.0, 1.0004, 3.0), "2 nat higher [+1.0004, +3]"),
+        (DIFFERENCE, (2.0, 1.0, 3.0), "2 nat higher [+1, +3]"),  # on the bound itself
+        (DIFFERENCE, (-2.0, -3.0, -0.99996), "2 nat lower [-3, -0.99996]"),
+        (replace(VALUE, bound=0.5), (0.45, 0.4, 0.50004), "0.45 nat [0.4, 0.50004]"),
     ],
 )
 def test_an_effect_is_said_with_its_direction(part, measured, said):
@@ -123,6 +127,21 @@ def test_the_answer_comes_first_and_its_figure_is_of_committed_results():
     assert words.data.startswith("**No.** The angle")
     assert isinstance(figure, go.Figure)
     assert "gqc-angle" in verdicts.data
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, entry in read_answers(PAPER).items() if "figure" in entry]
+)
+def test_the_figure_of_an_answer_says_what_it_shows_of_how_many(name):
+    figure = evidence(name, PAPER)[1]
+    what, _, more = figure.layout.title.text.partition("<br>")
+    said = f"{what} {more} {' '.join(trace.name or '' for trace in figure.data)}"
+    assert not re.match(r"(Mean|Ratios|Paired)", what)
+    assert re.search(r"\d+ (seeds|runs)|a point each|one run", said)
+    has_bars = any(
+        trace.error_x.array or trace.error_y.array or trace.fill for trace in figure.data
+    )
+    assert bool(re.search("95 ?% interval|least to largest", said)) == has_bars
 
 
 def test_a_run_of_a_batch_shows_its_own_numbers_alone(monkeypatch, capsys):
@@ -333,8 +352,6 @@ def test_changes_of_accuracy_are_what_the_answer_says():
         f"AdamW by {shown(inputs['adamw'])} and {shown(labels['adamw'])}.",
     ):
         assert text in said
-    figure = (PAPER / "figures.yaml").read_text("utf-8")
-    assert f"title: Mean over {len(lost)} seeds and 10 tasks" in figure
 
 
 def test_what_vgs_does_to_upgd_is_what_the_answer_says():

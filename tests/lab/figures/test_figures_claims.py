@@ -240,6 +240,11 @@ def test_methods_are_compared_with_the_baseline_seed_by_seed():
     assert figure.layout.yaxis.ticktext == ("SBC", "GNTS")
     assert figure.layout.xaxis.type == "log"
     easy_only = compared()[compared()["task"] == "easy"]
+    assert figure.layout.xaxis.tickvals == (0.1, 0.3, 1, 3, 10)  # bars reach far
+    figure = figures.by_method(easy_only, measures, "adamw", title="What costs less")
+    assert figure.layout.title.text == (
+        "What costs less:<br>paired ratios, mean over 3 seeds, bars: 95 % intervals"
+    )
     (plain,) = figures.by_method(easy_only, {"loss": "loss"}).data
     assert plain.x == pytest.approx((7 / 3, 43 / 3, 1), rel=1e-4)
     with pytest.raises(ValueError, match="by_method: no column 'perplexity'"):

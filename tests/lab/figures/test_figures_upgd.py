@@ -93,6 +93,9 @@ def test_means_over_seeds_by_task_in_panels():
     assert (first.x, first.y) == ((1, 2, 3), (1.5, 2.5, 3.5))
     assert second.y == (11.5, 12.5, 13.5)
     assert figure.data[1].y == (0.5, 0.5, 0.5)
+    figure = figures.by_task(tasks(), over=3, title="Accuracy", has_bands=True)
+    title = "Accuracy, moving mean of 3 tasks:<br>mean over 2 seeds, bands: 95 % intervals"
+    assert figure.layout.title.text == title
     smooth = figures.by_task(tasks(), over=3).data[0]
     np.testing.assert_allclose(smooth.y, (2, 2.5, 3))
 

@@ -115,7 +115,7 @@ def test_a_table_has_headings_with_units_and_short_numbers_and_no_nan():
     html = pd.DataFrame(columns, index=index)._repr_html_()
     shown = notebooks.readable(html)
     cells = [cell[2] for cell in notebooks.CELL.finditer(shown)]
-    assert cells[:4] == ["", "validation loss [nat/token]", "checkpoint [bytes]", "share"]
+    assert cells[:4] == ["", "held-out loss [nat/token]", "checkpoint [bytes]", "share"]
     assert cells[8:] == ["3.0", "2.5", "1,052,804", "0.1", "adamw", "–", "12", "0.3333"]
     assert "<style" not in shown
     assert notebooks.readable(shown) == shown
