@@ -47,7 +47,8 @@ claims.show_evidence("22_noise_annealing")
 # gqc batch run notebooks/batches/22_noise_annealing.yaml --jobs 2
 # ```
 #
-# and from `22_noise_arms`, `22_cosine_arms`, `22_schedule_free`, `22_ladder` and `22_thresholds`.
+# and from `22_noise_arms`, `22_cosine_arms`, `22_schedule_free`, `22_wide`, `22_ladder` and
+# `22_thresholds`.
 #
 # An arm is a method and the curve of its learning rate; a rung is a size of the model with 5.6
 # tokens for each parameter.
@@ -59,7 +60,7 @@ claims.show_evidence("22_noise_annealing")
 # All arms share a weight decay and a half-life of AdamW's second moment. Where these are tuned too
 # (the *wide* arms, twice the settings), GNTS at a constant learning rate ends at 1.5439 nat/token
 # on that seed, AdamW at a constant one at 1.6288 and with a cosine at 1.5431; of the arms that
-# share them the best end at 1.5675, 1.6683 and 1.5625. The batch `22_wide` has fresh seeds.
+# share them the best end at 1.5675, 1.6683 and 1.5625.
 
 # %% tags=["parameters"]
 # settings: gqc_lab.studies.pretraining.PretrainingConfig

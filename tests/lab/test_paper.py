@@ -100,6 +100,7 @@ TAKEN = {
         "gqc-perplexity.2": ("holds",),
         "gqc-perplexity.3": ("fails",),
     },
+    "Where these two are tuned as well": {f"gqc-wide.{n}": ("holds",) for n in (1, 2, 3)},
     "An average of the weights gains more. On": {
         f"gqc-schedule-free.{n}": ("holds",) for n in (1, 2, 3)
     },
