@@ -7,7 +7,7 @@ NOTEBOOKS := $(wildcard notebooks/[0-9]*.ipynb notebooks/guides/*.ipynb)
 SLOW ?= slow
 TESTS := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: help reproduce test test-all test-latest lab lint bench gpu-check notebooks results paper site clean setup
+.PHONY: help reproduce test fast test-all test-latest lab lint bench gpu-check notebooks results paper site clean setup
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -31,11 +31,14 @@ $(READY): $(LAB_READY)
 reproduce: $(LAB_READY)  ## run the flagship experiment; leaves runs/, a figure and a table
 	$(BIN)/gqc batch run notebooks/batches/22_flagship.yaml --jobs 2
 
-test: $(READY) lint  ## lint, types, unit tests, every notebook; minutes
+test: lint fast  ## lint, types, unit tests, every notebook; minutes
+
+fast: $(READY)  ## `make test` without lint and types
 	$(TESTS) -m 'not slow'
 
+# Three at a time: the slow ones wait for processes of their own.
 test-all: test  ## `make test`, then killed runs, ranks, compiled steps, browser, site, paper
-	$(TESTS) -m "$(SLOW)"
+	$(TESTS) -n 3 -m "$(SLOW)"
 
 test-latest:  ## tests of trainers, loggers and optimizers with their newest versions, in build/latest
 	test -x build/latest/bin/python || $(PYTHON) -m venv build/latest
