@@ -60,7 +60,7 @@ claims.show_evidence("22_noise_annealing")
 # All arms share a weight decay and a half-life of AdamW's second moment. Where these are tuned too
 # (the *wide* arms, twice the settings), GNTS at a constant learning rate ends at 1.5439 nat/token
 # on that seed, AdamW at a constant one at 1.6288 and with a cosine at 1.5431; of the arms that
-# share them the best end at 1.5675, 1.6683 and 1.5625.
+# share them the best end at 1.5675, 1.6683 and 1.5625. The runs of `22_wide` have fresh seeds.
 
 # %% tags=["parameters"]
 # settings: gqc_lab.studies.pretraining.PretrainingConfig

@@ -154,8 +154,8 @@ def test_a_validation_that_diverged_is_not_shown_as_the_one_before():
         live.log(loss=1.0)
         if number < 2:
             live.log(val_loss=(2.5, math.nan)[number])
-    assert "validation loss</span><br><b>nan</b>" in live.view.table.value
-    assert _news(live).endswith("validation loss nan")
+    assert "held-out loss</span><br><b>nan</b>" in live.view.table.value
+    assert _news(live).endswith("held-out loss nan")
 
 
 @pytest.mark.parametrize(
