@@ -247,6 +247,9 @@ def test_readme_says_what_was_found_on_top_of_a_cosine(verdicts):
     assert "In both cases a replay of its batches, which looks at no gradient, [gains the" in readme
     found = {v.claim.id: v.effects for v in verdicts}
     assert found["gqc-annealing"][3].status == found["gqc-cosine-batches"][0].status == "holds"
+    over_constant, over_cosine, _ = found["gqc-wide"]
+    assert f"lowers the perplexity by {100 * (1 - over_constant.mean):.1f} % with every" in readme
+    assert over_constant.status == over_cosine.status == "holds"
 
 
 def by_method(batch, value="val_loss", where="seed >= 1000", index="seed"):
