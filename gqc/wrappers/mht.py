@@ -93,8 +93,9 @@ class OptimizerWrapperMHT(OptimizerWrapper):
 
     def should_step(self) -> bool:
         history = [] if self.running_mean is None else [self.running_mean]
-        samples = [*history, *self._metrics]
-        mean, half = t_interval(samples, self.tunable("confidence"), self._quantile)
+        confidence = self.tunable("confidence")
+        expect(0 < confidence < 1, "confidence", confidence, "in (0, 1)")  # it may be edited
+        mean, half = t_interval([*history, *self._metrics], confidence, self._quantile)
         self.interval = [mean - half, mean + half]
         return half <= self.tunable("error_tolerance") * abs(mean)
 

@@ -713,6 +713,13 @@ def test_a_bad_number_that_is_edited_in_mid_run_does_not_turn_a_gradient_round(v
     norm_test.theta = -1.0  # which acted as 1
     with pytest.raises(ValueError, match="theta is negative in one of the groups"):
         norm_test.closes_next(), norm_test.tunable("theta")
+    certain = gqc.OptimizerWrapperMHT(SGD([x], lr=1.0))
+    certain.confidence = 1.0  # no interval is wide enough: it waited for max_draws
+    (3 * x).sum().backward()
+    assert not certain.step(metric=1.0)
+    (3 * x).sum().backward()
+    with pytest.raises(ValueError, match=r"confidence=1.0: expected"):
+        certain.step(metric=1.0)
 
 
 def test_an_optimizer_without_torchs_hooks_is_refused_before_it_is_changed():
