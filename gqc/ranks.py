@@ -61,6 +61,10 @@ LOCAL = (
     "local, by DDP.no_sync() or by parameters that nobody reduces. Leave no_sync() out, at least "
     "where a window is decided on; with a buffer reduce every draw"
 )
+JOINED = (
+    "inside DDP.join(): a rank whose data ended makes no draws, and its windows part from those of "
+    "the others. Give all as many microbatches, or pass throw_on_early_termination=True to join()"
+)
 CAN_REDUCE = ". Or keep no_sync() and pass reduce_at_step=True"
 
 
@@ -239,13 +243,16 @@ def weigh(wrapper: Any, weight: float | Tensor | None) -> tuple[float, float]:
     """Weight of a draw over all ranks, and its unit (:mod:`gqc.wrappers.window`).
 
     Raises: ValueError, alike on all ranks: a weight out of its range, or one that the gradients
-        cannot be weighed with any more.
+        cannot be weighed with any more.  RuntimeError: some ranks may make fewer draws.
     """
     window, is_sum, default = wrapper._window, wrapper.loss == "sum", float(wrapper.default_weight)
     if weight is None and wrapper._ranks is ALONE and not (is_sum or window.is_weighted):
         window.check_unit(default, default, 1.0)
         return default, default
     together = wrapper.ranks  # at the first draw it refuses what cannot be right with any weight
+    joins = [module._join_config for module in together.replicas()]
+    if together.size > 1 and any(j.enable and not j.throw_on_early_termination for j in joins):
+        raise RuntimeError(JOINED)
     is_mixed = window.num_draws > 0 and window.is_weighted is (weight is None)
     if is_mixed and not wrapper.counts_examples:
         raise ValueError(MIXED.format(*(WAYS if weight is None else reversed(WAYS))))
@@ -306,12 +313,7 @@ def _owners(params: Sequence[Tensor]) -> Iterator[Any]:
 def _groups_of(module: Any) -> list[Any]:
     if hasattr(module, "process_group"):  # DDP, FSDP1
         return [module.process_group]
-    groups = []
-    for part in module._get_fsdp_state()._fsdp_param_groups:
-        info = part.mesh_info
-        groups += [
-            group
-            for name in ("shard_process_group", "replicate_process_group")
-            if (group := getattr(info, name, None)) is not None
-        ]
-    return groups
+    infos = [part.mesh_info for part in module._get_fsdp_state()._fsdp_param_groups]
+    names = ("shard_process_group", "replicate_process_group")
+    groups = [getattr(info, name, None) for info in infos for name in names]
+    return [group for group in groups if group is not None]

@@ -388,3 +388,31 @@ def test_a_gradient_that_jumps_is_no_trap():
         schedule.step()
     assert max(lengths) <= 8
     assert max(lengths[-5:]) <= 2  # the average has followed
+
+
+@pytest.mark.parametrize("is_wrapper_first", [True, False])
+def test_a_lifted_threshold_is_resumed_in_any_order(is_wrapper_first):
+    """Cut at every draw of windows that the lift ends, as a gradient has grown 100-fold."""
+
+    def make():
+        param = nn.Parameter(torch.zeros(1))
+        wrapper = gqc.OptimizerWrapperGNTS(SGD([param], lr=0.0), max_draws=None)
+        return param, wrapper, DrawsSchedule(wrapper, 2, 1.0, 1.0)
+
+    def run(cut):
+        (param, wrapper, schedule), seen = make(), []
+        for t in range(20):
+            (100.0 * param.sum()).backward()
+            seen.append((wrapper.step(), wrapper.tunable(gqc.schedules.THRESHOLD)))
+            schedule.step()
+            if t == cut:
+                files = [wrapper.state_dict(), schedule.state_dict()]
+                param, wrapper, schedule = make()
+                pairs = [*zip((wrapper, schedule), files, strict=True)]
+                for one, file in pairs if is_wrapper_first else reversed(pairs):
+                    one.load_state_dict(file)
+        return seen
+
+    uncut = run(None)
+    assert next(t for t, (stepped, _) in enumerate(uncut) if stepped) == 7
+    assert all(run(cut) == uncut for cut in range(20))

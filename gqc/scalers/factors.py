@@ -64,11 +64,8 @@ def tensor_factors(
     if settings.granularity == "global":
         return None
     if isinstance(estimator, Elementwise) and settings.granularity == "element":
-        single = (
-            estimator.element_ratios(index, settings.variance_cap)
-            for index in range(len(parameters.tensors))
-        )
-        return [_law(ratios, settings) for ratios in single]
+        places, cap = range(len(parameters.tensors)), settings.variance_cap
+        return [_law(estimator.element_ratios(place, cap), settings) for place in places]
     ratios, _, counted = estimator.ratios(settings.variance_cap)
     if settings.granularity == "group":
         of_group = {}

@@ -17,7 +17,7 @@ AGAIN = (
     "backward(), and then the scaler's step(), also where the optimizer's is left out: without it "
     "the warmup never ends"
 )
-MARKS = itertools.count(1)  # one for each step of each scaler
+MARKS = itertools.count(1)  # one for each scaler
 
 
 class ParameterList:
@@ -29,7 +29,8 @@ class ParameterList:
         tensors: the parameters.
         names: of the parameters, or empty if they came without.
         groups: number of the param group of each parameter.
-        is_marked: were gradients marked as scaled since the scaler's last step, by ``mark_of``?
+        mark_of: the attribute of a gradient that says that this scaler has scaled it.
+        is_marked: were gradients marked so since the scaler's last step?
     Raises:
         ValueError: there is none, only some have a name, or two have the same.
         TypeError: something else is in there.
@@ -42,7 +43,7 @@ class ParameterList:
         self.names: list[str] = []
         self.groups: list[int] = []
         self.is_marked = self._has_groups = False
-        self.mark_of = next(MARKS)
+        self.mark_of = f"scaled_by_{next(MARKS)}"
         self._complex: list[Tensor] = []
         self._on_device: dict[Any, Tensor] = {}
         seen = set()
@@ -81,13 +82,13 @@ class ParameterList:
         Raises: RuntimeError: it was scaled before in this step.
         """
         first = next((grad for grad in grads if grad is not None), None)
-        marks = (vars(grad).get("scaled_by") for grad in grads if grad is not None)
-        if self.is_marked and self.mark_of in marks:
+        are_marked = (self.mark_of in vars(grad) for grad in grads if grad is not None)
+        if self.is_marked and any(are_marked):
             raise RuntimeError(AGAIN)
         if self.is_marked and is_first:
             warnings.warn(AGAIN, stacklevel=5)
         if first is not None:
-            self.is_marked, vars(first)["scaled_by"] = True, self.mark_of
+            self.is_marked = vars(first)[self.mark_of] = True
 
     def check_there(self, estimator: str) -> None:
         """Raise RuntimeError where no gradient is left of those that were marked."""

@@ -25,7 +25,7 @@ from torch import Tensor
 from gqc.checks import untraced
 from gqc.scalers.checkpoints import VERSION, VGSMigrationWarning, read_checkpoint
 from gqc.scalers.factors import mean_factor, multiply_by, readings, tensor_factors
-from gqc.scalers.parameters import MARKS, ParameterList
+from gqc.scalers.parameters import ParameterList
 from gqc.scalers.published import whole_gradient_statistics
 from gqc.scalers.settings import ESTIMATORS, Settings, from_published_keys
 from gqc.scalers.variance import VarianceEstimator
@@ -172,7 +172,6 @@ class VarianceGradientScaler:
             self._parameters.check_there(self.estimator)
             self.update_statistics()
         self._is_read = self._parameters.is_marked = False
-        self._parameters.mark_of = next(MARKS)
         if not self.enabled:
             return
         self.step_count += 1

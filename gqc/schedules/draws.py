@@ -48,7 +48,7 @@ class DrawsSchedule(ParamGroupSchedule):
         least: int = optimizer.min_draws  # type: ignore[attr-defined]
         only = "1, as the norm of a window's first draw is read; draws= says how many are wanted"
         expect(least <= 1, "min_draws", least, only)
-        self.draws = draws
+        self.draws, self._num_draws = draws, optimizer.num_draws  # type: ignore[attr-defined]
         self._square = max(signal_sq, 0.0) + noise_trace
         self._scale = noise_trace / signal_sq if signal_sq > 0 else math.inf
         super().__init__(optimizer, THRESHOLD, self._threshold)
@@ -60,8 +60,7 @@ class DrawsSchedule(ParamGroupSchedule):
         super().go_to(step)
 
     def _observe(self, wrapper: Any) -> None:
-        last = wrapper.last_window
-        norm = None
+        last, norm, self._num_draws = wrapper.last_window, None, wrapper.num_draws
         if wrapper.num_draws == 1:
             norm = wrapper.grad_norm
         elif wrapper.num_draws == 0 and last is not None and last.num_draws == 1:
@@ -72,17 +71,19 @@ class DrawsSchedule(ParamGroupSchedule):
             self._scale = scale * last.num_draws / last.weight  # of a unit of weight, to one draw
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "square": self._square, "scale": self._scale}
+        own = {"square": self._square, "scale": self._scale, "num_draws": self._num_draws}
+        return {**super().state_dict(), **own}
 
     def _restore(self, state: dict[str, Any]) -> None:
         super()._restore(state)
         self._square, self._scale = state["square"], state["scale"]
+        self._num_draws = state.get("num_draws", getattr(self.optimizer, "num_draws", 0))
 
     def _threshold(self, step: int) -> float:
         n = self.draws(step) if callable(self.draws) else self.draws
         if not n >= 1:
             raise ValueError(f"draws={n!r} at step {step}: expected a number >= 1")
-        if getattr(self.optimizer, "num_draws", 0) >= PATIENCE * n - 1:
+        if self._num_draws >= PATIENCE * n - 1:
             return 1e6 * math.sqrt(self._square)
         share = 1 / n if self._scale == math.inf else (SLACK + self._scale / n) / (1 + self._scale)
         return math.sqrt(self._square * share)

@@ -62,6 +62,33 @@ def check_no_sync_is_refused(rank: int) -> None:
                 dist.barrier()
 
 
+def until_one_ends(net, wrapper, draws) -> None:
+    with net.join(throw_on_early_termination=True):
+        for draw in draws:
+            draw()
+            wrapper.step(metric=1.0)
+
+
+def check_uneven_data_are_refused(rank: int) -> None:
+    """`DDP.join()`; not where it ends all ranks together, before the draw that one has not."""
+    for name, make in MAKERS.items():
+        for accumulate in BOTH:
+            net = DDP(model())
+            wrapper = make(adamw(net), **options(name, accumulate))
+            draws = draws_of(net, batches(7 - 2 * rank), rank)
+            with net.join():
+                assert "throw_on_early_termination" in refused(rank, wrapper, draws[:1])
+            assert wrapper.batches == 0
+            net.zero_grad()
+            with pytest.raises(RuntimeError, match=r"at least one rank|exhausted all inputs"):
+                until_one_ends(net, wrapper, draws)
+            assert wrapper.batches == 5
+            mine = torch.cat([p.flatten() for p in full(net)])
+            dist.broadcast(other := mine.clone(), src=0)
+            assert torch.equal(mine, other)
+            dist.barrier()
+
+
 def check_flat_shards_are_refused(rank: int) -> None:
     """FSDP1, with and without original parameters; SBC may step without looking, VGS never."""
     for is_original in (False, True):

@@ -28,6 +28,7 @@ CHECKS = {  # number of ranks -> checks, all in one start of the processes
         "tensor_parallel:check_partial_gradients",
         "checkpoints:check_same_number_of_ranks",
         "local_gradients:check_no_sync_is_refused",
+        "local_gradients:check_uneven_data_are_refused",
         "local_gradients:check_flat_shards_are_refused",
         "local_gradients:check_separate_trainings_are_left_alone",
         "local_gradients:check_stages_are_left_alone",

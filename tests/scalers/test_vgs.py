@@ -208,7 +208,9 @@ def backward(param, grad=1.0, zero=None):
 
 
 @pytest.mark.parametrize("estimator", ALL)
-@pytest.mark.parametrize("between", ["nothing", "clipping", "another backward", "zeros in place"])
+@pytest.mark.parametrize(
+    "between", ["nothing", "clipping", "another backward", "zeros in place", "another scaler"]
+)
 @pytest.mark.parametrize("warmup_steps", [0, 100])
 def test_a_gradient_is_scaled_once_a_step(estimator, between, warmup_steps):
     (param,), scaler = make(estimator, [(40,)], warmup_steps=warmup_steps)
@@ -220,6 +222,8 @@ def test_a_gradient_is_scaled_once_a_step(estimator, between, warmup_steps):
     scaler.scale_gradients()
     if between == "clipping":
         torch.nn.utils.clip_grad_norm_([param], 1e-3)
+    elif between == "another scaler":
+        VarianceGradientScaler([param]).scale_gradients()
     elif between != "nothing":
         backward(param, zero="in place" if between == "zeros in place" else None)
     before = param.grad.clone()
