@@ -222,8 +222,7 @@ def _choose(batch: Batch, store: Store, old: Frozen | None) -> list[dict[str, An
     for run in batch.runs:
         alike = [r for r in records if r["parameters"] == run.parameters]
         if not alike:
-            varied = [name for name in (*run.varied, "seed") if name in run.parameters]
-            wanted = {name: run.parameters[name] for name in varied}
+            wanted = {n: run.parameters[n] for n in (*run.varied, "seed") if n in run.parameters}
             raise BadInput(
                 f"{batch.name}: no finished run of {wanted} in {store.root}; run the batch first"
             )

@@ -30,7 +30,7 @@ import yaml
 from gqc_lab.claims.frozen import FIRST_SEED, Frozen
 from gqc_lab.claims.rules import PROSE, Claim
 from gqc_lab.errors import BadInput
-from gqc_lab.runs.fingerprint import digest, git
+from gqc_lab.runs.fingerprint import digest, git, parse_registration
 from gqc_lab.runs.plan import Batch
 from gqc_lab.runs.store import write_json
 
@@ -39,13 +39,9 @@ FILE = "registration.json"
 
 def read_registration(paper: Path) -> dict[str, Any]:
     """Read registration.json; empty where nothing was registered."""
-    path = paper / FILE
-    if not path.is_file():
+    if not (path := paper / FILE).is_file():
         return {"rules": {}, "since": {}, "batches": {}, "history": {}}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise BadInput(f"{path}: {error}") from None
+    return parse_registration(path.read_bytes(), path)
 
 
 def register(paper: Path, claims: Sequence[Claim], batches: Mapping[str, Batch]) -> list[str]:
@@ -53,29 +49,35 @@ def register(paper: Path, claims: Sequence[Claim], batches: Mapping[str, Batch])
 
     Args:
         claims: all of claims.yaml; those without parts are left out.
-        batches: by name, those with confirmatory seeds.
-    Returns: lines that say what was registered, and what was registered differently before.
+        batches: of results.yaml, by name.
+    Returns: lines that say what was registered, what was not, and what was so differently before.
+    Raises: BadInput: a claim needs another batch, whose runs would not be registered with its rule.
     """
+    needed = {(c.id, part.batch): None for c in claims for part in c.parts}
+    if missing := [f"{name} (of {key})" for key, name in needed if name not in batches]:
+        why = "list it there, so that its runs are registered with the rule"
+        raise BadInput(f"{paper / 'results.yaml'}: no batch {', '.join(missing)}; {why}")
     old, rules = read_registration(paper), {c.id: c.rule for c in claims if c.parts}
     planned = {
         name: [run.id for run in batch.runs if run.parameters.get("seed", 0) >= FIRST_SEED]
         for name, batch in batches.items()
     }
     num_runs = sum(map(len, planned.values()))
-    now = _minute(time.time())
-    kept = {key: old["since"][key] for key in rules if rules[key] == old["rules"].get(key)}
+    changed = {key for key, rule in rules.items() if rule != old["rules"].get(key)}
     content = {
         "rules": rules,
-        "since": {key: kept.get(key, now) for key in rules},
+        "since": dict.fromkeys(rules, _minute(time.time()))
+        | {key: when for key, when in old["since"].items() if key in rules.keys() - changed},
         "batches": {name: ids for name, ids in planned.items() if ids},
         "history": {**old["history"], **history(paper, claims)},
     }
     write_json(paper / FILE, content)
-    changed = [key for key, rule in old["rules"].items() if rules.get(key) != rule]
-    return [
-        f"{len(rules)} rules and {num_runs} runs: commit {paper / FILE} before they run",
-        *(f"{key}: changed; its row is exploratory until it is run again" for key in changed),
-    ]
+    lines = [f"{len(rules)} rules and {num_runs} runs: commit {paper / FILE} before they run"]
+    lines += [f"{key}: is no claim with parts any more" for key in old["rules"] if key not in rules]
+    late = "its row is exploratory until it is run again"
+    lines += [f"{key}: changed; {late}" for key in old["rules"] if key in changed]
+    late = f"no run of it is registered, as no seed is at least {FIRST_SEED}; exploratory"
+    return lines + [f"{key}: {name}: {late}" for key, name in needed if not planned[name]]
 
 
 def verify(paper: Path, results: Mapping[str, Frozen]) -> list[str]:
@@ -106,7 +108,7 @@ def _committed(paper: Path, commit: str | None) -> dict[str, Any] | None:
     if not commit or not git(paper, "merge-base", commit, "HEAD").decode().startswith(commit):
         return None
     content = git(paper, "show", f"{commit}:./{FILE}")
-    return dict(json.loads(content)) if content else None
+    return parse_registration(content, f"{commit}:{FILE}") if content else None
 
 
 def history(paper: Path, claims: Sequence[Claim]) -> dict[str, dict[str, str]]:

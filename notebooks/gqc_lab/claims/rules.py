@@ -44,7 +44,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from gqc_lab.errors import BadInput, nearest
+from gqc_lab.errors import BadInput, check_keys
+from gqc_lab.runs.parameters import parse_yaml, read_text
 
 TABLES = ("history", "results")
 PROSE = ("name", "unit", "least")  #: of a part; they decide nothing
@@ -116,13 +117,8 @@ class Claim:
 
 
 def read_yaml(path: Path) -> Any:
-    """Read a file of the paper.  Raises: BadInput: it cannot be read, or is no YAML."""
-    import yaml
-
-    try:
-        return yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, yaml.YAMLError) as error:
-        raise BadInput(f"{path}: {error}") from None
+    """Read a file of the paper.  Raises: BadInput: it cannot be read, or repeats a key."""
+    return parse_yaml(read_text(path), str(path))
 
 
 def read_claims(path: Path | str) -> list[Claim]:
@@ -198,9 +194,5 @@ def _part(row: Any) -> Part:
 
 
 def _known(row: Any, names: list[str]) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise BadInput(f"{row!r}: expected a mapping")
-    for key in row:
-        if key not in names:
-            raise BadInput(f"unknown key {key!r}{nearest(key, names)}")
+    check_keys("", row, names)
     return {**row}

@@ -74,12 +74,11 @@ class Verdict:
             for effect in row["effects"]  # JSON has null for NaN
         ]
         effects = tuple(Effect(**effect) for effect in rows)
-        known: dict[str, Any] = {"effects": effects, "reason": claim.not_tested}
-        known |= {"needs": row.get("needs")}
+        known: dict[str, Any] = {"reason": claim.not_tested, "needs": row.get("needs")}
         for key in ("num_runs", "p", "p_holm", "stage", "earlier"):
             if key in row:
                 known[key] = math.nan if row[key] is None else row[key]
-        return cls(claim, row["verdict"], **known)
+        return cls(claim, row["verdict"], effects, **known)
 
 
 def evaluate(claims: Sequence[Claim], results: Mapping[str, Frozen]) -> list[Verdict]:

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 def _overview(claims: list[dict[str, Any]]) -> "Table":
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False)
-    for name in ("claim", "verdict", "p (Holm)", "measured", "rule", "effect [95 %]", "n", "part"):
-        table.add_column(name)
+    heads = ("claim", "verdict", "p (Holm)", "measured", "rule", "effect [95 %]", "n", "part")
+    table = Table(*heads, box=None, pad_edge=False)
     for claim in claims:
         head = [claim["id"], claim["verdict"], claim["p"].removeprefix("= ")]
         if not claim["is_tested"]:
@@ -52,6 +51,8 @@ def decide_claims(
     console = make_console()
     if action not in {"", "register"}:
         raise BadInput(f"{action!r}: expected register, or nothing to decide the claims")
+    if action and is_check:
+        raise BadInput("register writes; `gqc claims --check`, without it, compares")
     if action:
         console.print("\n".join(commands.register_all(paper)), highlight=False)
         return

@@ -123,8 +123,7 @@ def _summary(batch: Batch, results: "pd.DataFrame") -> dict[str, Any] | None:
 def _section(notebook: str, rows: "pd.DataFrame", thumbnails: dict[str, Markup]) -> dict[str, Any]:
     """Return a table of runs; constant columns are stated once, above it."""
     texts = rows.drop(columns="notebook").map(show_cell)
-    several = len(rows) > 1
-    varied = [c for c in texts.columns if c != "run" and (not several or texts[c].nunique() > 1)]
+    varied = [c for c in texts.columns if c != "run" and (len(rows) == 1 or texts[c].nunique() > 1)]
     fixed = [c for c in texts.columns if c not in varied and c != "run"]
     lines = []
     for run, group in texts.groupby("run", sort=False):

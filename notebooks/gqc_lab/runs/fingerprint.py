@@ -134,9 +134,21 @@ def registration(folder: Path) -> dict[str, Any] | None:
             content = path.read_bytes()
             commit = git(parent, "rev-parse", "HEAD").decode().strip()
             is_committed = git(parent, "show", "HEAD:./paper/registration.json") == content
-            rules = json.loads(content)["rules"]
+            rules = parse_registration(content, path)["rules"]
             return {"commit": commit if is_committed else None, "rules": rules}
     return None
+
+
+def parse_registration(content: bytes, where: Path | str) -> dict[str, Any]:
+    """Return what a registration.json holds.  Raises: BadInput: something else."""
+    keys = ("rules", "since", "batches", "history")
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise BadInput(f"{where}: {error}") from None
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in keys):
+        raise BadInput(f"{where}: expected mappings {', '.join(keys)}; restore it from git")
+    return found
 
 
 def git(folder: Path, *arguments: str) -> bytes:

@@ -115,10 +115,8 @@ def _read(store: Store, key: str, is_whole: bool) -> Summary:
 def _load(path: Path) -> dict[str, Summary]:
     try:
         checksum, _, body = path.read_bytes().partition(b"\n")
-        if hashlib.sha256(body).hexdigest() != checksum.decode():
-            return {}
         content = json.loads(body)
-        if content["version"] != _VERSION:
+        if hashlib.sha256(body).hexdigest() != checksum.decode() or content["version"] != _VERSION:
             return {}
         return {key: Summary(**each) for key, each in content["runs"].items()}
     except (OSError, ValueError, KeyError, TypeError):

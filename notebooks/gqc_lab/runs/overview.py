@@ -133,9 +133,8 @@ def print_plan(batch: Batch, store: Store, jobs: int, console: Console) -> None:
     Raises: BadInput: the cost cannot be computed.
     """
     found, flops = statuses(batch, store), count_flops(batch)
-    table = Table(title=f"{batch.name}: {batch.notebook.path.name}", title_justify="left")
-    for name in ("run", "status", *(batch.runs[0].varied if batch.runs else ())):
-        table.add_column(name)
+    heads = ("run", "status", *(batch.runs[0].varied if batch.runs else ()))
+    table = Table(*heads, title=f"{batch.name}: {batch.notebook.path.name}", title_justify="left")
     if flops:
         table.add_column("operations", justify="right")
     for run in batch.runs[:_SHOWN]:

@@ -282,9 +282,8 @@ def parse_yaml(text: str, where: str) -> Any:
             raise BadInput(f"its aliases stand for {size:.2g} values: expected at most 1,000,000")
         return plain("value", loader.construct_document(node))
     except (BadInput, yaml.YAMLError, *UNREADABLE) as error:
-        line = " ".join(str(error).split())
         kind = "" if isinstance(error, BadInput) else "not valid YAML: "
-        raise BadInput(f"{where}: {kind}{line}") from None
+        raise BadInput(f"{where}: {kind}{' '.join(str(error).split())}") from None
 
 
 def _size(node: yaml.Node, sizes: dict[yaml.Node, float]) -> float:
@@ -298,11 +297,11 @@ def _size(node: yaml.Node, sizes: dict[yaml.Node, float]) -> float:
 
 
 def read_text(path: Path) -> str:
-    """Return the content of a UTF-8 file.  Raises: BadInput: it is something else."""
+    """Return the content of a UTF-8 file.  Raises: BadInput: it is none, or cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: not UTF-8: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: {error}") from None
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

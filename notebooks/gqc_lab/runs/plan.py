@@ -51,7 +51,7 @@ class Run:
     Args:
         id: 16 hexadecimal digits.
         parameters: every declared parameter with its value.
-        varied: the names that the grid varies, in its order.
+        varied: the names that the batch varies, in its order, the same in all its runs.
         inputs: the other hashes that make the id, part by part; they tell why two runs differ.
     """
 
@@ -266,7 +266,7 @@ def _runs(
         "source": source_hashes(notebook.code, notebook.folders),
         "data": data,
     }
-    fixed_digest = digest(fixed)
+    fixed_digest, varied = digest(fixed), tuple(dict.fromkeys(n for p in points for n in p))
     seen: dict[str, dict[str, Any]] = {}
     for point in points:
         parameters = resolve(notebook.declared, {**given, **point})
@@ -274,4 +274,4 @@ def _runs(
         if key in seen:
             raise BadInput(f"two runs have the same parameters, {point or parameters}; drop one")
         seen[key] = point
-        yield Run(key, parameters, tuple(point), fixed)
+        yield Run(key, parameters, varied, fixed)

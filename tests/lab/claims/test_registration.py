@@ -10,8 +10,9 @@ import pytest
 from gqc_lab.claims import evaluate, load_frozen, read_claims
 from gqc_lab.claims.commands import check, register_all, write
 from gqc_lab.claims.frozen import HISTORY, RESULTS, RUNS
-from gqc_lab.claims.registration import describe, read_registration, verify
+from gqc_lab.claims.registration import FILE, describe, read_registration, verify
 from gqc_lab.claims.render import describe_claims, render
+from gqc_lab.errors import BadInput
 from gqc_lab.runs.fingerprint import registration
 from gqc_lab.runs.store import file_hash, seal, write_json
 
@@ -152,6 +153,9 @@ def test_a_claim_waits_for_fresh_runs_of_all_its_batches_with_what_there_is(proj
     path = project / "paper" / "claims.yaml"
     second = RULE.split("parts:\n")[1].replace("batch: demo", "batch: other")
     path.write_text(RULE + second)
+    (project / "paper" / "results.yaml").write_text("demo: {}\nother: {}\n")
+    batches = project / "notebooks" / "batches"
+    (batches / "other.yaml").write_text((batches / "demo.yaml").read_text())
     made_under = registered(project)
     results = project / "paper" / "results"
     put(project, [1000, 1001, 1002], -0.5)
@@ -160,6 +164,54 @@ def test_a_claim_waits_for_fresh_runs_of_all_its_batches_with_what_there_is(proj
     verdict = decide(project)
     assert (verdict.stage, verdict.verdict, verdict.reason) == ("exploratory", "reproduced", "")
     assert [effect.n for effect in verdict.effects] == [3, 3]
+
+
+def test_a_rule_is_not_registered_without_its_batch_and_says_that_it_has_no_fresh_seeds(project):
+    paper = project / "paper"
+    (paper / "results.yaml").write_text("{}\n")
+    with pytest.raises(BadInput, match=r"results\.yaml: no batch demo \(of lower\); list it there"):
+        register_all(paper)
+    assert not (paper / FILE).exists()
+    (paper / "results.yaml").write_text("demo: {}\n")
+    batch = project / "notebooks" / "batches" / "demo.yaml"
+    batch.write_text(batch.read_text().replace(", 1000, 1001, 1002]", "]"))
+    why = "lower: demo: no run of it is registered, as no seed is at least 1000; exploratory"
+    assert register_all(paper)[1:] == [why]
+
+
+def test_register_takes_no_check(project):
+    from gqc_lab.cli.paper import decide_claims
+
+    with pytest.raises(BadInput, match="register writes"):
+        decide_claims("register", project / "paper", is_check=True)
+    assert not (project / "paper" / FILE).exists()
+
+
+def test_a_claim_that_is_gone_is_not_said_to_wait_for_runs(project):
+    paper = project / "paper"
+    register_all(paper)
+    (paper / "claims.yaml").write_text(RULE.replace("id: lower", "id: other"))
+    assert register_all(paper)[1:] == ["lower: is no claim with parts any more"]
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"rules": {}}', "null", "{", '{"rules": []}'])
+def test_a_registration_that_is_none_is_named(project, text):
+    (project / "paper" / FILE).write_text(text)
+    for read in (
+        lambda: register_all(project / "paper"),
+        lambda: registration(project / "notebooks"),
+    ):
+        with pytest.raises(BadInput, match=r"registration\.json: "):
+            read()
+
+
+@pytest.mark.parametrize("name", ["claims.yaml", "results.yaml"])
+def test_a_key_that_is_given_twice_is_refused(project, name):
+    path = project / "paper" / name
+    twice = {"claims.yaml": '      holds: "> 0"\n', "results.yaml": "demo: {columns: []}\n"}
+    path.write_text(path.read_text() + twice[name])
+    with pytest.raises(BadInput, match=rf"{name}: '(holds|demo)' is given twice"):
+        register_all(project / "paper")
 
 
 @pytest.mark.parametrize(

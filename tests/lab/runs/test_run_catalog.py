@@ -323,6 +323,19 @@ def test_rows_of_one_run_count_once(make_batch):
     assert once["low"].item() == once["high"].item() == 2.0
 
 
+def test_runs_of_a_list_that_vary_different_parameters_are_not_pooled(make_batch):
+    """The first names one parameter, the others another, to the same value."""
+    text = "list: [{rounds: 2}, {scale: 2.0}, {pause: 2.0}]\nreport: {columns: [loss]}"
+    batch = make_batch(text)
+    results = rows_of(batch, {"loss": 1.0})
+    results["loss"] += results.index
+    summary = summarize_batch(batch, results)
+    assert summary["mean"].tolist() == [1.0, 2.0, 3.0]
+    assert summary["low"].isna().all()
+    for run in batch.runs:
+        assert run.varied == ("rounds", "scale", "pause")
+
+
 def test_runs_that_differ_in_more_than_the_seed_have_no_interval(make_batch):
     batch = make_batch("grid: {scale: [1.0, 2.0]}\nseeds: 2\nreport: {by: [method]}")
     results = rows_of(batch, METHODS[0])
