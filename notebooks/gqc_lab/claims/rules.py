@@ -44,8 +44,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from gqc_lab.errors import BadInput, check_keys
-from gqc_lab.runs.parameters import parse_yaml, read_text
+from gqc_lab.errors import BadInput, nearest
 
 TABLES = ("history", "results")
 PROSE = ("name", "unit", "least")  #: of a part; they decide nothing
@@ -117,8 +116,20 @@ class Claim:
 
 
 def read_yaml(path: Path) -> Any:
-    """Read a file of the paper.  Raises: BadInput: it cannot be read, or repeats a key."""
-    return parse_yaml(read_text(path), str(path))
+    """Read a file of the paper.  Raises: BadInput: it is no YAML, or a key is given twice."""
+    import yaml
+
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value]
+            for key in {key for key in keys if keys.count(key) > 1}:
+                raise BadInput(f"{path}: {key!r} is given twice; keep one")
+            return super().construct_mapping(node, deep)
+
+    try:
+        return yaml.load(path.read_bytes(), Loader)
+    except (OSError, yaml.YAMLError) as error:
+        raise BadInput(f"{path}: {error}") from None
 
 
 def read_claims(path: Path | str) -> list[Claim]:
@@ -194,5 +205,9 @@ def _part(row: Any) -> Part:
 
 
 def _known(row: Any, names: list[str]) -> dict[str, Any]:
-    check_keys("", row, names)
+    if not isinstance(row, dict):
+        raise BadInput(f"{row!r}: expected a mapping")
+    for key in row:
+        if key not in names:
+            raise BadInput(f"unknown key {key!r}{nearest(key, names)}")
     return {**row}
