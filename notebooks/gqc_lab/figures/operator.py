@@ -142,7 +142,7 @@ def over_epochs(frame: pd.DataFrame, columns: dict[str, str], title: str) -> go.
 
 
 def against_weight(
-    results: pd.DataFrame, reported: Mapping[Any, float] | None = None, limit: float | None = None
+    results: pd.DataFrame, reported: Mapping[float, float] | None = None, limit: float | None = None
 ) -> go.Figure:
     """Plot the largest gradient norm of a run against the weight of its inverse losses.
 
@@ -177,7 +177,7 @@ def against_weight(
             add_points(figure, bad, [top] * len(bad), name, marker=cross)
     if reported:
         star = {"color": BLACK, "symbol": "star", "size": 12}
-        add_points(figure, [*map(float, reported)], [*reported.values()], "reported", marker=star)
+        add_points(figure, list(reported), list(reported.values()), "reported", marker=star)
     if limit is not None:
         level = {"color": BLACK, "width": 1.5, "dash": "dot"}
         ends = results["inverse_weight"].agg(["min", "max"])

@@ -297,11 +297,11 @@ def _size(node: yaml.Node, sizes: dict[yaml.Node, float]) -> float:
 
 
 def read_text(path: Path) -> str:
-    """Return the content of a UTF-8 file.  Raises: BadInput: it is none, or cannot be read."""
+    """Return the content of a UTF-8 file.  Raises: BadInput: it is something else."""
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: {error}") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not UTF-8: {error}") from None
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
