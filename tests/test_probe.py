@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import random
 
 import numpy as np
@@ -416,3 +417,35 @@ def test_a_lifted_threshold_is_resumed_in_any_order(is_wrapper_first):
     uncut = run(None)
     assert next(t for t, (stepped, _) in enumerate(uncut) if stepped) == 7
     assert all(run(cut) == uncut for cut in range(20))
+
+
+@pytest.mark.filterwarnings("ignore:.*this warning comes once:UserWarning")
+@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("cut", [None, 9, 10])
+def test_a_discarded_draw_tells_a_schedule_in_draws_nothing(draws, cut):
+    """With NaN now and then, first draws too: the thresholds of a run without these microbatches."""
+
+    def make():
+        param = nn.Parameter(torch.zeros(1))
+        wrapper = gqc.OptimizerWrapperGNTS(SGD([param], lr=0.0), max_draws=8)
+        return param, wrapper, DrawsSchedule(wrapper, draws, 1.0, 1.0)
+
+    def run(stream, cut=None):
+        (param, wrapper, schedule), seen = make(), []
+        for step, size in enumerate(stream):
+            (size * param.sum()).backward()
+            wrapper.step()
+            schedule.step()
+            if not math.isnan(size):
+                seen.append((wrapper.num_draws, wrapper.tunable(gqc.schedules.THRESHOLD)))
+            if step == cut:
+                files = wrapper.state_dict(), schedule.state_dict()
+                param, wrapper, schedule = make()
+                wrapper.load_state_dict(files[0])
+                schedule.load_state_dict(files[1])
+        return seen
+
+    sizes = torch.linspace(2, 0.5, 30).tolist()
+    with_nan = [x for size in sizes for x in (size, math.nan, math.nan)]
+    assert len({threshold for _, threshold in run(sizes)}) > 5
+    assert run(with_nan, cut) == run(sizes)

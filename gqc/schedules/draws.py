@@ -17,15 +17,14 @@ PATIENCE = 4  # times the wanted draws, after which a window steps in any case
 
 
 class DrawsSchedule(ParamGroupSchedule):
-    r"""Set GNTS's threshold to what means so many draws at the present noise.
+    r"""Set GNTS's threshold to what means about so many draws at the present noise.
 
     :math:`\tau^2 = s\,\frac{1.05+R/n}{1+R}` with s an average of :math:`|g_1|^2` over windows, of
     expectation :math:`|G|^2+T`, and R the wrapper's own noise scale; both move with the model.
-    The norm of a window's first draw is read whatever the threshold is, so s also follows where
-    every window is one draw.  R is known from windows of two draws and more; until then it is the
-    probe's.  Where a gradient has grown so fast that no draws bring it down to the average, the
-    threshold is lifted at four times the wanted draws, so that no window is a trap; and where R is
-    far below 1, draws change nothing, and fewer are made.
+    First draws are read whatever the threshold is, so s also follows where every window is one
+    draw.  R is known from windows of two draws and more; until then it is the probe's.  Where a
+    gradient has grown so fast that no draws bring it down to the average, the threshold is lifted
+    at four times the wanted draws; and where R is far below 1, fewer draws are made.
 
     Args:
         optimizer: an :class:`gqc.OptimizerWrapperGNTS`.
@@ -48,7 +47,7 @@ class DrawsSchedule(ParamGroupSchedule):
         least: int = optimizer.min_draws  # type: ignore[attr-defined]
         only = "1, as the norm of a window's first draw is read; draws= says how many are wanted"
         expect(least <= 1, "min_draws", least, only)
-        self.draws, self._num_draws = draws, optimizer.num_draws  # type: ignore[attr-defined]
+        self.draws, (self._num_draws, self._num_discarded) = draws, _counts(optimizer)
         self._square = max(signal_sq, 0.0) + noise_trace
         self._scale = noise_trace / signal_sq if signal_sq > 0 else math.inf
         super().__init__(optimizer, THRESHOLD, self._threshold)
@@ -60,7 +59,10 @@ class DrawsSchedule(ParamGroupSchedule):
         super().go_to(step)
 
     def _observe(self, wrapper: Any) -> None:
-        last, norm, self._num_draws = wrapper.last_window, None, wrapper.num_draws
+        last, norm, before = wrapper.last_window, None, self._num_discarded
+        self._num_draws, self._num_discarded = _counts(wrapper)
+        if self._num_discarded != before:  # this microbatch was no draw
+            return
         if wrapper.num_draws == 1:
             norm = wrapper.grad_norm
         elif wrapper.num_draws == 0 and last is not None and last.num_draws == 1:
@@ -72,12 +74,14 @@ class DrawsSchedule(ParamGroupSchedule):
 
     def state_dict(self) -> dict[str, Any]:
         own = {"square": self._square, "scale": self._scale, "num_draws": self._num_draws}
-        return {**super().state_dict(), **own}
+        return {**super().state_dict(), **own, "num_discarded": self._num_discarded}
 
     def _restore(self, state: dict[str, Any]) -> None:
         super()._restore(state)
         self._square, self._scale = state["square"], state["scale"]
-        self._num_draws = state.get("num_draws", getattr(self.optimizer, "num_draws", 0))
+        drawn, discarded = _counts(self.optimizer)  # which older files do not have
+        self._num_draws = state.get("num_draws", drawn)
+        self._num_discarded = state.get("num_discarded", discarded)
 
     def _threshold(self, step: int) -> float:
         n = self.draws(step) if callable(self.draws) else self.draws
@@ -87,3 +91,8 @@ class DrawsSchedule(ParamGroupSchedule):
             return 1e6 * math.sqrt(self._square)
         share = 1 / n if self._scale == math.inf else (SLACK + self._scale / n) / (1 + self._scale)
         return math.sqrt(self._square * share)
+
+
+def _counts(wrapper: Any) -> tuple[int, int]:
+    """Draws in the open window, and draws that were thrown away so far."""
+    return wrapper.num_draws, wrapper.statistics()["num_discarded"]
