@@ -133,7 +133,6 @@ class ProductSketch:
     def __init__(self, size: int = 64, seed: int = 0) -> None:
         self._options = (size, seed)
         self._sketch: SignSketch | None = None
-        self._weight = torch.ones(0)
 
     def __call__(self, grads: Sequence[Tensor]) -> Tensor:
         """Return the vector of one draw; of ``DTensor`` that of this rank's shards.

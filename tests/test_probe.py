@@ -423,7 +423,7 @@ def test_a_lifted_threshold_is_resumed_in_any_order(is_wrapper_first):
 @pytest.mark.parametrize("draws", [1, 3])
 @pytest.mark.parametrize("cut", [None, 9, 10])
 def test_a_discarded_draw_tells_a_schedule_in_draws_nothing(draws, cut):
-    """With NaN now and then, first draws too: the thresholds of a run without these microbatches."""
+    """First draws too: the thresholds are those of a run without these microbatches."""
 
     def make():
         param = nn.Parameter(torch.zeros(1))

@@ -30,9 +30,8 @@ class DrawsSchedule(ParamGroupSchedule):
         optimizer: an :class:`gqc.OptimizerWrapperGNTS`.
         draws: n, wanted per step, >= 1: a number, or a function of the microbatch, from 0.
         signal_sq, noise_trace: :math:`|G|^2` and T at the start, as of :func:`gqc.noise.probe`.
-    Raises:
-        TypeError: the wrapper reads no norms.
-        ValueError: fewer than one draw, or a wrapper with ``min_draws`` above 1.
+    Raises: TypeError: the wrapper reads no norms.  ValueError: fewer than one draw, or a wrapper
+        with ``min_draws`` above 1.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class DrawsSchedule(ParamGroupSchedule):
         least: int = optimizer.min_draws  # type: ignore[attr-defined]
         only = "1, as the norm of a window's first draw is read; draws= says how many are wanted"
         expect(least <= 1, "min_draws", least, only)
-        self.draws, (self._num_draws, self._num_discarded) = draws, _counts(optimizer)
+        self.draws, self._counts = draws, _counts(optimizer)
         self._square = max(signal_sq, 0.0) + noise_trace
         self._scale = noise_trace / signal_sq if signal_sq > 0 else math.inf
         super().__init__(optimizer, THRESHOLD, self._threshold)
@@ -59,40 +58,37 @@ class DrawsSchedule(ParamGroupSchedule):
         super().go_to(step)
 
     def _observe(self, wrapper: Any) -> None:
-        last, norm, before = wrapper.last_window, None, self._num_discarded
-        self._num_draws, self._num_discarded = _counts(wrapper)
-        if self._num_discarded != before:  # this microbatch was no draw
+        before, self._counts = self._counts, _counts(wrapper)
+        if self._counts["num_discarded"] != before["num_discarded"]:  # it was no draw
             return
-        if wrapper.num_draws == 1:
-            norm = wrapper.grad_norm
-        elif wrapper.num_draws == 0 and last is not None and last.num_draws == 1:
-            norm = last.grad_norm
+        last = wrapper.last_window
+        first = wrapper if wrapper.num_draws else last
+        norm = first.grad_norm if first is not None and first.num_draws == 1 else None
         if norm is not None and math.isfinite(norm * norm):
             self._square += SHARE * (norm * norm - self._square)
         if last is not None and (scale := wrapper.statistics()["noise_scale"]):
             self._scale = scale * last.num_draws / last.weight  # of a unit of weight, to one draw
 
     def state_dict(self) -> dict[str, Any]:
-        own = {"square": self._square, "scale": self._scale, "num_draws": self._num_draws}
-        return {**super().state_dict(), **own, "num_discarded": self._num_discarded}
+        own = {"square": self._square, "scale": self._scale}
+        return {**super().state_dict(), **own, **self._counts}
 
     def _restore(self, state: dict[str, Any]) -> None:
         super()._restore(state)
         self._square, self._scale = state["square"], state["scale"]
-        drawn, discarded = _counts(self.optimizer)  # which older files do not have
-        self._num_draws = state.get("num_draws", drawn)
-        self._num_discarded = state.get("num_discarded", discarded)
+        self._counts = {k: state.get(k, now) for k, now in _counts(self.optimizer).items()}
 
     def _threshold(self, step: int) -> float:
         n = self.draws(step) if callable(self.draws) else self.draws
         if not n >= 1:
             raise ValueError(f"draws={n!r} at step {step}: expected a number >= 1")
-        if self._num_draws >= PATIENCE * n - 1:
+        if self._counts["num_draws"] >= PATIENCE * n - 1:
             return 1e6 * math.sqrt(self._square)
         share = 1 / n if self._scale == math.inf else (SLACK + self._scale / n) / (1 + self._scale)
         return math.sqrt(self._square * share)
 
 
-def _counts(wrapper: Any) -> tuple[int, int]:
-    """Draws in the open window, and draws that were thrown away so far."""
-    return wrapper.num_draws, wrapper.statistics()["num_discarded"]
+def _counts(wrapper: Any) -> dict[str, int]:
+    """Draws in the open window, and those that were thrown away so far."""
+    num_discarded = wrapper.statistics()["num_discarded"]
+    return {"num_draws": wrapper.num_draws, "num_discarded": num_discarded}

@@ -239,14 +239,8 @@ def like(param: Tensor, value: Any) -> Tensor:
     elif value.shape != here.shape:  # a whole one: every rank cuts its part out of it
         whole = value.to(here.device)
         value = distribute_tensor(whole, mesh, placements, src_data_rank=None).to_local()
-    return DTensor.from_local(
-        value.to(here.device, copy=True),
-        mesh,
-        placements,
-        run_check=False,
-        shape=sharded.shape,
-        stride=sharded.stride(),
-    )
+    own, shape, stride = value.to(here.device, copy=True), sharded.shape, sharded.stride()
+    return DTensor.from_local(own, mesh, placements, shape=shape, stride=stride)
 
 
 def warn_of_lost_schedules(lost: tuple[str, ...], copied: Any, *_: Any) -> None:
