@@ -120,8 +120,10 @@ class GradWindow(Window):
         for grad, total in zip(grads, self._sums, strict=False):
             if grad is total or total is None:
                 continue
-            # create_graph adds out of place, and DDP(gradient_as_bucket_view=True) moves buckets
-            if grad is None or not (total._is_view() or _is_made_of(grad, total)):
+            # create_graph adds out of place, DDP(gradient_as_bucket_view=True) moves into buckets
+            if grad is None or not (
+                total._is_view() or grad._is_view() or _is_made_of(grad, total)
+            ):
                 raise RuntimeError(
                     "the gradients accumulated since the last step are gone: .grad was cleared or "
                     "replaced in mid-window (model.zero_grad()?). Remove that call, since the "

@@ -227,10 +227,11 @@ class GradientWatch:
             if (grad := param.grad) is None:
                 return True
             # DDP moves views, which share their count; another device's thread may be ahead.
-            is_free = grad._is_view() or grad.device != first.device
-            if grad is not total and not (is_free or grad.requires_grad):
+            is_view, is_ahead = grad._is_view(), grad.device != first.device
+            is_same = grad is total or (is_view and total._is_view()) or grad.requires_grad
+            if not (is_same or is_ahead):
                 return True
-            if grad._version > old + (param is first or is_free):
+            if grad._version > old + (param is first or is_view or is_ahead):
                 return True
         return False
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import itertools
 import math
 import warnings
 
@@ -120,15 +121,19 @@ def check_bucket_views(rank: int) -> None:
             net = DDP(model(), gradient_as_bucket_view=True)
             decisions = train(net, MAKERS[name](adamw(net), **options), batches(), rank)
             agree(f"bucket views {name} {options}", decisions, net, *reference_run(MAKERS[name]))
-    for clear in (None, torch.zeros):  # model.zero_grad() in mid-window, where DDP makes new views
-        for cleared in (0, 1):
-            net = DDP(model(), gradient_as_bucket_view=True)
-            wrapper = gqc.OptimizerWrapperSBC(adamw(net), 1, 3, accumulate="grad")
-            train(net, wrapper, batches(10), rank)
-            for param in [*net.parameters()][cleared:]:
-                param.grad = clear and clear(param.shape)
-            with pytest.raises(RuntimeError, match='accumulate="buffer"'):
-                train(net, wrapper, batches(1), rank)
+    clears = (lambda _: None, torch.zeros)  # model.zero_grad() in mid-window, where DDP makes views
+    cases = [*itertools.product((False, True), clears), (True, lambda shape: torch.zeros(shape)[:])]
+    for (is_local, clear), cleared in itertools.product(cases, (0, 1)):
+        net = DDP(model(), gradient_as_bucket_view=True)
+        wrapper = gqc.OptimizerWrapperSBC(adamw(net), 1, 3, accumulate="grad")
+        train(net, wrapper, batches(9), rank)
+        assert not wrapper.closes_next()
+        with net.no_sync() if is_local else contextlib.nullcontext():
+            train(net, wrapper, batches(1), rank)
+        for param in [*net.parameters()][cleared:]:
+            param.grad = clear(param.shape)
+        with pytest.raises(RuntimeError, match='accumulate="buffer"'):
+            train(net, wrapper, batches(1), rank)
 
 
 def check_clipping(rank: int) -> None:
@@ -202,9 +207,9 @@ def check_seldom(rank: int) -> None:
             4,
         ),
     }
-    for name, (make, fewer) in kinds.items():
+    for (name, (make, fewer)), views in itertools.product(kinds.items(), (False, True)):
         reference = reference_run(make)
-        net, counts = DDP(model()), []
+        net, counts = DDP(model(), gradient_as_bucket_view=views), []
         net.register_comm_hook(counts, counted_allreduce)
         wrapper, decisions = make(adamw(net), accumulate="grad"), []
         for x, y in batches():
