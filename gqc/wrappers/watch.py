@@ -198,7 +198,8 @@ class GradientWatch:
         if self.sums and self._is_plain and not is_within:
             self._was_changed |= self._has_moved(first)
         # Called at the end of this backward, in turn: DDP's and FSDP2's come before the second.
-        _at_the_end(lambda: _at_the_end(partial(self._end, task)))
+        queue = Variable._execution_engine.queue_callback
+        queue(lambda: queue(partial(self._end, task)))
 
     # torch.compile would look at every module that is loaded, for seconds.
     _start_untraced = torch._disable_dynamo(_start)
@@ -244,10 +245,6 @@ def _look(watch: Any, param: Tensor, grad: Tensor, version: int, _: Tensor) -> N
         alive.added.append((param, grad, grad._version))
     else:
         alive._let_go()
-
-
-def _at_the_end(call: Any) -> None:
-    Variable._execution_engine.queue_callback(call)
 
 
 def own(grads: list[Any], is_made: bool) -> list[Any]:
