@@ -143,9 +143,10 @@ if "adamw" in table.index and len(table) > 1:
 
 # %% [markdown]
 # The settings of each method were chosen from ten runs on one seed that the batch does not use
-# (recorded in `gqc_lab.studies.pretraining`). gns, normtest, mht and sbc did best at their loosest
+# (recorded in `gqc_lab.studies.pretraining`). gns, normtest and mht did best at their loosest
 # setting, two to three draws per step; stricter settings lost, since tokens spent on a better
-# gradient are steps not taken.
+# gradient are steps not taken. The ten runs of sbc had another schedule, which asked for two
+# microbatches from the second step on; the present one comes to 1.2 draws per step.
 #
 # **Limits.** At laptop scale the model has 0.16M parameters; settings were chosen with 1M tokens,
 # while the seeds train on half of them. The replay sees a different order of the text, so its

@@ -60,9 +60,9 @@ found
 
 # %% [markdown]
 # - **noise scale**: microbatches whose mean has as much noise as signal. Far below it a step is
-#   mostly noise, far above it more draws buy little. Times the batch size it is the **critical
-#   batch**, at which a loss costs about twice the fewest tokens
-#   ([notebook 26](../26_critical_batch.ipynb)).
+#   mostly noise, far above it more draws buy little. Times the batch size it estimates the
+#   **critical batch**, at which a loss costs about twice the fewest tokens: to a factor of two at
+#   three losses in [notebook 26](../26_critical_batch.ipynb).
 # - **draws**: "NOT independent" means that successive microbatches share noise (packed documents,
 #   an unshuffled file). Every estimate of noise is then too small: shuffle first.
 # - **for 8 draws**: the settings with which GNTS takes 8 draws a step on average, at the present

@@ -120,7 +120,7 @@ def fill_readme(
             mine = {FLAGSHIP: results[FLAGSHIP]}
             age = appendix.describe_age(mine, current, "behind this table")
             return means_table(results[FLAGSHIP], age)
-        age = appendix.describe_age(results, current, "behind these verdicts")
+        age = appendix.describe_age(results, current, "committed here")
         return render("readme.md", claims=describe_claims(verdicts), age=age)
 
     blocks = re.compile(
