@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from plotly.subplots import make_subplots
 
 from gqc_lab.loop.settings import axis_labels, settings_of
-from gqc_lab.stats.analysis import check_columns
+from gqc_lab.stats.analysis import ONE_RUN, check_columns
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -166,8 +166,14 @@ def over_seeds(history: pd.DataFrame) -> str:
 def each_method(
     what: str, history: pd.DataFrame, columns: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, Any], pd.DataFrame]]:
-    """Yield each method's name, line style (see :func:`method_styles`) and records."""
+    """Yield each method's name, line style (see :func:`method_styles`) and records.
+
+    Raises: ValueError: a column is missing, or the first goes back within a seed: of another run.
+    """
     check_columns(what, history, ["method", "seed", *columns])
+    for key, run in history.groupby(["method", "seed"], sort=False):
+        if not run[columns[0]].dropna().is_monotonic_increasing:
+            raise ValueError(f"{what}: {columns[0]} goes back within {key}: {ONE_RUN}")
     types = {c: bool if c == "stepped" else float for c in columns}
     styles = method_styles(history["method"].astype(str).unique())
     for method, records in history.groupby("method", sort=False):

@@ -17,7 +17,7 @@ from gqc_lab.figures.style import (
     uneven_bars,
     with_legend_above,
 )
-from gqc_lab.stats.analysis import check_columns, summarize
+from gqc_lab.stats.analysis import ONE_RUN, check_columns, summarize
 
 LABELS = {
     "dead_share": "share of dead units",
@@ -84,7 +84,9 @@ def by_task(
         title: what is shown; the next line says what curves and bands are.
         has_bands: draw the 95 % intervals over seeds too.
     """
-    check_columns("by_task", tasks, ["stream", "method", "seed", "task", *measures])
+    check_columns("by_task", tasks, [*(keys := ["stream", "method", "seed", "task"]), *measures])
+    if tasks.duplicated(keys).any():
+        raise ValueError(f"by_task: several rows of a seed for one task: {ONE_RUN}")
     tasks = tasks.assign(method=tasks["method"].replace({"l2": "sgd, weight decay"}))
     streams, styles = list(tasks["stream"].unique()), method_styles(tasks["method"])
     averaged = f", moving mean of {over} tasks" if over > 1 else ""
