@@ -114,8 +114,9 @@ def write_html(figure: go.Figure, path: str | Path) -> Path:
     """Write ``figure`` as one page that opens offline (it carries plotly.js, 5 MB)."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.write_html(path, include_plotlyjs=True, include_mathjax=False, div_id="figure")
-    return path
+    part = path.with_name(f".{path.name}")
+    figure.write_html(part, include_plotlyjs=True, include_mathjax=False, div_id="figure")
+    return part.replace(path)
 
 
 def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -166,10 +167,7 @@ def over_seeds(history: pd.DataFrame) -> str:
 def each_method(
     what: str, history: pd.DataFrame, columns: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, Any], pd.DataFrame]]:
-    """Yield each method's name, line style (see :func:`method_styles`) and records.
-
-    Raises: ValueError: a column is missing, or the first goes back within a seed: of another run.
-    """
+    """Yield each method's name, line style (see :func:`method_styles`) and records."""
     check_columns(what, history, ["method", "seed", *columns])
     for key, run in history.groupby(["method", "seed"], sort=False):
         if not run[columns[0]].dropna().is_monotonic_increasing:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gqc_lab.errors import BadInput, nearest
@@ -242,11 +241,3 @@ def draw_figure(batch: Batch, results: pd.DataFrame, history: pd.DataFrame) -> A
         return find_function("report: figure", name)(results, history)
     except ValueError as error:
         raise BadInput(f"report: figure: {name}: {error}") from None
-
-
-def write_figure(batch: Batch, results: pd.DataFrame, history: pd.DataFrame, path: Path) -> None:
-    """Write the figure that the batch file names as a page that needs no network."""
-    from gqc_lab.figures import write_html
-
-    figure = draw_figure(batch, results, history)
-    write_html(figure, path.with_name(f".{path.name}")).replace(path)
