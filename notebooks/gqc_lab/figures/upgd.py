@@ -84,9 +84,7 @@ def by_task(
         title: what is shown; the next line says what curves and bands are.
         has_bands: draw the 95 % intervals over seeds too.
     """
-    check_columns("by_task", tasks, [*(keys := ["stream", "method", "seed", "task"]), *measures])
-    if tasks.duplicated(keys).any():
-        raise ValueError(f"by_task: several rows of a seed for one task: {ONE_RUN}")
+    check_columns("by_task", tasks, ["stream", "method", "seed", "task", *measures])
     tasks = tasks.assign(method=tasks["method"].replace({"l2": "sgd, weight decay"}))
     streams, styles = list(tasks["stream"].unique()), method_styles(tasks["method"])
     averaged = f", moving mean of {over} tasks" if over > 1 else ""
@@ -156,6 +154,8 @@ def against_lr(results: pd.DataFrame) -> go.Figure:
 
 def batch_tasks(results: pd.DataFrame, history: pd.DataFrame) -> go.Figure:
     """:func:`by_task` of a batch's runs, in the form that a batch file's report asks for."""
+    if history.duplicated(["stream", "method", "seed", "task"]).any():
+        raise ValueError(f"batch_tasks: several rows of a seed for one task: {ONE_RUN}")
     return by_task(history, ("online_accuracy", "plasticity"), over=5)
 
 
