@@ -117,12 +117,15 @@ def history(paper: Path, claims: Sequence[Claim]) -> dict[str, dict[str, str]]:
     From git; claims that it does not know are left out.  Times are UTC, to minutes.
     """
     written: dict[str, list[int]] = {}
+    last: dict[str, str] = {}
     log = git(paper, "log", "--reverse", "--format=%H %ct %P", "--", "claims.yaml")
     for commit, when, *parents in map(str.split, log.decode().splitlines()):
         before = [_rules_of(git(paper, "show", f"{p}:./claims.yaml")) for p in parents]
-        for key, rule in _rules_of(git(paper, "show", f"{commit}:./claims.yaml")).items():
-            if all(rules.get(key) != rule for rules in before):  # a merge changes none
-                written.setdefault(key, []).append(int(when))
+        rules = _rules_of(git(paper, "show", f"{commit}:./claims.yaml"))
+        for key, rule in (rules or {}).items():
+            if all((last if b is None else b).get(key) != rule for b in before):
+                written.setdefault(key, []).append(int(when))  # a merge changes none
+        last = last if rules is None else rules  # of the last commit that did not break the file
     data = _first_data(paper)
     found = {}
     for claim in claims:
@@ -135,12 +138,15 @@ def history(paper: Path, claims: Sequence[Claim]) -> dict[str, dict[str, str]]:
 
 
 @cache
-def _rules_of(claims: bytes) -> dict[str, str]:
-    """Return what decides each claim, as a hash, of a version of claims.yaml."""
+def _rules_of(claims: bytes) -> dict[str, str] | None:
+    """Return what decides each claim, as a hash, of a version of claims.yaml; None if damaged."""
     rules = {}
-    for row in yaml.safe_load(claims) or []:
-        parts = [{k: v for k, v in p.items() if k not in PROSE} for p in row.get("parts", [])]
-        rules[row["id"]] = digest([row.get("kind"), parts])
+    try:
+        for row in yaml.safe_load(claims) or []:
+            parts = [{k: v for k, v in p.items() if k not in PROSE} for p in row.get("parts", [])]
+            rules[row["id"]] = digest([row.get("kind"), parts])
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError):
+        return None
     return rules
 
 

@@ -66,9 +66,10 @@ def run_batch(
         str, typer.Option("--shard", help="Only the i-th of n shares, as in a job array: i/n.")
     ] = "1/1",
 ) -> None:
-    """Execute what is not finished yet, then print the results."""
-    batch = shard(read_batch(file), share)
-    raise typer.Exit(_execute(batch, runs, jobs, cold, retry, fail_fast, scheduler))
+    """Execute what is not finished yet, then print the results, those of other shares too."""
+    batch = read_batch(file)
+    mine = shard(batch, share)
+    raise typer.Exit(_execute(mine, runs, jobs, cold, retry, fail_fast, scheduler, batch))
 
 
 @batches.command("plan")
@@ -113,8 +114,9 @@ def _execute(
     retry: int = 1,
     is_fail_fast: bool = False,
     scheduler: str | None = None,
+    whole: Batch | None = None,
 ) -> int:
-    """Execute and report; returns the exit code."""
+    """Execute and report, on all of the ``whole`` that is finished; returns the exit code."""
     from gqc_lab.runs.overview import BatchProgress
     from gqc_lab.runs.report import find_function
 
@@ -131,7 +133,7 @@ def _execute(
     counts = [f"{outcomes.count(s)} {s}" for s in dict.fromkeys(outcomes.statuses.values())]
     runs_of_it = "1 run" if len(batch.runs) == 1 else f"{len(batch.runs)} runs"
     console.print(f"{batch.name}: {runs_of_it}: {', '.join(counts)}", highlight=False)
-    _report(batch, store, console)
+    _report(whole or batch, store, console)
     if outcomes.is_interrupted:
         console.print("interrupted; repeat the command to continue")
         return 130
@@ -166,7 +168,7 @@ def _executor(
 
 def _report(batch: Batch, store: Store, console: "Console") -> None:
     """Print the table of what is finished, and write the figure that the batch file names."""
-    from gqc_lab.runs.report import batch_results, make_table, summarize_batch, write_figure
+    from gqc_lab.runs.report import batch_results, draw_figure, make_table, summarize_batch
     from gqc_lab.runs.results import load
 
     if not store.root.is_dir():
@@ -177,6 +179,8 @@ def _report(batch: Batch, store: Store, console: "Console") -> None:
     if len(summary):
         console.print(make_table(batch, summary, console))
     if batch.report.figure and len(results):
-        path = store.root / f"{batch.name}.html"
-        write_figure(batch, results, loaded.history, path)
+        from gqc_lab.figures import write_html
+
+        figure = draw_figure(batch, results, loaded.history)
+        path = write_html(figure, store.root / f"{batch.name}.html")
         console.print(f"figure: {path}", highlight=False, soft_wrap=True)

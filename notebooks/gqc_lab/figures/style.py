@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from plotly.subplots import make_subplots
 
 from gqc_lab.loop.settings import axis_labels, settings_of
-from gqc_lab.stats.analysis import check_columns
+from gqc_lab.stats.analysis import ONE_RUN, check_columns
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -114,8 +114,9 @@ def write_html(figure: go.Figure, path: str | Path) -> Path:
     """Write ``figure`` as one page that opens offline (it carries plotly.js, 5 MB)."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.write_html(path, include_plotlyjs=True, include_mathjax=False, div_id="figure")
-    return path
+    part = path.with_name(f".{path.name}")
+    figure.write_html(part, include_plotlyjs=True, include_mathjax=False, div_id="figure")
+    return part.replace(path)
 
 
 def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -168,6 +169,9 @@ def each_method(
 ) -> Iterator[tuple[str, dict[str, Any], pd.DataFrame]]:
     """Yield each method's name, line style (see :func:`method_styles`) and records."""
     check_columns(what, history, ["method", "seed", *columns])
+    for key, run in history.groupby(["method", "seed"], sort=False):
+        if not run[columns[0]].dropna().is_monotonic_increasing:
+            raise ValueError(f"{what}: {columns[0]} goes back within {key}: {ONE_RUN}")
     types = {c: bool if c == "stepped" else float for c in columns}
     styles = method_styles(history["method"].astype(str).unique())
     for method, records in history.groupby("method", sort=False):

@@ -29,7 +29,7 @@ def loss_against(history: pd.DataFrame, x: str = "tokens", y: str = "val_loss") 
         history: records with ``method``, ``seed``, ``x`` and ``y``; rows without ``y`` are skipped.
         x: a column that grows during a run: tokens, steps, seconds, microbatch.
         y: what is drawn.
-    Raises: ValueError: a column is missing, or a run has no ``y``.
+    Raises: ValueError: a column is missing, a run has no ``y``, or a seed has several runs.
     """
     quantity = _label(y).split(" [")[0]
     figure = _figure(f"{quantity.capitalize()} against {_label(x)}", x, y)

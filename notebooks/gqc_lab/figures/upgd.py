@@ -17,7 +17,7 @@ from gqc_lab.figures.style import (
     uneven_bars,
     with_legend_above,
 )
-from gqc_lab.stats.analysis import check_columns, summarize
+from gqc_lab.stats.analysis import ONE_RUN, check_columns, summarize
 
 LABELS = {
     "dead_share": "share of dead units",
@@ -154,6 +154,8 @@ def against_lr(results: pd.DataFrame) -> go.Figure:
 
 def batch_tasks(results: pd.DataFrame, history: pd.DataFrame) -> go.Figure:
     """:func:`by_task` of a batch's runs, in the form that a batch file's report asks for."""
+    if history.duplicated(["stream", "method", "seed", "task"]).any():
+        raise ValueError(f"batch_tasks: several rows of a seed for one task: {ONE_RUN}")
     return by_task(history, ("online_accuracy", "plasticity"), over=5)
 
 

@@ -21,7 +21,7 @@ from gqc_lab.runs.plan import Batch
 from gqc_lab.runs.report import (
     batch_results,
     describe_summary,
-    find_function,
+    draw_figure,
     show_cell,
     summarize_batch,
     tabulate,
@@ -67,7 +67,7 @@ def build_gallery(store: Store, target: Path, batch: Batch | None = None) -> Pat
         sections.append(_section(str(notebook), rows, thumbnails))
     figure = None
     if batch and batch.report.figure:
-        drawn = find_function("report: figure", batch.report.figure)(found, runs.history)
+        drawn = draw_figure(batch, found, runs.history)
         figure = Markup(drawn.to_html(include_plotlyjs=False, full_html=False))
     text = files("gqc_lab.publish").joinpath("templates", "gallery.html").read_text("utf-8")
     page = Environment(autoescape=True, trim_blocks=True).from_string(text)

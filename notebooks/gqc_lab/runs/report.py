@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gqc_lab.errors import BadInput, nearest
@@ -235,9 +234,10 @@ def find_function(where: str, reference: str) -> Callable[..., Any]:
     return function
 
 
-def write_figure(batch: Batch, results: pd.DataFrame, history: pd.DataFrame, path: Path) -> None:
-    """Write the figure that the batch file names as a page that needs no network."""
-    from gqc_lab.figures import write_html
-
-    figure = find_function("report: figure", batch.report.figure)(results, history)
-    write_html(figure, path.with_name(f".{path.name}")).replace(path)
+def draw_figure(batch: Batch, results: pd.DataFrame, history: pd.DataFrame) -> Any:
+    """Return the figure that the batch file names.  Raises: BadInput: not of these runs."""
+    name = batch.report.figure
+    try:
+        return find_function("report: figure", name)(results, history)
+    except ValueError as error:
+        raise BadInput(f"report: figure: {name}: {error}") from None

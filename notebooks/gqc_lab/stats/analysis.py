@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.floating]
 QUANTILE = 0.975  #: of Student's t, for intervals of 95 %
+ONE_RUN = "keep one run of a seed, or name what differs in the method"  #: else they are pooled
 POWER, MOST_SEEDS = 0.8, 1000  #: a test's chance to see an effect, and with how many seeds at most
 
 
@@ -204,22 +205,22 @@ def at_equal(
     that stopped early, or whose ``y`` turned NaN, sets the budget for all.
 
     Args:
-        history: one row per record; ``method`` and ``seed`` tell runs apart.
+        history: one row per record, in order; ``method`` and ``seed`` tell runs apart.
         x: what the runs are compared at: tokens, steps, seconds.
         y: what is interpolated.
         points: evenly spaced; None: all points that some run has, so that equal grids stay exact.
     Returns: a row per run and grid point: ``method``, ``seed``, ``x``, ``y``.
-    Raises: ValueError: the runs have no ``x`` in common, or an ``x`` repeats within a run.
+    Raises: ValueError: the runs have no ``x`` in common, or ``x`` does not grow within a run.
     """
     keys = ["method", "seed"]
     check_columns("at_equal", history, [*keys, x, y])
     runs = dict(iter(history[[*keys, x, y]].groupby(keys, sort=False)))
     for key, run in runs.items():
-        runs[key] = run = run.dropna(subset=[x, y]).astype({x: float, y: float}).sort_values(x)
+        runs[key] = run = run.dropna(subset=[x, y]).astype({x: float, y: float})
         if run.empty:
             raise ValueError(f"at_equal: run {key} has no {y}; leave it out or evaluate it")
-        if run[x].duplicated().any():
-            raise ValueError(f"at_equal: {x} repeats within run {key}; keep one run of a seed")
+        if not (run[x].diff().iloc[1:] > 0).all():
+            raise ValueError(f"at_equal: {x} does not grow within run {key}; {ONE_RUN}")
     low = max((run[x].iloc[0] for run in runs.values()), default=nan)
     high = min((run[x].iloc[-1] for run in runs.values()), default=nan)
     if not low <= high:

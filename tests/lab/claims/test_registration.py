@@ -1,6 +1,7 @@
 """Rules are registered before their data: what counts as confirmatory, and what a check finds."""
 
 import json
+import os
 import subprocess
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from gqc_lab.claims import evaluate, load_frozen, read_claims
 from gqc_lab.claims.commands import check, register_all, write
 from gqc_lab.claims.frozen import HISTORY, RESULTS, RUNS
-from gqc_lab.claims.registration import FILE, describe, read_registration, verify
+from gqc_lab.claims.registration import FILE, describe, history, read_registration, verify
 from gqc_lab.claims.render import describe_claims, render
 from gqc_lab.errors import BadInput
 from gqc_lab.runs.fingerprint import registration
@@ -32,6 +33,8 @@ RULE = """
       holds: "< 0"
 """
 
+LATER = dict.fromkeys(("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE"), "2099-01-01T00:00:00Z")
+
 
 @pytest.fixture
 def project(tmp_path):
@@ -52,16 +55,17 @@ def project(tmp_path):
     return tmp_path
 
 
-def git(folder, *arguments):
+def git(folder, *arguments, **when):
     names = ("-c", "user.name=a", "-c", "user.email=a@b.invalid")
+    how = {"cwd": folder, "check": True, "capture_output": True, "text": True}
     return subprocess.run(
-        ["git", *names, *arguments], cwd=folder, check=True, capture_output=True, text=True
+        ["git", *names, *arguments], env={**os.environ, **when}, **how
     ).stdout.strip()
 
 
-def commit(folder):
+def commit(folder, **when):
     git(folder, "add", "-A")
-    git(folder, "commit", "-qm", "x")
+    git(folder, "commit", "-qm", "x", **when)
     return git(folder, "rev-parse", "HEAD")
 
 
@@ -231,6 +235,16 @@ def test_a_check_asks_git_for_the_order(project, change, message):
     lines = verify(project / "paper", load_frozen(results))
     assert len(lines) == 2  # of two methods; the old seed is not asked
     assert all(message in line for line in lines)
+
+
+@pytest.mark.parametrize("text", ["<<<<<<< HEAD\n- id: [", "lower: 1\n", "- lower\n", "\x00"])
+def test_a_commit_that_broke_the_claims_is_passed_over(project, text):
+    path = project / "paper" / "claims.yaml"
+    before = history(project / "paper", read_claims(path))
+    for content, more in ((text, ""), (text, "# the same\n"), (RULE, "")):
+        path.write_text(content + more)
+        commit(project, **LATER)
+    assert history(project / "paper", read_claims(path)) == before
 
 
 def test_a_check_finds_a_commit_that_is_no_ancestor_and_runs_that_were_not_planned(project):

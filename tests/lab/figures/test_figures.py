@@ -95,6 +95,16 @@ def test_loss_is_the_mean_over_seeds_in_its_t_interval():
     assert band.x == curve.x + curve.x[::-1]
 
 
+@pytest.mark.parametrize("draw", FIGURES)
+def test_two_settings_of_a_method_are_not_drawn_as_one_run(draw):
+    """Two batch sizes, evaluated after different tokens: no row of a seed is there twice."""
+    frame = history(["gnts"])
+    other = frame.assign(tokens=frame["tokens"] + 100)
+    with pytest.raises(ValueError, match=r"tokens goes back within \('gnts', 0\): keep one"):
+        draw(pd.concat([frame, other], ignore_index=True))
+    draw(pd.concat([frame, other.assign(method="gnts, larger")], ignore_index=True))
+
+
 def test_one_seed_has_a_curve_and_no_band():
     figure = loss_against(history(["gnts"], seeds=1))
     assert [t.name for t in figure.data] == ["gnts"]

@@ -115,6 +115,12 @@ def test_a_band_is_that_of_the_runs_that_its_line_is_the_mean_of():
     assert [*line.y[1:], *inner] == pytest.approx([30] * 9)  # both runs are at 30 % there
 
 
+def test_two_settings_of_a_method_are_not_repetitions():
+    both = pd.concat([tasks(), tasks()], ignore_index=True)
+    with pytest.raises(ValueError, match="several rows of a seed for one task: keep one run"):
+        figures.batch_tasks(results(), both)
+
+
 def test_bands_are_intervals_over_seeds_in_the_unit_of_the_curve():
     (stream, *_), frame = STREAMS, tasks()
     one = frame[(frame["stream"] == stream) & (frame["method"] == "upgd")]

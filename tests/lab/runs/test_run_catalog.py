@@ -23,6 +23,7 @@ from gqc_lab.runs.plan import read_batch
 from gqc_lab.runs.report import (
     batch_results,
     describe_summary,
+    draw_figure,
     list_results,
     make_table,
     show_interval,
@@ -383,3 +384,25 @@ def test_a_number_that_no_run_or_only_some_have_is_shown(make_batch):
     summary = summarize_batch(batch, mixed)
     assert (summary["column"].tolist(), summary["n"].tolist()) == (["loss"], [3])
     assert summary["mean"].isna().all()  # not the mean of the two that are left
+
+
+def test_a_figure_that_runs_do_not_suit_is_refused_in_one_line(make_batch):
+    """Of an experiment of one's own, which counts examples, not tokens."""
+    batch = make_batch("seeds: 1\nreport: {figure: gqc_lab.figures:batch_loss}")
+    history = pd.DataFrame({"method": ["gnts"], "seed": [0], "examples": [8], "val_loss": [1.0]})
+    with pytest.raises(BadInput, match=r"figures:batch_loss: .*no column 'tokens'"):
+        draw_figure(batch, rows_of(batch, METHODS[0]), history)
+
+
+def test_a_share_of_a_batch_reports_on_all_that_is_finished(
+    make_batch, store, tmp_path, monkeypatch, capsys
+):
+    for run in make_batch("seeds: 2").runs:
+        finish(store, run, loss=1.0 + run.parameters["seed"])
+    arguments = ["batch", "run", tmp_path / "b.yaml", "--shard", "2/2", "--runs", store.root]
+    monkeypatch.setattr(sys, "argv", ["gqc", *map(str, arguments)])
+    with pytest.raises(SystemExit):
+        main()
+    text = capsys.readouterr().out
+    assert "b: 1 run: 1 kept" in text
+    assert "2 [-5, 8]" in text  # 1.5, with an interval of 12.7

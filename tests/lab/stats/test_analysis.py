@@ -257,8 +257,9 @@ def test_at_equal_names_what_is_wrong():
         at_equal(history(a=[(0, 1.0), (4, 1.0)], b=[(5, 1.0), (9, 1.0)]))
     with pytest.raises(ValueError, match=r"run \('b', 0\) has no val_loss"):
         at_equal(history(a=[(0, 1.0)], b=[(0, None)]))
-    with pytest.raises(ValueError, match="tokens repeats"):
-        at_equal(history(a=[(0, 1.0), (0, 2.0)]))
+    for second in ([(0, 2.0)], [(1, 2.0), (3, 2.0)]):  # of another run
+        with pytest.raises(ValueError, match=r"not grow within run \('a', 0\); keep one"):
+            at_equal(history(a=[(0, 1.0), (2, 1.0), *second]))
     with pytest.raises(ValueError, match="no common tokens"):
         at_equal(history())
 

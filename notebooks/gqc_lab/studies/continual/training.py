@@ -286,8 +286,10 @@ class Continual(Experiment):
         first = last = None
         if len(tasks):
             first, last = float(accuracy[:part].mean()), float(accuracy[-part:].mean())
-            numbers = {n: _number(tasks[n].astype(float).mean()) for n in self.ONLINE}
-            numbers |= {n: _number(tasks[n].astype(float).iloc[-1]) for n in self.NETWORK}
+            for name in self.ONLINE:  # NaN is a task that has diverged
+                known = [value for value in self.column(name) if value is not None]
+                numbers[name] = sum(known) / len(known) if known else None
+            numbers |= {n: float(tasks[n].iloc[-1]) for n in self.NETWORK}
         losses = torch.tensor(self._columns.get("loss", []), dtype=torch.float64)
         return {
             **super().summary(),
@@ -298,7 +300,3 @@ class Continual(Experiment):
             "num_not_finite": int((~losses.isfinite()).sum()),
             **{name: getattr(self.config, name) for name in self.REPORTED},
         }
-
-
-def _number(value: float) -> float | None:
-    return None if value != value else float(value)

@@ -212,18 +212,16 @@ class Pretraining(Experiment):
     def summary(self) -> dict[str, Any]:
         """Return the result numbers so far.
 
-        The base's, and ``val_loss`` (the last one; NaN if that of the end is) [nats per token], its
+        The base's, and ``val_loss`` (the last one, also if it is NaN) [nats per token], its
         ``perplexity`` per token, ``steps`` of the optimizer, ``mean_logical_batch_examples``
         (sequences per step, over closed windows; None before the first), ``num_forced`` (steps
         taken because ``max_draws`` was reached), ``num_discarded`` (microbatches thrown away for
         NaN or inf).
         """
         history = self.history
-        losses = history["val_loss"] if len(history) else pd.Series(dtype=float)
-        if self.done < self.total:  # NaN is what was not evaluated; in the end it has diverged
-            losses = losses.dropna()
-        val_loss = float(losses.iloc[-1]) if len(losses) else None
-        draws = history.loc[history["stepped"], "num_draws"] if len(history) else losses
+        losses = [value for value in self.column("val_loss") if value is not None]
+        val_loss = losses[-1] if losses else None
+        draws = history.loc[history["stepped"], "num_draws"] if len(history) else pd.Series()
         examples = float(draws.mean()) * self.config.microbatch_size if len(draws) else None
         statistics = self.wrapper.statistics()
         return {

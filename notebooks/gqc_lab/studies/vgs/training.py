@@ -129,7 +129,8 @@ class VGSTraining(Experiment):
         ``at_cap``, the share of steps after the warmup whose V is the cap or more."""
         history, c, numbers = self.history, self.config, {}
         if self.microbatch:
-            numbers = stability(history, c.warmup_steps)
+            is_evaluated = [value is not None for value in self.column("val_loss")]
+            numbers = stability(history, c.warmup_steps, is_evaluated)
             v = history["vgs/normalized_variance"][history["microbatch"] > c.warmup_steps]
             cap = math.inf if c.variance_cap is None else c.variance_cap
             numbers["at_cap"] = float((v >= cap).mean()) if len(v) else None
@@ -200,26 +201,29 @@ class Values(VGSTraining):
         return {"val_loss": error, "val_error": math.sqrt(error / spread)}
 
 
-def stability(history: pd.DataFrame, warmup_steps: int = 0) -> dict[str, float | None]:
+def stability(
+    history: pd.DataFrame, warmup_steps: int = 0, is_evaluated: list[bool] | None = None
+) -> dict[str, float | None]:
     """Return numbers on how steadily one run trained.
 
+    Args:
+        is_evaluated: the records where NaN is a loss that has diverged; None: where there is one.
     Returns: ``val_loss`` and ``val_error`` (the last), ``tail_val_loss`` (mean over the last
         quarter of the evaluations), ``val_loss_sd`` and ``loss_sd`` (standard deviations over the
-        second half, of evaluations and of training losses), ``num_not_finite`` (losses; left out
-        of the rest); after the warmup ``mean_factor``, ``factor_sd``, ``unresolved``
+        second half, of evaluations and of training losses), ``num_not_finite`` (training losses;
+        left out of ``loss_sd``); after the warmup ``mean_factor``, ``factor_sd``, ``unresolved``
         (mean share of tensors), ``variance`` (median V).  None where there is nothing to take them
-        from.
+        from, or a loss there is not finite.
     """
-    evaluations = _finite(history["val_loss"]).dropna()
+    rows = history[history["val_loss"].notna() if is_evaluated is None else is_evaluated]
+    loss, evaluations = (c.where(np.isfinite(c)) for c in (history["loss"], rows["val_loss"]))
     half = evaluations[len(evaluations) // 2 :]
-    loss = _finite(history["loss"])
     warm = history[history["microbatch"] > warmup_steps]
-    last = {n: c.iloc[-1] for n in ("val_loss", "val_error") if len(c := history[n].dropna())}
     numbers = {
-        "val_loss": last.get("val_loss", math.nan),
-        "val_error": last.get("val_error", math.nan),
-        "tail_val_loss": evaluations[3 * len(evaluations) // 4 :].mean(),
-        "val_loss_sd": half.std(),
+        "val_loss": evaluations.iloc[-1] if len(rows) else math.nan,
+        "val_error": rows["val_error"].iloc[-1] if len(rows) else math.nan,
+        "tail_val_loss": evaluations[3 * len(evaluations) // 4 :].mean(skipna=False),
+        "val_loss_sd": half.std(skipna=False),
         "loss_sd": loss[len(loss) // 2 :].std(),
         "num_not_finite": float(loss.isna().sum()),
         "mean_factor": warm["factor"].mean(),
@@ -228,10 +232,6 @@ def stability(history: pd.DataFrame, warmup_steps: int = 0) -> dict[str, float |
         "variance": warm["vgs/normalized_variance"].median(),
     }
     return {name: float(value) if math.isfinite(value) else None for name, value in numbers.items()}
-
-
-def _finite(values: pd.Series) -> pd.Series:
-    return values.where(np.isfinite(values))
 
 
 def adam_response(factors: ArrayLike, beta1: float, beta2: float) -> NDArray[np.floating]:

@@ -110,6 +110,18 @@ def test_records_keep_their_contract():
     assert continual.build(tiny()).summary()["online_accuracy"] is None
 
 
+def test_a_mean_over_tasks_is_not_that_of_the_tasks_before_it_diverged():
+    experiment = run(continual.build(tiny()), until=16)
+    before = experiment.summary()
+    assert before["plasticity"] == pytest.approx(experiment.tasks["plasticity"].mean())
+    with torch.no_grad():
+        next(experiment.model.parameters()).fill_(math.nan)
+    after = run(experiment).summary()
+    assert after["num_not_finite"] == 8
+    assert experiment.tasks["plasticity"].notna().sum() == 2
+    assert math.isnan(after["plasticity"])
+
+
 @pytest.mark.parametrize("method", ["sgd", "upgd", "adamw"])
 def test_plasticity_is_of_the_same_examples_before_and_after_the_step(method):
     experiment = continual.build(tiny(method, measure_every=1, task_examples=4))

@@ -345,6 +345,16 @@ def test_epochs_and_summary_by_hand():
     assert summary["nrmse"] == history["nrmse"].iloc[-1]
 
 
+def test_a_run_that_ends_without_a_number_reports_none_from_before(monkeypatch):
+    experiment = make()
+    errors = iter([0.5, 0.4])
+    evaluate = lambda: dict.fromkeys(experiment.evaluated, next(errors, math.nan))  # noqa: E731
+    monkeypatch.setattr(experiment, "evaluate", evaluate)
+    summary = run(experiment).summary()
+    assert experiment.history["nrmse"].min() == 0.4
+    assert all(math.isnan(summary[name]) for name in experiment.evaluated)
+
+
 def test_published_methods():
     configs = {name: operator_learning.config("laptop", name) for name in METHODS}
     assert configs["baseline"].lambda_inv_enc == 0

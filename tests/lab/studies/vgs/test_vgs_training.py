@@ -433,3 +433,16 @@ def test_a_run_that_blew_up_is_counted_and_not_averaged():
     assert found["num_not_finite"] == 10
     assert found["loss_sd"] == 0
     assert found["val_loss"] is None
+
+
+def test_a_run_that_ends_without_a_number_reports_none_from_before(monkeypatch):
+    experiment = vgs_training.build(tiny())  # evaluated five times
+    losses = iter([4.0, 3.0, 2.0, 1.0])
+    evaluate = lambda: dict.fromkeys(experiment.evaluated, next(losses, math.nan))  # noqa: E731
+    monkeypatch.setattr(experiment, "evaluate", evaluate)
+    before = run(experiment, until=STEPS - 1).summary()
+    assert (before["val_loss"], before["val_error"], before["tail_val_loss"]) == (1.0, 1.0, 1.0)
+    after = run(experiment).summary()
+    assert experiment.history["val_loss"].min() == 1.0
+    for name in ("val_loss", "val_error", "tail_val_loss", "val_loss_sd"):
+        assert after[name] is None
