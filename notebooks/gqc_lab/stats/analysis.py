@@ -194,10 +194,7 @@ def power_law(x: ArrayLike, y: ArrayLike, floor: float = 0.0) -> PowerLaw:
 
 
 def at_equal(
-    history: pd.DataFrame,
-    x: str = "tokens",
-    y: str = "val_loss",
-    points: int | None = None,
+    history: pd.DataFrame, x: str = "tokens", y: str = "val_loss", points: int | None = None
 ) -> pd.DataFrame:
     """Interpolate ``y`` of all runs on one grid of ``x``, up to the smallest budget.
 

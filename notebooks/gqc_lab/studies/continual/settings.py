@@ -113,11 +113,7 @@ def _tuned(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def comparison(
-    scale: str,
-    streams: Sequence[str],
-    methods: Sequence[str],
-    seeds: Iterable[int],
-    **options: Any,
+    scale: str, streams: Sequence[str], methods: Sequence[str], seeds: Iterable[int], **options: Any
 ) -> list[ContinualConfig]:
     """Return configs of all methods on all streams, seed by seed; ``options``: for `config`."""
     return [

@@ -70,9 +70,7 @@ METHODS = {
     ),
     # a batch that grows on a schedule from 1 to ``final_accumulation`` microbatches
     "sbc": Method(
-        "OptimizerWrapperSBC",
-        lambda c: _batch_of(c, 1, c.final_accumulation),
-        has_draws=False,
+        "OptimizerWrapperSBC", lambda c: _batch_of(c, 1, c.final_accumulation), has_draws=False
     ),
     # as often as a recorded run did, whatever the gradient
     "replay": Method("OptimizerWrapperReplay", lambda c: {"draws": c.draws}, has_draws=False),

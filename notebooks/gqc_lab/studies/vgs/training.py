@@ -27,13 +27,7 @@ from gqc_lab.data.markov import MarkovChain, draw_transitions, make_chain
 from gqc_lab.loop.controls import Controls
 from gqc_lab.loop.experiment import Experiment
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
-from gqc_lab.loop.scaler_controls import (
-    COUNT,
-    SCALER,
-    VARIANCE,
-    apply_scaler,
-    scaler_controls,
-)
+from gqc_lab.loop.scaler_controls import COUNT, SCALER, VARIANCE, apply_scaler, scaler_controls
 from gqc_lab.loop.settings import Setting
 from gqc_lab.models.mlp import make_mlp
 from gqc_lab.studies.vgs.settings import VGSTrainingConfig
