@@ -47,15 +47,15 @@ claims.show_evidence("22_noise_annealing")
 # gqc batch run notebooks/batches/22_noise_annealing.yaml --jobs 2
 # ```
 #
-# and from `22_noise_arms`, `22_cosine_arms`, `22_schedule_free`, `22_wide`, `22_ladder` and
-# `22_thresholds`.
+# and from `22_noise_arms`, `22_cosine_arms`, `22_schedule_free`, `22_wide`, `22_ladder`, `22_sizes`
+# and `22_thresholds`.
 #
 # An arm is a method and the curve of its learning rate; a rung is a size of the model with 5.6
 # tokens for each parameter.
 #
 # At 1M parameters four or five learning rates of each arm were tried on the seed of the tuning,
 # which decides nothing: the best end at 1.2281 nat/token for GNTS, 1.2385 for AdamW with a cosine
-# and 1.3267 for AdamW at a constant one. The batch `22_sizes` has fresh seeds.
+# and 1.3267 for AdamW at a constant one. The runs of `22_sizes` have fresh seeds.
 #
 # All arms share a weight decay and a half-life of AdamW's second moment. Where these are tuned too
 # (the *wide* arms, twice the settings), GNTS at a constant learning rate ends at 1.5439 nat/token

@@ -125,8 +125,6 @@ def test_the_look_at_1m_is_told_as_it_was():
     told = " ".join(script.replace("\n# ", " ").split())
     assert f"{gnts:.4f} nat/token for GNTS, {cosine:.4f} for AdamW with a cosine" in told
     assert f"and {constant:.4f} for AdamW at a constant one" in told
-    answers = (root / "paper/answers.yaml").read_text(encoding="utf-8")
-    assert f"{gnts:.4f} nat for GNTS, {cosine:.4f} for AdamW with a cosine" in answers
     for arm, tried in trials.groupby("arm"):
         assert len(tried) >= 4
         assert tried["lr"].min() < TUNED["1M", arm]["lr"] < tried["lr"].max()
