@@ -242,18 +242,12 @@ def progress_text(live: lab.Live) -> str:
     return text + (f" · {timedelta(seconds=round(left))} left" if left is not None else "")
 
 
-def last_validation(live: lab.Live) -> Any:
-    """Return the last validation loss, NaN where that diverged; None before the first."""
-    column = reversed(live.experiment.column("val_loss"))
-    return next((value for value in column if value is not None), None)
-
-
 def _table(live: lab.Live) -> str:
     """Return the present numbers of the run as HTML, in the order of `NUMBERS`."""
     run = live.experiment
     last = {name: run.column(name, -1) for name in run.column_names}
     values = live.statistics | {name: column[0] for name, column in last.items() if column}
-    if (validation := last_validation(live)) is not None:
+    if (validation := run.last("val_loss")) is not None:
         values["val_loss"] = validation
     cells = "".join(
         f"<div><span style='opacity:.8'>{label}</span><br><b>{_text(key, values[key])}</b></div>"

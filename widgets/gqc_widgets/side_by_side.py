@@ -14,7 +14,7 @@ from gqc_lab.loop.jupyter import current_cell
 from gqc_lab.loop.live import Live
 from gqc_widgets.editor import columns, note
 from gqc_widgets.fields import escape, read_number, say
-from gqc_widgets.live import last_validation, progress_text
+from gqc_widgets.live import progress_text
 from gqc_widgets.panels import Panels, side_panels
 
 BEGINNING, HERE = "the beginning", "where the run is"
@@ -117,7 +117,7 @@ class SideBySide(widgets.VBox):
 
 
 def _news(runner: Live) -> str:
-    validation = last_validation(runner)
+    validation = runner.experiment.last("val_loss")
     loss = "" if validation is None else f" · held-out loss {validation:.4g}"
     return f"{runner.state}, {progress_text(runner)}{loss}"
 

@@ -202,6 +202,10 @@ class Experiment(Iterator[dict[str, Any]]):
         """
         return self._columns.get(name, [])[start:]
 
+    def last(self, name: str) -> Any:
+        """Return the last value of a column, None before the first; NaN is one that diverged."""
+        return next((v for v in reversed(self._columns.get(name, [])) if v is not None), None)
+
     @property
     def history(self) -> pd.DataFrame:
         """A copy of the history: one row per record, the constants as its first columns."""

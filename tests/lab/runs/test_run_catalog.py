@@ -387,7 +387,7 @@ def test_a_number_that_no_run_or_only_some_have_is_shown(make_batch):
 
 
 def test_a_figure_that_runs_do_not_suit_is_refused_in_one_line(make_batch):
-    """Of an experiment of one's own, which counts examples, not tokens."""
+    """As where the experiment counts examples and the figure asks for tokens."""
     batch = make_batch("seeds: 1\nreport: {figure: gqc_lab.figures:batch_loss}")
     history = pd.DataFrame({"method": ["gnts"], "seed": [0], "examples": [8], "val_loss": [1.0]})
     with pytest.raises(BadInput, match=r"figures:batch_loss: .*no column 'tokens'"):

@@ -289,7 +289,7 @@ class Continual(Experiment):
             for name in self.ONLINE:  # NaN is a task that has diverged
                 known = [value for value in self.column(name) if value is not None]
                 numbers[name] = sum(known) / len(known) if known else None
-            numbers |= {n: float(tasks[n].iloc[-1]) for n in self.NETWORK}
+            numbers |= {name: self.last(name) for name in self.NETWORK}
         losses = torch.tensor(self._columns.get("loss", []), dtype=torch.float64)
         return {
             **super().summary(),

@@ -248,8 +248,7 @@ class OperatorLearning(Experiment):
     def summary(self) -> dict[str, Any]:
         """Return the result numbers so far: the base's, `measures.summarize_run`, persistence."""
         numbers = summarize_run(self.history) if self.microbatch else {}
-        last = {n: [v for v in self.column(n) if v is not None][-1:] for n in self.evaluated}
-        numbers |= {name: value for name, values in last.items() for value in values}  # also NaN
+        numbers |= {n: v for n in self.evaluated if (v := self.last(n)) is not None}  # also NaN
         still, own = persistence(self._test, self.config.step), numbers.get("nrmse")
         times = still / own if own else None
         compared = {"persistence_nrmse": still, "times_better_than_persistence": times}

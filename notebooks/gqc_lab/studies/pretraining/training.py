@@ -219,8 +219,7 @@ class Pretraining(Experiment):
         NaN or inf).
         """
         history = self.history
-        losses = [value for value in self.column("val_loss") if value is not None]
-        val_loss = losses[-1] if losses else None
+        val_loss = self.last("val_loss")
         draws = history.loc[history["stepped"], "num_draws"] if len(history) else pd.Series()
         examples = float(draws.mean()) * self.config.microbatch_size if len(draws) else None
         statistics = self.wrapper.statistics()
