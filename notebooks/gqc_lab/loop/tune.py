@@ -179,6 +179,36 @@ def tune(
     return Tuning(pd.DataFrame(rows).drop(columns="values"), metric, dict(spaces))
 
 
+def tune_closer(
+    run: Callable[..., Tuning],
+    spaces: Mapping[str, Space],
+    around: Callable[[str, float], Range],
+    *,
+    budgets: tuple[int, int],
+    rounds: int = 1,
+) -> Tuning:
+    """Try settings of the whole space of each method, then more close to its best.
+
+    Args:
+        run: `tune`, all but spaces, budget and seed given.
+        around: from a hyperparameter and its best value to what to try close to it.
+        budgets: settings of the whole space and of each round close to the best.
+        rounds: at most; from the second on only of methods whose best value lies outermost.
+    """
+    tuning, methods = run(spaces, budget=budgets[0]), list(spaces)
+    for number in range(1, rounds + 1):
+        best = tuning.best
+        near = {m: {name: around(name, value) for name, value in best[m].items()} for m in methods}
+        close = run(near, budget=budgets[1], seed=number).trials
+        close["trial"] += tuning.trials["trial"].max()
+        trials = pd.concat([tuning.trials, close], ignore_index=True)
+        tuning = Tuning(trials, tuning.metric, dict(spaces))
+        methods = [method for method in methods if tuning.at_edge[method]]
+        if not methods:
+            break
+    return tuning
+
+
 def _check_seeds(budget: int, seeds: Sequence[int], report_seeds: Iterable[int]) -> None:
     if not (budget >= 1 and len(seeds)):
         raise ValueError(f"budget={budget!r}, seeds={list(seeds)}: expected at least one of each")

@@ -1,13 +1,14 @@
 """The tuner: equal budgets, honest seeds, every trial kept, and nothing done twice."""
 
 import math
+from functools import partial
 
 import pandas as pd
 import pytest
 import torch
 
 from gqc_lab.loop.settings import read_tuned
-from gqc_lab.loop.tune import Range, propose, tune
+from gqc_lab.loop.tune import Range, propose, tune, tune_closer
 
 SPACES = {"a": {"x": Range(0.01, 1.0)}, "b": {"x": Range(0.01, 1.0), "y": Range(1.0, 4.0)}}
 CHOICES = {"budget": 6, "seeds": [100, 101], "report_seeds": range(5), "metric": "score"}
@@ -102,6 +103,29 @@ def test_a_best_value_at_the_edge_is_told():
     spaces = {"edge": {"x": Range(0.2, 2.0)}, "inside": {"x": Range(0.001, 10.0)}}
     tuning = tune(hill, spaces, **CHOICES)
     assert tuning.at_edge == {"edge": ["x"], "inside": []}
+
+
+def test_more_settings_close_to_a_best_that_lies_outermost_and_to_no_other():
+    """The hill's top, 0.1, lies outside of one space, whose best moves towards it each round."""
+    spaces = {"edge": {"x": Range(0.4, 4.0)}, "inside": {"x": Range(0.01, 1.0)}}
+    asked, known = [], {name: value for name, value in CHOICES.items() if name != "budget"}
+
+    def around(name, value):
+        asked.append(value)
+        return Range(value / 2, value * 2)
+
+    run = partial(tune, hill, **known)
+    once = tune_closer(run, spaces, around, budgets=(6, 4))
+    assert dict(once.trials.groupby("method").size()) == {"edge": 2 * 10, "inside": 2 * 10}
+    assert asked == [best["x"] for best in tune(hill, spaces, **CHOICES).best.values()]
+    tuning = tune_closer(run, spaces, around, budgets=(6, 4), rounds=5)
+    inside = tuning.trials[tuning.trials["method"] == "inside"]
+    assert len(inside) == 2 * 10 and not inside[["trial", "seed"]].duplicated().any()
+    assert once.at_edge["edge"] == ["x"] and once.best["edge"]["x"] > 0.15
+    assert tuning.at_edge == {"edge": [], "inside": []}
+    assert tuning.best["edge"]["x"] == pytest.approx(0.1, rel=0.3)
+    edge = tuning.trials[tuning.trials["method"] == "edge"]
+    assert not edge[["trial", "seed"]].duplicated().any() and edge["x"].min() < 0.1
 
 
 def test_trials_on_disk_are_not_repeated(tmp_path):

@@ -15,9 +15,9 @@ _COUNT, _BETA = Setting(low=1), Setting(low=0, below=1)
 #: scale -> sizes; a run of laptop takes some seconds on one core, paper is as in the source
 SCALES = read_scales(Path(__file__).with_name("scales.csv"))
 
-TRIALS = Path(__file__).with_name("tuned.csv")
+_TRIALS = Path(__file__).with_name("tuned.csv")
 #: (stream, `ContinualConfig.name`) -> values; the trials that they were chosen from are in the file
-TUNED = read_tuned(TRIALS, ("stream", "name"), "online_accuracy", is_larger_better=True)
+TUNED = read_tuned(_TRIALS, ("stream", "name"), "online_accuracy", is_larger_better=True)
 
 
 @dataclass(frozen=True, kw_only=True)

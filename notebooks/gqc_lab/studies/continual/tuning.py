@@ -1,10 +1,11 @@
 """How the tuned values of continual learning were found; to find them again:
 
-python -m gqc_lab.studies.continual.tuning trials.jsonl [STREAMS, such as "label_permuted, long"]
+python -m gqc_lab.studies.continual.tuning TRIALS_TO_KEEP [STREAMS, such as "label_permuted, long"]
 
-Every method, and every cell of the 2x2 of VGS and adaptive noise, gets `BUDGET` settings on each
-stream, at laptop scale or the one named, on `SEEDS`.  The criterion is the online accuracy over the
-whole stream.
+Every method, and every cell of the 2x2 of VGS and adaptive noise, gets `BUDGETS` settings on each
+stream, at laptop scale or the one named, on `SEEDS`: of the whole space, and within a factor `NEAR`
+of the best of these; again near the best, up to `ROUNDS` times, where it lies outermost.  The
+criterion is the online accuracy over the whole stream.
 """
 
 import sys
@@ -12,14 +13,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import pandas as pd
-
-from gqc_lab.loop.tune import Range, Space, tune
+from gqc_lab.loop.tune import Range, Space, tune, tune_closer
 from gqc_lab.studies import continual
 from gqc_lab.studies.continual.methods import METHODS
-from gqc_lab.studies.continual.settings import STREAMS, TRIALS
+from gqc_lab.studies.continual.settings import STREAMS
 
-BUDGET = 10  #: settings of each method on each stream
+BUDGETS, NEAR, ROUNDS = (10, 10), 2.0, 5  #: settings of each method on each stream
 SEEDS = (100,)
 REPORT_SEEDS = range(100)  #: those that reports may use
 
@@ -54,32 +53,31 @@ def measure(stream: str, name: str, values: dict[str, Any], seed: int) -> dict[s
     return {key: summary[key] for key in (*kept, "seconds")}
 
 
+def _around(name: str, value: float) -> Range:
+    return Range(value / NEAR, value * NEAR)
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Tune, write the trials into `settings.TRIALS`, and print what to write above them."""
+    """Tune, and print the trials as rows of tuned.csv, and which best values lie outermost."""
     if not arguments:
         print("expected the file to keep the trials in, and streams; none: all", file=sys.stderr)
         return 2
-    old = pd.read_csv(TRIALS, comment="#")
-    streams = arguments[1:] or STREAMS
-    tables = [old[~old["stream"].isin(streams)]]
-    for stream in streams:
-        tuning = tune(
+    for stream in arguments[1:] or STREAMS:
+        run = partial(
+            tune,
             partial(measure, stream),
-            SPACES,
-            budget=BUDGET,
             seeds=SEEDS,
             report_seeds=REPORT_SEEDS,
             metric="online_accuracy",
             path=f"{arguments[0]}.{stream}",
         )
+        tuning = tune_closer(run, SPACES, _around, budgets=BUDGETS, rounds=ROUNDS)
         table = tuning.table.rename(columns={"method": "name"}).assign(stream=stream)
-        tables.append(table.assign(online_accuracy=(100 * table["online_accuracy"]).round(1)))
+        table["online_accuracy"] = (100 * table["online_accuracy"]).round(1)
+        columns = ["stream", "name", "lr", "weight_decay", "sigma", "online_accuracy"]
+        print(table[columns].to_csv(index=False))
         at_edge = {name: edge for name, edge in tuning.at_edge.items() if edge}
-        print(f"at the edge of what was tried on {stream}: {at_edge}")
-    columns = ["stream", "name", "lr", "weight_decay", "sigma", "online_accuracy"]
-    comments = [line for line in TRIALS.read_text().splitlines() if line.startswith("#")]
-    text = pd.concat(tables)[columns].to_csv(index=False)
-    TRIALS.write_text("\n".join([*comments, text]), encoding="utf-8")
+        print(f"# at the edge of what was tried on {stream}: {at_edge}", file=sys.stderr)
     return 0
 
 

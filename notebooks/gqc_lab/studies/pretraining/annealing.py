@@ -26,7 +26,7 @@ was tried.
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ import pandas as pd
 from gqc_lab.errors import check_name
 from gqc_lab.loop.settings import read_tuned
 from gqc_lab.loop.track import track
-from gqc_lab.loop.tune import Measure, Range, Space, Tuning, tune
+from gqc_lab.loop.tune import Measure, Range, Space, Tuning, tune, tune_closer
 from gqc_lab.studies.pretraining.equal_tokens import UNTUNED
 from gqc_lab.studies.pretraining.methods import recorded_draws
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
@@ -204,17 +204,9 @@ def search(measure: Measure, methods: Mapping[str, str], path: str) -> Tuning:
         for arm, method in methods.items()
     }
     known: Any = {"seeds": TUNING_SEEDS, "report_seeds": REPORT_SEEDS, "metric": "minus_val_loss"}
-    run: Callable[..., Tuning] = partial(tune, measure, path=path, **known)
+    run = partial(tune, measure, path=path, **known)
     times = 2 if methods.keys() <= WIDE.keys() else 1
-    wide = run(spaces, budget=times * BUDGET)
-    near: dict[str, Space] = {
-        arm: {name: _around(name, value) for name, value in best.items()}
-        for arm, best in wide.best.items()
-    }
-    close = run(near, budget=times * CLOSE_BUDGET, seed=1)
-    close.trials["trial"] += times * BUDGET
-    trials = pd.concat([wide.trials, close.trials])
-    return Tuning(trials.reset_index(drop=True), "minus_val_loss", spaces)
+    return tune_closer(run, spaces, _around, budgets=(times * BUDGET, times * CLOSE_BUDGET))
 
 
 def _around(name: str, value: float) -> Range:
