@@ -37,7 +37,7 @@ def list_runs(
 
 @stored.command("merge")
 def merge_stores(
-    source: Annotated[Path, typer.Argument(help="A run store, such as another machine's.")],
+    source: Annotated[Path, typer.Argument(exists=True, help="A run store, of another machine.")],
     target: Annotated[Path, typer.Argument(help="The run store to copy its runs to.")],
 ) -> None:
     """Copy finished runs to another store; where both have a run, compare what they measured.
