@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import duckdb
 import numpy as np
@@ -25,6 +25,8 @@ from gqc_lab.errors import BadInput
 from gqc_lab.stats.analysis import seeds_needed, t_interval
 
 LEVEL = 0.05
+#: an empty database in memory: opening one for each part took most of the time
+_database = cache(partial(duckdb.connect, config={"threads": 1}))
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,6 @@ class Effect:
     p: float
     status: str
     p_none: float = math.nan
-
-
-@cache
-def _database() -> duckdb.DuckDBPyConnection:
-    """Return an empty database in memory: opening one for each part took most of the time."""
-    return duckdb.connect(config={"threads": 1})
 
 
 def differences(
@@ -103,11 +99,6 @@ def _by_seed(claim: Claim, part: Part, frame: pd.DataFrame) -> tuple[np.ndarray,
     return (left - right).to_numpy(), set(pd.concat(pair)["runs"].explode())
 
 
-def _on_scale(part: Part, value: float) -> float:
-    """Return a bound or margin on the scale of the values: the logarithm of a ratio's."""
-    return math.log(value) if part.compare and part.compare.ratio else value
-
-
 def _t_values(part: Part, values: np.ndarray, side: str, bound: float) -> list[float]:
     """Return t for each bound, positive on the claim's side; none where nothing is known.
 
@@ -115,7 +106,9 @@ def _t_values(part: Part, values: np.ndarray, side: str, bound: float) -> list[f
     """
     if len(values) < 2 or not np.isfinite(values).all():
         return []
-    mean, error, bound = float(values.mean()), float(stats.sem(values)), _on_scale(part, bound)
+    mean, error = float(values.mean()), float(stats.sem(values))
+    if part.compare and part.compare.ratio:
+        bound = math.log(bound)  # on the scale of the values
     if np.ptp(values) == 0:
         mean, error = float(values[0]), 0.0
     gaps = {"<": [bound - mean], ">": [mean - bound], WITHIN: [bound - mean, bound + mean]}[side]
