@@ -103,7 +103,8 @@ def by_task(
         for number, measure in enumerate(measures, 1):
             runs = rows.sort_values("task").astype({measure: float}).groupby("seed")[measure]
             smooth = runs.rolling(over, center=True, min_periods=1).mean().droplevel(0)
-            points = summarize(rows.assign(smooth=smooth * _scale(measure)), "task", "smooth")
+            smooth *= 100 if measure in IN_PERCENT else 1
+            points = summarize(rows.assign(smooth=smooth), "task", "smooth")
             place = {"row": number, "col": streams.index(stream) + 1}
             style = styles[str(method)] | {"width": 2}
             if has_bands:
@@ -136,17 +137,16 @@ def against_lr(results: pd.DataFrame) -> go.Figure:
         column_titles=[STREAMS.get(stream, stream) for stream in streams],
         horizontal_spacing=0.04,
     )
-    means = summarize(results.astype({measure: float}), ["stream", "normalization", "lr"], measure)
+    percent = results.assign(percent=100 * results[measure].astype(float))
+    means = summarize(percent, ["stream", "normalization", "lr"], "percent")
     for (stream, name), rows in means.groupby(["stream", "normalization"], sort=False):
         i, rows = list(styles).index(str(name)), rows.sort_values("lr")
-        values = {c: rows[c] * _scale(measure) for c in ("mean", "low", "high")}
         more = in_legend_once(figure, str(name))
         more |= {"row": 1, "col": streams.index(stream) + 1}
-        shift = 1.03 ** (i - (len(styles) - 1) / 2)  # that bars stay apart
-        x = rows["lr"] * shift
-        more |= {"mode": "lines+markers", "error_y": uneven_bars(values)}
+        x = rows["lr"] * 1.03 ** (i - (len(styles) - 1) / 2)  # that bars stay apart
+        more |= {"mode": "lines+markers", "error_y": uneven_bars(rows)}
         style = styles[str(name)] | {"width": 2}
-        add_line(figure, x, values["mean"], str(name), style, **more)
+        add_line(figure, x, rows["mean"], str(name), style, **more)
     figure.update_xaxes(type="log", title_text="learning rate", tickformat="~g", dtick="D2")
     figure.update_xaxes(rangemode="normal").update_yaxes(title_text=_label(measure), col=1)
     return with_legend_above(figure, 300, -(-len(styles) // 4))
@@ -157,10 +157,6 @@ def batch_tasks(results: pd.DataFrame, history: pd.DataFrame) -> go.Figure:
     if history.duplicated(["stream", "method", "seed", "task"]).any():
         raise ValueError(f"batch_tasks: several rows of a seed for one task: {ONE_RUN}")
     return by_task(history, ("online_accuracy", "plasticity"), over=5)
-
-
-def _scale(measure: str) -> float:
-    return 100.0 if measure in IN_PERCENT else 1.0
 
 
 def _label(measure: str) -> str:
