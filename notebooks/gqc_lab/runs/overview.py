@@ -34,8 +34,6 @@ def statuses(batch: Batch, store: Store, *, is_checked: bool = True) -> dict[str
     """
     keys = store.finished() & {run.id for run in batch.runs}
     stored = summarize(store, keys, is_whole=True) if is_checked else dict.fromkeys(keys)
-    failed = _names(store.root / "failed")
-    partial = _names(store.root / "partial")
     found = {}
     for run in batch.runs:
         if run.id in stored:
@@ -43,10 +41,10 @@ def statuses(batch: Batch, store: Store, *, is_checked: bool = True) -> dict[str
                 found[run.id] = "corrupt"
             else:
                 found[run.id] = "unreadable" if isinstance(stored[run.id], OSError) else "finished"
-        elif run.id in partial:
+        elif store.partial(run.id).is_dir():
             found[run.id] = _partial_status(store, run.id)
         else:
-            found[run.id] = "failed" if run.id in failed else "waiting"
+            found[run.id] = "failed" if store.failed(run.id).is_dir() else "waiting"
     return found
 
 
@@ -55,10 +53,6 @@ def _partial_status(store: Store, key: str) -> str:
         return "running"
     note = read_note(store.partial(key) / RECORD)
     return "interrupted" if note.get("status") == "interrupted" else "died"
-
-
-def _names(folder: Any) -> set[str]:
-    return {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
 
 
 def estimate(batch: Batch, store: Store, left: Collection[str], jobs: int) -> float | None:

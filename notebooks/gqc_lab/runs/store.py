@@ -302,9 +302,8 @@ class Store:
         ``notebooks`` (names) that are not ``asked`` for (ids).  A run in hand is not garbage."""
         found = []
         for shelf in ("failed", "quarantine", "partial"):
-            folder = self.root / shelf
-            names = sorted(path for path in folder.iterdir()) if folder.is_dir() else []
-            found += [p for p in names if p.is_dir() and not self.is_running(p.name)]
+            folders = (p for p in sorted((self.root / shelf).glob("*")) if p.is_dir())
+            found += [folder for folder in folders if not self.is_running(folder.name)]
         for key in sorted(self.finished().difference(asked) if notebooks else ()):
             try:
                 is_garbage = self.record(key)["notebook"] in notebooks
