@@ -83,7 +83,7 @@ class Encoder(nn.Module):
         self.config = config
         self.kernel = Kernel(config.hidden, config.hidden)
         self.mix = nn.Linear(config.hidden, config.hidden)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.codec_blocks))
+        self.blocks = nn.Sequential(*(Block(config) for _ in range(config.codec_blocks)))
         self.out = nn.Linear(config.hidden, config.latent_dim)
         self.norm = _norm(config, config.latent_dim, affine=False)
 
@@ -98,9 +98,7 @@ class Encoder(nn.Module):
         dense = _spread(weights.transpose(0, 1), nearest.indices.T, len(positions), 0)
         x = (fields @ dense.flatten(1)).unflatten(1, (self.config.tokens, -1))
         x = x + self.mix(F.gelu(x, approximate="tanh"))
-        for block in self.blocks:
-            x = block(x)
-        result: Tensor = self.norm(self.out(x))
+        result: Tensor = self.norm(self.out(self.blocks(x)))
         return result
 
 
@@ -110,15 +108,13 @@ class Approximator(nn.Module):
     def __init__(self, config: OperatorConfig) -> None:
         super().__init__()
         self.into = nn.Linear(config.latent_dim, config.hidden)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.blocks = nn.Sequential(*(Block(config) for _ in range(config.blocks)))
         self.norm = _norm(config, config.hidden)
         self.out = nn.Linear(config.hidden, config.latent_dim)
 
     def forward(self, latents: Tensor) -> Tensor:
-        x = self.into(latents)
-        for block in self.blocks:
-            x = block(x)
-        return latents + self.out(self.norm(x))
+        x = self.norm(self.blocks(self.into(latents)))
+        return latents + self.out(x)
 
 
 class Decoder(nn.Module):
@@ -134,15 +130,12 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.into = nn.Linear(config.latent_dim, config.hidden)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.codec_blocks))
+        self.blocks = nn.Sequential(*(Block(config) for _ in range(config.codec_blocks)))
         self.norm = _norm(config, config.hidden)
         self.kernel = Kernel(config.hidden, config.hidden)
 
     def forward(self, latents: Tensor, positions: Tensor) -> Tensor:
-        x = self.into(latents)
-        for block in self.blocks:
-            x = block(x)
-        x = self.norm(x)
+        x = self.norm(self.blocks(self.into(latents)))
         offsets = _offsets(positions.to(latents.dtype), self.config.tokens).T  # (points, tokens)
         nearest = offsets.abs().topk(min(4, self.config.tokens), 1, largest=False)
         offsets = offsets.gather(1, nearest.indices)
