@@ -44,7 +44,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from gqc_lab.errors import BadInput, nearest
+from gqc_lab.errors import BadInput, check_keys
 
 TABLES = ("history", "results")
 PROSE = ("name", "unit", "least")  #: of a part; they decide nothing
@@ -205,9 +205,5 @@ def _part(row: Any) -> Part:
 
 
 def _known(row: Any, names: list[str]) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise BadInput(f"{row!r}: expected a mapping")
-    for key in row:
-        if key not in names:
-            raise BadInput(f"unknown key {key!r}{nearest(key, names)}")
+    check_keys("", row, names)
     return {**row}
