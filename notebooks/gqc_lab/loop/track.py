@@ -62,7 +62,16 @@ def track(
         if path is not None and load_checkpoint(experiment, path):
             say(f"{experiment.label}: resumed after microbatch {experiment.microbatch} from {path}")
         saved_at, saved_microbatch = time.monotonic(), experiment.microbatch
-        bar = _bar(experiment, has_bar)
+        bar: tqdm[Any] = tqdm(
+            total=experiment.total,
+            initial=experiment.done,
+            desc=experiment.label,
+            unit=f" {experiment.unit}",
+            unit_scale=True,
+            mininterval=0.25,
+            dynamic_ncols=True,
+            disable=not has_bar,
+        )
         shown: dict[str, str] = {}
         try:
             while True:
@@ -87,19 +96,6 @@ def track(
                 save_checkpoint(experiment, path)
 
     return records()
-
-
-def _bar(experiment: Experiment, is_shown: bool) -> "tqdm[Any]":
-    return tqdm(
-        total=experiment.total,
-        initial=experiment.done,
-        desc=experiment.label,
-        unit=f" {experiment.unit}",
-        unit_scale=True,
-        mininterval=0.25,
-        dynamic_ncols=True,
-        disable=not is_shown,
-    )
 
 
 def _latest(record: Record) -> dict[str, str]:
