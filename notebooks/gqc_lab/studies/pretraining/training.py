@@ -102,7 +102,8 @@ class Pretraining(Experiment):
         self.config: PretrainingConfig = config
         data = load_text_data(config.corpus, config.tokenizer, config.validation_fraction)
         self.device = find_device(config.device)
-        model = _make_model(config, data.vocabulary)
+        sizes = GPTConfig(data.vocabulary, config.context, config.width, config.depth, config.heads)
+        model = make_gpt(sizes, make_generator(config.seed, "weights"))
         self.model = model.to(self.device, find_dtype(config.dtype))
         optimizer = _make_adamw(self.model, config)
         self.scaler: VarianceGradientScaler | None = None
@@ -232,11 +233,6 @@ class Pretraining(Experiment):
             "num_forced": statistics["num_forced"],
             "num_discarded": statistics["num_discarded"],
         }
-
-
-def _make_model(c: PretrainingConfig, vocabulary: int) -> GPT:
-    sizes = GPTConfig(vocabulary, c.context, c.width, c.depth, c.heads)
-    return make_gpt(sizes, make_generator(c.seed, "weights"))
 
 
 def _make_adamw(model: GPT, c: PretrainingConfig) -> Optimizer:
