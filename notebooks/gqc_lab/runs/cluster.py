@@ -66,7 +66,7 @@ def connect(
         _knock(scheduler)
     client = Client(cluster or scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
     settings = {"threads": threads, "is_forked": is_forked}
-    executor = DaskExecutor(client, cluster, batch, store, settings)
+    executor = DaskExecutor(client, batch, store, settings)
     try:
         executor.prepare(note)
     except BaseException:
@@ -119,21 +119,15 @@ class DaskExecutor(Executor):
     """Runs as tasks of a Dask cluster.
 
     Args:
-        client: connected.
-        cluster: closed with the rest; None: somebody else's.
+        client: connected; its cluster, if it has one of its own, is closed with the rest.
         settings: added to each job.
     """
 
     def __init__(
-        self,
-        client: Client,
-        cluster: LocalCluster | None,
-        batch: Batch,
-        store: Store,
-        settings: dict[str, Any],
+        self, client: Client, batch: Batch, store: Store, settings: dict[str, Any]
     ) -> None:
         super().__init__()
-        self.client, self.cluster, self.batch = client, cluster, batch
+        self.client, self.batch = client, batch
         self.topic = f"gqc-{uuid4().hex}"
         self.probe = store.root / f".{self.topic}"
         self.settings = {**settings, "topic": self.topic, "probe": str(self.probe)}
@@ -245,8 +239,8 @@ class DaskExecutor(Executor):
             self.client.cancel([future for _, future in self._futures.values()])
         self.probe.unlink(missing_ok=True)
         self.client.close()
-        if self.cluster is not None:
-            self.cluster.close()
+        if self.client.cluster is not None:
+            self.client.cluster.close()
 
 
 def find_problem(probe: str, folders: list[str], sources: dict[str, str]) -> str:
