@@ -82,11 +82,8 @@ def data_hashes(entries: Iterable[str], folder: Path) -> dict[str, str]:
     hashes = {}
     for entry in entries:
         path = folder / entry
-        if path.is_file():
-            hashes[entry] = file_hash(path)
-            continue
         try:
-            hashes[entry] = importlib.metadata.version(entry)
+            hashes[entry] = file_hash(path) if path.is_file() else importlib.metadata.version(entry)
         except importlib.metadata.PackageNotFoundError:
             raise BadInput(
                 f"data: {entry!r}: expected a file (from {folder}) or an installed distribution"
