@@ -57,7 +57,6 @@ class Editor(widgets.VBox):
                 text = "its run was replaced; run this cell again to edit the new one"
                 self.banner.value = say(text)
             self._follow()
-            self._refresh_export()
 
     def close(self) -> None:
         """Take the view off the page; the run continues."""
