@@ -296,8 +296,7 @@ def _points(
 ) -> None:
     symbol = SYMBOLS[list(styles).index(name) % len(SYMBOLS)]
     marker = {"color": styles[name]["color"], "symbol": symbol, "size": 9}
-    is_first = name not in {trace.name for trace in figure.data}
-    style = {"marker": marker, "showlegend": is_first}
+    style = {"marker": marker, "showlegend": name not in {trace.name for trace in figure.data}}
     if points["low"].notna().any():
         style["error_y"] = uneven_bars(points)
     add_points(figure, points[x], points["mean"], name, **style, **place)

@@ -44,8 +44,7 @@ def variance_and_factor(history: pd.DataFrame, x: str = "microbatch") -> go.Figu
     _curve(figure, steps, x, "factor", "factor", {"color": VERMILION, "width": 2.5}, row=2, col=1)
     for change in history.loc[history["changes"].notna(), x]:
         figure.add_vline(float(change), line={"color": BLACK, "width": 1, "dash": "dot"})
-    figure.update_layout(height=480, **LEGEND_ABOVE)
-    figure.update_layout(margin_t=90)  # one row of legend
+    figure.update_layout(LEGEND_ABOVE | {"height": 480, "margin_t": 90})  # one row of legend
     figure.update_yaxes(
         title_text="variance / signal", type="log", tickvals=LOG_TICKS, tickformat="~g", row=1
     )

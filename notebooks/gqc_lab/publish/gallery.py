@@ -43,7 +43,6 @@ def build_gallery(store: Store, target: Path, batch: Batch | None = None) -> Pat
     and named in the index.
 
     Args:
-        store: where the runs are.
         batch: show its runs only, in its order; None: all of the store.
     Raises: BadInput: there is no finished run.
     """
@@ -83,8 +82,8 @@ def _write_run(store: Store, run: str, target: Path) -> Markup:
     """Write a run's page and thumbnail, and return the element that shows the thumbnail."""
     source = store.folder(run) / NOTEBOOK
     notebook = nbformat.read(source, as_version=4)
-    outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
-    element = _write_thumbnail([output.get("data", {}) for output in outputs], run, target)
+    outputs = [o.get("data", {}) for cell in notebook.cells for o in cell.get("outputs", [])]
+    element = _write_thumbnail(outputs, run, target)
     path = target / f"{run}.html"
     if not path.is_file() or path.stat().st_mtime_ns < source.stat().st_mtime_ns:
         figures_as_html(notebook, SCRIPT)

@@ -137,13 +137,12 @@ def find_renderer() -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Refresh the named notebooks, or only their verdicts, and return the exit code."""
-    only_verdicts = "--verdicts" in arguments
     notebooks = [Path(argument) for argument in arguments if argument != "--verdicts"]
     missing = [str(n) for n in notebooks if n.suffix != ".ipynb" or not n.is_file()]
     if missing or not notebooks:
         print(f"{', '.join(missing) or 'nothing'}: expected .ipynb files", file=sys.stderr)
         return 2
-    if only_verdicts:
+    if "--verdicts" in arguments:
         for notebook in notebooks:
             content = nbformat.read(notebook, as_version=4)
             nbformat.write(show_committed(content, notebook.parent / PAPER), notebook)
