@@ -248,7 +248,6 @@ def draw(
     panels: Sequence[Panel], curves: Mapping[str, tuple[Any, Any]], title: str
 ) -> bytes | None:
     """Return the panels that have points as a PNG; None: there are none."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     drawn = [p for p in panels if any(len(curves.get(t["meta"], [()])[0]) for t in p["traces"])]
@@ -256,7 +255,6 @@ def draw(
         return None
     rows = -(-len(drawn) // 2)
     figure = Figure(figsize=(10, 0.3 + 2.4 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=10)
     for number, spec in enumerate(drawn, 1):
         axes = figure.add_subplot(rows, min(2, len(drawn)), number)
