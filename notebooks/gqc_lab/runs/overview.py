@@ -62,15 +62,13 @@ def estimate(batch: Batch, store: Store, left: Collection[str], jobs: int) -> fl
     else of all runs of the notebook.
     """
     alike: dict[str, list[float]] = {}
-    every: list[float] = []
     for run in _of_notebook(batch, store).values():
         if run.attempts == 1:
             alike.setdefault(_but_seed(run.parameters), []).append(run.seconds)
-            every.append(run.seconds)
-    if not every:
+    if not alike:
         return None
     medians = {key: median(seconds) for key, seconds in alike.items()}
-    usual = median(every)
+    usual = median(seconds for each in alike.values() for seconds in each)
     waiting = [run for run in batch.runs if run.id in left]
     total = sum(medians.get(_but_seed(run.parameters), usual) for run in waiting)
     return total / min(jobs, max(1, len(waiting)))
