@@ -24,7 +24,6 @@ import runpy
 import tokenize
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -32,7 +31,7 @@ from typing import Any
 
 import yaml
 
-from gqc_lab.errors import BadInput, check_name, nearest
+from gqc_lab.errors import BadInput, nearest
 from gqc_lab.loop.settings import Setting, settings_of
 
 # What the readers of Python and YAML raise over a text that is none, is too deep or too long.
@@ -50,7 +49,6 @@ class Parameter:
     """One name of a `parameters` cell.
 
     Args:
-        name: as assigned.
         default: the literal.
         kind: allowed type, that of the literal or of the annotation; None allows any.
         is_optional: whether None is allowed (the default is None, or the annotation says so).
@@ -205,9 +203,8 @@ def _parse_rules(comment: str, kind: type) -> Iterator[Setting]:
 
 
 def _read_choice(choices: tuple[str, ...], name: str, value: Any) -> Any:
-    is_file = "PATH" in choices and Path(str(value)).is_file()
-    if not is_file and not any(fnmatchcase(str(value), choice) for choice in choices):
-        check_name(name, value, choices)
+    if not ("PATH" in choices and Path(str(value)).is_file()):
+        Setting(choices=choices).check(name, value)
     return value
 
 
