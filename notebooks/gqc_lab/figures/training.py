@@ -28,7 +28,6 @@ def loss_against(history: pd.DataFrame, x: str = "tokens", y: str = "val_loss") 
     Args:
         history: records with ``method``, ``seed``, ``x`` and ``y``; rows without ``y`` are skipped.
         x: a column that grows during a run: tokens, steps, seconds, microbatch.
-        y: what is drawn.
     Raises: ValueError: a column is missing, a run has no ``y``, or a seed has several runs.
     """
     quantity = _label(y).split(" [")[0]

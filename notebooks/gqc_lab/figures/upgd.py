@@ -79,7 +79,6 @@ def by_task(
 
     Args:
         tasks: rows of `gqc_lab.studies.continual.training.Continual.tasks`.
-        measures: columns.
         over: tasks of a centred moving average of each run.
         title: what is shown; the next line says what curves and bands are.
         has_bands: draw the 95 % intervals over seeds too.

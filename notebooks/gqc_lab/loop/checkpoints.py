@@ -136,11 +136,7 @@ def _read_state(file: IO[bytes], history: "AppendedHistory") -> dict[str, Any]:
 
 
 class AppendedHistory:
-    """The file next to a checkpoint that holds its history.
-
-    Args:
-        path: of the checkpoint.
-    """
+    """The file next to the checkpoint at ``path`` that holds its history."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.with_name(f"{path.name}.history")

@@ -92,7 +92,6 @@ def make_gpt(config: GPTConfig, generator: torch.Generator) -> GPT:
     touched.
 
     Args:
-        config: the sizes.
         generator: on the CPU, so that the weights are the same whatever device the model moves to.
 
     Source: GPT-2, whose 0.02 is for a width of 768.  Without scaling, signals at a width of

@@ -30,7 +30,6 @@ def summarize(frame: pd.DataFrame, by: str | Sequence[str], value: str) -> pd.Da
     Args:
         frame: one row per run.
         by: columns that make the groups.
-        value: column to average.
     Returns: a row per group in order of appearance: ``by``, ``mean``, ``low``, ``high``, ``n``
         (rows), ``interval`` ("t", or why there is none).
     Raises: ValueError: unknown column.
@@ -204,7 +203,6 @@ def at_equal(
     Args:
         history: one row per record, in order; ``method`` and ``seed`` tell runs apart.
         x: what the runs are compared at: tokens, steps, seconds.
-        y: what is interpolated.
         points: evenly spaced; None: all points that some run has, so that equal grids stay exact.
     Returns: a row per run and grid point: ``method``, ``seed``, ``x``, ``y``.
     Raises: ValueError: the runs have no ``x`` in common, or ``x`` does not grow within a run.

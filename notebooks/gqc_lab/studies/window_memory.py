@@ -99,8 +99,7 @@ def measure(
     Args:
         draws: numbers n, each >= 1; a method that waits for two at least is not run with one.
         widths: of the networks: inputs, and channels of their ``DEPTH`` hidden layers.
-        seed: of weights and data.
-        dtype: of weights and data, by name.
+        seed, dtype: of weights and data; the latter by name.
     Returns: a row each: ``width``, ``method``, ``accumulate`` ("grad", "buffer", or "list"),
         ``num_draws``, ``peak_bytes`` (weights and data included), ``gradient_bytes`` (of one).
     Raises: RuntimeError: a wrapper did not step at the last draw and only there.
