@@ -91,8 +91,7 @@ def draws_per_step(history: pd.DataFrame, x: str = "tokens", by: str = "method")
     figure.update_yaxes(type="log", dtick=np.log10(2).item())
     methods = list(each_method("draws_per_step", history, [x, "stepped", "num_draws"]))
     for method, style, records in methods:
-        steps = first_seed(records)
-        steps = steps[steps["stepped"]]
+        steps = first_seed(records).query("stepped")
         window = max(1, len(steps) // 50)
         mean = steps["num_draws"].rolling(window, center=True, min_periods=1).mean()
         steps = steps.assign(moving_mean=mean)

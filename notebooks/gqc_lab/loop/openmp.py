@@ -21,8 +21,7 @@ def release_threads(*_: object) -> None:
 
     Does nothing if torch computes without GNU's OpenMP.
     """
-    pause = _find_pause()
-    if pause is not None:
+    if pause := _find_pause():
         pause(_SOFT)
 
 

@@ -227,9 +227,7 @@ def _fade(distance: Tensor) -> Tensor:
 
 
 def _norm(config: OperatorConfig, width: int, affine: bool = True) -> nn.Module:
-    if not config.is_normalized:
-        return nn.Identity()
-    return nn.LayerNorm(width, elementwise_affine=affine)
+    return nn.LayerNorm(width, elementwise_affine=affine) if config.is_normalized else nn.Identity()
 
 
 def _check_fields(fields: Tensor, positions: Tensor) -> None:

@@ -19,11 +19,10 @@ from gqc_lab.runs.fingerprint import digest, strip_prose
 from gqc_lab.runs.store import file_hash
 
 # Found without importing them: torch would come with them, and planning needs none of it.
-_SPECS = {name: importlib.util.find_spec(name) for name in ("gqc", "gqc_lab")}
 PACKAGES = {
     name: Path(spec.submodule_search_locations[0])
-    for name, spec in _SPECS.items()
-    if spec is not None and spec.submodule_search_locations
+    for name in ("gqc", "gqc_lab")
+    if (spec := importlib.util.find_spec(name)) and spec.submodule_search_locations
 }
 # How notebooks are run, listed, drawn and judged does not change their numbers.
 NOT_HASHED = ("gqc_lab.claims", "gqc_lab.cli", "gqc_lab.figures", "gqc_lab.publish", "gqc_lab.runs")

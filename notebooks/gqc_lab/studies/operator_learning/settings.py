@@ -166,8 +166,7 @@ def config(
     """
 
     def own(values: dict[str, Any]) -> dict[str, Any]:
-        epochs = SCALES[scale]["epochs"]
-        shorter = {"epochs": max(1, epochs // 7)} if method == "diagnostic" else {}
+        shorter = {"epochs": max(1, SCALES[scale]["epochs"] // 7)} if method == "diagnostic" else {}
         return METHODS[method] | shorter
 
     return make_config(OperatorLearningConfig, SCALES, scale, {"method": method, **overrides}, own)

@@ -204,8 +204,7 @@ class OperatorLearning(Experiment):
         norms = clip_grad_norm_per_group_(self.optimizer, bound).tolist()
         if clip != "group":
             CLIPPERS[clip](self.optimizer, max_norm)
-        total = math.hypot(*norms)
-        self._norms = {"grad_norm": total} | {
+        self._norms = {"grad_norm": math.hypot(*norms)} | {
             f"grad_norm/{part}": norm for part, norm in zip(PARTS, norms, strict=True)
         }
         self.optimizer.step()
