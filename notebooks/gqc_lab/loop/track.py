@@ -111,8 +111,10 @@ def _latest(record: Record) -> dict[str, str]:
 @contextlib.contextmanager
 def _interrupt_deferred() -> Iterator[None]:
     """Finish the microbatch before an interrupt stops the run; a second one stops it at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals go to the main thread only
+    previous = signal.getsignal(signal.SIGINT)
+    is_main = threading.current_thread() is threading.main_thread()  # which alone gets signals
+    if not is_main or previous is not signal.default_int_handler:
+        yield  # someone else decides what an interrupt means
         return
     is_waiting = False
 
@@ -122,10 +124,6 @@ def _interrupt_deferred() -> Iterator[None]:
             raise KeyboardInterrupt
         is_waiting = True
 
-    previous = signal.getsignal(signal.SIGINT)
-    if previous is not signal.default_int_handler:
-        yield  # someone else decides what an interrupt means
-        return
     signal.signal(signal.SIGINT, wait)
     try:
         yield
