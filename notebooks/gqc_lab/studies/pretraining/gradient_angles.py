@@ -49,10 +49,8 @@ class GradientAngles(Pretraining):
 
     def _note(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         angle = momentum_angle(optimizer) if optimizer.state else 0.0
-        self._angles = {
-            "angle": angle,
-            "angle_before": momentum_angle(optimizer, include_gradient=False),
-        }
+        before = momentum_angle(optimizer, include_gradient=False)
+        self._angles = {"angle": angle, "angle_before": before}
 
     def measure(self, batch: tuple[Tensor, Tensor], stepped: bool) -> dict[str, Any]:
         angles = self._angles if stepped else {"angle": None, "angle_before": None}

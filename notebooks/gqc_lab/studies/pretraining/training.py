@@ -25,7 +25,7 @@ from gqc import wrappers
 from gqc.scalers import VarianceGradientScaler
 from gqc.schedules import THRESHOLD, cosine_with_warmup, interpolate, power_growth
 from gqc_lab.data.text import draw_batch, load_text_data, shuffle_targets, validation_batch
-from gqc_lab.loop.controls import Controls, NormSchedule, norm_controls, norm_schedule
+from gqc_lab.loop.controls import NORM_NAMES, Controls, NormSchedule, norm_controls, norm_schedule
 from gqc_lab.loop.experiment import Experiment
 from gqc_lab.loop.placement import find_device, find_dtype, make_generator
 from gqc_lab.loop.scaler_controls import COUNT, VARIANCE, apply_scaler, scaler_controls
@@ -273,8 +273,7 @@ def make_controls(c: PretrainingConfig, scaler: VarianceGradientScaler | None) -
         controls |= scaler_controls(scaler)
     if c.method.startswith("gnts"):
         total = c.num_microbatches
-        names = ("start_norm", "end_norm", "norm_warmup_multiplier", "norm_curve")
-        values = {name: getattr(c, name) for name in (*names, "norm_exponent", "norm_points")}
+        values = {n: getattr(c, n) for n in NORM_NAMES if n != "norm_warmup_microbatches"}
         schedule = NormSchedule(norm_warmup_microbatches=round(c.norm_warmup * total), **values)
         controls |= norm_controls(schedule, total)
         check = norm_schedule
