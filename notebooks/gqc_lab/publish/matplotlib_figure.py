@@ -40,19 +40,17 @@ def draw(figure: go.Figure, size: Sequence[float]) -> Figure:
     for trace in figure.data:
         if trace.type != "scatter":
             raise ValueError(f"a trace of type {trace.type!r}: expected scatter")
-    layout = figure.layout
     printed = pyplot.figure(figsize=tuple(size), layout="constrained")
     panels = _panels(printed, figure)
     for trace in figure.data:
-        axes = panels[trace.xaxis or "x", trace.yaxis or "y"]
-        _draw_scatter(axes, trace)
-    for shape in layout.shapes:
+        _draw_scatter(panels[trace.xaxis or "x", trace.yaxis or "y"], trace)
+    for shape in figure.layout.shapes:
         for (x, y), axes in panels.items():
             _draw_level(axes, shape, x, y)
     for (x, y), axes in panels.items():
         _set_axis(axes, "x", _axis(figure, x))
         _set_axis(axes, "y", _axis(figure, y))
-    for note in layout.annotations:
+    for note in figure.layout.annotations:
         _annotate(figure, panels, note)
     _add_legend(printed, list(panels.values()))
     return printed
