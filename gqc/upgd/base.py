@@ -115,10 +115,8 @@ class UtilityOptimizer(CheckpointedOptimizer):
             TypeError: a sparse gradient, a complex or ``DTensor`` parameter; nothing was changed.
             RuntimeError: at the first noise, ranks of DDP whose generators differ.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         if not self.state and is_asked_for_state(self):
             return loss  # state_dict() has it
         self.check_groups()

@@ -18,16 +18,16 @@ class JoinedOptimizer(Optimizer):
     """Step ``optimizers`` one after the other; groups and state are theirs, in order.
 
     Args:
-        optimizers: at least one, of different parameters; not to be stepped or loaded by themselves
-            afterwards.
-    Raises: ValueError: none, or a parameter that two have.  TypeError: one saves more than these.
+        optimizers: at least one, of different parameters; then not to be stepped or loaded alone.
+    Raises: ValueError: none, or a parameter that two have.  TypeError: one saves more than these;
+        at the first step: two of one class keep something of all their parameters.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
         self.optimizers = tuple(optimizers)
         for each in self.optimizers:
-            hooks = each._optimizer_state_dict_post_hooks
-            if type(each).state_dict is not Optimizer.state_dict or hooks:
+            is_own = type(each).state_dict is not Optimizer.state_dict
+            if is_own or each._optimizer_state_dict_post_hooks:
                 lost = f"a joined file would lose what {type(each).__name__} saves beside its state"
                 raise TypeError(f"{lost}; where it is a wrapper, wrap the joined optimizer")
         super().__init__([g for o in self.optimizers for g in o.param_groups], {})
@@ -71,12 +71,14 @@ class JoinedOptimizer(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Let each of them step; returns what ``closure``, called once, returned."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
+        are_alike = len({type(optimizer) for optimizer in self.optimizers}) < len(self.optimizers)
         for optimizer in self.optimizers:
             optimizer.step()
+            if are_alike and (common := [k for k in self.state if not isinstance(k, torch.Tensor)]):
+                why = f"two {type(optimizer).__name__}, each with {common} of all its parameters"
+                raise TypeError(f"{why}: join one that has several groups")
         return loss
 
     def _join(self) -> None:

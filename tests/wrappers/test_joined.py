@@ -201,3 +201,24 @@ def test_a_member_that_saves_more_by_a_hook_is_refused():
     member.register_state_dict_post_hook(lambda optimizer, state: {**state, "mine": 1})
     with pytest.raises(TypeError, match="would lose what SGD saves beside its state"):
         JoinedOptimizer([member, SGD(p[1:], lr=0.1)])
+
+
+class CountsForAll(SGD):
+    """Keeps its number of steps once for all parameters, as MADGRAD does, from the first one on."""
+
+    def step(self, closure=None):
+        self.state["k"] = self.state.get("k", 0) + 1
+        super().step(closure)
+
+
+def test_two_that_keep_something_for_all_their_parameters_are_refused_not_mixed():
+    p = parameters()
+    alone = gqc.JoinedOptimizer([CountsForAll([p[0]], lr=0.1), SGD([p[1]], lr=0.1)])
+    two = gqc.JoinedOptimizer([CountsForAll([p[0]], lr=0.1), CountsForAll([p[1]], lr=0.1)])
+    for tensor in p:
+        tensor.grad = torch.ones_like(tensor)
+    for _ in range(2):
+        alone.step()
+    assert alone.state["k"] == 2
+    with pytest.raises(TypeError, match=r"two CountsForAll, each with \['k'\] .*join one"):
+        two.step()
