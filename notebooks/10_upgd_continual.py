@@ -48,7 +48,7 @@ claims.show_evidence("10_upgd_continual")
 # | `adaptive_upgd`, `upgdw` | as `upgd` along Adam's direction |
 #
 # The last two are the same algorithm where, as here, utilities decay as second moments do. They
-# differ only in which ten settings each was tuned on, which shows how much tuning leaves to chance.
+# differ only in which settings each was tuned on, which shows how much tuning leaves to chance.
 #
 # ## Run it yourself
 #
@@ -91,9 +91,9 @@ from gqc_lab.studies import continual
 # %% [markdown]
 # ## Train
 #
-# Methods share weights and stream. Each uses the best of ten settings, chosen on another seed by
-# the online accuracy over the whole stream, separately for each stream (all trials are recorded in
-# `gqc_lab.studies.continual`).
+# Methods share weights and stream. Each uses the best of twenty settings (ten over 300 tasks),
+# chosen on another seed by the online accuracy over the whole stream, separately for each stream
+# (all trials are recorded in `gqc_lab.studies.continual`).
 
 # %% tags=["nbval-ignore-output"]
 chosen = {"data": data, "device": device, "dtype": dtype}
@@ -157,8 +157,8 @@ for (stream, baseline), rows in differences.groupby(["stream", "baseline"], sort
 #
 # **Limits.** Digits of 64 pixels, networks of nine thousand parameters. The laptop scale has tens
 # of tasks, in which an advantage that shows late has no time to show; the scale `long` has 300.
-# Ten settings sample the one hyperparameter of SGD more densely than the three of UPGD. Tuning for
-# the whole stream also lets plain SGD trade learning rate for plasticity.
+# As many settings sample the one hyperparameter of SGD more densely than the three of UPGD. Tuning
+# for the whole stream also lets plain SGD trade learning rate for plasticity.
 
 # %%
 saved = runs.save(tasks, results, data_hash=experiments[0].data_hash)

@@ -147,8 +147,11 @@ TAKEN = {
         "upt-conservation": ("undecided",),
     },
     "is said to bound the share of the loss": {"upt-cap.1": ("fails",)},
-    "no wrapper is resolved to have a lower perplexity than AdamW": {
-        f"gqc-controllers.{n}": ("fails", "open") for n in range(1, 7)
+    "than that of AdamW at its tuned constant batch, the smallest of its grid": {
+        "gqc-controllers.1": ("holds",),
+        "gqc-controllers.2": ("open",),
+        "gqc-controllers.5": ("holds",),
+        **{f"gqc-controllers.{n}": ("fails",) for n in (3, 4, 6)},
     },
     "The threshold does bound the norm of every step": {"gqc-upper-bound": ("reproduced",)},
     "is below the claimed one by": {f"gqc-beta-035.{n}": ("fails",) for n in (1, 2)},

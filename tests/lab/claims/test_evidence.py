@@ -178,8 +178,15 @@ def test_what_answers_say_of_figures_holds():
     """Words that no part of a claim decides: they are of the frames that the figures show."""
     frames = {name: frozen.results for name, frozen in load_frozen(PAPER / "results").items()}
     answers = read_answers(PAPER)
-    batches = frames["02_all_wrappers"].query("method == 'gnts'")["mean_logical_batch_examples"]
-    assert batches.max() < 1.1 * 4  # sequences of a microbatch: it steps on nearly every one
+    wrappers = frames["02_all_wrappers"].pivot(index="seed", columns="method")
+    batches = wrappers["mean_logical_batch_examples"] / 4  # sequences of a microbatch
+    assert batches["gnts"].max() < 1.1  # it steps on nearly every one
+    assert batches[["gns", "mht"]].max().max() < 1.1 * 2
+    assert batches["normtest"].max() < 1.15 * 2
+    low, high, _ = t_interval(
+        (wrappers["val_loss"]["gnts"] - wrappers["val_loss"]["replay"]).to_numpy()
+    )
+    assert low < 0 < high  # its replay cannot be told from it
     losses = frames["17_anomaly_smoothing"].pivot(index="seed", columns="method", values="val_loss")
     lower = {m: (losses[f"{m}, replay"] - losses[m]).mean() for m in ("gns", "gnts")}
     assert lower["gns"] == pytest.approx(lower["gnts"], rel=0.2)  # due to the order of the text
