@@ -66,8 +66,9 @@ def describe_age(
         return ""
     days = sorted({time.strftime("%Y-%m-%d", time.gmtime(run["started"])) for run in old})
     when = " to ".join(days[:: max(len(days) - 1, 1)])
-    names = ", ".join(name for name, runs in older.items() if runs)
-    some = f"{len(old)} of the {total} runs {what} ({names})"
+    names, rest = ([n for n, runs in older.items() if bool(runs) is has] for has in (True, False))
+    few = f"all but {', '.join(rest)}" if 0 < len(rest) < len(names) else ", ".join(names)
+    some = f"{len(old)} of the {total} runs {what} ({few})"
     return (
         f"{f'All {total} runs {what}' if len(old) == total else some} were made with an older "
         f"version of the code ({when}); a test repeats the beginnings of two with this one."

@@ -266,6 +266,9 @@ def test_results_of_an_older_code_are_told(project):
     some = describe_age(results, one, "of it")
     assert some == f"1 of the 6 runs of it (tiny-batch) {when}"
     assert describe_age(results, every, "of it") == f"All 6 runs of it {when}"
+    three = dict.fromkeys(("a", "b", "c"), results["tiny-batch"])
+    known = {"a": ids, "b": every["tiny-batch"], "c": every["tiny-batch"]}
+    assert f"12 of the 18 runs of it (all but a) {when}" == describe_age(three, known, "of it")
 
 
 def frozen_of(rows):
