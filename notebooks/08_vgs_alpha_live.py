@@ -18,8 +18,8 @@
 # # What happens when you change alpha during a run?
 #
 # **The factor follows from the next step on, and here a smaller one only slows training down.**
-# With alpha at 0, 0.1 and 0.5 throughout, the mean factor is 1, 0.40 and 0.17, and the mean square
-# error of the values 1.09, 1.71 and 2.32 reward² (one seed of the short runs below).
+# With alpha at 0, 0.1 and 0.5 throughout, the mean factor is 1, 0.46 and 0.20, and the mean square
+# error of the values 1.42, 1.97 and 2.61 reward² (one seed of the short runs below).
 #
 # VGS multiplies each gradient by $f = 1/(1 + \alpha \min(V, V_\max))$, where $V$ is the variance of
 # the gradient over its squared mean, both averaged over recent steps: the median over tensors here,
@@ -164,7 +164,7 @@ if rows:
 
 # %% [markdown]
 # The factor follows alpha from the next microbatch on. The training loss does not vary less with a
-# larger alpha here (0.75, 0.79, 0.84). What the record predicts for another alpha holds as long as
+# larger alpha here (0.77, 0.82, 0.88). What the record predicts for another alpha holds as long as
 # both trainings are at the same point: a smaller factor slows training down, so its gradients are
 # those of an earlier time, with more signal in them. A stronger scaling therefore meets less
 # variance than the record shows, and turns out weaker than predicted.

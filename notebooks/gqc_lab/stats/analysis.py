@@ -236,7 +236,7 @@ def t_interval(values: Floats) -> tuple[float, float, str]:
         return nan, nan, f"none: {n} run" if n else "none: no run"
     if num_bad:
         return nan, nan, f"none: {num_bad} of {n} runs not finite"
-    if np.ptp(values) == 0:
+    if np.ptp(values) <= 1e-12 * np.abs(values).max():  # but for rounding
         return float(values[0]), float(values[0]), f"none needed: {n} equal runs"
     quantile = scipy.special.stdtrit(n - 1, QUANTILE)  # scipy.stats loads for a second
     half = float(quantile * values.std(ddof=1) / np.sqrt(n))

@@ -60,6 +60,11 @@ def test_a_diverged_run_is_not_dropped():
 def test_equal_runs_have_a_point_and_say_why():
     row = summarize(runs(a=[7.0] * 5), "method", "y").iloc[0]
     assert (row["low"], row["high"], row["interval"]) == (7.0, 7.0, "none needed: 5 equal runs")
+    frame = runs(a=[0.1, 0.2, 0.3], b=[0.3, 0.4, 0.5])  # equal differences but for rounding
+    row = paired_difference(frame, "y", "method", "a").iloc[0]
+    assert row["interval"] == "none needed: 3 equal runs"
+    assert row["low"] == row["high"] == pytest.approx(0.2)
+    assert math.isnan(row["p_value"])
 
 
 def test_summarize_keeps_keys_of_several_columns_and_missing_ones():
