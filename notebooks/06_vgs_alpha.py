@@ -197,8 +197,8 @@ for baseline, rows in differences[is_vgs].groupby("baseline", sort=False):
 # in exactly the same way. V is the 90th percentile over tensors: it is enough for a tenth of them
 # to be above the cap.
 #
-# **Limits.** Networks of a few thousand parameters, constant learning rates tuned on one other
-# seed, and no correction for multiple comparisons except in the verdicts.
+# **Limits.** Networks of a few thousand parameters, constant learning rates tuned on three other
+# seeds, and no correction for multiple comparisons except in the verdicts.
 
 # %%
 saved = runs.save(history, results, data_hash=experiments[0].data_hash)
