@@ -142,15 +142,14 @@ if "adamw" in table.index and len(table) > 1:
     print("each; one seed, so no interval.")
 
 # %% [markdown]
-# The settings of each method were chosen from ten runs on one seed that the batch does not use
-# (recorded in `gqc_lab.studies.pretraining`). gns, normtest and mht did best at their loosest
-# setting, two to three draws per step; stricter settings lost, since tokens spent on a better
-# gradient are steps not taken. So did sbc, whose batch grows from one microbatch to two, 1.2 draws
-# per step.
+# The settings of each method were chosen from ten runs or more on one seed that the batch does not
+# use (recorded in `gqc_lab.studies.pretraining`). gns, normtest and mht did best where they hardly
+# draw more than their least, two microbatches per step; stricter settings lost, since tokens spent
+# on a better gradient are steps not taken. sbc did best at its slowest growth, from one microbatch
+# to two, 1.2 draws per step.
 #
-# **Limits.** At laptop scale the model has 0.16M parameters; settings were chosen with 1M tokens,
-# while the seeds train on half of them. The replay sees a different order of the text, so its
-# difference from gnts includes that too.
+# **Limits.** At laptop scale the model has 0.16M parameters. The replay sees a different order of
+# the text, so its difference from gnts includes that too.
 
 # %%
 data_hash = next(iter(experiments.values())).data_hash
