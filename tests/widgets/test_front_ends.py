@@ -2,11 +2,13 @@
 
 import sys
 import types
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import nbformat
 import pytest
 import torch
+from traitlets.config import Config
 
 from gqc_lab.loop.jupyter import Cell
 from gqc_widgets import Live
@@ -32,15 +34,23 @@ def loop():
 """
 
 
+@pytest.fixture
+def unix_sockets():
+    """Of a kernel manager: a port that was free may be taken by another test."""
+    with TemporaryDirectory() as folder:
+        yield {"transport": "ipc", "connection_file": f"{folder}/k.json"}
+
+
 @pytest.mark.slow
-def test_without_a_person_there_is_one_picture_and_the_cell_waits_for_its_thread():
+def test_without_a_person_there_is_one_picture_and_the_cell_waits_for_its_thread(unix_sockets):
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
 
     sources = [LOOP, "train(range(20))", "live = Live(optimizer)" + BACKGROUND, "len(live.history)"]
     sources[2] = sources[2].format(count=50, seconds=0.001)
     cells = [nbformat.v4.new_code_cell(source) for source in sources]
-    client = NotebookClient(nbformat.v4.new_notebook(cells=cells), timeout=600)
+    config = Config(KernelManager=unix_sockets)
+    client = NotebookClient(nbformat.v4.new_notebook(cells=cells), timeout=600, config=config)
     with client.setup_kernel():
         for number, cell in enumerate(cells):
             client.execute_cell(cell, number)
@@ -56,10 +66,14 @@ def test_without_a_person_there_is_one_picture_and_the_cell_waits_for_its_thread
 
 
 @pytest.fixture
-def client():
-    from jupyter_client.manager import start_new_kernel
+def client(unix_sockets):
+    from jupyter_client.manager import KernelManager
 
-    manager, client = start_new_kernel()
+    manager = KernelManager(**unix_sockets)
+    manager.start_kernel()
+    client = manager.client()
+    client.start_channels()
+    client.wait_for_ready()
     yield client
     client.stop_channels()
     manager.shutdown_kernel(now=True)

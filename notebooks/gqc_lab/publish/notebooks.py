@@ -16,15 +16,19 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import nbformat
 import yaml
 from jupytext.cli import jupytext as run_jupytext
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+from traitlets.config import Config
 
 from gqc_lab.claims.evidence import PAPER
 from gqc_lab.publish.shown import CALL, show_committed, smaller, write_thumbnail
+from gqc_lab.runs.kernel import CAN_FORK
 from gqc_lab.runs.notebook import is_passing
 
 HEADINGS = yaml.safe_load((files("gqc_lab.publish") / "templates/columns.yaml").read_text("utf-8"))
@@ -70,10 +74,11 @@ def refresh(notebook: Path, renderer: str) -> None:
     running = on_cpu(nbformat.from_dict(content))
     os.environ["PLOTLY_RENDERER"] = renderer
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums split over threads differ in a last bit
-    folder = {"metadata": {"path": str(notebook.parent)}}
-    NotebookClient(
-        running, timeout=600, resources=folder, record_timing=False, store_widget_state=False
-    ).execute()
+    options: dict[str, Any] = {"resources": {"metadata": {"path": str(notebook.parent)}}}
+    options |= {"record_timing": False, "store_widget_state": False, "timeout": 600}
+    with TemporaryDirectory() as sockets:  # a port that was free may be taken by another program
+        local = {"transport": "ipc", "connection_file": f"{sockets}/k.json"} if CAN_FORK else {}
+        NotebookClient(running, **options, config=Config(KernelManager=local)).execute()
     for cell, ran in zip(content.cells, running.cells, strict=True):
         if cell.cell_type == "code":
             shown = cell.outputs if CALL.search(cell.source.strip()) else []  # with its picture
