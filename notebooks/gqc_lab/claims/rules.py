@@ -44,7 +44,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from gqc_lab.errors import BadInput, check_keys
+from gqc_lab.errors import BadInput, nearest
 
 TABLES = ("history", "results")
 PROSE = ("name", "unit", "least")  #: of a part; they decide nothing
@@ -205,5 +205,9 @@ def _part(row: Any) -> Part:
 
 
 def _known(row: Any, names: list[str]) -> dict[str, Any]:
-    check_keys("", row, names)
+    if not isinstance(row, dict):
+        raise BadInput(f"{row!r}: expected a mapping")
+    for key in row:
+        if key not in names:
+            raise BadInput(f"unknown key {key!r}{nearest(key, names)}")
     return {**row}
