@@ -87,8 +87,8 @@ def test_what_the_readme_says_of_the_evidence_holds(verdicts):
     over_constant, *of_decays_and_batches = found["gqc-annealing"].effects
     assert over_constant.status == "holds"
     assert {effect.status for effect in of_decays_and_batches} == {"holds"}
-    gained = [found[name] for name in ("gqc-controllers", "gqc-16x")]
-    assert "holds" not in {effect.status for verdict in gained for effect in verdict.effects}
+    assert "holds" not in {effect.status for effect in found["gqc-16x"].effects}
+    assert all(e.low > 0.99 for e in found["gqc-controllers"].effects)  # "less than one percent"
     assert found["gqc-constant-memory"].verdict == "reproduced"
     assert {effect.status for effect in found["vgs-v4-true"].effects[:2]} == {"holds"}
 
@@ -301,7 +301,10 @@ def test_at_its_own_learning_rate_vgs_is_a_constant_factor():
     keys = ["task", "optimizer", "seed"]
     loss = by_method("06_vgs_alpha", "tail_val_loss", "lr_of == 'vgs'", index=keys)
     sgd = loss.xs("sgd", level="optimizer")
-    assert (sgd["VGS, alpha 0.1"] == sgd["constant factor"]).all()
+    ratio = (sgd["VGS, alpha 0.1"] / sgd["constant factor"]).unstack("seed")
+    assert (ratio.loc["digits"] == 1).all()
+    low, high, _ = t_interval(ratio.loc["values"].to_numpy())
+    assert 0.999 < low < high < 1.001  # "the same loss within a thousandth"
     steady = by_method("06_vgs_alpha", "loss_sd", "lr_of == 'vgs' and task == 'values'", keys)
     bare = by_method("06_vgs_alpha", "loss_sd", "lr_of == 'control' and task == 'values'", keys)
     for _, ratio in (steady["VGS, alpha 0.1"] / bare["no scaling"]).groupby("optimizer"):
@@ -316,11 +319,11 @@ def test_what_does_not_test_the_fix_or_show_a_gain_is_said():
     assert (worst < 0.072).all()
     assert (by_method("13_upt_fix", "max_grad_norm").max() < 100).all()
     accuracy = by_method("11_upgd_vgs", "online_accuracy", index=["stream", "seed"])
-    for stream, lower in (accuracy["upgd, adaptive noise, VGS"] - accuracy["upgd"]).groupby(
-        "stream"
-    ):
-        assert t_interval(lower.to_numpy())[1] < 0
-        assert stream == "input_permuted" or round(100 * lower.mean()) == -4  # "about 4 points"
+    lower = accuracy["upgd"] - accuracy["upgd, adaptive noise, VGS"]
+    low, high, _ = t_interval(lower["input_permuted"].to_numpy())
+    assert low < 0 < high
+    assert t_interval(lower["label_permuted"].to_numpy())[0] > 0
+    assert round(100 * lower["label_permuted"].mean()) == 2  # "costs two points"
     change = by_method("10_many_tasks", "accuracy_change")
     low, high, _ = t_interval((change["upgd"] - change["l2"]).to_numpy())
     assert low < 0 < high
@@ -518,10 +521,8 @@ def test_what_notebooks_say_of_sizes_and_budgets_holds():
     gpt, net = (LAPTOP[name]().model for name in ("01_gnts_pretraining", "10_upgd_continual"))
     size, small = (sum(p.numel() for p in model.parameters()) for model in (gpt, net))
     tuned_on = pretraining.config("laptop").tokens
-    limits = f"has {size / 1e6:.2f}M parameters; settings were chosen with {tuned_on / 2**20:.0f}M"
-    assert f"{limits} tokens, while the seeds train on half of them" in said_in("02_all_wrappers")
-    batch = read_batch(batch_path(PAPER, "02_all_wrappers"))
-    assert {2 * run.parameters["tokens"] for run in batch.runs} == {tuned_on}
+    assert f"the model has {size / 1e6:.2f}M parameters" in said_in("02_all_wrappers")
+    assert set(load_frozen(PAPER / "results")["02_all_wrappers"].results["tokens"]) == {tuned_on}
     assert round(small / 1000) == 9
     assert "networks of nine thousand parameters" in said_in("10_upgd_continual")
     share = f"with {annealing.TOKENS_PER_PARAMETER} tokens for each parameter"
