@@ -36,7 +36,7 @@ def loop():
 
 @pytest.fixture
 def unix_sockets():
-    """Of a kernel manager: a port that was free may be taken by another test."""
+    """Options that keep a kernel off network ports, which another test could be using."""
     with TemporaryDirectory() as folder:
         yield {"transport": "ipc", "connection_file": f"{folder}/k.json"}
 

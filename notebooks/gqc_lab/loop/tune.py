@@ -203,7 +203,7 @@ def tune_closer(
         close["trial"] += tuning.trials["trial"].max()
         trials = pd.concat([tuning.trials, close], ignore_index=True)
         tuning = Tuning(trials, tuning.metric, dict(spaces))
-        methods = [method for method in methods if tuning.at_edge[method]]
+        methods = [m for m, outermost in tuning.at_edge.items() if outermost and m in methods]
         if not methods:
             break
     return tuning

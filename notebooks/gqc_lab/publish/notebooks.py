@@ -76,7 +76,7 @@ def refresh(notebook: Path, renderer: str) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums split over threads differ in a last bit
     options: dict[str, Any] = {"resources": {"metadata": {"path": str(notebook.parent)}}}
     options |= {"record_timing": False, "store_widget_state": False, "timeout": 600}
-    with TemporaryDirectory() as sockets:  # a port that was free may be taken by another program
+    with TemporaryDirectory() as sockets:  # another program could take a network port
         local = {"transport": "ipc", "connection_file": f"{sockets}/k.json"} if CAN_FORK else {}
         NotebookClient(running, **options, config=Config(KernelManager=local)).execute()
     for cell, ran in zip(content.cells, running.cells, strict=True):
