@@ -62,6 +62,8 @@ def settle(params: Sequence[Tensor], names: Sequence[str] = ()) -> list[Tensor |
             if _is_partial(grad):
                 sharded: Any = param
                 param.grad = grad.redistribute(placements=sharded.placements)  # type: ignore
+    elif is_apart(*present):
+        return grads
     shared = [] if is_apart(*present) else local(present)
     spans = sorted((grad.data_ptr(), grad.data_ptr() + grad.nbytes) for grad in shared)
     if any(start < end for (_, end), (start, _) in pairwise(spans)):
@@ -203,6 +205,11 @@ def constant(value: float, like: Tensor) -> Tensor:
 def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         return torch.full((), value, dtype=dtype, device=device)
+
+
+def is_on_host(tensor: Tensor) -> bool:
+    """May the host look at it without waiting for a device?"""
+    return tensor.get_device() == -1
 
 
 def shard(tensor: Tensor) -> Tensor:

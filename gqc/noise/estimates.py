@@ -19,6 +19,7 @@ Sources: McCandlish et al. 2018, arXiv:1812.06162, appendix A; the debiasing is 
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from typing import Any, TypeVar
@@ -255,6 +256,18 @@ def ema_kappa(count: Tensor, beta: float) -> Tensor:
     Returns: the shape of ``count``, in (0, 1]; exactly 1 where t <= 1.
     """
     return ema_weight_and_kappa(count, beta)[1]
+
+
+def known_weights(count: int, beta: float) -> tuple[Tensor, ...]:
+    """Return :func:`ema_weight_and_kappa` of a count that the host knows, 0-dim on the CPU."""
+    return _weights_of_256(count // 256, beta)[count % 256]
+
+
+@functools.lru_cache(maxsize=64)
+def _weights_of_256(block: int, beta: float) -> list[tuple[Tensor, ...]]:
+    with torch.inference_mode(False):
+        counts = torch.arange(256.0) + 256 * block
+        return list(zip(*map(Tensor.unbind, ema_weight_and_kappa(counts, beta)), strict=True))
 
 
 def ema_weight_and_kappa(count: Tensor, beta: float) -> tuple[Tensor, Tensor]:

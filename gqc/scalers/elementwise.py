@@ -48,7 +48,7 @@ class Elementwise(DebiasedEstimator):
         # torch.where or masked_fill_.
         keep = -finite.to(torch.int32)
         sums = []
-        shares = weight.unbind()
+        shares = weight.expand(len(prepared)).unbind()
         for index, (grad, mean) in enumerate(zip(prepared, self.means, strict=True)):
             if grad is None or not grad.numel():
                 sums.append(weight.new_zeros(2))

@@ -134,8 +134,8 @@ def _quantile(variance: Tensor, counted: Tensor | None, level: float) -> Tensor:
     last = len(variance) - 1
     if counted is None:  # the place is known without the device
         low, part = _place(last, level)
-        ordered = variance.sort().values
-        return torch.lerp(ordered[low], ordered[min(low + 1, last)], part)
+        above = variance.topk(last - low + 1).values  # from the largest on
+        return torch.lerp(above[-1], above[-2] if low < last else above[-1], part)
     ordered = torch.where(counted, variance, -1.0).sort().values  # what does not count comes first
     place = (last - (1 - level) * (counted.sum() - 1)).clamp(0, last)
     low_place = place.long()

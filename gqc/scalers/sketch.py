@@ -195,7 +195,10 @@ class _Hashes:
         if self._is_folded:
             sums = scratch[0][: self.rooms[0]].view(self._num, self._rounds, self._length)
         # A row is where a tensor goes; a part of all rows is hashed at once.
-        self._rows, self._parts = sums.flatten(1).unbind(), sums.split(self._together, 1)
+        self._rows, self._parts = [*sums.flatten(1).unbind()], sums.split(self._together, 1)
+        if self._is_folded:
+            self._eighths = [row[: self._columns].view(FOLD, 1, -1) for row in self._rows]
+        self._signs_like = [self._signs] * self._num
         self._values = values
         hashes = values.view(self._num, -1).split(self._lengths, 1)
         rounds = [h.unflatten(1, (self._rounds, -1)).split(self._together, 1) for h in hashes]
@@ -208,28 +211,35 @@ class _Hashes:
         if all(grad is None for grad in grads):
             self._values.zero_()
             return
-        self._tail.zero_()
-        for grad, row in zip(grads, self._rows, strict=True):
+        if self._tail.numel():
+            self._tail.zero_()
+        for index, (grad, row) in enumerate(zip(grads, self._rows, strict=True)):
             if grad is None:
                 row.zero_()
             elif self._is_folded:
-                self._fold(real_flat(grad), row)
+                self._fold(real_flat(grad), row, self._eighths[index])
             else:  # there is one round
-                torch.mul(real_flat(grad).float(), self._signs, out=row)
+                real = torch.view_as_real(grad) if grad.is_complex() else grad
+                if row.shape != real.shape:  # at first; a gradient keeps its shape
+                    self._rows[index] = row = row.view(real.shape)
+                    self._signs_like[index] = self._signs.view(real.shape)
+                torch.mul(real, self._signs_like[index], out=row)
         for part, plan in zip(self._parts, self._plan, strict=True):
             if self._is_folded:
                 torch.mul(part, self._signs, out=self._signed)
             for grid, dim, out in plan:
                 torch.sum(grid, dim, out=out)
 
-    def _fold(self, flat: Tensor, sums: Tensor) -> None:
+    def _fold(self, flat: Tensor, sums: Tensor, eighths: Tensor) -> None:
         """Write the signed sum of the eighths, with zeros up to whole rounds."""
         whole = FOLD * self._columns
-        parts = flat[:whole].view(FOLD, FOLD, self._part).transpose(0, 1).float()
-        torch.bmm(self._fold_signs, parts, out=sums[: self._columns].view(FOLD, 1, -1))
-        sums[self._columns :].zero_()
-        rest = flat[whole:]  # fewer than 64 elements: a ninth row that ends early
-        sums[: len(rest)].add_(rest)
+        rest = len(flat) - whole  # fewer than 64 elements: a ninth row that ends early
+        parts = (flat[:whole] if rest else flat).view(FOLD, FOLD, self._part).transpose(0, 1)
+        torch.bmm(self._fold_signs, parts.float(), out=eighths)
+        if len(sums) > self._columns:
+            sums[self._columns :].zero_()
+        if rest:
+            sums[:rest].add_(flat[whole:])
 
 
 @functools.lru_cache(maxsize=32)

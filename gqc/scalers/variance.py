@@ -25,8 +25,8 @@ noise with autocorrelation 0.9               10      5.0      0.53
 The four that were published before, which measure other things, are in
 :mod:`gqc.scalers.published`.
 
-Both keep squares in float32: V is right for tensors whose gradient has a norm of about 1e-16 to
-1e19; a larger one counts as not finite, and is skipped.
+Both keep squares in float32: right for gradients of tensors with norms of about 1e-16 to 1e19.
+A larger one counts as not finite, and is skipped.
 
 Only the **sum** of the spread over a tensor enters V, and its recursion is linear, so one number
 per tensor holds it: :math:`S_t = (1-a_t)(S_{t-1} + a_t|g_t - m_{t-1}|^2)`.
@@ -42,8 +42,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from gqc.gradients import constant, local
-from gqc.noise.estimates import debiased_moments, ema_weight_and_kappa, noise_to_signal
+from gqc.gradients import constant, is_on_host, local
+from gqc.noise import estimates
 from gqc.scalers.parameters import which_train
 from gqc.scalers.shards import ShardSums, gather, spread
 from gqc.scalers.sketch import HASHES, SignSketch, real_numel
@@ -73,7 +73,7 @@ class ScalarAverages:
 
     def update_raw(self, norm_sq: Tensor, values: Tensor | None) -> None:
         """Average in the norm, or all ``values`` [4]; nothing unless ``norm_sq`` is finite."""
-        finite = norm_sq < math.inf
+        finite = norm_sq < constant(math.inf, norm_sq)
         if values is None:
             mean = self.raw[2]
             mean.lerp_(torch.where(finite, norm_sq.sqrt(), mean), 1 - self.beta)
@@ -184,8 +184,8 @@ class VarianceEstimator:
     def _presence(self, grads: Grads) -> Tensor:
         """1 for tensors that have a gradient with elements; copied when the pattern changes."""
         if (found := [-1 if g is None else g.numel() for g in grads]) != self._found:
-            has = [numel > 0 for numel in found]
-            self._found, self._are_all_present = found, all(has)
+            self._found, has = found, [numel > 0 for numel in found]
+            self._are_all_present = all(has)
             self._present = torch.tensor(has, dtype=torch.float32, device=self.num_skipped.device)
         return self._present
 
@@ -216,21 +216,24 @@ class DebiasedEstimator(VarianceEstimator):
     def update(self, grads: Grads, factor: float = 1.0) -> Tensor:
         presence, is_full = self._presence(grads), self._are_all_present
         prepared, norm_sq = self._prepare(grads, factor)
-        finite = norm_sq < constant(math.inf, norm_sq)
-        is_moved = finite.to(self.count.dtype)
-        moved = is_moved if is_full else presence * is_moved
         self.has_equal_counts &= is_full
-        self.num_skipped = self.num_skipped + (constant(1, is_moved) - is_moved)
-        count = self.count + moved
-        weight, self._kappa = ema_weight_and_kappa(count if is_full else count.abs(), self.beta)
-        weight = weight * moved
-        sums = self._shards.reduce(self._move(prepared, weight, finite, factor))
-        squares, mean_sq = sums.unbind()
+        finite = norm_sq < constant(math.inf, norm_sq)
+        if self.has_equal_counts and is_on_host(norm_sq) and finite:
+            count = self.count + constant(1, self.count)
+            weight, self._kappa = estimates.known_weights(int(count[0]), self.beta)
+        else:
+            is_moved = finite.to(self.count.dtype)
+            moved = is_moved if is_full else presence * is_moved
+            self.num_skipped = self.num_skipped + (constant(1, is_moved) - is_moved)
+            count = self.count + moved
+            weight, self._kappa = estimates.ema_weight_and_kappa(count.abs(), self.beta)
+            weight = weight * moved
+        sums = self._move(prepared, weight, finite, factor)
+        squares, mean_sq = self._shards.reduce(sums).unbind()
         self.spread = self._average(squares, weight)
         if not is_full:
             mean_sq = torch.where(weight > constant(0, weight), mean_sq, self.mean_sq)
-        self.mean_sq = mean_sq
-        self.count = count
+        self.mean_sq, self.count = mean_sq, count
         return norm_sq
 
     def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -239,7 +242,7 @@ class DebiasedEstimator(VarianceEstimator):
             variance, signal = _median_of_three(torch.stack([variance, signal], 1)).unbind()
         largest = 1 / self._kappa if variance_cap is None else variance_cap
         counted = None if self.has_equal_counts else self.count > 0
-        return *noise_to_signal(variance, signal, largest), counted
+        return *estimates.noise_to_signal(variance, signal, largest), counted
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
@@ -258,7 +261,7 @@ class DebiasedEstimator(VarianceEstimator):
 
     def _look_at_counts(self) -> None:
         self.has_equal_counts = bool((self.count == self.count[0]).all())
-        self._kappa = ema_weight_and_kappa(self.count.abs(), self.beta)[1]
+        self._kappa = estimates.ema_weight_and_kappa(self.count.abs(), self.beta)[1]
 
     def _prepare(self, grads: Grads, factor: float) -> tuple[Any, Tensor]:
         """What ``_move`` needs of the gradients, and their squared norm over all ranks."""
@@ -266,7 +269,7 @@ class DebiasedEstimator(VarianceEstimator):
 
     def _move(self, prepared: Any, weight: Tensor, finite: Tensor, factor: float) -> Tensor:
         """Move the means by ``weight`` [T]; the squares of move and mean [2, (hashes,) T] here,
-        which mean nothing where the weight is 0.
+        which mean nothing where the weight is 0.  It is 0-dim where the host knows that all move.
 
         Whichever of the two methods reads the gradients last multiplies them by ``factor``.
         """
@@ -278,7 +281,7 @@ class DebiasedEstimator(VarianceEstimator):
 
     def _moments(self, kappa: Tensor) -> tuple[Tensor, Tensor]:
         """Return variance and squared signal, in the shape of ``spread``."""
-        return debiased_moments(self.spread, self.mean_sq, kappa)
+        return estimates.debiased_moments(self.spread, self.mean_sq, kappa)
 
 
 class Sketch(DebiasedEstimator):
@@ -316,7 +319,8 @@ class Sketch(DebiasedEstimator):
         return values, self._shards.reduce(self._sums()[0].mean(0)).sum()
 
     def _move(self, prepared: Tensor, weight: Tensor, finite: Tensor, factor: float) -> Tensor:
-        move = torch.where(finite, prepared, self._mean).sub_(self._mean)
+        read = torch.where(finite, prepared, self._mean) if weight.dim() else prepared
+        move = read - self._mean
         self._mean.addcmul_(self._of_values(weight), move)
         torch.mul(move, move, out=self._pair[0])
         torch.mul(self._mean, self._mean, out=self._pair[1])
@@ -324,7 +328,9 @@ class Sketch(DebiasedEstimator):
 
     def _of_values(self, vector: Tensor) -> Tensor:
         """Numbers of tensors [T], for each of the tensors' values; one where all are equal."""
-        return vector[:1] if self.has_equal_counts else vector.index_select(0, self._owner)
+        if self.has_equal_counts:
+            return vector[:1] if vector.dim() else vector
+        return vector.index_select(0, self._owner)
 
     def _lists(self) -> dict[str, list[Tensor]]:
         return {"means": [self._mean[place] for place in self._sketch.places]}

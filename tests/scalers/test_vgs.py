@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vgs_reference import PublishedReference, clip_norm, feed, iid_noise, normal, percentile
 
 from gqc import UPGD, ranks
-from gqc.scalers import VarianceGradientScaler
+from gqc.scalers import VarianceGradientScaler, variance
 from gqc.scalers import vgs as module
 
 RIGHT = ["elementwise", "sketch"]
@@ -329,8 +329,31 @@ def syncs(monkeypatch):
         return tolist(tensor)
 
     monkeypatch.setattr(torch.Tensor, "tolist", counted)
+    monkeypatch.setattr(variance, "is_on_host", lambda _: False)  # as on a GPU
     with counts:
         yield counts
+
+
+@pytest.mark.parametrize("estimator", ["sketch", "elementwise", "differences"])
+def test_what_the_host_may_look_at_changes_no_bit(estimator, monkeypatch):
+    """A CPU looks whether a gradient was read; a GPU, which would wait for that, calculates on."""
+    states = []
+    for is_cpu in (True, False):
+        monkeypatch.setattr(variance, "is_on_host", lambda _, is_cpu=is_cpu: is_cpu)
+        params, scaler = make(estimator, warmup_steps=2)
+        factors = []
+        for t, grads in enumerate(steps(300)):  # more than one block of weights
+            for param, grad in zip(params, grads, strict=True):
+                param.grad = grad * math.nan if t in (1, 7) else grad
+            factors.append(scaler.scale_gradients())
+            scaler.step()
+        assert scaler.num_skipped == 2
+        states.append((factors, scaler.state_dict()["statistics"]))
+    (factors, cpu), (other_factors, other) = states
+    assert factors == other_factors
+    for key in ("count", "spread", "mean_sq", "means"):
+        for here, there in zip(cpu[key], other[key], strict=True):
+            assert torch.equal(here, there)
 
 
 @pytest.mark.parametrize("estimator", ALL)
