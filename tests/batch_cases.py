@@ -31,9 +31,9 @@ class Heard:
         self.ends.append((run.id, outcome["status"]))
 
 
-def write_notebook(path, *cells):
+def write_notebook(path, *cells, parameters="seed = 0"):
     """A notebook of a `parameters` cell, the ``cells`` and a last one that saves a number."""
-    sources = ["seed = 0", *cells, "from gqc_lab import runs\nruns.save(None, {'loss': 1.0})"]
+    sources = [parameters, *cells, "from gqc_lab import runs\nruns.save(None, {'loss': 1.0})"]
     cells = [nbformat.v4.new_code_cell(source) for source in sources]
     cells[0].metadata["tags"] = ["parameters"]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)

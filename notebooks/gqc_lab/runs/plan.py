@@ -38,6 +38,8 @@ _KEYS = (
     "timeout", "resources", "cost", "report",
 )  # fmt: skip
 
+_OF_REPORT = ("column", "value", "mean", "low", "high", "n", "interval")
+
 
 def show_value(value: Any) -> str:
     """Return a parameter's value in few characters."""
@@ -267,6 +269,10 @@ def _runs(
         "data": data,
     }
     fixed_digest, varied = digest(fixed), tuple(dict.fromkeys(n for p in points for n in p))
+    if taken := [name for name in varied if name in _OF_REPORT]:
+        raise BadInput(
+            f"{taken[0]!r} is varied, and a column of the report's; rename the parameter"
+        )
     seen: dict[str, dict[str, Any]] = {}
     for point in points:
         parameters = resolve(notebook.declared, {**given, **point})

@@ -57,6 +57,15 @@ def test_grid_wins_over_parameters_over_defaults(plan):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["n", "mean", "low", "high", "column", "value"])
+def test_a_varied_parameter_has_no_name_of_a_column_of_the_report(plan, tmp_path, name):
+    """Else the batch would fail after its last run, when the table is made."""
+    write_notebook(tmp_path / "own.ipynb", parameters=f"{name} = 1")
+    assert plan(f"parameters: {{{name}: 2}}", tmp_path / "own.ipynb").runs
+    with pytest.raises(BadInput, match=f"'{name}' is varied, and a column of the report's"):
+        plan(f"grid: {{{name}: [1, 2]}}", tmp_path / "own.ipynb")
+
+
 def test_same_run_has_one_id_wherever_it_is_planned(plan):
     a = plan("grid: {scale: [1, 2]}\nseeds: 2").runs
     b = plan("parameters: {scale: 2.0}\nseeds: [1]").runs
