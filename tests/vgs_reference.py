@@ -71,6 +71,11 @@ def measure(stream: Stream, num: int, **options: object) -> tuple[float, float]:
     return scaler.get_normalized_variance(), scaler.metrics()["vgs/unresolved"]
 
 
+def variances_of(scaler, cap=None):
+    """V of each tensor."""
+    return torch.tensor(scaler._estimator.ratios(cap)[0], dtype=torch.float64)
+
+
 class PublishedReference:
     """V of a published version from its formulas, for one or more tensors."""
 

@@ -142,5 +142,5 @@ class VarianceGradientScaler(scalers.VarianceGradientScaler):
 
     def _scalar(self, index: int) -> float | None:
         """An average of all elements; None where it is not kept."""
-        averages = None if self._estimator is None else self._estimator.averages
-        return None if averages is None or not averages.count[index] else float(averages.raw[index])
+        averages = {} if self._estimator is None else self._estimator.scalars()
+        return float(averages["raw"][index]) if averages and averages["count"][index] else None

@@ -19,7 +19,6 @@ Sources: McCandlish et al. 2018, arXiv:1812.06162, appendix A; the debiasing is 
 
 from __future__ import annotations
 
-import functools
 import math
 import statistics
 from typing import Any, TypeVar
@@ -258,16 +257,10 @@ def ema_kappa(count: Tensor, beta: float) -> Tensor:
     return ema_weight_and_kappa(count, beta)[1]
 
 
-def known_weights(count: int, beta: float) -> tuple[Tensor, ...]:
-    """Return :func:`ema_weight_and_kappa` of a count that the host knows, 0-dim on the CPU."""
-    return _weights_of_256(count // 256, beta)[count % 256]
-
-
-@functools.lru_cache(maxsize=64)
-def _weights_of_256(block: int, beta: float) -> list[tuple[Tensor, ...]]:
-    with torch.inference_mode(False):
-        counts = torch.arange(256.0) + 256 * block
-        return list(zip(*map(Tensor.unbind, ema_weight_and_kappa(counts, beta)), strict=True))
+def ema_numbers(count: int, beta: float) -> tuple[float, float]:
+    """Return :func:`ema_weight` (1 where t = 0) and :func:`ema_kappa` of a number."""
+    inverse = 1 / math.expm1(max(count, 1) * math.log(beta))
+    return inverse * (beta - 1), (inverse * 2 + 1) * ((beta - 1) / (1 + beta))
 
 
 def ema_weight_and_kappa(count: Tensor, beta: float) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@ r"""Noise from differences of successive gradients, for a mean that moves.
 .. math:: \hat\sigma^2 = \tfrac12\,\overline{|g_t - g_{t-1}|^2}, \qquad
     \hat\mu^2 = |m|^2 - \kappa\hat\sigma^2
 
-with the same average m as :class:`~gqc.scalers.variance.Sketch`, on the same hashes.  A mean that
+with the same average m as :class:`~gqc.scalers.sketch.Sketch`, on the same hashes.  A mean that
 moves is no noise to it, since it moves little from one gradient to the next.  Noise that moves as
 slowly is none either: which of the two estimators is right depends on the stream, see the table in
 :mod:`gqc.scalers.variance` (and :class:`gqc.diagnostics.DrawCorrelation`).
@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqc.noise.estimates import ema_weight
-from gqc.scalers.variance import Sketch
+from gqc.scalers.sketch import Sketch
 
 
 class Differences(Sketch):
@@ -30,21 +29,28 @@ class Differences(Sketch):
         super().__init__(params, settings)
         self._last = torch.zeros_like(self._mean)
 
-    def _move(self, prepared: Tensor, weight: Tensor, finite: Tensor, factor: float) -> Tensor:
-        has_last = self._of_values((weight > 0) & (self.count > 0))
+    def _move(
+        self, prepared: Tensor, weight: float | Tensor, finite: Tensor | bool, factor: float
+    ) -> Tensor:
+        moved = torch.as_tensor(weight).to(self.count).expand_as(self.count) > 0
+        has_last = self._of_values(moved & (self.count > 0))
         change = torch.where(has_last & finite, prepared - self._last, 0.0)
-        is_new = self._of_values(weight > 0) & finite
-        self._last = torch.where(is_new, prepared, self._last)
+        self._last = torch.where(self._of_values(moved) & finite, prepared, self._last)
         sums = super()._move(prepared, weight, finite, factor)
         torch.mul(change, change, out=self._pair[0])
         return torch.stack([self._sums()[0] / 2, sums[1]])
 
-    def _average(self, squares: Tensor, weight: Tensor) -> Tensor:
-        share = ema_weight(self.count, self.beta) * (weight > 0)  # one difference less than updates
-        return self.spread + share * (squares - self.spread)
+    def _share(self, count: float, before: float) -> float:  # one difference less than updates
+        return super()._share(before, 0) if count > before else 0.0
 
-    def _moments(self, kappa: Tensor) -> tuple[Tensor, Tensor]:
-        return self.spread, self.mean_sq - kappa * self.spread
+    def _averaged(
+        self, shares: list[float], spread: list[float], squares: list[float]
+    ) -> list[float]:
+        triples = zip(shares, spread, squares, strict=True)
+        return [old + a * (square - old) for a, old, square in triples]
+
+    def _kappa_and_scale(self, count: int) -> tuple[float, float]:
+        return super()._kappa_and_scale(count)[0], 1.0
 
     def _lists(self) -> dict[str, list[Tensor]]:
         last = [self._last[place] for place in self._sketch.places]

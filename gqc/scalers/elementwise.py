@@ -10,8 +10,9 @@ from torch import Tensor
 
 from gqc.gradients import local, tensor_norms
 from gqc.noise.estimates import debiased_moments, ema_kappa, noise_to_signal
+from gqc.scalers.moments import DebiasedEstimator
 from gqc.scalers.sketch import real_flat, real_numel
-from gqc.scalers.variance import DebiasedEstimator, Grads
+from gqc.scalers.variance import Grads
 
 CHUNK = 1 << 18  # elements; on a CPU the scratch of a chunk stays in the cache
 
@@ -23,6 +24,7 @@ class Elementwise(DebiasedEstimator):
     """
 
     name = "elementwise"
+    has_elements = True
 
     def __init__(self, params: Sequence[Tensor], settings: Any) -> None:
         super().__init__(params, settings)
@@ -40,22 +42,24 @@ class Elementwise(DebiasedEstimator):
     def _prepare(self, grads: Grads, factor: float) -> tuple[Any, Tensor]:
         shards = local(grads)
         there = [m[:0] if g is None else g for g, m in zip(shards, self.means, strict=True)]
-        squares = tensor_norms(there).to(self.num_skipped).square()
+        squares = tensor_norms(there).to(self.count).square()
         return shards, self._shards.reduce(squares).sum()
 
-    def _move(self, prepared: Any, weight: Tensor, finite: Tensor, factor: float) -> Tensor:
+    def _move(
+        self, prepared: Any, weight: float | Tensor, finite: Tensor | bool, factor: float
+    ) -> Tensor:
         # An integer mask makes the move exactly zero where NaN * 0 would not, and costs less than
         # torch.where or masked_fill_.
-        keep = -finite.to(torch.int32)
+        keep = -torch.as_tensor(finite, device=self._device).to(torch.int32)
         sums = []
-        shares = weight.expand(len(prepared)).unbind()
+        shares = torch.as_tensor(weight).to(self.count).expand(len(prepared)).unbind()
         for index, (grad, mean) in enumerate(zip(prepared, self.means, strict=True)):
             if grad is None or not grad.numel():
-                sums.append(weight.new_zeros(2))
+                sums.append(self.count.new_zeros(2))
                 continue
             share, mask = shares[index].to(mean.device), keep.to(mean.device)
             totals = self._move_tensor(real_flat(grad), mean, share, mask, index)
-            sums.append(totals.to(weight.device))
+            sums.append(totals.to(self.count.device))
             if factor != 1.0:
                 grad.mul_(factor)
         return torch.stack(sums, dim=1)

@@ -1,9 +1,11 @@
-"""Aggregate an estimator's variances into factors on the gradient, and numbers on the host."""
+"""Aggregate an estimator's variances into factors on the gradient, and numbers to log."""
 
 from __future__ import annotations
 
-import functools
-from ctypes import c_float
+import math
+from collections.abc import Callable, Sequence
+from itertools import compress
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,84 +14,81 @@ from gqc.gradients import constant, local
 from gqc.scalers.elementwise import Elementwise
 from gqc.scalers.parameters import ParameterList
 from gqc.scalers.settings import Settings
-from gqc.scalers.variance import VarianceEstimator
+from gqc.scalers.variance import Reading, VarianceEstimator
 
-NUMBERS = (  # the published names, without "vgs/"
-    *("stochastic_var_p10", "stochastic_var_p50", "stochastic_var_p90", "stochastic_var_mean"),
-    *("unresolved", "grad_mean_ema_spatial", "grad_var_ema_spatial"),
-    *("grad_norm_ema", "grad_max_ema", "normalized_variance", "scaling_factor", "skipped"),
-)
-PERCENTILES = (0.1, 0.5, 0.9)
+SCALARS = ("grad_mean_ema_spatial", "grad_var_ema_spatial", "grad_norm_ema", "grad_max_ema")
+PERCENTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9}
+
+Variance = TypeVar("Variance", float, Tensor)
 
 
 def scaling_factor(
-    variance: Tensor, alpha: float, smallest: float, variance_cap: float | None
-) -> Tensor:
+    variance: Variance, alpha: float, smallest: float, variance_cap: float | None
+) -> Variance:
     r"""Return the factor of :mod:`gqc.scalers.vgs`, in the shape of ``variance``, with its letters.
 
     :math:`\mathrm{clip}(1/(1+\alpha\min(V, V_\max)), f_\min, 1)`; no cap where that is None.
     """
+    if not isinstance(variance, Tensor):
+        bounded = min(variance, math.inf if variance_cap is None else variance_cap)
+        return max(1 / (1 + alpha * bounded), smallest)
     bounded = variance if variance_cap is None else variance.clamp_max(variance_cap)
     scaled = constant(alpha, bounded) * bounded + constant(1, bounded)
     return scaled.reciprocal().clamp(smallest, 1)
 
 
-def readings(
-    estimator: VarianceEstimator | None, parameters: ParameterList, settings: Settings
+def numbers(
+    reading: Reading, factor: float, parameters: ParameterList, settings: Settings
 ) -> dict[str, float]:
-    """Return :data:`NUMBERS` and ``"normalized_variance/NAME"`` of parameters; one host sync."""
-    names = [*NUMBERS, *(f"normalized_variance/{name}" for name in parameters.names)]
-    if estimator is None:
-        return {**dict.fromkeys(names, 0.0), "scaling_factor": 1.0}
-    ratios, unresolved, counted = estimator.ratios(settings.variance_cap)
-    variance = _aggregate(ratios, counted, parameters, settings)
-    factors = tensor_factors(estimator, parameters, settings)
-    factor = mean_factor(estimator, parameters, settings, factors)
-    packed = torch.cat(
-        [
-            *(_quantile(ratios, counted, level).view(1) for level in PERCENTILES),
-            torch.stack([_mean(ratios, counted), _mean(unresolved, counted)]),
-            estimator.averages.corrected(),
-            torch.stack([variance, factor, estimator.num_skipped]),
-            ratios if parameters.names else ratios[:0],
-        ]
-    )
-    return dict(zip(names, packed.tolist(), strict=True))
+    """Return what is logged, under the published names without "vgs/"."""
+    ratios = [*compress(reading.ratios, reading.counted)]
+    unresolved = [*compress(reading.unresolved, reading.counted)]
+    named = zip(parameters.names, reading.ratios, strict=False)  # there may be no names
+    return {
+        **{f"stochastic_var_{key}": _quantile(ratios, x) for key, x in PERCENTILES.items()},
+        "stochastic_var_mean": _mean(ratios),
+        "unresolved": _mean(unresolved),
+        **dict(zip(SCALARS, reading.scalars, strict=True)),
+        "normalized_variance": _aggregate(reading.ratios, reading.counted, parameters, settings),
+        "scaling_factor": factor,
+        "skipped": reading.num_skipped,
+        **{f"normalized_variance/{name}": ratio for name, ratio in named},
+    }
 
 
 def tensor_factors(
-    estimator: VarianceEstimator, parameters: ParameterList, settings: Settings
-) -> list[Tensor] | None:
-    """Return the factor of each tensor (0-dim) or of its elements (flat); None if all share one."""
-    if settings.granularity == "global":
-        return None
+    estimator: VarianceEstimator,
+    read: Callable[[], tuple[list[float], list[bool]]],
+    parameters: ParameterList,
+    settings: Settings,
+) -> list[float | Tensor]:
+    """Return one factor for all, or that of each tensor or (flat) of its elements.
+
+    Args:
+        read: returns V of each tensor and which count.
+    """
     if isinstance(estimator, Elementwise) and settings.granularity == "element":
         places, cap = range(len(parameters.tensors)), settings.variance_cap
         return [_law(estimator.element_ratios(place, cap), settings) for place in places]
-    ratios, _, counted = estimator.ratios(settings.variance_cap)
+    ratios, counted = read()
+    if settings.granularity == "global":
+        return [_law(_aggregate(ratios, counted, parameters, settings), settings)]
     if settings.granularity == "group":
         of_group = {}
         for group in set(parameters.groups):
-            inside = parameters.members(group, ratios.device)
-            inside = inside if counted is None else counted & inside
+            inside = [c and g == group for c, g in zip(counted, parameters.groups, strict=True)]
             of_group[group] = _aggregate(ratios, inside, parameters, settings)
-        ratios = torch.stack([of_group[group] for group in parameters.groups])
-    return list(_law(ratios, settings).unbind())
+        ratios = [of_group[group] for group in parameters.groups]
+    return [_law(ratio, settings) for ratio in ratios]
 
 
-def mean_factor(
-    estimator: VarianceEstimator,
-    parameters: ParameterList,
-    settings: Settings,
-    factors: list[Tensor] | None,
-) -> Tensor:
-    """Return the one factor, 0-dim, or the mean of :func:`tensor_factors` over what they are of."""
-    if factors is None:
-        ratios, _, counted = estimator.ratios(settings.variance_cap)
-        return _law(_aggregate(ratios, counted, parameters, settings), settings)
-    device = estimator.averages.raw.device
-    total = torch.stack([f.sum().to(device) for f in factors]).sum()
-    return total / sum(f.numel() for f in factors)
+def mean_factor(factors: Sequence[float | Tensor]) -> float:
+    """Return the mean of :func:`tensor_factors` over what they are of; elements: one host sync."""
+    tensors = [factor for factor in factors if isinstance(factor, Tensor)]
+    if not tensors:
+        return sum(map(float, factors)) / len(factors)
+    total = torch.stack([factor.sum().to(tensors[0].device) for factor in tensors]).sum()
+    return total.item() / sum(map(Tensor.numel, tensors))
 
 
 def multiply_by(grad: Tensor, factor: float | Tensor) -> None:
@@ -97,55 +96,41 @@ def multiply_by(grad: Tensor, factor: float | Tensor) -> None:
     shard = local([grad])[0]
     if isinstance(factor, Tensor):
         factor = factor.to(shard.device)
-        if factor.dim():
-            shard = torch.view_as_real(shard) if shard.is_complex() else shard
-            factor = factor.view(shard.shape)
-    elif factor == 1.0:
-        return
-    shard.mul_(factor)
+        shard = torch.view_as_real(shard) if shard.is_complex() else shard
+        shard.mul_(factor.view(shard.shape))
+    elif factor != 1.0:
+        shard.mul_(factor)
 
 
-def _law(variance: Tensor, settings: Settings) -> Tensor:
+def _law(variance: Variance, settings: Settings) -> Variance:
     return scaling_factor(
         variance, settings.alpha, settings.min_scaling_factor, settings.variance_cap
     )
 
 
 def _aggregate(
-    ratios: Tensor, counted: Tensor | None, parameters: ParameterList, settings: Settings
-) -> Tensor:
-    """Return one variance for the tensors that count (None: all), 0-dim; 0 when none does."""
+    ratios: list[float], counted: list[bool], parameters: ParameterList, settings: Settings
+) -> float:
+    """Return one variance for the tensors that count; 0 when none does."""
+    ratios = [*compress(ratios, counted)]
     if settings.aggregate == "percentile":
-        return _quantile(ratios, counted, settings.percentile)
+        return _quantile(ratios, settings.percentile)
     if settings.aggregate == "max":
-        return (ratios if counted is None else torch.where(counted, ratios, 0.0)).max()
-    is_weighted = settings.aggregate == "numel_weighted"
-    return _mean(ratios, counted, parameters.numels(ratios.device) if is_weighted else None)
+        return max(ratios, default=0.0)
+    if settings.aggregate == "mean":
+        return _mean(ratios)
+    numels = [*compress((p.numel() for p in parameters.tensors), counted)]
+    return sum(map(math.prod, zip(numels, ratios, strict=True))) / max(sum(numels), 1)
 
 
-def _mean(values: Tensor, counted: Tensor | None, numel: Tensor | None = None) -> Tensor:
-    weight = torch.ones_like(values) if counted is None else counted.float()
-    weight = weight if numel is None else weight * numel
-    return (weight * values).sum() / weight.sum().clamp(min=1)
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(len(values), 1)
 
 
-def _quantile(variance: Tensor, counted: Tensor | None, level: float) -> Tensor:
-    """Return what ``torch.nanquantile`` does, which is slow on few numbers."""
-    last = len(variance) - 1
-    if counted is None:  # the place is known without the device
-        low, part = _place(last, level)
-        above = variance.topk(last - low + 1).values  # from the largest on
-        return torch.lerp(above[-1], above[-2] if low < last else above[-1], part)
-    ordered = torch.where(counted, variance, -1.0).sort().values  # what does not count comes first
-    place = (last - (1 - level) * (counted.sum() - 1)).clamp(0, last)
-    low_place = place.long()
-    pair = ordered[torch.stack([low_place, (low_place + 1).clamp(max=last)])]
-    return torch.lerp(pair[0], pair[1], place - low_place).clamp(min=0)
-
-
-@functools.lru_cache(maxsize=256)
-def _place(last: int, level: float) -> tuple[int, float]:
-    """Index below a quantile of ``last + 1`` numbers and the rest, in float32 as on the device."""
-    share = c_float(c_float(1 - level).value * last).value
-    place = c_float(last - share).value
-    return int(place), place - int(place)
+def _quantile(values: list[float], level: float) -> float:
+    """Return the ``level`` quantile, between values on a straight line; 0 of none."""
+    ordered = sorted(values) or [0.0]
+    place = level * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gqc.gradients import settle
@@ -45,7 +44,6 @@ class ParameterList:
         self.is_marked = self._has_groups = False
         self.mark_of = f"scaled_by_{next(MARKS)}"
         self._complex: list[Tensor] = []
-        self._on_device: dict[Any, Tensor] = {}
         seen = set()
         for group, name, tensor in self._entries(parameters):
             if id(tensor) not in seen:  # tied parameters have one gradient
@@ -101,20 +99,6 @@ class ParameterList:
     def shapes(self) -> list[list[int]]:
         """Shape of each parameter (of the whole one if it is sharded)."""
         return [list(p.shape) for p in self.tensors]
-
-    def numels(self, device: torch.device) -> Tensor:
-        """Number of elements of each tensor [T]."""
-        return self._copied("numels", [p.numel() for p in self.tensors], device)
-
-    def members(self, group: int, device: torch.device) -> Tensor:
-        """Which tensors belong to ``group`` [T]."""
-        return self._copied(group, [g == group for g in self.groups], device)
-
-    def _copied(self, key: Any, values: list[Any], device: torch.device) -> Tensor:
-        """``values`` on ``device``, copied there once: the host waits for each copy."""
-        if (key, device) not in self._on_device:
-            self._on_device[key, device] = torch.tensor(values, device=device)
-        return self._on_device[key, device]
 
     def _entries(self, parameters: Iterable[Any]) -> Iterator[tuple[int, str | None, Tensor]]:
         for number, entry in enumerate(parameters):

@@ -24,6 +24,7 @@ about :math:`1-\beta^t` times too small at first.  A NaN gradient stays in the a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -32,29 +33,38 @@ from torch import Tensor
 
 from gqc.gradients import total_norm
 from gqc.scalers.checkpoints import VECTORS
-from gqc.scalers.variance import Grads, VarianceEstimator
+from gqc.scalers.variance import Grads, Reading, VarianceEstimator
 
 LARGEST = 1e6  # upper clip of V in all published versions
 FLOOR = 1e-12  # lower clip of the squared mean
 
 
 class PublishedEstimator(VarianceEstimator):
-    """State that all published versions share; T-vectors have their checkpoints' names."""
+    """State that all published versions share; T-vectors have their checkpoints' names.
+
+    ``raw`` [4] holds averages :math:`\bar x_t = \beta\bar x_{t-1} + (1-\beta)x_t` of mean|g|,
+    var|g|, norm and max|g| of all tensors, to log: from zero on, or from the first value
+    (``first_value``).
+    """
 
     reads_raw = False
+    first_value: ClassVar[bool] = False
     vectors: ClassVar[tuple[str, ...]] = VECTORS
 
     def __init__(self, params: Sequence[Tensor], settings: Any) -> None:
         super().__init__(params, settings)
         self.eps, self.num_updates = settings.eps, 0
-        self.param_grad_mean_ema = self.num_skipped.repeat(len(params))
-        self.param_grad_sq_ema = self.num_skipped.repeat(len(params))
+        self.raw, self.updates = torch.zeros(2, 4, device=self._device).unbind()
+        self.param_grad_mean_ema = torch.zeros(len(params), device=self._device)
+        self.param_grad_sq_ema = torch.zeros_like(self.param_grad_mean_ema)
 
-    def update(self, grads: Grads, factor: float = 1.0) -> None:
+    def update(self, grads: Grads, factor: float = 1.0, tracked: Tensor | None = None) -> None:
         overall = whole_gradient_statistics(grads)
         if overall is None:
             return
-        self.averages.update(overall)
+        raw = self.beta * self.raw + (1 - self.beta) * overall
+        self.raw = torch.where(self.updates == 0, overall, raw) if self.first_value else raw
+        self.updates = self.updates + 1
         self.num_updates += 1
         if not self.vectors:
             return
@@ -68,23 +78,29 @@ class PublishedEstimator(VarianceEstimator):
                 new = value
             setattr(self, f"param_grad_{name}_ema", torch.where(present, new, old))
 
-    def statistic(self, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the two numbers of one tensor that are averaged over time, each 0-dim."""
-        raise NotImplementedError
-
-    def variance(self, first: Tensor, second: Tensor) -> Tensor:
-        """Return the variance from the bias-corrected averages of :meth:`statistic`."""
-        return second - first.square()
-
-    def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, None]:
+    def ratios(self, variance_cap: float | None) -> tuple[list[float], list[bool]]:
         """Return what :class:`VarianceEstimator` says, without the cap, which acts later."""
+        return self.variances().tolist(), [True] * len(self.param_grad_mean_ema)
+
+    def read(self, variance_cap: float | None) -> Reading:
+        num = len(self.param_grad_mean_ema)
+        found = torch.cat([self.variances(), self._corrected()]).tolist()
+        return Reading(found[:num], [True] * num, [False] * num, found[num:], 0)
+
+    def variances(self) -> Tensor:
+        """V of each tensor."""
         if self.num_updates == 0:
-            value = torch.zeros_like(self.param_grad_mean_ema)
-        else:
-            share = 1 - self.beta**self.num_updates
-            first, second = self.param_grad_mean_ema / share, self.param_grad_sq_ema / share
-            value = _ratio(self.variance(first, second), first, self.eps)
-        return value, torch.zeros_like(value, dtype=torch.bool), None
+            return torch.zeros_like(self.param_grad_mean_ema)
+        share = 1 - self.beta**self.num_updates
+        first, second = self.param_grad_mean_ema / share, self.param_grad_sq_ema / share
+        return _ratio(self.variance(first, second), first, self.eps)
+
+    def _corrected(self) -> Tensor:
+        share = -torch.expm1(self.updates * math.log(self.beta))
+        return torch.where(self.updates > 0, self.raw / share, 0.0)
+
+    def scalars(self) -> dict[str, Tensor]:
+        return {"raw": self.raw.clone(), "count": self.updates.clone()}
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "num_updates": self.num_updates}
@@ -96,6 +112,21 @@ class PublishedEstimator(VarianceEstimator):
     def carry(self, other: Any, kept: Sequence[int | None]) -> None:
         super().carry(other, kept)
         self.num_updates = other.num_updates
+
+    def _vectors(self) -> dict[str, Tensor]:
+        return {key: getattr(self, key) for key in self.vectors}
+
+    def _take(self, vectors: dict[str, Any], scalars: dict[str, Tensor]) -> None:
+        raw, updates = (scalars[key].to(self.raw).reshape(4) for key in ("raw", "count"))
+        self.raw, self.updates = raw.clone(), updates.clone()
+
+    def variance(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the variance from the bias-corrected averages of :meth:`statistic`."""
+        return second - first.square()
+
+    def statistic(self, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the two numbers of one tensor that are averaged over time, each 0-dim."""
+        raise NotImplementedError
 
 
 class TensorSpatial(PublishedEstimator):
@@ -137,10 +168,9 @@ class Spatial(PublishedEstimator):
     first_value = True
     vectors = ()  # 1.x files know nothing of single tensors
 
-    def ratios(self, variance_cap: float | None) -> tuple[Tensor, Tensor, None]:
-        mean, variance = self.averages.corrected()[:2]
-        value = _ratio(variance, mean, self.eps).expand_as(self.param_grad_mean_ema)
-        return value, torch.zeros_like(value, dtype=torch.bool), None
+    def variances(self) -> Tensor:
+        mean, variance, *_ = self._corrected()
+        return _ratio(variance, mean, self.eps).expand_as(self.param_grad_mean_ema)
 
 
 def _ratio(variance: Tensor, mean: Tensor, eps: float) -> Tensor:

@@ -12,7 +12,8 @@ from gqc.checks import expect, is_count, is_number, one_of, plain
 from gqc.scalers.differences import Differences
 from gqc.scalers.elementwise import Elementwise
 from gqc.scalers.published import MeanSquare, Spatial, TensorMean, TensorSpatial
-from gqc.scalers.variance import Sketch, VarianceEstimator
+from gqc.scalers.sketch import Sketch
+from gqc.scalers.variance import VarianceEstimator
 
 ESTIMATORS: dict[str, type[VarianceEstimator]] = {
     cls.name: cls

@@ -10,8 +10,8 @@ where two neighbours hold the gradient.
 So each tensor is sketched three times, by **hashes** that share the signs: with the elements in
 rows of length B, buckets are the rows, the elements B apart, and those B + 1 apart.  With
 :math:`B^2` at least the number of elements, any two elements meet in one hash at most, and the
-median of the three estimates is right wherever two of them are (:class:`gqc.scalers.variance.
-Sketch`).  The signs stay the same over time: new ones would average the signal away.
+median of the three estimates is right wherever two of them are (:class:`Sketch`).  The signs stay
+the same over time: new ones would average the signal away.
 
 With k = 64: a tensor of up to :math:`k^2` elements is kept as it is.  One of :math:`16 k^2` or more
 is first **folded**: its eighths are added up, with signs, which costs about as much as reading it,
@@ -33,7 +33,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqc.gradients import multiply_
+from gqc.gradients import local, multiply_
+from gqc.scalers.moments import DebiasedEstimator
+from gqc.scalers.variance import Grads
 
 HASHES = 3
 FOLD = 8
@@ -50,6 +52,76 @@ def real_flat(tensor: Tensor) -> Tensor:
     """The elements in one row, a complex one as two real ones; a view where the layout allows."""
     real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     return real if real.dim() == 1 else real.reshape(-1)
+
+
+class Sketch(DebiasedEstimator):
+    """Moments of three hashes of each tensor, and the median of what they estimate.
+
+    About 3 floats for 1000 parameters; tensors of up to 4096 elements are kept whole.
+    """
+
+    name = "sketch"
+    num_hashes = HASHES
+
+    def __init__(self, params: Sequence[Tensor], settings: Any) -> None:
+        super().__init__(params, settings)
+        shards = local(params)
+        numels, devices = [real_numel(p) for p in shards], [p.device for p in shards]
+        self._sketch = SignSketch(numels, devices, settings.sketch_size, settings.sketch_seed)
+        device, lengths = self.count.device, torch.tensor(self._sketch.lengths)
+        runs = torch.tensor(self._sketch.runs)
+        places = zip(*self._sketch.runs, strict=True)
+        if self._shards.is_sharded:  # other ranks may hash a tensor where this one's shard is small
+            num = len(params)
+            places = zip(range(num), range(num, 2 * num), range(2 * num, 3 * num), strict=True)
+        self._set_images([tuple(dict.fromkeys(place)) for place in places])
+        self._runs = runs.flatten().to(device)
+        self._lengths = lengths.expand(2, -1).contiguous().to(device)
+        owner = torch.zeros(len(lengths), dtype=torch.long)
+        owner[runs] = torch.arange(len(params)).expand_as(runs)
+        self._owner = owner.repeat_interleave(lengths).to(device)
+        self._mean = torch.zeros(len(self._owner), device=device)
+        self._pair = torch.zeros(2, len(self._owner), device=device)
+        is_whole = runs[0] == runs[1]
+        share = torch.where(is_whole, 1.0, 1 / HASHES)[owner]  # the norm is the mean over hashes
+        self._norm_share = share.repeat_interleave(lengths).to(device)
+
+    def _prepare(self, grads: Grads, factor: float) -> tuple[Tensor, Tensor]:
+        values = self._sketch(local(grads), factor)
+        if not self._shards.is_sharded:
+            return values, torch.dot(values * self._norm_share, values)
+        torch.mul(values, values, out=self._pair[0])
+        return values, self._shards.reduce(self._sums()[0].mean(0)).sum()
+
+    def _move(
+        self, prepared: Tensor, weight: float | Tensor, finite: Tensor | bool, factor: float
+    ) -> Tensor:
+        if isinstance(weight, Tensor) and isinstance(finite, Tensor):
+            move = torch.where(finite, prepared, self._mean) - self._mean
+            self._mean.addcmul_(self._of_values(weight), move)
+        else:
+            move = prepared - self._mean
+            self._mean.add_(move, alpha=float(weight))
+        torch.mul(move, move, out=self._pair[0])
+        torch.mul(self._mean, self._mean, out=self._pair[1])
+        return self._sums()
+
+    def _of_values(self, vector: Tensor) -> Tensor:
+        """Numbers of tensors [T], for each of the tensors' values; one where all are equal."""
+        return vector[:1] if self.has_equal_counts else vector.index_select(0, self._owner)
+
+    def _lists(self) -> dict[str, list[Tensor]]:
+        return {"means": [self._mean[place] for place in self._sketch.places]}
+
+    def _sums(self) -> Tensor:
+        """Sum both rows of the pair over each run, with shards each hash of each tensor [2, 3, T].
+
+        Unlike index_add, it gives the same bits every time on a GPU.
+        """
+        sums = torch.segment_reduce(self._pair, "sum", lengths=self._lengths, axis=1, unsafe=True)
+        if not self._shards.is_sharded:
+            return sums
+        return sums.index_select(1, self._runs).view(2, HASHES, -1)
 
 
 class SignSketch:

@@ -24,11 +24,11 @@ from torch import Tensor
 
 from gqc.checks import untraced
 from gqc.scalers.checkpoints import VERSION, VGSMigrationWarning, read_checkpoint
-from gqc.scalers.factors import mean_factor, multiply_by, readings, tensor_factors
+from gqc.scalers.factors import mean_factor, multiply_by, numbers, tensor_factors
 from gqc.scalers.parameters import ParameterList
 from gqc.scalers.published import whole_gradient_statistics
 from gqc.scalers.settings import ESTIMATORS, Settings, from_published_keys
-from gqc.scalers.variance import VarianceEstimator
+from gqc.scalers.variance import Reading, VarianceEstimator
 
 
 def _setting(name: str, is_fixed: bool = False) -> Any:
@@ -106,8 +106,7 @@ class VarianceGradientScaler:
         self.logger = logger
         self._is_read: bool  # were this step's gradients read?
         self._estimator: VarianceEstimator | None = None  # made when the first gradient is read
-        self._host: dict[Settings, dict[str, float]]  # numbers of these statistics, once read
-        self._next: tuple[Settings, Tensor] | None = None  # the factor for the next gradient
+        self._host: dict[Any, Any]  # what was read of the present statistics
         self.reset_statistics()
 
     @classmethod
@@ -151,16 +150,14 @@ class VarianceGradientScaler:
         self._parameters.mark(grads, self.step_count == 0)
         factor, factors = 1.0, None
         if self.step_count >= self.warmup_steps and self._estimator is not None:
-            factors = tensor_factors(self._estimator, self._parameters, self._settings)
-            factor = self._factor(self._estimator, factors)
+            factor, factors = self._factors(self._estimator)
         must_read = ESTIMATORS[self.estimator].reads_raw and not self._is_read
         if factors is None and must_read:
             self._observe(grads, factor)  # reads and multiplies in one pass
             return factor
         if must_read:
             self._observe(grads)
-        own: Iterable[float | Tensor] = [factor] * len(grads) if factors is None else factors
-        for grad, one in zip(grads, own, strict=True):
+        for grad, one in zip(grads, factors or [factor] * len(grads), strict=True):
             if grad is not None:
                 multiply_by(grad, one)
         return factor
@@ -246,7 +243,7 @@ class VarianceGradientScaler:
             estimator.carry(self._estimator, [places.get(id(p)) for p in new.tensors])
             self._estimator = estimator
         new.is_marked, new.mark_of = self._parameters.is_marked, self._parameters.mark_of
-        self._parameters, self._host, self._next = new, {}, None
+        self._parameters, self._host = new, {}
 
     def follow(self, param_groups: list[dict[str, Any]]) -> None:
         """:meth:`update_parameters`, if the groups' parameters are others than before."""
@@ -258,7 +255,7 @@ class VarianceGradientScaler:
         """Forget all statistics; the warmup starts again."""
         self.step_count = 0
         self._is_read = self._parameters.is_marked = False
-        self._estimator, self._host, self._next = None, {}, None
+        self._estimator, self._host = None, {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything, as tensors, plain numbers and lists of them; exact on a resume.
@@ -299,7 +296,7 @@ class VarianceGradientScaler:
             except (AttributeError, KeyError, RuntimeError, TypeError) as error:
                 raise ValueError(f"VGS checkpoint is damaged: {error!r}") from error
         elif checkpoint.version == "1.x":
-            estimator.averages.load_state_dict(checkpoint.statistics["averages"])
+            estimator.load_scalars(checkpoint.statistics["averages"])
         self._settings = settings
         self.reset_statistics()
         self.step_count = checkpoint.step_count if is_exact else 0
@@ -308,13 +305,12 @@ class VarianceGradientScaler:
             message = checkpoint.migration_message(self.estimator)
             warnings.warn(message, VGSMigrationWarning, stacklevel=2)
 
-    def _factor(self, estimator: VarianceEstimator, factors: list[Tensor] | None) -> float:
-        """On the host, where a reading of this update may have brought it already."""
-        if (read := self._host.get(self._settings)) is not None:
-            return read["scaling_factor"]
-        if self._next is not None and self._next[0] is self._settings:
-            return self._next[1].item()
-        return mean_factor(estimator, self._parameters, self._settings, factors).item()
+    def _factors(self, estimator: VarianceEstimator) -> tuple[float, list[float | Tensor] | None]:
+        """Return the factor, or the mean of them and that of each tensor or its elements."""
+        found = tensor_factors(estimator, self._ratios, self._parameters, self._settings)
+        read = self._host.get(self._settings)
+        factor = mean_factor(found) if read is None else read["scaling_factor"]
+        return factor, None if self.granularity == "global" else found
 
     def _observe(self, grads: list[Tensor | None], factor: float = 1.0) -> None:
         self._is_read = True
@@ -323,17 +319,24 @@ class VarianceGradientScaler:
         if self._estimator is None:
             self._estimator = self._settings.build(self._parameters.tensors)
         tracked = whole_gradient_statistics(grads) if self._settings.track_spatial else None
-        if (norm_sq := self._estimator.update(grads, factor)) is not None:
-            self._estimator.averages.update_raw(norm_sq, tracked)
+        self._estimator.update(grads, factor, tracked)
         self._host = {}  # last, and a new one: another thread may be reading into the former
-        if self.granularity == "global":  # here its few operations find the cache warm
-            factor_now = mean_factor(self._estimator, self._parameters, self._settings, None)
-            self._next = self._settings, factor_now
+
+    def _ratios(self) -> tuple[list[float], list[bool]]:
+        host, cap = self._host, self.variance_cap
+        if cap not in host and self._estimator is not None:
+            host[cap] = self._estimator.ratios(cap)
+        return host[cap]
 
     @torch.no_grad()
     def _read(self) -> dict[str, float]:
         """All numbers on the host: one sync for each update of the statistics."""
-        host, settings = self._host, self._settings
+        host, settings, num = self._host, self._settings, len(self._parameters.tensors)
         if settings not in host:
-            host[settings] = readings(self._estimator, self._parameters, settings)
+            factor, reading = 1.0, Reading([0.0] * num, [True] * num, [False] * num, [0.0] * 4, 0)
+            if self._estimator is not None:
+                reading = self._estimator.read(settings.variance_cap)
+                host[settings.variance_cap] = reading[:2]
+                factor = self._factors(self._estimator)[0]
+            host[settings] = numbers(reading, factor, self._parameters, settings)
         return host[settings]

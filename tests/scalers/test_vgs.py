@@ -8,10 +8,18 @@ import pickle
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from vgs_reference import PublishedReference, clip_norm, feed, iid_noise, normal, percentile
+from vgs_reference import (
+    PublishedReference,
+    clip_norm,
+    feed,
+    iid_noise,
+    normal,
+    percentile,
+    variances_of,
+)
 
 from gqc import UPGD, ranks
-from gqc.scalers import VarianceGradientScaler, variance
+from gqc.scalers import VarianceGradientScaler, moments
 from gqc.scalers import vgs as module
 
 RIGHT = ["elementwise", "sketch"]
@@ -329,7 +337,7 @@ def syncs(monkeypatch):
         return tolist(tensor)
 
     monkeypatch.setattr(torch.Tensor, "tolist", counted)
-    monkeypatch.setattr(variance, "is_on_host", lambda _: False)  # as on a GPU
+    monkeypatch.setattr(moments, "is_on_host", lambda _: False)  # as on a GPU
     with counts:
         yield counts
 
@@ -339,7 +347,7 @@ def test_what_the_host_may_look_at_changes_no_bit(estimator, monkeypatch):
     """A CPU looks whether a gradient was read; a GPU, which would wait for that, calculates on."""
     states = []
     for is_cpu in (True, False):
-        monkeypatch.setattr(variance, "is_on_host", lambda _, is_cpu=is_cpu: is_cpu)
+        monkeypatch.setattr(moments, "is_on_host", lambda _, is_cpu=is_cpu: is_cpu)
         params, scaler = make(estimator, warmup_steps=2)
         factors = []
         for t, grads in enumerate(steps(300)):  # more than one block of weights
@@ -396,21 +404,22 @@ def test_numbers_that_another_thread_reads_during_an_update_are_not_kept(monkeyp
     expected = alone.metrics()
 
     feed(scaler, params, [first])
-    real, averages = module.readings, scaler._estimator.averages
+    real, estimator = module.numbers, scaler._estimator
+    advanced = estimator._advanced
 
     def slowly(*args):  # the training thread takes a step before these numbers arrive
         monkeypatch.undo()
         numbers = real(*args)
-        monkeypatch.setattr(averages, "update_raw", during)
+        monkeypatch.setattr(estimator, "_advanced", during)
         feed(scaler, params, [second])
         return numbers
 
     def during(*args):  # and here it is within an update
         monkeypatch.undo()
         scaler.metrics()
-        averages.update_raw(*args)
+        return advanced(*args)
 
-    monkeypatch.setattr(module, "readings", slowly)
+    monkeypatch.setattr(module, "numbers", slowly)
     assert scaler.metrics()["vgs/grad_norm_ema"] != expected["vgs/grad_norm_ema"]
     assert scaler.metrics() == expected
     assert feed(scaler, params, [third]) == feed(alone, others, [third])
@@ -460,7 +469,7 @@ def test_a_nan_lost_its_tensor_for_ever_as_published():
     poisoned = [g.clone() for g in steps(1)[0]]
     poisoned[1][17] = math.nan
     feed(scaler, params, [*steps(5), poisoned, *steps(50, start=1)])
-    ratios = scaler._estimator.ratios(None)[0]
+    ratios = variances_of(scaler)
     assert ratios[1] == 0
     assert (ratios[[0, 3]] > 0).all()
     assert math.isfinite(scaler.get_normalized_variance())
@@ -485,7 +494,7 @@ def test_a_late_parameter_starts_its_own_count(estimator):
     feed(scaler, params, [[*grads[:1], None, *grads[2:]] for grads in stream[:5]])
     feed(scaler, params, stream[5:])
     feed(other, others, stream[5:])
-    late, fresh = scaler._estimator.ratios(None)[0], other._estimator.ratios(None)[0]
+    late, fresh = variances_of(scaler), variances_of(other)
     assert late[1] == fresh[1]
     assert late[0] != fresh[0]
 
@@ -513,8 +522,8 @@ def test_a_frozen_tensor_does_not_count_until_it_is_thawed(estimator):
     feed(scaler, [noisy, quiet], [[strong, None] for strong, _ in draws[20:]])
     whole = VarianceGradientScaler([twin], estimator=estimator)
     feed(whole, [twin], [[strong] for strong, _ in draws])
-    thawed = scaler._estimator.ratios(None)[0][0]
-    assert thawed == pytest.approx(whole._estimator.ratios(None)[0][0])
+    thawed = variances_of(scaler)[0]
+    assert thawed == pytest.approx(variances_of(whole)[0])
     assert scaler.get_normalized_variance() == 50
 
 
@@ -522,9 +531,9 @@ def test_tensors_without_a_gradient_so_far_do_not_count():
     """Frozen layers would pull the percentile down to 0."""
     params, scaler = make(warmup_steps=0)
     feed(scaler, params, [[None, None, None, grads[3]] for grads in steps(20)])
-    ratios, _, counted = scaler._estimator.ratios(50.0)
-    assert counted.tolist() == [False, False, False, True]
-    assert scaler.get_normalized_variance() == pytest.approx(ratios[3].item())
+    ratios, counted = scaler._estimator.ratios(50.0)
+    assert counted == [False, False, False, True]
+    assert scaler.get_normalized_variance() == pytest.approx(ratios[3])
 
 
 def test_a_sparse_gradient_is_refused_by_name():
@@ -587,10 +596,10 @@ def test_disabled_never_looks_at_a_gradient(monkeypatch):
 def test_updated_parameters_keep_the_statistics_of_those_that_stay(estimator):
     params, scaler = make(estimator)
     feed(scaler, params, steps(20))
-    before = scaler._estimator.ratios(None)[0]
+    before = variances_of(scaler)
     new = torch.zeros(50, requires_grad=True)
     scaler.update_parameters([params[3], new, params[0]])
-    after = scaler._estimator.ratios(None)[0]
+    after = variances_of(scaler)
     assert after[0] == before[3]
     assert after[2] == before[0]
     assert scaler.step_count == 20
@@ -642,7 +651,7 @@ def test_reset_starts_afresh():
 def test_aggregation_over_tensors(options, reference):
     params, scaler = make(**options)
     feed(scaler, params, steps(20))
-    ratios = scaler._estimator.ratios(50.0)[0].tolist()
+    ratios = variances_of(scaler, 50.0).tolist()
     assert len(set(ratios)) == 4
     expected = reference(ratios, [p.numel() for p in params])
     assert scaler.get_normalized_variance() == pytest.approx(expected, rel=1e-5)
@@ -656,7 +665,7 @@ def law(variance):
 def test_a_factor_for_each_tensor(estimator):
     params, scaler = make(estimator, warmup_steps=0, granularity="tensor")
     feed(scaler, params, steps(20))
-    expected = law(scaler._estimator.ratios(50.0)[0])
+    expected = law(variances_of(scaler, 50.0))
     grads = steps(1, start=9)[0]
     [factor] = feed(scaler, params, [grads])
     assert factor == pytest.approx(expected.mean().item(), rel=1e-5)
@@ -670,7 +679,7 @@ def test_a_factor_for_each_group():
     options = {"warmup_steps": 0, "granularity": "group", "aggregate": "mean"}
     scaler = VarianceGradientScaler(optimizer.param_groups, **options)
     feed(scaler, params, steps(20))
-    ratios = scaler._estimator.ratios(50.0)[0]
+    ratios = variances_of(scaler, 50.0)
     expected = law(torch.stack([ratios[:3].mean()] * 3 + [ratios[3]]))
     grads = steps(1, start=9)[0]
     feed(scaler, params, [grads])
@@ -743,7 +752,7 @@ def test_metrics_have_their_published_names(estimator):
     metrics = scaler.metrics()
     assert metrics.keys() == always
     assert all(isinstance(v, (int, float)) and math.isfinite(v) for v in metrics.values())
-    ratios = scaler._estimator.ratios(50.0)[0].tolist()
+    ratios = variances_of(scaler, 50.0).tolist()
     for name, level in [("p10", 0.1), ("p50", 0.5), ("p90", 0.9)]:
         value = metrics[f"vgs/stochastic_var_{name}"]
         assert value == pytest.approx(percentile(ratios, level), rel=1e-5)
@@ -760,7 +769,7 @@ def test_named_parameters_have_a_metric_each():
     metrics = scaler.metrics()
     single = {"vgs/normalized_variance/weight", "vgs/normalized_variance/bias"}
     assert metrics.keys() == METRICS | SPATIAL | single
-    ratios = scaler._estimator.ratios(50.0)[0].tolist()
+    ratios = variances_of(scaler, 50.0).tolist()
     assert [metrics[f"vgs/normalized_variance/{n}"] for n in ("weight", "bias")] == ratios
 
 

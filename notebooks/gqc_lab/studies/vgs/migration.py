@@ -58,7 +58,7 @@ def published_state(scaler: VarianceGradientScaler, version: str) -> dict[str, A
     state: dict[str, Any] = {
         **{key: getattr(scaler, key) for key in CONFIG},
         "step_count": scaler.step_count,
-        **dict(zip(SCALARS, estimator.averages.raw.tolist(), strict=True)),
+        **dict(zip(SCALARS, estimator.raw.tolist(), strict=True)),
         **({"vgs_version": stated} if stated else {}),
         **({key: getattr(scaler, key) for key in LIMITS} if version == "3.2" else {}),
     }

@@ -1,0 +1,225 @@
+"""Debiased moments of linear images of gradients over time, kept as numbers on the host.
+
+What is one number for an image is calculated there, at less cost than by as many operations of a
+device: rows of such numbers wait on the device until they are asked for, so that no update waits
+for it.  On a CPU they are asked for at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from operator import itemgetter
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gqc.gradients import is_on_host
+from gqc.noise.estimates import ema_numbers, ema_weight
+from gqc.scalers.variance import Grads, Reading, VarianceEstimator
+
+MOST_ROWS = 1000  # that wait on a device
+
+
+class Moments(NamedTuple):
+    """Never changed, but replaced, so that another thread may read.
+
+    Attributes:
+        counts: updates of each tensor; negative where it is frozen.
+        spread, mean_sq: of each image.
+        num_skipped: see :class:`~gqc.scalers.variance.Reading`.
+        raw, updates: see ``scalars()`` of an estimator.
+    """
+
+    counts: list[float]
+    spread: list[float]
+    mean_sq: list[float]
+    num_skipped: int
+    raw: list[float]
+    updates: list[float]
+
+
+class DebiasedEstimator(VarianceEstimator):
+    """Debiased moments of a linear image of the gradient: state and algebra, not the image.
+
+    A subclass keeps the weighted mean of each tensor's image, flat and float32, and moves it.  One
+    with several images of a tensor has as many estimates of its moments, and takes their medians.
+    """
+
+    num_hashes: ClassVar[int] = 1
+
+    def __init__(self, params: Sequence[Tensor], settings: Any) -> None:
+        super().__init__(params, settings)
+        self.has_equal_counts = True  # of updates; saves a gather
+        self._set_images([(index,) for index in range(len(params))])
+
+    def _set_images(self, places: list[tuple[int, ...]]) -> None:
+        """Begin with empty statistics; the images of each tensor have these places in a row."""
+        self._places, self._firsts = places, [place[0] for place in places]
+        self._several = [(i, itemgetter(*place)) for i, place in enumerate(places) if place[1:]]
+        owners = {image: tensor for tensor, place in enumerate(places) for image in place}
+        self._owners, none = [owners[image] for image in range(len(owners))], [0.0] * len(owners)
+        self._go_on(Moments([0.0] * len(places), none, none, 0, [0.0] * 4, [0.0] * 4))
+
+    def _go_on(self, moments: Moments) -> None:
+        self._count: Tensor | None = None
+        self._now: tuple[Moments, tuple[Tensor, ...]] = moments, ()  # and the rows since then
+        self._settled: tuple[Any, Moments] = self._now, moments
+
+    @property
+    def count(self) -> Tensor:
+        """The present :attr:`Moments.counts` on the device."""
+        if self._count is None:
+            self._count = torch.tensor(self._settle().counts, device=self._device)
+        return self._count
+
+    def update(self, grads: Grads, factor: float = 1.0, tracked: Tensor | None = None) -> None:
+        presence, is_full = self._presence(grads), self._are_all_present
+        prepared, norm_sq = self._prepare(grads, factor)
+        self.has_equal_counts &= is_full
+        known, moments = self._settled
+        moments, rows = (moments, ()) if known is self._now else self._now
+        more = [] if tracked is None else [tracked.to(norm_sq)]
+        if self.has_equal_counts and is_on_host(norm_sq) and (norm := norm_sq.item()) < math.inf:
+            counts = [count + 1 for count in moments.counts]
+            weight = ema_numbers(int(counts[0]), self.beta)[0]
+            sums = self._shards.reduce(self._move(prepared, weight, True, factor))
+            start = [norm, *(number for values in more for number in values.tolist()), *counts]
+            self._go_on(self._advanced(moments, start + sums.flatten().tolist()))
+            return
+        finite = norm_sq < math.inf
+        moved = presence * finite.to(torch.float32)
+        count = self.count + moved
+        weights = ema_weight(count.abs(), self.beta) * moved
+        sums = self._shards.reduce(self._move(prepared, weights, finite, factor))
+        self._count = count
+        self._now = moments, (*rows, torch.cat([norm_sq.view(1), *more, count, sums.flatten()]))
+        if is_on_host(norm_sq) or len(rows) == MOST_ROWS:
+            self._settle()
+
+    def _settle(self) -> Moments:
+        """Return the moments with all rows; another thread may ask while one updates."""
+        now, (known, moments) = self._now, self._settled
+        if known is not now:
+            moments, rows = now
+            table = torch.stack(rows).tolist() if len(rows) > 1 else [row.tolist() for row in rows]
+            for row in table:
+                moments = self._advanced(moments, row)
+            self._settled = now, moments
+        return moments
+
+    def _advanced(self, last: Moments, row: list[float]) -> Moments:
+        images = len(self._owners)
+        end = len(row) - 2 * images
+        start = end - len(last.counts)
+        counts, squares, mean_sq = row[start:end], row[end:-images], row[-images:]
+        if not row[0] < math.inf:
+            return last._replace(counts=counts, num_skipped=last.num_skipped + 1)
+        pairs = [*zip(counts, last.counts, strict=True)]
+        shares = {pair: self._share(*map(abs, pair)) for pair in {*pairs}}
+        of_images = [shares[pairs[owner]] for owner in self._owners]
+        spread = self._averaged(of_images, last.spread, squares)
+        if still := {pair for pair in shares if abs(pair[0]) == abs(pair[1])}:
+            triples = zip(self._owners, last.mean_sq, mean_sq, strict=True)
+            mean_sq = [old if pairs[owner] in still else new for owner, old, new in triples]
+        raw, updates = [*last.raw], [*last.updates]
+        for i, value in enumerate(row[1:start]) if start > 1 else [(2, math.sqrt(row[0]))]:
+            raw[i] += (1 - self.beta) * (value - raw[i])
+            updates[i] += 1
+        return Moments(counts, spread, mean_sq, last.num_skipped, raw, updates)
+
+    def _estimates(self, now: Moments) -> list[tuple[float, float, float]]:
+        """Return variance, squared signal, and kappa of each tensor."""
+        known = {count: self._kappa_and_scale(abs(int(count))) for count in {*now.counts}}
+        found = [known[count] for count in now.counts]
+        of_images = [found[owner] for owner in self._owners]
+        triples = zip(now.mean_sq, now.spread, of_images, strict=True)
+        signals = [mean - kappa * scale * spread for mean, spread, (kappa, scale) in triples]
+        spread, signal = ([x[i] for i in self._firsts] for x in (now.spread, signals))
+        for tensor, images in self._several:
+            spread[tensor] = sorted(images(now.spread))[1]
+            signal[tensor] = sorted(images(signals))[1]
+        both = zip(spread, signal, found, strict=True)
+        return [(scale * x, y, kappa) for x, y, (kappa, scale) in both]
+
+    def ratios(self, variance_cap: float | None) -> tuple[list[float], list[bool]]:
+        now = self._settle()
+        found = []
+        for variance, signal, kappa in self._estimates(now):
+            largest = variance_cap or 1 / kappa
+            if not variance > 0:
+                found.append(0.0)
+            else:
+                found.append(min(variance / signal, largest) if signal > 0 else largest)
+        return found, [count > 0 for count in now.counts]
+
+    def read(self, variance_cap: float | None) -> Reading:
+        now, ratios = self._settle(), self.ratios(variance_cap)
+        unresolved = [variance > 0 >= signal for variance, signal, _ in self._estimates(now)]
+        pairs = [(x, 1 - self.beta**n) for x, n in zip(now.raw, now.updates, strict=True)]
+        scalars = [x / share if share else 0.0 for x, share in pairs]
+        return Reading(*ratios, unresolved, scalars, now.num_skipped)
+
+    def scalars(self) -> dict[str, Tensor]:
+        now = self._settle()
+        pair = torch.tensor([now.raw, now.updates], dtype=torch.float64)
+        return dict(zip(("raw", "count"), pair.unbind(), strict=True))
+
+    def _vectors(self) -> dict[str, Tensor]:
+        now = self._settle()
+        columns = [place * (self.num_hashes // len(place)) for place in self._places]
+        rows = torch.tensor(columns).t() if self.num_hashes > 1 else torch.tensor(self._owners)
+        found = {"count": self.count.clone(), "num_skipped": torch.tensor(float(now.num_skipped))}
+        for key, values in (("spread", now.spread), ("mean_sq", now.mean_sq)):
+            found[key] = torch.tensor(values, dtype=torch.float64)[rows]
+        return found
+
+    def _take(self, vectors: dict[str, Any], scalars: dict[str, Tensor]) -> None:
+        raw, updates = (scalars[key].reshape(4).tolist() for key in ("raw", "count"))
+        counts, num_skipped = vectors["count"].tolist(), int(vectors["num_skipped"])
+        spread, mean_sq = ([0.0] * len(self._owners) for _ in range(2))
+        for values, key in ((spread, "spread"), (mean_sq, "mean_sq")):
+            columns = vectors[key].view(-1, len(counts)).t().tolist()
+            for place, column in zip(self._places, columns, strict=True):
+                for image, value in zip(place, column, strict=False):
+                    values[image] = value
+        self._go_on(Moments(counts, spread, mean_sq, num_skipped, raw, updates))
+        self.has_equal_counts = len({*counts}) == 1
+
+    def _presence(self, grads: Grads) -> Tensor:
+        known, presence = self._found, super()._presence(grads)
+        if self._found is not known:
+            trains = torch.tensor(self._which_train(self._found), device=self._device)
+            self._count = torch.where(trains, self.count.abs(), -self.count.abs())  # < 0: frozen
+        return presence
+
+    def _prepare(self, grads: Grads, factor: float) -> tuple[Any, Tensor]:
+        """What ``_move`` needs of the gradients, and their squared norm over all ranks."""
+        raise NotImplementedError
+
+    def _move(
+        self, prepared: Any, weight: float | Tensor, finite: Tensor | bool, factor: float
+    ) -> Tensor:
+        """Move the means by ``weight`` [T]; the squares of move and mean of each image [2, ...],
+        which mean nothing where the weight is 0.  One number: all move.
+
+        Whichever of the two methods reads the gradients last multiplies them by ``factor``.
+        """
+        raise NotImplementedError
+
+    def _share(self, count: float, before: float) -> float:
+        """Return the share of the newest squares in the spread; 0: none."""
+        return ema_numbers(int(count), self.beta)[0] if count > before else 0.0
+
+    def _averaged(
+        self, shares: list[float], spread: list[float], squares: list[float]
+    ) -> list[float]:
+        """Return the spread of each image with the newest squares."""
+        triples = zip(shares, spread, squares, strict=True)
+        return [(1 - a) * (old + a * square) for a, old, square in triples]
+
+    def _kappa_and_scale(self, count: int) -> tuple[float, float]:
+        """Return kappa, and variance over spread: 1 / (1 - kappa), or 0 as one value has none."""
+        kappa = ema_numbers(count, self.beta)[1]
+        return kappa, 1 / (1 - kappa) if kappa < 1 else 0.0
