@@ -56,6 +56,9 @@ class Batch:
     params: Tensors = field(default_factory=list)
     grads: Tensors = field(default_factory=list)
     states: list[dict[str, Any]] = field(default_factory=list)
+    corrections: list[float] = field(default_factory=list)  #: of the utilities, for their bias
+    limits: Limits = None  #: what the corrected utilities are scaled by
+    stds: float | Tensors = 0.0  #: of the noise
 
     @property
     def is_published(self) -> bool:
@@ -124,11 +127,11 @@ class UtilityOptimizer(CheckpointedOptimizer):
         if not batches or not self._is_finite(batches):
             return loss
         self._compare_noise(batches)
-        extrema = [pair for batch in batches for pair in self._update_state(batch)]
-        for batch, scaling in zip(batches, self._scalings(batches, extrema), strict=True):
-            stds = self._noise_stds(batch)
-            move = partial(self._move, batch, *scaling, stds)
-            generator = self._generators.on(batch.device) if stds != 0 else None
+        self._scale(batches, [pair for batch in batches for pair in self._update_state(batch)])
+        for batch in batches:
+            batch.stds = self._noise_stds(batch)
+            move = partial(self._move, batch)
+            generator = self._generators.on(batch.device) if batch.stds != 0 else None
             is_shared = 0 < batch.block_size < sum(param.numel() for param in batch.params)
             if generator is not None and is_shared:  # by threads
                 blocks = batch.blocks(self.kept, utility.SERIAL)
@@ -192,10 +195,8 @@ class UtilityOptimizer(CheckpointedOptimizer):
             pieces += [(row, *pair) for row, pair in zip(block.rows, extrema, strict=True)]
         return utility.merge_extrema(pieces, len(batch.params))
 
-    def _scalings(
-        self, batches: list[Batch], extrema: list[tuple[Tensor, Tensor]]
-    ) -> Iterator[tuple[list[float], Limits]]:
-        """For each batch: bias corrections, and what the corrected utilities are scaled by."""
+    def _scale(self, batches: list[Batch], extrema: list[tuple[Tensor, Tensor]]) -> None:
+        """Give each batch the bias corrections and limits of its utilities."""
         decay = self.utility_decay
         factors = [c for b in batches for c in utility.corrections(decay(b.group), b.steps)]
         # Gates do not change with a factor common to all utilities: only in a model whose
@@ -210,16 +211,15 @@ class UtilityOptimizer(CheckpointedOptimizer):
             mine = slice(last, last := last + len(batch.params))
             name = batch.group["normalization"]
             chosen = extrema if batch.is_published else corrected
-            limits: Limits = None
             if batch.group["scope"] == "global":
                 to = batch.device, batch.dtype
                 low = torch.stack([low.to(*to) for low, _ in chosen]).amin()
                 high = torch.stack([high.to(*to) for _, high in chosen]).amax()
-                limits = utility.bounds(low, high, name)
+                batch.limits = utility.bounds(low, high, name)
             elif not batch.is_row_wise:
-                limits = [utility.bounds(low, high, name) for low, high in chosen[mine]]
+                batch.limits = [utility.bounds(low, high, name) for low, high in chosen[mine]]
             is_absolute = batch.is_published or batch.is_row_wise
-            yield (factors if is_absolute else relative)[mine], limits
+            batch.corrections = (factors if is_absolute else relative)[mine]
 
     def _noise_stds(self, batch: Batch) -> float | Tensors:
         """Sigma; or relative to each gradient, or to the average of its norms."""
@@ -241,24 +241,16 @@ class UtilityOptimizer(CheckpointedOptimizer):
             norms, numels, group["sigma"], group["noise_reference"], group["min_noise_std"]
         )
 
-    def _move(
-        self,
-        batch: Batch,
-        corrections: list[float],
-        limits: Limits,
-        stds: float | Tensors,
-        block: Block,
-        generator: torch.Generator | None,
-    ) -> None:
+    def _move(self, batch: Batch, block: Block, generator: torch.Generator | None) -> None:
         """Move the weights of a block, with noise from ``generator`` if there is one."""
-        group, rows = batch.group, block.rows
+        group, rows, stds, limits = batch.group, block.rows, batch.stds, batch.limits
         noise = None
         if generator is not None:
             std = [stds[row] for row in rows] if isinstance(stds, list) else stds
             noise = utility.draw_noise(block.params, std, generator)
         gate = utility.gates(
             block.kept[0],
-            [corrections[row] for row in rows],
+            [batch.corrections[row] for row in rows],
             [limits[row] for row in rows] if isinstance(limits, list) else limits,
             group["normalization"],
         )
