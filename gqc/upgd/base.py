@@ -8,7 +8,7 @@ into lists that one kernel call may take, and these are cut for the cache.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -135,7 +135,7 @@ class UtilityOptimizer(CheckpointedOptimizer):
             is_shared = 0 < batch.block_size < sum(param.numel() for param in batch.params)
             if generator is not None and is_shared:  # by threads
                 blocks = batch.blocks(self.kept, utility.SERIAL)
-                hand_out(move, zip(blocks, utility.noise_streams(generator), strict=False))
+                hand_out(move, blocks, utility.noise_streams(generator))
             else:
                 for block in batch.blocks(self.kept):
                     move(block, generator)
@@ -268,44 +268,41 @@ class UtilityOptimizer(CheckpointedOptimizer):
             torch._foreach_copy_(block.stored, block.params)
 
 
-def hand_out(work: Callable[..., None], items: Iterator[tuple[Any, ...]]) -> None:
-    """``for item in items: work(*item)``, on as many threads as torch has.
+def hand_out(work: Callable[..., None], *columns: Iterator[Any]) -> None:
+    """``list(map(work, *columns))``, on as many threads as torch has.
 
     For work that torch does on the thread that calls it, as drawing noise.  Items are disjoint, so
     that the result does not depend on who does what.
     """
     workers = torch.get_num_threads()
     if workers == 1:
-        for item in items:
-            work(*item)
+        list(map(work, *columns))
         return
     # whether gradients are recorded is each thread's own affair
     with ThreadPoolExecutor(workers, initializer=torch.set_grad_enabled, initargs=(False,)) as pool:
-        for future in [pool.submit(work, *item) for item in items]:
-            future.result()
+        list(pool.map(work, *columns))  # raises what a thread has raised
 
 
-def make_batches(groups: Iterable[dict[str, Any]]) -> list[Batch]:
+def make_batches(groups: list[dict[str, Any]]) -> list[Batch]:
     """Batches of all parameters that have a gradient and need one, in their order.
 
     Raises: as :meth:`UtilityOptimizer.step`, all but of gradients.
     """
     batches: dict[Any, Batch] = {}
-    groups, index = list(groups), 0
-    collect([param for group in groups for param in group["params"]])  # refuses sparse gradients
-    for place, group in enumerate(groups):
-        for param in group["params"]:
-            grad = param.grad
-            if grad is not None and grad.numel() and param.requires_grad:
-                _check_kind(param, index)
-                key = (place, param.device, param.dtype, grad.dtype)
-                if key not in batches:
-                    lr = float(group["lr"])  # a tensor may have been filled since it was checked
-                    expect(is_rate(lr), "lr", lr, "a finite number >= 0")
-                    batches[key] = Batch(group, lr, param.device, wide(param.dtype))
-                batches[key].params.append(param)
-                batches[key].grads.append(grad)
-            index += 1
+    placed = [(place, param) for place, group in enumerate(groups) for param in group["params"]]
+    collect([param for _, param in placed])  # refuses sparse gradients
+    for index, (place, param) in enumerate(placed):
+        grad = param.grad
+        if grad is None or not grad.numel() or not param.requires_grad:
+            continue
+        _check_kind(param, index)
+        key = (place, param.device, param.dtype, grad.dtype)
+        if key not in batches:
+            lr = float(groups[place]["lr"])  # a tensor may have been filled since it was checked
+            expect(is_rate(lr), "lr", lr, "a finite number >= 0")
+            batches[key] = Batch(groups[place], lr, param.device, wide(param.dtype))
+        batches[key].params.append(param)
+        batches[key].grads.append(grad)
     return list(batches.values())
 
 
