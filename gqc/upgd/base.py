@@ -185,15 +185,18 @@ class UtilityOptimizer(CheckpointedOptimizer):
                 self._fit(state, param)
             state["step"] += 1
             batch.states.append(state)
-        beta, pieces = self.utility_decay(batch.group), []
+        beta = self.utility_decay(batch.group)
+        extrema: dict[int, tuple[Tensor, Tensor]] = {}
         for block in batch.blocks(self.kept):
             utilities, tensors = block.kept[0], (block.grads, block.params)
             is_published = batch.is_published
             utility.accumulate_utility_(utilities, *tensors, beta, is_published=is_published)
             self.accumulate(batch, block)
-            extrema = map(torch.aminmax, utilities)
-            pieces += [(row, *pair) for row, pair in zip(block.rows, extrema, strict=True)]
-        return utility.merge_extrema(pieces, len(batch.params))
+            for row, (low, high) in zip(block.rows, map(torch.aminmax, utilities), strict=True):
+                if row in extrema:  # of its pieces so far
+                    low, high = low.minimum(extrema[row][0]), high.maximum(extrema[row][1])
+                extrema[row] = low, high
+        return list(extrema.values())
 
     def _scale(self, batches: list[Batch], extrema: list[tuple[Tensor, Tensor]]) -> None:
         """Give each batch the bias corrections and limits of its utilities."""

@@ -25,7 +25,7 @@ makes the weight NaN.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -107,21 +107,6 @@ def accumulate_utility_(
         torch._foreach_add_(utilities, torch._foreach_mul(grads, params), alpha=beta - 1)
     else:
         torch._foreach_addcmul_(utilities, grads, params, value=beta - 1)
-
-
-def merge_extrema(
-    pieces: Iterable[tuple[int, Tensor, Tensor]], num_rows: int
-) -> list[tuple[Tensor, Tensor]]:
-    """Least and largest utility of each of ``num_rows`` tensors from those of its pieces, 0-dim."""
-    lows: list[Tensors] = [[] for _ in range(num_rows)]
-    highs: list[Tensors] = [[] for _ in range(num_rows)]
-    for row, low, high in pieces:
-        lows[row].append(low)
-        highs[row].append(high)
-    return [
-        (low[0], high[0]) if len(low) == 1 else (torch.stack(low).amin(), torch.stack(high).amax())
-        for low, high in zip(lows, highs, strict=True)
-    ]
 
 
 def bounds(low: Tensor, high: Tensor, normalization: str) -> Bounds:
