@@ -85,8 +85,8 @@ class Batch:
         columns = [self.params, self.grads]
         columns += [[state[key] for state in self.states] for key in kept]
         is_split = self.block_size > 0 and not self.is_row_wise
-        cut = utility.blocks(columns, self.block_size, piece=piece, is_split=is_split)
-        for rows, (stored, grads, *state) in cut:
+        for pieces in utility.blocks(columns, self.block_size, piece=piece, is_split=is_split):
+            rows, stored, grads, *state = map(list, zip(*pieces, strict=True))
             yield Block(rows, stored, grads, state)
 
 

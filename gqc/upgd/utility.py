@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ Limits = Bounds | list[Bounds] | None  #: for all, or of each
 
 def blocks(
     columns: Sequence[Tensors], size: int, *, piece: int | None = None, is_split: bool = True
-) -> Iterator[tuple[list[int], list[Tensors]]]:
+) -> Iterator[list[tuple[Any, ...]]]:
     """Parallel lists of tensors, a cache-sized part of them at a time.
 
     Args:
@@ -64,26 +64,22 @@ def blocks(
         piece: most elements of a tensor in a block, which changes nothing of where blocks begin and
             end.  None: ``size``.
         is_split: cut larger contiguous tensors into flat pieces (views).
-    Yields: the row number of each piece, and the columns restricted to these pieces.
+    Yields: for each piece the row number, and the piece of each column.
     """
-    rows: list[int] = []
-    parts: list[Tensors] = [[] for _ in columns]
+    block: list[tuple[Any, ...]] = []
     filled, piece = 0, min(piece or size, size)
     for row, tensors in enumerate(zip(*columns, strict=True)):
         is_large = is_split and tensors[0].numel() > piece
         is_cut = is_large and all(t.is_contiguous() for t in tensors)
-        for chunk in _cut(tensors, size) if is_cut else (tensors,):
+        for chunk in _cut(tensors, size) if is_cut else [tensors]:
             numel = chunk[0].numel()
-            if rows and filled + numel > size:
-                yield rows, parts
-                rows, parts, filled = [], [[] for _ in columns], 0
+            if block and filled + numel > size:
+                yield block
+                block, filled = [], 0
             filled += numel
-            for pieces in _cut(chunk, piece) if is_cut else (chunk,):
-                rows.append(row)
-                for part, tensor in zip(parts, pieces, strict=True):
-                    part.append(tensor)
-    if rows:
-        yield rows, parts
+            block += [(row, *pieces) for pieces in (_cut(chunk, piece) if is_cut else [chunk])]
+    if block:
+        yield block
 
 
 def _cut(tensors: tuple[Tensor, ...], size: int) -> list[tuple[Tensor, ...]]:
@@ -279,17 +275,15 @@ def update_(
     if protect and noise is not None:
         torch._foreach_add_(noise, directions)
     gated = noise or directions if protect else noise
-    if is_published:  # the whole step is formed before the weights move
-        steps = directions if gated is None else gate
+    if decay != 1:
+        torch._foreach_mul_(params, decay)
+    if is_published:  # the whole step is formed before it is taken
         if gated is not None:
             torch._foreach_mul_(gate, gated)
             if not protect:
                 torch._foreach_add_(gate, directions)
-        torch._foreach_mul_(params, decay)
-        torch._foreach_add_(params, steps, alpha=-rate)
+        torch._foreach_add_(params, directions if gated is None else gate, alpha=-rate)
         return
-    if decay != 1:
-        torch._foreach_mul_(params, decay)
     if not protect:
         torch._foreach_add_(params, directions, alpha=-rate)
     if gated is not None:
