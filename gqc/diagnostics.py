@@ -196,7 +196,7 @@ class DrawCorrelation:
         pair = [values]
         if len(self._past) == self.far:
             pair += [self._past[-1], self._past[0]]
-        products = [float(x) for x in torch.stack([torch.dot(values, v) for v in pair]).tolist()]
+        products = torch.stack([torch.dot(values, v) for v in pair]).tolist()
         if not all(map(math.isfinite, products)):
             return
         self._past.append(values)
