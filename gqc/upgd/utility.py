@@ -135,7 +135,20 @@ def gates(
             :math:`\sigma` of :math:`\hat u` over its L2 norm along the last dimension, at least
             1e-12, as in the authors' local variants.
     """
-    gate = scale(utilities, correction, limits)
+    tensors = utilities
+    if any(factor != 1 for factor in correction):
+        tensors = list(torch._foreach_div(utilities, correction))
+    if limits is None:
+        gate = [normalize(x, dim=-1) for x in tensors]
+    elif isinstance(limits, list):
+        shifts = [limit.shift for limit in limits if limit.shift is not None]
+        shifted = list(torch._foreach_sub(tensors, shifts)) if shifts else tensors
+        gate = list(torch._foreach_div(shifted, [limit.scale for limit in limits]))
+    elif limits.shift is None:
+        gate = list(torch._foreach_div(tensors, limits.scale))
+    else:
+        gate = list(torch._foreach_add(tensors, limits.shift, alpha=-1))
+        torch._foreach_div_(gate, limits.scale)
     if normalization == "minmax_published":
         torch._foreach_clamp_min_(gate, 0.0)
         torch._foreach_clamp_max_(gate, 1.0)
@@ -149,25 +162,6 @@ def gates(
     torch._foreach_neg_(gate)
     torch._foreach_sigmoid_(gate)  # 1 - sigmoid(x) = sigmoid(-x)
     return gate
-
-
-def scale(utilities: Tensors, correction: list[float], limits: Limits) -> Tensors:
-    """Corrected utilities over their norm, or ``(t - shift) / scale``; see :func:`gates`."""
-    tensors = utilities
-    if any(factor != 1 for factor in correction) or limits is None:
-        tensors = list(torch._foreach_div(utilities, correction))
-    if limits is None:
-        return [normalize(x, dim=-1) for x in tensors]
-    if isinstance(limits, Bounds):
-        if limits.shift is None:
-            return list(torch._foreach_div(tensors, limits.scale))
-        shifted = list(torch._foreach_add(tensors, limits.shift, alpha=-1))
-        torch._foreach_div_(shifted, limits.scale)
-        return shifted
-    scales = [limit.scale for limit in limits]
-    shifts = [limit.shift for limit in limits if limit.shift is not None]
-    shifted = list(torch._foreach_sub(tensors, shifts)) if shifts else tensors
-    return list(torch._foreach_div(shifted, scales))
 
 
 def update_moments_(
