@@ -54,7 +54,7 @@ Limits = Bounds | list[Bounds] | None  #: for all, or of each
 
 
 def blocks(
-    columns: Sequence[Tensors], size: int, *, piece: int | None = None, is_split: bool = True
+    columns: Sequence[Tensors], size: int, *, piece: int | None, is_split: bool
 ) -> Iterator[list[tuple[Any, ...]]]:
     """Parallel lists of tensors, a cache-sized part of them at a time.
 
@@ -95,7 +95,7 @@ def corrections(beta: float, steps: Sequence[int]) -> list[float]:
 
 
 def accumulate_utility_(
-    utilities: Tensors, grads: Tensors, params: Tensors, beta: float, *, is_published: bool = False
+    utilities: Tensors, grads: Tensors, params: Tensors, beta: float, *, is_published: bool
 ) -> None:
     r""":math:`u \leftarrow \beta u - (1-\beta) g w` in place, u in units of the loss."""
     torch._foreach_mul_(utilities, beta)
@@ -165,12 +165,7 @@ def gates(
 
 
 def update_moments_(
-    first: Tensors,
-    second: Tensors,
-    grads: Tensors,
-    betas: Sequence[float],
-    *,
-    is_published: bool = False,
+    first: Tensors, second: Tensors, grads: Tensors, betas: Sequence[float], *, is_published: bool
 ) -> None:
     r"""Adam's :math:`m \leftarrow \beta_1 m + (1-\beta_1) g` and v with :math:`g^2`, in place."""
     if is_published:
@@ -259,7 +254,7 @@ def update_(
     protect: bool,
     decay: float,
     rate: float,
-    is_published: bool = False,
+    is_published: bool,
 ) -> None:
     r""":math:`w \leftarrow \mathrm{decay}\, w - \mathrm{rate}\,(d+\xi)\,\mathrm{gate}`, in place.
 
