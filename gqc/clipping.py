@@ -171,10 +171,16 @@ def _refuse_to_clip(stepping: Optimizer, args: Any, kwargs: Any) -> None:
 
 @torch.no_grad()
 def _clip(lists: list[list[Tensor]], max_norm: float, error_if_nonfinite: bool) -> Tensor:
+    """Returns: the norm of each list before, on the device of the first gradient."""
     expect(max_norm > 0, "max_norm", max_norm, "> 0; math.inf only measures")
-    norms = _norms(lists)
+    flat, sizes = [grad for grads in lists for grad in grads], [len(grads) for grads in lists]
+    if not flat:
+        return torch.zeros(len(lists))
+    norms, are_single = tensor_norms(flat), set(sizes) == {1}
+    if not are_single:
+        norms = torch.stack([torch.linalg.vector_norm(part) for part in norms.split(sizes)])
     if error_if_nonfinite and not bool(norms.isfinite().all()):
-        bad = [i for i, norm in enumerate(norms.tolist()) if not abs(norm) < float("inf")]
+        bad = [i for i, norm in enumerate(norms.tolist()) if not math.isfinite(norm)]
         raise RuntimeError(
             f"gradient norms {bad[:5]} of {len(lists)} are NaN or infinite; gradients are as they "
             "were. Pass error_if_nonfinite=False to clip them all the same"
@@ -182,24 +188,12 @@ def _clip(lists: list[list[Tensor]], max_norm: float, error_if_nonfinite: bool) 
     if max_norm == math.inf:  # inf / inf would make NaN of finite elements
         return norms
     factors = (max_norm / (norms + EPS)).clamp(max=1.0).unbind()
-    firsts = [grads[0] for grads in lists if len(grads) == 1]
-    if len(firsts) == len(lists) and len({grad.device for grad in firsts}) == 1:
-        torch._foreach_mul_(local(firsts), list(factors))
+    if are_single and len({grad.device for grad in flat}) == 1:
+        torch._foreach_mul_(local(flat), list(factors))
         return norms
     for grads, factor in zip(lists, factors, strict=True):
         multiply_(grads, factor)
     return norms
-
-
-def _norms(lists: list[list[Tensor]]) -> Tensor:
-    """The norm of each list, as one vector on the device of the first gradient."""
-    flat = [grad for grads in lists for grad in grads]
-    if not flat:
-        return torch.zeros(len(lists))
-    each, sizes = tensor_norms(flat), [len(grads) for grads in lists]
-    if set(sizes) == {1}:
-        return each
-    return torch.stack([torch.linalg.vector_norm(part) for part in each.split(sizes)])
 
 
 def _groups(groups: Optimizer | Iterable[Any]) -> list[list[Tensor]]:

@@ -112,19 +112,12 @@ def cap_shares(
     bounded = [n for n, part in parts.items() if n in max_shares and part > 0]
     excess = {n: parts[n] / max_shares[n] if max_shares[n] else math.inf for n in bounded}
     capped: list[str] = []
-    rest, room = _free(parts, max_shares, capped)
-    for name in sorted(excess, key=lambda n: -excess[n]):
+    for term in (*sorted(excess, key=lambda n: -excess[n]), None):
+        # What the terms that are not capped weigh, and the share of the total that is theirs.
+        rest = math.fsum(part for n, part in parts.items() if n not in capped)
+        room = 1 - math.fsum(max_shares[n] for n in capped)
         # Shares of together 1 leave the last term just its own: rounding must not cap it.
-        if parts[name] * room <= max_shares[name] * rest * (1 + 1e-12):
+        if term is None or parts[term] * room <= max_shares[term] * rest * (1 + 1e-12):
             break
-        capped.append(name)
-        rest, room = _free(parts, max_shares, capped)
+        capped.append(term)
     return dict(weights) | {n: max_shares[n] * rest / room / losses[n] for n in capped}
-
-
-def _free(
-    parts: Mapping[str, float], max_shares: Mapping[str, float], capped: list[str]
-) -> tuple[float, float]:
-    """What the terms that are not capped weigh, and the share of the total that is theirs."""
-    rest = math.fsum(part for name, part in parts.items() if name not in capped)
-    return rest, 1 - math.fsum(max_shares[name] for name in capped)

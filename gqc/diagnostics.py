@@ -54,6 +54,7 @@ def cosine(a: Sequence[Tensor], b: Sequence[Tensor]) -> float | None:
     return max(-1.0, min(1.0, product / math.sqrt(own_a) / math.sqrt(own_b)))
 
 
+@torch.no_grad()
 def momentum_angle(
     optimizer: Optimizer, *, include_gradient: bool = True, bias_corrected: bool = False
 ) -> float | None:
@@ -80,32 +81,24 @@ def momentum_angle(
     Raises: TypeError: the optimizer stepped and kept no ``exp_avg``.
     """
     grads, momenta = [], []
-    with torch.no_grad():
-        for group in optimizer.param_groups:
-            for param in group["params"]:
-                state = optimizer.state.get(param, {})
-                if param.grad is None or not state:
-                    continue
-                if "exp_avg" not in state or "betas" not in group:
-                    raise TypeError(
-                        f"{type(optimizer).__name__} keeps no exp_avg and betas: expected an Adam"
-                    )
-                grad = -param.grad if group.get("maximize") else param.grad
-                grads.append(grad)
-                momenta.append(_momentum(state, grad, group, include_gradient, bias_corrected))
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            state = optimizer.state.get(param, {})
+            if param.grad is None or not state:
+                continue
+            if "exp_avg" not in state or "betas" not in group:
+                raise TypeError(
+                    f"{type(optimizer).__name__} keeps no exp_avg and betas: expected an Adam"
+                )
+            grads.append(-param.grad if group.get("maximize") else param.grad)
+            beta, momentum = float(group["betas"][0]), state["exp_avg"]
+            if include_gradient:
+                momentum = torch.lerp(momentum, grads[-1].to(momentum.dtype), 1 - beta)
+            if bias_corrected:
+                momentum = momentum / (1 - beta ** (float(state["step"]) + include_gradient))
+            momenta.append(momentum)
     similarity = cosine(grads, momenta)
     return None if similarity is None else math.degrees(math.acos(similarity))
-
-
-def _momentum(
-    state: dict[str, Any], grad: Tensor, group: dict[str, Any], include: bool, corrected: bool
-) -> Tensor:
-    beta, momentum = float(group["betas"][0]), state["exp_avg"]
-    if include:
-        momentum = torch.lerp(momentum, grad.to(momentum.dtype), 1 - beta)
-    if corrected:
-        momentum = momentum / (1 - beta ** (float(state["step"]) + include))
-    return momentum
 
 
 def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
@@ -196,7 +189,7 @@ class DrawCorrelation:
         pair = [values]
         if len(self._past) == self.far:
             pair += [self._past[-1], self._past[0]]
-        products = [float(x) for x in torch.stack([torch.dot(values, v) for v in pair]).tolist()]
+        products = torch.stack([torch.dot(values, v) for v in pair]).tolist()
         if not all(map(math.isfinite, products)):
             return
         self._past.append(values)

@@ -57,8 +57,7 @@ def get_direct_cosine_annealing_with_warmup(
     Raises: ValueError: an argument out of its range.
     """
     check_finite(peak_value=peak_value, min_value=min_value)
-    lengths = num_warmup_steps, num_training_steps
-    return _cosine(optimizer, key, *lengths, 0.0, peak_value, min_value)
+    return _cosine(optimizer, key, num_warmup_steps, num_training_steps, 0.0, peak_value, min_value)
 
 
 def get_curved_batch_schedule(
@@ -78,9 +77,9 @@ def get_curved_batch_schedule(
         polynomial_exponent: p > 0; above 1 it grows slowly first.
     Raises: ValueError: an argument out of its range.
     """
-    sizes = {"initial_batch_size": initial_batch_size, "final_batch_size": final_batch_size}
-    for name, size in {**sizes, "polynomial_exponent": polynomial_exponent}.items():
-        check_positive(name, size)
+    check_positive("initial_batch_size", initial_batch_size)
+    check_positive("final_batch_size", final_batch_size)
+    check_positive("polynomial_exponent", polynomial_exponent)
     check_count("num_training_steps", num_training_steps, 1)
     shape = initial_batch_size, final_batch_size, polynomial_exponent
     fn = partial(power_growth, num_training_steps, *shape)

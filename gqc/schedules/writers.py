@@ -190,12 +190,12 @@ class ParamGroupSchedule(LRScheduler):
         """Refuse to go on from step 0 where only the optimizer was resumed."""
         if not self._optimizer_was_loaded:
             return
-        present = [group[self.key] for group in self.optimizer.param_groups]
+        present = self.get_last_value()
         here = self.value_at(self.last_step)
         later = " and goes another way" if self._parts_later() else ""
         if later or not all(math.isclose(value, here, rel_tol=1e-6) for value in present):
             raise RuntimeError(
-                f"the optimizer was loaded with {self.key}={float(present[0]):g}, but not its "
+                f"the optimizer was loaded with {self.key}={present[0]:g}, but not its "
                 f"schedule, which is at step {self.last_step} with {here:g}{later}: load both "
                 "(schedule.load_state_dict(), or prepare it with Accelerate), attach() it before, "
                 "or call go_to(0) to start it again on purpose"

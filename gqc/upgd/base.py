@@ -8,7 +8,7 @@ into lists that one kernel call may take, and these are cut for the cache.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -56,6 +56,9 @@ class Batch:
     params: Tensors = field(default_factory=list)
     grads: Tensors = field(default_factory=list)
     states: list[dict[str, Any]] = field(default_factory=list)
+    corrections: list[float] = field(default_factory=list)  #: of the utilities, for their bias
+    limits: Limits = None  #: what the corrected utilities are scaled by
+    stds: float | Tensors = 0.0  #: of the noise
 
     @property
     def is_published(self) -> bool:
@@ -82,8 +85,8 @@ class Batch:
         columns = [self.params, self.grads]
         columns += [[state[key] for state in self.states] for key in kept]
         is_split = self.block_size > 0 and not self.is_row_wise
-        cut = utility.blocks(columns, self.block_size, piece=piece, is_split=is_split)
-        for rows, (stored, grads, *state) in cut:
+        for pieces in utility.blocks(columns, self.block_size, piece=piece, is_split=is_split):
+            rows, stored, grads, *state = map(list, zip(*pieces, strict=True))
             yield Block(rows, stored, grads, state)
 
 
@@ -124,15 +127,15 @@ class UtilityOptimizer(CheckpointedOptimizer):
         if not batches or not self._is_finite(batches):
             return loss
         self._compare_noise(batches)
-        extrema = [pair for batch in batches for pair in self._update_state(batch)]
-        for batch, scaling in zip(batches, self._scalings(batches, extrema), strict=True):
-            stds = self._noise_stds(batch)
-            move = partial(self._move, batch, *scaling, stds)
-            generator = self._generators.on(batch.device) if stds != 0 else None
+        self._scale(batches, [pair for batch in batches for pair in self._update_state(batch)])
+        for batch in batches:
+            batch.stds = self._noise_stds(batch)
+            move = partial(self._move, batch)
+            generator = self._generators.on(batch.device) if batch.stds != 0 else None
             is_shared = 0 < batch.block_size < sum(param.numel() for param in batch.params)
             if generator is not None and is_shared:  # by threads
                 blocks = batch.blocks(self.kept, utility.SERIAL)
-                hand_out(move, zip(blocks, utility.noise_streams(generator), strict=False))
+                hand_out(move, blocks, utility.noise_streams(generator))
             else:
                 for block in batch.blocks(self.kept):
                     move(block, generator)
@@ -182,20 +185,21 @@ class UtilityOptimizer(CheckpointedOptimizer):
                 self._fit(state, param)
             state["step"] += 1
             batch.states.append(state)
-        beta, pieces = self.utility_decay(batch.group), []
+        beta = self.utility_decay(batch.group)
+        extrema: dict[int, tuple[Tensor, Tensor]] = {}
         for block in batch.blocks(self.kept):
             utilities, tensors = block.kept[0], (block.grads, block.params)
             is_published = batch.is_published
             utility.accumulate_utility_(utilities, *tensors, beta, is_published=is_published)
             self.accumulate(batch, block)
-            extrema = map(torch.aminmax, utilities)
-            pieces += [(row, *pair) for row, pair in zip(block.rows, extrema, strict=True)]
-        return utility.merge_extrema(pieces, len(batch.params))
+            for row, (low, high) in zip(block.rows, map(torch.aminmax, utilities), strict=True):
+                if row in extrema:  # of its pieces so far
+                    low, high = low.minimum(extrema[row][0]), high.maximum(extrema[row][1])
+                extrema[row] = low, high
+        return list(extrema.values())
 
-    def _scalings(
-        self, batches: list[Batch], extrema: list[tuple[Tensor, Tensor]]
-    ) -> Iterator[tuple[list[float], Limits]]:
-        """For each batch: bias corrections, and what the corrected utilities are scaled by."""
+    def _scale(self, batches: list[Batch], extrema: list[tuple[Tensor, Tensor]]) -> None:
+        """Give each batch the bias corrections and limits of its utilities."""
         decay = self.utility_decay
         factors = [c for b in batches for c in utility.corrections(decay(b.group), b.steps)]
         # Gates do not change with a factor common to all utilities: only in a model whose
@@ -210,16 +214,15 @@ class UtilityOptimizer(CheckpointedOptimizer):
             mine = slice(last, last := last + len(batch.params))
             name = batch.group["normalization"]
             chosen = extrema if batch.is_published else corrected
-            limits: Limits = None
             if batch.group["scope"] == "global":
                 to = batch.device, batch.dtype
                 low = torch.stack([low.to(*to) for low, _ in chosen]).amin()
                 high = torch.stack([high.to(*to) for _, high in chosen]).amax()
-                limits = utility.bounds(low, high, name)
+                batch.limits = utility.bounds(low, high, name)
             elif not batch.is_row_wise:
-                limits = [utility.bounds(low, high, name) for low, high in chosen[mine]]
+                batch.limits = [utility.bounds(low, high, name) for low, high in chosen[mine]]
             is_absolute = batch.is_published or batch.is_row_wise
-            yield (factors if is_absolute else relative)[mine], limits
+            batch.corrections = (factors if is_absolute else relative)[mine]
 
     def _noise_stds(self, batch: Batch) -> float | Tensors:
         """Sigma; or relative to each gradient, or to the average of its norms."""
@@ -241,24 +244,16 @@ class UtilityOptimizer(CheckpointedOptimizer):
             norms, numels, group["sigma"], group["noise_reference"], group["min_noise_std"]
         )
 
-    def _move(
-        self,
-        batch: Batch,
-        corrections: list[float],
-        limits: Limits,
-        stds: float | Tensors,
-        block: Block,
-        generator: torch.Generator | None,
-    ) -> None:
+    def _move(self, batch: Batch, block: Block, generator: torch.Generator | None) -> None:
         """Move the weights of a block, with noise from ``generator`` if there is one."""
-        group, rows = batch.group, block.rows
+        group, rows, stds, limits = batch.group, block.rows, batch.stds, batch.limits
         noise = None
         if generator is not None:
             std = [stds[row] for row in rows] if isinstance(stds, list) else stds
             noise = utility.draw_noise(block.params, std, generator)
         gate = utility.gates(
             block.kept[0],
-            [corrections[row] for row in rows],
+            [batch.corrections[row] for row in rows],
             [limits[row] for row in rows] if isinstance(limits, list) else limits,
             group["normalization"],
         )
@@ -276,44 +271,41 @@ class UtilityOptimizer(CheckpointedOptimizer):
             torch._foreach_copy_(block.stored, block.params)
 
 
-def hand_out(work: Callable[..., None], items: Iterator[tuple[Any, ...]]) -> None:
-    """``for item in items: work(*item)``, on as many threads as torch has.
+def hand_out(work: Callable[..., None], *columns: Iterator[Any]) -> None:
+    """``list(map(work, *columns))``, on as many threads as torch has.
 
     For work that torch does on the thread that calls it, as drawing noise.  Items are disjoint, so
     that the result does not depend on who does what.
     """
     workers = torch.get_num_threads()
     if workers == 1:
-        for item in items:
-            work(*item)
+        list(map(work, *columns))
         return
     # whether gradients are recorded is each thread's own affair
     with ThreadPoolExecutor(workers, initializer=torch.set_grad_enabled, initargs=(False,)) as pool:
-        for future in [pool.submit(work, *item) for item in items]:
-            future.result()
+        list(pool.map(work, *columns))  # raises what a thread has raised
 
 
-def make_batches(groups: Iterable[dict[str, Any]]) -> list[Batch]:
+def make_batches(groups: list[dict[str, Any]]) -> list[Batch]:
     """Batches of all parameters that have a gradient and need one, in their order.
 
     Raises: as :meth:`UtilityOptimizer.step`, all but of gradients.
     """
     batches: dict[Any, Batch] = {}
-    groups, index = list(groups), 0
-    collect([param for group in groups for param in group["params"]])  # refuses sparse gradients
-    for place, group in enumerate(groups):
-        for param in group["params"]:
-            grad = param.grad
-            if grad is not None and grad.numel() and param.requires_grad:
-                _check_kind(param, index)
-                key = (place, param.device, param.dtype, grad.dtype)
-                if key not in batches:
-                    lr = float(group["lr"])  # a tensor may have been filled since it was checked
-                    expect(is_rate(lr), "lr", lr, "a finite number >= 0")
-                    batches[key] = Batch(group, lr, param.device, wide(param.dtype))
-                batches[key].params.append(param)
-                batches[key].grads.append(grad)
-            index += 1
+    placed = [(place, param) for place, group in enumerate(groups) for param in group["params"]]
+    collect([param for _, param in placed])  # refuses sparse gradients
+    for index, (place, param) in enumerate(placed):
+        grad = param.grad
+        if grad is None or not grad.numel() or not param.requires_grad:
+            continue
+        _check_kind(param, index)
+        key = (place, param.device, param.dtype, grad.dtype)
+        if key not in batches:
+            lr = float(groups[place]["lr"])  # a tensor may have been filled since it was checked
+            expect(is_rate(lr), "lr", lr, "a finite number >= 0")
+            batches[key] = Batch(groups[place], lr, param.device, wide(param.dtype))
+        batches[key].params.append(param)
+        batches[key].grads.append(grad)
     return list(batches.values())
 
 

@@ -48,7 +48,7 @@ def is_rate(value: Any) -> bool:
 
 
 def _one_of(*allowed: Any) -> Rule:
-    return lambda value: any(value is x or value == x for x in allowed), f"one of {allowed}"
+    return lambda value: value in allowed, f"one of {allowed}"
 
 
 NOT_NEGATIVE: Rule = (lambda value: is_number(value) and value >= 0, "a finite number >= 0")
@@ -100,8 +100,7 @@ class Generators:
 
     def on(self, device: torch.device | str) -> torch.Generator:
         if str(device) not in self._by_device:
-            made = torch.Generator(device).manual_seed(self._seed)
-            self._by_device[str(device)] = made
+            self._by_device[str(device)] = torch.Generator(device).manual_seed(self._seed)
         return self._by_device[str(device)]
 
     def state_dict(self) -> dict[str, Any]:
@@ -145,7 +144,7 @@ class CheckpointedOptimizer(Optimizer):
 
     #: names of the tensors that are kept for each parameter, in its shape; utility first
     kept: ClassVar[tuple[str, ...]] = ("avg_utility",)
-    #: hyperparameters beyond those that all share
+    #: of each hyperparameter
     rules: ClassVar[dict[str, Rule]]
     options: ClassVar[type] = UtilityOptions
 
@@ -172,7 +171,7 @@ class CheckpointedOptimizer(Optimizer):
         foreach: bool | None = None,
     ) -> None:
         one_of("nonfinite", nonfinite, ("raise", "skip", "ignore"))
-        defaults = checked({**locals(), **own}, {**SHARED, **self.rules})
+        defaults = checked({**locals(), **own}, self.rules)
         self.nonfinite = nonfinite
         self.num_skipped = 0  #: steps passed over for NaN or inf
         self._checked: dict[int, dict[str, Any]] = {}  # hyperparameters of each group
@@ -186,17 +185,15 @@ class CheckpointedOptimizer(Optimizer):
         """
         if isinstance(param_group, dict):  # torch refuses anything else
             adopt(param_group, self.defaults)
-            own = checked({**self.defaults, **param_group}, {**SHARED, **self.rules})
-            param_group.update({name: own[name] for name in own.keys() & param_group.keys()})
+            param_group.update(checked({**self.defaults, **param_group}, self.rules))
         super().add_param_group(param_group)
         refuse_flat_shards(type(self).__name__, self.param_groups[-1]["params"])
 
     def check_groups(self) -> None:
         """Raise ValueError where a hyperparameter was set out of its range; each is read once."""
-        rules = {**SHARED, **self.rules}
         for place, group in enumerate(self.param_groups):
             known = self._checked.setdefault(place, {})
-            for name, (is_allowed, allowed) in rules.items():
+            for name, (is_allowed, allowed) in self.rules.items():
                 if (value := group[name]) is not known.get(name, self):
                     expect(is_allowed(value), name, value, allowed)
                     known[name] = value
@@ -311,7 +308,7 @@ class CheckpointedOptimizer(Optimizer):
         super().__setstate__(state)  # load_state_dict comes here too
         for group in self.param_groups:
             adopt(group, self.defaults)
-            group.update({k: v for k, v in self.defaults.items() if k not in group})
+            group.update({**self.defaults, **group})
 
 
 def checked(values: Mapping[str, Any], rules: Mapping[str, Rule]) -> dict[str, Any]:

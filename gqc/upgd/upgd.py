@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gqc.upgd import utility
 from gqc.upgd.base import Batch, Block, UtilityOptimizer
-from gqc.upgd.checkpoints import ADAM, DECAY, Rule, UtilityOptions
+from gqc.upgd.checkpoints import ADAM, DECAY, SHARED, Rule, UtilityOptions
 
 
 class UPGD(UtilityOptimizer):
@@ -66,7 +66,7 @@ class UPGD(UtilityOptimizer):
     Raises: ValueError: a hyperparameter out of its range.
     """
 
-    rules: ClassVar[dict[str, Rule]] = {"beta_utility": DECAY}
+    rules: ClassVar[dict[str, Rule]] = {**SHARED, "beta_utility": DECAY}
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class AdaptiveUPGD(UtilityOptimizer):
     """
 
     kept: ClassVar[tuple[str, ...]] = ("avg_utility", "first_moment", "sec_moment")
-    rules: ClassVar[dict[str, Rule]] = {"beta_utility": DECAY, **ADAM}
+    rules: ClassVar[dict[str, Rule]] = {**UPGD.rules, **ADAM}
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ class UPGDW(AdaptiveUPGD):
     """
 
     kept: ClassVar[tuple[str, ...]] = ("avg_utility", "exp_avg", "exp_avg_sq")
-    rules: ClassVar[dict[str, Rule]] = ADAM
+    rules: ClassVar[dict[str, Rule]] = {**SHARED, **ADAM}
 
     def __init__(
         self,

@@ -25,8 +25,8 @@ makes the weight NaN.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,8 +54,8 @@ Limits = Bounds | list[Bounds] | None  #: for all, or of each
 
 
 def blocks(
-    columns: Sequence[Tensors], size: int, *, piece: int | None = None, is_split: bool = True
-) -> Iterator[tuple[list[int], list[Tensors]]]:
+    columns: Sequence[Tensors], size: int, *, piece: int | None, is_split: bool
+) -> Iterator[list[tuple[Any, ...]]]:
     """Parallel lists of tensors, a cache-sized part of them at a time.
 
     Args:
@@ -64,26 +64,22 @@ def blocks(
         piece: most elements of a tensor in a block, which changes nothing of where blocks begin and
             end.  None: ``size``.
         is_split: cut larger contiguous tensors into flat pieces (views).
-    Yields: the row number of each piece, and the columns restricted to these pieces.
+    Yields: for each piece the row number, and the piece of each column.
     """
-    rows: list[int] = []
-    parts: list[Tensors] = [[] for _ in columns]
+    block: list[tuple[Any, ...]] = []
     filled, piece = 0, min(piece or size, size)
     for row, tensors in enumerate(zip(*columns, strict=True)):
         is_large = is_split and tensors[0].numel() > piece
         is_cut = is_large and all(t.is_contiguous() for t in tensors)
-        for chunk in _cut(tensors, size) if is_cut else (tensors,):
+        for chunk in _cut(tensors, size) if is_cut else [tensors]:
             numel = chunk[0].numel()
-            if rows and filled + numel > size:
-                yield rows, parts
-                rows, parts, filled = [], [[] for _ in columns], 0
+            if block and filled + numel > size:
+                yield block
+                block, filled = [], 0
             filled += numel
-            for pieces in _cut(chunk, piece) if is_cut else (chunk,):
-                rows.append(row)
-                for part, tensor in zip(parts, pieces, strict=True):
-                    part.append(tensor)
-    if rows:
-        yield rows, parts
+            block += [(row, *pieces) for pieces in (_cut(chunk, piece) if is_cut else [chunk])]
+    if block:
+        yield block
 
 
 def _cut(tensors: tuple[Tensor, ...], size: int) -> list[tuple[Tensor, ...]]:
@@ -99,7 +95,7 @@ def corrections(beta: float, steps: Sequence[int]) -> list[float]:
 
 
 def accumulate_utility_(
-    utilities: Tensors, grads: Tensors, params: Tensors, beta: float, *, is_published: bool = False
+    utilities: Tensors, grads: Tensors, params: Tensors, beta: float, *, is_published: bool
 ) -> None:
     r""":math:`u \leftarrow \beta u - (1-\beta) g w` in place, u in units of the loss."""
     torch._foreach_mul_(utilities, beta)
@@ -107,21 +103,6 @@ def accumulate_utility_(
         torch._foreach_add_(utilities, torch._foreach_mul(grads, params), alpha=beta - 1)
     else:
         torch._foreach_addcmul_(utilities, grads, params, value=beta - 1)
-
-
-def merge_extrema(
-    pieces: Iterable[tuple[int, Tensor, Tensor]], num_rows: int
-) -> list[tuple[Tensor, Tensor]]:
-    """Least and largest utility of each of ``num_rows`` tensors from those of its pieces, 0-dim."""
-    lows: list[Tensors] = [[] for _ in range(num_rows)]
-    highs: list[Tensors] = [[] for _ in range(num_rows)]
-    for row, low, high in pieces:
-        lows[row].append(low)
-        highs[row].append(high)
-    return [
-        (low[0], high[0]) if len(low) == 1 else (torch.stack(low).amin(), torch.stack(high).amax())
-        for low, high in zip(lows, highs, strict=True)
-    ]
 
 
 def bounds(low: Tensor, high: Tensor, normalization: str) -> Bounds:
@@ -154,7 +135,20 @@ def gates(
             :math:`\sigma` of :math:`\hat u` over its L2 norm along the last dimension, at least
             1e-12, as in the authors' local variants.
     """
-    gate = scale(utilities, correction, limits)
+    tensors = utilities
+    if any(factor != 1 for factor in correction):
+        tensors = list(torch._foreach_div(utilities, correction))
+    if limits is None:
+        gate = [normalize(x, dim=-1) for x in tensors]
+    elif isinstance(limits, list):
+        shifts = [limit.shift for limit in limits if limit.shift is not None]
+        shifted = list(torch._foreach_sub(tensors, shifts)) if shifts else tensors
+        gate = list(torch._foreach_div(shifted, [limit.scale for limit in limits]))
+    elif limits.shift is None:
+        gate = list(torch._foreach_div(tensors, limits.scale))
+    else:
+        gate = list(torch._foreach_add(tensors, limits.shift, alpha=-1))
+        torch._foreach_div_(gate, limits.scale)
     if normalization == "minmax_published":
         torch._foreach_clamp_min_(gate, 0.0)
         torch._foreach_clamp_max_(gate, 1.0)
@@ -170,32 +164,8 @@ def gates(
     return gate
 
 
-def scale(utilities: Tensors, correction: list[float], limits: Limits) -> Tensors:
-    """Corrected utilities over their norm, or ``(t - shift) / scale``; see :func:`gates`."""
-    tensors = utilities
-    if any(factor != 1 for factor in correction) or limits is None:
-        tensors = list(torch._foreach_div(utilities, correction))
-    if limits is None:
-        return [normalize(x, dim=-1) for x in tensors]
-    if isinstance(limits, Bounds):
-        if limits.shift is None:
-            return list(torch._foreach_div(tensors, limits.scale))
-        shifted = list(torch._foreach_add(tensors, limits.shift, alpha=-1))
-        torch._foreach_div_(shifted, limits.scale)
-        return shifted
-    scales = [limit.scale for limit in limits]
-    shifts = [limit.shift for limit in limits if limit.shift is not None]
-    shifted = list(torch._foreach_sub(tensors, shifts)) if shifts else tensors
-    return list(torch._foreach_div(shifted, scales))
-
-
 def update_moments_(
-    first: Tensors,
-    second: Tensors,
-    grads: Tensors,
-    betas: Sequence[float],
-    *,
-    is_published: bool = False,
+    first: Tensors, second: Tensors, grads: Tensors, betas: Sequence[float], *, is_published: bool
 ) -> None:
     r"""Adam's :math:`m \leftarrow \beta_1 m + (1-\beta_1) g` and v with :math:`g^2`, in place."""
     if is_published:
@@ -284,7 +254,7 @@ def update_(
     protect: bool,
     decay: float,
     rate: float,
-    is_published: bool = False,
+    is_published: bool,
 ) -> None:
     r""":math:`w \leftarrow \mathrm{decay}\, w - \mathrm{rate}\,(d+\xi)\,\mathrm{gate}`, in place.
 
@@ -294,17 +264,15 @@ def update_(
     if protect and noise is not None:
         torch._foreach_add_(noise, directions)
     gated = noise or directions if protect else noise
-    if is_published:  # the whole step is formed before the weights move
-        steps = directions if gated is None else gate
+    if decay != 1:
+        torch._foreach_mul_(params, decay)
+    if is_published:  # the whole step is formed before it is taken
         if gated is not None:
             torch._foreach_mul_(gate, gated)
             if not protect:
                 torch._foreach_add_(gate, directions)
-        torch._foreach_mul_(params, decay)
-        torch._foreach_add_(params, steps, alpha=-rate)
+        torch._foreach_add_(params, directions if gated is None else gate, alpha=-rate)
         return
-    if decay != 1:
-        torch._foreach_mul_(params, decay)
     if not protect:
         torch._foreach_add_(params, directions, alpha=-rate)
     if gated is not None:
