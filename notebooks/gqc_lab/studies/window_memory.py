@@ -180,8 +180,7 @@ class _Run:
 
         def draw() -> Tensor:
             inputs = torch.randn(EXAMPLES, width, generator=data).to(self.dtype)
-            loss: Tensor = (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
-            return loss
+            return (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
 
         return draw
 
