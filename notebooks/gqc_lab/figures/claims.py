@@ -22,7 +22,6 @@ from gqc_lab.figures.style import (
     add_line,
     add_points,
     dashes_on_top,
-    in_legend_once,
     mean_curve,
     method_styles,
     new_figure,
@@ -112,7 +111,7 @@ def warmup_panels(history: pd.DataFrame) -> go.Figure:
         means = runs.groupby("microbatch")[list(shown)].mean()
         means["loss"] = means["loss"].rolling(11, center=True, min_periods=1).mean()
         for column, name in enumerate(shown, 1):
-            more = {"row": 1, "col": column, **in_legend_once(figure, str(method))}
+            more = {"row": 1, "col": column, "is_shared": True}
             curve = means[name].reset_index()
             add_curve(figure, curve, "microbatch", name, str(method), styles[method], **more)
     for column, label in enumerate(shown.values(), 1):

@@ -9,7 +9,6 @@ from gqc_lab.figures.style import (
     OKABE_ITO,
     add_line,
     band,
-    in_legend_once,
     method_styles,
     new_panels,
     over_seeds,
@@ -108,8 +107,8 @@ def by_task(
             style = styles[str(method)] | {"width": 2}
             if has_bands:
                 figure.add_scatter(**band(points, "task", style["color"]), **place)
-            once = in_legend_once(figure, str(method))
-            add_line(figure, points["task"], points["mean"], str(method), style, **place, **once)
+            more = {**place, "is_shared": True}
+            add_line(figure, points["task"], points["mean"], str(method), style, **more)
     for number, measure in enumerate(measures, 1):
         figure.update_yaxes(title_text=_label(measure), row=number, col=1)
         if measure == "noise_to_signal":
@@ -140,10 +139,9 @@ def against_lr(results: pd.DataFrame) -> go.Figure:
     means = summarize(percent, ["stream", "normalization", "lr"], "percent")
     for (stream, name), rows in means.groupby(["stream", "normalization"], sort=False):
         i, rows = list(styles).index(str(name)), rows.sort_values("lr")
-        more = in_legend_once(figure, str(name))
-        more |= {"row": 1, "col": streams.index(stream) + 1}
+        place = {"row": 1, "col": streams.index(stream) + 1, "is_shared": True}
         x = rows["lr"] * 1.03 ** (i - (len(styles) - 1) / 2)  # that bars stay apart
-        more |= {"mode": "lines+markers", "error_y": uneven_bars(rows)}
+        more = {"mode": "lines+markers", "error_y": uneven_bars(rows), **place}
         style = styles[str(name)] | {"width": 2}
         add_line(figure, x, rows["mean"], str(name), style, **more)
     figure.update_xaxes(type="log", title_text="learning rate", tickformat="~g", dtick="D2")
