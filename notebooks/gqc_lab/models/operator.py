@@ -148,7 +148,6 @@ class Operator(nn.Module):
 
     def __init__(self, config: OperatorConfig) -> None:
         super().__init__()
-        self.config = config
         self.encoder = Encoder(config)
         self.approximator = Approximator(config)
         self.decoder = Decoder(config)
