@@ -119,7 +119,7 @@ def write_html(figure: go.Figure, path: str | Path) -> Path:
     return part.replace(path)
 
 
-def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+def method_styles(names: Iterable[str], **own: Any) -> dict[str, dict[str, Any]]:
     """Return the colour, dash and width of each method's line.
 
     A method of `PLACES` has its own everywhere; the others have what colours are left, in order of
@@ -127,6 +127,7 @@ def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
     Args:
         names: all methods that a figure shows, in all of its panels.
+        own: of this figure instead, such as ``width``.
     """
     names = list(dict.fromkeys(names))
     places = {name: (PLACES[name], PLACES[name]) for name in names if name in PLACES}
@@ -141,7 +142,8 @@ def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
         name: {"color": OKABE_ITO[color], "dash": DASHES[dash % len(DASHES)], "width": WIDTH}
         for name, (color, dash) in places.items()
     }
-    return {name: REPLAY if name == "replay" else styles[name] for name in names}
+    styles["replay"] = REPLAY
+    return {name: styles[name] | own for name in names}
 
 
 def dashes_on_top(figure: go.Figure) -> go.Figure:

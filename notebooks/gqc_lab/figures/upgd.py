@@ -84,7 +84,7 @@ def by_task(
     """
     check_columns("by_task", tasks, ["stream", "method", "seed", "task", *measures])
     tasks = tasks.assign(method=tasks["method"].replace({"l2": "sgd, weight decay"}))
-    streams, styles = list(tasks["stream"].unique()), method_styles(tasks["method"])
+    streams, styles = list(tasks["stream"].unique()), method_styles(tasks["method"], width=2)
     averaged = f", moving mean of {over} tasks" if over > 1 else ""
     bands = ", bands: 95 % intervals" if has_bands else ""
     figure = new_panels(
@@ -104,7 +104,7 @@ def by_task(
             smooth *= 100 if measure in IN_PERCENT else 1
             points = summarize(rows.assign(smooth=smooth), "task", "smooth")
             place = {"row": number, "col": streams.index(stream) + 1}
-            style = styles[str(method)] | {"width": 2}
+            style = styles[str(method)]
             if has_bands:
                 figure.add_scatter(**band(points, "task", style["color"]), **place)
             more = {**place, "is_shared": True}
@@ -126,7 +126,8 @@ def against_lr(results: pd.DataFrame) -> go.Figure:
     """
     measure = "online_accuracy"
     check_columns("against_lr", results, ["stream", "normalization", "lr", "seed", measure])
-    streams, styles = list(results["stream"].unique()), method_styles(results["normalization"])
+    streams = list(results["stream"].unique())
+    styles = method_styles(results["normalization"], width=2)
     figure = new_panels(
         1,
         len(streams),
@@ -142,8 +143,7 @@ def against_lr(results: pd.DataFrame) -> go.Figure:
         place = {"row": 1, "col": streams.index(stream) + 1, "is_shared": True}
         x = rows["lr"] * 1.03 ** (i - (len(styles) - 1) / 2)  # that bars stay apart
         more = {"mode": "lines+markers", "error_y": uneven_bars(rows), **place}
-        style = styles[str(name)] | {"width": 2}
-        add_line(figure, x, rows["mean"], str(name), style, **more)
+        add_line(figure, x, rows["mean"], str(name), styles[str(name)], **more)
     figure.update_xaxes(type="log", title_text="learning rate", tickformat="~g", dtick="D2")
     figure.update_xaxes(rangemode="normal").update_yaxes(title_text=_label(measure), col=1)
     return with_legend_above(figure, 300, -(-len(styles) // 4))
