@@ -14,7 +14,6 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -190,9 +189,12 @@ def _read_pdebench(
         if missing := [name for name in wanted if name not in file]:
             raise ValueError(f"{path.name}: no {', '.join(missing)}; has {', '.join(file)}")
         tensor = file["tensor"]
-        count, long, wide = _shape(tensor.shape, path.name)
-        every_time = _stride("num_times", num_times, long, (long - 1) % max(num_times - 1, 1))
-        every_point = _stride("points", points, wide, wide % points)
+        if len(tensor.shape) != 3:
+            shape = f"{path.name}: tensor of shape {tuple(tensor.shape)}"
+            raise ValueError(f"{shape}: expected (cases, times, points)")
+        count, long, wide = tensor.shape
+        every_time = _stride("num_times", num_times, long, ends=1)
+        every_point = _stride("points", points, wide)
         if num_train + num_test > count:
             raise ValueError(
                 f"num_train={num_train}, num_test={num_test}: {path.name} has {count} trajectories"
@@ -206,14 +208,8 @@ def _read_pdebench(
     return make_burgers_data(train, test, positions, times, nu)
 
 
-def _shape(shape: Sequence[int], name: str) -> tuple[int, int, int]:
-    if len(shape) != 3:
-        raise ValueError(f"{name}: tensor of shape {tuple(shape)}: expected (cases, times, points)")
-    return shape[0], shape[1], shape[2]
-
-
-def _stride(name: str, wanted: int, stored: int, rest: int) -> int:
-    """Return n such that every n-th stored one is kept."""
-    if rest or wanted > stored:
+def _stride(name: str, wanted: int, stored: int, ends: int = 0) -> int:
+    """Return n such that every n-th stored one is kept; ``ends``: 1 where the last one is too."""
+    if not ends < wanted <= stored or (stored - ends) % (wanted - ends):
         raise ValueError(f"{name}={wanted}: the file's {stored} cannot be thinned to that number")
-    return (stored - 1) // (wanted - 1) if name == "num_times" else stored // wanted
+    return (stored - ends) // (wanted - ends)

@@ -3,7 +3,7 @@
 Bars are 95 % intervals over seeds, where there are two or more.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,6 @@ from gqc_lab.figures.style import (
     add_line,
     add_points,
     dashes_on_top,
-    in_legend_once,
     mean_curve,
     method_styles,
     new_figure,
@@ -48,7 +47,7 @@ def comparison_losses(history: pd.DataFrame, y: str = "val_loss") -> go.Figure:
         history: records with ``comparison``, ``method``, ``seed``, ``tokens`` and ``y``.
     """
     check_columns("comparison_losses", history, ["comparison", "method", "seed", "tokens", y])
-    names, styles = list(history["comparison"].unique()), _thinner(history["method"])
+    names, styles = list(history["comparison"].unique()), method_styles(history["method"], width=2)
     height = PANEL * len(names) + GAP * (len(names) - 1)
     title = f"Loss at equal tokens, {over_seeds(history)}"
     spacing = {"shared_xaxes": True, "vertical_spacing": GAP / height}
@@ -80,7 +79,7 @@ def batch_invariance(results: pd.DataFrame) -> go.Figure:
     titles = ["logical batch", "final loss"]
     title = "Does the logical batch follow the physical one?"
     figure = new_panels(1, 2, title, subplot_titles=titles, horizontal_spacing=0.16)
-    styles = _thinner(["gnts"])
+    styles = method_styles(["gnts"], width=2)
     for column, (name, label) in enumerate(shown.items(), 1):
         points = summarize(results, "microbatch_size", name)
         _points(figure, points, "microbatch_size", "gnts", styles, row=1, col=column)
@@ -107,12 +106,12 @@ def warmup_panels(history: pd.DataFrame) -> go.Figure:
     near = history[history["microbatch"] <= 2 * end]
     title = f"During the warmup of the threshold, {over_seeds(near)}"
     figure = new_panels(1, 3, title, horizontal_spacing=0.16)
-    styles = _thinner(near["method"])
+    styles = method_styles(near["method"], width=2)
     for method, runs in near.groupby("method", sort=False):
         means = runs.groupby("microbatch")[list(shown)].mean()
         means["loss"] = means["loss"].rolling(11, center=True, min_periods=1).mean()
         for column, name in enumerate(shown, 1):
-            more = {"row": 1, "col": column, **in_legend_once(figure, str(method))}
+            more = {"row": 1, "col": column, "is_shared": True}
             curve = means[name].reset_index()
             add_curve(figure, curve, "microbatch", name, str(method), styles[method], **more)
     for column, label in enumerate(shown.values(), 1):
@@ -135,7 +134,7 @@ def angles(history: pd.DataFrame, x: str = "tokens", claimed: float | None = Non
     steps = history[history["kind"] == "step"].astype(dict.fromkeys(names, float))
     seeds = over_seeds(history.assign(method=0)) if "seed" in history else "one seed"
     figure = new_figure(f"Angle of gradient and Adam's momentum:<br>{seeds}, mean of 25 steps")
-    styles = _thinner(names.values())
+    styles = method_styles(names.values(), width=2)
     for column, name in names.items():
         means = steps.groupby(x)[column].mean()
         # From the first step on, whose momentum is the gradient: a centred mean would hide it.
@@ -269,7 +268,7 @@ def power_laws(results: pd.DataFrame) -> go.Figure:
     """
     check_columns("power_laws", results, ["method", "seed", "tokens", "val_loss"])
     figure = new_figure(_with_bars("Final loss against token budget:<br>", results))
-    styles = _thinner(results["method"])
+    styles = method_styles(results["method"], width=2)
     for method, runs in results.groupby("method", sort=False):
         points = summarize(runs, "tokens", "val_loss")
         tokens = points["tokens"]
@@ -280,10 +279,6 @@ def power_laws(results: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(title_text="token budget", **TWOS)
     ticks = {"tickvals": [1, 1.2, 1.5, 1.75, 2, 2.25, 2.5, 3, 3.5, 4], "tickformat": "~g"}
     return figure.update_yaxes(title_text=LABELS["val_loss"], type="log", **ticks)
-
-
-def _thinner(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    return {name: style | {"width": 2} for name, style in method_styles(names).items()}
 
 
 def _points(

@@ -16,7 +16,6 @@ from gqc_lab.figures.style import (
     add_line,
     add_points,
     band,
-    in_legend_once,
     new_figure,
     new_panels,
     nth_style,
@@ -106,15 +105,14 @@ def norms_by_part(history: pd.DataFrame, clip: dict[str, float] | None = None) -
     figure = _panels(methods, "Largest gradient norm of an epoch, before clipping")
     for i, method in enumerate(methods):
         rows = history[history["method"] == method]
+        more = _place(i, len(methods)) | {"is_shared": True}
         for number, part in enumerate(parts):
             curve = rows.assign(**{part: rows[part].where(rows[part] > 0)})  # 0: it did not learn
             name = part.split("/")[1]
-            more = _place(i, len(methods)) | in_legend_once(figure, name)
             add_curve(figure, curve, "epoch", part, name, nth_style(number), **more)
         if clip and method in clip:
             bound = rows.assign(bound=clip[method])
             style = {"color": BLACK, "dash": "dot", "width": 2}
-            more = _place(i, len(methods)) | in_legend_once(figure, "bound")
             add_curve(figure, bound, "epoch", "bound", "bound", style, **more)
     figure.update_yaxes(type="log", tickvals=TICKS, tickformat=".0e")
     return figure.update_yaxes(title_text="norm [loss per unit of a parameter]", col=1)
@@ -132,12 +130,13 @@ def over_epochs(frame: pd.DataFrame, columns: dict[str, str], title: str) -> go.
     figure = _panels(list(columns.values()), title)
     for panel, column in enumerate(columns):
         values = rows[["method", "epoch", column]].replace([np.inf, -np.inf], np.nan)
+        place = _place(panel, len(columns))
         for i, method in enumerate(rows["method"].unique()):
             runs = values[values["method"] == method].groupby("epoch")[column]
             curve = runs.mean().where(runs.count() == runs.size().max()).reset_index()
-            more = _place(panel, len(columns)) | in_legend_once(figure, str(method))
+            more = {**place, "is_shared": True}
             add_curve(figure, curve, "epoch", column, str(method), nth_style(i), **more)
-        figure.update_yaxes(**_place(panel, len(columns)), **_scale(values[column]))
+        figure.update_yaxes(**place, **_scale(values[column]))
     return figure.update_yaxes(matches=None, showticklabels=True)
 
 

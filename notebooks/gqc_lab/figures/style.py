@@ -119,7 +119,7 @@ def write_html(figure: go.Figure, path: str | Path) -> Path:
     return part.replace(path)
 
 
-def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+def method_styles(names: Iterable[str], **own: Any) -> dict[str, dict[str, Any]]:
     """Return the colour, dash and width of each method's line.
 
     A method of `PLACES` has its own everywhere; the others have what colours are left, in order of
@@ -127,6 +127,7 @@ def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
     Args:
         names: all methods that a figure shows, in all of its panels.
+        own: of this figure instead, such as ``width``.
     """
     names = list(dict.fromkeys(names))
     places = {name: (PLACES[name], PLACES[name]) for name in names if name in PLACES}
@@ -141,7 +142,8 @@ def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
         name: {"color": OKABE_ITO[color], "dash": DASHES[dash % len(DASHES)], "width": WIDTH}
         for name, (color, dash) in places.items()
     }
-    return {name: REPLAY if name == "replay" else styles[name] for name in names}
+    styles["replay"] = REPLAY
+    return {name: styles[name] | own for name in names}
 
 
 def dashes_on_top(figure: go.Figure) -> go.Figure:
@@ -195,9 +197,15 @@ def add_line(figure: go.Figure, x: Any, y: Any, name: str, style: Any, **more: A
 
 
 def add_points(figure: go.Figure, x: Any, y: Any, name: str, **style: Any) -> None:
-    """Add a trace of plain numbers, with markers unless ``style`` says otherwise."""
-    values = {"x": plain_numbers(x), "y": plain_numbers(y), "name": name}
-    figure.add_scatter(**values, **{"mode": "markers"} | style)
+    """Add a trace of plain numbers, with markers unless ``style`` says otherwise.
+
+    With ``is_shared`` the traces of this name, in several panels, share an entry of the legend.
+    """
+    style = {"mode": "markers", **style}
+    if style.pop("is_shared", False):
+        is_new = all(trace.name != name for trace in figure.data)
+        style |= {"legendgroup": name, "showlegend": is_new}
+    figure.add_scatter(x=plain_numbers(x), y=plain_numbers(y), name=name, **style)
 
 
 def add_curve(
@@ -228,12 +236,6 @@ def with_legend_above(figure: go.Figure, plot_height: int, legend_rows: int = 1)
     top = 90 + 22 * legend_rows
     figure.update_layout(**LEGEND_ABOVE, height=plot_height + top + 60)
     return figure.update_layout(margin_t=top, legend_y=1 + 26 / plot_height)
-
-
-def in_legend_once(figure: go.Figure, name: str) -> dict[str, Any]:
-    """Let the curves of one name, in several panels, share an entry of the legend."""
-    is_new = all(trace.name != name for trace in figure.data)
-    return {"legendgroup": name, "showlegend": is_new}
 
 
 def uneven_bars(means: pd.DataFrame | Mapping[str, pd.Series]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from gqc_lab.figures.style import (
     OKABE_ITO,
     add_line,
     band,
-    in_legend_once,
     method_styles,
     new_panels,
     over_seeds,
@@ -85,7 +84,7 @@ def by_task(
     """
     check_columns("by_task", tasks, ["stream", "method", "seed", "task", *measures])
     tasks = tasks.assign(method=tasks["method"].replace({"l2": "sgd, weight decay"}))
-    streams, styles = list(tasks["stream"].unique()), method_styles(tasks["method"])
+    streams, styles = list(tasks["stream"].unique()), method_styles(tasks["method"], width=2)
     averaged = f", moving mean of {over} tasks" if over > 1 else ""
     bands = ", bands: 95 % intervals" if has_bands else ""
     figure = new_panels(
@@ -105,11 +104,11 @@ def by_task(
             smooth *= 100 if measure in IN_PERCENT else 1
             points = summarize(rows.assign(smooth=smooth), "task", "smooth")
             place = {"row": number, "col": streams.index(stream) + 1}
-            style = styles[str(method)] | {"width": 2}
+            style = styles[str(method)]
             if has_bands:
                 figure.add_scatter(**band(points, "task", style["color"]), **place)
-            once = in_legend_once(figure, str(method))
-            add_line(figure, points["task"], points["mean"], str(method), style, **place, **once)
+            more = {**place, "is_shared": True}
+            add_line(figure, points["task"], points["mean"], str(method), style, **more)
     for number, measure in enumerate(measures, 1):
         figure.update_yaxes(title_text=_label(measure), row=number, col=1)
         if measure == "noise_to_signal":
@@ -127,7 +126,8 @@ def against_lr(results: pd.DataFrame) -> go.Figure:
     """
     measure = "online_accuracy"
     check_columns("against_lr", results, ["stream", "normalization", "lr", "seed", measure])
-    streams, styles = list(results["stream"].unique()), method_styles(results["normalization"])
+    streams = list(results["stream"].unique())
+    styles = method_styles(results["normalization"], width=2)
     figure = new_panels(
         1,
         len(streams),
@@ -140,12 +140,10 @@ def against_lr(results: pd.DataFrame) -> go.Figure:
     means = summarize(percent, ["stream", "normalization", "lr"], "percent")
     for (stream, name), rows in means.groupby(["stream", "normalization"], sort=False):
         i, rows = list(styles).index(str(name)), rows.sort_values("lr")
-        more = in_legend_once(figure, str(name))
-        more |= {"row": 1, "col": streams.index(stream) + 1}
+        place = {"row": 1, "col": streams.index(stream) + 1, "is_shared": True}
         x = rows["lr"] * 1.03 ** (i - (len(styles) - 1) / 2)  # that bars stay apart
-        more |= {"mode": "lines+markers", "error_y": uneven_bars(rows)}
-        style = styles[str(name)] | {"width": 2}
-        add_line(figure, x, rows["mean"], str(name), style, **more)
+        more = {"mode": "lines+markers", "error_y": uneven_bars(rows), **place}
+        add_line(figure, x, rows["mean"], str(name), styles[str(name)], **more)
     figure.update_xaxes(type="log", title_text="learning rate", tickformat="~g", dtick="D2")
     figure.update_xaxes(rangemode="normal").update_yaxes(title_text=_label(measure), col=1)
     return with_legend_above(figure, 300, -(-len(styles) // 4))

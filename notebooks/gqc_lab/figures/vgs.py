@@ -13,7 +13,6 @@ from gqc_lab.figures.style import (
     OKABE_ITO,
     add_line,
     add_points,
-    in_legend_once,
     new_figure,
     new_panels,
     uneven_bars,
@@ -90,13 +89,12 @@ def against(frame: pd.DataFrame, x: str, title: str, x_titles: Sequence[str]) ->
         for estimator, rows in group.groupby("estimator", sort=False):
             middle = rows.groupby(x)["variance"].median()
             name, marker = _estimator_name(str(estimator)), _marker(order.index(estimator), 9)
-            style: dict[str, Any] = {"marker": marker, "mode": None, **in_legend_once(figure, name)}
-            style["line"] = {"color": marker["color"], "width": 1.5}
-            add_points(figure, middle.index, middle, name, **style, **place)
+            line = {"color": marker["color"], "width": 1.5}
+            style: dict[str, Any] = {"marker": marker, "line": line, "mode": None, **place}
+            add_points(figure, middle.index, middle, name, is_shared=True, **style)
         truth = group.groupby(x)["truth"].first()
         black = {"color": BLACK, "width": 4, "dash": "dot"}
-        once = in_legend_once(figure, "truth")
-        add_line(figure, truth.index, truth, "truth", black, **once, **place)
+        add_line(figure, truth.index, truth, "truth", black, is_shared=True, **place)
     for place, name in zip(places, x_titles, strict=True):
         figure.update_xaxes(type="log", dtick=1, title_text=name, tickformat="~s", **place)
     figure.update_yaxes(type="log", dtick=1, tickformat="~g", exponentformat="none")

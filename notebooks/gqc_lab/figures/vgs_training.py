@@ -8,7 +8,6 @@ from gqc_lab.figures.style import (
     LEGEND_ABOVE,
     OKABE_ITO,
     add_curve,
-    in_legend_once,
     mean_curve,
     new_figure,
     new_panels,
@@ -43,11 +42,11 @@ def loss_panels(history: pd.DataFrame, y: str = "val_loss") -> go.Figure:
     )
     methods = list(history["method"].unique())
     for (task, optimizer), panel in history.groupby(["task", "optimizer"]):
-        place = {"row": tasks.index(task) + 1, "col": optimizers.index(optimizer) + 1}
+        row, column = tasks.index(task) + 1, optimizers.index(optimizer) + 1
+        place = {"row": row, "col": column, "is_shared": True}
         for i, method in enumerate(methods):
             mean = mean_curve(panel[panel["method"] == method], "microbatch", y)
-            once = in_legend_once(figure, method)
-            add_curve(figure, mean, "microbatch", y, method, nth_style(i), **place, **once)
+            add_curve(figure, mean, "microbatch", y, method, nth_style(i), **place)
     for row, task in enumerate(tasks, 1):
         figure.update_yaxes(title_text=f"loss [{UNITS.get(task, 'loss')}]", col=1, row=row)
     figure.update_xaxes(title_text="optimizer steps", row=len(tasks))
@@ -71,7 +70,7 @@ def resolution(history: pd.DataFrame, over: int = 25) -> go.Figure:
         share = rows["vgs/unresolved"].rolling(over, min_periods=1).mean()
         for column, values in enumerate([100 * share, rows["would_be_factor"]], 1):
             curve, name = rows.assign(shown=values), f"beta {beta:g}"
-            more = {"row": 1, "col": column, **in_legend_once(figure, name)}
+            more = {"row": 1, "col": column, "is_shared": True}
             add_curve(figure, curve, "microbatch", "shown", name, nth_style(i), **more)
     figure.update_yaxes(title_text="moving average [%]", range=[-3, 103], col=1)
     figure.update_yaxes(range=[0, 1.05], col=2).update_xaxes(title_text="optimizer steps")

@@ -1,11 +1,13 @@
 """Checkpoints of an experiment, and runs that were steered by hand, as files.
 
-A checkpoint is the state without its history, which is next to it and grows by its new records: a
-save costs the same however long the run is.  Each line of the history is JSON: how many records
-there are, and the columns of those of one save.  The checkpoint holds how many bytes of the file
-are its own, and their hash; what a killed save left behind them is overwritten.
+A checkpoint is the state without its history, which is next to it, in ``PATH.history``, and grows
+by its new records: a save costs the same however long the run is.  Each line of the history is
+JSON: how many records there are, and the columns of those of one save.  The checkpoint holds how
+many bytes of the file are its own, and their hash; what a killed save left behind them is
+overwritten.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -17,7 +19,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from threading import get_ident
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,10 +46,7 @@ def checkpoint_path(folder: str | Path, experiment: Experiment) -> Path:
 
 
 def save_checkpoint(experiment: Experiment, path: str | Path) -> None:
-    """Write the state; at any moment ``path`` is either the old file or the new one, complete.
-
-    The history is next to it, in ``path.history``, to which each save appends what is new.
-    """
+    """Write the state; at any moment ``path`` is either the old file or the new one, complete."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     history = experiment.saved.setdefault(path, AppendedHistory(path))
@@ -101,38 +100,35 @@ class DamagedFile(ValueError):
 
 def _read_patiently(path: Path) -> tuple[dict[str, Any], "AppendedHistory"]:
     """Read a checkpoint, again where a network share fails for a moment."""
-    for pause in (0.1, 0.4, None):
-        history = AppendedHistory(path)
+    for pause in (0.1, 0.4):
+        with contextlib.suppress(OSError):
+            return _read_state(path)
+        time.sleep(pause)
+    return _read_state(path)
+
+
+def _read_state(path: Path) -> tuple[dict[str, Any], "AppendedHistory"]:
+    history = AppendedHistory(path)
+    with open(path, "rb") as file:
         try:
-            with open(path, "rb") as file:
-                return _read_state(file, history), history
-        except OSError:
-            if pause is None:
+            with zipfile.ZipFile(file) as archive:  # torch.load does not look at the checksums
+                if (bad := archive.testzip()) is not None:
+                    raise ValueError(f"wrong checksum of {bad}")
+            file.seek(0)
+            with torch.serialization.safe_globals(NUMPY_NUMBERS):
+                state = torch.load(file, map_location="cpu", weights_only=True)
+            if not isinstance(state, dict):
+                raise ValueError(f"expected a dict, found {type(state).__name__}")
+            if "history" in state:  # else it is of a version that kept all of it inside
+                state["columns"] = history.read(state.pop("history"), state["columns"])
+        except Exception as error:  # the readers raise whatever they trip over
+            # Of a damaged file they ask the system for what is not there.
+            damage = {errno.EINVAL, errno.ENOENT, None}
+            if isinstance(error, OSError) and error.errno not in damage:
                 raise
-            time.sleep(pause)
-    raise AssertionError("not reached")
-
-
-def _read_state(file: IO[bytes], history: "AppendedHistory") -> dict[str, Any]:
-    try:
-        with zipfile.ZipFile(file) as archive:  # torch.load does not look at the checksums
-            if (bad := archive.testzip()) is not None:
-                raise ValueError(f"wrong checksum of {bad}")
-        file.seek(0)
-        with torch.serialization.safe_globals(NUMPY_NUMBERS):
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict):
-            raise ValueError(f"expected a dict, found {type(state).__name__}")
-        if "history" in state:  # else it is of a version that kept all of it inside
-            state["columns"] = history.read(state.pop("history"), state["columns"])
-    except Exception as error:  # the readers raise whatever they trip over
-        # Of a damaged file they ask the system for what is not there.
-        damage = {errno.EINVAL, errno.ENOENT, None}
-        if isinstance(error, OSError) and error.errno not in damage:
-            raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DamagedFile(reason) from error
-    return state
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise DamagedFile(reason) from error
+    return state, history
 
 
 class AppendedHistory:

@@ -70,8 +70,6 @@ class Curves:
         is_stepped = self.column("stepped")
         length = min(len(x), len(y))  # the training thread may have read more in between
         x, y, is_stepped = x[:length], y[:length], is_stepped[:length]
-        if not length:
-            return EMPTY, EMPTY
         if name in AT_STEPS and len(is_stepped):
             x, y = x[is_stepped == 1], y[is_stepped == 1]
         known = np.isfinite(y)

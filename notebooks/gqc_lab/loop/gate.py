@@ -7,7 +7,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, TypeVar
+from concurrent import futures
+from typing import TypeVar
 
 from gqc_lab.loop.jupyter import Cell, current_cell
 from gqc_lab.loop.openmp import release_threads
@@ -173,27 +174,22 @@ class Gate:
             thread = self._loop_thread if self._is_inside else None
             if thread is None or thread is threading.current_thread() or not thread.is_alive():
                 return call()
-            done = threading.Event()
-            found: list[Any] = []
+            done: futures.Future[T] = futures.Future()
 
             def work() -> None:
                 try:
-                    found.append(call())
+                    done.set_result(call())
                 except Exception as error:
-                    found.append(error)
-                done.set()
+                    done.set_exception(error)
 
             self._calls.append(work)
             self._news.notify_all()
-        while not done.wait(0.05):
+        while not futures.wait([done], 0.05).done:
             with self._news:
                 if not self._is_inside and work in self._calls:
                     self._calls.remove(work)  # the next loop must not call it again
                     return call()
-        result = found[0]
-        if isinstance(result, Exception):
-            raise result
-        return result
+        return done.result()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait up to ``timeout`` seconds for the thread to end; returns whether it has."""

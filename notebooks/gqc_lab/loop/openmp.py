@@ -31,6 +31,5 @@ def _find_pause() -> Callable[[int], int] | None:
     for path in Path(torch.__file__).parent.glob("lib/libgomp*.so*"):
         library = ctypes.CDLL(str(path))
         if hasattr(library, "omp_pause_resource_all"):
-            function: Callable[[int], int] = library.omp_pause_resource_all
-            return function
+            return library.omp_pause_resource_all
     return None

@@ -26,7 +26,7 @@ from gqc.wrappers import OptimizerWrapper
 from gqc_lab.loop.controls import NORM_NAMES, Controls, NormSchedule, norm_controls, norm_schedule
 from gqc_lab.loop.experiment import Experiment, append
 from gqc_lab.loop.placement import random_state, set_random_state
-from gqc_lab.loop.scaler_controls import SCALER, apply_scaler, scaler_controls, scaler_settings
+from gqc_lab.loop.scaler_controls import SCALER, apply_scaler, scaler_controls
 from gqc_lab.loop.settings import Setting
 from gqc_lab.loop.tunables import Optimizers, Tunables, named, unwrapped
 
@@ -105,21 +105,14 @@ class Loop(Experiment):
         self._values = self.tunables.values()
 
     def _make_controls(self, total: int | None) -> Controls:
-        specs: dict[str, Setting] = {}
-        if self.scaler is not None:
-            specs |= scaler_controls(self.scaler)
+        specs = {} if self.scaler is None else scaler_controls(self.scaler)
+        check: Callable[[Mapping[str, Any]], object] | None = None
         if THRESHOLD in self.tunables.specs and total is not None:
             now = max(self.tunables.specs[THRESHOLD].default, 0.0)
             specs |= norm_controls(NormSchedule(now, now, norm_curve="constant"), total)
+            check = norm_schedule
         free = {n: each for n, each in self.tunables.specs.items() if n not in specs}
-
-        def check(values: Mapping[str, Any]) -> None:
-            if self.scaler is not None:
-                scaler_settings(values)
-            if NORM_NAMES[0] in values:
-                norm_schedule(values)
-
-        return Controls({**free, **specs}, check_together=check)
+        return Controls({**free, **specs}, check)
 
     def control(
         self, name: str, value: Any, apply: Callable[[Any], object] | None = None, **limits: Any

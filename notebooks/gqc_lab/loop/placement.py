@@ -36,8 +36,7 @@ def find_device(name: str) -> torch.device:
 def find_dtype(name: str) -> torch.dtype:
     """Return the torch dtype of that name."""
     check_name("dtype", name, DTYPES)
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
+    return getattr(torch, name)
 
 
 def make_generator(seed: int, stream: str) -> torch.Generator:

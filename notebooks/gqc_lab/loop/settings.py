@@ -215,7 +215,7 @@ def make_config(
     for name, value in values.items():
         if table[name].choices:  # before tuned values are looked up by them
             table[name].check(name, value)
-    return kind(**{"scale": scale, **scales[scale], **tuned(values), **overrides})
+    return kind(**{**values, **tuned(values), **overrides})
 
 
 def of_scale(scales: Mapping[str, Mapping[str, Any]], scale: str, **given: Any) -> dict[str, Any]:

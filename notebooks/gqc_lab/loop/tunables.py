@@ -127,11 +127,10 @@ class Tunables:
 
     def _find(self, prefix: str, place: _Place, value: Any) -> None:
         key = place.key
-        places: list[tuple[str, int | None]] = [(key, None)]
+        found: list[tuple[str, int | None, Any]] = [(key, None, value)]
         if isinstance(value, tuple):
-            places = [(f"{key}[{i}]", i) for i in range(len(value))]
-        for name, index in places:
-            number = value if index is None else value[index]
+            found = [(f"{key}[{i}]", i, each) for i, each in enumerate(value)]
+        for name, index, number in found:
             if isinstance(number, torch.Tensor) and number.numel() == 1 and key != "params":
                 number = number.item()
             is_number = isinstance(number, int | float) and not isinstance(number, bool)

@@ -67,8 +67,7 @@ class Kernel(nn.Module):
         waves = torch.arange(1, NUM_WAVES + 1, device=offset.device, dtype=offset.dtype)
         angles = 0.5 * math.pi * offset.unsqueeze(-1) * waves
         features = torch.cat([angles.sin(), angles.cos()], -1)
-        result: Tensor = self.second(F.gelu(self.first(features), approximate="tanh"))
-        return result
+        return self.second(F.gelu(self.first(features), approximate="tanh"))
 
 
 class Encoder(nn.Module):
@@ -98,8 +97,7 @@ class Encoder(nn.Module):
         dense = _spread(weights.transpose(0, 1), nearest.indices.T, len(positions), 0)
         x = (fields @ dense.flatten(1)).unflatten(1, (self.config.tokens, -1))
         x = x + self.mix(F.gelu(x, approximate="tanh"))
-        result: Tensor = self.norm(self.out(self.blocks(x)))
-        return result
+        return self.norm(self.out(self.blocks(x)))
 
 
 class Approximator(nn.Module):
@@ -150,7 +148,6 @@ class Operator(nn.Module):
 
     def __init__(self, config: OperatorConfig) -> None:
         super().__init__()
-        self.config = config
         self.encoder = Encoder(config)
         self.approximator = Approximator(config)
         self.decoder = Decoder(config)

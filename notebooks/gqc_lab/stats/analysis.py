@@ -39,9 +39,9 @@ def summarize(frame: pd.DataFrame, by: str | Sequence[str], value: str) -> pd.Da
     rows = []
     for key, group in frame.groupby(keys, sort=False, dropna=False):
         values = group[value].to_numpy(dtype=float)
-        rows.append((*key, values.mean(), *t_interval(values), len(values)))
-    names = [*keys, "mean", "low", "high", "interval", "n"]
-    return pd.DataFrame(rows, columns=names)[[*keys, "mean", "low", "high", "n", "interval"]]
+        low, high, kind = t_interval(values)
+        rows.append((*key, values.mean(), low, high, len(values), kind))
+    return pd.DataFrame(rows, columns=[*keys, "mean", "low", "high", "n", "interval"])
 
 
 def mean_over_runs(

@@ -104,15 +104,15 @@ def measure(
         ``num_draws``, ``peak_bytes`` (weights and data included), ``gradient_bytes`` (of one).
     Raises: RuntimeError: a wrapper did not step at the last draw and only there.
     """
-    rows = []
+    rows, kind = [], find_dtype(dtype)
     for width in widths:
-        run = _Run(width, seed, find_dtype(dtype))
+        gradient_bytes = sum(p.nbytes for p in _network(width, seed, kind).parameters())
         for method, accumulate in [(PLAIN, "grad"), (STORED, "list"), *_variants()]:
             fewest = WRAPPERS[method][0].fewest_draws if method in WRAPPERS else 1
             for n in (n for n in draws if n >= fewest):
-                peak = peak_bytes(partial(run.window, method, accumulate, n))
+                peak = peak_bytes(partial(_window, width, seed, kind, method, accumulate, n))
                 row = {"width": width, "method": method, "accumulate": accumulate, "num_draws": n}
-                rows.append({**row, "peak_bytes": peak, "gradient_bytes": run.gradient_bytes})
+                rows.append({**row, "peak_bytes": peak, "gradient_bytes": gradient_bytes})
     return pd.DataFrame(rows)
 
 
@@ -152,38 +152,29 @@ def _variants() -> list[tuple[str, str]]:
     ]
 
 
-class _Run:
-    """A network and its data, made again for every window, so that a count sees all of it."""
+def _network(width: int, seed: int, dtype: torch.dtype) -> nn.Module:
+    return make_mlp(width, width, DEPTH, 1, make_generator(seed, "weights")).to(dtype)
 
-    def __init__(self, width: int, seed: int, dtype: torch.dtype) -> None:
-        self.width, self.seed, self.dtype, self.gradient_bytes = width, seed, dtype, 0
 
-    def window(self, method: str, accumulate: str, n: int) -> None:
-        """Draw n microbatches and step once."""
-        sizes = (self.width, self.width, DEPTH, 1)
-        model = make_mlp(*sizes, make_generator(self.seed, "weights")).to(self.dtype)
-        params = list(model.parameters())
-        self.gradient_bytes = sum(p.nbytes for p in params)
-        optimizer = SGD(params, lr=0.01)
-        draw = self._draws(model)
-        if method == PLAIN:
-            _accumulate(optimizer, draw, n)
-        elif method == STORED:
-            _store(optimizer, draw, n)
-        else:
-            kind, options = WRAPPERS[method]
-            wrapper = kind(optimizer, max_draws=n, accumulate=accumulate, **options(n))
-            _wrap(wrapper, draw, n)
+def _window(
+    width: int, seed: int, dtype: torch.dtype, method: str, accumulate: str, n: int
+) -> None:
+    """Draw n microbatches and step once; network and data are made here, so that all is seen."""
+    model, data = _network(width, seed, dtype), make_generator(seed, "data")
+    optimizer = SGD(model.parameters(), lr=0.01)
 
-    def _draws(self, model: nn.Module) -> Draw:
-        data, width = make_generator(self.seed, "data"), self.width
+    def draw() -> Tensor:
+        inputs = torch.randn(EXAMPLES, width, generator=data).to(dtype)
+        return (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
 
-        def draw() -> Tensor:
-            inputs = torch.randn(EXAMPLES, width, generator=data).to(self.dtype)
-            loss: Tensor = (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
-            return loss
-
-        return draw
+    if method == PLAIN:
+        _accumulate(optimizer, draw, n)
+    elif method == STORED:
+        _store(optimizer, draw, n)
+    else:
+        kind, options = WRAPPERS[method]
+        wrapper = kind(optimizer, max_draws=n, accumulate=accumulate, **options(n))
+        _wrap(wrapper, draw, n)
 
 
 def _accumulate(optimizer: Optimizer, draw: Draw, n: int) -> None:

@@ -205,6 +205,7 @@ def test_a_pdebench_file_is_thinned(tmp_path):
         ({}, {"points": 24}, "points=24: the file's 32 cannot be thinned"),
         ({}, {"num_times": 12}, "num_times=12: the file's 21 cannot be thinned"),
         ({}, {"num_times": 41}, "num_times=41: the file's 21"),
+        ({}, {"num_times": 1}, "num_times=1: the file's 21"),
         ({}, {"num_train": 5}, "num_train=5, num_test=2: .* has 6 trajectories"),
         ({}, {"nu": 0.1}, "nu=0.1, file 1D_Burgers_Sols_Nu0.01.hdf5"),
         ({"name": "burgers.hdf5"}, {}, "expected a name that states the same"),

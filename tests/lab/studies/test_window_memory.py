@@ -1,5 +1,7 @@
 """Peak bytes: the count against known sums and torch's allocator, and leaks that it has to see."""
 
+from functools import partial
+
 import pandas as pd
 import pytest
 import torch
@@ -42,11 +44,10 @@ def test_what_is_kept_adds_up_and_what_is_dropped_does_not():
 )
 @pytest.mark.parametrize("width", [16, 400])
 def test_the_count_is_the_allocators_to_the_byte(method, accumulate, width):
-    run = window_memory._Run(width, 0, torch.float32)
     for n in (2, 5):
-        run.window(method, accumulate, n)  # threads and constants that stay are made here
-        counted = peak_bytes(lambda n=n: run.window(method, accumulate, n))
-        assert counted == allocated(lambda n=n: run.window(method, accumulate, n))
+        draw = partial(window_memory._window, width, 0, torch.float32, method, accumulate, n)
+        draw()  # threads and constants that stay are made here
+        assert peak_bytes(draw) == allocated(draw)
 
 
 def test_only_a_list_of_gradients_grows_by_a_gradient_a_draw():
@@ -81,7 +82,7 @@ def test_a_window_of_another_length_is_refused(monkeypatch):
     early = {"sbc": (gqc.OptimizerWrapperSBC, lambda n: WRAPPERS["sbc"][1](n - 1))}
     monkeypatch.setattr(window_memory, "WRAPPERS", early)
     with pytest.raises(RuntimeError, match=r"SBC: stepped at draws \[3\] of 4, not at 4"):
-        window_memory._Run(8, 0, torch.float32).window("sbc", "grad", 4)
+        window_memory._window(8, 0, torch.float32, "sbc", "grad", 4)
 
 
 def test_every_wrapper_that_waits_is_measured():

@@ -112,8 +112,7 @@ def make_optimizer(
     if method.has_gates:  # a run that diverged ends as the others do, and is counted
         arguments |= {"normalization": c.normalization, "adaptive_noise": c.adaptive_noise}
         arguments["nonfinite"] = "skip"
-    optimizer: Optimizer = OPTIMIZERS[method.optimizer](params, **arguments)
-    return optimizer
+    return OPTIMIZERS[method.optimizer](params, **arguments)
 
 
 class Means:

@@ -62,10 +62,9 @@ def stream(
     Yields: tensors of shape (num_draws, dimension).
     Raises: ValueError: a noise scale or a dimension out of its range.
     """
-    if not 0 <= noise_scale < math.inf:
-        raise ValueError(f"noise_scale={noise_scale!r}: expected a finite number >= 0")
-    if not dimension >= 1:
-        raise ValueError(f"dimension={dimension!r}: expected an integer >= 1")
+    is_finite = 0 <= noise_scale < math.inf
+    expect(is_finite, "noise_scale", noise_scale, "a finite number >= 0")
+    expect(dimension >= 1, "dimension", dimension, "an integer >= 1")
     where, kind = find_device(device), find_dtype(dtype)
     generator = make_generator(seed, f"noise {noise_scale:g} {dimension}")
     signal = torch.randn(dimension, generator=generator)

@@ -191,9 +191,8 @@ STORED = 0.02  #: time between the frames that are stored
 
 #: key of the ``training:`` section of a published configuration -> field of the config
 FIELDS = {
-    **{name: name for name in WEIGHTS},
-    **{n: n for n in ("epochs", "batch_size", "lr", "weight_decay", "ema_decay", "stride")},
-    **{n: n for n in ("rollout_steps", "seed")},
+    **{n: n for n in (*WEIGHTS, "epochs", "batch_size", "lr", "weight_decay", "ema_decay")},
+    **{n: n for n in ("stride", "rollout_steps", "seed")},
     "num_epochs": "epochs",
     "learning_rate": "lr",
     "time_stride": "stride",

@@ -20,9 +20,8 @@ Each arm is a method with a learning rate that is constant or decays:
 Microbatches have two sequences, and AdamW's second moment keeps its half-life in tokens.  `RUNGS`
 are sizes of the model with `TOKENS_PER_PARAMETER` tokens per parameter, as the source's run had.
 
-All others are tuned in the same way (:func:`main`) on `TUNING_SEEDS`: `BUDGET` settings of the
-whole space and `CLOSE_BUDGET` close to the best of them; the best must not lie at the edge of what
-was tried.
+All others are tuned in the same way (:func:`search`), on `TUNING_SEEDS`; the best must not lie at
+the edge of what was tried.
 """
 
 import sys

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 
 from gqc_lab.data.text import load_text_data
-from gqc_lab.models.gpt import GPT, GPTConfig
+from gqc_lab.models import gpt
 from gqc_lab.studies.pretraining.settings import PretrainingConfig, config
 
 
 def count_parameters(c: PretrainingConfig) -> int:
     """Return the number of parameters; a character tokeniser's alphabet is the corpus's."""
     vocabulary = 256 if c.tokenizer == "byte" else _alphabet(c.corpus)
-    return _count(GPTConfig(vocabulary, c.context, c.width, c.depth, c.heads))
+    return _count(gpt.GPTConfig(vocabulary, c.context, c.width, c.depth, c.heads))
 
 
 @cache
@@ -32,10 +32,9 @@ def _alphabet(corpus: str) -> int:
 
 
 @cache
-def _count(sizes: GPTConfig) -> int:
+def _count(sizes: gpt.GPTConfig) -> int:
     with torch.device("meta"):  # shapes only
-        model = GPT(sizes)
-    return sum(parameter.numel() for parameter in model.parameters())
+        return gpt.count_parameters(gpt.GPT(sizes))
 
 
 def training_flops(c: PretrainingConfig) -> float:

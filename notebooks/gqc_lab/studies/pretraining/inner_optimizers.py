@@ -84,7 +84,6 @@ def config(
         overrides: fields of `PretrainingConfig`; they win over the scale's and the tuned values.
     Raises: ValueError: unknown name or field, or a value out of its range.
     """
-    check_name("inner", inner, INNER)
     tuned = TUNED.get((scale, inner, method), {})
     values = pretraining_config(scale, **{**tuned, **overrides, "method": method})
     return InnerConfig(**vars(values), inner=inner)

@@ -23,6 +23,7 @@ BUDGETS = {
     "paper": [10_000_000, 30_000_000, 90_000_000, 282_000_000],
 }
 FLOORS = 400  #: tried between 0 and the least loss
+SHOWN = ("exponent", "low", "high", "coefficient", "floor", "r_squared")  #: of a law, in `fits`
 
 
 def budgets(
@@ -73,10 +74,7 @@ def fits(results: pd.DataFrame) -> pd.DataFrame:
     for (method, seed), runs in results.groupby(["method", "seed"], sort=False):
         x, y = runs["tokens"].tolist(), runs["val_loss"].tolist()
         for kind, law in (("zero", power_law(x, y)), ("fitted", best_floor(x, y))):
-            shown = {"exponent": law.exponent, "low": law.low, "high": law.high}
-            shown |= {"coefficient": law.coefficient, "floor": law.floor}
-            rows.append(
-                {"method": method, "seed": seed, "floor_kind": kind, **shown}
-                | {"r_squared": law.r_squared, "budgets": law.n}
-            )
+            known = {"method": method, "seed": seed, "floor_kind": kind}
+            shown = {name: getattr(law, name) for name in SHOWN}
+            rows.append({**known, **shown, "budgets": law.n})
     return pd.DataFrame(rows)

@@ -259,8 +259,7 @@ def wrap(optimizer: Optimizer, c: PretrainingConfig) -> wrappers.OptimizerWrappe
     if method.has_draws:
         fewest = max(kind.fewest_draws, c.min_draws)
         arguments |= {"min_draws": fewest, "max_draws": c.max_draws}
-    wrapper: wrappers.OptimizerWrapper = kind(optimizer, **arguments)
-    return wrapper
+    return kind(optimizer, **arguments)
 
 
 def make_controls(c: PretrainingConfig, scaler: VarianceGradientScaler | None) -> Controls:

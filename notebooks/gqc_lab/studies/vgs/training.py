@@ -245,8 +245,7 @@ def adam_response(factors: ArrayLike, beta1: float, beta2: float) -> NDArray[np.
     """
     squares: Any = pd.Series(np.square(np.asarray(factors, dtype=float)))
     first, second = (squares.ewm(alpha=1 - decay).mean() for decay in (beta1**2, beta2))
-    response: NDArray[np.floating] = np.sqrt(first / second).to_numpy()
-    return response
+    return np.sqrt(first / second).to_numpy()
 
 
 def _wrap(model: nn.Module, c: VGSTrainingConfig) -> OptimizerWrapperVGS:
