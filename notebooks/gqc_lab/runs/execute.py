@@ -101,14 +101,10 @@ class Execution:
     def stop(self, *, at_once: bool = False, reason: str = "interrupted") -> None:
         """End the run, at once or after the running cell has saved its checkpoint."""
         self.stop_reason = self.stop_reason or reason
-        self._signal(signal.SIGKILL if at_once else signal.SIGINT)
+        send_signal(self.kernel, signal.SIGKILL if at_once else signal.SIGINT)
         if not at_once:
             # Between two cells a kernel swallows the interrupt, and the run would wait for ever.
             self._after(_GRACE, lambda: self.stop(at_once=True))
-
-    def _signal(self, number: int) -> None:
-        if self.kernel is not None:
-            send_signal(self.kernel, number)
 
     def _after(self, seconds: float, action: Callable[[], None]) -> None:
         if self.timer is not None:
@@ -134,7 +130,7 @@ class Execution:
         finally:
             if self.timer is not None:
                 self.timer.cancel()
-            self._signal(signal.SIGKILL)
+            send_signal(self.kernel, signal.SIGKILL)
             kill_processes_of(self.folder)
         try:
             if refusal := self._difference() or self._unplanned():

@@ -169,8 +169,8 @@ class ForkedKernel:
 
 
 def send_signal(kernel: Any, number: int) -> None:
-    """Signal the process group of a kernel, a :class:`ForkedKernel` or a Popen, if it lives."""
-    if kernel.poll() is None:
+    """Signal the process group of a kernel, a :class:`ForkedKernel` or a Popen, if one lives."""
+    if kernel is not None and kernel.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(kernel.pid, number)
 
