@@ -321,12 +321,9 @@ class _Loop:
 @contextmanager
 def _interrupts(press: Callable[[], None]) -> Iterator[None]:
     """Call ``press`` on SIGINT, SIGTERM and SIGUSR1; in a thread, which gets none, do nothing."""
-    try:
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-        before = {each: signal.signal(each, lambda *_: press()) for each in numbers}
-    except ValueError:
-        yield
-        return
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1) if is_main else ()
+    before = {each: signal.signal(each, lambda *_: press()) for each in numbers}
     try:
         yield
     finally:
