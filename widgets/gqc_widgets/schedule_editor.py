@@ -206,16 +206,12 @@ class NormScheduleEditor(Editor):
             self.fields.edit("norm_points", points)
 
     def _refresh(self) -> None:
-        """Show the fields that the curve uses, and the figure after an edit."""
+        """Show the fields that the curve uses, and the figure."""
         with self._drawing:
             curve = self.fields.values["norm_curve"]["text"]
             self.fields.show([name for name, curves in FIELDS.items() if curve in curves])
             self._draw()
             self._refresh_export()
-
-    def _follow(self) -> None:
-        self.fields.follow()
-        self._refresh()
 
     def _draw(self) -> None:
         model, points = self.model, self.live.curves.points
