@@ -75,23 +75,21 @@ def _sockets() -> Path:
     if len(place) > _LONGEST_PLACE:
         place = "/tmp"
     for left in Path(place).glob(f"{_SOCKETS}*"):
-        with contextlib.suppress(OSError), _locked(left, fcntl.LOCK_EX):
+        with contextlib.suppress(OSError), _locked(left):
             if time.time() - left.stat().st_mtime > 10:  # else it may be about to be locked
                 shutil.rmtree(left)
     folder = Path(tempfile.mkdtemp(prefix=_SOCKETS, dir=place))
-    holder = contextlib.ExitStack()
-    holder.enter_context(_locked(folder, fcntl.LOCK_SH))
-    atexit.register(holder.close)
+    fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_SH)  # until this process ends
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, how: int) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Hold a lock on a folder.  Raises: BlockingIOError: another process has it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(descriptor)
