@@ -12,7 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
@@ -77,12 +77,10 @@ class Executor(ABC):
 
     def events(self, timeout: float) -> Iterator[dict[str, Any]]:
         """What happened since the last call; waits up to ``timeout`` seconds for something."""
-        try:
-            yield self._heard.get(timeout=timeout) if timeout else self._heard.get_nowait()
+        with suppress(Empty):
+            yield self._heard.get(timeout=timeout)
             while True:
                 yield self._heard.get_nowait()
-        except Empty:
-            return
 
 
 class LocalExecutor(Executor):
