@@ -248,11 +248,10 @@ class Store:
         """Set a corrupt run aside; returns where, or None if another batch has done so."""
         target = self.root / "quarantine" / f"{key}-{time.time_ns()}"
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with contextlib.suppress(FileNotFoundError):
             os.rename(self.folder(key), target)
-        except FileNotFoundError:
-            return None
-        return target
+            return target
+        return None
 
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[bool]:
