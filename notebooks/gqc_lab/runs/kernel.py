@@ -107,28 +107,20 @@ def _server(threads: int, has_torch: bool) -> forkserver.ForkServer:
     server.set_forkserver_preload([*_PRELOADED, *_WITH_TORCH * has_torch, "gqc_lab.runs.output"])
     # Its imports must not come from the current folder, nor end with the batch's Ctrl-C.
     settings = {"PYTHONSAFEPATH": "1", **dict.fromkeys(_THREAD_COUNTS, str(threads))}
-    with _environment(settings):
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        config: Any = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
-        place = config.get("tempdir")
-        config["tempdir"] = str(_sockets())  # its own would outlive a kill
-        try:
-            server.ensure_running()
-        finally:
-            config["tempdir"] = place
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return server
-
-
-@contextlib.contextmanager
-def _environment(settings: dict[str, str]) -> Iterator[None]:
+    config: Any = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
+    place = config.get("tempdir")
+    config["tempdir"] = str(_sockets())  # its own would outlive a kill
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield
+        server.ensure_running()
     finally:
+        config["tempdir"] = place
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+    return server
 
 
 class ForkedKernel:
