@@ -90,10 +90,7 @@ class Execution:
                     return {"status": "busy", "error": self.store.describe_holder(key)}
                 if self.store.folder(key).is_dir():
                     return {"status": "finished", "was_there": True}
-                outcome = self._run()
-                if outcome["status"] == "interrupted":
-                    self._note("interrupted")
-                return outcome
+                return self._run()
         except OSError as error:  # a full disk, most often; trying again would not help
             text = f"could not store the run: {_one_line(error)}"
             return {"status": "failed", "error": text, "is_store_lost": error.errno in NO_STORE}
@@ -259,6 +256,7 @@ class Execution:
         if self.stop_reason == "timeout":
             return self._failed(f"timeout: not finished after {self.job['timeout']:g} s", trace)
         if self.stop_reason and name == "KeyboardInterrupt":
+            self._note("interrupted")
             return {"status": "interrupted"}
         return self._failed(f"{name}: {error.evalue}", trace) if is_of_cell else None
 
