@@ -1,6 +1,7 @@
 """The alpha tuner's view, without a browser: fields, sliders, figures, buttons."""
 
 import pytest
+from drawn import drawn
 
 from gqc_lab.studies import pretraining
 from gqc_lab.studies.vgs import training as vgs_training
@@ -16,7 +17,7 @@ def make(**overrides):
 
 
 def y(panels, key):
-    return list(panels.curves[key][1])
+    return drawn(panels, key)[1]
 
 
 def train(live, count=None):

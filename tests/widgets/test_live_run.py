@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from drawn import drawn
 
 from gqc_lab.loop.jupyter import current_cell
 from gqc_lab.studies import pretraining
@@ -23,7 +24,7 @@ def disabled(view):
 
 
 def y(view, key):
-    return list(view.panels.curves[key][1])
+    return drawn(view.panels, key)[1]
 
 
 def test_buttons_can_be_pressed_when_they_mean_something():
@@ -49,7 +50,7 @@ def test_at_the_end_it_shows_the_whole_run():
     assert live.wait(600)
     history = experiment.history
     assert y(view, "loss") == history["loss"].tolist()
-    assert list(view.panels.curves["loss"][0]) == history["tokens"].tolist()
+    assert drawn(view.panels, "loss")[0] == history["tokens"].tolist()
     steps = history[history["stepped"]]
     assert y(view, "grad_norm") == steps["grad_norm"].tolist()
     assert view.bar.value == 1

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from drawn import drawn
 
 from gqc_lab.studies import pretraining
 from gqc_lab.studies.vgs import training as vgs_training
@@ -44,7 +45,7 @@ def test_panels_are_those_of_the_experiment_before_and_after_its_first_record(
     assert live.wait(600)
     assert titles(live.view) == expected
     assert {each["x"] for each in live.view.panels.panels} == {unit}
-    assert len(live.view.panels.curves["loss"][0]) == 2
+    assert len(drawn(live.view.panels, "loss")[0]) == 2
 
 
 def test_whatever_a_loop_logs_has_a_panel_and_its_validation_is_in_it():
@@ -56,9 +57,8 @@ def test_whatever_a_loop_logs_has_a_panel_and_its_validation_is_in_it():
             live.log(accuracy=0.5, val_reward=7)
     live.finish()
     assert titles(live.view) == ["loss", "reward", "accuracy"]
-    curves = live.view.panels.curves
-    assert curves["reward"][1].tolist() == [0, 2, 4, 6, 8]
-    assert curves["val_reward"][1].tolist() == [7]
+    assert drawn(live.view.panels, "reward")[1] == [0, 2, 4, 6, 8]
+    assert drawn(live.view.panels, "val_reward")[1] == [7]
     assert [t["meta"] for t in live.view.panels.panels[1]["traces"]] == [
         "reward", "smooth reward", "val_reward",
     ]  # fmt: skip

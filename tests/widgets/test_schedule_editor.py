@@ -1,6 +1,7 @@
 """The norm schedule's view, without a browser: fields, clicks and what the figure shows."""
 
 import pytest
+from drawn import drawn
 
 from gqc_lab.loop.controls import norm_schedule
 from gqc_lab.studies import pretraining
@@ -13,7 +14,7 @@ def make(**fields):
 
 
 def points(view, key):
-    return [list(values) for values in view.panels.curves[key]]
+    return drawn(view.panels, key)
 
 
 def shown(view):

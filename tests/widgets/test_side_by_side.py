@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+from drawn import drawn
 
 from gqc_lab import Live
 from gqc_lab.studies import pretraining
@@ -52,7 +53,7 @@ def test_from_the_beginning_each_is_the_run_with_its_alpha():
         pd.testing.assert_frame_equal(rows(twin), rows(run(make(alpha=alpha))), check_exact=True)
     assert side.runners[0.0].experiment.is_steered  # and says so
     assert experiment.microbatch == 10
-    losses = [side.panels.curves[f"val_loss {i}"][1][-1] for i in range(3)]
+    losses = [drawn(side.panels, f"val_loss {i}")[1][-1] for i in range(3)]
     assert len(set(losses)) == 3
     assert side.progress.value.count("finished, 240 of 240") == 3
     assert f"held-out loss {losses[2]:.4g}" in side.progress.value

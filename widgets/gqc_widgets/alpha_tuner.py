@@ -157,8 +157,7 @@ class VGSAlphaTuner(Editor):
     def export(self) -> dict[str, object]:
         return scaler_settings(self.experiment.controls)
 
-    def _follow(self) -> None:
-        self.fields.follow()
+    def _refresh(self) -> None:
         self._draw()
         if not self.model.is_recorded:
             self._guess()

@@ -66,17 +66,15 @@ class SavedRuns:
         The results of a store hold the parameters of a run next to its outcomes, which differ with
         each seed.
         """
-        identity = ("run", "notebook", "method", "seed")
-        names = [str(name) for name in self.results if name not in identity]
+        known = {"run", "notebook", "method", "seed", *self.metrics}
+        names = [str(name) for name in self.results if name not in known]
         shown = self.results[names].astype(str)
         seeds = self.results["seed"]
         fewest = min(2, seeds.nunique())
         return ["method"] + [
             name
             for name in names
-            if name not in self.metrics
-            and shown[name].nunique() > 1
-            and seeds.groupby(shown[name]).nunique().min() >= fewest
+            if shown[name].nunique() > 1 and seeds.groupby(shown[name]).nunique().min() >= fewest
         ]
 
     def rows(

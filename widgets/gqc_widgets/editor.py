@@ -10,7 +10,7 @@ import yaml
 from gqc_lab import Experiment
 from gqc_lab.loop.gate import REPLACED
 from gqc_lab.loop.live import Live, steered
-from gqc_widgets.fields import say
+from gqc_widgets.fields import Fields, say
 
 
 class Editor(widgets.VBox):
@@ -20,7 +20,8 @@ class Editor(widgets.VBox):
         run: a `Live`, or an experiment, which gets one if it has none.
     """
 
-    _follow: Callable[[], None]  # shows news of the run; called from its thread
+    fields: Fields
+    _refresh: Callable[[], None]  # shows the run as it is; called from its thread
 
     def __init__(self, run: Live | Experiment) -> None:
         if isinstance(run, Experiment):
@@ -56,7 +57,8 @@ class Editor(widgets.VBox):
             if live.state == REPLACED:
                 text = "its run was replaced; run this cell again to edit the new one"
                 self.banner.value = say(text)
-            self._follow()
+            self.fields.follow()
+            self._refresh()
 
     def close(self) -> None:
         """Take the view off the page; the run continues."""

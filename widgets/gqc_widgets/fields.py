@@ -118,19 +118,15 @@ class Fields(anywidget.AnyWidget):
     def follow(self) -> None:
         """Show the edits that are pending and the controls as they are."""
         with self._lock:
-            self.values = self._look()
+            self.values = {name: self._look(name) for name in self._labels}
 
-    def _look(self) -> dict[str, Any]:
-        found = {}
-        for name in self._labels:
-            value, edited = self._controls[name], self._edits.get(name)
-            shown = self._controls[name] if edited is None else edited
-            found[name] = {
-                "text": _text(shown, self._controls.specs[name]),
-                "error": self.messages.get(name, ""),
-                "at": self._scales[name].notch(value) if name in self._scales else 0,
-            }
-        return found
+    def _look(self, name: str) -> dict[str, Any]:
+        value = self._controls[name]
+        return {
+            "text": _text(self._edits.get(name, value), self._controls.specs[name]),
+            "error": self.messages.get(name, ""),
+            "at": self._scales[name].notch(value) if name in self._scales else 0,
+        }
 
 
 class _Scale:

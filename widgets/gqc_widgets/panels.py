@@ -211,11 +211,7 @@ def _library() -> _Library:
 
 
 class Panels(anywidget.AnyWidget):
-    """Show `panel` s in a grid that wraps, as wide as their place on the page.
-
-    Attributes:
-        curves: what was filled, by name.
-    """
+    """Show `panel` s in a grid that wraps, as wide as their place on the page."""
 
     _esm = _HERE / "panels.js"
     _css = _HERE / "style.css"
@@ -227,16 +223,17 @@ class Panels(anywidget.AnyWidget):
         self, panels: Sequence[Panel], heard: Callable[[dict[str, Any]], None] | None = None
     ):
         super().__init__(_lib=_library(), panels=list(panels))
-        self.curves: dict[str, tuple[Any, Any]] = {}
         if heard is not None:
             self.on_msg(lambda _, content, buffers: heard(content))
 
     def fill(self, curves: Mapping[str, tuple[Any, Any]]) -> None:
         """Set the points of these curves, in one message; the others keep theirs."""
         names = names_in(self.panels)
-        kept = {name: xy for name, xy in curves.items() if name in names}
-        self.curves |= kept
-        new = {name: {"x": _bytes(x), "y": _bytes(y)} for name, (x, y) in kept.items()}
+        new = {
+            name: {"x": _bytes(x), "y": _bytes(y)}
+            for name, (x, y) in curves.items()
+            if name in names
+        }
         self.points = {**self.points, **new}
 
 

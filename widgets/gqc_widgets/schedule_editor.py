@@ -144,13 +144,6 @@ class NormScheduleModel:
             f"{steps[bad[0]]:,.0f}{limit} (norm without noise about {norm:.2g})"
         )
 
-    def export(self) -> dict[str, Any]:
-        """Return the schedule as parameters for papermill."""
-        values = {name: self.controls[name] for name in NORM_NAMES}
-        warmup = values.pop("norm_warmup_microbatches")
-        points = [list(point) for point in values.pop("norm_points")]
-        return {**values, "norm_warmup": warmup / self.total, "norm_points": points}
-
 
 def _nearest(points: Iterable[float], share: float) -> float:
     """Return the share of the point within half a percent of the run, or ``share``."""
@@ -189,7 +182,10 @@ class NormScheduleEditor(Editor):
         self._refresh()
 
     def export(self) -> dict[str, Any]:
-        return self.model.export()
+        values = {name: self.experiment.controls[name] for name in NORM_NAMES}
+        warmup = values.pop("norm_warmup_microbatches")
+        points = [list(point) for point in values.pop("norm_points")]
+        return {**values, "norm_warmup": warmup / self.model.total, "norm_points": points}
 
     def _hear_click(self, content: dict[str, Any]) -> None:
         """Put, move or take away a point of a schedule that is drawn by hand.
@@ -206,16 +202,12 @@ class NormScheduleEditor(Editor):
             self.fields.edit("norm_points", points)
 
     def _refresh(self) -> None:
-        """Show the fields that the curve uses, and the figure after an edit."""
+        """Show the fields that the curve uses, and the figure."""
         with self._drawing:
             curve = self.fields.values["norm_curve"]["text"]
             self.fields.show([name for name, curves in FIELDS.items() if curve in curves])
             self._draw()
             self._refresh_export()
-
-    def _follow(self) -> None:
-        self.fields.follow()
-        self._refresh()
 
     def _draw(self) -> None:
         model, points = self.model, self.live.curves.points

@@ -129,8 +129,8 @@ def freeze(
     """
     place, target = Store(store), Path(folder) / batch.name
     old = None
-    with contextlib.suppress(CorruptRun):  # freezing again repairs it
-        old = _read(target) if (target / RUNS).is_file() else None
+    with contextlib.suppress(CorruptRun):  # there is none, or freezing again repairs it
+        old = _read(target)
     chosen = _choose(batch, place, old)
     loaded = load(place.root, ids=[r["id"] for r in chosen if not r["is_frozen"]])
     kept = [r["id"] for r in chosen if r["is_frozen"]]

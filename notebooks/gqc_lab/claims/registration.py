@@ -21,7 +21,7 @@ holds that registration and is an ancestor of the present one.
 import json
 import time
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -85,16 +85,14 @@ def verify(paper: Path, results: Mapping[str, Frozen]) -> list[str]:
 
     Runs of old versions have recorded none; they are named too.
     """
-    lines, known = [], {}
+    lines, committed = [], cache(partial(_committed, paper))
     for name, frozen in results.items():
         for run in frozen.runs:
             if run["parameters"].get("seed", 0) < FIRST_SEED:
                 continue
             made_under = frozen.surroundings(run).get("registration") or {}
-            if (commit := made_under.get("commit")) not in known:
-                known[commit] = _committed(paper, commit)
-            there = known[commit]
-            if there is None:
+            commit = made_under.get("commit")
+            if (there := committed(commit)) is None:
                 lines.append(f"{name}: run {run['id']}: began under no committed registration")
             elif there["rules"] != made_under["rules"]:
                 lines.append(f"{name}: run {run['id']}: {commit} has registered other rules")

@@ -55,12 +55,7 @@ _HOLDS = re.compile(r"\s*([<>]|within)\s*(-?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s
 
 @dataclass(frozen=True)
 class Comparison:
-    """Which two groups are compared, seed by seed.
-
-    Args:
-        by: column that tells them apart; of, against: its two values.
-        ratio: compare logarithms, and show the effect as a factor.
-    """
+    """Which two values of the column ``by`` are compared, seed by seed; see the module."""
 
     by: str
     of: str

@@ -69,15 +69,14 @@ class Verdict:
     @classmethod
     def of_plain(cls, claim: Claim, row: Mapping[str, Any]) -> Self:
         """Rebuild the verdict that :meth:`plain` wrote."""
-        rows: list[dict[str, Any]] = [
-            {k: math.nan if v is None else v for k, v in effect.items()}
-            for effect in row["effects"]  # JSON has null for NaN
-        ]
-        effects = tuple(Effect(**effect) for effect in rows)
-        known: dict[str, Any] = {"reason": claim.not_tested, "needs": row.get("needs")}
-        for key in ("num_runs", "p", "p_holm", "stage", "earlier"):
-            if key in row:
-                known[key] = math.nan if row[key] is None else row[key]
+
+        def numbers(row: Mapping[str, Any]) -> dict[str, Any]:
+            return {k: math.nan if v is None else v for k, v in row.items()}  # JSON has no NaN
+
+        keys = {"num_runs", "p", "p_holm", "stage", "earlier"} & row.keys()
+        known = numbers({key: row[key] for key in keys})
+        known |= {"reason": claim.not_tested, "needs": row.get("needs")}
+        effects = tuple(Effect(**numbers(effect)) for effect in row["effects"])
         return cls(claim, row["verdict"], effects, **known)
 
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 batches = group("Plan, run and inspect batches of runs.")
 Cold = Annotated[bool, typer.Option("--cold", help="Start kernels from scratch.")]
-Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")]
 
 
 def run_notebook(
@@ -75,7 +74,7 @@ def run_batch(
 @batches.command("plan")
 def plan_batch(
     file: File,
-    jobs: Jobs = 1,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")] = 1,
     runs: Runs = Path("runs"),
     explain: Annotated[
         str | None, typer.Option(help="Say why the run of this id (or its start) is to run.")
@@ -123,7 +122,8 @@ def _execute(
     if batch.report.figure:
         find_function("report: figure", batch.report.figure)  # refused before anything runs
     console, store = make_console(), Store(runs)
-    with BatchProgress(batch, console) as progress:
+    progress = BatchProgress(batch, console)
+    with progress.bars:
         executor = _executor(scheduler, batch, store, progress.note, jobs, not is_cold)
         with closing(executor):
             outcomes = execute_batch(

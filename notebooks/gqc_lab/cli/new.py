@@ -8,11 +8,7 @@ import typer
 from gqc_lab.cli.shared import group, make_console
 
 new = group("Write files to start from.")
-
-
-@new.callback()
-def describe() -> None:
-    """Keep a group of one command a group."""
+new.callback()(lambda: None)  # keeps a group of one command a group
 
 
 @new.command("experiment")

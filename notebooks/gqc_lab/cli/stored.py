@@ -11,14 +11,13 @@ from gqc_lab.runs.plan import read_batch
 from gqc_lab.runs.store import NO_STORE, CorruptRun, Store
 
 stored = group("List, merge and clean up stored runs.")
-Where = Annotated[
-    str | None, typer.Option(help="SQL condition, e.g. \"method = 'gnts' AND seed < 3\".")
-]
 
 
 @stored.command("list")
 def list_runs(
-    where: Where = None,
+    where: Annotated[
+        str | None, typer.Option(help="SQL condition, e.g. \"method = 'gnts' AND seed < 3\".")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Rows.")] = 50,
     runs: Runs = Path("runs"),
 ) -> None:

@@ -16,16 +16,9 @@ from markupsafe import Markup
 from nbconvert import HTMLExporter
 
 from gqc_lab.errors import BadInput
+from gqc_lab.runs import report
 from gqc_lab.runs.index import describe_damage, summarize
 from gqc_lab.runs.plan import Batch
-from gqc_lab.runs.report import (
-    batch_results,
-    describe_summary,
-    draw_figure,
-    show_cell,
-    summarize_batch,
-    tabulate,
-)
 from gqc_lab.runs.results import load
 from gqc_lab.runs.store import NOTEBOOK, Store
 
@@ -54,7 +47,7 @@ def build_gallery(store: Store, target: Path, batch: Batch | None = None) -> Pat
     if len(damaged) == len(stored):
         raise BadInput(f"{store.root}: no finished run to show; `gqc batch run` makes some")
     runs = load(store.root, ids=stored.keys() - damaged)
-    found = runs.results if batch is None else batch_results(batch, runs)
+    found = runs.results if batch is None else report.batch_results(batch, runs)
     write_script(target)
     thumbnails = {run: _write_run(store, run, target) for run in found["run"].unique()}
     sections = []
@@ -66,7 +59,7 @@ def build_gallery(store: Store, target: Path, batch: Batch | None = None) -> Pat
         sections.append(_section(str(notebook), rows, thumbnails))
     figure = None
     if batch and batch.report.figure:
-        drawn = draw_figure(batch, found, runs.history)
+        drawn = report.draw_figure(batch, found, runs.history)
         figure = Markup(drawn.to_html(include_plotlyjs=False, full_html=False))
     text = files("gqc_lab.publish").joinpath("templates", "gallery.html").read_text("utf-8")
     page = Environment(autoescape=True, trim_blocks=True).from_string(text)
@@ -110,18 +103,18 @@ def _write_thumbnail(outputs: list[dict[str, Any]], run: str, target: Path) -> M
 
 def _summary(batch: Batch, results: "pd.DataFrame") -> dict[str, Any] | None:
     """Return the table that `gqc batch run` prints."""
-    summary = summarize_batch(batch, results)
+    summary = report.summarize_batch(batch, results)
     if summary.empty:
         return None
-    by, columns, groups = tabulate(summary)
+    by, columns, groups = report.tabulate(summary)
     rows = [[*key, n, *cells] for key, n, cells in groups]
-    text = describe_summary(batch, summary).capitalize()
+    text = report.describe_summary(batch, summary).capitalize()
     return {"text": text, "heads": [*by, "runs", *columns], "rows": rows}
 
 
 def _section(notebook: str, rows: "pd.DataFrame", thumbnails: dict[str, Markup]) -> dict[str, Any]:
     """Return a table of runs; constant columns are stated once, above it."""
-    texts = rows.drop(columns="notebook").map(show_cell)
+    texts = rows.drop(columns="notebook").map(report.show_cell)
     varied = [c for c in texts.columns if c != "run" and (len(rows) == 1 or texts[c].nunique() > 1)]
     fixed = [c for c in texts.columns if c not in varied and c != "run"]
     lines = []

@@ -206,15 +206,14 @@ def _annotate(figure: go.Figure, panels: Mapping[tuple[str, str], Axes], note: A
             elif not note.textangle and left <= note.x <= right and abs(note.y - top) < 0.02:
                 axes.set_title(_text(note.text))
         elif note.yref == y and note.xref in (f"{x} domain", "paper"):
-            place = (0.98 if note.x else 0.02, note.y)
-            side = "right" if note.x else "left"
-            text: dict[str, Any] = {
-                "xycoords": axes.get_yaxis_transform(),
-                "ha": side,
-                "va": note.yanchor or "bottom",
-                "size": 7,
-            }
-            axes.annotate(_text(note.text), place, **text)
+            axes.annotate(
+                _text(note.text),
+                (0.98 if note.x else 0.02, note.y),
+                xycoords=axes.get_yaxis_transform(),
+                ha="right" if note.x else "left",
+                va=note.yanchor or "bottom",
+                size=7,
+            )
 
 
 def _add_legend(printed: Figure, panels: Sequence[Axes]) -> None:

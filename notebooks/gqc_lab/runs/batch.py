@@ -12,7 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
@@ -77,12 +77,10 @@ class Executor(ABC):
 
     def events(self, timeout: float) -> Iterator[dict[str, Any]]:
         """What happened since the last call; waits up to ``timeout`` seconds for something."""
-        try:
-            yield self._heard.get(timeout=timeout) if timeout else self._heard.get_nowait()
+        with suppress(Empty):
+            yield self._heard.get(timeout=timeout)
             while True:
                 yield self._heard.get_nowait()
-        except Empty:
-            return
 
 
 class LocalExecutor(Executor):
@@ -321,12 +319,9 @@ class _Loop:
 @contextmanager
 def _interrupts(press: Callable[[], None]) -> Iterator[None]:
     """Call ``press`` on SIGINT, SIGTERM and SIGUSR1; in a thread, which gets none, do nothing."""
-    try:
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-        before = {each: signal.signal(each, lambda *_: press()) for each in numbers}
-    except ValueError:
-        yield
-        return
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1) if is_main else ()
+    before = {each: signal.signal(each, lambda *_: press()) for each in numbers}
     try:
         yield
     finally:

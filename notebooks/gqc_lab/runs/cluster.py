@@ -212,10 +212,7 @@ class DaskExecutor(Executor):
             self.client.run(stop_runs, submissions, at_once, on_error="ignore")
 
     def events(self, timeout: float) -> Iterator[dict[str, Any]]:
-        """What happened since the last call; waits up to ``timeout`` seconds for something.
-
-        Raises: SchedulerLost: there is no connection any more.
-        """
+        """Raises: SchedulerLost: there is no connection any more."""
         for event in super().events(timeout):
             if event["event"] == "started":
                 self._started.add(event["id"])

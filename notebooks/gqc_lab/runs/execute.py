@@ -90,10 +90,7 @@ class Execution:
                     return {"status": "busy", "error": self.store.describe_holder(key)}
                 if self.store.folder(key).is_dir():
                     return {"status": "finished", "was_there": True}
-                outcome = self._run()
-                if outcome["status"] == "interrupted":
-                    self._note("interrupted")
-                return outcome
+                return self._run()
         except OSError as error:  # a full disk, most often; trying again would not help
             text = f"could not store the run: {_one_line(error)}"
             return {"status": "failed", "error": text, "is_store_lost": error.errno in NO_STORE}
@@ -101,14 +98,10 @@ class Execution:
     def stop(self, *, at_once: bool = False, reason: str = "interrupted") -> None:
         """End the run, at once or after the running cell has saved its checkpoint."""
         self.stop_reason = self.stop_reason or reason
-        self._signal(signal.SIGKILL if at_once else signal.SIGINT)
+        send_signal(self.kernel, signal.SIGKILL if at_once else signal.SIGINT)
         if not at_once:
             # Between two cells a kernel swallows the interrupt, and the run would wait for ever.
             self._after(_GRACE, lambda: self.stop(at_once=True))
-
-    def _signal(self, number: int) -> None:
-        if self.kernel is not None:
-            send_signal(self.kernel, number)
 
     def _after(self, seconds: float, action: Callable[[], None]) -> None:
         if self.timer is not None:
@@ -134,7 +127,7 @@ class Execution:
         finally:
             if self.timer is not None:
                 self.timer.cancel()
-            self._signal(signal.SIGKILL)
+            send_signal(self.kernel, signal.SIGKILL)
             kill_processes_of(self.folder)
         try:
             if refusal := self._difference() or self._unplanned():
@@ -263,6 +256,7 @@ class Execution:
         if self.stop_reason == "timeout":
             return self._failed(f"timeout: not finished after {self.job['timeout']:g} s", trace)
         if self.stop_reason and name == "KeyboardInterrupt":
+            self._note("interrupted")
             return {"status": "interrupted"}
         return self._failed(f"{name}: {error.evalue}", trace) if is_of_cell else None
 

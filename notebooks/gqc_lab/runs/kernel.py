@@ -75,23 +75,21 @@ def _sockets() -> Path:
     if len(place) > _LONGEST_PLACE:
         place = "/tmp"
     for left in Path(place).glob(f"{_SOCKETS}*"):
-        with contextlib.suppress(OSError), _locked(left, fcntl.LOCK_EX):
+        with contextlib.suppress(OSError), _locked(left):
             if time.time() - left.stat().st_mtime > 10:  # else it may be about to be locked
                 shutil.rmtree(left)
     folder = Path(tempfile.mkdtemp(prefix=_SOCKETS, dir=place))
-    holder = contextlib.ExitStack()
-    holder.enter_context(_locked(folder, fcntl.LOCK_SH))
-    atexit.register(holder.close)
+    fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_SH)  # until this process ends
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, how: int) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Hold a lock on a folder.  Raises: BlockingIOError: another process has it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(descriptor)
@@ -109,28 +107,20 @@ def _server(threads: int, has_torch: bool) -> forkserver.ForkServer:
     server.set_forkserver_preload([*_PRELOADED, *_WITH_TORCH * has_torch, "gqc_lab.runs.output"])
     # Its imports must not come from the current folder, nor end with the batch's Ctrl-C.
     settings = {"PYTHONSAFEPATH": "1", **dict.fromkeys(_THREAD_COUNTS, str(threads))}
-    with _environment(settings):
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        config: Any = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
-        place = config.get("tempdir")
-        config["tempdir"] = str(_sockets())  # its own would outlive a kill
-        try:
-            server.ensure_running()
-        finally:
-            config["tempdir"] = place
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return server
-
-
-@contextlib.contextmanager
-def _environment(settings: dict[str, str]) -> Iterator[None]:
+    config: Any = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
+    place = config.get("tempdir")
+    config["tempdir"] = str(_sockets())  # its own would outlive a kill
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield
+        server.ensure_running()
     finally:
+        config["tempdir"] = place
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+    return server
 
 
 class ForkedKernel:
@@ -169,8 +159,8 @@ class ForkedKernel:
 
 
 def send_signal(kernel: Any, number: int) -> None:
-    """Signal the process group of a kernel, a :class:`ForkedKernel` or a Popen, if it lives."""
-    if kernel.poll() is None:
+    """Signal the process group of a kernel, a :class:`ForkedKernel` or a Popen, if one lives."""
+    if kernel is not None and kernel.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(kernel.pid, number)
 

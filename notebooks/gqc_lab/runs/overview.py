@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Collection, Iterator, Mapping
 from statistics import median
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -264,7 +264,7 @@ def differences(run: Run, record: Mapping[str, Any]) -> Iterator[str]:
 
 
 class BatchProgress:
-    """Listener to :func:`gqc_lab.runs.batch.execute_batch`; use as a context manager."""
+    """Listener to :func:`gqc_lab.runs.batch.execute_batch`, while its ``bars`` are entered."""
 
     def __init__(self, batch: Batch, console: Console) -> None:
         self.console = console
@@ -282,13 +282,6 @@ class BatchProgress:
             disable=not console.is_terminal,
         )
         self.total = self.bars.add_task(batch.name, total=len(batch.runs), text="")
-
-    def __enter__(self) -> Self:
-        self.bars.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bars.stop()
 
     def note(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False)

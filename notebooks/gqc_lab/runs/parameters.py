@@ -87,10 +87,7 @@ class Parameter:
                 f"{self.name}={value!r}: expected {self.kind and self.kind.__name__}, as in the "
                 f"notebook's {self.name} = {self.default!r}"
             )
-        if (
-            isinstance(value, list)
-            and len(kinds := {type(each) for each in self.default or []}) == 1
-        ):
+        if isinstance(value, list) and len(kinds := set(map(type, self.default or []))) == 1:
             each = Parameter(self.name, self.default[0], kinds.pop())
             return [each.check(element) for element in value]
         return value

@@ -247,7 +247,7 @@ def _cost(content: dict[str, Any]) -> Cost | None:
 
 
 def _reference(where: str, value: Any) -> str:
-    if not isinstance(value, str) or value.count(":") != 1:
+    if not isinstance(value, str) or value.count(":") != 1 or value.endswith(":"):
         raise BadInput(f"{where}: {value!r}: expected package.module:function")
     return value
 

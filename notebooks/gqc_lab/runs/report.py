@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import math
+import pkgutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -226,10 +226,9 @@ def find_function(where: str, reference: str) -> Callable[..., Any]:
         where: key of the batch file, for the message.
     Raises: BadInput: there is none of that name.
     """
-    module, _, name = reference.partition(":")
     try:
-        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        function: Callable[..., Any] = pkgutil.resolve_name(reference)
+    except (ImportError, AttributeError, ValueError) as error:
         raise BadInput(f"{where}: {reference!r}: {error}") from None
     return function
 

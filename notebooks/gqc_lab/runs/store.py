@@ -248,35 +248,31 @@ class Store:
         """Set a corrupt run aside; returns where, or None if another batch has done so."""
         target = self.root / "quarantine" / f"{key}-{time.time_ns()}"
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with contextlib.suppress(FileNotFoundError):
             os.rename(self.folder(key), target)
-        except FileNotFoundError:
-            return None
-        return target
+            return target
+        return None
 
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[bool]:
         """Hold the id's lock; yields False, at once, if another process has it."""
         path = self._lock_path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "wb", 0) as file:
             is_held = False
             with contextlib.suppress(BlockingIOError, FileNotFoundError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                is_held = path.stat().st_ino == os.fstat(descriptor).st_ino
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_held = path.stat().st_ino == os.fstat(file.fileno()).st_ino
             if is_held:
                 since = time.strftime("%Y-%m-%d %H:%M:%S")
                 holder = f"process {os.getpid()} on {socket.gethostname()} since {since}"
-                os.truncate(descriptor, 0)
-                os.pwrite(descriptor, holder.encode(), 0)
+                file.truncate()
+                file.write(holder.encode())
             try:
                 yield is_held
             finally:
                 if is_held:
                     path.unlink(missing_ok=True)
-        finally:
-            os.close(descriptor)
 
     def _lock_path(self, key: str) -> Path:
         return self.root / "partial" / f"{key}.lock"

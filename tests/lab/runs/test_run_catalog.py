@@ -127,6 +127,9 @@ def test_cost_is_of_the_runs_that_are_left(make_batch, store, tmp_path, monkeypa
     wrong = {"seeds: [9]\n" + cost.format("flops"): "costs_of_test:flops: seed=9: too dear"}
     wrong["seeds: 1\n" + cost.format("nothing")] = "returned None: expected a number"
     wrong["seeds: 1\n" + cost.format("absent")] = "cost: flops: 'costs_of_test:absent'"
+    for name in (":flops", ".costs_of_test:flops"):
+        text = f"seeds: 1\ncost: {{flops: '{name}', flops_per_second: 1}}"
+        wrong[text] = f"cost: flops: '{name}': invalid format"
     for text, message in wrong.items():
         with pytest.raises(BadInput, match=message):
             count_flops(make_batch(text))

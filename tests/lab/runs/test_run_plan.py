@@ -140,6 +140,7 @@ def test_changed_data_make_runs_stale(plan, tmp_path):
         ("timeout: .nan", "timeout=nan"),
         ("report: {colums: [a]}", "report: unknown key 'colums'; did you mean 'columns'"),
         ("report: {figure: nothing}", "expected package.module:function"),
+        ("report: {figure: 'nothing:'}", "expected package.module:function"),
         ("data: [no-such-thing]", "data: 'no-such-thing'"),
         ("parameters: {scale: .nan}", "scale=nan"),
         ("list: [1]", "expected a list of mappings"),
