@@ -60,13 +60,13 @@ class PublishedEstimator(VarianceEstimator):
             return
         present, none = self._presence(grads) > 0, (torch.zeros(()),) * 2
         pairs = [none if g is None else self.statistic(whole(g).float()) for g in grads]
-        for name, column in zip(("mean", "sq"), zip(*pairs, strict=True), strict=True):
+        for name, column in zip(VECTORS, zip(*pairs, strict=True), strict=True):
             value = torch.stack([x.to(present.device) for x in column])
-            old = getattr(self, f"param_grad_{name}_ema")
+            old = getattr(self, name)
             new = self.beta * old + (1 - self.beta) * value
             if self.first_value and self.num_updates == 1:
                 new = value
-            setattr(self, f"param_grad_{name}_ema", torch.where(present, new, old))
+            setattr(self, name, torch.where(present, new, old))
 
     def statistic(self, grad: Tensor) -> tuple[Tensor, Tensor]:
         """Return the two numbers of one tensor that are averaged over time, each 0-dim."""
