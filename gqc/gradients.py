@@ -186,10 +186,8 @@ def multiply_(tensors: Sequence[Tensor], factor: float | Tensor) -> None:
         elif shards:
             torch._foreach_mul_(shards, factor)
         return
-    by_device: dict[torch.device, list[Tensor]] = {}
-    for tensor in shards:
-        by_device.setdefault(tensor.device, []).append(tensor)
-    for device, there in by_device.items():
+    for device in {tensor.device for tensor in shards}:
+        there = [tensor for tensor in shards if tensor.device == device]
         torch._foreach_mul_(there, factor.to(device))
 
 
