@@ -42,6 +42,7 @@ class PublishedEstimator(VarianceEstimator):
     """State that all published versions share; T-vectors have their checkpoints' names."""
 
     reads_raw = False
+    first_value: ClassVar[bool] = False  # do averages start at their first value, not at zero?
     vectors: ClassVar[tuple[str, ...]] = VECTORS
 
     def __init__(self, params: Sequence[Tensor], settings: Any) -> None:
@@ -54,7 +55,7 @@ class PublishedEstimator(VarianceEstimator):
         overall = whole_gradient_statistics(grads)
         if overall is None:
             return
-        self.averages.update(overall)
+        self.averages.update(overall, self.first_value)
         self.num_updates += 1
         if not self.vectors:
             return

@@ -59,16 +59,15 @@ class ScalarAverages:
     :math:`1-\beta^t`.
     """
 
-    def __init__(self, beta: float, device: torch.device, first_value: bool = False) -> None:
+    def __init__(self, beta: float, device: torch.device) -> None:
         self.beta = beta
-        self.first_value = first_value
         self.raw = torch.zeros(4, device=device)
         self.count = torch.zeros(4, device=device)  # of each number: some may not be tracked
 
-    def update(self, values: Tensor) -> None:
+    def update(self, values: Tensor, first_value: bool) -> None:
         """Average in ``values`` [4], as published: a NaN stays forever."""
         raw = self.beta * self.raw + (1 - self.beta) * values
-        self.raw = torch.where(self.count == 0, values, raw) if self.first_value else raw
+        self.raw = torch.where(self.count == 0, values, raw) if first_value else raw
         self.count = self.count + 1
 
     def update_raw(self, norm_sq: Tensor, values: Tensor | None) -> None:
@@ -108,7 +107,6 @@ class VarianceEstimator:
     Attributes:
         name: its name in ``estimator=``.
         reads_raw: does it read gradients before they are scaled and clipped?
-        first_value: do averages start at their first value, as published, not at zero?
         num_hashes: images of each tensor; with one it keeps a number for each element.
         vectors: names of its statistics, tensors [..., T] or 0-dim.
         averages: of the whole gradient's norm and the like, for logging.
@@ -117,13 +115,12 @@ class VarianceEstimator:
 
     name: ClassVar[str]
     reads_raw: ClassVar[bool] = True
-    first_value: ClassVar[bool] = False
     num_hashes: ClassVar[int] = 1
     vectors: ClassVar[tuple[str, ...]]
 
     def __init__(self, params: Sequence[Tensor], settings: Any) -> None:
         self.beta, device = settings.beta, local(params)[0].device
-        self.averages = ScalarAverages(self.beta, device, self.first_value)
+        self.averages = ScalarAverages(self.beta, device)
         self.num_skipped = torch.zeros((), device=device)
         self._shards = ShardSums(params)
         self._which_train = partial(which_train, params, [p.numel() for p in params])
