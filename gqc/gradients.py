@@ -186,8 +186,10 @@ def multiply_(tensors: Sequence[Tensor], factor: float | Tensor) -> None:
         elif shards:
             torch._foreach_mul_(shards, factor)
         return
-    for device in {tensor.device for tensor in shards}:
-        there = [tensor for tensor in shards if tensor.device == device]
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for tensor in shards:
+        by_device.setdefault(tensor.device, []).append(tensor)
+    for device, there in by_device.items():
         torch._foreach_mul_(there, factor.to(device))
 
 
