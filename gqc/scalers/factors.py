@@ -8,7 +8,7 @@ from ctypes import c_float
 import torch
 from torch import Tensor
 
-from gqc.gradients import constant, shard
+from gqc.gradients import constant, local
 from gqc.scalers.elementwise import Elementwise
 from gqc.scalers.parameters import ParameterList
 from gqc.scalers.settings import Settings
@@ -92,14 +92,17 @@ def mean_factor(
     return total / sum(f.numel() for f in factors)
 
 
-def multiply_by(grad: Tensor, factor: Tensor) -> None:
+def multiply_by(grad: Tensor, factor: float | Tensor) -> None:
     """Multiply ``grad`` in place by one factor, or by one for each real element (flat)."""
-    here = shard(grad)
-    factor = factor.to(here.device)
-    if factor.dim():
-        here = torch.view_as_real(here) if here.is_complex() else here
-        factor = factor.view(here.shape)
-    here.mul_(factor)
+    shard = local([grad])[0]
+    if isinstance(factor, Tensor):
+        factor = factor.to(shard.device)
+        if factor.dim():
+            shard = torch.view_as_real(shard) if shard.is_complex() else shard
+            factor = factor.view(shard.shape)
+    elif factor == 1.0:
+        return
+    shard.mul_(factor)
 
 
 def _law(variance: Tensor, settings: Settings) -> Tensor:

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from gqc.checks import untraced
-from gqc.gradients import multiply_
 from gqc.scalers.checkpoints import VERSION, VGSMigrationWarning, read_checkpoint
 from gqc.scalers.factors import mean_factor, multiply_by, readings, tensor_factors
 from gqc.scalers.parameters import ParameterList
@@ -155,14 +154,15 @@ class VarianceGradientScaler:
             factors = tensor_factors(self._estimator, self._parameters, self._settings)
             factor = self._factor(self._estimator, factors)
         must_read = ESTIMATORS[self.estimator].reads_raw and not self._is_read
-        if must_read:  # and multiply in the same pass, where all share one factor
-            self._observe(grads, factor if factors is None else 1.0)
-        elif factors is None and factor != 1.0:
-            multiply_([grad for grad in grads if grad is not None], factor)
-        if factors is not None:
-            for grad, own in zip(grads, factors, strict=True):
-                if grad is not None:
-                    multiply_by(grad, own)
+        if factors is None and must_read:
+            self._observe(grads, factor)  # reads and multiplies in one pass
+            return factor
+        if must_read:
+            self._observe(grads)
+        own: Iterable[float | Tensor] = [factor] * len(grads) if factors is None else factors
+        for grad, one in zip(grads, own, strict=True):
+            if grad is not None:
+                multiply_by(grad, one)
         return factor
 
     @untraced
