@@ -48,11 +48,11 @@ def attach(*schedules: ParamGroupSchedule) -> OptimizerWrapper:
     wrapper.register_state_dict_post_hook(save)
     wrapper.register_load_state_dict_post_hook(load)
     load(wrapper)  # of a file that was loaded before
-    for schedule in (s for s in schedules if s._optimizer_was_loaded):  # which had none
-        schedule.go_to(schedule.last_step)
-    wrapper.attached = (*wrapper.attached, *keys)
     for schedule in schedules:
+        if schedule._optimizer_was_loaded:  # from a file that had no schedules
+            schedule.go_to(schedule.last_step)
         schedule.is_attached = True
+    wrapper.attached = (*wrapper.attached, *keys)
     return wrapper
 
 

@@ -43,7 +43,6 @@ class ParameterList:
         self.groups: list[int] = []
         self.is_marked = self._has_groups = False
         self.mark_of = f"scaled_by_{next(MARKS)}"
-        self._complex: list[Tensor] = []
         seen = set()
         for group, name, tensor in self._entries(parameters):
             if id(tensor) not in seen:  # tied parameters have one gradient
@@ -51,7 +50,7 @@ class ParameterList:
                 self.tensors.append(tensor)
                 self.groups.append(group)
                 self.names += [] if name is None else [name]
-                self._complex += [tensor] if tensor.is_complex() else []
+        self._complex = [tensor for tensor in self.tensors if tensor.is_complex()]
         if not self.tensors:
             raise ValueError("no parameters to scale: an iterator that was used up?")
         if self.names and len(self.names) != len(self.tensors):

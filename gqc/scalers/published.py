@@ -70,13 +70,13 @@ class PublishedEstimator(VarianceEstimator):
             return
         present, none = self._presence(grads) > 0, (torch.zeros(()),) * 2
         pairs = [none if g is None else self.statistic(whole(g).float()) for g in grads]
-        for name, column in zip(("mean", "sq"), zip(*pairs, strict=True), strict=True):
+        for name, column in zip(VECTORS, zip(*pairs, strict=True), strict=True):
             value = torch.stack([x.to(present.device) for x in column])
-            old = getattr(self, f"param_grad_{name}_ema")
+            old = getattr(self, name)
             new = self.beta * old + (1 - self.beta) * value
             if self.first_value and self.num_updates == 1:
                 new = value
-            setattr(self, f"param_grad_{name}_ema", torch.where(present, new, old))
+            setattr(self, name, torch.where(present, new, old))
 
     def ratios(self, variance_cap: float | None) -> tuple[list[float], list[bool]]:
         """Return what :class:`VarianceEstimator` says, without the cap, which acts later."""

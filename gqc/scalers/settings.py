@@ -89,14 +89,13 @@ def from_published_keys(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """
     arguments: dict[str, Any] = {}
     for key, value in mapping.items():
+        found: dict[str, Any] = {}
         if isinstance(value, Mapping):
             found = from_published_keys(value)
         elif key in PUBLISHED_KEYS:
             found = {PUBLISHED_KEYS[key]: value}
-        else:
-            found = {}
-            if str(key).startswith("vgs_"):
-                one_of("key", key, PUBLISHED_KEYS)
+        elif str(key).startswith("vgs_"):
+            one_of("key", key, PUBLISHED_KEYS)
         for name, own in found.items():
             if arguments.setdefault(name, own) != own:
                 raise ValueError(f"{name} is both {arguments[name]!r} and {own!r} in the mapping")
