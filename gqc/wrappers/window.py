@@ -32,7 +32,6 @@ from gqc.gradients import (
     multiply_,
     norm_of_such,
     settle,
-    shard,
     total_norm,
     wide,
 )
@@ -228,7 +227,8 @@ class Window:
         scale = own.get("scale")
         self.scale = None if scale is None else torch.tensor(scale)
         if own["pending"]:
-            self._load(own["pending"])
+            sums = {self.params[i]: total for i, total in own["pending"].items()}
+            self._replace({p: like(p, total.to(self._dtype(p))) for p, total in sums.items()})
 
     # What a sum in .grad does in another way
 
@@ -268,8 +268,12 @@ class Window:
                     new[i] = s if factor == 1 else s * factor
 
     @staticmethod
-    def _zeros(param: Tensor) -> Tensor:
-        return torch.zeros_like(param, dtype=wide(param.dtype))  # it never had a gradient
+    def _dtype(param: Tensor) -> torch.dtype:
+        """Of the sum that is kept."""
+        return wide(grad_dtype(param))
+
+    def _zeros(self, param: Tensor) -> Tensor:
+        return torch.zeros_like(param, dtype=self._dtype(param))  # it never had a gradient
 
     def _replace(self, sums: dict[Tensor, Tensor]) -> None:
         """Take ``sums`` for :math:`A_n / u`."""
@@ -329,13 +333,11 @@ class Window:
         self._sums = []
 
     def _show(self, grads: list[Tensor | None]) -> None:
-        """Put ``grads`` in ``.grad``, in the dtype that torch takes there (the parameter's)."""
+        """Put ``grads`` in ``.grad``, in the dtype that torch takes there."""
         for p, grad in zip(self.params, grads, strict=False):
-            dtype = getattr(p, "grad_dtype", p.dtype) or p.dtype
-            p.grad = None if grad is None else grad.to(dtype)
+            p.grad = None if grad is None else grad.to(grad_dtype(p))
 
-    def _load(self, sums: dict[int, Tensor]) -> None:
-        self._sums = [
-            like(p, sums[i].to(wide(shard(p).dtype))) if i in sums else None
-            for i, p in enumerate(self.params)
-        ]
+
+def grad_dtype(param: Tensor) -> torch.dtype:
+    """That of ``.grad``: the parameter's, unless ``param.grad_dtype`` is another."""
+    return getattr(param, "grad_dtype", None) or param.dtype

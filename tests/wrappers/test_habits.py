@@ -578,13 +578,18 @@ def test_a_compiled_train_step_steps(case, accumulate):
 
 @both_windows
 def test_a_gradient_dtype_of_its_own_is_kept(accumulate):
-    x = torch.zeros(3, dtype=torch.bfloat16, requires_grad=True)
-    x.grad_dtype = torch.float32
-    wrapper = sbc([x], 2, accumulate=accumulate)
-    for _ in range(2):
-        (x.float() * 3).sum().backward()
+    """257 and 255: in bfloat16 the first is 256."""
+    saved = None
+    for grad in (257.0, 255.0):  # in mid-window another wrapper goes on
+        x = torch.zeros(3, dtype=torch.bfloat16, requires_grad=True)
+        x.grad_dtype = torch.float32
+        wrapper = sbc([x], 2, accumulate=accumulate)
+        if saved is not None:
+            wrapper.load_state_dict(saved)
+        (x.float() * grad).sum().backward()
         wrapper.step()
-    assert torch.equal(x.detach(), torch.full((3,), -3.0, dtype=torch.bfloat16))
+        saved = wrapper.state_dict()
+    assert torch.equal(x.detach(), torch.full((3,), -256.0, dtype=torch.bfloat16))
 
 
 @both_windows
