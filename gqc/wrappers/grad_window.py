@@ -75,14 +75,13 @@ class GradWindow(Window):
         Raises: RuntimeError: it was cleared, replaced, or changed in place.
         """
         self.check_reduced()
-        if self.num_draws:
-            self._are_kept([p.grad for p in self.params])
-            if self.has_new():
-                raise RuntimeError(
-                    ".grad was changed in place since the last draw, by clipping, by "
-                    "zero_grad(set_to_none=False) or by a backward() without its step(): discard() "
-                    "drops the window"
-                )
+        self._are_kept([p.grad for p in self.params])
+        if self.has_new():
+            raise RuntimeError(
+                ".grad was changed in place since the last draw, by clipping, by "
+                "zero_grad(set_to_none=False) or by a backward() without its step(): discard() "
+                "drops the window"
+            )
 
     def refuse(self) -> int:
         """A sum cannot give one draw back: the whole window goes.  Returns the draws lost."""
