@@ -66,9 +66,9 @@ class Window:
             self.watch.sums = self.watch.kept = []
             self.watch.forget()
         self._is_sharded = is_sharded(self.params)
-        self.num_draws, self.weight, self.unit = self._before = (0, 0.0, 1.0)  #: n, W, u
+        #: n, W, u, and was any draw given a weight?
+        self.num_draws, self.weight, self.unit, self.is_weighted = self._before = 0, 0.0, 1.0, False
         self.last_weight = 0.0  #: of the draw in progress, or the last one
-        self.is_weighted = False  #: was any draw given a weight?
         self.is_local = False  #: did `closes_next` say that draws may stay this rank's alone?
         self.is_shared = False  #: were local sums averaged over the ranks, and none added since?
         self.metric_sum: Any = 0.0  # weighted, for a wrapper inside; None: a draw had no metric
@@ -112,7 +112,7 @@ class Window:
             others have touched.
             TypeError: one is sparse.
         """
-        self._before = (self.num_draws, self.weight, self.unit)
+        self._before = (self.num_draws, self.weight, self.unit, self.is_weighted)
         grads, watch = [*map(_grad, self.params)], self.watch
         self.was_changed = watch is not None and watch.was_changed(grads)
         if not self._are_kept(grads) and not dense(grads):
@@ -183,7 +183,7 @@ class Window:
 
     def undo(self) -> None:
         """Take back the count of the draw in progress."""
-        self.num_draws, self.weight, self.unit = self._before
+        self.num_draws, self.weight, self.unit, self.is_weighted = self._before
 
     def add_metric(self, metric: float | Tensor | None) -> None:
         """Add up the metrics of the draws; None once one of them had none."""
@@ -206,7 +206,7 @@ class Window:
         """What a checkpoint holds; sums are clones, by parameter index, sharded as they are."""
         own = {key: getattr(self, key) for key in SAVED}
         if self._staged:  # in progress, or ended by an interrupt: no draw yet
-            own.update(zip(SAVED, self._before, strict=False))
+            own.update(zip(SAVED, self._before, strict=True))
         sums = enumerate(self._sums if own["num_draws"] else [])
         return {
             **own,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 
 import pytest
 import torch
@@ -612,6 +613,15 @@ def test_a_model_that_changes_its_dtype_is_summed_exactly_or_refused(at, dtype, 
             return
         wrapper.step()
     assert model.weight.item() == -1.0
+
+
+def test_a_refused_draw_leaves_no_weight_behind():
+    x = scalar()
+    wrapper = gqc.OptimizerWrapperReplay(SGD([x], lr=1.0), [2])
+    with pytest.warns(UserWarning, match="NaN"):
+        draw(wrapper, x, math.nan, weight=3)
+    assert [draw(wrapper, x, 1.0), draw(wrapper, x, 1.0)] == [False, True]
+    assert x.item() == -1.0
 
 
 def test_windows_of_one_16_bit_draw_need_no_sum():
