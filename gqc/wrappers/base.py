@@ -146,7 +146,7 @@ class OptimizerWrapper(WindowedOptimizer):
             self._window.leave()
             raise
         if is_drawn:
-            ready = self._decides() and self.should_step()
+            ready = self._decides(self.num_draws) and self.should_step()
             if ready or self.is_full():
                 stepped = self._close(forced=not ready)
         if not stepped:
@@ -230,9 +230,8 @@ class OptimizerWrapper(WindowedOptimizer):
         report.tell(self)
         return stepped
 
-    def _decides(self, num_draws: int | None = None) -> bool:
-        """Is this draw (or the one of that number) one that the decision is made at?"""
-        n = self._window.num_draws if num_draws is None else num_draws
+    def _decides(self, n: int) -> bool:
+        """Is the draw of that number one that the decision is made at?"""
         since = n - self.min_draws
         return n == self.max_draws or (since >= 0 and since % self.decide_every == 0)
 
@@ -268,7 +267,7 @@ class OptimizerWrapper(WindowedOptimizer):
         if staged:
             self.on_staged(staged)
         self._counts["batches"] += 1
-        reads_mean = self._decides() and self.needs_grad_norm()
+        reads_mean = self._decides(window.num_draws) and self.needs_grad_norm()
         checks_draw = self._is_checked() and not (self.reduce_at_step or reads_mean)
         if staged and (self.needs_draw_norm or checks_draw):
             norms["draw_norm"] = window.norm(staged)

@@ -1,7 +1,4 @@
-r"""Gradient norm rescaler: give every gradient the same norm, keep its direction.
-
-Source: torch-gqc and its README.
-"""
+"""Gradient norm rescaler: give every gradient the same norm, keep its direction."""
 
 from __future__ import annotations
 
@@ -35,7 +32,7 @@ class OptimizerWrapperGNR(OptimizerWrapper):
             each tensor on its own (one with a zero gradient is left alone).
     Raises: ValueError: an argument out of its range.
 
-    Source: torch-gqc 0.10.4, which rescales a zero gradient to zero and steps.
+    Source: torch-gqc 0.10.4 and its README (there a zero gradient is scaled to zero and steps).
     """
 
     strictest = {"target_gradient_norm": min}

@@ -3,8 +3,6 @@ r"""Gradient norm threshold: draw until the norm of the mean gradient falls to a
 In expectation :math:`E\|G_n\|^2 = \|G\|^2 + \mathrm{tr}\,\Sigma/n`, so a window closes near
 :math:`n^* = \mathrm{tr}\,\Sigma/(\tau^2-\|G\|^2)` draws, and a threshold
 :math:`\tau \le \|G\|` is out of reach: every window runs to ``max_draws``.
-
-Source: torch-gqc and its README; the estimate of reach is ours.
 """
 
 from __future__ import annotations
@@ -41,8 +39,8 @@ class OptimizerWrapperGNTS(OptimizerWrapper):
     norm happens to be low, which biases the signal down (a ratio of 10 in 30 dimensions reads as
     about 14, in 1000 as 10): a guide, not a measurement.
 
-    Source: torch-gqc 0.10.4; several groups: the strictest threshold decides (there: the minimum
-    decides and the mean is reported).
+    Source: torch-gqc 0.10.4 and its README; the estimate of reach is ours; several groups: the
+    strictest threshold decides (there: the minimum decides and the mean is reported).
     """
 
     strictest = {"gradient_norm_threshold": min}

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from operator import is_
 
-import torch
 from torch import Tensor
 
-from gqc.gradients import HALF, divide_, shard
-from gqc.wrappers.saved import like
+from gqc.gradients import HALF, divide_
 from gqc.wrappers.watch import GradientWatch
-from gqc.wrappers.window import Window
+from gqc.wrappers.window import Window, grad_dtype
 
 CHANGED = (
     ".grad was changed in place between backward() and step(), as clipping, noise and decay do: it "
@@ -40,7 +38,7 @@ class GradWindow(Window):
 
     watch: GradientWatch  # it has one
     is_in_grad = True  # so a draw that no decision read may be NaN until the step looks
-    _zeros = staticmethod(torch.zeros_like)  # type: ignore[assignment]  # in the dtype of .grad
+    _dtype = staticmethod(grad_dtype)
 
     def check_unit(self, own: float, unit: float, ranks: float) -> None:
         """Raises: ValueError: a mean loss of another weight than the earlier ones."""
@@ -61,7 +59,6 @@ class GradWindow(Window):
     commit = _normalise = merge  # all draws of all ranks have one unit here
 
     def _replace(self, sums: dict[Tensor, Tensor]) -> None:
-        """Take ``sums`` for :math:`A_n / u`."""
         for param, total in sums.items():
             param.grad = total
         self._sums = self.watch.kept = [p.grad for p in self.params]
@@ -78,14 +75,13 @@ class GradWindow(Window):
         Raises: RuntimeError: it was cleared, replaced, or changed in place.
         """
         self.check_reduced()
-        if self.num_draws:
-            self._are_kept([p.grad for p in self.params])
-            if self.has_new():
-                raise RuntimeError(
-                    ".grad was changed in place since the last draw, by clipping, by "
-                    "zero_grad(set_to_none=False) or by a backward() without its step(): discard() "
-                    "drops the window"
-                )
+        self._are_kept([p.grad for p in self.params])
+        if self.has_new():
+            raise RuntimeError(
+                ".grad was changed in place since the last draw, by clipping, by "
+                "zero_grad(set_to_none=False) or by a backward() without its step(): discard() "
+                "drops the window"
+            )
 
     def refuse(self) -> int:
         """A sum cannot give one draw back: the whole window goes.  Returns the draws lost."""
@@ -104,10 +100,6 @@ class GradWindow(Window):
             self._refuse_half(self._sums)
         divide_(self.totals(), self.divisor)
         self._sums = []
-
-    def _load(self, sums: dict[int, Tensor]) -> None:
-        params = {self.params[i]: value for i, value in sums.items()}
-        self._replace({p: like(p, value.to(shard(p).dtype)) for p, value in params.items()})
 
     def _are_kept(self, grads: list[Tensor | None]) -> bool:
         """Raises: RuntimeError: the earlier draws are gone, or summed in 16 bits."""

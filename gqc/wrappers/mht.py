@@ -1,7 +1,4 @@
-r"""Metric hypothesis test: draw until the mean of a metric, such as the loss, is known well enough.
-
-Source: torch-gqc and its README.
-"""
+"""Metric hypothesis test: draw until the mean of a metric (the loss, say) is known well enough."""
 
 from __future__ import annotations
 
@@ -41,9 +38,9 @@ class OptimizerWrapperMHT(OptimizerWrapper):
     ``statistics()`` adds ``running_mean``, ``ci_low``, ``ci_high`` (of the last decision; None
     before).
 
-    Source: torch-gqc 0.10.4; differs: the running average has the metrics *before* the window
-    only (there the first call compares a metric with itself and always steps), no absolute epsilon,
-    and a relative width that also works for negative metrics.
+    Source: torch-gqc 0.10.4 and its README; differs: the running average has the metrics *before*
+    the window only (there the first call compares a metric with itself and always steps), no
+    absolute epsilon, and a relative width that also works for negative metrics.
     """
 
     strictest = {"confidence": max, "error_tolerance": min}

@@ -200,7 +200,7 @@ def make_state(optimizer: Any) -> None:
     """
     params = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     kept = [(p, p.detach().clone(), p.grad) for p in params]
-    rates = [group.get("lr") for group in optimizer.param_groups]
+    groups = [{**group} for group in optimizer.param_groups]
     hooks = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
     optimizer._optimizer_step_pre_hooks = OrderedDict()
     optimizer._optimizer_step_post_hooks = OrderedDict()
@@ -208,15 +208,14 @@ def make_state(optimizer: Any) -> None:
     try:
         for param in params:
             param.grad = torch.zeros_like(param)
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            if rate is not None:
+        for group in optimizer.param_groups:
+            if (rate := group.get("lr")) is not None:
                 group["lr"] = torch.zeros_like(rate) if isinstance(rate, Tensor) else 0.0
         optimizer.step()
     finally:
         optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks = hooks
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            if rate is not None:
-                group["lr"] = rate
+        for group, before in zip(optimizer.param_groups, groups, strict=True):
+            group.update(before)
         for param, value, grad in kept:
             param.copy_(value)
             param.grad = grad

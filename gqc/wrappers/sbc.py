@@ -1,8 +1,6 @@
 r"""Scheduled batch controller: draw until the logical batch has the size that a schedule asks for.
 
 The control for adaptive wrappers: it never looks at a gradient, so it needs no host sync to decide.
-
-Source: torch-gqc and its README.
 """
 
 from __future__ import annotations
@@ -29,8 +27,8 @@ class OptimizerWrapperSBC(OptimizerWrapper):
             several groups decides.
     Raises: ValueError: a size out of its range.
 
-    Source: torch-gqc 0.10.4 (there B starts at 1.0 until it is scheduled, and 64 draws step
-    whatever it is).
+    Source: torch-gqc 0.10.4 and its README (there B starts at 1.0 until it is scheduled, and 64
+    draws step whatever it is).
     """
 
     strictest = {"logical_batch_size": max}

@@ -32,7 +32,6 @@ from gqc.gradients import (
     multiply_,
     norm_of_such,
     settle,
-    shard,
     total_norm,
     wide,
 )
@@ -67,9 +66,9 @@ class Window:
             self.watch.sums = self.watch.kept = []
             self.watch.forget()
         self._is_sharded = is_sharded(self.params)
-        self.num_draws, self.weight, self.unit = self._before = (0, 0.0, 1.0)  #: n, W, u
+        #: n, W, u, and was any draw given a weight?
+        self.num_draws, self.weight, self.unit, self.is_weighted = self._before = 0, 0.0, 1.0, False
         self.last_weight = 0.0  #: of the draw in progress, or the last one
-        self.is_weighted = False  #: was any draw given a weight?
         self.is_local = False  #: did `closes_next` say that draws may stay this rank's alone?
         self.is_shared = False  #: were local sums averaged over the ranks, and none added since?
         self.metric_sum: Any = 0.0  # weighted, for a wrapper inside; None: a draw had no metric
@@ -113,7 +112,7 @@ class Window:
             others have touched.
             TypeError: one is sparse.
         """
-        self._before = (self.num_draws, self.weight, self.unit)
+        self._before = (self.num_draws, self.weight, self.unit, self.is_weighted)
         grads, watch = [*map(_grad, self.params)], self.watch
         self.was_changed = watch is not None and watch.was_changed(grads)
         if not self._are_kept(grads) and not dense(grads):
@@ -184,7 +183,7 @@ class Window:
 
     def undo(self) -> None:
         """Take back the count of the draw in progress."""
-        self.num_draws, self.weight, self.unit = self._before
+        self.num_draws, self.weight, self.unit, self.is_weighted = self._before
 
     def add_metric(self, metric: float | Tensor | None) -> None:
         """Add up the metrics of the draws; None once one of them had none."""
@@ -207,7 +206,7 @@ class Window:
         """What a checkpoint holds; sums are clones, by parameter index, sharded as they are."""
         own = {key: getattr(self, key) for key in SAVED}
         if self._staged:  # in progress, or ended by an interrupt: no draw yet
-            own.update(zip(SAVED, self._before, strict=False))
+            own.update(zip(SAVED, self._before, strict=True))
         sums = enumerate(self._sums if own["num_draws"] else [])
         return {
             **own,
@@ -228,7 +227,8 @@ class Window:
         scale = own.get("scale")
         self.scale = None if scale is None else torch.tensor(scale)
         if own["pending"]:
-            self._load(own["pending"])
+            sums = {self.params[i]: total for i, total in own["pending"].items()}
+            self._replace({p: like(p, total.to(self._dtype(p))) for p, total in sums.items()})
 
     # What a sum in .grad does in another way
 
@@ -268,8 +268,12 @@ class Window:
                     new[i] = s if factor == 1 else s * factor
 
     @staticmethod
-    def _zeros(param: Tensor) -> Tensor:
-        return torch.zeros_like(param, dtype=wide(param.dtype))  # it never had a gradient
+    def _dtype(param: Tensor) -> torch.dtype:
+        """Of the sum that is kept."""
+        return wide(grad_dtype(param))
+
+    def _zeros(self, param: Tensor) -> Tensor:
+        return torch.zeros_like(param, dtype=self._dtype(param))  # it never had a gradient
 
     def _replace(self, sums: dict[Tensor, Tensor]) -> None:
         """Take ``sums`` for :math:`A_n / u`."""
@@ -329,13 +333,11 @@ class Window:
         self._sums = []
 
     def _show(self, grads: list[Tensor | None]) -> None:
-        """Put ``grads`` in ``.grad``, in the dtype that torch takes there (the parameter's)."""
+        """Put ``grads`` in ``.grad``, in the dtype that torch takes there."""
         for p, grad in zip(self.params, grads, strict=False):
-            dtype = getattr(p, "grad_dtype", p.dtype) or p.dtype
-            p.grad = None if grad is None else grad.to(dtype)
+            p.grad = None if grad is None else grad.to(grad_dtype(p))
 
-    def _load(self, sums: dict[int, Tensor]) -> None:
-        self._sums = [
-            like(p, sums[i].to(wide(shard(p).dtype))) if i in sums else None
-            for i, p in enumerate(self.params)
-        ]
+
+def grad_dtype(param: Tensor) -> torch.dtype:
+    """That of ``.grad``: the parameter's, unless ``param.grad_dtype`` is another."""
+    return getattr(param, "grad_dtype", None) or param.dtype

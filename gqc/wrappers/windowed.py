@@ -332,14 +332,11 @@ class WindowedOptimizer(DelegatingOptimizer):
         saved.check_shapes(self._params(), own["pending"])
 
     def _restore(self, own: dict[str, Any]) -> None:
-        if "_window" not in vars(self):  # a copy
-            self._make_window()
-        else:
+        if "_window" in vars(self):  # no copy
             self.loaded_at = own["counts"]["batches"]
             if self.num_draws or not self._is_wrapped:  # then .grad is the outer one's
                 self._window.clear()
-        self._window.follow(self._params())
-        self._window.open()
+        self._make_window()
         self._window.load_state(own, self.default_weight)
         self.last_window = report.closed(own, self.default_weight)
         self._counts.update(own["counts"])

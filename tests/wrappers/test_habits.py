@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 
 import pytest
 import torch
@@ -578,13 +579,18 @@ def test_a_compiled_train_step_steps(case, accumulate):
 
 @both_windows
 def test_a_gradient_dtype_of_its_own_is_kept(accumulate):
-    x = torch.zeros(3, dtype=torch.bfloat16, requires_grad=True)
-    x.grad_dtype = torch.float32
-    wrapper = sbc([x], 2, accumulate=accumulate)
-    for _ in range(2):
-        (x.float() * 3).sum().backward()
+    """257 and 255: in bfloat16 the first is 256."""
+    saved = None
+    for grad in (257.0, 255.0):  # in mid-window another wrapper goes on
+        x = torch.zeros(3, dtype=torch.bfloat16, requires_grad=True)
+        x.grad_dtype = torch.float32
+        wrapper = sbc([x], 2, accumulate=accumulate)
+        if saved is not None:
+            wrapper.load_state_dict(saved)
+        (x.float() * grad).sum().backward()
         wrapper.step()
-    assert torch.equal(x.detach(), torch.full((3,), -3.0, dtype=torch.bfloat16))
+        saved = wrapper.state_dict()
+    assert torch.equal(x.detach(), torch.full((3,), -256.0, dtype=torch.bfloat16))
 
 
 @both_windows
@@ -607,6 +613,15 @@ def test_a_model_that_changes_its_dtype_is_summed_exactly_or_refused(at, dtype, 
             return
         wrapper.step()
     assert model.weight.item() == -1.0
+
+
+def test_a_refused_draw_leaves_no_weight_behind():
+    x = scalar()
+    wrapper = gqc.OptimizerWrapperReplay(SGD([x], lr=1.0), [2])
+    with pytest.warns(UserWarning, match="NaN"):
+        draw(wrapper, x, math.nan, weight=3)
+    assert [draw(wrapper, x, 1.0), draw(wrapper, x, 1.0)] == [False, True]
+    assert x.item() == -1.0
 
 
 def test_windows_of_one_16_bit_draw_need_no_sum():

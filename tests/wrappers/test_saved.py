@@ -61,7 +61,15 @@ def test_a_first_state_leaves_all_else_as_it_was():
     before = [p.detach().clone() for p in params]
     optimizer = torch.optim.AdamW(params, lr=0.05, weight_decay=0.5)
     optimizer.register_step_pre_hook(lambda *_: pytest.fail("a hook ran"))
+    step = optimizer.step
+
+    def counted() -> None:  # in the groups, as schedule-free optimizers do
+        step()
+        optimizer.param_groups[0]["k"] += 1
+
+    optimizer.step, optimizer.param_groups[0]["k"] = counted, 0
     make_state(optimizer)
+    assert optimizer.param_groups[0]["k"] == 0
     assert all(torch.equal(a, b) for a, b in zip(before, params, strict=True))
     assert [group["lr"] for group in optimizer.param_groups] == [0.05]
     assert all(p.grad is None for p in params)
