@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors
 
-_dtype, _cdata = map(attrgetter, ("dtype", "_cdata"))
+_cdata = attrgetter("_cdata")
 _num_holders = torch._C._storage_Use_Count
 _one = torch.empty(0)
 SOLE = _num_holders(_one.untyped_storage()._cdata)  # of memory that is one tensor's
@@ -180,9 +180,9 @@ def multiply_(tensors: Sequence[Tensor], factor: float | Tensor) -> None:
     """Multiply every tensor by ``factor`` (a number or a 0-dim tensor) in place."""
     shards = local(tensors)
     if not isinstance(factor, Tensor):
-        if {*map(_dtype, shards)} == {torch.float32} and {*map(Tensor.get_device, shards)} == {-1}:
-            # a number would be made a tensor of float32 for each of them
-            torch._foreach_mul_(shards, torch.full((), factor, dtype=torch.float32))
+        if {*map(Tensor.get_device, shards)} == {-1}:
+            # a number would be rounded to their type first, and made a tensor for each of them
+            torch._foreach_mul_(shards, torch.full((), factor, dtype=torch.float64))
         elif shards:
             torch._foreach_mul_(shards, factor)
         return
