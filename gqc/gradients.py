@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors
 
-_cdata = attrgetter("_cdata")
+_dtype, _cdata = map(attrgetter, ("dtype", "_cdata"))
 _num_holders = torch._C._storage_Use_Count
 _one = torch.empty(0)
 SOLE = _num_holders(_one.untyped_storage()._cdata)  # of memory that is one tensor's
 T = TypeVar("T", bound=Tensor | None)
 HALF = frozenset((torch.float16, torch.bfloat16))
+DOUBLE = frozenset((torch.float64, torch.complex128))
 
 # On the CPU a kernel call costs about a microsecond a tensor: up to so many elements in all, or in
 # tensors of at most FEW, one copy and its norm take half the time of one norm a tensor.
@@ -182,7 +183,9 @@ def multiply_(tensors: Sequence[Tensor], factor: float | Tensor) -> None:
     if not isinstance(factor, Tensor):
         if {*map(Tensor.get_device, shards)} == {-1}:
             # a number would be rounded to their type first, and made a tensor for each of them
-            torch._foreach_mul_(shards, torch.full((), factor, dtype=torch.float64))
+            is_double = not DOUBLE.isdisjoint(map(_dtype, shards))
+            dtype = torch.float64 if is_double else torch.float32
+            torch._foreach_mul_(shards, torch.full((), factor, dtype=dtype))
         elif shards:
             torch._foreach_mul_(shards, factor)
         return
