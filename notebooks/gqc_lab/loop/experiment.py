@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gqc_lab.loop.controls import Change, Controls, by_microbatch, listed
+from gqc_lab.loop.placement import random_state, set_random_state
 
 FORMAT = 1
 
@@ -110,13 +111,12 @@ class Experiment(Iterator[dict[str, Any]]):
 
     def summary(self) -> dict[str, Any]:
         """Return the result numbers so far, flat and plain."""
-        rate = self.done / self.seconds if self.seconds > 0 else None
         return {
             **self.constants,
             self.unit: self.done,
             "microbatches": self.microbatch,
             "seconds": self.seconds,
-            f"{self.unit}_per_second": rate,
+            f"{self.unit}_per_second": self.done / self.seconds if self.seconds > 0 else None,
             "is_steered": self.is_steered,
         }
 
@@ -149,8 +149,7 @@ class Experiment(Iterator[dict[str, Any]]):
             **self.measure(batch, stepped),
         }
         self.seconds += time.perf_counter() - started
-        record["seconds"] = self.seconds
-        record.update(dict.fromkeys(self.evaluated))
+        record |= {"seconds": self.seconds, **dict.fromkeys(self.evaluated)}
         if self.is_evaluation_due():
             record.update(self.evaluate())
         record["changes"] = json.dumps(changes) if changes else None
@@ -210,7 +209,6 @@ class Experiment(Iterator[dict[str, Any]]):
     def history(self) -> pd.DataFrame:
         """A copy of the history: one row per record, the constants as its first columns."""
         with self._lock:
-            rows = self.microbatch
             columns = {name: list(column) for name, column in self._columns.items()}
         frame = pd.DataFrame(columns)
         for name in frame:
@@ -219,7 +217,7 @@ class Experiment(Iterator[dict[str, Any]]):
             elif frame[name].isna().all():  # else pandas makes it a column of objects
                 frame[name] = frame[name].astype(float)
         for at, (name, value) in enumerate(self.constants.items()):
-            frame.insert(at, name, [value] * rows)
+            frame.insert(at, name, [value] * len(frame))
         return frame
 
     def state_dict(self, start: int = 0) -> dict[str, Any]:
@@ -240,6 +238,7 @@ class Experiment(Iterator[dict[str, Any]]):
                 "seconds": self.seconds,
                 "parts": {name: part.state_dict() for name, part in self.parts.items()},
                 "generators": {name: g.get_state() for name, g in self.generators.items()},
+                "random": random_state({}),  # the global generators: dropout draws from them
                 "controls": self.controls.state_dict(),
                 "changes": [dict(c) for c in self.changes],
                 "plan": listed(self.controls.planned),
@@ -278,6 +277,7 @@ class Experiment(Iterator[dict[str, Any]]):
             part.load_state_dict(state["parts"][name])
         for name, generator in self.generators.items():
             generator.set_state(state["generators"][name])
+        set_random_state(state.get("random") or random_state({}), {})  # older files have none
         self.controls.load_state_dict(state["controls"])
         self.microbatch, self.done = state["microbatch"], state["done"]
         self.seconds = state["seconds"]

@@ -66,8 +66,8 @@ def set_random_state(state: Mapping[str, Any], streams: Mapping[str, torch.Gener
     for name in streams.keys() & state["streams"].keys():
         streams[name].set_state(state["streams"][name])
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    for card, own in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(own, card)
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
     version, words, gauss = state["python"]

@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import random
 import threading
 from dataclasses import dataclass
 from functools import cache
@@ -146,6 +147,30 @@ def test_nothing_touches_the_global_random_stream_or_prints(capsys):
 def test_a_cut_run_is_the_uncut_run(cut):
     uncut, files = uncut_and_cuts()
     assert_same_run(resume(Line(LineConfig()), files[cut]), uncut)
+
+
+class Noisy(Line):
+    """As a model with dropout does, and augmentations: they draw from the global generators."""
+
+    def __init__(self, config):
+        torch.manual_seed(config.seed)
+        random.seed(config.seed)
+        super().__init__(config)
+
+    def compute_loss(self, batch):
+        kept = torch.nn.functional.dropout(batch[0], 0.5)
+        return super().compute_loss((kept + random.random(), batch[1]))
+
+
+@pytest.mark.parametrize("cut", [0, 3, 12, 29])
+def test_a_cut_run_with_dropout_is_the_uncut_run(cut):
+    """The masks of a resumed run were those of its beginning."""
+    config = LineConfig(total=40, lr=0.01)
+    first = run(Noisy(config), until=cut)
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    uncut = run(first)
+    assert_same_run(resume(Noisy(config), file), uncut)
 
 
 def test_the_cuts_meet_open_windows_of_several_draws():

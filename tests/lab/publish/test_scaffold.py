@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import jupytext
+import pandas as pd
 import pytest
 import yaml
 from notebook_files import is_paired
@@ -18,6 +19,7 @@ from gqc_lab.errors import BadInput
 from gqc_lab.publish.scaffold import write_experiment
 from gqc_lab.runs.notebook import read_notebook
 from gqc_lab.runs.plan import read_batch
+from gqc_lab.runs.report import summarize_batch
 
 ROOT = Path(__file__).parents[3]
 
@@ -38,6 +40,23 @@ def load(path):
     return module
 
 
+def test_a_grid_over_thresholds_has_a_row_for_each(made):
+    """The guide writes it so; the table had one mean over all thresholds."""
+    grid = "{methods: [[gnts]], threshold: [0.4, 0.6]}"
+    text = made.batch.read_text().replace("{methods: [[adamw], [gnts]]}", grid)
+    made.batch.write_text(text.replace("seeds: 5", "seeds: 2"))
+    batch = read_batch(made.batch)
+    found = {"method": "gnts", "accuracy": 0.9, "microbatches": 100}
+    losses = [1.0, 2.0, 5.0, 6.0]
+    rows = [
+        {"run": r.id, **r.parameters, **found, "val_loss": loss}
+        for r, loss in zip(batch.runs, losses, strict=True)
+    ]
+    summary = summarize_batch(batch, pd.DataFrame(rows)).query("column == 'val_loss'")
+    assert dict(zip(summary["threshold"], summary["mean"], strict=True)) == {"0.4": 1.5, "0.6": 5.5}
+    assert summary["low"].notna().all()
+
+
 def test_its_files_fit_together(made, tmp_path):
     names = sorted(p.relative_to(tmp_path / "new").as_posix() for p in made.paths)
     assert names == [
@@ -49,6 +68,7 @@ def test_its_files_fit_together(made, tmp_path):
     assert is_paired(made.notebook)
     batch = read_batch(made.batch)
     assert (len(batch.runs), batch.runs[0].parameters["scale"]) == (10, "laptop")
+    assert batch.report.by == ()
     assert "batch_noise" in batch.runs[0].inputs["source"]  # an edit of it makes runs stale
     declared = read_notebook(made.notebook).declared
     assert declared["seed"].default == 0
