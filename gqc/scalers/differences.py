@@ -33,8 +33,7 @@ class Differences(Sketch):
     def _move(self, prepared: Tensor, weight: Tensor, finite: Tensor, factor: float) -> Tensor:
         has_last = self._of_values((weight > 0) & (self.count > 0))
         change = torch.where(has_last & finite, prepared - self._last, 0.0)
-        is_new = self._of_values(weight > 0) & finite
-        self._last = torch.where(is_new, prepared, self._last)
+        self._last = torch.where(self._of_values(weight > 0) & finite, prepared, self._last)
         sums = super()._move(prepared, weight, finite, factor)
         torch.mul(change, change, out=self._pair[0])
         return torch.stack([self._sums()[0] / 2, sums[1]])
@@ -47,5 +46,4 @@ class Differences(Sketch):
         return self.spread, self.mean_sq - kappa * self.spread
 
     def _lists(self) -> dict[str, list[Tensor]]:
-        last = [self._last[place] for place in self._sketch.places]
-        return {**super()._lists(), "last": last}
+        return {**super()._lists(), "last": [self._last[p] for p in self._sketch.places]}

@@ -87,8 +87,7 @@ def mean_factor(
     if factors is None:
         ratios, _, counted = estimator.ratios(settings.variance_cap)
         return _law(_aggregate(ratios, counted, parameters, settings), settings)
-    device = estimator.averages.raw.device
-    total = torch.stack([f.sum().to(device) for f in factors]).sum()
+    total = torch.stack([f.sum().to(estimator.averages.raw.device) for f in factors]).sum()
     return total / sum(f.numel() for f in factors)
 
 

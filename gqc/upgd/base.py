@@ -218,8 +218,7 @@ class UtilityOptimizer(CheckpointedOptimizer):
                 limits = utility.bounds(low, high, name)
             elif not batch.is_row_wise:
                 limits = [utility.bounds(low, high, name) for low, high in chosen[mine]]
-            is_absolute = batch.is_published or batch.is_row_wise
-            yield (factors if is_absolute else relative)[mine], limits
+            yield (factors if batch.is_published or batch.is_row_wise else relative)[mine], limits
 
     def _noise_stds(self, batch: Batch) -> float | Tensors:
         """Sigma; or relative to each gradient, or to the average of its norms."""

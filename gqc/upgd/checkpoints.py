@@ -100,8 +100,7 @@ class Generators:
 
     def on(self, device: torch.device | str) -> torch.Generator:
         if str(device) not in self._by_device:
-            made = torch.Generator(device).manual_seed(self._seed)
-            self._by_device[str(device)] = made
+            self._by_device[str(device)] = torch.Generator(device).manual_seed(self._seed)
         return self._by_device[str(device)]
 
     def state_dict(self) -> dict[str, Any]:
