@@ -78,8 +78,9 @@ def refuse_clipping(name: str, value: float | None, wrapper: OptimizerWrapper) -
     """Raise ValueError where a trainer would clip each draw, before the wrapper reads it."""
     if value:
         raise ValueError(
-            f"{name}={value:g} clips each draw before {type(wrapper).__name__} reads it, not what "
-            f"it steps with: pass {name}=0 to the trainer and clip_norm={value:g} to the wrapper"
+            f"{name}={value:g} clips each draw before {type(wrapper).__name__} reads it, not the "
+            f"gradient that it steps with: pass {name}=0 to the trainer and clip_norm={value:g} to "
+            "the wrapper"
         )
 
 

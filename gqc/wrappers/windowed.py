@@ -276,8 +276,7 @@ class WindowedOptimizer(DelegatingOptimizer):
         if "draw_norm" in norms:
             self.draw_norm = found.pop(0) * window.unit / window.last_weight
         if "grad_norm" in norms:
-            divisor = window.divisor
-            self.grad_norm, *self.tensor_norms = [norm / divisor for norm in found]
+            self.grad_norm, *self.tensor_norms = [norm / window.divisor for norm in found]
         return is_finite
 
     def _is_checked(self) -> bool:
