@@ -75,8 +75,7 @@ def compute_inverse_loss_curriculum_weight(
     Raises: ValueError: an argument that is negative or not finite.
     """
     check_finite(base_weight=base_weight, warmup_epochs=warmup_epochs, max_weight=max_weight)
-    curriculum = Curriculum(base_weight, warmup_epochs, warmup_epochs, cap=max_weight)
-    return curriculum(epoch)
+    return Curriculum(base_weight, warmup_epochs, warmup_epochs, cap=max_weight)(epoch)
 
 
 def cap_shares(

@@ -40,6 +40,7 @@ def cosine(a: Sequence[Tensor], b: Sequence[Tensor]) -> float | None:
     Returns: in [-1, 1]; None where one is zero (it has no direction) or not finite.
     Raises: ValueError: lists of different lengths or shapes.
     """
+    a, b = _tensors(a), _tensors(b)
     if [t.shape for t in a] != [t.shape for t in b]:
         raise ValueError(
             f"gradients of shapes {[tuple(t.shape) for t in a]} and "
@@ -101,6 +102,13 @@ def momentum_angle(
     return None if similarity is None else math.degrees(math.acos(similarity))
 
 
+def _tensors(grads: Sequence[Tensor]) -> list[Tensor]:
+    for index, grad in enumerate(found := [*grads]):
+        if not isinstance(grad, Tensor):
+            raise TypeError(f"gradient {index} is {grad!r}: expected a tensor, zeros for a None")
+    return found
+
+
 def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     """The sum over all tensors in float64, on the device of the first."""
     dots: list[Any] = []
@@ -132,7 +140,7 @@ class ProductSketch:
 
         Raises: ValueError: tensors of other sizes than before.
         """
-        shards = local(grads)
+        shards = local(_tensors(grads))
         numels = [real_numel(t) for t in shards]
         if self._sketch is None:
             self._numels = numels

@@ -70,8 +70,7 @@ class RankNoise:
         for module in reversed(modules):  # the innermost first, which have parameters of their own
             if not hasattr(module, "set_custom_reduce_scatter"):
                 raise RuntimeError(
-                    f"torch {torch.__version__} has no set_custom_reduce_scatter for FSDP2: "
-                    "expected torch 2.8 or newer"
+                    f"torch {torch.__version__} has no set_custom_reduce_scatter: expected >= 2.8"
                 )
             if own := [p for p in module.parameters() if p.requires_grad and p not in taken]:
                 module.set_custom_reduce_scatter(_MeasuredReduceScatter(self, own))  # type: ignore

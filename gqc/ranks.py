@@ -205,8 +205,7 @@ def ranks_of(wrapper: Any) -> Ranks:
     groups: list[Any] = [] if wrapper.process_group is None else [wrapper.process_group]
     for module in () if groups else modules:
         groups += [g for g in _groups_of(module) if not any(g is known for known in groups)]
-    is_known = bool(groups) or torch.distributed.get_world_size() == 1
-    ranks = Ranks(groups, modules, is_known)
+    ranks = Ranks(groups, modules, bool(groups) or torch.distributed.get_world_size() == 1)
     if wrapper.reduce_at_step and not groups:
         ranks = Ranks([torch.distributed.group.WORLD])
     must_look = wrapper.needs_gradient or wrapper.clip_norm or wrapper.changes_gradient
@@ -274,8 +273,7 @@ def weigh(wrapper: Any, weight: float | Tensor | None) -> tuple[float, float]:
     if not are_local and squares * ranks > total * total * (1 + 1e-9):
         raise ValueError(
             f"weight={own!r}, {total / ranks!r} on average over the ranks, whose mean losses were "
-            'averaged as if they had equal weights. Give the wrapper loss="sum" and sum the losses '
-            "of tokens"
+            'averaged as if of equal weights. Give the wrapper loss="sum" and sum losses of tokens'
         )
     unit = float(ranks) if is_sum else own * ranks
     window.check_unit(own, unit, ranks)

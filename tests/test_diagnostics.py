@@ -43,6 +43,9 @@ def test_cosine_of_no_direction_is_none_and_never_beyond_one():
     assert all(abs(cosine([g], [g])) <= 1.0 for g in a)
     with pytest.raises(ValueError, match=r"\(3, 4\)"):
         cosine(a, a[:1])
+    with pytest.raises(TypeError, match="gradient 1 is None: expected a tensor"):
+        cosine([a[0], None], [a[0], None])
+    assert cosine((g for g in a), (g for g in a)) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -69,5 +69,7 @@ def test_bad_draws_are_passed_over_and_bad_arguments_refused():
     assert (found.correlation(), found.num_draws) == before
     with pytest.raises(ValueError, match=r"tensors of \[3\] elements: expected \[5400, 40\]"):
         found.update([torch.zeros(3)])
+    with pytest.raises(TypeError, match="gradient 0 is None: expected a tensor"):
+        found.update([None, torch.zeros(SHAPES[1])])
     with pytest.raises(ValueError, match="far=1"):
         DrawCorrelation(far=1)

@@ -132,6 +132,23 @@ def test_norm_warmup_goes_in_front_of_another_schedule():
         gqc.NormWarmupScheduler(after, 4)
     with pytest.raises(TypeError, match="DrawsSchedule does more at a step"):
         gqc.NormWarmupScheduler(gqc.schedules.DrawsSchedule(opt, 2, 1.0, 1.0), 4)
+    for other in (opt, torch.optim.lr_scheduler.ExponentialLR(opt, 0.9), None):
+        with pytest.raises(TypeError, match=f"is a {type(other).__name__}: expected a schedule"):
+            gqc.NormWarmupScheduler(other, 4)
+
+
+def test_sequential_lr_is_refused_with_what_takes_its_place():
+    opt = wrapper()
+    first, then = (gqc.get_linear_schedule(opt, *line, 4, key="lr") for line in ((0, 2), (2, 0)))
+    torch_one = torch.optim.lr_scheduler.ExponentialLR(opt, 0.9)
+    with pytest.raises(TypeError, match=r"SequentialLR can't hold it.*ask others for value_at"):
+        torch.optim.lr_scheduler.SequentialLR(opt, [first, torch_one], [4])
+
+    def both(step):
+        return first.value_at(step) if step < 4 else then.value_at(step - 4)
+
+    one = gqc.ParamGroupSchedule(opt, "lr", both)
+    assert values(one, 8) == [0.0, 0.5, 1.0, 1.5, 2.0, 1.5, 1.0, 0.5, 0.0]
 
 
 def test_a_schedule_follows_groups_that_are_added_or_loaded():

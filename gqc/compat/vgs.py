@@ -80,8 +80,7 @@ class VarianceGradientScaler(scalers.VarianceGradientScaler):
         if version == "1.x":
             del flat["param_numel"]
             return {**flat, "num_updates": own["statistics"]["num_updates"]}
-        statistics = own["statistics"]
-        vectors = {name: statistics[name] for name in (*VECTORS, "num_updates")}
+        vectors = {name: own["statistics"][name] for name in (*VECTORS, "num_updates")}
         return {**flat, **vectors, "vgs_version": version}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

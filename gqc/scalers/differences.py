@@ -53,5 +53,4 @@ class Differences(Sketch):
         return super()._kappa_and_scale(count)[0], 1.0
 
     def _lists(self) -> dict[str, list[Tensor]]:
-        last = [self._last[place] for place in self._sketch.places]
-        return {**super()._lists(), "last": last}
+        return {**super()._lists(), "last": [self._last[p] for p in self._sketch.places]}

@@ -13,9 +13,9 @@ from gqc.gradients import settle
 
 AGAIN = (
     "scale_gradients() again before step(): call it once per optimizer step, after the last "
-    "backward(), and then the scaler's step(), also where the optimizer's is left out: without it "
-    "the warmup never ends"
+    "backward(), and then the scaler's step(): without it the warmup never ends"
 )
+EARLY = "scale_gradients() before backward() scales nothing: call it between that and the step"
 MARKS = itertools.count(1)  # one for each scaler
 
 
@@ -30,6 +30,7 @@ class ParameterList:
         groups: number of the param group of each parameter.
         mark_of: the attribute of a gradient that says that this scaler has scaled it.
         is_marked: were gradients marked so since the scaler's last step?
+        was_early: were there none when they were to be scaled?
     Raises:
         ValueError: there is none, only some have a name, or two have the same.
         TypeError: something else is in there.
@@ -41,7 +42,7 @@ class ParameterList:
         self.tensors: list[Tensor] = []
         self.names: list[str] = []
         self.groups: list[int] = []
-        self.is_marked = self._has_groups = False
+        self.is_marked = self.was_early = self._has_groups = False
         self.mark_of = f"scaled_by_{next(MARKS)}"
         seen = set()
         for group, name, tensor in self._entries(parameters):
@@ -84,12 +85,16 @@ class ParameterList:
             raise RuntimeError(AGAIN)
         if self.is_marked and is_first:
             warnings.warn(AGAIN, stacklevel=5)
+        self.was_early = first is None
         if first is not None:
             self.is_marked = vars(first)[self.mark_of] = True
 
     def check_there(self, estimator: str) -> None:
-        """Raise RuntimeError where no gradient is left of those that were marked."""
-        if self.is_marked and all(p.grad is None for p in self.tensors):
+        """Raise RuntimeError where gradients came after they were to be scaled, or are gone."""
+        is_gone = all(p.grad is None for p in self.tensors)
+        if self.was_early and not is_gone:
+            raise RuntimeError(EARLY)
+        if self.is_marked and is_gone:
             raise RuntimeError(
                 f"estimator={estimator!r} reads gradients in step(), and zero_grad() has removed "
                 "them: call the scaler's step() between the optimizer's and zero_grad()"

@@ -186,8 +186,7 @@ def whole_gradient_statistics(grads: Sequence[Tensor | None]) -> Tensor | None:
     present = [whole(g) for g in grads if g is not None and g.numel()]
     if not present:
         return None
-    device = present[0].device
-    sizes = torch.cat([g.abs().flatten().float().to(device) for g in present])
+    sizes = torch.cat([g.abs().flatten().float().to(present[0].device) for g in present])
     variance = sizes.var() if sizes.numel() > 1 else sizes.new_zeros(())
     return torch.stack([sizes.mean(), variance, total_norm([sizes]), sizes.max()])
 

@@ -22,8 +22,7 @@ class ShardSums:
 
     def __init__(self, params: Sequence[Tensor]) -> None:
         refuse_flat_shards("VarianceGradientScaler", params)
-        groups = by_mesh(params).items()
-        self._groups = [(key, [*shards]) for key, shards in groups if key[1]]
+        self._groups = [(key, [*shards]) for key, shards in by_mesh(params).items() if key[1]]
         self.is_sharded = bool(self._groups)  #: does another rank hold a part of any tensor?
         self.params = list(params) if self._groups else []
 
@@ -79,8 +78,7 @@ def gather(state: dict[str, Any], names: Sequence[str], params: Sequence[Any]) -
 
 def _of_rank(params: Sequence[Any]) -> str:
     sizes = [param.device_mesh.size() for param in params if hasattr(param, "device_mesh")]
-    rank = torch.distributed.get_rank() if sizes else 0
-    return f"_of_rank_{rank}_of_{max(sizes, default=1)}"
+    return f"_of_rank_{torch.distributed.get_rank() if sizes else 0}_of_{max(sizes, default=1)}"
 
 
 def _like(param: Any, tensor: Tensor) -> Tensor:

@@ -211,8 +211,7 @@ class SignSketch:
                 multiply_([g for i in due if (g := tensors[i]) is not None], factor)
         if self._all is not None:
             return self._all
-        first = self._arguments[1][0]
-        return torch.cat([values.to(first) for values in self._values])
+        return torch.cat([values.to(self._arguments[1][0]) for values in self._values])
 
 
 class _Whole:

@@ -164,11 +164,11 @@ class VarianceGradientScaler:
 
     @untraced
     def step(self) -> None:
-        """Count a step; read the gradient unless this step's was read; RuntimeError: it is gone."""
-        if self.enabled and not self._is_read:
+        """Count a step; read what was not read; RuntimeError: it is gone, or came late."""
+        if self.enabled and (self._parameters.was_early or not self._is_read):
             self._parameters.check_there(self.estimator)
             self.update_statistics()
-        self._is_read = self._parameters.is_marked = False
+        self._is_read = self._parameters.is_marked = self._parameters.was_early = False
         if not self.enabled:
             return
         self.step_count += 1

@@ -82,8 +82,7 @@ def get_curved_batch_schedule(
     check_positive("polynomial_exponent", polynomial_exponent)
     check_count("num_training_steps", num_training_steps, 1)
     shape = initial_batch_size, final_batch_size, polynomial_exponent
-    fn = partial(power_growth, num_training_steps, *shape)
-    return ParamGroupSchedule(optimizer, key, fn)
+    return ParamGroupSchedule(optimizer, key, partial(power_growth, num_training_steps, *shape))
 
 
 def get_quadratic_batch_schedule(
@@ -146,10 +145,12 @@ class NormWarmupScheduler(ParamGroupSchedule):
     ) -> None:
         check_count("num_warmup_steps", num_warmup_steps, 0)
         check_finite(warmup_start=warmup_start, warmup_end=warmup_end)
+        kind, base = type(scheduler), ParamGroupSchedule
+        if not isinstance(scheduler, base):
+            raise TypeError(f"scheduler is a {kind.__name__}: expected a schedule of gqc to follow")
         if scheduler.last_step != 0 or scheduler.is_attached:
             done = f"attached, or stepped {scheduler.last_step} times"
             raise ValueError(f"scheduler is {done}: expected a new one")
-        kind, base = type(scheduler), ParamGroupSchedule
         if (kind.go_to, kind._write) != (base.go_to, base._write):
             raise TypeError(f"{kind.__name__} does more at a step: give it a warmup of its own")
         self.scheduler, scheduler.is_attached = scheduler, True
@@ -168,8 +169,7 @@ class NormWarmupScheduler(ParamGroupSchedule):
     def _warmed(self, step: int) -> float:
         length, start, end = self._warmup
         ramp = min(step / length, 1.0) if length else 1.0
-        factor = start + (end - start) * ramp
-        return factor * self.scheduler.value_at(max(step - length, 0))
+        return (start + (end - start) * ramp) * self.scheduler.value_at(max(step - length, 0))
 
 
 def _cosine(

@@ -88,9 +88,17 @@ class ParamGroupSchedule(LRScheduler):
             loaded.register_load_state_dict_post_hook(note)
 
     @property
-    def last_epoch(self) -> int:  # type: ignore[override]
+    def last_epoch(self) -> int:
         """The name that torch's schedulers have for ``last_step``."""
         return self.last_step
+
+    @last_epoch.setter
+    def last_epoch(self, step: int) -> None:
+        raise TypeError(
+            f"last_epoch={step} of a schedule of {self.key!r}: torch's SequentialLR can't hold it. "
+            "Make one ParamGroupSchedule, whose function of the step may ask others for value_at, "
+            "or give PiecewiseSchedule all points; go_to(step) moves a schedule"
+        )
 
     @property
     def base_lrs(self) -> list[float]:  # type: ignore[override]
@@ -135,7 +143,7 @@ class ParamGroupSchedule(LRScheduler):
 
     def get_last_lr(self) -> list[float]:  # type: ignore[override]
         """Return the learning rate in each param group, whatever ``key`` is, as trainers log it."""
-        return [float(group["lr"]) for group in self.optimizer.param_groups if "lr" in group]
+        return [float(g["lr"]) for g in self.optimizer.param_groups if g.get("lr") is not None]
 
     get_lr = get_last_lr  # type: ignore[assignment]
 

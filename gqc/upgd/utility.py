@@ -118,8 +118,7 @@ def bounds(low: Tensor, high: Tensor, normalization: str) -> Bounds:
     if normalization == "minmax_published":
         return Bounds(low, high - low + 1e-8)
     # Below a maximum of 0 quotients are -inf with tiny too, but 0 / tiny = 0 where 0 / 0 is NaN.
-    tiny = torch.finfo(high.dtype).tiny
-    return Bounds(None, high.masked_fill(high == 0, tiny))
+    return Bounds(None, high.masked_fill(high == 0, torch.finfo(high.dtype).tiny))
 
 
 def gates(
@@ -227,8 +226,7 @@ def noise_streams(generator: torch.Generator) -> Iterator[torch.Generator]:
     A seed has 32 bits, which is what the generator takes of it.
     """
     while True:
-        seed = int(torch.randint(2**32, (), generator=generator))
-        yield torch.Generator().manual_seed(seed)
+        yield torch.Generator().manual_seed(int(torch.randint(2**32, (), generator=generator)))
 
 
 def draw_noise(like: Tensors, std: float | Tensors, generator: torch.Generator) -> Tensors:

@@ -206,9 +206,8 @@ class OptimizerWrapper(WindowedOptimizer):
         are_reduced = not self._window.is_local or self.sums_in_grad or self.reduce_at_step
         if not are_reduced and self.ranks.size > 1:
             raise RuntimeError(
-                'closes_next() with accumulate="buffer": draws that no_sync() keeps local would '
-                'never be reduced. Pass accumulate="grad", or reduce_at_step=True and always '
-                "no_sync()"
+                'closes_next() with accumulate="buffer": what no_sync() keeps local would never be '
+                'reduced. Pass accumulate="grad", or reduce_at_step=True and always no_sync()'
             )
         return closes
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from gqc.checks import check_positive
+from gqc.checks import check_positive, plain
 from gqc.wrappers import options, saved
 
 FORMAT = 2
@@ -44,7 +44,7 @@ def _of_all_groups(name: str) -> Any:
 
     def write(self: Any, value: Any) -> None:
         for group in self.param_groups:
-            group[name] = value
+            group[name] = plain(value)
 
     return property(lambda self: self.tunable(name), write)
 
@@ -113,9 +113,9 @@ class DelegatingOptimizer(Optimizer):
         self.optimizer = optimizer
         self._warned: list[str] = []
         self.loaded_schedules: dict[str, Any] = {}  #: of `gqc.integrations.attach`, by key
-        optimizer.defaults.update(tunables)  # so that the wrapped add_param_group fills them in
+        optimizer.defaults.update({k: plain(v) for k, v in tunables.items()})  # for added groups
         for group in optimizer.param_groups:
-            group.update({k: v for k, v in tunables.items() if k not in group})
+            group.update({k: optimizer.defaults[k] for k in tunables if k not in group})
         self._hook_wrapped()
         # Optimizer.__init__ would make a second set of groups; this makes its hook tables only.
         super().__setstate__({})
@@ -259,8 +259,7 @@ class DelegatingOptimizer(Optimizer):
             raise ValueError(f"state of {own['class']} given to {name}: expected one of {name}")
         if own["format"] > FORMAT:
             raise ValueError(
-                f"state of format {own['format']} given to {name}: this version reads up to "
-                f"{FORMAT}; upgrade gqc-kit"
+                f"state of format {own['format']} for {name}, which reads {FORMAT}: upgrade gqc-kit"
             )
         there = [len(g["params"]) for g in state_dict["param_groups"]]
         here = [len(g["params"]) for g in self.param_groups]

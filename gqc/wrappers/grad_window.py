@@ -78,9 +78,8 @@ class GradWindow(Window):
         self._are_kept([p.grad for p in self.params])
         if self.has_new():
             raise RuntimeError(
-                ".grad was changed in place since the last draw, by clipping, by "
-                "zero_grad(set_to_none=False) or by a backward() without its step(): discard() "
-                "drops the window"
+                ".grad was changed in place since the last draw, by clipping, zero_grad() or "
+                "a backward() without its step(): discard() drops the window"
             )
 
     def refuse(self) -> int:

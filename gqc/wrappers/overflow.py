@@ -42,8 +42,7 @@ def refuse(wrapper: Any, *, overflow: bool) -> None:
         multiply_(window.totals(), scaler.get_scale() / before)
         window.scale = None
     # With reduce_at_step ranks agree on windows, not on draws.
-    is_whole = wrapper.reduce_at_step or window.num_deferred
-    lost = window.clear() if is_whole else window.refuse()
+    lost = window.clear() if wrapper.reduce_at_step or window.num_deferred else window.refuse()
     wrapper._counts["num_discarded"] += lost
     if overflow and scaler is None:
         wrapper._warn_once(

@@ -61,11 +61,11 @@ def settings(wrapper: Any) -> dict[str, Any]:
     """Tunables and learning rates as they are now; tensors as copies, since to read them waits."""
     groups = wrapper.param_groups
     values: dict[str, Any] = {name: wrapper.tunable(name) for name in wrapper.strictest}
-    if groups and "lr" in groups[0]:
+    if groups and groups[0].get("lr") is not None:  # as that of Adafactor may be
         values["lr"] = groups[0]["lr"]
     if len(groups) > 1:
         for i, group in enumerate(groups):
-            keys = [name for name in (*wrapper.strictest, "lr") if name in group]
+            keys = [name for name in (*wrapper.strictest, "lr") if group.get(name) is not None]
             values.update({f"{name}/group_{i}": group[name] for name in keys})
     return {k: v.clone() if isinstance(v, Tensor) else v for k, v in values.items()}
 

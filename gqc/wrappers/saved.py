@@ -46,8 +46,7 @@ ONE_RANKS_DRAWS = (
 )
 SAVED_ALONE = (
     "{} pending draws of this rank alone are in this checkpoint, which no other rank can load: "
-    "call wrapper.reduce_pending() on every rank first, or let every rank save its own "
-    "(this warning comes once)"
+    "call wrapper.reduce_pending() on every rank first, or let each save its own (said once)"
 )
 
 
@@ -118,8 +117,7 @@ def check_shapes(params: Sequence[Tensor], sums: dict[int, Tensor]) -> None:
         if value.shape not in shapes:
             here = None if param is None else tuple(shapes[1])
             raise ValueError(
-                f"pending gradient of shape {tuple(value.shape)} given to parameter {index} "
-                f"of shape {here}"
+                f"pending gradient of shape {tuple(value.shape)} for parameter {index} of {here}"
             )
 
 
@@ -171,7 +169,7 @@ def is_asked_for_state(optimizer: Optimizer) -> bool:
 
     It gives a new optimizer gradients of zeros, and a learning rate of 0.
     """
-    if optimizer.state or any(float(group.get("lr", 1)) for group in optimizer.param_groups):
+    if optimizer.state or any(group.get("lr", 1) != 0 for group in optimizer.param_groups):
         return False
     params = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     grads = [p.grad for p in params]

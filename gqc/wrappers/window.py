@@ -95,15 +95,17 @@ class Window:
         if self._staged:  # of a draw that an error or an interrupt ended
             self._staged = []
             self.undo()
-        are_kept = all(map(is_, self.params, params))
-        if len(params) == len(self.params) and are_kept:
+        are_kept = len(params) >= len(self.params) and all(map(is_, self.params, params))
+        if are_kept and len(params) == len(self.params):
             return
-        if self.num_draws and (len(params) < len(self.params) or not are_kept):
+        if self.num_draws and not are_kept:
             raise RuntimeError(
                 "a parameter was removed or replaced while draws wait for a step: flush() or "
                 "discard() them before the groups change"
             )
         self.params, self._is_sharded, self._norm = [*params], is_sharded(params), None
+        if self.watch is not None and not are_kept:
+            self.watch.follow(self.params)
 
     def stage(self) -> list[Tensor] | None:
         """Look at ``.grad``; a buffer takes :math:`g_i` out of it and returns it.

@@ -186,10 +186,12 @@ class WindowedOptimizer(DelegatingOptimizer):
         """After a window was closed and handed on, or thrown away."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the wrapped optimizer; it gets the tunables as they are now."""
+        """Add a group, with the tunables as they are now; gradients that it has are no draw."""
         for name in self.strictest if isinstance(param_group, dict) else ():
             param_group.setdefault(name, self.tunable(name))
         self.optimizer.add_param_group(param_group)
+        for param in self.param_groups[-1]["params"]:
+            param.grad = None  # nobody has cleared it in a loop without zero_grad()
         if self._window.watch is not None:
             self._window.watch.follow([*self._params()])
 
@@ -207,8 +209,7 @@ class WindowedOptimizer(DelegatingOptimizer):
         """Raises: RuntimeError, ValueError: it cannot be wrapped now."""
         if self.num_draws:
             raise RuntimeError(
-                f"{type(self).__name__} has {self.num_draws} pending draws: flush() or discard() "
-                "them before it is wrapped"
+                f"{type(self).__name__} has {self.num_draws} pending draws: flush() or discard()"
             )
         if self.loss != "mean":
             raise ValueError(
@@ -275,8 +276,7 @@ class WindowedOptimizer(DelegatingOptimizer):
         if "draw_norm" in norms:
             self.draw_norm = found.pop(0) * window.unit / window.last_weight
         if "grad_norm" in norms:
-            divisor = window.divisor
-            self.grad_norm, *self.tensor_norms = [norm / divisor for norm in found]
+            self.grad_norm, *self.tensor_norms = [norm / window.divisor for norm in found]
         return is_finite
 
     def _is_checked(self) -> bool:

@@ -272,6 +272,19 @@ def test_a_scaler_that_is_never_stepped_says_so():
 
 
 @pytest.mark.parametrize("estimator", ALL)
+def test_scaling_before_backward_which_scales_nothing_is_refused(estimator):
+    (param,), scaler = make(estimator, [(40,)], warmup_steps=0)
+    scaler.scale_gradients()
+    scaler.step()  # a step without any gradient is none
+    scaler.scale_gradients()
+    backward(param)
+    with pytest.raises(RuntimeError, match=r"scale_gradients\(\) before backward\(\)"):
+        scaler.step()
+    scaler.scale_gradients()  # in the right order
+    scaler.step()
+
+
+@pytest.mark.parametrize("estimator", ALL)
 def test_gradients_that_are_gone_before_they_are_read(estimator):
     (param,), scaler = make(estimator, [(40,)], warmup_steps=0)
     backward(param)

@@ -283,6 +283,26 @@ def left_before(x: Tensor, make: Callable[..., Any]) -> float:
     return x.item() + 2.0
 
 
+def added_late(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper, y = make(2), torch.zeros(1, requires_grad=True)
+    (x + 100 * y).sum().backward()  # y is not in the optimizer yet, which clears no others
+    wrapper.step()
+    wrapper.add_param_group({"params": [y]})
+    (3 * x + 4 * y).sum().backward()
+    wrapper.step()
+    return max(abs(x.item() + 2.0), abs(y.item() + 2.0))
+
+
+def removed(x: Tensor, make: Callable[..., Any]) -> float:
+    wrapper, y = make(2), torch.zeros(1, requires_grad=True)
+    wrapper.add_param_group({"params": [y]})
+    for grad in (1.0, 3.0, 1.0, 3.0):
+        wrapper.param_groups[1]["params"] = [y] if y.item() == 0 else []
+        ((x + y) * grad).sum().backward()
+        wrapper.step()
+    return max(abs(x.item() + 4.0), abs(y.item() + 2.0))
+
+
 def left_before_loading(x: Tensor, make: Callable[..., Any]) -> float:
     wrapper = make(2)
     state = copy.deepcopy(wrapper.state_dict())
@@ -516,6 +536,7 @@ HABITS = (
     Habit("`step()` in `torch.inference_mode()`", in_inference_mode),
     Habit("adversarial examples, `backward(inputs=[images])`", attacked),
     Habit("a gradient from before the wrapper was made", left_before, "no draw"),
+    Habit("one from before `add_param_group()`, of an added layer", added_late, "no draw"),
     Habit("a gradient from before a checkpoint was loaded", left_before_loading, "no draw"),
     Habit("two parameters in one sum, `p[None] + q[None]`", shared, "torch alone sums 7 for 4"),
     Habit("`.grad` set by hand", hand_made, remedy=BUFFER),
@@ -552,6 +573,7 @@ HABITS = (
     Habit("the same with `clip_before_step`", clipped_twice, remedy="remove()"),
     Habit("a parameter replaced in mid-window", replaced, remedy="replaced"),
     Habit("the same between windows", other_parameters),
+    Habit("a group emptied between windows", removed),
     Habit(
         "VGS: `scale_gradients()` at each `backward()`",
         scaled_again,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from problems import SHAPES, backward, global_norm, mean_of, parameters, stream
@@ -405,6 +407,33 @@ def test_the_last_window_is_a_record_of_what_was_handed_on(kind):
     assert wrapper.statistics()["num_draws"] == 2  # with the microbatch in progress, as ever
     with pytest.raises(AttributeError):
         last.num_draws = 1
+
+
+def test_an_optimizer_whose_lr_is_none_is_reported_without_it():
+    """As that of Adafactor, which finds one of its own."""
+    (x,), found = [torch.zeros(1, requires_grad=True)], []
+    inner = torch.optim.SGD([{"params": [x], "own": 1}], lr=1.0)
+    wrapper = gqc.OptimizerWrapperGNTS(inner, 1e9, on_step=found.append)
+    schedule = gqc.get_constant_schedule(wrapper, 2.0, key="gradient_norm_threshold")
+    inner.step = lambda: None
+    wrapper.param_groups[0]["lr"] = None
+    backward([x], [torch.ones(1)])
+    assert wrapper.step()
+    assert found[0]["steps"] == 1
+    assert "lr" not in {**found[0], **wrapper.statistics(), **wrapper.last_window.closed_with}
+    assert schedule.get_last_lr() == []
+
+
+def test_numbers_of_numpy_are_pythons_in_a_checkpoint():
+    params = parameters()
+    wrapper = gqc.OptimizerWrapperGNTS(torch.optim.SGD(params, lr=0.1), np.float64(3.0))
+    assert type(wrapper.param_groups[0]["gradient_norm_threshold"]) is float
+    wrapper.gradient_norm_threshold = np.float32(0.5)
+    file = io.BytesIO()
+    torch.save(wrapper.state_dict(), file)
+    file.seek(0)
+    group = torch.load(file, weights_only=True)["param_groups"][0]
+    assert group["gradient_norm_threshold"] == 0.5
 
 
 def test_min_draws_waits_and_a_file_with_more_draws_than_max_steps_next():
