@@ -63,7 +63,7 @@ def settle(params: Sequence[Tensor], names: Sequence[str] = ()) -> list[Tensor |
             if _is_partial(grad):
                 sharded: Any = param
                 param.grad = grad.redistribute(placements=sharded.placements)  # type: ignore
-    elif is_apart(*present):
+    elif _are_sole(present):
         return grads
     shared = [] if is_apart(*present) else local(present)
     spans = sorted((grad.data_ptr(), grad.data_ptr() + grad.nbytes) for grad in shared)
@@ -181,7 +181,9 @@ def multiply_(tensors: Sequence[Tensor], factor: float | Tensor) -> None:
     """Multiply every tensor by ``factor`` (a number or a 0-dim tensor) in place."""
     shards = local(tensors)
     if not isinstance(factor, Tensor):
-        if {*map(Tensor.get_device, shards)} == {-1}:
+        if len(shards) == 1:
+            shards[0].mul_(factor)
+        elif {*map(Tensor.get_device, shards)} == {-1}:
             # a number would be rounded to their type first, and made a tensor for each of them
             is_double = not DOUBLE.isdisjoint(map(_dtype, shards))
             dtype = torch.float64 if is_double else torch.float32
@@ -231,6 +233,10 @@ def is_apart(*grads: Tensor) -> bool:
     """Does no other tensor hold the memory of any of these?  (Shards are pieces of a message.)"""
     if is_sharded(grads):
         return not any(map(Tensor._is_view, map(shard, grads)))
+    return _are_sole(grads)
+
+
+def _are_sole(grads: Iterable[Tensor]) -> bool:
     holders = map(_num_holders, map(_cdata, map(Tensor.untyped_storage, grads)))
     return max(holders, default=0) <= SOLE
 

@@ -74,7 +74,7 @@ class DebiasedEstimator(VarianceEstimator):
             self._count = torch.tensor(self._settle().counts, device=self._device)
         return self._count
 
-    def update(self, grads: Grads, factor: float = 1.0, tracked: Tensor | None = None) -> None:
+    def update(self, grads: Grads, factor: float = 1.0, tracked: Tensor | None = None) -> bool:
         presence, is_full = self._presence(grads), self._are_all_present
         prepared, norm_sq = self._prepare(grads, factor)
         self.has_equal_counts &= is_full
@@ -87,7 +87,7 @@ class DebiasedEstimator(VarianceEstimator):
             sums = self._shards.reduce(self._move(prepared, weight, True, factor))
             start = [norm, *(number for values in more for number in values.tolist()), *counts]
             self._go_on(self._advanced(moments, start + sums.flatten().tolist()))
-            return
+            return True
         finite = norm_sq < math.inf
         moved = presence * finite.to(torch.float32)
         count = self.count + moved
@@ -97,6 +97,7 @@ class DebiasedEstimator(VarianceEstimator):
         self._now = moments, (*rows, torch.cat([norm_sq.view(1), *more, count, sums.flatten()]))
         if is_on_host(norm_sq) or len(rows) == MOST_ROWS:
             self._settle()
+        return is_on_host(norm_sq)
 
     def _settle(self) -> Moments:
         """Return the moments with all rows; another thread may ask while one updates."""
@@ -116,13 +117,15 @@ class DebiasedEstimator(VarianceEstimator):
         counts, squares, mean_sq = row[start:end], row[end:-images], row[-images:]
         if not row[0] < math.inf:
             return last._replace(counts=counts, num_skipped=last.num_skipped + 1)
-        pairs = [*zip(counts, last.counts, strict=True)]
-        shares = {pair: self._share(*map(abs, pair)) for pair in {*pairs}}
-        of_images = [shares[pairs[owner]] for owner in self._owners]
-        spread = self._averaged(of_images, last.spread, squares)
-        if still := {pair for pair in shares if abs(pair[0]) == abs(pair[1])}:
-            triples = zip(self._owners, last.mean_sq, mean_sq, strict=True)
-            mean_sq = [old if pairs[owner] in still else new for owner, old, new in triples]
+        if self.has_equal_counts:
+            shares = [self._share(counts[0], last.counts[0])] * images
+        else:
+            pairs = [(abs(now), abs(old)) for now, old in zip(counts, last.counts, strict=True)]
+            shares = [self._share(*pairs[owner]) for owner in self._owners]
+            moved = [pairs[owner][0] > pairs[owner][1] for owner in self._owners]
+            triples = zip(moved, mean_sq, last.mean_sq, strict=True)
+            mean_sq = [new if has_moved else old for has_moved, new, old in triples]
+        spread = self._averaged(shares, last.spread, squares)
         raw, updates = [*last.raw], [*last.updates]
         for i, value in enumerate(row[1:start]) if start > 1 else [(2, math.sqrt(row[0]))]:
             raw[i] += (1 - self.beta) * (value - raw[i])
@@ -133,7 +136,9 @@ class DebiasedEstimator(VarianceEstimator):
         """Return variance, squared signal, and kappa of each tensor."""
         known = {count: self._kappa_and_scale(abs(int(count))) for count in {*now.counts}}
         found = [known[count] for count in now.counts]
-        of_images = [found[owner] for owner in self._owners]
+        of_images = [*known.values()] * len(self._owners)
+        if len(known) > 1:
+            of_images = [found[owner] for owner in self._owners]
         triples = zip(now.mean_sq, now.spread, of_images, strict=True)
         signals = [mean - kappa * scale * spread for mean, spread, (kappa, scale) in triples]
         spread, signal = ([x[i] for i in self._firsts] for x in (now.spread, signals))

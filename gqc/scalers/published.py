@@ -58,16 +58,16 @@ class PublishedEstimator(VarianceEstimator):
         self.param_grad_mean_ema = torch.zeros(len(params), device=self._device)
         self.param_grad_sq_ema = torch.zeros_like(self.param_grad_mean_ema)
 
-    def update(self, grads: Grads, factor: float = 1.0, tracked: Tensor | None = None) -> None:
+    def update(self, grads: Grads, factor: float = 1.0, tracked: Tensor | None = None) -> bool:
         overall = whole_gradient_statistics(grads)
         if overall is None:
-            return
+            return False
         raw = self.beta * self.raw + (1 - self.beta) * overall
         self.raw = torch.where(self.updates == 0, overall, raw) if self.first_value else raw
         self.updates = self.updates + 1
         self.num_updates += 1
         if not self.vectors:
-            return
+            return False
         present, none = self._presence(grads) > 0, (torch.zeros(()),) * 2
         pairs = [none if g is None else self.statistic(whole(g).float()) for g in grads]
         for name, column in zip(VECTORS, zip(*pairs, strict=True), strict=True):
@@ -77,6 +77,7 @@ class PublishedEstimator(VarianceEstimator):
             if self.first_value and self.num_updates == 1:
                 new = value
             setattr(self, name, torch.where(present, new, old))
+        return False
 
     def ratios(self, variance_cap: float | None) -> tuple[list[float], list[bool]]:
         """Return what :class:`VarianceEstimator` says, without the cap, which acts later."""

@@ -89,13 +89,14 @@ class VarianceEstimator:
         self._which_train = partial(which_train, params, [p.numel() for p in params])
         self._found: list[int] = []  # elements of each gradient, -1 for none
 
-    def update(self, grads: Grads, factor: float = 1.0, tracked: Tensor | None = None) -> None:
+    def update(self, grads: Grads, factor: float = 1.0, tracked: Tensor | None = None) -> bool:
         """Take in one gradient per tensor (None: none this time), without a host sync.
 
         Args:
             grads: the gradients; where one is not finite, all are skipped.
             factor: then multiply each of them by it, in place, while the cache still holds it.
             tracked: mean|g|, var|g|, norm and max|g| of all of them [4], to average.
+        Returns: are all numbers on the host already?
         """
         raise NotImplementedError
 

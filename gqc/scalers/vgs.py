@@ -106,7 +106,7 @@ class VarianceGradientScaler:
         self.logger = logger
         self._is_read: bool  # were this step's gradients read?
         self._estimator: VarianceEstimator | None = None  # made when the first gradient is read
-        self._host: dict[Any, Any]  # what was read of the present statistics
+        self._host: dict[str, tuple[Any, Any]]  # what was read of the present statistics
         self.reset_statistics()
 
     @classmethod
@@ -308,8 +308,8 @@ class VarianceGradientScaler:
     def _factors(self, estimator: VarianceEstimator) -> tuple[float, list[float | Tensor] | None]:
         """Return the factor, or the mean of them and that of each tensor or its elements."""
         found = tensor_factors(estimator, self._ratios, self._parameters, self._settings)
-        read = self._host.get(self._settings)
-        factor = mean_factor(found) if read is None else read["scaling_factor"]
+        settings, read = self._host.get("numbers", (None, None))
+        factor = read["scaling_factor"] if settings is self._settings else mean_factor(found)
         return factor, None if self.granularity == "global" else found
 
     def _observe(self, grads: list[Tensor | None], factor: float = 1.0) -> None:
@@ -319,24 +319,30 @@ class VarianceGradientScaler:
         if self._estimator is None:
             self._estimator = self._settings.build(self._parameters.tensors)
         tracked = whole_gradient_statistics(grads) if self._settings.track_spatial else None
-        self._estimator.update(grads, factor, tracked)
+        is_known = self._estimator.update(grads, factor, tracked)
         self._host = {}  # last, and a new one: another thread may be reading into the former
+        if is_known:  # here the few operations that the next factor takes find the cache warm
+            self._ratios()
 
     def _ratios(self) -> tuple[list[float], list[bool]]:
-        host, cap = self._host, self.variance_cap
-        if cap not in host and self._estimator is not None:
-            host[cap] = self._estimator.ratios(cap)
-        return host[cap]
+        host, settings, estimator = self._host, self._settings, self._estimator
+        known, ratios = host.get("ratios", (None, ([], [])))
+        if known is not settings and estimator is not None:
+            ratios = estimator.ratios(settings.variance_cap)
+            host["ratios"] = settings, ratios
+        return ratios
 
     @torch.no_grad()
     def _read(self) -> dict[str, float]:
         """All numbers on the host: one sync for each update of the statistics."""
         host, settings, num = self._host, self._settings, len(self._parameters.tensors)
-        if settings not in host:
+        known, found = host.get("numbers", (None, None))
+        if known is not settings:
             factor, reading = 1.0, Reading([0.0] * num, [True] * num, [False] * num, [0.0] * 4, 0)
             if self._estimator is not None:
                 reading = self._estimator.read(settings.variance_cap)
-                host[settings.variance_cap] = reading[:2]
+                host["ratios"] = settings, reading[:2]
                 factor = self._factors(self._estimator)[0]
-            host[settings] = numbers(reading, factor, self._parameters, settings)
-        return host[settings]
+            found = numbers(reading, factor, self._parameters, settings)
+            host["numbers"] = settings, found
+        return found
