@@ -91,12 +91,16 @@ def test_the_core_loads_torch_and_nothing_heavy():
 
 
 def test_the_core_costs_little_over_torch():
-    """CPU time, the least of up to ten fresh processes, so that a busy machine does not count."""
-    code = "import time, torch; t = time.process_time(); import gqc; print(time.process_time() - t)"
+    """CPU time, the least of up to ten fresh processes, so that a busy machine does not count.
+
+    Without the collector, which goes over torch's objects in whichever import comes next: 0.08 s.
+    """
+    code = "import gc, time, torch; gc.disable(); t = time.process_time(); import gqc; "
+    code += "print(time.process_time() - t)"
     times = []
-    while not times or (min(times) > 0.15 and len(times) < 10):
+    while not times or (min(times) > 0.1 and len(times) < 10):
         times.append(float(run(code).stdout))
-    assert min(times) <= 0.15, times
+    assert min(times) <= 0.1, times
 
 
 def test_dependencies_between_the_packages_point_one_way():

@@ -73,7 +73,7 @@ def measure(stream: Stream, num: int, **options: object) -> tuple[float, float]:
 
 def variances_of(scaler, cap=None):
     """V of each tensor."""
-    return torch.tensor(scaler._estimator.ratios(cap)[0], dtype=torch.float64)
+    return torch.tensor(scaler._estimator.read(cap).ratios, dtype=torch.float64)
 
 
 class PublishedReference:

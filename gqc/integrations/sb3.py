@@ -71,6 +71,10 @@ class VGSCallback(BaseCallback):
                 f"{type(self.model).__name__} has no policy.optimizer, as PPO, A2C and DQN have: "
                 "wrap those that it has in OptimizerWrapperVGS, such as model.actor.optimizer"
             )
+        if hasattr(optimizer, "scaler"):
+            raise ValueError(
+                "the policy's optimizer is in an OptimizerWrapperVGS: drop VGSCallback"
+            )
         if self.scaler is None or self._policy is not self.model.policy:
             self._policy = self.model.policy
             self.scaler = VarianceGradientScaler(optimizer.param_groups, **self.options)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gqc.scalers.moments import Finite, Floats, Weight
 from gqc.scalers.sketch import Sketch
 
 
@@ -29,10 +30,8 @@ class Differences(Sketch):
         super().__init__(params, settings)
         self._last = torch.zeros_like(self._mean)
 
-    def _move(
-        self, prepared: Tensor, weight: float | Tensor, finite: Tensor | bool, factor: float
-    ) -> Tensor:
-        moved = torch.as_tensor(weight).to(self.count).expand_as(self.count) > 0
+    def _move(self, prepared: Tensor, weight: Weight, finite: Finite, factor: float) -> Tensor:
+        moved = weight > 0 if isinstance(weight, Tensor) else self.count >= 0
         has_last = self._of_values(moved & (self.count > 0))
         change = torch.where(has_last & finite, prepared - self._last, 0.0)
         self._last = torch.where(self._of_values(moved) & finite, prepared, self._last)
@@ -43,9 +42,7 @@ class Differences(Sketch):
     def _share(self, count: float, before: float) -> float:  # one difference less than updates
         return super()._share(before, 0) if count > before else 0.0
 
-    def _averaged(
-        self, shares: list[float], spread: list[float], squares: list[float]
-    ) -> list[float]:
+    def _averaged(self, shares: Floats, spread: Floats, squares: Floats) -> Floats:
         triples = zip(shares, spread, squares, strict=True)
         return [old + a * (square - old) for a, old, square in triples]
 

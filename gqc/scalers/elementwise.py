@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gqc.gradients import local, tensor_norms
 from gqc.noise.estimates import debiased_moments, ema_kappa, noise_to_signal
-from gqc.scalers.moments import DebiasedEstimator
+from gqc.scalers.moments import DebiasedEstimator, Finite, Weight
 from gqc.scalers.sketch import real_flat, real_numel
 from gqc.scalers.variance import Grads
 
@@ -45,27 +45,26 @@ class Elementwise(DebiasedEstimator):
         squares = tensor_norms(there).to(self.count).square()
         return shards, self._shards.reduce(squares).sum()
 
-    def _move(
-        self, prepared: Any, weight: float | Tensor, finite: Tensor | bool, factor: float
-    ) -> Tensor:
+    def _move(self, prepared: Any, weight: Weight, finite: Finite, factor: float) -> Tensor:
         # An integer mask makes the move exactly zero where NaN * 0 would not, and costs less than
         # torch.where or masked_fill_.
-        keep = -torch.as_tensor(finite, device=self._device).to(torch.int32)
+        keep = -finite.to(torch.int32) if isinstance(finite, Tensor) else None
+        shares = weight.unbind() if isinstance(weight, Tensor) else None
         sums = []
-        shares = torch.as_tensor(weight).to(self.count).expand(len(prepared)).unbind()
         for index, (grad, mean) in enumerate(zip(prepared, self.means, strict=True)):
             if grad is None or not grad.numel():
-                sums.append(self.count.new_zeros(2))
+                sums.append(torch.zeros(2, device=self._device))
                 continue
-            share, mask = shares[index].to(mean.device), keep.to(mean.device)
+            mask = None if keep is None else keep.to(mean.device)
+            share = weight if shares is None else shares[index].to(mean.device)
             totals = self._move_tensor(real_flat(grad), mean, share, mask, index)
-            sums.append(totals.to(self.count.device))
+            sums.append(totals.to(self._device))
             if factor != 1.0:
                 grad.mul_(factor)
         return torch.stack(sums, dim=1)
 
     def _move_tensor(
-        self, flat: Tensor, mean: Tensor, share: Tensor, keep: Tensor, index: int
+        self, flat: Tensor, mean: Tensor, share: Weight, keep: Tensor | None, index: int
     ) -> Tensor:
         """Move one mean; the squared norms of move and mean [2]."""
         chunk = CHUNK if mean.device.type == "cpu" else mean.numel()
@@ -74,7 +73,8 @@ class Elementwise(DebiasedEstimator):
         sums = []
         for i, (g, m) in enumerate(zip(flat.split(chunk), mean.split(chunk), strict=True)):
             move = torch.sub(g, m, out=scratch[: m.numel()])
-            move.view(torch.int32).bitwise_and_(keep)
+            if keep is not None:
+                move.view(torch.int32).bitwise_and_(keep)
             sums.append(torch.dot(move, move))
             if spreads is not None:
                 spreads[i].add_(move.square().mul_(share)).mul_(1 - share)

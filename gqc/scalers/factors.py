@@ -58,19 +58,15 @@ def numbers(
 
 def tensor_factors(
     estimator: VarianceEstimator,
-    read: Callable[[], tuple[list[float], list[bool]]],
+    read: Callable[[], Reading],
     parameters: ParameterList,
     settings: Settings,
 ) -> list[float | Tensor]:
-    """Return one factor for all, or that of each tensor or (flat) of its elements.
-
-    Args:
-        read: returns V of each tensor and which count.
-    """
+    """Return one factor for all, or that of each tensor or (flat) of its elements."""
     if isinstance(estimator, Elementwise) and settings.granularity == "element":
         places, cap = range(len(parameters.tensors)), settings.variance_cap
         return [_law(estimator.element_ratios(place, cap), settings) for place in places]
-    ratios, counted = read()
+    ratios, counted, *_ = read()
     if settings.granularity == "global":
         return [_law(_aggregate(ratios, counted, parameters, settings), settings)]
     if settings.granularity == "group":
@@ -82,13 +78,13 @@ def tensor_factors(
     return [_law(ratio, settings) for ratio in ratios]
 
 
-def mean_factor(factors: Sequence[float | Tensor]) -> float:
+def mean_factor(estimator: VarianceEstimator, factors: Sequence[float | Tensor]) -> float:
     """Return the mean of :func:`tensor_factors` over what they are of; elements: one host sync."""
     tensors = [factor for factor in factors if isinstance(factor, Tensor)]
-    if not tensors:
+    if not (tensors and isinstance(estimator, Elementwise)):
         return sum(map(float, factors)) / len(factors)
     total = torch.stack([factor.sum().to(tensors[0].device) for factor in tensors]).sum()
-    return total.item() / sum(map(Tensor.numel, tensors))
+    return estimator.fetch(total) / sum(map(Tensor.numel, tensors))
 
 
 def multiply_by(grad: Tensor, factor: float | Tensor) -> None:

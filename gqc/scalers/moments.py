@@ -21,6 +21,10 @@ from gqc.scalers.variance import Grads, Reading, VarianceEstimator
 
 MOST_ROWS = 1000  # that wait on a device
 
+Floats = list[float]
+Weight = float | Tensor  # of tensors [T], or one where the host knows that it is all of them's
+Finite = bool | Tensor
+
 
 class Moments(NamedTuple):
     """Never changed, but replaced, so that another thread may read.
@@ -32,12 +36,12 @@ class Moments(NamedTuple):
         raw, updates: see ``scalars()`` of an estimator.
     """
 
-    counts: list[float]
-    spread: list[float]
-    mean_sq: list[float]
+    counts: Floats
+    spread: Floats
+    mean_sq: Floats
     num_skipped: int
-    raw: list[float]
-    updates: list[float]
+    raw: Floats
+    updates: Floats
 
 
 class DebiasedEstimator(VarianceEstimator):
@@ -101,14 +105,22 @@ class DebiasedEstimator(VarianceEstimator):
 
     def _settle(self) -> Moments:
         """Return the moments with all rows; another thread may ask while one updates."""
+        known, moments = self._settled
+        return moments if known is self._now else self._fetch()[0]
+
+    def fetch(self, number: Tensor) -> float:
+        """Return a number, and by the same host sync what waits for one."""
+        return self._fetch(number.to(self._device, torch.float32).view(1))[1][0]
+
+    def _fetch(self, *more: Tensor) -> tuple[Moments, list[float]]:
         now, (known, moments) = self._now, self._settled
-        if known is not now:
-            moments, rows = now
-            table = torch.stack(rows).tolist() if len(rows) > 1 else [row.tolist() for row in rows]
-            for row in table:
-                moments = self._advanced(moments, row)
-            self._settled = now, moments
-        return moments
+        moments, rows = (moments, ()) if known is now else now
+        values = torch.cat([*rows, *more]).tolist() if rows or more else []
+        start = 0
+        for row in rows:
+            moments = self._advanced(moments, values[start : (start := start + len(row))])
+        self._settled = now, moments
+        return moments, values[start:]
 
     def _advanced(self, last: Moments, row: list[float]) -> Moments:
         images = len(self._owners)
@@ -148,23 +160,21 @@ class DebiasedEstimator(VarianceEstimator):
         both = zip(spread, signal, found, strict=True)
         return [(scale * x, y, kappa) for x, y, (kappa, scale) in both]
 
-    def ratios(self, variance_cap: float | None) -> tuple[list[float], list[bool]]:
-        now = self._settle()
-        found = []
-        for variance, signal, kappa in self._estimates(now):
-            largest = variance_cap or 1 / kappa
-            if not variance > 0:
-                found.append(0.0)
-            else:
-                found.append(min(variance / signal, largest) if signal > 0 else largest)
-        return found, [count > 0 for count in now.counts]
-
     def read(self, variance_cap: float | None) -> Reading:
-        now, ratios = self._settle(), self.ratios(variance_cap)
-        unresolved = [variance > 0 >= signal for variance, signal, _ in self._estimates(now)]
+        now = self._settle()
+        ratios, unresolved = [], []
+        for variance, signal, kappa in self._estimates(now):
+            ratio = largest = variance_cap or 1 / kappa
+            if not variance > 0:
+                ratio = 0.0
+            elif signal > 0:
+                ratio = min(variance / signal, largest)
+            ratios.append(ratio)
+            unresolved.append(variance > 0 >= signal)
         pairs = [(x, 1 - self.beta**n) for x, n in zip(now.raw, now.updates, strict=True)]
         scalars = [x / share if share else 0.0 for x, share in pairs]
-        return Reading(*ratios, unresolved, scalars, now.num_skipped)
+        counted = [count > 0 for count in now.counts]
+        return Reading(ratios, counted, unresolved, scalars, now.num_skipped)
 
     def scalars(self) -> dict[str, Tensor]:
         now = self._settle()
@@ -203,11 +213,9 @@ class DebiasedEstimator(VarianceEstimator):
         """What ``_move`` needs of the gradients, and their squared norm over all ranks."""
         raise NotImplementedError
 
-    def _move(
-        self, prepared: Any, weight: float | Tensor, finite: Tensor | bool, factor: float
-    ) -> Tensor:
-        """Move the means by ``weight`` [T]; the squares of move and mean of each image [2, ...],
-        which mean nothing where the weight is 0.  One number: all move.
+    def _move(self, prepared: Any, weight: Weight, finite: Finite, factor: float) -> Tensor:
+        """Move the means by ``weight``; the squares of move and mean of each image [2, ...], which
+        mean nothing where the weight is 0.
 
         Whichever of the two methods reads the gradients last multiplies them by ``factor``.
         """
@@ -217,9 +225,7 @@ class DebiasedEstimator(VarianceEstimator):
         """Return the share of the newest squares in the spread; 0: none."""
         return ema_numbers(int(count), self.beta)[0] if count > before else 0.0
 
-    def _averaged(
-        self, shares: list[float], spread: list[float], squares: list[float]
-    ) -> list[float]:
+    def _averaged(self, shares: Floats, spread: Floats, squares: Floats) -> Floats:
         """Return the spread of each image with the newest squares."""
         triples = zip(shares, spread, squares, strict=True)
         return [(1 - a) * (old + a * square) for a, old, square in triples]

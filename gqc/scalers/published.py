@@ -79,11 +79,8 @@ class PublishedEstimator(VarianceEstimator):
             setattr(self, name, torch.where(present, new, old))
         return False
 
-    def ratios(self, variance_cap: float | None) -> tuple[list[float], list[bool]]:
-        """Return what :class:`VarianceEstimator` says, without the cap, which acts later."""
-        return self.variances().tolist(), [True] * len(self.param_grad_mean_ema)
-
     def read(self, variance_cap: float | None) -> Reading:
+        """Return what :class:`VarianceEstimator` says, without the cap, which acts later."""
         num = len(self.param_grad_mean_ema)
         found = torch.cat([self.variances(), self._corrected()]).tolist()
         return Reading(found[:num], [True] * num, [False] * num, found[num:], 0)

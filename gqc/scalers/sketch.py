@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from gqc.gradients import local, multiply_
-from gqc.scalers.moments import DebiasedEstimator
+from gqc.scalers.moments import DebiasedEstimator, Finite, Weight
 from gqc.scalers.variance import Grads
 
 HASHES = 3
@@ -93,9 +93,7 @@ class Sketch(DebiasedEstimator):
         torch.mul(values, values, out=self._pair[0])
         return values, self._shards.reduce(self._sums()[0].mean(0)).sum()
 
-    def _move(
-        self, prepared: Tensor, weight: float | Tensor, finite: Tensor | bool, factor: float
-    ) -> Tensor:
+    def _move(self, prepared: Tensor, weight: Weight, finite: Finite, factor: float) -> Tensor:
         if isinstance(weight, Tensor) and isinstance(finite, Tensor):
             move = torch.where(finite, prepared, self._mean) - self._mean
             self._mean.addcmul_(self._of_values(weight), move)

@@ -100,10 +100,6 @@ class VarianceEstimator:
         """
         raise NotImplementedError
 
-    def ratios(self, variance_cap: float | None) -> tuple[list[float], list[bool]]:
-        """Return the first two of :class:`Reading`; at most one host sync."""
-        raise NotImplementedError
-
     def read(self, variance_cap: float | None) -> Reading:
         """Return all numbers; at most one host sync."""
         raise NotImplementedError

@@ -307,9 +307,11 @@ class VarianceGradientScaler:
 
     def _factors(self, estimator: VarianceEstimator) -> tuple[float, list[float | Tensor] | None]:
         """Return the factor, or the mean of them and that of each tensor or its elements."""
-        found = tensor_factors(estimator, self._ratios, self._parameters, self._settings)
+        found = tensor_factors(estimator, self._reading, self._parameters, self._settings)
         settings, read = self._host.get("numbers", (None, None))
-        factor = read["scaling_factor"] if settings is self._settings else mean_factor(found)
+        factor = (
+            read["scaling_factor"] if settings is self._settings else mean_factor(estimator, found)
+        )
         return factor, None if self.granularity == "global" else found
 
     def _observe(self, grads: list[Tensor | None], factor: float = 1.0) -> None:
@@ -322,27 +324,26 @@ class VarianceGradientScaler:
         is_known = self._estimator.update(grads, factor, tracked)
         self._host = {}  # last, and a new one: another thread may be reading into the former
         if is_known:  # here the few operations that the next factor takes find the cache warm
-            self._ratios()
+            self._reading()
 
-    def _ratios(self) -> tuple[list[float], list[bool]]:
+    def _reading(self) -> Reading:
         host, settings, estimator = self._host, self._settings, self._estimator
-        known, ratios = host.get("ratios", (None, ([], [])))
-        if known is not settings and estimator is not None:
-            ratios = estimator.ratios(settings.variance_cap)
-            host["ratios"] = settings, ratios
-        return ratios
+        if estimator is None:
+            num = len(self._parameters.tensors)
+            return Reading([0.0] * num, [True] * num, [False] * num, [0.0] * 4, 0)
+        known, reading = host.get("reading", (None, None))
+        if known is not settings:
+            reading = estimator.read(settings.variance_cap)
+            host["reading"] = settings, reading
+        return reading
 
     @torch.no_grad()
     def _read(self) -> dict[str, float]:
         """All numbers on the host: one sync for each update of the statistics."""
-        host, settings, num = self._host, self._settings, len(self._parameters.tensors)
+        host, settings = self._host, self._settings
         known, found = host.get("numbers", (None, None))
         if known is not settings:
-            factor, reading = 1.0, Reading([0.0] * num, [True] * num, [False] * num, [0.0] * 4, 0)
-            if self._estimator is not None:
-                reading = self._estimator.read(settings.variance_cap)
-                host["ratios"] = settings, reading[:2]
-                factor = self._factors(self._estimator)[0]
-            found = numbers(reading, factor, self._parameters, settings)
+            factor = 1.0 if self._estimator is None else self._factors(self._estimator)[0]
+            found = numbers(self._reading(), factor, self._parameters, settings)
             host["numbers"] = settings, found
         return found

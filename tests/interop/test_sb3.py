@@ -182,3 +182,14 @@ def test_what_scales_before_clipping_takes_the_place_of_a_former_one():
 def test_a_policy_of_several_optimizers_is_refused():
     with pytest.raises(TypeError, match=r"SAC has no policy\.optimizer.*OptimizerWrapperVGS"):
         sb3.SAC("MlpPolicy", "Pendulum-v1", device="cpu").learn(1, VGSCallback())
+
+
+def test_vgs_in_the_optimizer_and_as_a_callback_is_refused():
+    """Both would scale: of a gradient of 15 the two left 0.6, where one leaves 6."""
+
+    def optimizer(params, lr, **options):
+        return gqc.OptimizerWrapperVGS(torch.optim.Adam(params, lr=lr))
+
+    algorithm = make(policy_kwargs={"optimizer_class": optimizer})
+    with pytest.raises(ValueError, match="is in an OptimizerWrapperVGS: drop VGSCallback"):
+        algorithm.learn(64, VGSCallback())

@@ -151,7 +151,7 @@ def test_sketch_finds_the_ratio_in_the_median_over_signs(ratio, numel):
         gradient = [stream(t)]
         for one in sketches:
             one.update(gradient)
-    values = [one.ratios(None)[0][0] for one in sketches]
+    values = [one.read(None).ratios[0] for one in sketches]
     assert statistics.median(values) == pytest.approx(ratio, rel=0.15)
     # relative error of the denominator sqrt(2/k), and some from the noise left in it
     assert statistics.stdev(values) < 2.5 * ratio * (2 / min(sketches[0]._sketch.lengths)) ** 0.5
@@ -188,7 +188,7 @@ def seen_by(sketches, stream, num):
         gradient = [stream(t)]
         for one in sketches:
             one.update(gradient)
-    return [one.ratios(50.0)[0][0] for one in sketches]
+    return [one.read(50.0).ratios[0] for one in sketches]
 
 
 @pytest.mark.parametrize("distance", [1, 100, 5461])

@@ -544,7 +544,7 @@ def test_tensors_without_a_gradient_so_far_do_not_count():
     """Frozen layers would pull the percentile down to 0."""
     params, scaler = make(warmup_steps=0)
     feed(scaler, params, [[None, None, None, grads[3]] for grads in steps(20)])
-    ratios, counted = scaler._estimator.ratios(50.0)
+    ratios, counted, *_ = scaler._estimator.read(50.0)
     assert counted == [False, False, False, True]
     assert scaler.get_normalized_variance() == pytest.approx(ratios[3])
 
