@@ -46,7 +46,7 @@ class VarianceGradientScaler:
     The estimators ``"sketch"`` and ``"elementwise"`` read the raw gradient in
     :meth:`scale_gradients`; the factor at t uses what was read up to t - 1.  The published ones
     read in :meth:`step` whatever scaling and clipping have left, as they did.  At most one host
-    sync a step, of 1000 steps of a warmup one.  A gradient with NaN or inf is not read, but counted in
+    sync a step, one in 1000 during warmup.  A gradient with NaN or inf is not read, but counted in
     ``num_skipped``.  A tensor without a gradient keeps its V, which counts, unless it is frozen
     (``requires_grad``; the published ones keep that too).
 
