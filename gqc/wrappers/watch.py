@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.autograd import Variable
 
-from gqc.checks import untraced
 from gqc.gradients import HALF, is_apart, is_sharded, shard
 
 CHANGED_DRAW = (
@@ -95,7 +94,8 @@ class GradientWatch:
 
         def hook(param: Tensor) -> None:
             if (alive := watch()) is not None and _task() not in alive._running:
-                alive._start(param)
+                is_compiled = torch.compiler.is_dynamo_compiling()
+                (alive._start_untraced if is_compiled else alive._start)(param)
 
         hook.watch = watch  # type: ignore[attr-defined]
         new, self._is_plain = params[len(self.params) :], not is_sharded(params)
@@ -184,7 +184,6 @@ class GradientWatch:
         hooks = (getattr(param, "_post_accumulate_grad_hooks", None) for param in self.params)
         return any(not hasattr(h, "watch") for own in hooks if own for h in own.values())
 
-    @untraced  # torch.compile would look at every module that is loaded, for seconds
     def _start(self, first: Tensor) -> None:
         compiled: Any = sys.modules.get("torch._dynamo.compiled_autograd")
         if getattr(compiled, "in_compiled_autograd_region", False):
@@ -201,6 +200,9 @@ class GradientWatch:
         # Called at the end of this backward, in turn: DDP's and FSDP2's come before the second.
         queue = Variable._execution_engine.queue_callback
         queue(lambda: queue(partial(self._end, task)))
+
+    # torch.compile would look at every module that is loaded, for seconds.
+    _start_untraced = torch._disable_dynamo(_start)
 
     def _end(self, task: int) -> None:
         self._running.discard(task)
