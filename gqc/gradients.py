@@ -8,7 +8,6 @@ have several dtypes, and be ``DTensor`` (FSDP2): plain and sharded ones may be m
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
@@ -196,20 +195,6 @@ def multiply_(tensors: Sequence[Tensor], factor: float | Tensor) -> None:
         by_device.setdefault(tensor.device, []).append(tensor)
     for device, there in by_device.items():
         torch._foreach_mul_(there, factor.to(device))
-
-
-def constant(value: float, like: Tensor) -> Tensor:
-    """``value`` as a 0-dim tensor of the dtype and device of ``like``.
-
-    On the CPU an operation on a few elements takes it in half the time of a Python number.
-    """
-    return _constant(value, like.dtype, like.device)
-
-
-@functools.lru_cache(maxsize=256)
-def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.full((), value, dtype=dtype, device=device)
 
 
 def is_on_host(tensor: Tensor) -> bool:

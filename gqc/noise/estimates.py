@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 
 from gqc.checks import check_count, expect
-from gqc.gradients import constant
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -267,10 +266,9 @@ def ema_weight_and_kappa(count: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """Return :func:`ema_weight` (1 where t = 0) and :func:`ema_kappa`."""
     power = count.double().clamp_min(1)
     # 1 / (beta^t - 1) without cancellation; in float64, so that it is 1 / (beta - 1) at t = 1
-    inverse = torch.expm1(power * constant(math.log(beta), power)).reciprocal()
-    odds = inverse * constant(2, power) + constant(1, power)
-    kappa = odds * constant((beta - 1) / (1 + beta), power)
-    return (inverse * constant(beta - 1, power)).to(count.dtype), kappa.to(count.dtype)
+    inverse = torch.expm1(power * math.log(beta)).reciprocal()
+    kappa = (inverse * 2 + 1) * ((beta - 1) / (1 + beta))
+    return (inverse * (beta - 1)).to(count.dtype), kappa.to(count.dtype)
 
 
 def debiased_moments(spread: Tensor, mean_sq: Tensor, kappa: Tensor) -> tuple[Tensor, Tensor]:
@@ -287,7 +285,7 @@ def debiased_moments(spread: Tensor, mean_sq: Tensor, kappa: Tensor) -> tuple[Te
             and returned as 0.
     Returns: ``(variance, signal)``; the signal is negative where noise drowns it.
     """
-    variance = spread / (constant(1, kappa) - kappa).clamp_min(TINY)  # one value has no spread
+    variance = spread / (1 - kappa).clamp_min(TINY)  # one value has no spread
     return variance, mean_sq - kappa * variance
 
 
@@ -303,7 +301,6 @@ def noise_to_signal(
     Returns: ``(ratio, unresolved)``: the ratio in [0, largest], never inf or NaN (0 where the
         variance is not positive); unresolved where there is noise and no positive signal.
     """
-    zero = constant(0, variance)
-    unresolved = (variance > zero) & (signal <= zero)
+    unresolved = (variance > 0) & (signal <= 0)
     ratio = (variance.clamp_min(0) / signal.clamp_min(0)).nan_to_num(0.0)  # 0/0: no noise at all
     return ratio.clamp(max=largest), unresolved

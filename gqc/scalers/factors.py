@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from gqc.gradients import constant, local
+from gqc.gradients import local
 from gqc.scalers.elementwise import Elementwise
 from gqc.scalers.parameters import ParameterList
 from gqc.scalers.settings import Settings
@@ -33,8 +33,7 @@ def scaling_factor(
         bounded = min(variance, math.inf if variance_cap is None else variance_cap)
         return max(1 / (1 + alpha * bounded), smallest)
     bounded = variance if variance_cap is None else variance.clamp_max(variance_cap)
-    scaled = constant(alpha, bounded) * bounded + constant(1, bounded)
-    return scaled.reciprocal().clamp(smallest, 1)
+    return (1 + alpha * bounded).reciprocal().clamp(smallest, 1)
 
 
 def numbers(

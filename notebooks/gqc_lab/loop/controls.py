@@ -42,7 +42,9 @@ class Controls(Mapping[str, Any]):
         self.specs = dict(specs)
         self._check_together = check_together
         self._lock = threading.Lock()
-        self._values = self.check({}, {name: spec.default for name, spec in specs.items()})
+        self._values = {name: spec.check(name, spec.default) for name, spec in specs.items()}
+        if check_together is not None:
+            check_together(self._values)
         self.applied: dict[str, Any] = dict(self._values)
         self.changes: list[Change] = []
         self.planned: dict[int, dict[str, Any]] = {}
