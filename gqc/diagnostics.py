@@ -38,7 +38,7 @@ def cosine(a: Sequence[Tensor], b: Sequence[Tensor]) -> float | None:
     Args:
         a, b: tensors of equal shapes in pairs, any devices and dtypes; ``DTensor`` too.
     Returns: in [-1, 1]; None where one is zero (it has no direction) or not finite.
-    Raises: ValueError: lists of different lengths or shapes.
+    Raises: ValueError: lists of different lengths or shapes.  TypeError: a gradient is None.
     """
     a, b = _tensors(a), _tensors(b)
     if [t.shape for t in a] != [t.shape for t in b]:

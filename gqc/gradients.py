@@ -113,7 +113,7 @@ def norm_of_such(tensors: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], Tens
     if is_sharded(tensors) or len({(t.dtype, t.get_device()) for t in tensors}) > 1:
         return lambda given: torch.linalg.vector_norm(tensor_norms(given))
     dtype, numels = wide(tensors[0].dtype), [*map(Tensor.numel, tensors)]
-    if tensors[0].get_device() != -1:
+    if not is_on_host(tensors[0]):
         return lambda given: _norm_of(torch._foreach_norm([*given], 2, dtype=dtype))
     most = SMALL if sum(numels) <= SMALL else FEW
     few = [i for i, n in enumerate(numels) if n <= most]
@@ -237,7 +237,7 @@ def _norm_of(norms: Sequence[Tensor]) -> Tensor:
 def _foreach_norm(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Norms of tensors of one dtype and device."""
     dtype = wide(tensors[0].dtype)
-    if tensors[0].get_device() != -1 or max(map(Tensor.numel, tensors)) <= CHUNK:
+    if not is_on_host(tensors[0]) or max(map(Tensor.numel, tensors)) <= CHUNK:
         return list(torch._foreach_norm(list(tensors), 2, dtype=dtype))
     pieces = [t.reshape(-1).split(CHUNK) if t.numel() > CHUNK else (t,) for t in tensors]
     norms = iter(torch._foreach_norm([p for parts in pieces for p in parts], 2, dtype=dtype))

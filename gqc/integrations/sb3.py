@@ -13,6 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch.optim import Optimizer
 
 from gqc.scalers import VarianceGradientScaler
+from gqc.wrappers.vgs import OptimizerWrapperVGS
 from gqc.wrappers.watch import GradientWatch
 
 
@@ -71,7 +72,7 @@ class VGSCallback(BaseCallback):
                 f"{type(self.model).__name__} has no policy.optimizer, as PPO, A2C and DQN have: "
                 "wrap those that it has in OptimizerWrapperVGS, such as model.actor.optimizer"
             )
-        if hasattr(optimizer, "scaler"):
+        if OptimizerWrapperVGS in getattr(optimizer, "_kinds", ()):
             raise ValueError(
                 "the policy's optimizer is in an OptimizerWrapperVGS: drop VGSCallback"
             )

@@ -258,17 +258,19 @@ def ema_kappa(count: Tensor, beta: float) -> Tensor:
 
 def ema_numbers(count: int, beta: float) -> tuple[float, float]:
     """Return :func:`ema_weight` (1 where t = 0) and :func:`ema_kappa` of a number."""
-    inverse = 1 / math.expm1(max(count, 1) * math.log(beta))
-    return inverse * (beta - 1), (inverse * 2 + 1) * ((beta - 1) / (1 + beta))
+    return _of_inverse(1 / math.expm1(max(count, 1) * math.log(beta)), beta)
 
 
 def ema_weight_and_kappa(count: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """Return :func:`ema_weight` (1 where t = 0) and :func:`ema_kappa`."""
     power = count.double().clamp_min(1)
     # 1 / (beta^t - 1) without cancellation; in float64, so that it is 1 / (beta - 1) at t = 1
-    inverse = torch.expm1(power * math.log(beta)).reciprocal()
-    kappa = (inverse * 2 + 1) * ((beta - 1) / (1 + beta))
-    return (inverse * (beta - 1)).to(count.dtype), kappa.to(count.dtype)
+    weight, kappa = _of_inverse(torch.expm1(power * math.log(beta)).reciprocal(), beta)
+    return weight.to(count.dtype), kappa.to(count.dtype)
+
+
+def _of_inverse(inverse: Number, beta: float) -> tuple[Number, Number]:
+    return inverse * (beta - 1), (inverse * 2 + 1) * ((beta - 1) / (1 + beta))
 
 
 def debiased_moments(spread: Tensor, mean_sq: Tensor, kappa: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,14 +49,13 @@ class Elementwise(DebiasedEstimator):
         # An integer mask makes the move exactly zero where NaN * 0 would not, and costs less than
         # torch.where or masked_fill_.
         keep = -finite.to(torch.int32) if isinstance(finite, Tensor) else None
-        shares = weight.unbind() if isinstance(weight, Tensor) else None
         sums = []
         for index, (grad, mean) in enumerate(zip(prepared, self.means, strict=True)):
             if grad is None or not grad.numel():
                 sums.append(torch.zeros(2, device=self._device))
                 continue
             mask = None if keep is None else keep.to(mean.device)
-            share = weight if shares is None else shares[index].to(mean.device)
+            share = weight[index].to(mean.device) if isinstance(weight, Tensor) else weight
             totals = self._move_tensor(real_flat(grad), mean, share, mask, index)
             sums.append(totals.to(self._device))
             if factor != 1.0:

@@ -16,7 +16,7 @@ from gqc.scalers.parameters import ParameterList
 from gqc.scalers.settings import Settings
 from gqc.scalers.variance import Reading, VarianceEstimator
 
-SCALARS = ("grad_mean_ema_spatial", "grad_var_ema_spatial", "grad_norm_ema", "grad_max_ema")
+AVERAGES = ("grad_mean_ema_spatial", "grad_var_ema_spatial", "grad_norm_ema", "grad_max_ema")
 PERCENTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9}
 
 Variance = TypeVar("Variance", float, Tensor)
@@ -41,13 +41,12 @@ def numbers(
 ) -> dict[str, float]:
     """Return what is logged, under the published names without "vgs/"."""
     ratios = [*compress(reading.ratios, reading.counted)]
-    unresolved = [*compress(reading.unresolved, reading.counted)]
     named = zip(parameters.names, reading.ratios, strict=False)  # there may be no names
     return {
         **{f"stochastic_var_{key}": _quantile(ratios, x) for key, x in PERCENTILES.items()},
         "stochastic_var_mean": _mean(ratios),
-        "unresolved": _mean(unresolved),
-        **dict(zip(SCALARS, reading.scalars, strict=True)),
+        "unresolved": _mean([*compress(reading.unresolved, reading.counted)]),
+        **dict(zip(AVERAGES, reading.scalars, strict=True)),
         "normalized_variance": _aggregate(reading.ratios, reading.counted, parameters, settings),
         "scaling_factor": factor,
         "skipped": reading.num_skipped,

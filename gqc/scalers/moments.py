@@ -171,8 +171,8 @@ class DebiasedEstimator(VarianceEstimator):
                 ratio = min(variance / signal, largest)
             ratios.append(ratio)
             unresolved.append(variance > 0 >= signal)
-        pairs = [(x, 1 - self.beta**n) for x, n in zip(now.raw, now.updates, strict=True)]
-        scalars = [x / share if share else 0.0 for x, share in pairs]
+        averages = zip(now.raw, now.updates, strict=True)
+        scalars = [x / (1 - self.beta**n) if n else 0.0 for x, n in averages]
         counted = [count > 0 for count in now.counts]
         return Reading(ratios, counted, unresolved, scalars, now.num_skipped)
 

@@ -72,8 +72,7 @@ class Sketch(DebiasedEstimator):
         runs = torch.tensor(self._sketch.runs)
         places = zip(*self._sketch.runs, strict=True)
         if self._shards.is_sharded:  # other ranks may hash a tensor where this one's shard is small
-            num = len(params)
-            places = zip(range(num), range(num, 2 * num), range(2 * num, 3 * num), strict=True)
+            places = zip(*torch.arange(runs.numel()).view_as(runs).tolist(), strict=True)
         self._set_images([tuple(dict.fromkeys(place)) for place in places])
         self._runs = runs.flatten().to(device)
         self._lengths = lengths.expand(2, -1).contiguous().to(device)

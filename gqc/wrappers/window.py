@@ -271,7 +271,7 @@ class Window:
 
     @staticmethod
     def _dtype(param: Tensor) -> torch.dtype:
-        """Of the sum that is kept."""
+        """The dtype of the sum that is kept."""
         return wide(grad_dtype(param))
 
     def _zeros(self, param: Tensor) -> Tensor:

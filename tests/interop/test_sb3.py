@@ -184,11 +184,13 @@ def test_a_policy_of_several_optimizers_is_refused():
         sb3.SAC("MlpPolicy", "Pendulum-v1", device="cpu").learn(1, VGSCallback())
 
 
-def test_vgs_in_the_optimizer_and_as_a_callback_is_refused():
+@pytest.mark.parametrize("is_inside", [False, True])
+def test_vgs_in_the_optimizer_and_as_a_callback_is_refused(is_inside):
     """Both would scale: of a gradient of 15 the two left 0.6, where one leaves 6."""
 
     def optimizer(params, lr, **options):
-        return gqc.OptimizerWrapperVGS(torch.optim.Adam(params, lr=lr))
+        scaled = gqc.OptimizerWrapperVGS(torch.optim.Adam(params, lr=lr))
+        return gqc.OptimizerWrapperSBC(scaled, 1, 1) if is_inside else scaled
 
     algorithm = make(policy_kwargs={"optimizer_class": optimizer})
     with pytest.raises(ValueError, match="is in an OptimizerWrapperVGS: drop VGSCallback"):
