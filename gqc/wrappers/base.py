@@ -258,6 +258,7 @@ class OptimizerWrapper(WindowedOptimizer):
         if may_defer and not window.has_new():
             window.defer(share, unit, weight is not None)
             self._counts["batches"] += 1
+            window.lacks_metric |= not self._takes_metric(metric)
             return False
         staged = window.stage()
         if window.was_changed and self.needs_gradient:
@@ -279,14 +280,19 @@ class OptimizerWrapper(WindowedOptimizer):
         if not has_finite_norms and not self._is_finite():
             overflow.refuse(self, overflow=True)
             return False
-        if not self.observe_metric(metric):
+        if not self._takes_metric(metric) or window.lacks_metric:
             overflow.refuse(self, overflow=False)
             return False
         window.commit()
-        if isinstance(self.optimizer, OptimizerWrapper):
-            window.add_metric(metric)
         self.on_draw()
         return True
+
+    def _takes_metric(self, metric: float | Tensor | None) -> bool:
+        """Take in a counted draw's metric, for a wrapper inside too; False refuses the draw."""
+        is_taken = self.observe_metric(metric)
+        if is_taken and isinstance(self.optimizer, OptimizerWrapper):
+            self._window.add_metric(metric)
+        return is_taken
 
     @torch.no_grad()
     def _close(self, forced: bool) -> bool:

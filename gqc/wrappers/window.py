@@ -74,6 +74,7 @@ class Window:
         self.metric_sum: Any = 0.0  # weighted, for a wrapper inside; None: a draw had no metric
         self.num_deferred = 0  #: draws that FSDP2 has kept, or kept until the last one
         self.is_reduced = True  #: has it given all of them?
+        self.lacks_metric = False  #: was a metric of theirs refused, and so all of them?
         self.scale: Tensor | None = None  #: of the losses of the draws, where a GradScaler has one
         self.scale_count = -1  #: how often that had been updated at the last draw
         # By parameter index; None where it has no gradient.  A group added in mid-window appends.

@@ -246,6 +246,40 @@ def check_seldom(rank: int) -> None:
         MAKERS["sbc"](adamw(net)).closes_next()
 
 
+def check_metrics_of_deferred_draws(rank: int) -> None:
+    """FSDP2 keeps gradients until a window may close; metrics come at each draw."""
+
+    def mht(opt, **kw):
+        return gqc.OptimizerWrapperMHT(
+            opt, 0.9, 0.5, min_draws=3, decide_every=3, max_draws=9, **kw
+        )
+
+    def draw(wrapper, net, x, y, metric=None) -> bool:
+        net.set_requires_gradient_sync(wrapper.closes_next())
+        loss = loss_of(net, x, y, rank)
+        loss.backward()
+        return wrapper.step(metric=loss.detach() if metric is None else metric)
+
+    net = sharded()
+    wrapper = mht(adamw(net))
+    decisions = [draw(wrapper, net, x, y) for x, y in batches()]
+    agree("deferred metrics", decisions, net, *reference_run(mht))
+    net = sharded()
+    inner = gqc.OptimizerWrapperMHT(adamw(net))
+    wrapper = gqc.OptimizerWrapperSBC(inner, 1, 4)
+    for metric, (x, y) in zip([1.0, 2.0, 3.0, 4.0], batches(4), strict=True):
+        draw(wrapper, net, x, y, metric)
+    assert inner._metrics == [2.5]
+    net = sharded()
+    wrapper = mht(adamw(net))
+    metrics = [1.0, math.nan, *[1.0] * 6]
+    with pytest.warns(UserWarning, match="without a finite metric is discarded"):
+        decisions = [draw(wrapper, net, *batches(1)[0], metric) for metric in metrics]
+    # The third draw brings the gradient of three: all of them go, and the next window is whole.
+    assert decisions == [False] * 5 + [True, False, False]
+    assert wrapper.statistics()["num_discarded"] == 3
+
+
 def counted_scatter(counts: list, name: str):
     scatter = getattr(dist, name)
 

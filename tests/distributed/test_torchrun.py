@@ -17,6 +17,7 @@ CHECKS = {  # number of ranks -> checks, all in one start of the processes
         "ranks:check_weights",
         "ranks:check_missing_metric",
         "ranks:check_seldom",
+        "ranks:check_metrics_of_deferred_draws",
         "ranks:check_fsdp2",
         "ranks:check_messages_of_norms",
         "ranks:check_tiny_gradients",
