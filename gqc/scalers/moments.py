@@ -8,6 +8,7 @@ for it.  On a CPU they are asked for at once.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any, ClassVar, NamedTuple
@@ -20,6 +21,7 @@ from gqc.noise.estimates import ema_numbers, ema_weight
 from gqc.scalers.variance import Grads, Reading, VarianceEstimator
 
 MOST_ROWS = 1000  # that wait on a device
+TINY = sys.float_info.min  # in place of a signal that is not positive
 
 Floats = list[float]
 Weight = float | Tensor  # of tensors [T], or one where the host knows that it is all of them's
@@ -144,36 +146,27 @@ class DebiasedEstimator(VarianceEstimator):
             updates[i] += 1
         return Moments(counts, spread, mean_sq, last.num_skipped, raw, updates)
 
-    def _estimates(self, now: Moments) -> list[tuple[float, float, float]]:
-        """Return variance, squared signal, and kappa of each tensor."""
+    def read(self, variance_cap: float | None) -> Reading:
+        now = self._settle()
         known = {count: self._kappa_and_scale(abs(int(count))) for count in {*now.counts}}
-        found = [known[count] for count in now.counts]
         of_images = [*known.values()] * len(self._owners)
         if len(known) > 1:
-            of_images = [found[owner] for owner in self._owners]
+            of_images = [known[now.counts[owner]] for owner in self._owners]
         triples = zip(now.mean_sq, now.spread, of_images, strict=True)
         signals = [mean - kappa * scale * spread for mean, spread, (kappa, scale) in triples]
         spread, signal = ([x[i] for i in self._firsts] for x in (now.spread, signals))
         for tensor, images in self._several:
             spread[tensor] = sorted(images(now.spread))[1]
             signal[tensor] = sorted(images(signals))[1]
-        both = zip(spread, signal, found, strict=True)
-        return [(scale * x, y, kappa) for x, y, (kappa, scale) in both]
-
-    def read(self, variance_cap: float | None) -> Reading:
-        now = self._settle()
-        ratios, unresolved = [], []
-        for variance, signal, kappa in self._estimates(now):
-            ratio = largest = variance_cap or 1 / kappa
-            if not variance > 0:
-                ratio = 0.0
-            elif signal > 0:
-                ratio = min(variance / signal, largest)
-            ratios.append(ratio)
-            unresolved.append(variance > 0 >= signal)
+        most = {count: variance_cap or 1 / kappa for count, (kappa, _) in known.items()}
+        ratios = [
+            min(known[count][1] * x / max(TINY, y), most[count]) if x > 0 else 0.0
+            for x, y, count in zip(spread, signal, now.counts, strict=True)
+        ]
         averages = zip(now.raw, now.updates, strict=True)
         scalars = [x / (1 - self.beta**n) if n else 0.0 for x, n in averages]
         counted = [count > 0 for count in now.counts]
+        unresolved = [x > 0 >= y for x, y in zip(spread, signal, strict=True)]
         return Reading(ratios, counted, unresolved, scalars, now.num_skipped)
 
     def scalars(self) -> dict[str, Tensor]:

@@ -86,21 +86,22 @@ class Sketch(DebiasedEstimator):
         self._norm_share = share.repeat_interleave(lengths).to(device)
 
     def _prepare(self, grads: Grads, factor: float) -> tuple[Tensor, Tensor]:
-        values = self._sketch(local(grads), factor)
+        values, scratch = self._sketch(local(grads), factor), self._pair[0]
         if not self._shards.is_sharded:
-            return values, torch.dot(values * self._norm_share, values)
-        torch.mul(values, values, out=self._pair[0])
+            return values, torch.dot(torch.mul(values, self._norm_share, out=scratch), values)
+        torch.mul(values, values, out=scratch)
         return values, self._shards.reduce(self._sums()[0].mean(0)).sum()
 
     def _move(self, prepared: Tensor, weight: Weight, finite: Finite, factor: float) -> Tensor:
+        move, mean_sq = self._pair.unbind()
         if isinstance(weight, Tensor) and isinstance(finite, Tensor):
-            move = torch.where(finite, prepared, self._mean) - self._mean
+            torch.sub(torch.where(finite, prepared, self._mean), self._mean, out=move)
             self._mean.addcmul_(self._of_values(weight), move)
         else:
-            move = prepared - self._mean
+            torch.sub(prepared, self._mean, out=move)
             self._mean.add_(move, alpha=float(weight))
-        torch.mul(move, move, out=self._pair[0])
-        torch.mul(self._mean, self._mean, out=self._pair[1])
+        move.mul_(move)
+        torch.mul(self._mean, self._mean, out=mean_sq)
         return self._sums()
 
     def _of_values(self, vector: Tensor) -> Tensor:
@@ -152,7 +153,8 @@ class SignSketch:
         self.lengths: list[int] = []
         self.runs = [[0] * len(numels) for _ in range(HASHES)]
         self.places = [slice(0)] * len(numels)
-        # Members of each part, and those that are multiplied after it, while the cache holds them.
+        # Members of each part, and those that are multiplied once it has read its own, while the
+        # cache holds them.
         self._parts: list[tuple[list[int], _Whole | _Hashes, list[int]]] = []
         sizes: list[int] = []
         waiting: list[int] = []
@@ -203,9 +205,10 @@ class SignSketch:
             next call overwrites them.
         """
         for members, part, due in self._parts:
-            part([tensors[i] for i in members])
+            part.read([tensors[i] for i in members])
             if factor != 1.0 and due:
                 multiply_([g for i in due if (g := tensors[i]) is not None], factor)
+            part.hash()
         if self._all is not None:
             return self._all
         return torch.cat([values.to(self._arguments[1][0]) for values in self._values])
@@ -223,9 +226,12 @@ class _Whole:
     def bind(self, values: Tensor, scratch: list[Tensor]) -> None:
         self._values = values
 
-    def __call__(self, grads: list[Tensor | None]) -> None:
+    def read(self, grads: list[Tensor | None]) -> None:
         pairs = zip(grads, self._zeros, strict=True)
         torch.cat([zero if g is None else real_flat(g) for g, zero in pairs], out=self._values)
+
+    def hash(self) -> None:
+        """Nothing is left to do."""
 
 
 class _Hashes:
@@ -254,13 +260,15 @@ class _Hashes:
         self._together = 1 if device.type == "cpu" else self._rounds
         self._room = max(rows * columns for rows, columns in self._grids)
         room = self._num * self._together * self._room
-        self.rooms = (self._num * self._rounds * self._length if self._is_folded else 0, room)
+        # Several rounds are folded at once, elsewhere than where each is signed and hashed.
+        self._is_apart = self._rounds > 1
+        self.rooms = (self._num * self._rounds * self._length if self._is_apart else 0, room)
 
     def bind(self, values: Tensor, scratch: list[Tensor]) -> None:
         signed = scratch[1][: self.rooms[1]].view(self._num, self._together, self._room)
         self._signed, self._tail = signed.split([self._length, self._room - self._length], -1)
         sums = self._signed
-        if self._is_folded:
+        if self._is_apart:
             sums = scratch[0][: self.rooms[0]].view(self._num, self._rounds, self._length)
         # A row is where a tensor goes; a part of all rows is hashed at once.
         self._rows, self._parts = [*sums.flatten(1).unbind()], sums.split(self._together, 1)
@@ -275,12 +283,11 @@ class _Hashes:
             list(zip(grids, (-1, -2, -2), outs, strict=True)) for outs in zip(*rounds, strict=True)
         ]
 
-    def __call__(self, grads: list[Tensor | None]) -> None:
-        if all(grad is None for grad in grads):
-            self._values.zero_()
+    def read(self, grads: list[Tensor | None]) -> None:
+        """Write the signed elements, or the folded ones, to the scratch."""
+        self._is_absent = all(grad is None for grad in grads)
+        if self._is_absent:
             return
-        if self._tail.numel():
-            self._tail.zero_()
         for index, (grad, row) in enumerate(zip(grads, self._rows, strict=True)):
             if grad is None:
                 row.zero_()
@@ -292,6 +299,14 @@ class _Hashes:
                     self._rows[index] = row = row.view(real.shape)
                     self._signs_like[index] = self._signs.view(real.shape)
                 torch.mul(real, self._signs_like[index], out=row)
+
+    def hash(self) -> None:
+        """Hash what was read."""
+        if self._is_absent:
+            self._values.zero_()
+            return
+        if self._tail.numel():
+            self._tail.zero_()
         for part, plan in zip(self._parts, self._plan, strict=True):
             if self._is_folded:
                 torch.mul(part, self._signs, out=self._signed)

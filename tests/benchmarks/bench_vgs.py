@@ -7,8 +7,9 @@ gradient is read and scaled.  ``--threads`` and ``--sizes`` choose; ``--check`` 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from interleaved import SIZES, medians, report, set_gradients
@@ -33,31 +34,30 @@ def make_parameters(size: str) -> list[Tensor]:
     return [torch.randn(shape).requires_grad_() for shape in shapes]
 
 
-def restore(params: list[Tensor]) -> Callable[[], None]:
-    """Two gradients in turn, so that there is a variance; copied outside the time that counts."""
+def restorers(params: list[Tensor]) -> Iterator[Callable[[], None]]:
+    """For each contestant one that sets two gradients in turn, so that there is a variance."""
     kept = []
     for seed in (1, 2):
         set_gradients(params, seed)
         kept.append([p.grad.clone() for p in params if p.grad is not None])
-    turns = itertools.cycle(kept)
 
-    def prepare() -> None:
+    def prepare(turns: Iterator[list[Tensor]]) -> None:
         for param, grad in zip(params, next(turns), strict=True):
             assert param.grad is not None
             param.grad.copy_(grad)
 
-    return prepare
+    return (functools.partial(prepare, itertools.cycle(kept)) for _ in itertools.count())
 
 
 def bench(size: str, rounds: int) -> dict[str, float]:
     params = make_parameters(size)
-    prepare = restore(params)
+    restore = restorers(params)
     optimizer = torch.optim.AdamW(params, lr=1e-9, foreach=True)
     grads = [p.grad for p in params if p.grad is not None]
     contestants: dict[str, tuple[Callable[[], None], Callable[[], None]]] = {
-        "AdamW(foreach)": (prepare, optimizer.step),
-        "one batched norm": (prepare, lambda: torch._foreach_norm(grads)),
-        "one batched scaling": (prepare, lambda: torch._foreach_mul_(grads, 0.9)),
+        "AdamW(foreach)": (next(restore), optimizer.step),
+        "one batched norm": (next(restore), lambda: torch._foreach_norm(grads)),
+        "one batched scaling": (next(restore), lambda: torch._foreach_mul_(grads, 0.9)),
     }
     scalers = {}
     for name, options in {
@@ -69,7 +69,7 @@ def bench(size: str, rounds: int) -> dict[str, float]:
     }.items():
         scaler = VarianceGradientScaler(params, warmup_steps=0, **options)
         scalers[name] = scaler
-        contestants[name] = (prepare, lambda s=scaler: (s.scale_gradients(), s.step()))
+        contestants[name] = (next(restore), lambda s=scaler: (s.scale_gradients(), s.step()))
     seconds = medians(contestants, rounds)
     for name, scaler in scalers.items():
         if scaler.enabled and not scaler.get_scaling_factor() < 1:

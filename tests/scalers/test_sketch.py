@@ -90,7 +90,8 @@ def test_large_tensors_of_one_size_may_be_hashed_together(numel, missing):
     lengths = stack.lengths[0]
     values = torch.full((3, sum(lengths)), torch.nan)
     stack.bind(values.view(-1), [torch.full((room,), torch.nan) for room in stack.rooms])
-    stack(tensors)
+    stack.read(tensors)
+    stack.hash()
     for tensor, mine in zip(tensors, values, strict=True):
         assert torch.equal(mine, SignSketch([numel], [CPU])([tensor]))
 
