@@ -100,7 +100,16 @@ def test_piecewise_interpolates_holds_its_ends_and_can_be_edited_while_it_runs()
     assert schedule.get_last_value() == [3.0]  # from the next step on
     schedule.step()
     assert schedule.get_last_value() == [9.0]
-    for bad in ([], [(0, 1), (0, 2)], [(1, 1), (0, 2)], [(0, math.nan)], [(math.inf, 1)]):
+    for bad in (
+        [],
+        None,
+        [1, 2],
+        [(0, "a")],
+        [(0, 1), (0, 2)],
+        [(1, 1), (0, 2)],
+        [(0, math.nan)],
+        [(math.inf, 1)],
+    ):
         with pytest.raises(ValueError, match="expected"):
             schedule.points = bad
     assert schedule.points == [(0.0, 9.0)]
@@ -436,3 +445,8 @@ def test_an_unknown_key_lists_the_known_ones_and_a_non_optimizer_is_refused():
         gqc.get_constant_schedule(wrapper(), 1.0, key="threshold")
     with pytest.raises(TypeError, match="expected an Optimizer"):
         gqc.ParamGroupSchedule(object(), "lr", lambda t: 1.0)
+    with pytest.raises(TypeError, match="fn=5: expected a function of the step"):
+        gqc.ParamGroupSchedule(wrapper(), "lr", 5)
+    for bad in (None, "a", math.nan):
+        with pytest.raises(ValueError, match=f"'lr' is {bad} at step 0: expected finite"):
+            gqc.ParamGroupSchedule(wrapper(), "lr", lambda t, bad=bad: bad)

@@ -33,9 +33,9 @@ class ParamGroupSchedule(LRScheduler):
         fn: step [microbatches, from 0] -> value, finite.  To be pickled with the schedule, it has
             to be a function of a module, or a ``functools.partial`` of one.
     Raises:
-        TypeError: ``optimizer`` is not an ``Optimizer``.
+        TypeError: ``optimizer`` is not an ``Optimizer``, or ``fn`` no function.
         KeyError: a group has no number ``key``.
-        ValueError: ``fn`` returned NaN or infinity; the groups keep their values.
+        ValueError: ``fn`` returned NaN, infinity, or no number; the groups keep their values.
     Warns: a norm threshold that starts at 0 makes every early window run to ``max_draws``; groups
         that have different values get one; a schedule that is stepped once in several draws falls
         behind.
@@ -47,6 +47,8 @@ class ParamGroupSchedule(LRScheduler):
     def __init__(self, optimizer: Optimizer, key: str, fn: Callable[[int], float]) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer is a {type(optimizer).__name__}: expected an Optimizer")
+        if not callable(fn):
+            raise TypeError(f"fn={fn!r}: expected a function of the step")
         for index, group in enumerate(optimizer.param_groups):
             known = [k for k, v in group.items() if type(v) in (int, float) or hasattr(v, "ndim")]
             if key not in known:
@@ -109,9 +111,10 @@ class ParamGroupSchedule(LRScheduler):
 
         Raises: ValueError: it is NaN or infinite.
         """
-        value = float(self.fn(step))
+        found = self.fn(step)
+        value = float(found) if hasattr(found, "__float__") else math.nan
         if not math.isfinite(value):
-            raise ValueError(f"schedule of {self.key!r} is {value} at step {step}: expected finite")
+            raise ValueError(f"schedule of {self.key!r} is {found} at step {step}: expected finite")
         return value
 
     def step(self) -> None:  # type: ignore[override]
@@ -276,7 +279,10 @@ class PiecewiseSchedule(ParamGroupSchedule):
 
     @points.setter
     def points(self, points: Iterable[Sequence[float]]) -> None:
-        checked = [(float(step), float(value)) for step, value in points]
+        try:
+            checked = [(float(step), float(value)) for step, value in points]
+        except (TypeError, ValueError):
+            raise ValueError(f"points={points!r}: expected (step, value) pairs") from None
         if not checked:
             raise ValueError("points=[]: expected at least one (step, value)")
         for number in (x for point in checked for x in point):

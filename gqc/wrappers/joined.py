@@ -13,19 +13,23 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from gqc.wrappers.delegate import check_optimizer
+
 
 class JoinedOptimizer(Optimizer):
     """Step ``optimizers`` one after the other; groups and state are theirs, in order.
 
     Args:
         optimizers: at least one, of different parameters; then not to be stepped or loaded alone.
-    Raises: ValueError: none, or a parameter that two have.  TypeError: one saves more than these;
-        at the first step: two of one class keep something of all their parameters.
+    Raises: ValueError: none, or a parameter that two have.  TypeError: one cannot be wrapped, or
+        saves more than these; at the first step: two of one class keep something of all their
+        parameters.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
         self.optimizers = tuple(optimizers)
         for each in self.optimizers:
+            check_optimizer(each)
             is_own = type(each).state_dict is not Optimizer.state_dict
             if is_own or each._optimizer_state_dict_post_hooks:
                 lost = f"a joined file would lose what {type(each).__name__} saves beside its state"

@@ -118,6 +118,10 @@ def test_what_belongs_to_none_or_to_two_is_refused():
     p = parameters()
     with pytest.raises(ValueError, match="empty"):
         JoinedOptimizer([])
+    with pytest.raises(TypeError, match=r"int given: expected a torch\.optim\.Optimizer"):
+        JoinedOptimizer([3])
+    with pytest.raises(TypeError, match="LBFGS cannot be wrapped"):
+        JoinedOptimizer([torch.optim.LBFGS(p[:1])])
     with pytest.raises(ValueError, match="more than one parameter group"):
         JoinedOptimizer([SGD(p[:2], lr=0.1), SGD(p[1:], lr=0.1)])
     optimizer = JoinedOptimizer(make(p))
