@@ -33,13 +33,11 @@ __version__ = "0.10.4"
 
 
 def _published(builder: Callable[..., ParamGroupSchedule], otherwise: str) -> Any:
-    """Return the builder for what a wrapper decides by, or else ``otherwise``.
-
-    A plain optimizer gets that entry: a wrapper that is made of it later keeps it.
-    """
+    """Return the builder for what a wrapper decides by, or else ``otherwise``."""
 
     def build(optimizer: Optimizer, *args: Any, key: str | None = None, **kwargs: Any) -> Any:
         key = key or target_of(optimizer) or otherwise
+        # A plain optimizer gets the entry, and a wrapper that is made of it later keeps it.
         for group in () if isinstance(optimizer, gqc.OptimizerWrapper) else optimizer.param_groups:
             group.setdefault(key, 1.0)
         return builder(optimizer, *args, key=key, **kwargs)

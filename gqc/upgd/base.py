@@ -279,9 +279,6 @@ def hand_out(work: Callable[..., None], *columns: Iterator[Any]) -> None:
     that the result does not depend on who does what.
     """
     workers = torch.get_num_threads()
-    if workers == 1:
-        list(map(work, *columns))
-        return
     # whether gradients are recorded is each thread's own affair
     with ThreadPoolExecutor(workers, initializer=torch.set_grad_enabled, initargs=(False,)) as pool:
         list(pool.map(work, *columns))  # raises what a thread has raised
