@@ -41,7 +41,7 @@ class AdaptiveUPGD(gqc.AdaptiveUPGD):
         super().__init__(params, lr, weight_decay, beta_utility, **own, **options)
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+    def param_groups(self) -> list[dict[str, Any]]:
         groups: list[dict[str, Any]] = vars(self)["param_groups"]
         shown = vars(self).setdefault("_shown", {})  # by place, what both spellings said last
         for place, group in enumerate(groups):
