@@ -11,10 +11,8 @@ import torch
 from gqc.noise import (
     NoiseScaleEMA,
     RobustNoiseScaleEMA,
-    debiased_moments,
     ema_kappa,
     ema_weight,
-    noise_to_signal,
     predicted_draws,
     two_batch,
     unequal_two_batch,
@@ -288,40 +286,6 @@ def test_recursion_keeps_a_small_variance_of_a_large_mean():
         m, s = 0.99 * m + 0.01 * value, 0.99 * s + 0.01 * value**2
     naive = ((s - m**2) / (1 - 0.99**1000)).mean().item()
     assert naive != pytest.approx(true, rel=0.5)
-
-
-def test_moments_are_unbiased():
-    """50 000 streams of 20 values with mean 1 and variance 4, weights of beta 0.9; the error of
-    each average is its spread over sqrt(50 000), allow 4."""
-    values = 1 + 2 * torch.randn(20, 50_000, generator=torch.Generator().manual_seed(3))
-    mean, spread = run_moments(values, 0.9)
-    kappa = ema_kappa(torch.full_like(spread, 20.0), 0.9)
-    variance, signal = debiased_moments(spread, mean**2, kappa)
-    for estimate, truth in [(variance, 4.0), (signal, 1.0)]:
-        assert abs(estimate.mean().item() - truth) < 4 * estimate.std().item() / 50_000**0.5
-    biased = mean**2
-    assert abs(biased.mean().item() - 1.0) > 4 * biased.std().item() / 50_000**0.5
-
-
-def test_moments_equal_the_formula_with_the_mean_square():
-    m, s, kappa = torch.tensor(0.3), torch.tensor(2.0), torch.tensor(0.1)
-    variance, signal = debiased_moments(s - m**2, m**2, kappa)
-    assert variance.item() == pytest.approx((2.0 - 0.09) / 0.9)
-    assert signal.item() == pytest.approx((0.09 - 0.1 * 2.0) / 0.9)
-
-
-def test_one_value_has_no_variance():
-    variance, signal = debiased_moments(torch.zeros(1), torch.ones(1), torch.ones(1))
-    assert (variance.item(), signal.item()) == (0.0, 1.0)
-
-
-def test_noise_to_signal_is_bounded_and_never_nan():
-    inf = math.inf
-    variance = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, -1.0, 1e30, inf, 2.0])
-    signal = torch.tensor([2.0, 0.0, -1.0, 0.0, -1.0, 1.0, 1e-30, 1.0, inf])
-    ratio, unresolved = noise_to_signal(variance, signal, 50.0)
-    assert ratio.tolist() == [0.5, 50.0, 50.0, 0.0, 0.0, 0.0, 50.0, 50.0, 0.0]
-    assert unresolved.tolist() == [False, True, True] + [False] * 6
 
 
 # --- microbatches of different sizes -------------------------------------------------------------

@@ -33,13 +33,11 @@ __version__ = "0.10.4"
 
 
 def _published(builder: Callable[..., ParamGroupSchedule], otherwise: str) -> Any:
-    """Return the builder for what a wrapper decides by, or else ``otherwise``.
-
-    A plain optimizer gets that entry: a wrapper that is made of it later keeps it.
-    """
+    """Return the builder for what a wrapper decides by, or else ``otherwise``."""
 
     def build(optimizer: Optimizer, *args: Any, key: str | None = None, **kwargs: Any) -> Any:
         key = key or target_of(optimizer) or otherwise
+        # A plain optimizer gets the entry, and a wrapper that is made of it later keeps it.
         for group in () if isinstance(optimizer, gqc.OptimizerWrapper) else optimizer.param_groups:
             group.setdefault(key, 1.0)
         return builder(optimizer, *args, key=key, **kwargs)
@@ -135,7 +133,11 @@ class OptimizerWrapperGNS(AbstractOptimizerWrapper, gqc.OptimizerWrapperGNS):
 
 
 class OptimizerWrapperMHT(AbstractOptimizerWrapper, gqc.OptimizerWrapperMHT):
-    """:class:`gqc.OptimizerWrapperMHT`, whose ``step`` takes the metric first, as in 0.8.5."""
+    """:class:`gqc.OptimizerWrapperMHT`, whose ``step`` takes the metric first, as in 0.8.5.
+
+    Args:
+        update_beta: the name of 0.10.4 for ``ema_alpha``.
+    """
 
     def __init__(
         self,
@@ -146,9 +148,11 @@ class OptimizerWrapperMHT(AbstractOptimizerWrapper, gqc.OptimizerWrapperMHT):
         max_batch_draws: int | None = 64,
         *,
         distributed_mode: str | None = None,
+        update_beta: float | None = None,
         **options: Unpack[WindowOptions],
     ) -> None:
-        own = {"confidence": confidence, "error_tolerance": error_tolerance, "ema_alpha": ema_alpha}
+        alpha = ema_alpha if update_beta is None else update_beta
+        own = {"confidence": confidence, "error_tolerance": error_tolerance, "ema_alpha": alpha}
         super().__init__(optimizer, max_batch_draws, distributed_mode, **own, **options)
 
     @torch._disable_dynamo

@@ -20,7 +20,10 @@ _DECAYS = ("beta1", "beta2")
 
 
 class AdaptiveUPGD(gqc.AdaptiveUPGD):
-    """:class:`gqc.AdaptiveUPGD` whose groups hold ``beta1`` and ``beta2``, which decide."""
+    """:class:`gqc.AdaptiveUPGD` whose groups hold ``beta1`` and ``beta2`` next to ``betas``.
+
+    Either may be set; a scheduler of torch sets ``betas``.
+    """
 
     def __init__(
         self,
@@ -34,37 +37,24 @@ class AdaptiveUPGD(gqc.AdaptiveUPGD):
         eps: float = 1e-8,
         **options: Any,
     ) -> None:
-        self._shown: dict[int, tuple[float, ...]] = {}  # decays of each group, in both spellings
         own = {"sigma": sigma, "betas": options.pop("betas", (beta1, beta2)), "eps": eps}
         super().__init__(params, lr, weight_decay, beta_utility, **own, **options)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
-        self._agree()
-
-    def check_groups(self) -> None:
-        self._agree()
-        super().check_groups()
-
-    def state_dict(self) -> dict[str, Any]:
-        self._agree()
-        return super().state_dict()
-
-    def __getstate__(self) -> dict[str, Any]:
-        self._agree()
-        return super().__getstate__()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # load_state_dict comes here too
-        self._shown = {}
-        self._agree()
-
-    def _agree(self) -> None:
-        """Take the decays that the groups hold now; a scheduler changes ``betas``."""
-        for place, group in enumerate(self.param_groups):
-            if group["betas"] != self._shown.get(place):
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        groups: list[dict[str, Any]] = vars(self)["param_groups"]
+        shown = vars(self).setdefault("_shown", {})  # by place, what both spellings said last
+        for place, group in enumerate(groups):
+            if "betas" not in group:  # of a published file, before it is adopted
+                continue
+            if group["betas"] != shown.get(place) or "beta1" not in group:
                 group.update(zip(_DECAYS, group["betas"], strict=True))
-            group["betas"] = self._shown[place] = tuple(group[name] for name in _DECAYS)
+            group["betas"] = shown[place] = tuple(group[name] for name in _DECAYS)
+        return groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        vars(self).update(param_groups=groups, _shown={})
 
 
 class UPGDW(gqc.UPGDW):

@@ -77,10 +77,11 @@ class VarianceGradientScaler(scalers.VarianceGradientScaler):
         if self.estimator not in ESTIMATORS.values():
             return {**flat, **own}
         version = next(v for v in reversed(ESTIMATORS) if ESTIMATORS[v] == self.estimator)
+        flat["num_updates"] = int(own["statistics"]["num_updates"])
         if version == "1.x":
             del flat["param_numel"]
-            return {**flat, "num_updates": own["statistics"]["num_updates"]}
-        vectors = {name: own["statistics"][name] for name in (*VECTORS, "num_updates")}
+            return flat
+        vectors = {name: own["statistics"][name] for name in VECTORS}
         return {**flat, **vectors, "vgs_version": version}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -8,10 +8,8 @@ batch, a norm threshold and a bound on draws.
 from gqc.noise.estimates import (
     NoiseScaleEMA,
     RobustNoiseScaleEMA,
-    debiased_moments,
     ema_kappa,
     ema_weight,
-    noise_to_signal,
     predicted_draws,
     two_batch,
     unequal_two_batch,
@@ -19,6 +17,6 @@ from gqc.noise.estimates import (
 from gqc.noise.probing import Probe, probe
 
 __all__ = [
-    "NoiseScaleEMA", "Probe", "RobustNoiseScaleEMA", "debiased_moments", "ema_kappa", "ema_weight",
-    "noise_to_signal", "predicted_draws", "probe", "two_batch", "unequal_two_batch",
+    "NoiseScaleEMA", "Probe", "RobustNoiseScaleEMA", "ema_kappa", "ema_weight",
+    "predicted_draws", "probe", "two_batch", "unequal_two_batch",
 ]  # fmt: skip

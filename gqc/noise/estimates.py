@@ -7,7 +7,7 @@ is the number of microbatches whose mean has as much noise as signal.
 * :func:`two_batch`: from the norms of small and large batches (gradient accumulation gives both);
   :func:`unequal_two_batch` where microbatches have different sizes,
   :class:`gqc.rank_noise.RankNoise` where the small batches are those of ranks.
-* :func:`debiased_moments`: from exponentially weighted moments of a stream of gradients.
+* :func:`ema_weight` and :func:`ema_kappa`: what debiases averages over a stream of gradients.
 
 All of them assume **independent** draws.  Correlated ones (packed documents, a reused batch) share
 noise that counts as signal, and R comes out too small: 4 to 30 times for an autocorrelation of 0.5.
@@ -27,8 +27,6 @@ import torch
 from torch import Tensor
 
 from gqc.checks import check_count, expect
-
-TINY = torch.finfo(torch.float32).tiny
 
 Number = TypeVar("Number", float, Tensor)
 
@@ -239,7 +237,7 @@ def ema_weight(count: Tensor, beta: float) -> Tensor:
         beta: decay in (0, 1).
     Returns: the shape of ``count``; exactly 1 where t = 1, and 0 where t = 0.
     """
-    return ema_weight_and_kappa(count, beta)[0] * count.clamp_max(1)
+    return _weight_and_kappa(count, beta)[0] * count.clamp_max(1)
 
 
 def ema_kappa(count: Tensor, beta: float) -> Tensor:
@@ -253,7 +251,7 @@ def ema_kappa(count: Tensor, beta: float) -> Tensor:
         beta: decay in (0, 1).
     Returns: the shape of ``count``, in (0, 1]; exactly 1 where t <= 1.
     """
-    return ema_weight_and_kappa(count, beta)[1]
+    return _weight_and_kappa(count, beta)[1]
 
 
 def ema_numbers(count: int, beta: float) -> tuple[float, float]:
@@ -261,8 +259,7 @@ def ema_numbers(count: int, beta: float) -> tuple[float, float]:
     return _of_inverse(1 / math.expm1(max(count, 1) * math.log(beta)), beta)
 
 
-def ema_weight_and_kappa(count: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """Return :func:`ema_weight` (1 where t = 0) and :func:`ema_kappa`."""
+def _weight_and_kappa(count: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     power = count.double().clamp_min(1)
     # 1 / (beta^t - 1) without cancellation; in float64, so that it is 1 / (beta - 1) at t = 1
     weight, kappa = _of_inverse(torch.expm1(power * math.log(beta)).reciprocal(), beta)
@@ -271,38 +268,3 @@ def ema_weight_and_kappa(count: Tensor, beta: float) -> tuple[Tensor, Tensor]:
 
 def _of_inverse(inverse: Number, beta: float) -> tuple[Number, Number]:
     return inverse * (beta - 1), (inverse * 2 + 1) * ((beta - 1) / (1 + beta))
-
-
-def debiased_moments(spread: Tensor, mean_sq: Tensor, kappa: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Unbiased variance and squared mean of independent values from their weighted moments.
-
-    :math:`\hat\sigma^2 = v/(1-\kappa)`, :math:`\hat\mu^2 = m^2 - \kappa\hat\sigma^2`, which are
-    :math:`(s-m^2)/(1-\kappa)` and :math:`(m^2-\kappa s)/(1-\kappa)` with s the weighted mean
-    square.  Linear in v and m^2: sums over elements go in as they are.
-
-    Args:
-        spread: :math:`v = \sum_i w_i (g_i - m)^2`, any shape.
-        mean_sq: :math:`m^2`, same shape.
-        kappa: :math:`\sum_i w_i^2`, same shape; where it is 1 (one value) the variance is unknown
-            and returned as 0.
-    Returns: ``(variance, signal)``; the signal is negative where noise drowns it.
-    """
-    variance = spread / (1 - kappa).clamp_min(TINY)  # one value has no spread
-    return variance, mean_sq - kappa * variance
-
-
-def noise_to_signal(
-    variance: Tensor, signal: Tensor, largest: Tensor | float
-) -> tuple[Tensor, Tensor]:
-    r"""Ratio :math:`\hat\sigma^2/\hat\mu^2`, bounded, and where the signal is not resolved.
-
-    Args:
-        variance, signal: from :func:`debiased_moments`, one shape.
-        largest: upper bound of the ratio, > 0, a number or one shape with the others; also its
-            value where it is unresolved.
-    Returns: ``(ratio, unresolved)``: the ratio in [0, largest], never inf or NaN (0 where the
-        variance is not positive); unresolved where there is noise and no positive signal.
-    """
-    unresolved = (variance > 0) & (signal <= 0)
-    ratio = (variance.clamp_min(0) / signal.clamp_min(0)).nan_to_num(0.0)  # 0/0: no noise at all
-    return ratio.clamp(max=largest), unresolved

@@ -49,10 +49,9 @@ class Checkpoint:
     """What a file holds, in one form for all versions.
 
     Attributes:
-        version: "1.x", "2.0", "3.0", "3.1", "3.2", "4.0" or "4.1".
+        version: a key of `WRONG`, or `VERSION`.
         config: constructor arguments, those that the file has.
-        step_count: steps of the scaler.
-        estimator: the estimator named in the file; None in published ones.
+        estimator: None in published files.
         statistics: what the estimator's ``load_state_dict`` takes.
         shapes: of the parameters; published ones say their numbers of elements, or nothing (None).
     """

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gqc.gradients import local, tensor_norms
-from gqc.noise.estimates import debiased_moments, ema_kappa, noise_to_signal
+from gqc.noise.estimates import ema_kappa
 from gqc.scalers.moments import DebiasedEstimator, Finite, Weight
 from gqc.scalers.sketch import real_flat, real_numel
 from gqc.scalers.variance import Grads
@@ -35,9 +35,10 @@ class Elementwise(DebiasedEstimator):
     def element_ratios(self, index: int, variance_cap: float | None) -> Tensor:
         """V of each element of tensor ``index``, flat (a complex element is two)."""
         kappa = ema_kappa(self.count[index].abs(), self.beta).to(self.means[index].device)
-        variance, signal = debiased_moments(self.spreads[index], self.means[index].square(), kappa)
-        largest = 1 / kappa if variance_cap is None else variance_cap
-        return noise_to_signal(variance, signal, largest)[0]
+        variance = self.spreads[index] / (1 - kappa).clamp_min(torch.finfo(kappa.dtype).tiny)
+        signal = (self.means[index].square() - kappa * variance).clamp_min(0)
+        ratio = (variance / signal).nan_to_num(0.0)  # 0 / 0: no noise at all
+        return ratio.clamp(max=1 / kappa if variance_cap is None else variance_cap)
 
     def _prepare(self, grads: Grads, factor: float) -> tuple[Any, Tensor]:
         shards = local(grads)

@@ -25,12 +25,8 @@ class ParameterList:
     Args:
         parameters: tensors, (name, tensor) pairs, or param-group dicts with these in ``"params"``.
     Attributes:
-        tensors: the parameters.
         names: of the parameters, or empty if they came without.
         groups: number of the param group of each parameter.
-        mark_of: the attribute of a gradient that says that this scaler has scaled it.
-        is_marked: were gradients marked so since the scaler's last step?
-        was_early: were there none when they were to be scaled?
     Raises:
         ValueError: there is none, only some have a name, or two have the same.
         TypeError: something else is in there.
@@ -42,8 +38,10 @@ class ParameterList:
         self.tensors: list[Tensor] = []
         self.names: list[str] = []
         self.groups: list[int] = []
-        self.is_marked = self.was_early = self._has_groups = False
-        self.mark_of = f"scaled_by_{next(MARKS)}"
+        self.is_marked = False  # were gradients scaled since the scaler's last step?
+        self.was_early = False  # were there none when they were to be scaled?
+        self.mark_of = f"scaled_by_{next(MARKS)}"  # attribute of a gradient that this one scaled
+        self._has_groups = False
         seen = set()
         for group, name, tensor in self._entries(parameters):
             if id(tensor) not in seen:  # tied parameters have one gradient

@@ -100,21 +100,12 @@ class PublishedEstimator(VarianceEstimator):
     def scalars(self) -> dict[str, Tensor]:
         return {"raw": self.raw.clone(), "count": self.updates.clone()}
 
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "num_updates": self.num_updates}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.num_updates = int(state["num_updates"])
-
-    def carry(self, other: Any, kept: Sequence[int | None]) -> None:
-        super().carry(other, kept)
-        self.num_updates = other.num_updates
-
     def _vectors(self) -> dict[str, Tensor]:
-        return {key: getattr(self, key) for key in self.vectors}
+        averages = {key: getattr(self, key) for key in self.vectors}
+        return {**averages, "num_updates": torch.tensor(self.num_updates)}
 
     def _take(self, vectors: dict[str, Any], scalars: dict[str, Tensor]) -> None:
+        self.num_updates = int(vectors["num_updates"])
         raw, updates = (scalars[key].to(self.raw).reshape(4) for key in ("raw", "count"))
         self.raw, self.updates = raw.clone(), updates.clone()
 

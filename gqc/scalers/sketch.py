@@ -112,10 +112,8 @@ class Sketch(DebiasedEstimator):
         return {"means": [self._mean[place] for place in self._sketch.places]}
 
     def _sums(self) -> Tensor:
-        """Sum both rows of the pair over each run, with shards each hash of each tensor [2, 3, T].
-
-        Unlike index_add, it gives the same bits every time on a GPU.
-        """
+        """Sum both rows of the pair over runs; with shards over each hash and tensor [2, 3, T]."""
+        # Unlike index_add, segment_reduce gives the same bits every time on a GPU.
         sums = torch.segment_reduce(self._pair, "sum", lengths=self._lengths, axis=1, unsafe=True)
         if not self._shards.is_sharded:
             return sums
@@ -235,12 +233,7 @@ class _Whole:
 
 
 class _Hashes:
-    """The three hashes of a large tensor, or of several tensors of one size.
-
-    Attributes:
-        lengths: number of values of each hash of each tensor.
-        rooms: how many numbers of scratch it needs in each of two buffers.
-    """
+    """The three hashes of a large tensor, or of several tensors of one size."""
 
     def __init__(self, numels: list[int], size: int, seed: int, device: torch.device) -> None:
         self.device, self._num, numel = device, len(numels), numels[0]
@@ -262,6 +255,7 @@ class _Hashes:
         room = self._num * self._together * self._room
         # Several rounds are folded at once, elsewhere than where each is signed and hashed.
         self._is_apart = self._rounds > 1
+        # numbers in each of two scratch buffers
         self.rooms = (self._num * self._rounds * self._length if self._is_apart else 0, room)
 
     def bind(self, values: Tensor, scratch: list[Tensor]) -> None:

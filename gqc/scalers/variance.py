@@ -119,7 +119,9 @@ class VarianceEstimator:
         if missing := [k for k in (*expected, "averages") if k not in state]:
             raise ValueError(f"statistics of {self.name!r} lack {missing}: the file is damaged")
         for key, value in expected.items():
-            here, there = ([x] if isinstance(x, Tensor) else x for x in (value, state[key]))
+            # 4.0 had a count as a plain number
+            there = state[key] if isinstance(value, list) else [torch.as_tensor(state[key])]
+            here = value if isinstance(value, list) else [value]
             own, saved = ([list(t.shape) for t in tensors] for tensors in (here, there))
             if saved != own:
                 raise ValueError(

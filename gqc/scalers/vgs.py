@@ -277,10 +277,10 @@ class VarianceGradientScaler:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`, or the file of a published version.
 
-        Configuration comes from the file too.  Statistics of a published version go to the
-        estimator of that version; any other starts again, warmup included, with a warning.
+        Configuration comes from the file too.
 
-        Warns: VGSMigrationWarning: the statistics could not be used.
+        Warns: VGSMigrationWarning: the statistics are of another version than the estimator; they
+            and the warmup start again.
         Raises: ValueError: a newer or damaged file, another estimator's or another model's; the
             scaler is unchanged then.
         """

@@ -193,13 +193,9 @@ def cosine_with_warmup(
 ) -> float:
     r"""Return the value at ``step`` of a straight line, a half cosine, and a level end.
 
-    With W warmup and T training steps and :math:`x=(t-W)/(T-W)`:
+    With W warmup and T training steps, :math:`x=(t-W)/(T-W)`, and the ``first`` value f, the
+    ``peak`` p (below f in an inverted warmup) and the ``end`` b:
     :math:`f + (p-f)\,t/W` for :math:`t<W`, then :math:`b + (p-b)(1+\cos\pi x)/2`, then b.
-
-    Args:
-        num_warmup_steps, num_training_steps: W and T.
-        first, peak, end: f, p and b; an inverted warmup has f > p.
-        step: t.
     """
     if step < num_warmup_steps:
         return first + (peak - first) * step / num_warmup_steps

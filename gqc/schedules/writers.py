@@ -213,10 +213,7 @@ class ParamGroupSchedule(LRScheduler):
             )
 
     def _parts_later(self) -> bool:
-        """Do values of coming steps differ from those that the wrapper's microbatches should have?
-
-        As where it is loaded on a plateau.
-        """
+        """Will values differ from those of the wrapper's microbatches, as after a plateau?"""
         now, at = getattr(self.optimizer, "batches", 0), getattr(self.optimizer, "loaded_at", None)
         if self._batch is None or at is None or at <= self._batch <= now:
             return False  # the optimizer inside was loaded alone

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqc.checks import expect, untraced
+from gqc.checks import untraced
 from gqc.gradients import collect, count_nonfinite, tensor_norms, wide
 from gqc.ranks import refuse_different_noise
 from gqc.upgd import utility
-from gqc.upgd.checkpoints import CheckpointedOptimizer, is_rate
+from gqc.upgd.checkpoints import CheckpointedOptimizer, check
 from gqc.upgd.utility import Limits, Tensors
 from gqc.wrappers.saved import is_asked_for_state
 
@@ -122,7 +122,8 @@ class UtilityOptimizer(CheckpointedOptimizer):
             loss = None if closure is None else closure()
         if not self.state and is_asked_for_state(self):
             return loss  # state_dict() has it
-        self.check_groups()
+        for group in self.param_groups:
+            check(group, self.rules)
         batches = make_batches(self.param_groups)
         if not batches or not self._is_finite(batches):
             return loss
@@ -278,9 +279,6 @@ def hand_out(work: Callable[..., None], *columns: Iterator[Any]) -> None:
     that the result does not depend on who does what.
     """
     workers = torch.get_num_threads()
-    if workers == 1:
-        list(map(work, *columns))
-        return
     # whether gradients are recorded is each thread's own affair
     with ThreadPoolExecutor(workers, initializer=torch.set_grad_enabled, initargs=(False,)) as pool:
         list(pool.map(work, *columns))  # raises what a thread has raised
@@ -301,8 +299,7 @@ def make_batches(groups: list[dict[str, Any]]) -> list[Batch]:
         _check_kind(param, index)
         key = (place, param.device, param.dtype, grad.dtype)
         if key not in batches:
-            lr = float(groups[place]["lr"])  # a tensor may have been filled since it was checked
-            expect(is_rate(lr), "lr", lr, "a finite number >= 0")
+            lr = float(groups[place]["lr"])
             batches[key] = Batch(groups[place], lr, param.device, wide(param.dtype))
         batches[key].params.append(param)
         batches[key].grads.append(grad)

@@ -174,7 +174,6 @@ class CheckpointedOptimizer(Optimizer):
         defaults = checked({**locals(), **own}, self.rules)
         self.nonfinite = nonfinite
         self.num_skipped = 0  #: steps passed over for NaN or inf
-        self._checked: dict[int, dict[str, Any]] = {}  # hyperparameters of each group
         self._generators = Generators(generator)
         super().__init__(params, defaults)
 
@@ -188,15 +187,6 @@ class CheckpointedOptimizer(Optimizer):
             param_group.update(checked({**self.defaults, **param_group}, self.rules))
         super().add_param_group(param_group)
         refuse_flat_shards(type(self).__name__, self.param_groups[-1]["params"])
-
-    def check_groups(self) -> None:
-        """Raise ValueError where a hyperparameter was set out of its range; each is read once."""
-        for place, group in enumerate(self.param_groups):
-            known = self._checked.setdefault(place, {})
-            for name, (is_allowed, allowed) in self.rules.items():
-                if (value := group[name]) is not known.get(name, self):
-                    expect(is_allowed(value), name, value, allowed)
-                    known[name] = value
 
     def state_dict(self) -> dict[str, Any]:
         """Return torch's entries and ``"upgd"``: the noise streams and the skipped steps.
@@ -304,20 +294,21 @@ class CheckpointedOptimizer(Optimizer):
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._checked = {}
         super().__setstate__(state)  # load_state_dict comes here too
         for group in self.param_groups:
             adopt(group, self.defaults)
             group.update({**self.defaults, **group})
 
 
-def checked(values: Mapping[str, Any], rules: Mapping[str, Rule]) -> dict[str, Any]:
-    """Return the hyperparameters among ``values``, numpy's numbers as Python's.
-
-    Raises: ValueError: with name, value and range, unless each is allowed.
-    """
+def check(values: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
+    """Raise ValueError, with name, value and range, unless each hyperparameter is allowed."""
     for name, (is_allowed, allowed) in rules.items():
         expect(is_allowed(values[name]), name, values[name], allowed)
+
+
+def checked(values: Mapping[str, Any], rules: Mapping[str, Rule]) -> dict[str, Any]:
+    """:func:`check`, and return the hyperparameters, numpy's numbers as Python's."""
+    check(values, rules)
     found = {name: plain(values[name]) for name in rules}
     if "betas" in found:
         found["betas"] = tuple(map(plain, found["betas"]))

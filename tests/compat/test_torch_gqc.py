@@ -314,6 +314,7 @@ def test_keywords_of_0_8_5_are_taken_and_ambiguous_positions_are_not():
     assert torch_gqc.OptimizerWrapperGNR(SGD([scalar()]), mode="independent").mode == "independent"
     with pytest.raises(TypeError, match="pass mode='independent'"):
         torch_gqc.OptimizerWrapperGNR(SGD([scalar()]), "independent")
+    assert torch_gqc.OptimizerWrapperMHT(SGD([scalar()]), update_beta=0.5).ema_alpha == 0.5
     with pytest.raises(ValueError, match="distributed_mode='ddp': expected one of"):
         torch_gqc.OptimizerWrapperGNTS(SGD([scalar()]), distributed_mode="ddp")
 

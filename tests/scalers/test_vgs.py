@@ -19,6 +19,7 @@ from vgs_reference import (
 )
 
 from gqc import UPGD, ranks
+from gqc.noise import ema_kappa
 from gqc.scalers import VarianceGradientScaler, moments
 from gqc.scalers import vgs as module
 
@@ -715,6 +716,21 @@ def test_a_factor_for_each_element():
     assert params[0].grad[0, 0] == 1.0
     assert abs(params[0].grad[3, 4]) < abs(stream[-1][0][3, 4])
     assert scaler.get_scaling_factor() == pytest.approx(single.get_scaling_factor(), rel=1e-4)
+
+
+def test_ratios_of_elements_are_bounded_and_never_nan():
+    params, scaler = make("elementwise", [(6,)], granularity="element", warmup_steps=0)
+    feed(scaler, params, [[torch.ones(6)]] * 100)
+    estimator = scaler._estimator
+    kappa = ema_kappa(torch.tensor(100.0), 0.99)
+    spread = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 1e30])
+    signal = torch.tensor([2.0, 0.0, -1e-3, 0.0, 1.0, 1e-30])
+    estimator.spreads[0].copy_(spread * (1 - kappa))
+    estimator.means[0].copy_((signal + kappa * spread).sqrt())
+    assert estimator.element_ratios(0, 50.0).tolist() == pytest.approx([0.5, 50, 50, 0, 0, 50])
+    assert estimator.element_ratios(0, None).max() == pytest.approx(1 / kappa)
+    estimator.spreads[0].fill_(math.inf)
+    assert estimator.element_ratios(0, 50.0).tolist() == [50.0] * 6
 
 
 def test_spatial_statistics_are_tracked_on_request():
