@@ -54,7 +54,6 @@ class OptimizerWrapper(WindowedOptimizer):
     """
 
     _may_defer = False  # may the coming draw come without a gradient?
-    _numbers: dict[str, float] | None = None  # for `on_step`
 
     def is_full(self) -> bool:
         """Has the window ``max_draws``, and steps now whatever ``should_step`` says?"""
@@ -155,7 +154,7 @@ class OptimizerWrapper(WindowedOptimizer):
             for hook in self._optimizer_step_post_hooks.values():
                 hook(self, args, kwargs)
         finally:  # the step is made, whatever a hook does
-            report.tell(self)
+            self._tell(stepped)
         return stepped
 
     _run_untraced = torch._disable_dynamo(_run)
@@ -166,11 +165,7 @@ class OptimizerWrapper(WindowedOptimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Read by ``GradScaler.step(optimizer)``: where to refuse it.
-
-        Once a draw it would unscale earlier draws once more at each, and skip an overflow but leave
-        it in the sum, after which no step ever happens.
-        """
+        """Read by ``GradScaler.step(optimizer)``, which would unscale earlier draws once more."""
         if not self._is_wrapped:
             raise RuntimeError(
                 f"GradScaler.step({type(self).__name__}): unscale a window once, when it closes. "
@@ -187,8 +182,7 @@ class OptimizerWrapper(WindowedOptimizer):
         """May the coming draw close the window, and must be reduced over the ranks?
 
         For loops that communicate only then; all other draws stay local, in DDP's ``no_sync()``
-        (with ``accumulate="grad"``; ``flush`` reduces them) or with FSDP2's
-        ``set_requires_gradient_sync(False)``, whose draws have no ``.grad`` until then.  SBC,
+        (with ``accumulate="grad"``) or with FSDP2's ``set_requires_gradient_sync(False)``.  SBC,
         Replay, and GNS and NormTest by past windows know it exactly; the others may close at each
         ``decide_every``-th draw.
 
@@ -226,8 +220,13 @@ class OptimizerWrapper(WindowedOptimizer):
         if self.grad_scaler is not None:
             overflow.check_scale(self)
         stepped = self._close(forced=False)
-        report.tell(self)
+        self._tell(stepped)
         return stepped
+
+    def _tell(self, stepped: bool) -> None:
+        """Tell ``on_step`` of the window that closed, when attached schedules have moved."""
+        if stepped and self.on_step is not None:
+            self.on_step(self.numbers())
 
     def _decides(self, n: int) -> bool:
         """Is the draw of that number one that the decision is made at?"""
@@ -324,7 +323,6 @@ class OptimizerWrapper(WindowedOptimizer):
         self.last_window = report.ClosedWindow(*last, now)
         window.clear()
         self._end_window(stepped=True)
-        self._numbers = self.numbers() if stepped and self.on_step is not None else None
         return stepped
 
     def _hand_on(self) -> tuple[bool, bool]:

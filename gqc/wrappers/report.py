@@ -86,13 +86,6 @@ def numbers(wrapper: Any) -> dict[str, float]:
     return {k: int(v) if isinstance(v, bool) else v for k, v in kept.items()}
 
 
-def tell(wrapper: Any) -> None:
-    """Tell ``on_step`` of the window that closed, when attached schedules have moved."""
-    numbers, wrapper._numbers = wrapper._numbers, None
-    if numbers is not None and wrapper.on_step is not None:
-        wrapper.on_step(numbers)
-
-
 def closed(own: dict[str, Any], default_weight: float) -> ClosedWindow | None:
     """The last closed window of a file; format 1 had two numbers of it, 0.1.0 norms of draws."""
     if "last_window" not in own:
