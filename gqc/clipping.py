@@ -16,8 +16,6 @@ order that VGS was published with.  The *wrapper* clips each microbatch (with
 Source: Pascanu et al. 2013, arXiv:1211.5063, for the total norm.
 """
 
-from __future__ import annotations
-
 import math
 import weakref
 from collections.abc import Callable, Iterable, Sequence

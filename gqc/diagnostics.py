@@ -9,8 +9,6 @@ Read a microbatch's gradient between ``backward()`` and ``step()`` of a wrapper 
 step-pre-hook of the wrapped optimizer.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections import deque

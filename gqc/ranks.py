@@ -6,8 +6,6 @@ Data-parallel ranks are those of the modules that replicate or shard the paramet
 trainings in one job know nothing of each other.
 """
 
-from __future__ import annotations
-
 import gc
 import math
 import sys

@@ -7,8 +7,6 @@ norms its decision needs (one host sync), and either waits for one more draw or 
 the wrapped optimizer.  Subclasses override ``should_step`` or ``transform``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -3,8 +3,6 @@ r"""The accumulation window whose sum is ``.grad`` itself, where autograd accumu
 No memory, but nobody else may touch it: see :class:`gqc.wrappers.watch.GradientWatch`.
 """
 
-from __future__ import annotations
-
 from operator import is_
 
 from torch import Tensor

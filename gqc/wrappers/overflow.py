@@ -3,8 +3,6 @@
 A ``torch.amp.GradScaler`` unscales, steps and updates once a window in place of once a draw.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch.amp.grad_scaler import OptState

@@ -1,7 +1,5 @@
 """What a wrapper reports: the last window for a record, and numbers to log."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

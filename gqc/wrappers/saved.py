@@ -16,8 +16,6 @@ process group a wrapper's ``state_dict`` has, in place of the entry ``"wrappers"
 The last three are bytes, since nothing else with an inner structure is saved and loaded as one.
 """
 
-from __future__ import annotations
-
 import io
 from collections import OrderedDict
 from collections.abc import Sequence

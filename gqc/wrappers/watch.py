@@ -3,8 +3,6 @@
 With the sum of a window in ``.grad`` such a change would act on its earlier draws again and again.
 """
 
-from __future__ import annotations
-
 import sys
 import weakref
 from collections.abc import Sequence

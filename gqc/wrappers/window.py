@@ -14,8 +14,6 @@ Protocol of a draw: ``stage`` (returns :math:`g_i` alone, or None), ``count``, `
 then ``commit`` or ``refuse``; ``totals`` is :math:`A_n / u` at any time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import zip_longest
 from operator import attrgetter, is_

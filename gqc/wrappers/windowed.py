@@ -3,8 +3,6 @@
 When a window closes is :mod:`gqc.wrappers.base`, where its sum lies :mod:`gqc.wrappers.window`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
