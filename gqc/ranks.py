@@ -108,14 +108,10 @@ class Ranks:
     def average(
         self, params: list[Tensor], sums: dict[Tensor, Tensor], zeros: Callable[[Tensor], Tensor]
     ) -> dict[Tensor, Tensor]:
-        """Average local gradients in place.
+        """Average the local gradients ``sums`` of ``params``, which all ranks have in one order.
 
-        Args:
-            params: the same on every rank, in the same order.
-            sums: gradient of each parameter that has one *on this rank*.
-            zeros: makes that of a parameter that has none here, of the dtype that others have.
-        Returns: gradient of each parameter that has one on *any* rank; without one a rank adds 0.
-        Raises: TypeError: a sharded parameter, whose gradient FSDP2 reduces itself.
+        Returns: gradient of each parameter that has one on *any* rank; a rank without it adds what
+            ``zeros`` makes.
         """
         if self.size == 1:
             return sums
@@ -137,10 +133,7 @@ class Ranks:
         return averaged
 
     def refuse_rounded_sums(self) -> None:
-        """Raises: RuntimeError: a hook of torch's that compresses acts on the sum in ``.grad``.
-
-        Warns: UserWarning: a hook does that, and may round or not.
-        """
+        """Refuse hooks of torch's that compress the sum in ``.grad``; warn of those unknown."""
         for module in self.replicas():
             hooks = [(hook.__module__, hook.__name__) for hook, _ in module._comm_hooks]
             if (built_in := module._get_ddp_logging_data().get("comm_hook")) == "FP16_COMPRESS":
@@ -154,10 +147,8 @@ class Ranks:
     def refuse_different(self, number: float, look: int, message: str) -> None:
         """Compare ``number`` with that of the next rank at its draw ``look``.
 
-        Through the process group's store: one that makes no draw is waited for once, and blocks
-        nobody.  ``message`` has places for both numbers, the other rank and ``look``.
-
-        Raises: RuntimeError: the two differ.  Warns: UserWarning: the other has made no such draw.
+        Through the process group's store: one that makes no draw is waited for once (and warned
+        of), and blocks nobody.  ``message`` takes both numbers, the other rank and ``look``.
         """
         own = torch.distributed.get_rank()
         store = torch.distributed.distributed_c10d._get_default_store()
@@ -235,8 +226,7 @@ def _refuse_flat_shards(name: str, modules: Sequence[Any], groups: Sequence[Any]
 def weigh(wrapper: Any, weight: float | Tensor | None) -> tuple[float, float]:
     """Weight of a draw over all ranks, and its unit (:mod:`gqc.wrappers.window`).
 
-    Raises: ValueError, alike on all ranks: a weight out of its range, or one that the gradients
-        cannot be weighed with any more.  RuntimeError: some ranks may make fewer draws.
+    Raises: ValueError, alike on all ranks: a weight that the gradients cannot be weighed with.
     """
     window, is_sum, default = wrapper._window, wrapper.loss == "sum", float(wrapper.default_weight)
     if weight is None and wrapper._ranks is ALONE and not (is_sum or window.is_weighted):

@@ -46,8 +46,7 @@ class OptimizerWrapper(WindowedOptimizer):
     wrapper inside another for its own norms.
 
     Raises:
-        TypeError: ``optimizer`` is not an ``Optimizer``, or is one that re-evaluates the loss.
-        TypeError: an argument that the wrapper does not have; the message names the nearest.
+        TypeError: no ``Optimizer``, one that re-evaluates the loss, or an unknown argument.
         ValueError: an argument out of its range, or one of its kind or with its tunable inside.
     """
 
