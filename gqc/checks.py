@@ -1,7 +1,5 @@
 """What several modules share: checks of arguments, which refuse NaN, and steps left untraced."""
 
-from __future__ import annotations
-
 import difflib
 import functools
 import math

@@ -16,8 +16,6 @@ order that VGS was published with.  The *wrapper* clips each microbatch (with
 Source: Pascanu et al. 2013, arXiv:1211.5063, for the total norm.
 """
 
-from __future__ import annotations
-
 import math
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -88,21 +86,13 @@ CLIPPERS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def clip_before_step(
-    optimizer: Optimizer,
-    max_norm: float,
-    per: str = "group",
-    *,
-    error_if_nonfinite: bool = False,
-    on_norms: Callable[[Tensor], object] | None = None,
-) -> Any:
+def clip_before_step(optimizer: Optimizer, max_norm: float, per: str = "group") -> Any:
     """Clip whenever ``optimizer.step()`` is called, before it does anything else.
 
     Args:
         optimizer: any; the module says what is clipped in a wrapper and what in the one inside it.
-        max_norm, error_if_nonfinite: see :func:`clip_grad_norm_per_group_`.
+        max_norm: see :func:`clip_grad_norm_per_group_`.
         per: ``"total"``, ``"group"`` or ``"tensor"``.
-        on_norms: called with the norms before clipping, to log them.
     Returns: a handle whose ``remove()`` ends it.  As all hooks in torch, it is not part of a
         checkpoint, nor of a copy or pickle of the optimizer, which are refused meanwhile.
     Raises:
@@ -114,10 +104,8 @@ def clip_before_step(
         TypeError: at a copy.
     """
     one_of("per", per, CLIPPERS)
-    expect(max_norm > 0, "max_norm", max_norm, "> 0; math.inf only measures")
-    bounded = per if max_norm < math.inf else None
-    known = [getattr(h, "per", None) for h in optimizer._optimizer_step_pre_hooks.values()]
-    if bounded and bounded in known:
+    expect(max_norm > 0, "max_norm", max_norm, "> 0")
+    if per in [getattr(h, "per", None) for h in optimizer._optimizer_step_pre_hooks.values()]:
         raise ValueError(f"it is clipped per {per} already: remove() the handle of that first")
     if getattr(optimizer, "grad_scaler", None) is not None:
         raise ValueError(
@@ -127,11 +115,9 @@ def clip_before_step(
 
     def clip(stepping: Optimizer, args: Any, kwargs: Any) -> None:
         _refuse_to_clip(stepping, args, kwargs)
-        norms = CLIPPERS[per](stepping, max_norm, error_if_nonfinite=error_if_nonfinite)
-        if on_norms is not None:
-            on_norms(norms)
+        CLIPPERS[per](stepping, max_norm)
 
-    clip.per = bounded  # type: ignore[attr-defined]
+    clip.per = per  # type: ignore[attr-defined]
     optimizer.__getstate__ = partial(_state, weakref.ref(optimizer))  # type: ignore[method-assign]
     return optimizer.register_step_pre_hook(clip)
 

@@ -9,8 +9,6 @@ cap bounds the *weight*.  What it is often meant to bound is the *share* of the 
 :math:`w_i L_i / \sum_j w_j L_j`, which depends on the losses: :func:`cap_shares` bounds that.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

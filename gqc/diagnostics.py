@@ -9,8 +9,6 @@ Read a microbatch's gradient between ``backward()`` and ``step()`` of a wrapper 
 step-pre-hook of the wrapped optimizer.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections import deque
@@ -56,9 +54,7 @@ def cosine(a: Sequence[Tensor], b: Sequence[Tensor]) -> float | None:
 
 
 @torch.no_grad()
-def momentum_angle(
-    optimizer: Optimizer, *, include_gradient: bool = True, bias_corrected: bool = False
-) -> float | None:
+def momentum_angle(optimizer: Optimizer, *, include_gradient: bool = True) -> float | None:
     r"""Angle between the gradient in ``.grad`` and Adam's momentum, in degrees.
 
     Called before the optimizer's step, m being its ``exp_avg`` after t steps; compares g with
@@ -75,10 +71,8 @@ def momentum_angle(
             weighs n times too much in :math:`m'`, and so do scaled gradients before ``unscale_``.
         include_gradient: compare with :math:`m'`; False: with :math:`m`, which is independent of
             this gradient's noise.
-        bias_corrected: divide each parameter's part by :math:`1-\beta_1^t` (of :math:`m'`:
-            :math:`t+1`).  It turns the direction only where parameters differ in steps or betas.
     Returns: in [0, 180]; None before the first step, or where one of the two is zero or not finite.
-        One copy of the gradient for the time of the call with ``include_gradient`` or a correction.
+        One copy of the gradient for the time of the call with ``include_gradient``.
     Raises: TypeError: the optimizer stepped and kept no ``exp_avg``.
     """
     grads, momenta = [], []
@@ -92,11 +86,10 @@ def momentum_angle(
                     f"{type(optimizer).__name__} keeps no exp_avg and betas: expected an Adam"
                 )
             grads.append(-param.grad if group.get("maximize") else param.grad)
-            beta, momentum = float(group["betas"][0]), state["exp_avg"]
+            momentum = state["exp_avg"]
             if include_gradient:
-                momentum = torch.lerp(momentum, grads[-1].to(momentum.dtype), 1 - beta)
-            if bias_corrected:
-                momentum = momentum / (1 - beta ** (float(state["step"]) + include_gradient))
+                share = 1 - float(group["betas"][0])
+                momentum = torch.lerp(momentum, grads[-1].to(momentum.dtype), share)
             momenta.append(momentum)
     similarity = cosine(grads, momenta)
     return None if similarity is None else math.degrees(math.acos(similarity))

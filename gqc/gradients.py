@@ -6,8 +6,6 @@ on the device, so that the caller decides when the host waits.  Tensors may live
 have several dtypes, and be ``DTensor`` (FSDP2): plain and sharded ones may be mixed in one list.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise

@@ -7,8 +7,6 @@ and their mean :math:`G_W` a large one, so :func:`gqc.noise.two_batch` needs no 
 Source: McCandlish et al. 2018, arXiv:1812.06162, appendix A.1.
 """
 
-from __future__ import annotations
-
 import math
 from functools import partial
 from typing import Any
@@ -55,7 +53,7 @@ class RankNoise:
         self._start()
         if isinstance(model, nn.parallel.DistributedDataParallel):
             self._take_group(model.process_group)
-            # DDP compares annotations with types, and finds text: a lambda has none.
+            # DDP wants annotations of its own, or none, as a lambda has.
             model.register_comm_hook(None, lambda _, bucket: self._reduce_bucket(bucket))
             for param in filter(lambda param: param.requires_grad, model.parameters()):
                 param.register_hook(partial(self._look, param))

@@ -6,8 +6,6 @@ Data-parallel ranks are those of the modules that replicate or shard the paramet
 trainings in one job know nothing of each other.
 """
 
-from __future__ import annotations
-
 import gc
 import math
 import sys
@@ -35,7 +33,7 @@ TORCH_HOOKS = "torch.distributed.algorithms"
 FLAT_SHARDS = (
     "{} of FullyShardedDataParallel (FSDP1): each rank has a part of the gradient that looks like "
     "a whole one, and they would decide apart. Shard with torch.distributed.fsdp.fully_shard "
-    "(FSDP2){}"
+    "(FSDP2)"
 )
 HOOKED = (
     'accumulate="grad" under a DDP communication hook ({}): it acts on the running sum at every '
@@ -110,14 +108,10 @@ class Ranks:
     def average(
         self, params: list[Tensor], sums: dict[Tensor, Tensor], zeros: Callable[[Tensor], Tensor]
     ) -> dict[Tensor, Tensor]:
-        """Average local gradients in place.
+        """Average the local gradients ``sums`` of ``params``, which all ranks have in one order.
 
-        Args:
-            params: the same on every rank, in the same order.
-            sums: gradient of each parameter that has one *on this rank*.
-            zeros: makes that of a parameter that has none here, of the dtype that others have.
-        Returns: gradient of each parameter that has one on *any* rank; without one a rank adds 0.
-        Raises: TypeError: a sharded parameter, whose gradient FSDP2 reduces itself.
+        Returns: gradient of each parameter that has one on *any* rank; a rank without it adds what
+            ``zeros`` makes.
         """
         if self.size == 1:
             return sums
@@ -139,10 +133,7 @@ class Ranks:
         return averaged
 
     def refuse_rounded_sums(self) -> None:
-        """Raises: RuntimeError: a hook of torch's that compresses acts on the sum in ``.grad``.
-
-        Warns: UserWarning: a hook does that, and may round or not.
-        """
+        """Refuse hooks of torch's that compress the sum in ``.grad``; warn of those unknown."""
         for module in self.replicas():
             hooks = [(hook.__module__, hook.__name__) for hook, _ in module._comm_hooks]
             if (built_in := module._get_ddp_logging_data().get("comm_hook")) == "FP16_COMPRESS":
@@ -156,10 +147,8 @@ class Ranks:
     def refuse_different(self, number: float, look: int, message: str) -> None:
         """Compare ``number`` with that of the next rank at its draw ``look``.
 
-        Through the process group's store: one that makes no draw is waited for once, and blocks
-        nobody.  ``message`` has places for both numbers, the other rank and ``look``.
-
-        Raises: RuntimeError: the two differ.  Warns: UserWarning: the other has made no such draw.
+        Through the process group's store: one that makes no draw is waited for once (and warned
+        of), and blocks nobody.  ``message`` takes both numbers, the other rank and ``look``.
         """
         own = torch.distributed.get_rank()
         store = torch.distributed.distributed_c10d._get_default_store()
@@ -208,10 +197,7 @@ def ranks_of(wrapper: Any) -> Ranks:
     ranks = Ranks(groups, modules, bool(groups) or torch.distributed.get_world_size() == 1)
     if wrapper.reduce_at_step and not groups:
         ranks = Ranks([torch.distributed.group.WORLD])
-    must_look = wrapper.needs_gradient or wrapper.clip_norm or wrapper.changes_gradient
-    if are_parts(ranks.modules, ranks.groups) and (must_look or wrapper._is_checked()):
-        remedy = "" if must_look else ', or pass nonfinite="ignore"'
-        raise RuntimeError(FLAT_SHARDS.format(type(wrapper).__name__, remedy))
+    _refuse_flat_shards(type(wrapper).__name__, ranks.modules, ranks.groups)
     if wrapper.sums_in_grad and not wrapper.reduce_at_step:
         ranks.refuse_rounded_sums()
     return ranks
@@ -220,8 +206,7 @@ def ranks_of(wrapper: Any) -> Ranks:
 def refuse_flat_shards(name: str, params: Sequence[Tensor]) -> None:
     """Raise RuntimeError where FSDP1 gave this rank a part of ``params`` that looks whole."""
     for module in _owners(params) if is_on() else ():
-        if are_parts([module], _groups_of(module)):
-            raise RuntimeError(FLAT_SHARDS.format(name, ""))
+        _refuse_flat_shards(name, [module], _groups_of(module))
 
 
 def refuse_different_noise(params: Sequence[Tensor], generator: torch.Generator) -> None:
@@ -231,18 +216,17 @@ def refuse_different_noise(params: Sequence[Tensor], generator: torch.Generator)
         Ranks(_groups_of(module)).refuse_different(float(state), 1, OTHER_NOISE)
 
 
-def are_parts(modules: Sequence[Any], groups: Sequence[Any]) -> bool:
-    """Has FSDP1 given each rank a part of the gradients that looks like whole ones?"""
+def _refuse_flat_shards(name: str, modules: Sequence[Any], groups: Sequence[Any]) -> None:
     strategies = (getattr(module, "sharding_strategy", None) for module in modules)
     is_sharded = any(s is not None and s.name != "NO_SHARD" for s in strategies)
-    return is_sharded and math.prod(map(torch.distributed.get_world_size, groups)) > 1
+    if is_sharded and math.prod(map(torch.distributed.get_world_size, groups)) > 1:
+        raise RuntimeError(FLAT_SHARDS.format(name))
 
 
 def weigh(wrapper: Any, weight: float | Tensor | None) -> tuple[float, float]:
     """Weight of a draw over all ranks, and its unit (:mod:`gqc.wrappers.window`).
 
-    Raises: ValueError, alike on all ranks: a weight out of its range, or one that the gradients
-        cannot be weighed with any more.  RuntimeError: some ranks may make fewer draws.
+    Raises: ValueError, alike on all ranks: a weight that the gradients cannot be weighed with.
     """
     window, is_sum, default = wrapper._window, wrapper.loss == "sum", float(wrapper.default_weight)
     if weight is None and wrapper._ranks is ALONE and not (is_sum or window.is_weighted):

@@ -194,23 +194,21 @@ DRAWS = stream(6)
 
 
 def test_in_the_wrapped_optimizer_the_windows_mean_is_clipped():
-    params, seen = parameters(), []
+    params = parameters()
     start = [p.detach().clone() for p in params]
     wrapper = gqc.OptimizerWrapperSBC(sgd_groups(params), 1, 3)
-    clip_before_step(wrapper.optimizer, 0.3, on_norms=lambda n: seen.append(n.tolist()))
+    clip_before_step(wrapper.optimizer, 0.3)
     feed(wrapper, params, DRAWS)
     means = [[sum(d[i] for d in DRAWS[at : at + 3]) / 3 for i in range(3)] for at in (0, 3)]
     assert_stepped(params, start, [clipped(mean, 0.3) for mean in means])
-    assert seen == [pytest.approx([global_norm(m[:2]), global_norm(m[2:])]) for m in means]
 
 
 def test_in_the_wrapper_each_microbatch_is_clipped():
-    params, seen = parameters(), []
+    params = parameters()
     start = [p.detach().clone() for p in params]
     wrapper = gqc.OptimizerWrapperSBC(sgd_groups(params), 1, 3, accumulate="buffer")
-    clip_before_step(wrapper, 0.3, on_norms=seen.append)
+    clip_before_step(wrapper, 0.3)
     feed(wrapper, params, DRAWS)
-    assert len(seen) == 6
     each = [clipped(d, 0.3) for d in DRAWS]
     means = [[sum(d[i] for d in each[at : at + 3]) / 3 for i in range(3)] for at in (0, 3)]
     assert_stepped(params, start, means)
@@ -395,14 +393,11 @@ def test_a_second_clip_of_a_kind_is_refused_until_the_first_is_removed():
     with pytest.raises(ValueError, match=r"clipped per group already: remove\(\)"):
         clip_before_step(optimizer, 2.0)
     clip_before_step(optimizer, 3.0, per="tensor")
-    norms = []
-    clip_before_step(optimizer, math.inf, on_norms=lambda n: norms.append(n.tolist()))  # measures
     handle.remove()
     clip_before_step(optimizer, 2.0)
     (10 * param).sum().backward()
     optimizer.step()
     assert param.item() == pytest.approx(-2.0)
-    assert len(norms) == 1
 
 
 @pytest.mark.parametrize("is_wrapped", [False, True])
@@ -429,10 +424,3 @@ def test_a_copy_that_would_not_be_clipped_is_refused(copied, is_wrapped):
         before = param.item()
         each.step()
         assert param.item() == pytest.approx(before - 0.5)
-
-
-def test_a_copy_of_what_is_only_measured_is_allowed():
-    param = torch.zeros(1, requires_grad=True)
-    optimizer = torch.optim.SGD([param], lr=1.0)
-    clip_before_step(optimizer, math.inf, on_norms=print)
-    assert copy.deepcopy(optimizer).param_groups[0]["lr"] == 1.0

@@ -86,29 +86,6 @@ def test_angle_before_a_step_is_that_to_the_momentum_the_step_leaves(make, maxim
     assert angles[1:] == pytest.approx(after[1:], abs=1e-3)  # acos of float32 dots, far from 0
 
 
-def test_bias_correction_counts_where_parameters_took_different_numbers_of_steps():
-    params = parameters()
-    optimizer = torch.optim.Adam(params, lr=0.01, betas=(0.9, 0.999))
-    for i, grads in enumerate(stream(6)):
-        for param, grad in zip(params, grads, strict=True):
-            param.grad = grad.clone() if param is params[0] or i % 3 == 0 else None
-        optimizer.step()
-    grads = stream(1, seed=9)[0]
-    for param, grad in zip(params, grads, strict=True):
-        param.grad = grad.clone()
-    moments = [optimizer.state[p]["exp_avg"] for p in params]
-    steps = [float(optimizer.state[p]["step"]) for p in params]
-    assert steps == [6, 2, 2]
-    for include in (False, True):
-        used = [0.9 * m + 0.1 * g if include else m for m, g in zip(moments, grads, strict=True)]
-        hats = [m / (1 - 0.9 ** (t + include)) for m, t in zip(used, steps, strict=True)]
-        got = momentum_angle(optimizer, include_gradient=include, bias_corrected=True)
-        assert got == pytest.approx(degrees(grads, hats), abs=1e-3)
-        plain = momentum_angle(optimizer, include_gradient=include)
-        assert plain == pytest.approx(degrees(grads, used), abs=1e-3)
-        assert abs(got - plain) > 0.5
-
-
 def test_angle_in_a_hook_sees_what_the_wrapped_optimizer_steps_with():
     """And it reads a wrapper as it reads an optimizer, and skips parameters without a gradient."""
     params = parameters()
@@ -147,8 +124,7 @@ def test_measuring_changes_nothing():
         backward(params, grads)
         optimizer.step()
     kept = [(p.grad.clone(), optimizer.state[p]["exp_avg"].clone()) for p in params]
-    for corrected in (False, True):
-        momentum_angle(optimizer, bias_corrected=corrected)
+    momentum_angle(optimizer)
     for param, (grad, momentum) in zip(params, kept, strict=True):
         assert torch.equal(param.grad, grad)
         assert torch.equal(optimizer.state[param]["exp_avg"], momentum)

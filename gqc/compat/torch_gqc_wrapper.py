@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from gqc.checks import one_of
 from gqc.schedules import THRESHOLD
 from gqc.wrappers import OptimizerWrapper
-from gqc.wrappers.report import closed, tell
+from gqc.wrappers.report import closed
 
 #: statistics() of torch-gqc -> ours
 _RENAMED = {
@@ -174,8 +174,7 @@ class AbstractOptimizerWrapper(OptimizerWrapper):
     def _take_optimizer_step(self) -> None:
         if self.num_draws == 0:
             raise RuntimeError("no draws to step with: call _batch_received() first")
-        self._close(forced=self.is_full())
-        tell(self)
+        self._tell(self._close(forced=self.is_full()))
 
     def _set_state(self, name: str, value: Any, flag: str) -> None:
         if one_of("flag", flag, ("vital", "optional", "optimizer")) != "optimizer":

@@ -7,8 +7,6 @@ norms its decision needs (one host sync), and either waits for one more draw or 
 the wrapped optimizer.  Subclasses override ``should_step`` or ``transform``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -48,13 +46,11 @@ class OptimizerWrapper(WindowedOptimizer):
     wrapper inside another for its own norms.
 
     Raises:
-        TypeError: ``optimizer`` is not an ``Optimizer``, or is one that re-evaluates the loss.
-        TypeError: an argument that the wrapper does not have; the message names the nearest.
+        TypeError: no ``Optimizer``, one that re-evaluates the loss, or an unknown argument.
         ValueError: an argument out of its range, or one of its kind or with its tunable inside.
     """
 
     _may_defer = False  # may the coming draw come without a gradient?
-    _numbers: dict[str, float] | None = None  # for `on_step`
 
     def is_full(self) -> bool:
         """Has the window ``max_draws``, and steps now whatever ``should_step`` says?"""
@@ -70,11 +66,6 @@ class OptimizerWrapper(WindowedOptimizer):
 
     def transform(self) -> None:
         """Change ``.grad``, which holds :math:`G_n`, before the wrapped optimizer steps."""
-
-    @property
-    def changes_gradient(self) -> bool:
-        """Does ``transform`` read the mean gradient, and change it?"""
-        return type(self).transform is not OptimizerWrapper.transform
 
     def measure(self, totals: list[Tensor]) -> Tensor:
         """What such a decision reads of :math:`A_n`: its norm, then maybe ``tensor_norms``."""
@@ -155,7 +146,7 @@ class OptimizerWrapper(WindowedOptimizer):
             for hook in self._optimizer_step_post_hooks.values():
                 hook(self, args, kwargs)
         finally:  # the step is made, whatever a hook does
-            report.tell(self)
+            self._tell(stepped)
         return stepped
 
     _run_untraced = torch._disable_dynamo(_run)
@@ -166,11 +157,7 @@ class OptimizerWrapper(WindowedOptimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Read by ``GradScaler.step(optimizer)``: where to refuse it.
-
-        Once a draw it would unscale earlier draws once more at each, and skip an overflow but leave
-        it in the sum, after which no step ever happens.
-        """
+        """Read by ``GradScaler.step(optimizer)``, which would unscale earlier draws once more."""
         if not self._is_wrapped:
             raise RuntimeError(
                 f"GradScaler.step({type(self).__name__}): unscale a window once, when it closes. "
@@ -187,8 +174,7 @@ class OptimizerWrapper(WindowedOptimizer):
         """May the coming draw close the window, and must be reduced over the ranks?
 
         For loops that communicate only then; all other draws stay local, in DDP's ``no_sync()``
-        (with ``accumulate="grad"``; ``flush`` reduces them) or with FSDP2's
-        ``set_requires_gradient_sync(False)``, whose draws have no ``.grad`` until then.  SBC,
+        (with ``accumulate="grad"``) or with FSDP2's ``set_requires_gradient_sync(False)``.  SBC,
         Replay, and GNS and NormTest by past windows know it exactly; the others may close at each
         ``decide_every``-th draw.
 
@@ -226,8 +212,13 @@ class OptimizerWrapper(WindowedOptimizer):
         if self.grad_scaler is not None:
             overflow.check_scale(self)
         stepped = self._close(forced=False)
-        report.tell(self)
+        self._tell(stepped)
         return stepped
+
+    def _tell(self, stepped: bool) -> None:
+        """Tell ``on_step`` of the window that closed, when attached schedules have moved."""
+        if stepped and self.on_step is not None:
+            self.on_step(self.numbers())
 
     def _decides(self, n: int) -> bool:
         """Is the draw of that number one that the decision is made at?"""
@@ -324,7 +315,6 @@ class OptimizerWrapper(WindowedOptimizer):
         self.last_window = report.ClosedWindow(*last, now)
         window.clear()
         self._end_window(stepped=True)
-        self._numbers = self.numbers() if stepped and self.on_step is not None else None
         return stepped
 
     def _hand_on(self) -> tuple[bool, bool]:
@@ -341,7 +331,8 @@ class OptimizerWrapper(WindowedOptimizer):
         self.transform()
         is_clipped = False
         if self.clip_norm is not None:
-            norm = None if self.changes_gradient else self.grad_norm
+            is_as_read = type(self).transform is OptimizerWrapper.transform
+            norm = self.grad_norm if is_as_read else None
             is_clipped = clip_(collect(window.params), self.clip_norm, norm)
         if scaler is None:
             return inner.step(**given) is not False, is_clipped

@@ -5,8 +5,6 @@ that must pass for one (schedulers, GradScaler, Accelerate and Lightning check t
 delegate all of them.  What a wrapper does at a step is :mod:`gqc.wrappers.base`.
 """
 
-from __future__ import annotations
-
 import copy
 import difflib
 import inspect

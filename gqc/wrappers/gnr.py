@@ -1,7 +1,5 @@
 """Gradient norm rescaler: give every gradient the same norm, keep its direction."""
 
-from __future__ import annotations
-
 from typing import Unpack
 
 import torch

@@ -8,8 +8,6 @@ scalar norms by their mean square instead, which is another quantity: at R = 100
 it is near 5e-5.
 """
 
-from __future__ import annotations
-
 from typing import Any, Unpack
 
 from torch.optim import Optimizer

@@ -5,8 +5,6 @@ In expectation :math:`E\|G_n\|^2 = \|G\|^2 + \mathrm{tr}\,\Sigma/n`, so a window
 :math:`\tau \le \|G\|` is out of reach: every window runs to ``max_draws``.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, Unpack
 

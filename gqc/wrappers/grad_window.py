@@ -3,8 +3,6 @@ r"""The accumulation window whose sum is ``.grad`` itself, where autograd accumu
 No memory, but nobody else may touch it: see :class:`gqc.wrappers.watch.GradientWatch`.
 """
 
-from __future__ import annotations
-
 from operator import is_
 
 from torch import Tensor
@@ -41,7 +39,6 @@ class GradWindow(Window):
     _dtype = staticmethod(grad_dtype)
 
     def check_unit(self, own: float, unit: float, ranks: float) -> None:
-        """Raises: ValueError: a mean loss of another weight than the earlier ones."""
         if self.num_draws and unit != self.unit:
             raise ValueError(UNEQUAL.format(own, self.unit / ranks))
 
@@ -70,10 +67,7 @@ class GradWindow(Window):
         return now[: len(known)] != known or any(v is not None for v in now[len(known) :])
 
     def check(self) -> None:
-        """Before a step or a file without a draw: ``.grad`` is as the last draw left it.
-
-        Raises: RuntimeError: it was cleared, replaced, or changed in place.
-        """
+        """Before a step or a file without a draw: is ``.grad`` as the last draw left it?"""
         self.check_reduced()
         self._are_kept([p.grad for p in self.params])
         if self.has_new():
@@ -87,21 +81,18 @@ class GradWindow(Window):
         return self.clear()
 
     def expose(self) -> bool:
-        """The sum with the refused draw is in ``.grad`` already: it does not lack the draw."""
+        """The sum with the refused draw is in ``.grad`` already."""
         return False
 
     def close(self) -> None:
-        """Leave the mean :math:`G_n = A_n / W` in ``.grad``.
-
-        Raises: RuntimeError: its sum had 16 bits.
-        """
+        """Leave the mean :math:`G_n = A_n / W` in ``.grad``."""
         if self.num_draws > 1:
             self._refuse_half(self._sums)
         divide_(self.totals(), self.divisor)
         self._sums = []
 
     def _are_kept(self, grads: list[Tensor | None]) -> bool:
-        """Raises: RuntimeError: the earlier draws are gone, or summed in 16 bits."""
+        """And are the earlier draws still there, and not summed in 16 bits?"""
         if not self.num_draws:
             return False
         if self.num_draws == 1:  # and when the window closes, should the dtype change in it

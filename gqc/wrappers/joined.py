@@ -4,8 +4,6 @@
 wrapper, a schedule and a checkpoint want one optimizer.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Metric hypothesis test: draw until the mean of a metric (the loss, say) is known well enough."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, Unpack
 

@@ -4,8 +4,6 @@ Source: Byrd et al. 2012, "Sample size selection in optimization methods for mac
 Bollapragada et al. 2018, arXiv:1802.05374.
 """
 
-from __future__ import annotations
-
 from typing import Unpack
 
 from torch.optim import Optimizer

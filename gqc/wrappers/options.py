@@ -3,8 +3,6 @@
 A misspelt keyword is a ``TypeError`` that names the nearest one.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from typing import Any, TypedDict

@@ -3,8 +3,6 @@
 A ``torch.amp.GradScaler`` unscales, steps and updates once a window in place of once a draw.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch.amp.grad_scaler import OptState
@@ -13,12 +11,7 @@ from gqc.gradients import count_nonfinite, multiply_
 
 
 def refuse(wrapper: Any, *, overflow: bool) -> None:
-    """Drop the draw (its whole window where draws cannot be told apart).
-
-    Args:
-        overflow: does it hold NaN or inf?  Else it lacks a metric.
-    Raises: FloatingPointError: it does, with ``nonfinite="raise"``.
-    """
+    """Drop a draw with NaN or inf (``overflow``), or without a metric; in ``.grad`` its window."""
     window, scaler = wrapper._window, wrapper.grad_scaler
     if overflow and wrapper.nonfinite == "raise" and scaler is None:
         if window.expose():

@@ -3,8 +3,6 @@
 The control that tells "it reacts to noise" from "it uses larger batches".
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from operator import index
 from typing import Unpack

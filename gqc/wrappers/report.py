@@ -1,7 +1,5 @@
 """What a wrapper reports: the last window for a record, and numbers to log."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,13 +82,6 @@ def numbers(wrapper: Any) -> dict[str, float]:
     read = {k: v.item() if isinstance(v, Tensor) else v for k, v in values.items()}
     kept = {k: v for k, v in read.items() if isinstance(v, (int, float))}
     return {k: int(v) if isinstance(v, bool) else v for k, v in kept.items()}
-
-
-def tell(wrapper: Any) -> None:
-    """Tell ``on_step`` of the window that closed, when attached schedules have moved."""
-    numbers, wrapper._numbers = wrapper._numbers, None
-    if numbers is not None and wrapper.on_step is not None:
-        wrapper.on_step(numbers)
 
 
 def closed(own: dict[str, Any], default_weight: float) -> ClosedWindow | None:

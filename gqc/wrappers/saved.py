@@ -16,8 +16,6 @@ process group a wrapper's ``state_dict`` has, in place of the entry ``"wrappers"
 The last three are bytes, since nothing else with an inner structure is saved and loaded as one.
 """
 
-from __future__ import annotations
-
 import io
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -78,10 +76,7 @@ def pack(state: dict[str, Any], params: Sequence[Tensor]) -> dict[str, Any]:
 
 
 def unpack(state: dict[str, Any]) -> dict[str, Any]:
-    """What :func:`pack` was given; any other state unchanged, without its mark of a wrapper.
-
-    Raises: ValueError: something is missing that was saved.
-    """
+    """What :func:`pack` was given; any other state unchanged, without its mark of a wrapper."""
     groups = state.get("param_groups") or [{}]
     first = {**groups[0]}
     packed = first.pop(WRAPPERS, None)

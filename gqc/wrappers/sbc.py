@@ -3,8 +3,6 @@ r"""Scheduled batch controller: draw until the logical batch has the size that a
 The control for adaptive wrappers: it never looks at a gradient, so it needs no host sync to decide.
 """
 
-from __future__ import annotations
-
 from typing import Unpack
 
 from torch.optim import Optimizer

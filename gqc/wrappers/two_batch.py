@@ -6,8 +6,6 @@ With draws of weights :math:`w_i`, sum W, and noise T of one unit of weight,
 :math:`S_1-S_2` with :math:`S_1=\sum_i w_i\|g_i\|^2/W` has the mean :math:`(n-1)T/W`.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from typing import Any, ClassVar, Unpack

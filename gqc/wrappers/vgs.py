@@ -3,8 +3,6 @@
 Source: see :mod:`gqc.scalers.vgs`, which holds the method.
 """
 
-from __future__ import annotations
-
 import copy
 from typing import Any, Unpack
 

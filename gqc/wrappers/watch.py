@@ -3,8 +3,6 @@
 With the sum of a window in ``.grad`` such a change would act on its earlier draws again and again.
 """
 
-from __future__ import annotations
-
 import sys
 import weakref
 from collections.abc import Sequence
@@ -57,10 +55,8 @@ class GradientWatch:
 
     A hook of each parameter tells that a backward is under way; when it has ended, with what DDP
     and FSDP2 do to gradients at its end, the versions of all gradients are noted: torch counts one
-    up at each change in place.  All on the host.
-
-    Sums that wait in ``.grad`` are looked at once more when the next backward begins, which would
-    hide what has been done to them since.
+    up at each change in place.  Sums that wait in ``.grad`` are looked at once more when the next
+    backward begins, which would hide what has been done to them since.  All on the host.
 
     It cannot see changes through ``.data`` or numpy, nor those that torch's functions make in
     ``DTensor`` gradients (FSDP2), whose versions torch does not count, nor those of the first draw
@@ -115,7 +111,7 @@ class GradientWatch:
         return params is own or (len(params) == len(own) and all(map(is_, params, own)))
 
     def take(self, params: Sequence[Tensor]) -> bool:
-        """Draw the gradients of ``params``.  Returns: did a backward make any of them?"""
+        """Draw the gradients of ``params``; did a backward make any of them?"""
         self.follow(params)
         has_arrived = self.has_arrived
         self.forget()
@@ -129,11 +125,7 @@ class GradientWatch:
     __del__ = remove
 
     def was_changed(self, grads: Sequence[Tensor | None]) -> bool:
-        """Is any of ``grads``, those of the parameters, not as the last backward left it?
-
-        Raises: RuntimeError: it has not ended, it has added to what a ``step()`` had left, or
-            another wrapper has taken what it made.
-        """
+        """Is any of ``grads``, those of the parameters, not as the last backward left it?"""
         if self._running and _task() == -1 and any(grad is not None for grad in grads):
             raise RuntimeError(TORN)
         if self.added and any(p.grad is not g or g._version != v for p, g, v in self.added):
@@ -210,7 +202,7 @@ class GradientWatch:
         self.note()
 
     def _refuse_taken(self, grads: Sequence[Tensor | None]) -> None:
-        """Raises: RuntimeError: what a backward has left is gone, taken by another wrapper."""
+        """Refuse a draw whose gradients another wrapper has taken."""
         for param, grad, version in zip(self.params, grads, self.versions, strict=False):
             if grad is None and version is not None:
                 hooks: Any = getattr(param, "_post_accumulate_grad_hooks", None) or {}
@@ -250,12 +242,8 @@ def _look(watch: Any, param: Tensor, grad: Tensor, version: int, _: Tensor) -> N
 def own(grads: list[Any], is_made: bool) -> list[Any]:
     """Gradients that were taken out of ``.grad``, for keeps and in float32 or wider.
 
-    Each is itself, unless it is cast or may get other values later on: it was made by hand, or
-    somebody else holds it or its memory too, as DDP's buckets do.  Then it is copied.
-
-    Args:
-        grads: in this list only, one or None a parameter.
-        is_made: did a backward make them all?
+    Each is itself, unless it is cast or may get other values later on: it was made by hand (not
+    ``is_made``), or somebody else than this list holds it or its memory, as DDP's buckets do.
     """
     counts = [*map(getrefcount, grads)]  # None's is large
     if is_made and max(counts, default=0) <= ALONE and not is_sharded(grads):

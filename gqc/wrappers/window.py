@@ -14,8 +14,6 @@ Protocol of a draw: ``stage`` (returns :math:`g_i` alone, or None), ``count``, `
 then ``commit`` or ``refuse``; ``totals`` is :math:`A_n / u` at any time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import zip_longest
 from operator import attrgetter, is_
@@ -44,13 +42,7 @@ SAVED = ("num_draws", "weight", "unit", "is_weighted")
 
 
 class Window:
-    """:math:`A_n / u` in float32 next to the parameters; ``.grad`` holds the draw in progress.
-
-    Args:
-        params: the parameters, in the order of the groups.
-        is_watched: do changes of their gradients by others count?
-        scaler: the GradScaler that the losses go through, if any.
-    """
+    """:math:`A_n / u` in float32 next to the parameters; ``.grad`` holds the draw in progress."""
 
     is_in_grad = False
 
@@ -89,10 +81,7 @@ class Window:
         return self.weight / self.unit
 
     def follow(self, params: list[Tensor]) -> None:
-        """Take up parameters that were added since the last draw.
-
-        Raises: RuntimeError: others went, or came between them, in mid-window.
-        """
+        """Take up parameters that were added since the last draw; no others may have changed."""
         if self._staged:  # of a draw that an error or an interrupt ended
             self._staged = []
             self.undo()
@@ -109,12 +98,7 @@ class Window:
             self.watch.follow(self.params)
 
     def stage(self) -> list[Tensor] | None:
-        """Look at ``.grad``; a buffer takes :math:`g_i` out of it and returns it.
-
-        Raises: RuntimeError: there is no gradient, a part of one or more than one, or a sum that
-            others have touched.
-            TypeError: one is sparse.
-        """
+        """Look at ``.grad``; a buffer takes :math:`g_i` out of it and returns it."""
         self._before = (self.num_draws, self.weight, self.unit, self.is_weighted)
         grads, watch = [*map(_grad, self.params)], self.watch
         self.was_changed = watch is not None and watch.was_changed(grads)
@@ -149,7 +133,7 @@ class Window:
         self.num_deferred, self.is_reduced = self.num_deferred + 1, False
 
     def norm(self, tensors: list[Tensor]) -> Tensor:
-        """:func:`total_norm` of all gradients, whose kinds are looked at once a window."""
+        """:func:`total_norm`, with a look at what kinds of tensors there are once a window."""
         if len(tensors) < len(self.params):
             return total_norm(tensors)
         self._norm = self._norm or norm_of_such(tensors)
@@ -236,7 +220,7 @@ class Window:
     # What a sum in .grad does in another way
 
     def check_unit(self, own: float, unit: float, ranks: float) -> None:
-        """Raises: ValueError: a draw cannot be added to those of another unit."""
+        """Refuse a draw that cannot be added to those of another unit."""
 
     def _are_kept(self, grads: list[Tensor | None]) -> bool:
         """Are these the tensors that were looked at before?  One look at their kinds will do."""
@@ -317,10 +301,7 @@ class Window:
         return 1
 
     def expose(self) -> bool:
-        """Put the staged draw where a GradScaler looks for an overflow: in ``.grad``.
-
-        Or the sum, at a step, when no draw is staged.  Returns: does the sum lack the draw?
-        """
+        """Put the staged draw, else the sum, in ``.grad``; does the sum lack the draw?"""
         shown, had_draw = self._staged or self._sums, bool(self._staged)
         if had_draw and self._sums:  # the sum is in it, and alone where there was no gradient
             factor, pairs = self._before[2] / self.unit, zip_longest(shown, self._sums)
