@@ -33,7 +33,7 @@ TORCH_HOOKS = "torch.distributed.algorithms"
 FLAT_SHARDS = (
     "{} of FullyShardedDataParallel (FSDP1): each rank has a part of the gradient that looks like "
     "a whole one, and they would decide apart. Shard with torch.distributed.fsdp.fully_shard "
-    "(FSDP2)"
+    "(FSDP2){}"
 )
 HOOKED = (
     'accumulate="grad" under a DDP communication hook ({}): it acts on the running sum at every '
@@ -197,7 +197,10 @@ def ranks_of(wrapper: Any) -> Ranks:
     ranks = Ranks(groups, modules, bool(groups) or torch.distributed.get_world_size() == 1)
     if wrapper.reduce_at_step and not groups:
         ranks = Ranks([torch.distributed.group.WORLD])
-    _refuse_flat_shards(type(wrapper).__name__, ranks.modules, ranks.groups)
+    must_look = wrapper.needs_gradient or wrapper.clip_norm or wrapper.changes_gradient
+    if are_parts(ranks.modules, ranks.groups) and (must_look or wrapper._is_checked()):
+        remedy = "" if must_look else ', or pass nonfinite="ignore"'
+        raise RuntimeError(FLAT_SHARDS.format(type(wrapper).__name__, remedy))
     if wrapper.sums_in_grad and not wrapper.reduce_at_step:
         ranks.refuse_rounded_sums()
     return ranks
@@ -206,7 +209,8 @@ def ranks_of(wrapper: Any) -> Ranks:
 def refuse_flat_shards(name: str, params: Sequence[Tensor]) -> None:
     """Raise RuntimeError where FSDP1 gave this rank a part of ``params`` that looks whole."""
     for module in _owners(params) if is_on() else ():
-        _refuse_flat_shards(name, [module], _groups_of(module))
+        if are_parts([module], _groups_of(module)):
+            raise RuntimeError(FLAT_SHARDS.format(name, ""))
 
 
 def refuse_different_noise(params: Sequence[Tensor], generator: torch.Generator) -> None:
@@ -216,11 +220,11 @@ def refuse_different_noise(params: Sequence[Tensor], generator: torch.Generator)
         Ranks(_groups_of(module)).refuse_different(float(state), 1, OTHER_NOISE)
 
 
-def _refuse_flat_shards(name: str, modules: Sequence[Any], groups: Sequence[Any]) -> None:
+def are_parts(modules: Sequence[Any], groups: Sequence[Any]) -> bool:
+    """Has FSDP1 given each rank a part of the gradients that looks like whole ones?"""
     strategies = (getattr(module, "sharding_strategy", None) for module in modules)
     is_sharded = any(s is not None and s.name != "NO_SHARD" for s in strategies)
-    if is_sharded and math.prod(map(torch.distributed.get_world_size, groups)) > 1:
-        raise RuntimeError(FLAT_SHARDS.format(name))
+    return is_sharded and math.prod(map(torch.distributed.get_world_size, groups)) > 1
 
 
 def weigh(wrapper: Any, weight: float | Tensor | None) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from gqc.checks import check_count, untraced
 from gqc.gradients import count_nonfinite, is_sharded
-from gqc.ranks import LOOKS, Ranks, is_on, ranks_of
+from gqc.ranks import LOOKS, Ranks, are_parts, is_on, ranks_of
 from gqc.wrappers import options, report, saved
 from gqc.wrappers.delegate import DelegatingOptimizer
 from gqc.wrappers.grad_window import GradWindow
@@ -121,7 +121,8 @@ class WindowedOptimizer(DelegatingOptimizer):
         Raises: RuntimeError: they do so in a way that makes decisions or sums wrong.
         """
         if self._ranks is None:
-            self._ranks = ranks_of(self)
+            self._ranks = ranks = ranks_of(self)
+            self._looks = 0 if are_parts(ranks.modules, ranks.groups) else self._looks
         return self._ranks
 
     statistics = report.statistics

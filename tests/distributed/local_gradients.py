@@ -90,17 +90,19 @@ def check_uneven_data_are_refused(rank: int) -> None:
 
 
 def check_flat_shards_are_refused(rank: int) -> None:
-    """FSDP1, with and without original parameters, also where no decision reads a gradient."""
+    """FSDP1, with and without original parameters; SBC may step without looking, VGS never."""
     for is_original in (False, True):
         for name, accumulate in (("gnts", "buffer"), ("gnts", "grad"), ("sbc", "buffer")):
             net = FSDP(model(), use_orig_params=is_original, device_id=torch.device("cpu"))
             wrapper = MAKERS[name](adamw(net), accumulate=accumulate)
             message = refused(rank, wrapper, draws_of(net, batches(4), rank))
             assert "fully_shard" in message, message
+            assert ("nonfinite" in message) is (name == "sbc"), message
         net = FSDP(model(), use_orig_params=is_original, device_id=torch.device("cpu"))
         wrapper = gqc.OptimizerWrapperVGS(adamw(net), nonfinite="ignore")
         message = refused(rank, wrapper, draws_of(net, batches(4), rank))
         assert "fully_shard" in message, message
+        assert "nonfinite" not in message, message
         net = FSDP(model(), use_orig_params=is_original, device_id=torch.device("cpu"))
         with pytest.raises(RuntimeError, match="UPGD of FullyShardedDataParallel"):
             gqc.UPGD(net.parameters())
@@ -110,7 +112,12 @@ def check_flat_shards_are_refused(rank: int) -> None:
             scaler.scale_gradients()
     net = FSDP(model(), use_orig_params=True, device_id=torch.device("cpu"))
     wrapper = MAKERS["sbc"](adamw(net), nonfinite="ignore")
-    assert "fully_shard" in refused(rank, wrapper, draws_of(net, batches(4), rank))
+    decisions = train(net, wrapper, batches(), rank)
+    expected, reference = reference_run(MAKERS["sbc"])
+    assert decisions == expected
+    with FSDP.summon_full_params(net):
+        for a, b in zip(net.parameters(), reference.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
 
 
 def check_separate_trainings_are_left_alone(rank: int) -> None:
