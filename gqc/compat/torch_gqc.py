@@ -10,8 +10,6 @@ ours: ``num_draws`` counts the coming draw, as in 0.8.5; ``last_grad_norm`` prec
 Source: torch-gqc 0.8.5 and 0.10.4, signatures and values of schedules; the code is ours.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial

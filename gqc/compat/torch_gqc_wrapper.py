@@ -5,8 +5,6 @@ A subclass of torch-gqc 0.10.4's ``AbstractOptimizerWrapper`` defines ``step``, 
 is the sum of ``num_draws`` gradients.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable
 from typing import Any

@@ -5,8 +5,6 @@ whose state has the published keys already; ``normalization="max_published"`` an
 ``"minmax_published"`` repeat what was published to the last bit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

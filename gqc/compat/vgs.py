@@ -7,8 +7,6 @@ the published documents tell you to search a log for.  The estimator is ours unl
 ``estimator=`` names the published one.
 """
 
-from __future__ import annotations
-
 import copy
 import logging
 import warnings

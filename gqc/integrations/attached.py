@@ -1,7 +1,5 @@
 """Schedules that their wrapper steps and saves, so that no trainer has to know of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any
 

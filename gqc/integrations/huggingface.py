@@ -1,7 +1,5 @@
 """A wrapper in the Trainer of Hugging Face Transformers."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from transformers import TrainerCallback

@@ -1,7 +1,5 @@
 """Wrappers in the Trainer of Lightning, with automatic or manual optimization."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from gqc.integrations.attached import finish, refuse_clipping, refuse_metric, wrappers_in

@@ -5,8 +5,6 @@ any optimizer, comes after clipping.  Optimizers need no module: ``UPGD`` and th
 ``policy_kwargs={"optimizer_class": UPGD, "optimizer_kwargs": {...}}``.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback

@@ -1,7 +1,5 @@
 """Microbatches of a loader, read without a trace."""
 
-from __future__ import annotations
-
 import random
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator

@@ -17,8 +17,6 @@ noise that counts as signal, and R comes out too small: 4 to 30 times for an aut
 Sources: McCandlish et al. 2018, arXiv:1812.06162, appendix A; the debiasing is ours.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from typing import Any, TypeVar

@@ -7,8 +7,6 @@ warmup, with a warning: numbers of one definition mean nothing in another.  So d
 a file of 4.0, which had other projections.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -9,8 +9,6 @@ slowly is none either: which of the two estimators is right depends on the strea
 :mod:`gqc.scalers.variance` (and :class:`gqc.diagnostics.DrawCorrelation`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The variance of each tensor from the moments of all of its elements."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Aggregate an estimator's variances into factors on the gradient, and numbers to log."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from itertools import compress

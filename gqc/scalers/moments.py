@@ -5,8 +5,6 @@ device: rows of such numbers wait on the device until they are asked for, so tha
 for it.  On a CPU they are asked for at once.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Sequence

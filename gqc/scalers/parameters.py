@@ -1,7 +1,5 @@
 """The parameters that a scaler acts on, from any of the forms that torch hands them out in."""
 
-from __future__ import annotations
-
 import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -22,8 +22,6 @@ start their averages at the first value and still divide by :math:`1-\beta^t`, s
 about :math:`1-\beta^t` times too small at first.  A NaN gradient stays in the averages forever.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """Hyperparameters of the variance gradient scaler, checked whenever one changes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self

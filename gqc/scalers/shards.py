@@ -1,7 +1,5 @@
 """Sums over the shards of distributed tensors, so that every rank sees the same statistics."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -23,8 +23,6 @@ Sources: the tug-of-war sketch of Alon, Matias and Szegedy 1996; the median over
 count sketch of Charikar, Chen and Farach-Colton 2002.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Sequence

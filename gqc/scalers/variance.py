@@ -32,8 +32,6 @@ Only the **sum** of the spread over a tensor enters V, and its recursion is line
 per tensor holds it: :math:`S_t = (1-a_t)(S_{t-1} + a_t|g_t - m_{t-1}|^2)`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self

@@ -11,8 +11,6 @@ Source: the method's published versions 1.0 to 3.2; what V was there, and where 
 in :mod:`gqc.scalers.published`, the present definition in :mod:`gqc.scalers.variance`.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """Builders of the common schedules, their values as functions of the step, a warmup before any."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 from typing import Any

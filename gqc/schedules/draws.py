@@ -1,7 +1,5 @@
 r"""A norm threshold that is given in draws."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Schedules as objects that write a param group's entry at every step."""
 
-from __future__ import annotations
-
 import bisect
 import math
 import sys

@@ -5,8 +5,6 @@ A subclass says which direction a weight would take without gates and noise.  Pa
 into lists that one kernel call may take, and these are cut for the cache.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor

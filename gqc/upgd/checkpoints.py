@@ -1,7 +1,5 @@
 """Hyperparameters, noise streams, checkpoints, copies of UPGD optimizers: all but arithmetic."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypedDict

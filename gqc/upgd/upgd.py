@@ -12,8 +12,6 @@ Source: Elsayed and Mahmood, Addressing Loss of Plasticity and Catastrophic Forg
 Learning, ICLR 2024, arXiv:2404.00781, and its released code.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any, ClassVar, Unpack
 

@@ -22,8 +22,6 @@ departure: where the largest utility is 0, 0 / 0 counts as 0 (gate 1/2), where t
 makes the weight NaN.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
