@@ -138,9 +138,9 @@ class ProductSketch:
         if self._sketch is None:
             self._numels = numels
             self._sketch = SignSketch(numels, [t.device for t in shards], *self._options)
-            share = torch.full((len(self._sketch.lengths),), 1 / HASHES)
+            lengths = torch.tensor(self._sketch.lengths, device="cpu")
+            share = torch.full_like(lengths, 1 / HASHES, dtype=torch.float32)
             share[[a for a, b, _ in zip(*self._sketch.runs, strict=True) if a == b]] = 1.0
-            lengths = torch.tensor(self._sketch.lengths)
             self._weight = share.sqrt().repeat_interleave(lengths).to(shards[0].device)
         if numels != self._numels:
             raise ValueError(f"tensors of {numels} elements: expected {self._numels}")

@@ -18,7 +18,7 @@ from torch._utils import _flatten_dense_tensors
 
 _dtype, _cdata = map(attrgetter, ("dtype", "_cdata"))
 _num_holders = torch._C._storage_Use_Count
-_one = torch.empty(0)
+_one = torch.empty(0, device="cpu")
 SOLE = _num_holders(_one.untyped_storage()._cdata)  # of memory that is one tensor's
 T = TypeVar("T", bound=Tensor | None)
 HALF = frozenset((torch.float16, torch.bfloat16))
@@ -122,7 +122,7 @@ def norm_of_such(tensors: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], Tens
     if not many:
         return lambda given: torch.linalg.vector_norm(join([*given]), dtype=dtype)
     num = bool(few) + sum(max(1, math.ceil(numels[i] / CHUNK)) for i in many)
-    norms = torch.empty(num, dtype=dtype.to_real())
+    norms = torch.empty(num, dtype=dtype.to_real(), device="cpu")
     places = norms.unbind()
 
     @torch.no_grad()
@@ -184,7 +184,7 @@ def multiply_(tensors: Sequence[Tensor], factor: float | Tensor) -> None:
             # a number would be rounded to their type first, and made a tensor for each of them
             is_double = not DOUBLE.isdisjoint(map(_dtype, shards))
             dtype = torch.float64 if is_double else torch.float32
-            torch._foreach_mul_(shards, torch.full((), factor, dtype=dtype))
+            torch._foreach_mul_(shards, torch.full((), factor, dtype=dtype, device="cpu"))
         elif shards:
             torch._foreach_mul_(shards, factor)
         return

@@ -298,7 +298,7 @@ def _products(vectors: list[Tensor], norms: list[float], norm_of_sum: float) -> 
     """Products of all pairs from sketches; the sketch errs in their sum too, which is known."""
     if not any(norms):
         raise ValueError("all gradients are 0: expected parameters that the loss depends on")
-    n, own = len(norms), torch.tensor(norms, dtype=torch.double).square()
+    n, own = len(norms), torch.tensor(norms, dtype=torch.double, device="cpu").square()
     sketched = torch.stack(vectors).double().cpu()
     products = (sketched @ sketched.T).fill_diagonal_(0.0)
     products += (norm_of_sum**2 - own.sum() - products.sum()) / (n * (n - 1))
@@ -308,7 +308,8 @@ def _products(vectors: list[Tensor], norms: list[float], norm_of_sum: float) -> 
 
 def _orders(num: int, n: int, seed: int = 0) -> Tensor:
     """Random orders of n draws [num, n]."""
-    return torch.rand(num, n, generator=torch.Generator().manual_seed(seed)).argsort(1)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(num, n, generator=generator, device="cpu").argsort(1)
 
 
 def _lowest_norms(products: Tensor, most: int, num: int = ORDERS) -> Tensor:
@@ -316,7 +317,7 @@ def _lowest_norms(products: Tensor, most: int, num: int = ORDERS) -> Tensor:
     order = _orders(num, len(products))[:, :most]
     sums = products[order[:, :, None], order[:, None, :]].cumsum(1).cumsum(2)
     squares = sums.diagonal(dim1=1, dim2=2).clamp(min=0)
-    return (squares.sqrt() / torch.arange(1, most + 1)).cummin(1).values
+    return (squares.sqrt() / torch.arange(1, most + 1, device="cpu")).cummin(1).values
 
 
 def _norm_for(draws: float, lowest: Tensor) -> float:

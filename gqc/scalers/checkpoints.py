@@ -150,12 +150,13 @@ def _read_published(state: Mapping[str, Any], version: str) -> Checkpoint:
         require(state, (*VECTORS, "param_numel"), version)
     steps = check_count(f"VGS checkpoint {version}: step_count", state["step_count"], 0)
     updates = check_count("num_updates", state.get("num_updates", steps), 0)
+    raw = [_number(state[key] or 0.0, key, version) for key in SCALARS]
     counts = [0 if state[key] is None else updates for key in SCALARS]  # None before the first step
     statistics: dict[str, Any] = {
         "num_updates": updates,
         "averages": {
-            "raw": torch.tensor([_number(state[key] or 0.0, key, version) for key in SCALARS]),
-            "count": torch.tensor(counts, dtype=torch.float32),
+            "raw": torch.tensor(raw, dtype=torch.float32, device="cpu"),
+            "count": torch.tensor(counts, dtype=torch.float32, device="cpu"),
         },
     }
     for key in VECTORS:
@@ -165,7 +166,11 @@ def _read_published(state: Mapping[str, Any], version: str) -> Checkpoint:
         statistics[key] = value
     config = {k: state[k] for k in (*CONFIG, "min_scaling_factor", "variance_cap") if k in state}
     numels = state.get("param_numel")
-    shapes = None if numels is None else torch.as_tensor(numels).long().view(-1, 1).tolist()
+    shapes = (
+        None
+        if numels is None
+        else torch.as_tensor(numels, device="cpu").long().view(-1, 1).tolist()
+    )
     return Checkpoint(version, config, steps, statistics, shapes=shapes)
 
 

@@ -27,7 +27,9 @@ class Elementwise(DebiasedEstimator):
     def __init__(self, params: Sequence[Tensor], settings: Any) -> None:
         super().__init__(params, settings)
         per_element = settings.granularity == "element"
-        self.means = [torch.zeros(real_numel(p), device=p.device) for p in local(params)]
+        self.means = [
+            torch.zeros(real_numel(p), device=p.device, dtype=torch.float32) for p in local(params)
+        ]
         self.spreads = [torch.zeros_like(m) for m in self.means] if per_element else []
 
     def element_ratios(self, index: int, variance_cap: float | None) -> Tensor:
@@ -51,7 +53,7 @@ class Elementwise(DebiasedEstimator):
         sums = []
         for index, (grad, mean) in enumerate(zip(prepared, self.means, strict=True)):
             if grad is None or not grad.numel():
-                sums.append(torch.zeros(2, device=self._device))
+                sums.append(torch.zeros(2, device=self._device, dtype=torch.float32))
                 continue
             mask = None if keep is None else keep.to(mean.device)
             share = weight[index].to(mean.device) if isinstance(weight, Tensor) else weight
@@ -66,7 +68,7 @@ class Elementwise(DebiasedEstimator):
     ) -> Tensor:
         """Move one mean; the squared norms of move and mean [2]."""
         chunk = CHUNK if mean.device.type == "cpu" else mean.numel()
-        scratch = torch.empty(min(chunk, mean.numel()), device=mean.device)
+        scratch = torch.empty_like(mean[:chunk])
         spreads = self.spreads[index].split(chunk) if self.spreads else None
         sums = []
         for i, (g, m) in enumerate(zip(flat.split(chunk), mean.split(chunk), strict=True)):

@@ -75,7 +75,8 @@ class DebiasedEstimator(VarianceEstimator):
     def count(self) -> Tensor:
         """The present :attr:`Moments.counts` on the device."""
         if self._count is None:
-            self._count = torch.tensor(self._settle().counts, device=self._device)
+            counts = self._settle().counts
+            self._count = torch.tensor(counts, device=self._device, dtype=torch.float32)
         return self._count
 
     def update(self, grads: Grads, factor: float = 1.0, tracked: Tensor | None = None) -> bool:
@@ -169,16 +170,18 @@ class DebiasedEstimator(VarianceEstimator):
 
     def scalars(self) -> dict[str, Tensor]:
         now = self._settle()
-        pair = torch.tensor([now.raw, now.updates], dtype=torch.float64)
+        pair = torch.tensor([now.raw, now.updates], dtype=torch.float64, device="cpu")
         return dict(zip(("raw", "count"), pair.unbind(), strict=True))
 
     def _vectors(self) -> dict[str, Tensor]:
         now = self._settle()
         columns = [place * (self.num_hashes // len(place)) for place in self._places]
-        rows = torch.tensor(columns).t() if self.num_hashes > 1 else torch.tensor(self._owners)
-        found = {"count": self.count.clone(), "num_skipped": torch.tensor(float(now.num_skipped))}
+        rows = torch.tensor(columns, device="cpu").t()
+        rows = rows if self.num_hashes > 1 else rows[0]
+        num_skipped = torch.tensor(now.num_skipped, dtype=torch.float32, device="cpu")
+        found = {"count": self.count.clone(), "num_skipped": num_skipped}
         for key, values in (("spread", now.spread), ("mean_sq", now.mean_sq)):
-            found[key] = torch.tensor(values, dtype=torch.float64)[rows]
+            found[key] = torch.tensor(values, dtype=torch.float64, device="cpu")[rows]
         return found
 
     def _take(self, vectors: dict[str, Any], scalars: dict[str, Tensor]) -> None:

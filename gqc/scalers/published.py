@@ -52,8 +52,9 @@ class PublishedEstimator(VarianceEstimator):
     def __init__(self, params: Sequence[Tensor], settings: Any) -> None:
         super().__init__(params, settings)
         self.eps, self.num_updates = settings.eps, 0
-        self.raw, self.updates = torch.zeros(2, 4, device=self._device).unbind()
-        self.param_grad_mean_ema = torch.zeros(len(params), device=self._device)
+        like: Any = {"device": self._device, "dtype": torch.float32}
+        self.raw, self.updates = torch.zeros(2, 4, **like).unbind()
+        self.param_grad_mean_ema = torch.zeros(len(params), **like)
         self.param_grad_sq_ema = torch.zeros_like(self.param_grad_mean_ema)
 
     def update(self, grads: Grads, factor: float = 1.0, tracked: Tensor | None = None) -> bool:
@@ -66,7 +67,7 @@ class PublishedEstimator(VarianceEstimator):
         self.num_updates += 1
         if not self.vectors:
             return False
-        present, none = self._presence(grads) > 0, (torch.zeros(()),) * 2
+        present, none = self._presence(grads) > 0, (torch.zeros_like(self.raw[0]),) * 2
         pairs = [none if g is None else self.statistic(whole(g).float()) for g in grads]
         for name, column in zip(VECTORS, zip(*pairs, strict=True), strict=True):
             value = torch.stack([x.to(present.device) for x in column])
@@ -100,7 +101,7 @@ class PublishedEstimator(VarianceEstimator):
 
     def _vectors(self) -> dict[str, Tensor]:
         averages = {key: getattr(self, key) for key in self.vectors}
-        return {**averages, "num_updates": torch.tensor(self.num_updates)}
+        return {**averages, "num_updates": torch.tensor(self.num_updates, device="cpu")}
 
     def _take(self, vectors: dict[str, Any], scalars: dict[str, Tensor]) -> None:
         self.num_updates = int(vectors["num_updates"])

@@ -66,22 +66,23 @@ class Sketch(DebiasedEstimator):
         shards = local(params)
         numels, devices = [real_numel(p) for p in shards], [p.device for p in shards]
         self._sketch = SignSketch(numels, devices, settings.sketch_size, settings.sketch_seed)
-        device, lengths = self.count.device, torch.tensor(self._sketch.lengths)
-        runs = torch.tensor(self._sketch.runs)
+        device, lengths = self._device, torch.tensor(self._sketch.lengths, device="cpu")
+        runs = torch.tensor(self._sketch.runs, device="cpu")
         places = zip(*self._sketch.runs, strict=True)
         if self._shards.is_sharded:  # other ranks may hash a tensor where this one's shard is small
-            places = zip(*torch.arange(runs.numel()).view_as(runs).tolist(), strict=True)
+            num = len(params)
+            places = zip(*(range(h * num, (h + 1) * num) for h in range(HASHES)), strict=True)
         self._set_images([tuple(dict.fromkeys(place)) for place in places])
         self._runs = runs.flatten().to(device)
         self._lengths = lengths.expand(2, -1).contiguous().to(device)
-        owner = torch.zeros(len(lengths), dtype=torch.long)
-        owner[runs] = torch.arange(len(params)).expand_as(runs)
+        owner = torch.zeros(len(lengths), dtype=torch.long, device="cpu")
+        owner[runs] = torch.arange(len(params), device="cpu").expand_as(runs)
         self._owner = owner.repeat_interleave(lengths).to(device)
-        self._mean = torch.zeros(len(self._owner), device=device)
-        self._pair = torch.zeros(2, len(self._owner), device=device)
-        is_whole = runs[0] == runs[1]
-        share = torch.where(is_whole, 1.0, 1 / HASHES)[owner]  # the norm is the mean over hashes
-        self._norm_share = share.repeat_interleave(lengths).to(device)
+        self._mean = _zeros(len(self._owner), device)
+        self._pair = _zeros(2 * len(self._owner), device).view(2, -1)
+        share = torch.ones(len(params), device="cpu", dtype=torch.float32)
+        share[runs[0] != runs[1]] = 1 / HASHES  # the norm is the mean over hashes
+        self._norm_share = share[owner].repeat_interleave(lengths).to(device)
 
     def _prepare(self, grads: Grads, factor: float) -> tuple[Tensor, Tensor]:
         values, scratch = self._sketch(local(grads), factor), self._pair[0]
@@ -177,15 +178,15 @@ class SignSketch:
         """Give each part its values and the scratch of its device, which stays in the cache."""
         parts = [part for _, part, _ in self._parts]
         devices = list(dict.fromkeys(part.device for part in parts))
-        self._values = [torch.zeros(n, device=p.device) for n, p in zip(sizes, parts, strict=True)]
+        self._values = [_zeros(n, part.device) for n, part in zip(sizes, parts, strict=True)]
         self._all: Tensor | None = None
         if len(devices) == 1:  # then all values are one tensor
-            self._all = torch.zeros(sum(sizes), device=devices[0])
+            self._all = _zeros(sum(sizes), devices[0])
             self._values = list(self._all.split(sizes))
         for device in devices:
             here = [(p, v) for p, v in zip(parts, self._values, strict=True) if p.device == device]
             rooms = zip(*(part.rooms for part, _ in here), strict=True)
-            scratch = [torch.empty(max(room), device=device) for room in rooms]
+            scratch = [_zeros(max(room), device) for room in rooms]
             for part, values in here:
                 part.bind(values, scratch)
 
@@ -217,7 +218,7 @@ class _Whole:
 
     def __init__(self, numels: list[int], device: torch.device) -> None:
         self.device, self.lengths = device, [[numel] for numel in numels]
-        self._zeros = [torch.zeros(numel, device=device) for numel in numels]
+        self._zeros = [_zeros(numel, device) for numel in numels]
 
     def bind(self, values: Tensor, scratch: list[Tensor]) -> None:
         self._values = values
@@ -317,18 +318,22 @@ class _Hashes:
             sums[:rest].add_(flat[whole:])
 
 
+def _zeros(numel: int, device: torch.device) -> Tensor:
+    return torch.zeros(numel, device=device, dtype=torch.float32)
+
+
 @functools.lru_cache(maxsize=32)
 def _signs(numel: int, seed: int, device: torch.device) -> Tensor:
     """Signs of elements, shared by all sketches of a device."""
     generator = torch.Generator().manual_seed(seed)
-    bits = torch.randint(0, 2, (numel,), generator=generator, dtype=torch.int8)
+    bits = torch.randint(0, 2, (numel,), generator=generator, dtype=torch.int8, device="cpu")
     return (bits * 2 - 1).to(device, torch.float32)
 
 
 @functools.lru_cache(maxsize=32)
 def _fold_signs(seed: int, device: torch.device) -> Tensor:
     """Signs of the eighths for each part [8, 1, 8]: a Hadamard matrix with random columns."""
-    rows = torch.ones(1, 1)
+    rows = torch.ones(1, 1, device="cpu", dtype=torch.float32)
     while len(rows) < FOLD:
         rows = torch.cat([torch.cat([rows, rows], 1), torch.cat([rows, -rows], 1)])
     return (rows * _signs(FOLD, seed + 1, torch.device("cpu"))).to(device).unsqueeze(1)

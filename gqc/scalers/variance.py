@@ -117,9 +117,9 @@ class VarianceEstimator:
         if missing := [k for k in (*expected, "averages") if k not in state]:
             raise ValueError(f"statistics of {self.name!r} lack {missing}: the file is damaged")
         for key, value in expected.items():
-            # 4.0 had a count as a plain number
-            there = state[key] if isinstance(value, list) else [torch.as_tensor(state[key])]
-            here = value if isinstance(value, list) else [value]
+            here, there = value, state[key]
+            if isinstance(value, Tensor):  # 4.0 had a count as a plain number
+                here, there = [value], [torch.as_tensor(there, device="cpu")]
             own, saved = ([list(t.shape) for t in tensors] for tensors in (here, there))
             if saved != own:
                 raise ValueError(

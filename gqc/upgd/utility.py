@@ -224,7 +224,8 @@ def noise_streams(generator: torch.Generator) -> Iterator[torch.Generator]:
     A seed has 32 bits, which is what the generator takes of it.
     """
     while True:
-        yield torch.Generator().manual_seed(int(torch.randint(2**32, (), generator=generator)))
+        seed = torch.randint(2**32, (), generator=generator, device=generator.device)
+        yield torch.Generator().manual_seed(int(seed))
 
 
 def draw_noise(like: Tensors, std: float | Tensors, generator: torch.Generator) -> Tensors:

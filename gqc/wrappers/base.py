@@ -18,7 +18,7 @@ from gqc.clipping import clip_
 from gqc.gradients import collect, is_sharded, total_norm
 from gqc.ranks import ALONE, compare, is_on, weigh
 from gqc.wrappers import options, overflow, report, saved
-from gqc.wrappers.watch import CHANGED_DRAW
+from gqc.wrappers.watch import CHANGED_DRAW, NO_GRAPH
 from gqc.wrappers.windowed import WindowedOptimizer
 
 
@@ -334,8 +334,12 @@ class OptimizerWrapper(WindowedOptimizer):
             is_as_read = type(self).transform is OptimizerWrapper.transform
             norm = self.grad_norm if is_as_read else None
             is_clipped = clip_(collect(window.params), self.clip_norm, norm)
-        if scaler is None:
-            return inner.step(**given) is not False, is_clipped
-        stepped = scaler.step(inner, **given) is not False
-        scaler.update()
-        return stepped, is_clipped
+        try:
+            answer = inner.step(**given) if scaler is None else scaler.step(inner, **given)
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+            raise RuntimeError(NO_GRAPH) from error
+        if scaler is not None:
+            scaler.update()
+        return answer is not False or not isinstance(inner, OptimizerWrapper), is_clipped

@@ -266,7 +266,13 @@ class DelegatingOptimizer(Optimizer):
                 f"state of groups with {there} parameters given to groups with {here} parameters"
             )
         self._check_own(own)
+        if self._is_by_place(own):
+            saved.check_order(state_dict["param_groups"], self.param_groups)
         return own
+
+    def _is_by_place(self, own: dict[str, Any]) -> bool:
+        """Does the state hold something of each parameter?"""
+        return bool(own.get("pending"))
 
     def _prepare_to_save(self) -> bool:
         """Is the state one of several ranks, to be packed for their checkpoints?"""

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from gqc.checks import check_finite, one_of
 from gqc.clipping import is_usual, rescale_, rescale_extreme_
-from gqc.gradients import collect, local, magnitudes, tensor_norms, total_norm
+from gqc.gradients import collect, is_on_host, local, magnitudes, tensor_norms, total_norm
 from gqc.wrappers.base import OptimizerWrapper
 from gqc.wrappers.options import WindowOptions
 
@@ -69,8 +69,12 @@ class OptimizerWrapperGNR(OptimizerWrapper):
             return
         norms = self.tensor_norms or tensor_norms(grads).tolist()
         usual = [i for i, norm in enumerate(norms) if is_usual(norm)]
-        if usual:
-            factors = [target / norms[i] for i in usual]
-            torch._foreach_mul_(local([grads[i] for i in usual]), factors)
+        shards = local([grads[i] for i in usual])
+        factors = [target / norms[i] for i in usual]
+        if all(map(is_on_host, shards)):  # a list of numbers is rounded to 16 bits there
+            for shard, factor in zip(shards, factors, strict=True):
+                shard.mul_(factor)
+        else:
+            torch._foreach_mul_(shards, factors)
         for i in set(range(len(grads))) - set(usual):
             rescale_extreme_([grads[i]], target)

@@ -5,6 +5,7 @@ No memory, but nobody else may touch it: see :class:`gqc.wrappers.watch.Gradient
 
 from operator import is_
 
+import torch
 from torch import Tensor
 
 from gqc.gradients import HALF, divide_
@@ -20,6 +21,10 @@ ROUNDED = (
     'accumulate="grad" sums draws in the dtype of .grad, {} of parameter {}: a sum of ones stops '
     'at 256 in bfloat16, at 2048 in float16. Pass accumulate="buffer", which sums in float32, or '
     "set param.grad_dtype = torch.float32"
+)
+HOOKED = (
+    "parameters have hooks of others (register_post_accumulate_grad_hook), which may change .grad, "
+    'the sum of all draws, at each backward: remove them, or pass accumulate="buffer"'
 )
 NO_BACKWARD = (
     ".grad has no gradient of a loss.backward() since the last step(): call it before step(). "
@@ -44,8 +49,10 @@ class GradWindow(Window):
 
     def _take(self, grads: list[Tensor | None]) -> None:
         watch = self.watch
-        if self.was_changed or (self.num_draws == 0 and watch.has_others()):
+        if self.was_changed:
             raise RuntimeError(CHANGED)
+        if self.num_draws == 0 and watch.has_others():
+            raise RuntimeError(HOOKED)
         if not watch.take(self.params):
             raise RuntimeError(NO_BACKWARD)
         self._sums, watch.kept, watch.sums = grads, grads, watch.versions
@@ -88,7 +95,11 @@ class GradWindow(Window):
         """Leave the mean :math:`G_n = A_n / W` in ``.grad``."""
         if self.num_draws > 1:
             self._refuse_half(self._sums)
-        divide_(self.totals(), self.divisor)
+        divide_([t for t in self.totals() if not t.requires_grad], self.divisor)
+        for param, total in zip(self.params, self._sums, strict=True):
+            if total is not None and total.requires_grad:  # a graph, which its optimizer reads
+                with torch.enable_grad():
+                    param.grad = total / self.divisor
         self._sums = []
 
     def _are_kept(self, grads: list[Tensor | None]) -> bool:

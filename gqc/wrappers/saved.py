@@ -104,6 +104,16 @@ def unpack(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "state": inner, "param_groups": [first, *groups[1:]], WRAPPERS: owns}
 
 
+def check_order(*groups: Sequence[dict[str, Any]]) -> None:
+    """Raises: ValueError: the names in a file are those here, in another order."""
+    there, here = ([n for g in each for n in g.get("param_names", ())] for each in groups)
+    if there != here and sorted(there) == sorted(here):
+        raise ValueError(
+            f"state of parameters in the order {there[:3]}, ... given to {here[:3]}, ...: what a "
+            "wrapper keeps of each goes by its place. Make the groups in the same order"
+        )
+
+
 def check_shapes(params: Sequence[Tensor], sums: dict[int, Tensor]) -> None:
     """Raises: ValueError: pending gradients of a file that are not those of ``params``."""
     for index, value in sums.items():

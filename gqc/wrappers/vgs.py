@@ -83,6 +83,9 @@ class OptimizerWrapperVGS(OptimizerWrapper):
         self.scaler.follow(self.param_groups)
         return self.scaler.state_dict()
 
+    def _is_by_place(self, own: dict[str, Any]) -> bool:
+        return True
+
     def _own_state(self) -> dict[str, Any]:
         return {**super()._own_state(), "extra_is_of_rank": is_sharded(self._params())}
 

@@ -28,6 +28,10 @@ NO_GRADIENT = (
     "parametrizations replace them)? FSDP2 keeps gradients back under "
     "set_requires_gradient_sync(False)"
 )
+NO_GRAPH = (
+    "an optimizer that differentiates .grad (AdaHessian, SophiaH) needs the graph of "
+    'backward(create_graph=True): pass accumulate="grad", since the buffer keeps numbers alone'
+)
 CLEARED = (
     "zero_grad() after a backward() in an open window: {} draws wait for a step in .grad, which "
     'cannot give this microbatch back. Pass accumulate="buffer", where the call forgets it '
@@ -47,6 +51,7 @@ TAKEN = (
 )
 _task = torch._C._current_graph_task_id
 _version, _dtype, _is_graph = map(attrgetter, ("_version", "dtype", "requires_grad"))
+_cdata = attrgetter("_cdata")
 ALONE = max(map(getrefcount, [object()]))  # of what is in one list only
 
 
@@ -75,14 +80,17 @@ class GradientWatch:
         self.has_arrived = False  #: has a backward ended since :meth:`take` or :meth:`forget`?
         self._running: set[int] = set()  # backwards that have not ended
         self._handles: list[Any] = []
+        self._behind: list[int] = []  # the parameters' memory of torch
         self.follow(params)
         self.forget()
 
     def follow(self, params: Sequence[Tensor]) -> None:
         """Watch these from now on; those that were watched before them are not begun again."""
-        if self.is_of(params):
+        # Module.to() may swap what is behind a parameter, and its hooks go.
+        is_swapped = not self.has_arrived and [*map(_cdata, self.params)] != self._behind
+        if self.is_of(params) and not is_swapped:
             return
-        if not all(map(is_, self.params, params)) or len(params) < len(self.params):
+        if is_swapped or not all(map(is_, self.params, params)) or len(params) < len(self.params):
             self.remove()
             self.params, self.versions, self._handles = [], [], []
             self.forget()
@@ -100,10 +108,12 @@ class GradientWatch:
                 is_frozen = not param.requires_grad  # it may thaw later
                 param.requires_grad_()
                 self._handles.append(param.register_post_accumulate_grad_hook(hook))
+                if is_swapped:  # torch knows the hooks, and runs them no more
+                    param._post_accumulate_grad_hooks = param._post_accumulate_grad_hooks
                 param.requires_grad_(not is_frozen)
         self.versions = [*self.versions, *self.versions_of([p.grad for p in new])]
         self.has_arrived |= any(p.grad is not None for p in new)  # unseen, where it was added late
-        self.params = params
+        self.params, self._behind = params, [*map(_cdata, params)]
 
     def is_of(self, params: Sequence[Tensor]) -> bool:
         """Are these the parameters watched?"""

@@ -149,8 +149,9 @@ class WindowedOptimizer(DelegatingOptimizer):
     @untraced
     def discard(self) -> None:
         """Throw the open window away, and a gradient that is no draw yet."""
-        self._window.follow(self._params())
         self._window.clear()
+        self._window.follow(self._params())
+        self._window.clear()  # of what parameters that are new have
         self._end_window(stepped=False)
 
     @untraced

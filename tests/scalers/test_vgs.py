@@ -1,5 +1,6 @@
 """The scaler around the estimators: when it acts, what it promises a training loop."""
 
+import contextlib
 import copy
 import itertools
 import math
@@ -121,6 +122,36 @@ def test_a_tensor_without_elements_counts_for_nothing(estimator):
     factor, with_empty = (each.metrics()["vgs/scaling_factor"] for each in (scaler, other))
     assert factor < 1
     assert with_empty == factor
+
+
+@contextlib.contextmanager
+def new_tensors_are(default):
+    """A dtype or device that tensors get which are not told theirs."""
+    dtype, is_device = torch.get_default_dtype(), default == "meta"
+    torch.set_default_dtype(getattr(torch, default, dtype))
+    with torch.device(default) if is_device else contextlib.nullcontext():
+        yield
+    torch.set_default_dtype(dtype)
+
+
+@pytest.mark.parametrize("default", ["bfloat16", "float64", "meta"])
+@pytest.mark.parametrize("estimator", [*ALL, "differences"])
+def test_defaults_of_new_tensors_change_no_bit(estimator, default):
+    shapes = (*SHAPES, (70, 70), (300, 300))
+    stream = steps(6, shapes)
+    factors = []
+    for is_other in (False, True):
+        params, scaler = make(estimator, shapes, warmup_steps=2, beta=0.9, alpha=1.0)
+        with new_tensors_are(default if is_other else "float32"):
+            for number, grads in enumerate(stream):
+                for place, (param, grad) in enumerate(zip(params, grads, strict=True)):
+                    param.grad = None if (number, place) == (3, 1) else grad.clone()
+                factors.append(scaler.scale_gradients())
+                scaler.step()
+                if number == 2:
+                    scaler.load_state_dict(copy.deepcopy(scaler.state_dict()))
+    assert factors[:6] == factors[6:]
+    assert factors[5] < 1
 
 
 def test_no_strength_leaves_the_gradient_alone_bit_for_bit():

@@ -184,6 +184,41 @@ def with_graph(x: Tensor, grad: float) -> None:
         ((x + 1).square() * grad / 2).sum().backward(create_graph=True)
 
 
+class Newton(torch.optim.Optimizer):
+    """Divide each gradient by its own derivative."""
+
+    def __init__(self, params: list[Tensor]) -> None:
+        super().__init__(params, {"lr": 1.0})
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for param in self.param_groups[0]["params"]:
+            with torch.enable_grad():
+                curvature = torch.autograd.grad(param.grad.sum(), param)[0]
+            param.data -= param.grad.detach() / curvature
+
+
+def second_order(x: Tensor, make: Callable[..., Any]) -> float:
+    place = "grad" if make(2).sums_in_grad else "buffer"
+    wrapper = gqc.OptimizerWrapperSBC(Newton([x]), 1, 2, accumulate=place)
+    for grad in (1.0, 3.0):
+        with_graph(x, grad)
+        wrapper.step()
+    return x.item() + 1.0
+
+
+def in_another_order(x: Tensor, make: Callable[..., Any]) -> float:
+    y, place = torch.zeros(1, requires_grad=True), "grad" if make(2).sums_in_grad else "buffer"
+    named = [("x", x), ("y", y)]
+    first, second = (
+        gqc.OptimizerWrapperSBC(torch.optim.SGD(params, lr=1.0), 1, 2, accumulate=place)
+        for params in (named, named[::-1])
+    )
+    draw(x, first, 1.0)
+    second.load_state_dict(first.state_dict())
+    draw(x, second, 1.0)
+    return x.item() + 1.0
+
+
 def graph_after_an_error(x: Tensor, make: Callable[..., Any]) -> float:
     wrapper = make(1)
     for weight in (-1, 1):
@@ -508,7 +543,7 @@ def misspelt_in_a_group(x: Tensor, make: Callable[..., Any]) -> float:
     return x.item()
 
 
-BUFFER = 'accumulate="buffer"'
+BUFFER, SUM = 'accumulate="buffer"', 'accumulate="grad"'
 HABITS = (
     Habit("clip between `backward()` and `step()`", clipped, "clips each draw", "clip_norm="),
     Habit("unequal microbatches, `step(weight=n)`", unequal, remedy='loss="sum"'),
@@ -531,6 +566,7 @@ HABITS = (
         remedy="zero_grad()",
     ),
     Habit("`model.zero_grad()` each time, `create_graph=True`", cleared_with_graph, "", BUFFER),
+    Habit("AdaHessian and the like, which differentiate `.grad`", second_order, "", SUM),
     Habit("`step(closure)` that clears and goes back", closure),
     Habit("reentrant `torch.utils.checkpoint`", checkpointed),
     Habit("`step()` in `torch.inference_mode()`", in_inference_mode),
@@ -550,6 +586,7 @@ HABITS = (
     Habit("a plain checkpoint loaded inside, in mid-window", loaded_inside, "drops the window"),
     Habit("`torch.compile` around the train step", compiled),
     Habit("save and resume in mid-window", resumed),
+    Habit("the same, named parameters in another order", in_another_order, "", "same order"),
     Habit(
         "a wrapper's state loaded into the optimizer inside",
         loaded_into_the_wrapped,

@@ -5,6 +5,7 @@ Each with both places of the sum; parameters move by minus the mean gradient (SG
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import math
@@ -149,11 +150,76 @@ def test_a_hook_that_changes_gradients_after_each_backward_is_refused_in_a_sum(a
 
     x.register_post_accumulate_grad_hook(decay)
     if accumulate == "grad":
-        with pytest.raises(RuntimeError, match='accumulate="buffer"'):
+        with pytest.raises(RuntimeError, match=r'hooks of others.*accumulate="buffer"'):
             draw(wrapper, x, 4.0)
         return
     draw(wrapper, x, 4.0), draw(wrapper, x, 4.0)
     assert x.item() == -2.0
+
+
+@pytest.mark.parametrize("mode", ["global", "independent"])
+def test_a_rescaled_16_bit_gradient_is_rounded_once(mode):
+    grad = torch.randn(400, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for target in (0.37, 1.73, 2.91):
+        x, seen = torch.zeros(400, dtype=torch.bfloat16, requires_grad=True), []
+        optimizer = SGD([x], lr=1.0)
+        optimizer.register_step_pre_hook(lambda *_, x=x, seen=seen: seen.append(x.grad.clone()))
+        draw(gqc.OptimizerWrapperGNR(optimizer, target, mode), x, grad)
+        factor = target / float(grad.float().norm())
+        assert torch.equal(seen[0], (grad.float() * factor).bfloat16())
+
+
+@both_windows
+def test_the_watch_goes_with_parameters_that_to_swaps(accumulate):
+    layer = torch.nn.Linear(1, 1, bias=False)
+    wrapper = sbc(layer.parameters(), 3, accumulate=accumulate)
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        layer.double()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    x, start = layer.weight, layer.weight.item()
+    draw(wrapper, x, 1.0)
+    (2 * x).sum().backward()
+    x.grad.mul_(0.5)
+    if accumulate == "grad":
+        with pytest.raises(RuntimeError, match="changed in place"):
+            wrapper.step()
+        return
+    wrapper.step()
+    with contextlib.suppress(MemoryError):
+        (Broken.apply(scalar(), MemoryError()) + 100 * x).sum().backward()
+    with pytest.raises(RuntimeError, match="ended with an error"):
+        wrapper.step()
+    x.grad = None
+    draw(wrapper, x, 4.0)
+    assert x.item() == start - 2.0
+
+
+@both_windows
+def test_a_window_whose_parameters_went_can_be_discarded(accumulate):
+    x, y = scalar(), scalar()
+    optimizer = SGD([{"params": [x]}, {"params": [y]}], lr=1.0)
+    wrapper = gqc.OptimizerWrapperSBC(optimizer, 1, 2, accumulate=accumulate)
+    draw(wrapper, x + y, 1.0)
+    del wrapper.param_groups[1]
+    with pytest.raises(RuntimeError, match=r"removed or replaced.*discard\(\)"):
+        wrapper.flush()
+    wrapper.discard()
+    draw(wrapper, x + y, 2.0), draw(wrapper, x + y, 4.0)
+    assert (x.item(), y.item()) == (-3.0, 0.0)
+
+
+def test_what_an_optimizer_returns_says_nothing_of_its_step():
+    class Silent(SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            return False
+
+    x = scalar()
+    wrapper = gqc.OptimizerWrapperSBC(Silent([x], lr=1.0), 1, 1)
+    assert draw(wrapper, x, 1.0)
+    assert wrapper.statistics()["steps"] == 1
 
 
 def test_the_hooks_go_with_the_wrapper():
@@ -662,10 +728,12 @@ def test_parameters_that_change_in_mid_window_are_refused(change, accumulate):
     else:
         params.insert(0, z)
     (x + 10 * y + z).sum().backward()
-    for call in (wrapper.step, wrapper.flush, wrapper.discard):
+    for call in (wrapper.step, wrapper.flush):
         with pytest.raises(RuntimeError, match="removed or replaced while draws wait"):
             call()
-    assert (x.item(), y.item()) == (0.0, 0.0)
+    wrapper.discard()
+    assert (x.item(), y.item(), wrapper.num_draws) == (0.0, 0.0, 0)
+    assert not any(p.grad is not None for p in wrapper.param_groups[0]["params"])
 
 
 @both_windows
