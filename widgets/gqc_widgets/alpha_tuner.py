@@ -14,20 +14,17 @@ from gqc_lab.loop.scaler_controls import (
     COUNT,
     LAW,
     NAMES,
-    SCALER,
     VARIANCE,
     scaled_steps,
     scaler_settings,
     what_if,
 )
-from gqc_lab.loop.settings import axis_labels
 from gqc_lab.stats.numbers import decimals
 from gqc_widgets.editor import Editor, columns, note
 from gqc_widgets.fields import Fields
 from gqc_widgets.panels import VARIANCES, Panels, scaler_panels, what_if_panels
 from gqc_widgets.side_by_side import SideBySide
 
-LABELS = axis_labels(SCALER)
 PERCENTILES = ("p10", "p50", "p90")
 
 
@@ -59,10 +56,9 @@ class VGSAlphaTuner(Editor):
         specs = self.controls.specs
         self.guess = Controls({n: replace(specs[n], default=self.controls[n]) for n in LAW})
         x = self.experiment.unit
-        self.fields = Fields(self.controls, LABELS, self._draw, sliders=LABELS)
+        self.fields = Fields(self.controls, NAMES, self._draw, has_sliders=True)
         self.panels = Panels(scaler_panels(x))
-        labels = {name: LABELS[name] for name in LAW}
-        self.guesses = Fields(self.guess, labels, self._guess, sliders=labels)
+        self.guesses = Fields(self.guess, LAW, self._guess, has_sliders=True)
         self.note = widgets.HTML()
         self.what_if_panels = Panels(what_if_panels(x))
         own = self.experiment.scaler.estimator  # type: ignore[attr-defined]

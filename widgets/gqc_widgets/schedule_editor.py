@@ -10,7 +10,7 @@ import ipywidgets as widgets
 
 from gqc.noise import predicted_draws
 from gqc_lab import Experiment
-from gqc_lab.loop.controls import CURVES, NORM_NAMES, NORM_SETTINGS, NormSchedule, norm_schedule
+from gqc_lab.loop.controls import CURVES, NORM_NAMES, NormSchedule, norm_schedule
 from gqc_lab.loop.live import Live
 from gqc_lab.loop.settings import Pairs
 from gqc_lab.stats.numbers import decimals
@@ -56,8 +56,7 @@ class NormScheduleEditor(Editor):
                 f"{', '.join(NORM_NAMES)}, as with method='gnts'"
             )
         self.max_draws: int | None = getattr(self.live.optimizer, "max_draws", None)
-        labels = {name: NORM_SETTINGS[name].axis for name in FIELDS}
-        self.fields = Fields(self.controls, labels, self._refresh, implied=self.implied)
+        self.fields = Fields(self.controls, FIELDS, self._refresh, implied=self.implied)
         self.notes = widgets.HTML()
         self.panels = Panels(schedule_panels(self.max_draws is not None), self._hear_click)
         left = [self.fields, self.button, self.text]

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from plotly.subplots import make_subplots
 
 from gqc_lab.loop.curves import outline
-from gqc_lab.loop.settings import axis_labels, settings_of
+from gqc_lab.loop.settings import settings_of
 from gqc_lab.stats.analysis import ONE_RUN, check_columns
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
 
@@ -46,7 +46,8 @@ WIDTH = 2.5  #: of a method's line
 REPLAY = {"color": "#999999", "dash": "dash", "width": 1.5}
 
 #: column of a history or of results -> axis label; settings of pretraining have theirs in the table
-LABELS = axis_labels(settings_of(PretrainingConfig)) | {
+LABELS = {
+    **{name: each.axis for name, each in settings_of(PretrainingConfig).items() if each.label},
     "steps": "optimizer steps",
     "microbatch": "microbatches",
     "seconds": "training time [s]",

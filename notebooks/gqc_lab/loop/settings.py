@@ -177,11 +177,6 @@ class Config(Checked):
     dtype: str = setting("float32", "number format of the parameters", choices=DTYPES)
 
 
-def axis_labels(settings: Mapping[str, Setting]) -> dict[str, str]:
-    """Return the labels, with units, of the settings that have one."""
-    return {name: each.axis for name, each in settings.items() if each.label}
-
-
 def control(config: Any, name: str, **changes: Any) -> Setting:
     """Return the setting of a live control that starts at the value of ``config``."""
     return replace(settings_of(type(config))[name], default=getattr(config, name), **changes)
