@@ -35,7 +35,7 @@ class Range:
             raise ValueError(f"Range({self.low!r}, {self.high!r}): expected 0 < low < high < inf")
 
     def at(self, share: float) -> float:
-        """Return the number at a share in [0, 1] of the way, to three significant digits or more."""
+        """Return the number at a share of the way, in [0, 1], to at least three digits."""
         digits = 3 + max(0, round(-math.log10(max(1 - self.low / self.high, 1e-14))))
         value = self.low ** (1 - share) * self.high**share
         return min(max(float(f"{value:.{digits}g}"), self.low), self.high)
