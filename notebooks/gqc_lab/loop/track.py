@@ -38,17 +38,14 @@ def track(
 
     Args:
         experiment: any experiment, new or already begun.
-        to: where the numbers of records go: ``"tensorboard:DIR"`` (a folder in DIR named by
-            `run_name`); a callable such as ``wandb.log``, which gets a flat dict of them, without
-            what is None, a flag, a text or nested; or None.
-        checkpoint: the file to resume from, if it exists, and to save to: every ``every_seconds``,
-            at the end, when the loop is left early, and at an interrupt, which waits for the
-            microbatch to finish (a second one does not).  None: `checkpoint_path` in the folder
-            named by the environment variable ``GQC_RUN_DIR``, which a batch sets for its runs;
-            without that variable nothing is saved.
+        to: where the numbers of records go: ``"tensorboard:DIR"``, a callable such as
+            ``wandb.log``, which gets a flat dict without flags, texts and None, or None.
+        checkpoint: the file to resume from, if it exists, and to save to, also at the end, when
+            the loop is left early, and at an interrupt, which waits for the microbatch to finish
+            (a second one does not).  None: `checkpoint_path` in the folder ``GQC_RUN_DIR`` of the
+            environment, which a batch sets for its runs; without it nothing is saved.
         every_seconds: the shortest time between two saves [s], > 0.
         has_bar: show a tqdm bar on standard error.
-    Yields: the record of each microbatch.
     Raises: ValueError: a bad argument, or a checkpoint of another experiment.
     """
     if not every_seconds > 0:
