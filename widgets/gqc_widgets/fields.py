@@ -167,18 +167,12 @@ def escape(text: str) -> str:
     return f"<span style='white-space:pre-wrap'>{html.escape(text)}</span>"
 
 
-def read_number(name: str, text: str, kind: type = float) -> float:
-    """Return ``text`` as a number.
-
-    Raises: ValueError: it is empty or not a number.
-    """
-    if not text.strip():
-        raise ValueError(f"{name}: expected a number; the field is empty")
+def read_number(text: str) -> float | str:
+    """Return ``text`` as a number, or else as it is: its setting says what is expected."""
     try:
         return float(text)
     except ValueError:
-        example = "a whole number such as 5" if kind is int else "a number such as 0.5"
-        raise ValueError(f"{name}={text.strip()!r}: expected {example}") from None
+        return text.strip()
 
 
 def _read(name: str, content: Any, spec: Setting) -> Any:
@@ -192,8 +186,8 @@ def _read(name: str, content: Any, spec: Setting) -> Any:
         pairs = [pair.split() for pair in content.replace(";", ",").split(",") if pair.strip()]
         if not pairs:
             raise ValueError(f"{name}: expected pairs such as '0 2, 1 0.5'; the field is empty")
-        return [[read_number(name, word) for word in pair] for pair in pairs]
-    return read_number(name, content, spec.kind)
+        return [[read_number(word) for word in pair] for pair in pairs]
+    return read_number(content)
 
 
 def _text(value: Any, spec: Setting) -> str:
