@@ -87,12 +87,9 @@ class Tuning:
             **{name: (name, "first") for name in names},
             **{self.metric: (self.metric, lambda values: values.mean(skipna=False))},
         )
-        order = {method: i for i, method in enumerate(self.spaces)}
-        ranked = rows.reset_index().sort_values(
-            ["method", self.metric],
-            key=lambda column: column.map(order) if column.name == "method" else -column,
-        )
-        return ranked.reset_index(drop=True)
+        best_first: dict[str, Any] = {"by": self.metric, "ascending": False, "kind": "stable"}
+        methods = rows.reset_index().groupby("method", sort=False)
+        return pd.concat([each.sort_values(**best_first) for _, each in methods], ignore_index=True)
 
     @property
     def best(self) -> dict[str, dict[str, float]]:
