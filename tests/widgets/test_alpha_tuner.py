@@ -126,6 +126,13 @@ def test_side_by_side_to_the_end_and_what_is_wrong_with_the_alphas():
     wait(tuner)
     assert "finished" in tuner.side.progress.value
     assert len(y(tuner.side.panels, "val_loss 1")) > 3
+    tuner.side.estimator.value, tuner.side.place.value = "elementwise", module.HERE
+    tuner.side.starts.click()
+    assert "start at the beginning" in tuner.side.progress.value
+    tuner.side.place.value = module.BEGINNING
+    tuner.side.starts.click()
+    wait(tuner)
+    assert "finished" in tuner.side.progress.value
 
 
 def test_an_editor_says_that_its_run_was_replaced():

@@ -8,7 +8,7 @@ from gqc_lab import Live
 from gqc_lab.runs import Runs
 from gqc_lab.runs.store import Store
 from gqc_widgets import Compare
-from gqc_widgets.compare import MAX_POINTS
+from gqc_widgets.compare import MAX_POINTS, SavedRuns
 
 
 def history(run, method, seed, length=400, **more):
@@ -28,12 +28,6 @@ class Loaded(Runs):
         self.history = pd.concat(parts, ignore_index=True)
 
 
-def choose(view, **choices):
-    for name, value in choices.items():
-        getattr(view, name).value = value
-    return view
-
-
 @pytest.fixture
 def loaded(tmp_path):
     parts, results = [], []
@@ -48,15 +42,15 @@ def loaded(tmp_path):
 
 
 def test_it_offers_what_was_recorded(loaded):
-    view = Compare(loaded)
-    assert view.metric.options == ("loss", "val_loss")
-    assert view.axis.options == ("tokens", "steps", "draws", "seconds")
-    assert view.group.options == ("method", "x")
+    model = SavedRuns(loaded)
+    assert model.metrics == ["loss", "val_loss"]
+    assert model.axes == ["tokens", "steps", "draws", "seconds"]
+    assert model.groups == ["method", "x"]
 
 
 @pytest.mark.parametrize(("axis", "last"), [("tokens", 204800), ("steps", 200), ("draws", 400)])
 def test_the_mean_over_seeds_is_drawn_with_its_interval(loaded, axis, last):
-    traces = choose(Compare(loaded), axis=axis).panels.panels[0]["traces"]
+    traces = SavedRuns(loaded).panel("val_loss", axis)["traces"]
     curves = {t["legendgroup"]: t for t in traces if not t.get("fill")}
     assert set(curves) == {"adamw", "gnts"}
     assert curves["adamw"]["x"][-1] == last
@@ -68,24 +62,24 @@ def test_the_mean_over_seeds_is_drawn_with_its_interval(loaded, axis, last):
 
 
 def test_smoothing_is_an_exponential_average_of_each_run(loaded):
-    rows = choose(Compare(loaded), metric="loss", smoothing=9).rows()
+    rows = SavedRuns(loaded).rows("loss", "tokens", smoothing=9)
     part = rows[(rows["method"] == "gnts") & (rows["seed"] == 1)]
     raw = 4.0 + 1.0 / np.arange(1, 401)
     weights = (1 - 2 / 10) ** np.arange(400)[::-1]
     assert part["loss"].iloc[-1] == pytest.approx((weights * raw).sum() / weights.sum(), rel=1e-12)
     assert len(part) <= MAX_POINTS
     assert part["tokens"].iloc[-1] == 204800
-    unsmoothed = Compare(loaded).rows()
+    unsmoothed = SavedRuns(loaded).rows("val_loss", "tokens")
     assert set(unsmoothed["val_loss"]) == {2.0, 3.0, 4.0, 5.0}
 
 
 def test_runs_that_cannot_be_told_apart_are_refused_until_they_are_grouped(tmp_path):
     parts = [history("a", "gnts", 0), history("b", "gnts", 0)]
     results = [{"run": r, "method": "gnts", "seed": 0, "lr": lr} for r, lr in (("a", 1), ("b", 2))]
-    view = Compare(Loaded(parts, results, tmp_path))
+    model = SavedRuns(Loaded(parts, results, tmp_path))
     with pytest.raises(ValueError, match=r"2 runs of gnts, seed 0: .* instead of method"):
-        view.rows()
-    rows = choose(view, group="lr").rows()
+        model.panel("loss", "tokens")
+    rows = model.rows("loss", "tokens", group="lr")
     assert set(rows["method"]) == {"gnts, lr=1", "gnts, lr=2"}
 
 
@@ -95,21 +89,37 @@ def test_a_method_is_grouped_by_its_own_setting_in_its_run(tmp_path):
         for method, lr in (("gnts", 0.1), ("adamw", 0.003)):
             parts.append(history(f"r{seed}", method, seed))
             results.append({"run": f"r{seed}", "method": method, "seed": seed, "lr": lr})
-    methods = set(choose(Compare(Loaded(parts, results, tmp_path)), group="lr").rows()["method"])
+    model = SavedRuns(Loaded(parts, results, tmp_path))
+    methods = set(model.rows("loss", "tokens", group="lr")["method"])
     assert methods == {"gnts, lr=0.1", "adamw, lr=0.003"}
     twice = [*results, *({**row, "lr": 0.5} for row in results)]
+    model = SavedRuns(Loaded(parts, twice, tmp_path))
     with pytest.raises(ValueError, match="group='lr': a run has several values of it"):
-        choose(Compare(Loaded(parts, twice, tmp_path)), group="lr").rows()
+        model.rows("loss", "tokens", group="lr")
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"metric": "los"}, "metric='los': did you mean 'loss'"),
+        ({"axis": "hours"}, "axis='hours'"),
+        ({"group": "lr"}, "group='lr'"),
+        ({"smoothing": 0}, "smoothing=0"),
+    ],
+)
+def test_unknown_choices_are_refused(loaded, choice, message):
+    with pytest.raises(ValueError, match=message):
+        SavedRuns(loaded).rows(**{"metric": "loss", "axis": "tokens"} | choice)
 
 
 def test_a_store_without_histories_is_refused(tmp_path):
     with pytest.raises(ValueError, match="expected runs with histories"):
-        Compare(Loaded([pd.DataFrame({"run": []})], [{"run": "a"}], tmp_path))
+        SavedRuns(Loaded([pd.DataFrame({"run": []})], [{"run": "a"}], tmp_path))
     texts = pd.DataFrame({"run": ["a"], "method": "gnts", "seed": 0, "microbatch": 1, "x": "b"})
     with pytest.raises(ValueError, match="expected runs with histories"):
-        Compare(Loaded([texts], [{"run": "a"}], tmp_path))
+        SavedRuns(Loaded([texts], [{"run": "a"}], tmp_path))
     with pytest.raises(FileNotFoundError, match="no such run store"):
-        Compare(tmp_path / "none")
+        SavedRuns(tmp_path / "none")
 
 
 def test_the_view_draws_what_is_chosen_and_says_what_cannot_be(tmp_path):

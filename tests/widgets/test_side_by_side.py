@@ -80,6 +80,15 @@ def test_the_present_controls_are_theirs_too():
     assert {r.experiment.scaler.percentile for r in side.runners.values()} == {0.2}
 
 
+def test_another_estimator_starts_at_the_beginning():
+    experiment = run(make(), until=20)
+    with pytest.raises(ValueError, match=r"estimator='elementwise': .* start at the beginning"):
+        begin(Live(experiment), [0.0, 0.1], place=HERE, estimator="elementwise")
+    side = begin(Live(experiment), [0.0, 0.1], estimator="elementwise")
+    wait(side)
+    assert {r.experiment.scaler.estimator for r in side.runners.values()} == {"elementwise"}
+
+
 def test_stop_ends_all_and_a_new_start_ends_the_old():
     side = begin(Live(make(steps=10**6)), [0.0, 0.1])
     assert side.starts.disabled
@@ -102,7 +111,7 @@ def test_what_was_planned_for_the_run_is_not_planned_for_its_twins():
 
 def test_an_exception_of_one_is_shown():
     class Broken(vgs_training.Digits):
-        def twin(self):
+        def twin(self, estimator=None):
             return Broken(self.config)
 
         def draw_batch(self):

@@ -7,6 +7,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
+from gqc.scalers.settings import ESTIMATORS
 from gqc_lab import Controls, Experiment
 from gqc_lab.loop.gate import FAILED, RUNNING
 from gqc_lab.loop.jupyter import current_cell
@@ -34,12 +35,16 @@ class SideBySide(widgets.VBox):
     def __init__(self, live: Live) -> None:
         self.live, self.runners = live, dict[float, Live]()
         super().__init__(layout=widgets.Layout(width="100%"))
+        self._own: str = live.experiment.scaler.estimator  # type: ignore[attr-defined]
         self._cell = current_cell()  # when it runs again, the twins are stopped
         self._drawing = threading.RLock()  # the twins' threads
         wide = widgets.Layout(width="100%", max_width="400px")
         look: dict[str, Any] = {"style": {"description_width": "80px"}, "layout": wide}
         self.alphas = widgets.Text("0, 0.1", description="alphas", **look)
         self.place = widgets.Dropdown(options=[BEGINNING, HERE], description="start at", **look)
+        self.estimator = widgets.Dropdown(
+            options=list(ESTIMATORS), value=self._own, description="estimator", **look
+        )
         self.starts = widgets.Button(
             description="Run", icon="play", tooltip="Train one run for each alpha"
         )
@@ -49,7 +54,7 @@ class SideBySide(widgets.VBox):
         self.starts.on_click(lambda _: self._press())
         self.stops.on_click(lambda _: self.stop())
         self.panels, self.progress = Panels([]), widgets.HTML()
-        left = [self.alphas, self.place, widgets.HBox([self.starts, self.stops])]
+        left = [self.alphas, self.place, self.estimator, widgets.HBox([self.starts, self.stops])]
         self.children = [columns(left, [self.panels, self.progress])]
 
     def _press(self) -> None:
@@ -61,16 +66,24 @@ class SideBySide(widgets.VBox):
     def start(self) -> None:
         """Stop earlier twins, and train those that the fields ask for.
 
-        Raises: ValueError: an invalid alpha.
+        Raises: ValueError: an invalid alpha, or another estimator in mid-run.
         """
-        experiment = self.live.experiment
+        experiment, estimator = self.live.experiment, self.estimator.value
         alphas = parse_alphas(self.alphas.value, experiment.controls)
+        if estimator != self._own and self.place.value == HERE:
+            raise ValueError(
+                f"estimator={estimator!r}: another estimator has other statistics; start at the "
+                "beginning"
+            )
         self.stop()
-        state = self.live.snapshot() if self.place.value == HERE else self.live.beginning
+        is_here, state = self.place.value == HERE, None
+        if estimator == self._own:
+            state = self.live.snapshot() if is_here else self.live.beginning
         twins: dict[float, Experiment] = {}
         for alpha in alphas:
-            twins[alpha] = twin = experiment.twin()  # type: ignore[attr-defined]
-            twin.load_state_dict(state)
+            twins[alpha] = twin = experiment.twin(estimator)  # type: ignore[attr-defined]
+            if state is not None:
+                twin.load_state_dict(state)
             twin.replay([])  # what is to be replayed in the experiment is not in its twins
             twin.controls.update({**experiment.controls, "alpha": alpha})
         with self._drawing:

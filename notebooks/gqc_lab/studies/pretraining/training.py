@@ -12,6 +12,7 @@ gradient was not judged good enough.
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 import pandas as pd
@@ -146,9 +147,10 @@ class Pretraining(Experiment):
         if self.scaler is not None:
             apply_scaler(self.scaler, applied)
 
-    def twin(self) -> Self:
-        """Return another of the same config, at its start."""
-        return type(self)(self.config)
+    def twin(self, estimator: str | None = None) -> Self:
+        """Return another of the same config, at its start, with ``estimator`` if one is given."""
+        estimator = estimator or self.config.vgs_estimator
+        return type(self)(replace(self.config, vgs_estimator=estimator))
 
     def draw_batch(self) -> tuple[Tensor, Tensor]:
         c = self.config

@@ -10,6 +10,7 @@ separates "reacts to noise" from "smaller steps".
 """
 
 import math
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -82,9 +83,9 @@ class VGSTraining(Experiment):
             data_hash=data_hash,
         )
 
-    def twin(self) -> "VGSTraining":
-        """Return another of the same config, at its start."""
-        return build(self.config)
+    def twin(self, estimator: str | None = None) -> "VGSTraining":
+        """Return another of the same config, at its start, with ``estimator`` if one is given."""
+        return build(replace(self.config, estimator=estimator or self.config.estimator))
 
     def set_hyperparameters(self) -> None:
         applied, c = self.controls.applied, self.config

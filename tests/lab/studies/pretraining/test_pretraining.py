@@ -431,8 +431,9 @@ def test_a_scaler_inside_gnts_is_steered_beside_its_threshold_and_replays(tiny):
 
 def test_a_twin_is_the_same_run_from_its_beginning(finished):
     experiment = finished("vgs")
-    other = experiment.twin()
-    assert_same_run(run(other), experiment)
+    assert_same_run(run(experiment.twin()), experiment)
+    other = experiment.twin("elementwise")
+    assert other.scaler.estimator == "elementwise"
     assert other.data.train.data_ptr() == experiment.data.train.data_ptr()  # no second copy
 
 

@@ -266,6 +266,7 @@ def test_a_twin_is_the_same_run_from_its_beginning(task):
     experiment = run(vgs_training.build(tiny(task)))
     assert set(experiment.measured) <= set(experiment.history)
     assert_same_run(run(experiment.twin()), experiment)
+    assert experiment.twin("elementwise").wrapper.scaler.estimator == "elementwise"
 
 
 def test_methods_share_weights_data_and_labels():
