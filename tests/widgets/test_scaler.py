@@ -13,6 +13,7 @@ from gqc_lab.loop.scaler_controls import LAW, scaled_steps, what_if
 from gqc_lab.studies import pretraining
 from gqc_lab.studies.vgs import training as vgs_training
 from gqc_widgets import VGSAlphaTuner
+from gqc_widgets.alpha_tuner import ScalerModel
 from gqc_widgets.side_by_side import parse_alphas
 
 NUM_STEPS = 60
@@ -66,40 +67,42 @@ def test_an_edit_counts_from_the_next_microbatch():
 def test_the_guess_steers_nothing_and_begins_as_the_run_is():
     experiment = run(make(), until=20)
     experiment.controls["alpha"] = 0.3
-    tuner, before = VGSAlphaTuner(experiment), dict(experiment.controls)
-    assert dict(tuner.guess) == {name: before[name] for name in LAW}
-    tuner.guess.update(alpha=9, warmup_steps=0)
+    model, before = ScalerModel(Live(experiment)), dict(experiment.controls)
+    assert dict(model.guess) == {name: before[name] for name in LAW}
+    model.guess.update(alpha=9, warmup_steps=0)
     assert dict(experiment.controls) == before
-    assert tuner.guess["alpha"] == 9
+    assert model.guess["alpha"] == 9
 
 
 def test_what_if_is_the_law_on_the_record_and_follows_a_run_that_goes_on():
     experiment = run(make(), until=20)
-    tuner = VGSAlphaTuner(live := Live(experiment))
-    assert len(tuner.what_if()["recorded"][0]) == 20
+    model = ScalerModel(live := Live(experiment))
+    assert len(model.what_if()["recorded"][0]) == 20
     live.step(10)
     assert live.wait(600)
-    tuner.guess["alpha"] = 0.7
-    found = tuner.what_if()
+    model.guess["alpha"] = 0.7
+    found = model.what_if()
     history = experiment.history
     assert found["recorded"][0].tolist() == history["examples"].tolist()
     assert found["recorded"][1].tolist() == history["factor"].tolist()
     v = [0.0, *history["vgs/normalized_variance"][:-1]]
     law = [1.0] * 5 + [max(1 / (1 + 0.7 * min(x, 50)), 0.1) for x in v[5:]]
     assert found["what_if"][1] == pytest.approx(law, rel=1e-12)
-    note = tuner.what_if_note()
+    note = model.what_if_note()
     assert f"mean factor {history['factor'][5:].mean():.3f} recorded" in note
     assert f"{np.mean(law[5:]):.3f} what if" in note
 
 
-def test_the_note_says_where_the_record_is_cut():
-    saved = (experiment := run(make(seed=3))).history
-    tuner = VGSAlphaTuner(experiment)
-    assert tuner.what_if()["recorded"][1].tolist() == saved["factor"].tolist()
-    assert "cut" not in tuner.what_if_note()
-    tuner.guess["variance_cap"] = 1000
+def test_a_saved_run_can_be_asked_instead():
+    saved = run(make(seed=3)).history
+    model = ScalerModel(Live(make()), recorded=saved)
+    assert model.what_if()["recorded"][1].tolist() == saved["factor"].tolist()
+    assert "cut" not in model.what_if_note()
+    model.guess["variance_cap"] = 1000
     share = (saved["vgs/normalized_variance"].shift(fill_value=0)[5:] == 50).mean()
-    assert f"cut at a variance of 50, in {share:.0%} of steps" in tuner.what_if_note()
+    assert f"cut at a variance of 50, in {share:.0%} of steps" in model.what_if_note()
+    with pytest.raises(ValueError, match="expected a run with a variance scaler"):
+        ScalerModel(Live(make()), recorded=saved.drop(columns="factor"))
 
 
 def long_history(length=100_000):
@@ -113,20 +116,17 @@ def long_history(length=100_000):
 
 
 def test_a_hundred_thousand_records_are_thinned_with_their_peaks_at_once():
-    history, experiment = long_history(), make()
-    columns = {name: history[name].tolist() for name in history}
-    state = experiment.state_dict() | {"microbatch": len(history), "columns": columns}
-    experiment.load_state_dict(state)
-    tuner = VGSAlphaTuner(experiment)
-    tuner.guess["alpha"] = 0.5
-    found = tuner.what_if()
+    history = long_history()
+    model = ScalerModel(Live(make()), recorded=history)
+    model.guess["alpha"] = 0.5
+    found = model.what_if()
     begun = time.process_time()
     history["vgs/normalized_variance"].sort_values()
     in_a_moment = 10 * (time.process_time() - begun)
     begun = time.process_time()
-    tuner.what_if()
+    model.what_if()
     assert time.process_time() - begun < in_a_moment + 0.02  # the clock ticks
-    law = what_if(scaled_steps(history, "examples"), tuner.guess)
+    law = what_if(scaled_steps(history, "examples"), model.guess)
     for name, whole in (("recorded", history["factor"]), ("what_if", law)):
         x, y = found[name]
         assert len(x) <= LIMIT
@@ -136,14 +136,14 @@ def test_a_hundred_thousand_records_are_thinned_with_their_peaks_at_once():
 
 def test_single_percentiles_are_put_through_the_law():
     experiment = run(make(alpha=0.5))
-    tuner = VGSAlphaTuner(experiment)
-    found = tuner.factors_at()
+    model = ScalerModel(Live(experiment))
+    found = model.factors_at()
     for level in ("p10", "p50", "p90"):
         v = experiment.history[f"vgs/stochastic_var_{level}"].clip(upper=50)
         assert found[f"at {level}"][1] == pytest.approx((1 / (1 + 0.5 * v)).clip(0.1).tolist())
-    assert [v.tolist() for v in tuner.cap()] == [[4, 4 * NUM_STEPS], [50, 50]]
-    experiment.controls["variance_cap"] = 0
-    assert [len(v) for v in tuner.cap()] == [0, 0]
+    assert [v.tolist() for v in model.cap()] == [[4, 4 * NUM_STEPS], [50, 50]]
+    model.controls["variance_cap"] = 0
+    assert [len(v) for v in model.cap()] == [0, 0]
 
 
 def test_what_was_tuned_by_hand_is_exported_as_parameters_that_make_the_same_scaler():
@@ -161,19 +161,19 @@ def test_what_was_tuned_by_hand_is_exported_as_parameters_that_make_the_same_sca
 
 def test_a_scaler_inside_a_wrapper_can_be_tuned_too():
     config = pretraining.config("smoke", method="gnts", vgs_alpha=0.1, tokens=10 * 512)
-    tuner = VGSAlphaTuner(pretraining.build(config))
-    tuner.experiment.controls["alpha"] = 0.4
-    tuner.live.start()
-    assert tuner.live.wait(600)
-    assert tuner.experiment.scaler.alpha == 0.4
-    assert tuner.what_if()["recorded"][0][-1] <= 10 * 512
+    model = ScalerModel(Live(pretraining.build(config)))
+    model.controls["alpha"] = 0.4
+    model.live.start()
+    assert model.live.wait(600)
+    assert model.live.experiment.scaler.alpha == 0.4
+    assert model.what_if()["recorded"][0][-1] <= 10 * 512
 
 
 @pytest.mark.parametrize("method", ["adamw", "gnts"])
 def test_an_experiment_without_a_scaler_is_refused(method):
     experiment: Experiment = pretraining.build(pretraining.config("smoke", method=method))
     with pytest.raises(ValueError, match=f"'{method}' has no variance scaler: expected controls"):
-        VGSAlphaTuner(experiment)
+        ScalerModel(Live(experiment))
 
 
 def test_alphas_are_read_from_a_text():

@@ -10,14 +10,15 @@ from gqc_lab import Live
 from gqc_lab.loop.controls import CURVES, norm_schedule
 from gqc_lab.studies import pretraining
 from gqc_widgets import NormScheduleEditor
+from gqc_widgets.schedule_editor import NormScheduleModel
 
 TOTAL = 40
 
 
-def editor_of(experiment, statistics=()):
-    editor = NormScheduleEditor(Live(experiment))
-    editor.live.statistics = dict(statistics)
-    return editor
+def model_of(experiment, statistics=()):
+    model = NormScheduleModel(Live(experiment))
+    model.live.statistics = dict(statistics)
+    return model
 
 
 def make(**fields):
@@ -77,11 +78,11 @@ def test_a_control_set_elsewhere_is_not_set_back():
 def test_an_edit_counts_from_the_next_microbatch_and_leaves_the_past():
     experiment = make()
     editor = NormScheduleEditor(experiment)
-    before = editor.schedule
+    before = editor.model.schedule
     for _ in range(10):
         next(experiment)
     editor.fields.edit("start_norm", "3")
-    after = editor.schedule
+    after = editor.model.schedule
     record = next(experiment)
     assert record["gradient_norm_threshold"] == after.threshold(10, TOTAL)
     thresholds = experiment.history["gradient_norm_threshold"].tolist()
@@ -91,8 +92,8 @@ def test_an_edit_counts_from_the_next_microbatch_and_leaves_the_past():
 @pytest.mark.parametrize("curve", CURVES)
 def test_the_drawn_plan_is_what_the_run_applies(curve):
     experiment = make(norm_curve=curve, norm_points=[(0.0, 2.0), (0.3, 0.7), (1.0, 0.9)])
-    editor = editor_of(experiment)
-    steps, norms = editor.curve()
+    model = model_of(experiment)
+    steps, norms = model.curve()
     assert (steps[0], steps[-1]) == (0, TOTAL)
     applied = [record["gradient_norm_threshold"] for record in experiment]
     drawn = dict(zip(steps, norms, strict=True))  # 241 points: each microbatch is among them
@@ -102,7 +103,7 @@ def test_the_drawn_plan_is_what_the_run_applies(curve):
 def test_points_drawn_by_hand_begin_as_the_curve_and_can_be_put_and_removed():
     experiment = make()
     editor = NormScheduleEditor(experiment)
-    fields, curve = editor.fields, editor.schedule
+    fields, model, curve = editor.fields, editor.model, editor.model.schedule
     fields.edit("norm_curve", "points")
     assert fields.messages == {}
     points = experiment.controls["norm_points"]
@@ -110,60 +111,60 @@ def test_points_drawn_by_hand_begin_as_the_curve_and_can_be_put_and_removed():
     assert [y for _, y in points] == pytest.approx(
         [curve.threshold(x * TOTAL, TOTAL) for x, _ in points], rel=1e-3
     )
-    fields.edit("norm_points", editor.points(None, (0.5, 1.5)))  # moves one that is there already
-    fields.edit("norm_points", editor.points(None, (0.503, 1.6)))
+    fields.edit("norm_points", model.points(None, (0.5, 1.5)))  # moves one that is there already
+    fields.edit("norm_points", model.points(None, (0.503, 1.6)))
     assert dict(experiment.controls["norm_points"])[0.5] == 1.6
     before = len(experiment.controls["norm_points"])
-    fields.edit("norm_points", editor.points(0.501, None))
+    fields.edit("norm_points", model.points(0.501, None))
     assert len(experiment.controls["norm_points"]) == before - 1
     for share, _ in experiment.controls["norm_points"]:
-        fields.edit("norm_points", editor.points(share, None))
+        fields.edit("norm_points", model.points(share, None))
     assert len(experiment.controls["norm_points"]) == 1
     fields.edit("norm_points", fields.values["norm_points"]["text"])
     assert fields.messages == {}
 
 
 def test_expected_draws_are_those_of_the_formula():
-    editor = editor_of(make(max_draws=10), {"signal_sq": 0.25, "noise_trace": 0.9})
+    model = model_of(make(max_draws=10), {"signal_sq": 0.25, "noise_trace": 0.9})
     expected = [
-        max(0.9 / (tau**2 - 0.25), 1.0) if tau**2 > 0.25 else None for tau in editor.curve()[1]
+        max(0.9 / (tau**2 - 0.25), 1.0) if tau**2 > 0.25 else None for tau in model.curve()[1]
     ]
-    found = editor.expected_draws()
+    found = model.expected_draws()
     assert [n is None for n in found] == [n is None for n in expected]
     assert [n or 0 for n in found] == pytest.approx([n or 0 for n in expected], rel=1e-12)
     assert None in expected  # the plan ends at 0.4, below a norm of 0.5
     unknown = {"signal_sq": None, "noise_trace": None}
     for statistics in (unknown, {"signal_sq": 0.1, "noise_trace": -0.1}, {}):
-        editor.live.statistics = statistics
-        assert editor.expected_draws() is None
-    assert editor.costs() == ["expected draws: not known before a step takes two draws"]
+        model.live.statistics = statistics
+        assert model.expected_draws() is None
+    assert model.notes() == ["expected draws: not known before a step takes two draws"]
 
 
 def test_a_threshold_out_of_reach_is_warned_of_with_its_share_of_what_is_left():
     experiment = make(norm_warmup=0.0, max_draws=10)
-    editor = editor_of(experiment, statistics := {"signal_sq": 0.25, "noise_trace": 0.9})
-    steps, norms = editor.curve()
+    model = model_of(experiment, statistics := {"signal_sq": 0.25, "noise_trace": 0.9})
+    steps, norms = model.curve()
     bad = [t for t, tau in zip(steps, norms, strict=True) if tau**2 <= 0.25 + 0.09]
-    warning = editor.warning()
+    warning = model.warning()
     assert f"out of reach in {len(bad) / len(steps):.0%} of what is left" in warning
     assert f"microbatch {bad[0]:,.0f}:" in warning
     assert "forced at 10 draws (norm without noise about 0.5)" in warning
     for harmless in ({"signal_sq": 0.01, "noise_trace": 1e-4}, {}):
-        editor.live.statistics = harmless
-        assert editor.warning() is None
-    editor.live.statistics = statistics
+        model.live.statistics = harmless
+        assert model.warning() is None
+    model.live.statistics = statistics
     experiment.controls["end_norm"] = 0.8
-    assert editor.warning() is None
+    assert model.warning() is None
 
 
 @pytest.mark.filterwarnings("ignore:10 windows in a row")  # out of reach on purpose
 def test_the_share_of_forced_steps():
-    assert len(editor_of(make(), {"steps": 0, "num_forced": 0}).costs()) == 1
-    editor = editor_of(make(), {"steps": 8, "num_forced": 2})
-    assert editor.costs()[1] == "steps forced by max_draws: <b>25.0%</b>"
+    assert len(model_of(make(), {"steps": 0, "num_forced": 0}).notes()) == 1
+    model = model_of(make(), {"steps": 8, "num_forced": 2})
+    assert model.notes()[1] == "steps forced by max_draws: <b>25.0%</b>"
     experiment = make(start_norm=1e-6, end_norm=0.0, norm_warmup=0.0, max_draws=2)
     list(experiment)
-    assert "<b>100.0%</b>" in editor_of(experiment, experiment.wrapper.statistics()).costs()[1]
+    assert "<b>100.0%</b>" in model_of(experiment, experiment.wrapper.statistics()).notes()[1]
 
 
 def test_what_was_tuned_by_hand_is_exported_as_parameters_that_make_the_same_plan():
@@ -178,16 +179,16 @@ def test_what_was_tuned_by_hand_is_exported_as_parameters_that_make_the_same_pla
         "norm_curve": "points",
     }.items():
         editor.fields.edit(name, content)
-    editor.fields.edit("norm_points", editor.points(None, (0.5, 0.9)))
+    editor.fields.edit("norm_points", editor.model.points(None, (0.5, 0.9)))
     editor.button.click()
     parameters = yaml.safe_load(re.sub(r"<[^>]*>", "", editor.text.value))
     assert parameters == editor.export()
     again = make(**parameters)
-    assert norm_schedule(again.controls) == editor.schedule
+    assert norm_schedule(again.controls) == editor.model.schedule
 
 
 def test_an_experiment_without_a_norm_schedule_is_refused():
     experiment = pretraining.build(pretraining.config("smoke", method="adamw"))
     with pytest.raises(ValueError, match="'adamw' has no norm schedule: expected controls start_"):
-        editor_of(experiment)
+        model_of(experiment)
     assert math.isfinite(experiment.controls["lr_scale"])

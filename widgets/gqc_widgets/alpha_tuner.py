@@ -1,11 +1,11 @@
 """Tuner of a variance scaler: steer it, see what other settings would do, run several alphas."""
 
 import html
-from dataclasses import replace
 from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
+import pandas as pd
 
 from gqc_lab import Controls, Experiment
 from gqc_lab.loop.curves import XY, thin
@@ -28,68 +28,46 @@ from gqc_widgets.side_by_side import SideBySide
 PERCENTILES = ("p10", "p50", "p90")
 
 
-class VGSAlphaTuner(Editor):
-    """Tune the variance scaler of a run while it trains.
-
-    *Steer*: a valid edit takes effect at the next microbatch; an invalid one shows what is wrong,
-    and the run keeps the last valid value.  *What if*: the factor that other settings would have
-    made of the recorded variance.  *Side by side*: an experiment again at several alphas.
+class ScalerModel:
+    """The variance scaler of one run, before it and while it trains, and a guess next to it.
 
     Args:
-        run: a `Live`, or an experiment.
+        live: with the controls of `gqc_lab.loop.scaler_controls`.
+        recorded: history of a run for `what_if`; None: that of ``live`` so far.
     Attributes:
-        fields, guesses: the input fields of *steer* and *what if*.
-        guess: the settings of *what if*, which no run follows.
-        side: the runs side by side; None: those of a loop of one's own cannot be made here.
-    Raises: ValueError: the run has no variance scaler.
+        guess: controls with other settings, which no run follows.
+    Raises: ValueError: the run has no such controls, or ``recorded`` no variances.
     """
 
-    side: SideBySide | None = None
-
-    def __init__(self, run: Live | Experiment) -> None:
-        super().__init__(run)
+    def __init__(self, live: Live, recorded: pd.DataFrame | None = None) -> None:
+        self.live, self.controls = live, live.experiment.controls
         if not set(NAMES) <= set(self.controls):
             raise ValueError(
-                f"experiment {self.live.label!r} has no variance scaler: expected controls "
+                f"experiment {live.label!r} has no variance scaler: expected controls "
                 f"{', '.join(NAMES)}, as with method='vgs'"
             )
-        specs = self.controls.specs
-        self.guess = Controls({n: replace(specs[n], default=self.controls[n]) for n in LAW})
-        x = self.experiment.unit
-        self.fields = Fields(self.controls, NAMES, self._draw, has_sliders=True)
-        self.panels = Panels(scaler_panels(x))
-        self.guesses = Fields(self.guess, LAW, self._guess, has_sliders=True)
-        self.note = widgets.HTML()
-        self.what_if_panels = Panels(what_if_panels(x))
-        own = self.experiment.scaler.estimator  # type: ignore[attr-defined]
-        kept = widgets.HTML(note(f"estimator: <b>{own}</b>; another one needs a new run"))
-        steer = columns([self.fields, kept, self.button, self.text], [self.panels])
-        guessed = columns([self.guesses], [self.what_if_panels, self.note])
-        sections = [_section("Steer", steer, "gqc-steer")]
-        sections.append(_section("What if", guessed, "gqc-what-if"))
-        if hasattr(self.experiment, "twin"):
-            self.side = SideBySide(self.live)
-            sections.append(_section("Side by side", self.side, "gqc-side-by-side"))
-        self.children = [self.banner, *sections]
-        self.add_class("gqc-alpha-tuner")
-        self.live.listeners.append(self._hear)
-        self._refresh()
-
-    def export(self) -> dict[str, object]:
-        return scaler_settings(self.controls)
+        self.guess = Controls({name: self.controls.specs[name] for name in LAW})
+        self.guess.update({name: self.controls[name] for name in LAW})
+        self.x = live.experiment.unit
+        self.is_recorded = recorded is not None
+        if recorded is not None:
+            self.x = next((x for x in (self.x, "tokens", "examples") if x in recorded), self.x)
+            self._steps = scaled_steps({str(name): recorded[name] for name in recorded}, self.x)
 
     @property
     def steps(self) -> dict[str, Any]:
-        """The `scaled_steps` of the run so far."""
-        column, x = self.live.curves.column, self.experiment.unit
-        columns = {name: column(name) for name in ("factor", VARIANCE, COUNT, x)}
-        return scaled_steps({**columns, "stepped": column("stepped") == 1}, x)
+        """The `scaled_steps` of the recorded run, or of this one so far."""
+        if self.is_recorded:
+            return self._steps
+        curves = self.live.curves
+        columns = {name: curves.column(name) for name in ("factor", VARIANCE, COUNT, self.x)}
+        return scaled_steps({**columns, "stepped": curves.column("stepped") == 1}, self.x)
 
     def what_if(self) -> dict[str, XY]:
         """Return the curves ``recorded`` and ``what_if``: the factor as it was, and as guessed."""
         steps = self.steps
         values = {"recorded": steps["factor"], "what_if": what_if(steps, self.guess)}
-        return {name: thin(steps[self.experiment.unit], y) for name, y in values.items()}
+        return {name: thin(steps[self.x], y) for name, y in values.items()}
 
     def what_if_note(self) -> str:
         """Return the guess in numbers, after the longer of both warmups; empty before its end."""
@@ -128,22 +106,72 @@ class VGSAlphaTuner(Editor):
         shown = x[[0, -1]] if len(x) and cap else x[:0]
         return shown, np.full(len(shown), float(cap or 0))
 
-    def _refresh(self) -> None:
+
+class VGSAlphaTuner(Editor):
+    """Tune the variance scaler of a run while it trains.
+
+    *Steer*: a valid edit takes effect at the next microbatch; an invalid one shows what is wrong,
+    and the run keeps the last valid value.  *What if*: the factor that other settings would have
+    made of the recorded variance.  *Side by side*: an experiment again at several alphas.
+
+    Args:
+        run: a `Live`, or an experiment.
+        recorded: history of a run for *what if*; None: that of ``run``.
+    Attributes:
+        fields, guesses: the input fields of *steer* and *what if*.
+        model: what is shown.
+        side: the runs side by side; None: those of a loop of one's own cannot be made here.
+    Raises: ValueError: the run has no variance scaler, or ``recorded`` no variances.
+    """
+
+    side: SideBySide | None = None
+
+    def __init__(self, run: Live | Experiment, recorded: pd.DataFrame | None = None) -> None:
+        super().__init__(run)
+        self.model = ScalerModel(self.live, recorded)
+        self.fields = Fields(self.experiment.controls, NAMES, self._draw, has_sliders=True)
+        self.panels = Panels(scaler_panels(self.experiment.unit))
+        guess = self.model.guess
+        self.guesses = Fields(guess, LAW, self._guess, has_sliders=True)
+        self.note = widgets.HTML()
+        self.what_if_panels = Panels(what_if_panels(self.model.x))
+        own = self.experiment.scaler.estimator  # type: ignore[attr-defined]
+        kept = widgets.HTML(note(f"estimator: <b>{own}</b>; another one needs a new run"))
+        steer = columns([self.fields, kept, self.button, self.text], [self.panels])
+        what_if = columns([self.guesses], [self.what_if_panels, self.note])
+        sections = [_section("Steer", steer, "gqc-steer")]
+        sections.append(_section("What if", what_if, "gqc-what-if"))
+        if hasattr(self.experiment, "twin"):
+            self.side = SideBySide(self.live)
+            sections.append(_section("Side by side", self.side, "gqc-side-by-side"))
+        self.children = [self.banner, *sections]
+        self.add_class("gqc-alpha-tuner")
+        self.live.listeners.append(self._hear)
         self._draw()
         self._guess()
+
+    def export(self) -> dict[str, object]:
+        return scaler_settings(self.experiment.controls)
+
+    def _refresh(self) -> None:
+        self._draw()
+        if not self.model.is_recorded:
+            self._guess()
 
     def _draw(self) -> None:
         self._refresh_export()
         with self._drawing:
+            curves = self.live.curves
             keys = [*(trace["meta"] for trace in VARIANCES), "factor"]
-            points = {key: self.live.curves.points(key) for key in keys}
-            self.panels.fill(points | self.factors_at() | {"cap": self.cap()})
+            points = {key: curves.points(key) for key in keys}
+            points["cap"] = self.model.cap()
+            self.panels.fill(points | self.model.factors_at())
 
     def _guess(self) -> None:
         """Show the recorded factor and that of the guessed settings."""
         with self._drawing:
-            self.what_if_panels.fill(self.what_if())
-            self.note.value = note(html.escape(self.what_if_note()))
+            self.what_if_panels.fill(self.model.what_if())
+            self.note.value = note(html.escape(self.model.what_if_note()))
 
     def close(self) -> None:
         """Take the view off the page and end what runs side by side; the run itself continues."""

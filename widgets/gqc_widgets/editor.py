@@ -27,8 +27,8 @@ class Editor(widgets.VBox):
         if isinstance(run, Experiment):
             found = steered.get(run)
             run = Live(run) if found is None or found.state == REPLACED else found
-        self.live, self.experiment = run, run.experiment
-        self.controls = run.experiment.controls
+        self.live = run
+        self.experiment = self.live.experiment
         super().__init__(layout=widgets.Layout(width="100%"))
         self._drawing = threading.RLock()  # edits and training threads
         self.button = widgets.Button(

@@ -32,44 +32,23 @@ FIELDS = {
 }
 
 
-class NormScheduleEditor(Editor):
-    """Edit the schedule of the norm threshold before a run and during it.
-
-    A valid edit takes effect at the next microbatch; an invalid one shows what is wrong, and the
-    run keeps the last valid schedule.  With the curve "points", a click into the figure adds a
-    point, a click on a point removes it, and a drag moves it.  In a loop of your own, its schedule
-    decides until the first edit here.
+class NormScheduleModel:
+    """The norm schedule of one run, before it and while it trains.
 
     Args:
-        run: a `Live`, or an experiment.
-    Attributes:
-        fields: the input fields.
-        max_draws: microbatches after which a step is forced, or None.
+        live: with the controls of `gqc_lab.loop.controls`.
     Raises: ValueError: the run has no norm schedule.
     """
 
-    def __init__(self, run: Live | Experiment) -> None:
-        super().__init__(run)
+    def __init__(self, live: Live) -> None:
+        self.live, self.controls = live, live.experiment.controls
         if not set(NORM_NAMES) <= set(self.controls):
             raise ValueError(
-                f"experiment {self.live.label!r} has no norm schedule: expected controls "
+                f"experiment {live.label!r} has no norm schedule: expected controls "
                 f"{', '.join(NORM_NAMES)}, as with method='gnts'"
             )
-        self.max_draws: int | None = getattr(self.live.optimizer, "max_draws", None)
-        self.fields = Fields(self.controls, FIELDS, self._refresh, implied=self.implied)
-        self.notes = widgets.HTML()
-        self.panels = Panels(schedule_panels(self.max_draws is not None), self._hear_click)
-        left = [self.fields, self.button, self.text]
-        self.children = [self.banner, columns(left, [self.panels, self.notes])]
-        self.add_class("gqc-norm-schedule")
-        self.live.listeners.append(self._hear)
-        self._refresh()
-
-    def export(self) -> dict[str, Any]:
-        values = {name: self.controls[name] for name in NORM_NAMES}
-        warmup = values.pop("norm_warmup_microbatches")
-        points = [list(point) for point in values.pop("norm_points")]
-        return {**values, "norm_warmup": warmup / self.total, "norm_points": points}
+        #: microbatches after which a step is forced, or None
+        self.max_draws: int | None = getattr(live.optimizer, "max_draws", None)
 
     @property
     def schedule(self) -> NormSchedule:
@@ -130,15 +109,16 @@ class NormScheduleEditor(Editor):
         draws = [predicted_draws(signal_sq, noise_trace, tau) for tau in self.curve()[1]]
         return [max(n, 1.0) if math.isfinite(n) else None for n in draws]
 
-    def costs(self) -> list[str]:
+    def notes(self) -> list[str]:
         """Say what the next step costs, as HTML, and how many steps were forced so far."""
         expected, notes = self.expected_draws(), []
         if expected is None:
             notes.append("expected draws: not known before a step takes two draws")
         else:
             steps = self.curve()[0]
-            at = min(bisect.bisect_left(steps, self.experiment.microbatch), len(steps) - 1)
-            text = "out of reach" if (draws := expected[at]) is None else f"{draws:.1f}"
+            at = min(bisect.bisect_left(steps, self.live.experiment.microbatch), len(steps) - 1)
+            draws = expected[at]
+            text = "out of reach" if draws is None else f"{draws:.1f}"
             notes.append(f"expected draws now: <b>{text}</b>")
         if steps_so_far := self.live.statistics.get("steps"):
             share = 100 * self.live.statistics.get("num_forced", 0) / steps_so_far
@@ -152,7 +132,7 @@ class NormScheduleEditor(Editor):
             return None
         most = math.inf if self.max_draws is None else self.max_draws
         steps = self.curve()[0]
-        left = [i for i, step in enumerate(steps) if step >= self.experiment.microbatch]
+        left = [i for i, step in enumerate(steps) if step >= self.live.experiment.microbatch]
         bad = [i for i in left if (n := expected[i]) is None or n > most]
         if not bad:
             return None
@@ -164,6 +144,48 @@ class NormScheduleEditor(Editor):
             f"{steps[bad[0]]:,.0f}{limit} (norm without noise about {norm:.2g})"
         )
 
+
+def _nearest(points: Iterable[float], share: float) -> float:
+    """Return the share of the point within half a percent of the run, or ``share``."""
+    return next((x for x in points if abs(x - share) < 0.005), share)
+
+
+class NormScheduleEditor(Editor):
+    """Edit the schedule of the norm threshold before a run and during it.
+
+    A valid edit takes effect at the next microbatch; an invalid one shows what is wrong, and the
+    run keeps the last valid schedule.  With the curve "points", a click into the figure adds a
+    point, a click on a point removes it, and a drag moves it.  In a loop of your own, its schedule
+    decides until the first edit here.
+
+    Args:
+        run: a `Live`, or an experiment.
+    Attributes:
+        fields: the input fields.
+        model: what the figure shows.
+    Raises: ValueError: the experiment has no norm schedule.
+    """
+
+    def __init__(self, run: Live | Experiment) -> None:
+        super().__init__(run)
+        self.model = NormScheduleModel(self.live)
+        controls = self.experiment.controls
+        self.fields = Fields(controls, FIELDS, self._refresh, implied=self.model.implied)
+        self.notes = widgets.HTML()
+        has_most = self.model.max_draws is not None
+        self.panels = Panels(schedule_panels(has_most), self._hear_click)
+        left = [self.fields, self.button, self.text]
+        self.children = [self.banner, columns(left, [self.panels, self.notes])]
+        self.add_class("gqc-norm-schedule")
+        self.live.listeners.append(self._hear)
+        self._refresh()
+
+    def export(self) -> dict[str, Any]:
+        values = {name: self.experiment.controls[name] for name in NORM_NAMES}
+        warmup = values.pop("norm_warmup_microbatches")
+        points = [list(point) for point in values.pop("norm_points")]
+        return {**values, "norm_warmup": warmup / self.model.total, "norm_points": points}
+
     def _hear_click(self, content: dict[str, Any]) -> None:
         """Put, move or take away a point of a schedule that is drawn by hand.
 
@@ -171,11 +193,11 @@ class NormScheduleEditor(Editor):
             content: ``old``, the microbatch of a point that goes, and ``new``, [microbatch, norm]
                 of one that comes; each may be missing.
         """
-        if self.schedule.norm_curve == "points":
-            total = self.total
+        model, total = self.model, self.model.total
+        if model.schedule.norm_curve == "points":
             old, new = content.get("old"), content.get("new")
             come = None if new is None else (new[0] / total, float(f"{new[1]:.4g}"))
-            points = self.points(None if old is None else old / total, come)
+            points = model.points(None if old is None else old / total, come)
             self.fields.edit("norm_points", points)
 
     def _refresh(self) -> None:
@@ -187,25 +209,22 @@ class NormScheduleEditor(Editor):
             self._refresh_export()
 
     def _draw(self) -> None:
-        points, total, schedule = self.live.curves.points, self.total, self.schedule
-        steps, norms = self.curve()
-        draws = self.expected_draws()
+        model, points = self.model, self.live.curves.points
+        steps, norms = model.curve()
+        draws = model.expected_draws()
         gaps = [math.nan if n is None else n for n in draws or []]
-        by_hand = schedule.norm_points if schedule.norm_curve == "points" else ()
+        is_drawn = model.schedule.norm_curve == "points"
+        by_hand = model.schedule.norm_points if is_drawn else ()
         curves: dict[str, tuple[Any, Any]] = {
             "schedule": (steps, norms),
             "expected": (steps if draws else [], gaps),
-            "points": ([s * total for s, _ in by_hand], [y for _, y in by_hand]),
-            "max_draws": (steps, [self.max_draws or math.nan] * len(steps)),
+            "points": ([s * model.total for s, _ in by_hand], [y for _, y in by_hand]),
+            "max_draws": (steps, [model.max_draws or math.nan] * len(steps)),
         }
         for name in ("gradient_norm_threshold", "grad_norm", "num_draws"):  # what became of it
             x, y = points(name)
-            curves[name] = x * total / self.experiment.total, y
+            curves[name] = x * model.total / self.experiment.total, y
         self.panels.fill(curves)
-        warning = say(html.escape(self.warning() or ""), "warning")
-        self.notes.value = note(" · ".join(self.costs()) + warning)
-
-
-def _nearest(points: Iterable[float], share: float) -> float:
-    """Return the share of the point within half a percent of the run, or ``share``."""
-    return next((x for x in points if abs(x - share) < 0.005), share)
+        warning = model.warning()
+        below = say(html.escape(warning), "warning") if warning else ""
+        self.notes.value = note(" · ".join(model.notes()) + below)
