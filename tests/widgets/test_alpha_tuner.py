@@ -78,7 +78,10 @@ def test_a_guess_redraws_its_curve_and_steers_nothing():
     assert min(y(tuner.what_if_panels, "what_if")) < min(before)
     assert experiment.controls["alpha"] == 0.1
     tuner.guesses.edit("warmup_steps", "x")
-    assert "expected a whole number such as 5" in tuner.guesses.messages["warmup_steps"]
+    assert (
+        "warmup_steps='x': expected an integer of at least 0"
+        in tuner.guesses.messages["warmup_steps"]
+    )
 
 
 def test_fields_follow_a_control_that_a_cell_has_set():

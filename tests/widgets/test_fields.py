@@ -12,7 +12,7 @@ from gqc_widgets.fields import Fields
 
 def test_any_control_of_an_experiment_gets_a_field():
     experiment = pretraining.build(pretraining.config("smoke", method="mht", tokens=8 * 512))
-    fields = Fields(experiment.controls, {"error_tolerance": "tolerance", "lr_scale": "rate"})
+    fields = Fields(experiment.controls, ["error_tolerance", "lr_scale"])
     fields.edit("error_tolerance", "0.3")
     next(experiment)
     assert experiment.changes == [{"microbatch": 1, "name": "error_tolerance", "value": 0.3}]
@@ -25,7 +25,7 @@ def test_any_control_of_an_experiment_gets_a_field():
 
 def fields(**specs):
     controls = Controls({"lr": Setting(0.1, low=0), **specs})
-    return controls, Fields(controls, {name: name for name in controls}, sliders=list(controls))
+    return controls, Fields(controls, controls, has_sliders=True)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_bad_message_leaves_the_fields_their_ears(edit):
 )
 def test_a_flag_is_read_and_shown(text, value):
     controls = Controls({"flag": Setting(not value, kind=bool), "lr": Setting(0.1)})
-    shown = Fields(controls, {"flag": "flag"})
+    shown = Fields(controls, ["flag"])
     assert shown.values["flag"]["text"] == str(not value)
     shown.edit("flag", text)
     assert (controls["flag"], shown.values["flag"]["text"]) == (value, str(value))

@@ -33,8 +33,8 @@ def run(experiment, until=None):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("alpha", "", "alpha: expected a number; the field is empty"),
-        ("alpha", "much", "alpha='much': expected a number such as 0.5"),
+        ("alpha", "", "alpha='': expected a number of at least 0"),
+        ("alpha", "much", "alpha='much': expected a number of at least 0"),
         ("alpha", "-0.1", "alpha=-0.1: expected a number of at least 0"),
         ("beta", "1", "beta=1.0: expected a number above 0 and below 1"),
         ("warmup_steps", "2.5", "warmup_steps=2.5: expected an integer"),
@@ -183,7 +183,7 @@ def test_alphas_are_read_from_a_text():
         "0.1": "expected two or more that differ",
         "0.1, 0.1": "expected two or more that differ",
         "0, -1": "alpha=-1.0",
-        "0,": "the field is empty",
+        "0,": "alpha='': expected a number",
         "0, x": "alpha='x'",
     }.items():
         with pytest.raises(ValueError, match=message):

@@ -29,7 +29,7 @@ def make(**fields):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("start_norm", "", "start_norm: expected a number; the field is empty"),
+        ("start_norm", "", "start_norm='': expected a number of at least 0"),
         ("start_norm", "fast", "start_norm='fast': expected a number"),
         ("start_norm", "-1", "start_norm=-1.0: expected a number of at least 0"),
         ("start_norm", "nan", "start_norm=nan"),

@@ -38,7 +38,10 @@ def test_an_edit_moves_the_schedule_and_a_bad_one_says_what_is_wrong():
     view = NormScheduleEditor(experiment)
     before = points(view, "schedule")[1]
     view.fields.edit("start_norm", "")
-    assert "the field is empty" in view.fields.values["start_norm"]["error"]
+    assert (
+        "start_norm='': expected a number of at least 0"
+        in view.fields.values["start_norm"]["error"]
+    )
     assert points(view, "schedule")[1] == before
     view.fields.edit("start_norm", "0.9")
     assert view.fields.values["start_norm"]["error"] == ""

@@ -14,20 +14,17 @@ from gqc_lab.loop.scaler_controls import (
     COUNT,
     LAW,
     NAMES,
-    SCALER,
     VARIANCE,
     scaled_steps,
     scaler_settings,
     what_if,
 )
-from gqc_lab.loop.settings import axis_labels
 from gqc_lab.stats.numbers import decimals
 from gqc_widgets.editor import Editor, columns, note
 from gqc_widgets.fields import Fields
 from gqc_widgets.panels import VARIANCES, Panels, scaler_panels, what_if_panels
 from gqc_widgets.side_by_side import SideBySide
 
-LABELS = axis_labels(SCALER)
 PERCENTILES = ("p10", "p50", "p90")
 
 
@@ -132,11 +129,10 @@ class VGSAlphaTuner(Editor):
     def __init__(self, run: Live | Experiment, recorded: pd.DataFrame | None = None) -> None:
         super().__init__(run)
         self.model = ScalerModel(self.live, recorded)
-        self.fields = Fields(self.experiment.controls, LABELS, self._draw, sliders=LABELS)
+        self.fields = Fields(self.experiment.controls, NAMES, self._draw, has_sliders=True)
         self.panels = Panels(scaler_panels(self.experiment.unit))
         guess = self.model.guess
-        labels = {name: LABELS[name] for name in guess}
-        self.guesses = Fields(guess, labels, self._guess, sliders=labels)
+        self.guesses = Fields(guess, LAW, self._guess, has_sliders=True)
         self.note = widgets.HTML()
         self.what_if_panels = Panels(what_if_panels(self.model.x))
         own = self.experiment.scaler.estimator  # type: ignore[attr-defined]

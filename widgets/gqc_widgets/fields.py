@@ -3,7 +3,7 @@
 import html
 import math
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,9 @@ class Fields(anywidget.AnyWidget):
 
     Args:
         controls: those of an experiment, or others that no run follows.
-        labels: control -> label of its field.
+        names: those of ``controls`` that have a field; `add` adds more.
         changed: called after each edit.
-        sliders: controls that also get a slider: even between two bounds, else over four decades.
+        has_sliders: numbers also get one: even between two bounds, else over four decades.
         implied: (control, content) -> other edits that come with that one.
     Attributes:
         messages: control -> what is wrong with it; empty if the fields show the controls.
@@ -45,38 +45,41 @@ class Fields(anywidget.AnyWidget):
     def __init__(
         self,
         controls: Controls,
-        labels: Mapping[str, str],
+        names: Iterable[str] = (),
         changed: Callable[[], None] = lambda: None,
-        sliders: Collection[str] = (),
+        has_sliders: bool = False,
         implied: Callable[[str, Any], Mapping[str, Any]] = lambda name, content: {},
     ) -> None:
         self._controls, self._changed, self._implied = controls, changed, implied
         self._lock = threading.RLock()  # a person and the thread of a run
         self._edits: dict[str, Any] = {}
         self.messages: dict[str, str] = {}
-        self._labels: dict[str, str] = {}
+        self._names: list[str] = []
+        self._has_sliders = has_sliders
         self._scales: dict[str, _Scale] = {}
         super().__init__()
-        self.add(labels, sliders)
+        self.add(names)
         self.on_msg(lambda _, content, buffers: self._hear(content))
 
-    def add(self, labels: Mapping[str, str], sliders: Collection[str] = ()) -> None:
-        """Add fields for those of ``labels`` that have none, as where a control is new."""
+    def add(self, names: Iterable[str]) -> None:
+        """Add fields for those of ``names`` that have none, as where a control is new."""
         with self._lock, self.hold_sync():
-            new = {name: label for name, label in labels.items() if name not in self._labels}
-            for name in new.keys() & set(sliders):
-                self._scales[name] = _Scale(self._controls.specs[name], self._controls[name])
-            self._labels |= new
-            self.specs = [*self.specs, *(self._spec(name, label) for name, label in new.items())]
+            new = [name for name in names if name not in self._names]
+            self._names += new
+            self.specs = [*self.specs, *map(self._spec, new)]
             self.shown = [*self.shown, *new]
             self.follow()
 
-    def _spec(self, name: str, label: str) -> dict[str, Any]:
+    def _spec(self, name: str) -> dict[str, Any]:
         spec = self._controls.specs[name]
-        found: dict[str, Any] = {"name": name, "label": label, "title": spec.meaning}
-        found["is_long"] = spec.read is read_pairs
-        found["slider"] = NOTCHES if name in self._scales else 0
-        return found | ({"choices": list(spec.choices)} if spec.choices else {})
+        found: dict[str, Any] = {"name": name, "label": spec.axis or name, "title": spec.meaning}
+        found["is_long"], found["slider"] = spec.read is read_pairs, 0
+        if spec.choices:
+            found["choices"] = list(spec.choices)
+        elif self._has_sliders and spec.kind in (int, float) and not spec.read:
+            found["slider"] = NOTCHES
+            self._scales[name] = _Scale(spec, self._controls[name])
+        return found
 
     def _hear(self, content: Mapping[str, Any]) -> None:
         if "edit" in content:
@@ -87,11 +90,11 @@ class Fields(anywidget.AnyWidget):
 
     def show(self, names: Collection[str]) -> None:
         """Show only the fields ``names``."""
-        self.shown = [name for name in self._labels if name in names]
+        self.shown = [name for name in self._names if name in names]
 
     def edit(self, name: str, content: Any) -> None:
         """Put ``content``, a text or a value, into the field ``name``."""
-        check_name("field", name, self._labels)
+        check_name("field", name, self._names)
         with self._lock:
             self._edits |= {name: content, **self._implied(name, content)}
             self._set(name)
@@ -118,7 +121,7 @@ class Fields(anywidget.AnyWidget):
     def follow(self) -> None:
         """Show the edits that are pending and the controls as they are."""
         with self._lock:
-            self.values = {name: self._look(name) for name in self._labels}
+            self.values = {name: self._look(name) for name in self._names}
 
     def _look(self, name: str) -> dict[str, Any]:
         value = self._controls[name]
@@ -164,18 +167,12 @@ def escape(text: str) -> str:
     return f"<span style='white-space:pre-wrap'>{html.escape(text)}</span>"
 
 
-def read_number(name: str, text: str, kind: type = float) -> float:
-    """Return ``text`` as a number.
-
-    Raises: ValueError: it is empty or not a number.
-    """
-    if not text.strip():
-        raise ValueError(f"{name}: expected a number; the field is empty")
+def read_number(text: str) -> float | str:
+    """Return ``text`` as a number, or else as it is: its setting says what is expected."""
     try:
         return float(text)
     except ValueError:
-        example = "a whole number such as 5" if kind is int else "a number such as 0.5"
-        raise ValueError(f"{name}={text.strip()!r}: expected {example}") from None
+        return text.strip()
 
 
 def _read(name: str, content: Any, spec: Setting) -> Any:
@@ -189,8 +186,8 @@ def _read(name: str, content: Any, spec: Setting) -> Any:
         pairs = [pair.split() for pair in content.replace(";", ",").split(",") if pair.strip()]
         if not pairs:
             raise ValueError(f"{name}: expected pairs such as '0 2, 1 0.5'; the field is empty")
-        return [[read_number(name, word) for word in pair] for pair in pairs]
-    return read_number(name, content, spec.kind)
+        return [[read_number(word) for word in pair] for pair in pairs]
+    return read_number(content)
 
 
 def _text(value: Any, spec: Setting) -> str:

@@ -157,7 +157,8 @@ class LiveView(widgets.VBox):
         self.progress.add_class("gqc-progress")
         top = widgets.HBox([*self.buttons.values(), self.bar, self.state, self.progress])
         top.add_class("gqc-bar")
-        self.fields, self.panels = Fields(live.experiment.controls, {}), Panels(_panels(live))
+        self.fields = Fields(live.experiment.controls, has_sliders=True)
+        self.panels = Panels(_panels(live))
         below = [self.fields, self.panels, self.smoothing, self.table]
         self.children = [top, self.message, self.trouble, *below]
         self.add_class("gqc-live")
@@ -169,11 +170,7 @@ class LiveView(widgets.VBox):
         """Show the controls, also one that is new, except those that have an editor."""
         run = self.live.experiment
         edited = {*NORM_NAMES} if isinstance(run, Loop) else {*NORM_NAMES, *SCALER}
-        specs = {n: s for n, s in run.controls.specs.items() if n not in edited}
-        numbers = [
-            n for n, s in specs.items() if s.kind in (int, float) and not s.choices and not s.read
-        ]
-        self.fields.add({n: s.label or n for n, s in specs.items()}, numbers)
+        self.fields.add(name for name in run.controls.specs if name not in edited)
 
     def _button(self, name: str) -> widgets.Button:
         icon, tooltip, _ = BUTTONS[name]

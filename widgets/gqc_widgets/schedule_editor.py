@@ -10,7 +10,7 @@ import ipywidgets as widgets
 
 from gqc.noise import predicted_draws
 from gqc_lab import Experiment
-from gqc_lab.loop.controls import CURVES, NORM_NAMES, NORM_SETTINGS, NormSchedule, norm_schedule
+from gqc_lab.loop.controls import CURVES, NORM_NAMES, NormSchedule, norm_schedule
 from gqc_lab.loop.live import Live
 from gqc_lab.loop.settings import Pairs
 from gqc_lab.stats.numbers import decimals
@@ -169,9 +169,8 @@ class NormScheduleEditor(Editor):
     def __init__(self, run: Live | Experiment) -> None:
         super().__init__(run)
         self.model = NormScheduleModel(self.live)
-        labels = {name: NORM_SETTINGS[name].axis for name in FIELDS}
         controls = self.experiment.controls
-        self.fields = Fields(controls, labels, self._refresh, implied=self.model.implied)
+        self.fields = Fields(controls, FIELDS, self._refresh, implied=self.model.implied)
         self.notes = widgets.HTML()
         has_most = self.model.max_draws is not None
         self.panels = Panels(schedule_panels(has_most), self._hear_click)

@@ -130,8 +130,7 @@ def parse_alphas(text: str, controls: Controls) -> list[float]:
     Raises: ValueError: fewer than two, a repeated one, or one that is not allowed.
     """
     words = text.replace(";", ",").split(",")
-    numbers = [read_number("alpha", word) for word in words]
-    alphas = [controls.check(controls, {"alpha": number})["alpha"] for number in numbers]
+    alphas = [controls.specs["alpha"].check("alpha", read_number(word)) for word in words]
     if len(set(alphas)) < 2 or len(set(alphas)) < len(alphas):
         raise ValueError(f"alphas={text!r}: expected two or more that differ, such as '0, 0.1'")
     return alphas

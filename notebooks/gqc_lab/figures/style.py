@@ -14,7 +14,8 @@ import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 from plotly.subplots import make_subplots
 
-from gqc_lab.loop.settings import axis_labels, settings_of
+from gqc_lab.loop.curves import outline
+from gqc_lab.loop.settings import settings_of
 from gqc_lab.stats.analysis import ONE_RUN, check_columns
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
 
@@ -45,7 +46,8 @@ WIDTH = 2.5  #: of a method's line
 REPLAY = {"color": "#999999", "dash": "dash", "width": 1.5}
 
 #: column of a history or of results -> axis label; settings of pretraining have theirs in the table
-LABELS = axis_labels(settings_of(PretrainingConfig)) | {
+LABELS = {
+    **{name: each.axis for name, each in settings_of(PretrainingConfig).items() if each.label},
     "steps": "optimizer steps",
     "microbatch": "microbatches",
     "seconds": "training time [s]",
@@ -85,18 +87,8 @@ HOUSE = go.layout.Template(
 
 
 def thin(rows: pd.DataFrame, y: str, limit: int = MAX_POINTS) -> pd.DataFrame:
-    """Keep at most ``limit`` rows: the lowest and highest ``y`` of equal stretches, in order.
-
-    Peaks stay, which taking each k-th row would lose.  The first and last row stay too.
-    """
-    if len(rows) <= limit:
-        return rows
-    values = rows[y].to_numpy(dtype=float)
-    low, high = (np.where(np.isnan(values), end, values) for end in (np.inf, -np.inf))
-    kept = {0, len(rows) - 1}
-    for stretch in np.array_split(np.arange(len(rows)), limit // 2 - 1):
-        kept |= {int(stretch[low[stretch].argmin()]), int(stretch[high[stretch].argmax()])}
-    return rows.iloc[sorted(kept)]
+    """Keep at most ``limit`` rows, with the peaks of ``y``; see `gqc_lab.loop.curves.outline`."""
+    return rows.iloc[outline(rows[y].to_numpy(dtype=float), limit)]
 
 
 def mean_curve(runs: pd.DataFrame, x: str, y: str) -> pd.DataFrame:

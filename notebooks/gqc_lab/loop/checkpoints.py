@@ -1,10 +1,9 @@
 """Checkpoints of an experiment, and runs that were steered by hand, as files.
 
-A checkpoint is the state without its history, which is next to it, in ``PATH.history``, and grows
-by its new records: a save costs the same however long the run is.  Each line of the history is
-JSON: how many records there are, and the columns of those of one save.  The checkpoint holds how
-many bytes of the file are its own, and their hash; what a killed save left behind them is
-overwritten.
+A checkpoint is the state without its history, which is in ``PATH.history`` and grows by its new
+records.  Each line of it is JSON: how many records there are, and the columns of those of one save.
+The checkpoint holds how many bytes are its own, and their hash; what a killed save left behind them
+is overwritten.
 """
 
 import contextlib
@@ -145,7 +144,7 @@ class AppendedHistory:
 
         Args:
             columns: of the new records, but all of a column that is not among `names`.
-            rows: how many records there are in all.
+            rows: the number of all records.
         """
         line = json.dumps([rows, columns]).encode() + b"\n" if rows > self.rows else b""
         with open(self.path, "r+b" if self.size else "wb") as file:
@@ -196,10 +195,6 @@ def save_run(experiment: Experiment, folder: str | Path, parameters: Mapping[str
     - ``parameters.yaml``: ``parameters`` and the ``changes`` that were made during the run, for
       ``gqc run NOTEBOOK -f parameters.yaml``, which repeats it bit for bit;
     - ``run.ckpt``: the state, for `gqc_lab.loop.track`.
-
-    Args:
-        experiment: between two microbatches.
-        parameters: of the notebook that built it.
     """
     folder, number = Path(folder), 1
     while (place := folder / f"{run_name(experiment)}-{number}").exists():

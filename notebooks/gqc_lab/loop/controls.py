@@ -21,9 +21,8 @@ NORM = "[loss/parameter]"
 class Controls(Mapping[str, Any]):
     """Mapping of control names to values that checks what is assigned.
 
-    ``controls["lr_scale"] = 0.5`` sets one, ``controls.update(start_norm=2, end_norm=1)`` several
-    at once. Reading gives the value last set; the experiment works with `applied`, which follows at
-    the next microbatch.
+    Reading gives the value last set; the experiment works with `applied`, which follows at the next
+    microbatch.
 
     Args:
         specs: name -> what it may be, and where it starts.
@@ -104,11 +103,7 @@ class Controls(Mapping[str, Any]):
     def replay(self, changes: Iterable[Change], done: int = 0) -> None:
         """Repeat the `changes` of another run, at the microbatches where they were applied.
 
-        Args:
-            changes: dicts of ``microbatch`` (the first record under the new value), ``name`` and
-                ``value``.
-            done: microbatches that are past.
-        Raises: ValueError: a change is refused, or its microbatch is past.
+        Raises: ValueError: a change is refused, or its microbatch is among the ``done``.
         """
         planned = by_microbatch(changes)
         values: dict[str, Any] = dict(self)
@@ -174,14 +169,12 @@ class NormSchedule:
 
     .. math:: \tau = b + (a - b)\,s(x),\quad s = \tfrac12(1 + \cos\pi x),\; 1 - x,\; (1 - x)^p,\; 1
 
-    for cosine, linear, polynomial and constant, then level.  Points are joined by straight lines.
+    for cosine, linear, polynomial and constant, then level.  Points are joined by straight lines,
+    without a warmup.
 
     Source: the cosine is :func:`gqc.schedules.get_norm_threshold_cosine_annealing_with_warmup`.
 
-    ``end_norm`` is at most ``start_norm``; "constant" stays at ``start_norm``; "points" has no
-    warmup of its own and may rise.
-
-    Raises: ValueError: values that do not fit each other.
+    Raises: ValueError: no points, or ``end_norm`` above ``start_norm``: only points may rise.
     """
 
     start_norm: float = setting(
@@ -237,10 +230,7 @@ NORM_NAMES = tuple(NORM_SETTINGS)
 
 
 def norm_schedule(controls: Mapping[str, Any]) -> NormSchedule:
-    """Return the schedule that ``controls`` describe; other controls are left out.
-
-    Raises: ValueError: values that do not fit each other.
-    """
+    """Return the schedule that ``controls`` describe; other controls are left out."""
     return NormSchedule(**{name: controls[name] for name in NORM_NAMES})
 
 

@@ -3,13 +3,14 @@
 The experiment keeps every record; thinning is for display only.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from gqc_lab.loop.experiment import Experiment
+if TYPE_CHECKING:
+    from gqc_lab.loop.experiment import Experiment
 
 Array = NDArray[np.float64]
 XY = tuple[Array, Array]
@@ -26,7 +27,7 @@ class Curves:
     about `span` records, and ``forced``: the norms of steps above their threshold.
     """
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment: "Experiment") -> None:
         self._experiment = experiment
         self._arrays: dict[str, Array] = {}
         self._texts: set[str] = set()
@@ -98,19 +99,23 @@ def smooth(values: Array, span: float) -> Array:
 
 
 def thin(x: Array, y: Array, limit: int = LIMIT) -> XY:
-    """Keep at most ``limit`` points: ends, and the lowest and highest of equal stretches, in order.
-
-    A stretch without a value stays as a gap: one point with y NaN.
-    """
-    if len(y) <= limit:
-        return x, y
-    count = limit // 2 - 1
-    width = -(-len(y) // count)
-    padded = np.full(count * width, np.nan)
-    padded[: len(y)] = y
-    stretches, starts = padded.reshape(count, width), np.arange(count) * width
-    low = np.where(np.isnan(stretches), np.inf, stretches).argmin(1) + starts
-    high = np.where(np.isnan(stretches), -np.inf, stretches).argmax(1) + starts
-    kept = np.unique(np.concatenate([[0], low, high, [len(y) - 1]]))
-    kept = kept[kept < len(y)]
+    """Keep at most ``limit`` points; see `outline`."""
+    kept = outline(y, limit)
     return x[kept], y[kept]
+
+
+def outline(values: Array, limit: int) -> NDArray[np.intp]:
+    """Return the places of at most ``limit`` values that show the peaks of all, in order.
+
+    They are the first, the last, and the lowest and highest of equal stretches.  A stretch without
+    a value stays as a gap: one place, of a NaN.
+    """
+    if len(values) <= limit:
+        return np.arange(len(values))
+    low, high = (np.where(np.isnan(values), end, values) for end in (np.inf, -np.inf))
+    whole = (np.arange(len(values)), low, high)
+    stretches = (np.array_split(each, limit // 2 - 1) for each in whole)
+    kept = {0, len(values) - 1}
+    for places, lows, highs in zip(*stretches, strict=True):
+        kept |= {int(places[lows.argmin()]), int(places[highs.argmax()])}
+    return np.array(sorted(kept))

@@ -1,8 +1,7 @@
 """The training loop of every study: an iterator that yields a record for each microbatch.
 
-`Experiment` owns the loop, live controls, the history and exact resume.  It neither draws nor
-prints.  A study overrides methods, from `set_hyperparameters` to `summary`, to say what is trained
-on which data.
+A study overrides methods, from `set_hyperparameters` to `summary`, to say what is trained on which
+data.
 """
 
 import copy
@@ -86,10 +85,7 @@ class Experiment(Iterator[dict[str, Any]]):
         raise NotImplementedError
 
     def update(self, loss: Tensor) -> bool:
-        """Differentiate, let the optimizer decide, and return whether it stepped.
-
-        Overridden to scale or clip in between.
-        """
+        """Differentiate, let the optimizer decide, and return whether it stepped."""
         loss.backward()
         return self.parts["optimizer"].step() is not False  # a plain optimizer returns None
 
@@ -98,7 +94,7 @@ class Experiment(Iterator[dict[str, Any]]):
         raise NotImplementedError
 
     def measure(self, batch: Any, stepped: bool) -> dict[str, Any]:
-        """Return further fields of the record: plain numbers, strings or None."""
+        """Return further fields of the record: numbers, texts or None."""
         return {}
 
     def is_evaluation_due(self) -> bool:
@@ -165,7 +161,7 @@ class Experiment(Iterator[dict[str, Any]]):
 
     @property
     def is_whole(self) -> bool:
-        """Whether the state is that of a whole microbatch: always, except after an error in one."""
+        """Whether the state is that of a whole microbatch: not within one, or after its error."""
         return not self._is_inside
 
     @property
@@ -194,10 +190,9 @@ class Experiment(Iterator[dict[str, Any]]):
         return list(self._columns)
 
     def column(self, name: str, start: int = 0) -> list[Any]:
-        """Return a copy of one column from record ``start``; empty if there is no such column.
+        """Return a copy of a column from record ``start``; empty if there is none.
 
-        Unlike `history` this does not wait for the microbatch in progress, so two columns may
-        differ in length while another thread trains.
+        While another thread trains two columns may differ in length, as this does not wait for it.
         """
         return self._columns.get(name, [])[start:]
 
@@ -221,12 +216,10 @@ class Experiment(Iterator[dict[str, Any]]):
         return frame
 
     def state_dict(self, start: int = 0) -> dict[str, Any]:
-        """Return all that a resumed run needs, readable by ``torch.load(weights_only=True)``.
+        """Return all that a resumed run needs, with the history from record ``start`` on.
 
         As in torch the tensors are the live ones: save or copy them before training continues.
 
-        Args:
-            start: the history is that of the records from this one on.
         Raises: RuntimeError: the run was interrupted inside a microbatch.
         """
         with self._lock:
@@ -248,8 +241,8 @@ class Experiment(Iterator[dict[str, Any]]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from where `state_dict` was taken.
 
-        Raises: ValueError: the state is incomplete, or of another experiment, config, data or
-            format; nothing has changed then.
+        Raises: ValueError: it is incomplete, or of another experiment, config, data or format;
+            nothing has changed then.
         """
         with self._lock:
             self._check_identity(state)

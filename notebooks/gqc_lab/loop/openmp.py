@@ -1,9 +1,8 @@
 """Release the processor threads that a Python thread keeps but does not use.
 
-GNU's OpenMP keeps a pool for every thread that has computed in parallel.  Once all pools together
-have more threads than there are cores, their threads no longer wait actively, and each of the many
-small operations of a small model pays for waking them up: if the pool of the kernel's main thread
-is left over, a run in another thread takes three times as long.
+GNU's OpenMP keeps a pool for every thread that has computed in parallel.  Once all of them have
+more threads than there are cores, each small operation pays for waking some up: with the pool of
+the kernel's main thread left over, a run in another thread takes three times as long.
 """
 
 import ctypes
@@ -16,11 +15,8 @@ import torch
 _SOFT = 1  # omp_pause_soft of OpenMP 5.0: keeps the settings of the program
 
 
-def release_threads(*_: object) -> None:
-    """End the pool of the calling thread; its next parallel operation makes another.
-
-    Does nothing if torch computes without GNU's OpenMP.
-    """
+def release_threads() -> None:
+    """End the pool of the calling thread, if torch has one; its next operation makes another."""
     if pause := _find_pause():
         pause(_SOFT)
 

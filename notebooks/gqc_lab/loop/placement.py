@@ -40,10 +40,7 @@ def find_dtype(name: str) -> torch.dtype:
 
 
 def make_generator(seed: int, stream: str) -> torch.Generator:
-    """Return a random generator on the CPU, independent of every other ``(seed, stream)``.
-
-    On the CPU whatever the device, so that a seed means the same weights and data everywhere.
-    """
+    """Return a random generator for ``(seed, stream)``, on the CPU: it is the same everywhere."""
     digest = hashlib.sha256(f"{stream}:{seed}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 

@@ -1,16 +1,13 @@
 r"""Settings of a variance gradient scaler, as live controls, and what other values would have done.
 
-The controls have the names of :class:`~gqc.scalers.VarianceGradientScaler`'s arguments, so that one
-widget drives every experiment that has them.  ``alpha``, ``warmup_steps``, ``percentile``,
-``min_scaling_factor`` and ``variance_cap`` act on the next gradient.  ``beta`` defines the
-statistics: a change restarts them and the warmup.  The estimator needs a new run.
+The controls have the names of :class:`~gqc.scalers.VarianceGradientScaler`'s arguments.  All act on
+the next gradient, but a change of ``beta`` restarts the statistics and the warmup.
 
 Since V is read from raw gradients, a record of V tells what another law would have made of it:
 
 .. math:: f_i = \mathrm{clip}(1/(1+\alpha\min(V_{i-1}, V_\max)), f_\min, 1),
 
-and 1 in the warmup.  The training that would have followed is not known, so this is the answer of
-the law to the V of this run.
+and 1 in the warmup.  The training that would have followed is not known.
 """
 
 from collections.abc import Mapping
@@ -106,13 +103,10 @@ def scaled_steps(columns: Mapping[str, Any], x: str) -> dict[str, NDArray[np.flo
 def what_if(
     steps: Mapping[str, NDArray[np.float64]], values: Mapping[str, Any]
 ) -> NDArray[np.float64]:
-    """Return the factor at each of `scaled_steps`, had the law been that of ``values``.
+    """Return the factor at each of `scaled_steps`, had the law been that of ``values`` (of `LAW`).
 
-    Exact where ``percentile`` falls on a tensor or V is below the cap of the record: a record
-    holds no V above its cap.
-
-    Args:
-        values: of the controls `LAW`.
+    Exact where ``percentile`` falls on a tensor or V is below the cap of the record, which holds
+    no V above it.
     """
     import torch
 

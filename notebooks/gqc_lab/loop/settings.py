@@ -1,9 +1,8 @@
 """Settings of an experiment, each declared once: meaning, type, range, default, label and unit.
 
-A study's config is a frozen dataclass that inherits from `Config` and makes its fields with
-`setting`.  That table checks the config itself, live controls (`gqc_lab.loop.controls`) and the
-parameters of notebooks and batches (`gqc_lab.runs.parameters`), which are checked without torch:
-neither this module nor the settings of a study import it.
+A study's config inherits from `Config` and makes its fields with `setting`.  That table checks the
+config itself, live controls, and the parameters of notebooks and batches, for which neither this
+module nor the settings of a study import torch.
 """
 
 import csv
@@ -38,8 +37,8 @@ class Setting:
         kind: type of the value; float takes whole numbers, int takes floats without a fraction.
         low, high: bounds that are allowed themselves.
         above, below: bounds that are not.
-        choices: allowed texts, or patterns such as ``"cuda:*"``; none: all.  A single text such as
-            ``"gqc.upgd.utility:NORMALIZATIONS"`` says where they stand, for `allowed`.
+        choices: allowed texts, or patterns such as ``"cuda:*"``; none: all.  A single text, such
+            as ``"gqc.upgd.utility:NORMALIZATIONS"``, says where they stand.
         read: checks what a range cannot say; takes name and value, returns the value.
         is_optional: whether None is allowed.
         label: for axes and fields; unit: as it stands in brackets.
@@ -120,9 +119,8 @@ def setting(
 
     Args:
         default: of the field; MISSING: it has to be given.
-        meaning: see `Setting`.
-        like: a setting whose meaning and rules this one has.
-        rules: further arguments of `Setting`, which win over those of ``like``.
+        like: a setting whose meaning and rules this one has, but for ``meaning`` and ``rules``.
+        rules: further arguments of `Setting`.
     """
     if meaning:
         rules["meaning"] = meaning
@@ -177,11 +175,6 @@ class Config(Checked):
     dtype: str = setting("float32", "number format of the parameters", choices=DTYPES)
 
 
-def axis_labels(settings: Mapping[str, Setting]) -> dict[str, str]:
-    """Return the labels, with units, of the settings that have one."""
-    return {name: each.axis for name, each in settings.items() if each.label}
-
-
 def control(config: Any, name: str, **changes: Any) -> Setting:
     """Return the setting of a live control that starts at the value of ``config``."""
     return replace(settings_of(type(config))[name], default=getattr(config, name), **changes)
@@ -197,8 +190,7 @@ def make_config(
     """Return a config from a scale's values, the tuned ones, and ``overrides``, which win.
 
     Args:
-        overrides: fields; None stands for the scale's value, unless None is a value of the field,
-            or it is a choice.
+        overrides: fields; None stands for the scale's value, unless it is one of the field's own.
         tuned: takes the scale's values and the overrides, returns the tuned values that fit them.
     Raises: ValueError: unknown scale or field, or a value out of its range.
     """
@@ -249,8 +241,7 @@ def read_tuned(
     """Return the best trial of each group in a file of trials, without its metric.
 
     Args:
-        path: CSV whose first lines may be comments that begin with "#"; empty cells are settings
-            that a method does not have.
+        path: CSV; lines that begin with "#" are comments, empty cells settings that it lacks.
         keys: columns that name a group; the first row of several equally good ones counts.
         metric: column that decides; a row without it is taken as it is.
     """
@@ -272,8 +263,7 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
 def read_pairs(name: str, value: Any) -> Pairs:
     """Return (share of the run, value) pairs, to be joined by straight lines; none is allowed too.
 
-    Raises: ValueError: not pairs, shares outside [0, 1] or not increasing, or values not finite or
-        negative.
+    Raises: ValueError: other things, shares outside [0, 1] or not increasing, or negative values.
     """
     share, height = Setting(low=0, high=1), Setting(low=0)
     expected = f"{name}={value!r}: expected pairs (share of the run, value)"

@@ -15,7 +15,6 @@ from tqdm import tqdm
 from gqc_lab.loop.checkpoints import (
     checkpoint_path,
     load_checkpoint,
-    run_name,
     save_checkpoint,
     say,
 )
@@ -28,7 +27,7 @@ Sink = Callable[[Record], None]
 
 def track(
     experiment: Experiment,
-    to: str | Sink | None = None,
+    to: Sink | None = None,
     *,
     checkpoint: str | Path | None = None,
     every_seconds: float = 30.0,
@@ -38,22 +37,20 @@ def track(
 
     Args:
         experiment: any experiment, new or already begun.
-        to: where the numbers of records go: ``"tensorboard:DIR"`` (a folder in DIR named by
-            `run_name`); a callable such as ``wandb.log``, which gets a flat dict of them, without
-            what is None, a flag, a text or nested; or None.
-        checkpoint: the file to resume from, if it exists, and to save to: every ``every_seconds``,
-            at the end, when the loop is left early, and at an interrupt, which waits for the
-            microbatch to finish (a second one does not).  None: `checkpoint_path` in the folder
-            named by the environment variable ``GQC_RUN_DIR``, which a batch sets for its runs;
-            without that variable nothing is saved.
+        to: called with the numbers of each record, a flat dict without flags, texts and None:
+            ``wandb.log``, or for TensorBoard a function that gives each to ``add_scalar``.
+        checkpoint: the file to resume from, if it exists, and to save to, also at the end, when
+            the loop is left early, and at an interrupt, which waits for the microbatch to finish
+            (a second one does not).  None: `checkpoint_path` in the folder ``GQC_RUN_DIR`` of the
+            environment, which a batch sets for its runs; without it nothing is saved.
         every_seconds: the shortest time between two saves [s], > 0.
         has_bar: show a tqdm bar on standard error.
-    Yields: the record of each microbatch.
     Raises: ValueError: a bad argument, or a checkpoint of another experiment.
     """
     if not every_seconds > 0:
         raise ValueError(f"every_seconds={every_seconds!r}: expected > 0")
-    sink, close_sink = _open_sink(to, experiment)
+    if to is not None and not callable(to):
+        raise ValueError(f"to={to!r}: expected a callable such as wandb.log, or None")
     if checkpoint is None and (folder := os.environ.get("GQC_RUN_DIR")):
         checkpoint = checkpoint_path(folder, experiment)
     path = Path(checkpoint) if checkpoint is not None else None
@@ -79,9 +76,9 @@ def track(
                     record = next(experiment, None)
                 if record is None:
                     return
-                if sink is not None:  # loggers refuse other values, and would draw flags as curves
+                if to is not None:  # loggers refuse other values, and would draw flags as curves
                     numbers = {n: v for n, v in record.items() if isinstance(v, int | float)}
-                    sink({n: v for n, v in numbers.items() if not isinstance(v, bool)})
+                    to({n: v for n, v in numbers.items() if not isinstance(v, bool)})
                 if has_bar:
                     bar.set_postfix(shown := shown | _latest(record), refresh=False)
                     bar.update(experiment.done - bar.n)
@@ -91,7 +88,6 @@ def track(
                 yield record
         finally:
             bar.close()
-            close_sink()
             if path and experiment.microbatch > saved_microbatch and experiment.is_whole:
                 save_checkpoint(experiment, path)
 
@@ -131,26 +127,3 @@ def _interrupt_deferred() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
     if is_waiting:
         raise KeyboardInterrupt
-
-
-def _open_sink(
-    to: str | Sink | None, experiment: Experiment
-) -> tuple[Sink | None, Callable[[], None]]:
-    if to is None:
-        return None, lambda: None
-    if callable(to):
-        return to, lambda: None
-    kind, _, folder = to.partition(":")
-    if kind != "tensorboard" or not folder:
-        raise ValueError(f"to={to!r}: expected 'tensorboard:DIR', a callable, or None")
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ImportError(f"to={to!r} needs tensorboard: pip install tensorboard") from None
-    writer = SummaryWriter(str(Path(folder) / run_name(experiment)))
-
-    def write(numbers: Record) -> None:
-        for name, value in numbers.items():
-            writer.add_scalar(name, value, numbers["microbatch"])
-
-    return write, writer.close

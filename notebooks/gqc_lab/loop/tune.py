@@ -1,9 +1,7 @@
 r"""A small, fair tuner: every method gets the same number of trials, on seeds that nobody reports.
 
-Methods that are compared have to be tuned alike, and a setting that was chosen for its luck on a
-seed must not be reported on that seed.  So `tune` takes one budget for all methods, refuses seeds
-that the report uses, keeps every trial, and says where the best setting lies at the edge of what
-was tried.
+A setting that was chosen for its luck on a seed must not be reported on that seed: seeds that the
+report uses are refused.  Every trial is kept.
 
 Trials are a Latin hypercube: each range is cut into as many equal parts as there are trials, and
 each part holds one trial.
@@ -37,10 +35,7 @@ class Range:
             raise ValueError(f"Range({self.low!r}, {self.high!r}): expected 0 < low < high < inf")
 
     def at(self, share: float) -> float:
-        """Return the number at a share of the way, in [0, 1].
-
-        It has three significant digits, or more where the range is narrow.
-        """
+        """Return the number at a share of the way, in [0, 1], to at least three digits."""
         digits = 3 + max(0, round(-math.log10(max(1 - self.low / self.high, 1e-14))))
         value = self.low ** (1 - share) * self.high**share
         return min(max(float(f"{value:.{digits}g}"), self.low), self.high)
@@ -51,11 +46,7 @@ Measure = Callable[[str, dict[str, Any], int], Mapping[str, Any]]
 
 
 def propose(space: Space, budget: int, seed: int, stream: str) -> list[dict[str, float]]:
-    """Return ``budget`` trials of a space; see the module.
-
-    Args:
-        seed, stream: of the choice, as of `gqc_lab.loop.placement.make_generator`.
-    """
+    """Return ``budget`` trials of a space, by the generator of ``seed`` and ``stream``."""
     import torch
 
     from gqc_lab.loop.placement import make_generator
@@ -85,9 +76,9 @@ class Tuning:
 
     @property
     def table(self) -> pd.DataFrame:
-        """Table of settings: ``method``, ``trial``, hyperparameters, the metric's mean over seeds.
+        """Table of settings with the metric's mean over seeds, the best of each method first.
 
-        The best first within each method; NaN, also where one seed is NaN or infinite, last.
+        NaN, also where one seed is NaN or infinite, comes last.
         """
         values = self.trials[self.metric].astype(float)
         finite = self.trials.assign(**{self.metric: values.where(values.abs() < math.inf)})
@@ -96,19 +87,13 @@ class Tuning:
             **{name: (name, "first") for name in names},
             **{self.metric: (self.metric, lambda values: values.mean(skipna=False))},
         )
-        order = {method: i for i, method in enumerate(self.spaces)}
-        ranked = rows.reset_index().sort_values(
-            ["method", self.metric],
-            key=lambda column: column.map(order) if column.name == "method" else -column,
-        )
-        return ranked.reset_index(drop=True)
+        best_first: dict[str, Any] = {"by": self.metric, "ascending": False, "kind": "stable"}
+        methods = rows.reset_index().groupby("method", sort=False)
+        return pd.concat([each.sort_values(**best_first) for _, each in methods], ignore_index=True)
 
     @property
     def best(self) -> dict[str, dict[str, float]]:
-        """The best setting of each method.
-
-        Raises: ValueError: a method has no trial that ended in a number.
-        """
+        """The best setting of each method.  Raises: ValueError: no trial ended in a number."""
         best = {}
         for row in self.table.drop_duplicates("method").to_dict("records"):
             if math.isnan(row[self.metric]):
@@ -137,21 +122,18 @@ def tune(
     metric: str,
     seed: int = 0,
     path: str | Path | None = None,
-    has_bar: bool = True,
 ) -> Tuning:
     """Try ``budget`` settings of every method.
 
     Args:
         measure: called with method, setting and seed; returns numbers by name, ``metric`` among
             them.  NaN, inf and None count as worst: a run that diverged has lost.
-        spaces: of each method.
-        budget: settings of each method.
+        spaces: method -> what is tried.
         seeds: of the trials; every setting is measured on each.
         report_seeds: those that results will be reported on: none may be among ``seeds``.
         metric: which number decides, by its mean over seeds; larger is better.
         seed: of the choice of settings.
         path: file of one JSON line a trial; trials that it has are not repeated.  None: keep none.
-        has_bar: a tqdm bar on standard error.
     Raises: ValueError: a seed of the report among ``seeds``, or ``measure`` without the metric.
     """
     from tqdm import tqdm
@@ -164,7 +146,7 @@ def tune(
         for s in seeds
     ]
     known, rows = _read_trials(path), []
-    for each in tqdm(requests, desc="tune", unit="trial", disable=not has_bar):
+    for each in tqdm(requests, desc="tune", unit="trial", disable=None):
         numbers = known.get(json.dumps(each))
         if numbers is None:
             numbers = dict(measure(each["method"], dict(each["values"]), each["seed"]))
@@ -192,7 +174,7 @@ def tune_closer(
     Args:
         run: `tune`, all but spaces, budget and seed given.
         around: from a hyperparameter and its best value to what to try close to it.
-        budgets: settings of the whole space and of each round close to the best.
+        budgets: settings of the whole space, and of each round close to the best.
         rounds: at most; from the second on only of methods whose best value lies outermost.
     """
     tuning, methods = run(spaces, budget=budgets[0]), list(spaces)

@@ -53,5 +53,4 @@ def test_the_pool_of_a_thread_is_given_back_and_made_again():
 
 def test_a_thread_without_a_pool_has_nothing_to_give_back():
     release_threads()
-    release_threads("post_run_cell", object())  # as IPython calls it
     compute()

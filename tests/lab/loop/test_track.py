@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gqc_lab import track as exported
-from gqc_lab.loop.checkpoints import checkpoint_path, load_checkpoint, run_name, save_checkpoint
+from gqc_lab.loop.checkpoints import checkpoint_path, load_checkpoint, save_checkpoint
 from gqc_lab.loop.experiment import Experiment
 from gqc_lab.loop.placement import make_generator
 from gqc_lab.loop.track import track
@@ -122,10 +122,16 @@ def test_a_logger_gets_the_numbers_of_each_record():
 
 def test_tensorboard_gets_the_numbers(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
 
-    experiment = Walk(WalkConfig())
-    list(track(experiment, to=f"tensorboard:{tmp_path}", has_bar=False))
-    events = EventAccumulator(str(tmp_path / run_name(experiment)))
+    def write(numbers):
+        for name, value in numbers.items():
+            writer.add_scalar(name, value, numbers["microbatch"])
+
+    experiment, writer = Walk(WalkConfig()), SummaryWriter(tmp_path)
+    list(track(experiment, to=write, has_bar=False))
+    writer.close()
+    events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert "note" not in events.Tags()["scalars"]
     losses = [(e.step, e.value) for e in events.Scalars("loss")]
@@ -139,16 +145,10 @@ def test_tensorboard_gets_the_numbers(tmp_path):
     assert [e.step for e in events.Scalars("val_loss")] == [10, 20, 30]
 
 
-@pytest.mark.parametrize("to", ["tensorbord:x", "tensorboard:", "x", ""])
+@pytest.mark.parametrize("to", ["tensorboard:x", ""])
 def test_an_unknown_sink(to):
-    with pytest.raises(ValueError, match=rf"to='{to}': expected 'tensorboard:DIR'"):
+    with pytest.raises(ValueError, match=rf"to='{to}': expected a callable such as wandb.log"):
         track(Walk(WalkConfig()), to=to)
-
-
-def test_a_missing_tensorboard_is_named(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ImportError, match="pip install tensorboard"):
-        track(Walk(WalkConfig()), to="tensorboard:x")
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan")])

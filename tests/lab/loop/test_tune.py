@@ -12,7 +12,6 @@ from gqc_lab.loop.tune import Range, propose, tune, tune_closer
 
 SPACES = {"a": {"x": Range(0.01, 1.0)}, "b": {"x": Range(0.01, 1.0), "y": Range(1.0, 4.0)}}
 CHOICES = {"budget": 6, "seeds": [100, 101], "report_seeds": range(5), "metric": "score"}
-CHOICES |= {"has_bar": False}
 
 
 def hill(method, values, seed):
