@@ -14,7 +14,7 @@ same microbatches.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,14 +37,7 @@ TUNED = read_tuned(Path(__file__).with_name("fine_tuning.csv"), ("scale", "arm")
 
 
 def config(arm: str, scale: str = "smoke", **overrides: Any) -> PretrainingConfig:
-    """Return the config of the fine-tuning of an arm.
-
-    Args:
-        arm: of `ARMS`.
-        scale: of `TOKENS`.
-        overrides: fields of `PretrainingConfig`; they win over all others.
-    Raises: ValueError: unknown arm, scale or field, or a value out of its range.
-    """
+    """Return the config of the fine-tuning of an arm; ``overrides`` win over all others."""
     check_name("arm", arm, ARMS)
     check_name("scale", scale, TOKENS)
     tokens = TOKENS[scale]
@@ -76,15 +69,11 @@ def measure(arm: str, values: dict[str, Any], seed: int) -> dict[str, Any]:
     return annealing.trained(run)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Tune the arms that are tuned and print the trials; argument: file to keep them in."""
-    if len(arguments) != 1:
-        print("expected a file for the trials", file=sys.stderr)
-        return 2
+def main(path: str) -> None:
+    """Tune the arms that are tuned, and print the trials; ``path``: file to keep them in."""
     methods = {arm: arm.split(", ")[0] for arm in RETUNED}
-    annealing.show(annealing.search(measure, methods, arguments[0]), scale="laptop")
-    return 0
+    annealing.tune_arms(measure, methods, path, scale="laptop")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(*sys.argv[1:])
