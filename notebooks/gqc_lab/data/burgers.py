@@ -67,9 +67,7 @@ def load_burgers_data(
         nu: in [0.001, 1]; must match that of a file.
         seed: of the training trajectories; the test trajectories are the same for every seed.
         points, num_times: kept per trajectory, evenly spaced; times start at 0.
-    Raises:
-        ValueError: an argument out of its range, no such file, or one that does not fit.
-        ImportError: a file needs h5py.
+    Raises: ValueError: no such file, or one that does not fit.  ImportError: a file needs h5py.
     """
     if source != "simulated":
         return _read_pdebench(source, num_train, num_test, nu, points, num_times)
@@ -86,9 +84,8 @@ def make_burgers_data(
 ) -> BurgersData:
     """Check existing fields and make a data set of them.
 
-    Raises:
-        ValueError: shapes that do not fit together, NaN in a field, or a grid that is not
-            uniform and periodic.
+    Raises: ValueError: shapes that do not fit together, NaN in a field, or a grid that is not
+        uniform and periodic.
     """
     check_periodic(positions)
     for name, fields in (("train", train), ("test", test)):
@@ -117,11 +114,7 @@ def draw_initial(num: int, grid: int, generator: torch.Generator) -> Tensor:
 
 
 def check_periodic(positions: Tensor) -> None:
-    """Check that ``positions`` are a uniform grid that covers [0, 1) once.
-
-    Raises:
-        ValueError: they are not; most often the point at 1 repeats the one at 0.
-    """
+    """Refuse ``positions`` that are not a uniform grid over [0, 1); often 1 repeats 0."""
     gaps = positions.double().diff()
     count = len(positions)
     if positions.ndim != 1 or count < 2 or not positions.isfinite().all():

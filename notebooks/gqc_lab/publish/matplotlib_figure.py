@@ -29,10 +29,8 @@ MARKERS |= {"cross": "P", "star": "*", "asterisk": "*", "x-thin": "x", "cross-th
 
 
 def draw(figure: go.Figure, size: Sequence[float]) -> Figure:
-    """Draw ``figure`` with matplotlib.
+    """Draw ``figure`` with matplotlib, in that width and height [inch].
 
-    Args:
-        size: width and height [inch].
     Raises: ValueError: a kind of trace that is not drawn here.
     """
     from matplotlib import pyplot

@@ -99,7 +99,6 @@ def measure(
     Args:
         draws: numbers n, each >= 1; a method that waits for two at least is not run with one.
         widths: of the networks: inputs, and channels of their ``DEPTH`` hidden layers.
-        seed, dtype: of weights and data; the latter by name.
     Returns: a row each: ``width``, ``method``, ``accumulate`` ("grad", "buffer", or "list"),
         ``num_draws``, ``peak_bytes`` (weights and data included), ``gradient_bytes`` (of one).
     Raises: RuntimeError: a wrapper did not step at the last draw and only there.
@@ -119,8 +118,6 @@ def measure(
 def compare(memory: pd.DataFrame) -> pd.DataFrame:
     """Return what the draws add, and what a method holds above plain accumulation.
 
-    Args:
-        memory: as of :func:`measure`, with two numbers of draws of 2 or more.
     Returns: a row for each network, method and place: ``growth`` (peak at the most draws over that
         at the fewest that are >= 2: the second gradient is the first that meets a sum),
         ``over_plain`` (over plain accumulation's) and ``more_gradients`` (difference to it, in

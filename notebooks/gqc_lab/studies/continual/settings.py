@@ -93,12 +93,9 @@ def config(scale: str = "smoke", **overrides: Any) -> ContinualConfig:
     """Return the config of a scale, with the values tuned for stream and method, at laptop or long.
 
     A method with VGS or adaptive noise that was not tuned so (`TUNED` has no row of its
-    `ContinualConfig.name`) gets the values of the bare method.
+    `ContinualConfig.name`) gets the values of the bare method.  ``overrides``, any field of
+    `ContinualConfig`, win; stream and method are ``"input_permuted"`` and ``"upgd"`` by default.
 
-    Args:
-        scale: of `SCALES`.
-        overrides: any field of `ContinualConfig`; stream ``"input_permuted"`` and method ``"upgd"``
-            if none is given.
     Raises: ValueError: unknown scale or field, or a value out of its range.
     """
     values = {"stream": "input_permuted", "method": "upgd", **overrides}

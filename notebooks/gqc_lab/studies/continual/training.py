@@ -52,7 +52,6 @@ class PerturbedSGD(Optimizer):
     What UPGD does without its gates, and without the factor 1/2 of a neutral one.
 
     Args:
-        params: parameters or groups.
         lr: :math:`\eta > 0`; weight_decay: :math:`\lambda \ge 0`.
         sigma: deviation of :math:`\xi`, >= 0 [gradient].
         generator: of the noise, on the CPU; whoever passes it saves it.

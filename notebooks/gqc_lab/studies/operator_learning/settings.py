@@ -155,13 +155,10 @@ class OperatorLearningConfig(OperatorConfig, LossWeights, Config):
 def config(
     scale: str = "smoke", method: str = "baseline", **overrides: Any
 ) -> OperatorLearningConfig:
-    """Return the config of a scale and a method.
+    """Return the config of a scale and a method; ``overrides``, any of its fields, win.
 
-    Args:
-        scale: of `SCALES`.
-        method: of `METHODS`; ``"diagnostic"`` is ``"fixed"`` with a seventh of the epochs (5 of
-            35).
-        overrides: any field of `OperatorLearningConfig`.
+    ``"diagnostic"`` is ``"fixed"`` with a seventh of the epochs (5 of 35).
+
     Raises: ValueError: unknown scale, method or field, or a value out of its range.
     """
 
@@ -177,10 +174,8 @@ def variant_config(
 ) -> OperatorLearningConfig:
     """Return the config of a run without curriculum whose inverse losses both have ``weight``.
 
-    Args:
-        variant: of `VARIANTS`; at every scale with the source's learning rate of 1e-3, unless it
-            says otherwise.
-        overrides: as of `config`; they give way to the variant's own.
+    At every scale with the source's learning rate of 1e-3, unless the variant, of `VARIANTS`, says
+    otherwise; ``overrides`` give way to its own.
     """
     check_name("variant", variant, VARIANTS)
     both = {"lambda_inv_enc": weight, "lambda_inv_dec": weight}

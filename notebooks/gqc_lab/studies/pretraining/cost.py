@@ -46,9 +46,7 @@ def training_flops(c: PretrainingConfig) -> float:
 def notebook_flops(parameters: Mapping[str, Any]) -> float:
     """Return the operations of a notebook run that trains each of its ``methods`` once.
 
-    Args:
-        parameters: ``scale``, ``methods``, and any field of the config; None means the scale's.
-    Raises: ValueError: the config refuses one of them.
+    ``parameters`` has ``scale`` and any field of the config; None means the scale's.
     """
     given = {name: value for name, value in parameters.items() if value is not None}
     scale, methods = given.pop("scale"), given.pop("methods")

@@ -80,9 +80,7 @@ def config(
 ) -> InnerConfig:
     """Return the config of a scale, with the values tuned for ``method`` around ``inner``.
 
-    Args:
-        overrides: fields of `PretrainingConfig`; they win over the scale's and the tuned values.
-    Raises: ValueError: unknown name or field, or a value out of its range.
+    ``overrides``, fields of `PretrainingConfig`, win.
     """
     tuned = TUNED.get((scale, inner, method), {})
     values = pretraining_config(scale, **{**tuned, **overrides, "method": method})
@@ -90,13 +88,7 @@ def config(
 
 
 def comparison(name: str, scale: str = "smoke", **overrides: Any) -> dict[str, InnerConfig]:
-    """Return the configs of a comparison by label; see the module.
-
-    Args:
-        name: one of `COMPARISONS`.
-        scale, overrides: of `config`.
-    Raises: ValueError: unknown name or field, or a value out of its range.
-    """
+    """Return the configs of a comparison, of `COMPARISONS`, by label; see the module."""
     check_name("comparison", name, COMPARISONS)
     if name != "tradeoff":
         return {label: config(scale, name, m, **overrides) for label, m in METHODS.items()}
@@ -107,11 +99,6 @@ def comparison(name: str, scale: str = "smoke", **overrides: Any) -> dict[str, I
 def _with_draws(c: InnerConfig, n: int) -> InnerConfig:
     lr, beta1, beta2 = c.lr * math.sqrt(n), c.beta1**n, c.beta2**n
     return replace(c, accumulation=n, lr=lr, beta1=beta1, beta2=beta2)
-
-
-def build(config: InnerConfig) -> "InnerOptimizers":
-    """Return the experiment of that config, before its first step."""
-    return InnerOptimizers(config)
 
 
 class InnerOptimizers(Pretraining):
@@ -125,6 +112,9 @@ class InnerOptimizers(Pretraining):
             make = {"sgd": _make_sgd, "muon": _make_muon, "soap": _make_soap}[config.inner]
             optimizer = make(self.model, config)
             self.wrapper = self.parts["optimizer"] = wrap(optimizer, config)
+
+
+build = InnerOptimizers
 
 
 def _make_sgd(model: GPT, c: InnerConfig) -> Optimizer:

@@ -172,9 +172,8 @@ class PretrainingConfig(Config):
 def config(scale: str = "smoke", **overrides: Any) -> PretrainingConfig:
     """Return the config of a scale, with the values tuned for its method (``"gnts"`` by default).
 
-    Args:
-        scale: of `SCALES`.
-        overrides: any field of `PretrainingConfig`; they win over the scale's and the tuned values.
+    ``overrides``, any field of `PretrainingConfig`, win over the scale's and the tuned values.
+
     Raises: ValueError: unknown scale or field, or a value out of its range.
     """
     values = {"method": "gnts", **overrides}

@@ -42,11 +42,6 @@ DECAY = 0.2  #: share of a run in which "constant, then decay" decays, in a stra
 EVALUATION_CHUNK = 64  # sequences per forward pass; bounds memory, does not change the loss
 
 
-def build(config: PretrainingConfig) -> "Pretraining":
-    """Return the experiment of that config, before its first step."""
-    return Pretraining(config)
-
-
 class TypicalNorm:
     r"""Running mean of the norms of single microbatches: what a relative threshold multiplies.
 
@@ -235,6 +230,9 @@ class Pretraining(Experiment):
         }
 
 
+build = Pretraining
+
+
 def _make_adamw(model: GPT, c: PretrainingConfig) -> Optimizer:
     beta2 = c.beta2
     if c.beta2_tokens is not None:
@@ -284,8 +282,7 @@ def group_values(
 ) -> dict[str, float]:
     """Return what stands in the wrapper's param groups at a microbatch, counted from 0.
 
-    Args:
-        typical: norm of a single microbatch, for a relative threshold.
+    ``typical``: norm of a single microbatch, for a relative threshold.
     """
     total, lr = c.num_microbatches, c.lr * controls["lr_scale"]
     values = {"lr": _learning_rate(c, lr, microbatch)}

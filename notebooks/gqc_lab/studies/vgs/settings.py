@@ -89,10 +89,9 @@ def config(scale: str = "smoke", *, lr_of: str = "control", **overrides: Any) ->
     """Return the config of a scale, with the learning rate tuned for its task and optimizer.
 
     Args:
-        scale: of `SCALES`.
         lr_of: whose learning rate, of `LR_OF`.
-        overrides: any field of `VGSTrainingConfig`; task ``"digits"`` and optimizer ``"sgd"`` if
-            none is given.
+        overrides: any field of `VGSTrainingConfig`; task and optimizer are digits and sgd by
+            default.
     Raises: ValueError: unknown scale or field, or a value out of its range.
     """
     check_name("lr_of", lr_of, LR_OF)
@@ -120,9 +119,6 @@ def comparison(
 
     The constant factor is what VGS with alpha 0.1 makes of a variance that is never resolved,
     :math:`1/(1 + 0.1 V_\max)`, after the same warmup (with no cap: of 50).
-
-    Args:
-        alphas: those > 0; ``options``: for `config`.
     """
     cap = options.get("variance_cap") or 50.0
     ways: list[dict[str, Any]] = [{"alpha": 0.0}, *({"alpha": a} for a in alphas)]
