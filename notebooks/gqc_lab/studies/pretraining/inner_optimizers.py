@@ -109,19 +109,20 @@ class InnerOptimizers(Pretraining):
     def __init__(self, config: InnerConfig) -> None:
         super().__init__(config)
         if config.inner != "adamw":
-            make = {"sgd": _make_sgd, "muon": _make_muon, "soap": _make_soap}[config.inner]
-            optimizer = make(self.model, config)
+            optimizer = _make_inner(self.model, config)
             self.wrapper = self.parts["optimizer"] = wrap(optimizer, config)
 
 
 build = InnerOptimizers
 
 
-def _make_sgd(model: GPT, c: InnerConfig) -> Optimizer:
-    return SGD(model.parameters(), lr=c.lr, momentum=MOMENTUM["sgd"])
+def _make_inner(model: GPT, c: InnerConfig) -> Optimizer:
+    if c.inner == "sgd":
+        return SGD(model.parameters(), lr=c.lr, momentum=MOMENTUM["sgd"])
+    if c.inner == "soap":
+        from pytorch_optimizer import SOAP
 
-
-def _make_muon(model: GPT, c: InnerConfig) -> Optimizer:
+        return SOAP(param_groups(model, c.weight_decay), lr=c.lr, betas=(c.beta1, c.beta2))
     if not hasattr(torch.optim, "Muon"):
         raise ValueError(f"inner='muon': torch {torch.__version__} has no Muon; expected 2.9")
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
@@ -134,9 +135,3 @@ def _make_muon(model: GPT, c: InnerConfig) -> Optimizer:
     groups: list[dict[str, Any]] = [{"params": embeddings}, {"params": gains, "weight_decay": 0.0}]
     adamw = AdamW(groups, **common, betas=(c.beta1, c.beta2), fused=True)
     return JoinedOptimizer([muon, adamw])
-
-
-def _make_soap(model: GPT, c: InnerConfig) -> Optimizer:
-    from pytorch_optimizer import SOAP
-
-    return SOAP(param_groups(model, c.weight_decay), lr=c.lr, betas=(c.beta1, c.beta2))

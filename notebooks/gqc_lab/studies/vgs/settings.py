@@ -58,9 +58,7 @@ class VGSTrainingConfig(Config):
     aggregate: str = setting(
         "percentile", "of the variance over tensors", choices="gqc.scalers.settings:AGGREGATES"
     )
-    constant_factor: float | None = setting(
-        None, "of all gradients after ``warmup_steps``: a scaler that does not react", above=0
-    )
+    constant_factor: float | None = setting(None, "of all gradients after the warmup", above=0)
     label_noise: float = setting(0.3, "digits: share of wrong training labels", low=0, high=1)
     reward_noise: float = setting(1.0, "values: deviation of a reward", low=0)
     discount: float = setting(0.9, "values: of later rewards", low=0, below=1)
