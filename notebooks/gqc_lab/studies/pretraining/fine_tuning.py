@@ -6,8 +6,7 @@ smaller and very different one, the topics of Python's ``help()``, both as bytes
 - ``"gnts, as before"``, ``"adamw, as before"``: the learning rate and the threshold or batch that
   `gqc_lab.studies.pretraining.annealing` tuned for pretraining, GNTS at a constant learning rate
   and AdamW with a cosine;
-- ``"gnts, retuned"``, ``"adamw, retuned"``: the same, tuned in the same way for the fine-tuning
-  (:func:`main`), from the same pretrained weights.
+- ``"gnts, retuned"``, ``"adamw, retuned"``: the same, tuned for the fine-tuning (:func:`main`).
 
 The schedules span the fine-tuning.  AdamW's moments start again, and all arms of a seed see the
 same microbatches.

@@ -76,14 +76,13 @@ class TypicalNorm:
 class Pretraining(Experiment):
     """Experiment of this module; `build` makes it.
 
-    Records: ``microbatch``, ``tokens``, ``seconds``, ``loss`` [nats per token], ``stepped``,
-    ``num_draws`` (of the window with this microbatch, so far), ``steps``, ``grad_norm`` (of the
-    mean gradient of the window so far; None where no decision read it), ``gradient_norm_threshold``
-    (None without), ``noise_scale`` (the wrapper's estimate of ``tr(Sigma) / |G|^2`` [microbatches],
-    None without or while unresolved), ``lr``, ``examples`` [sequences], ``val_loss`` (None without
-    an evaluation), ``changes``.  With a scaler also ``factor`` (on the gradient of this step, None
-    without a step) and the scaler's metrics after this microbatch (``vgs/...``); with
-    ``noisy_share``, ``is_noisy``.
+    Records, losses in nats per token: ``num_draws`` (of the window with this microbatch, so far),
+    ``steps``, ``grad_norm`` (of the mean gradient of the window so far; None where no decision read
+    it), ``gradient_norm_threshold`` (None without), ``noise_scale`` (the wrapper's estimate of
+    ``tr(Sigma) / |G|^2`` [microbatches], None without or while unresolved), ``lr``, ``examples``
+    [sequences], ``val_loss`` (None without an evaluation).  With a scaler also ``factor`` (on the
+    gradient of this step, None without a step) and the scaler's metrics after this microbatch
+    (``vgs/...``); with ``noisy_share``, ``is_noisy``.
 
     Controls: ``lr_scale``, the method's own, and those of `gqc_lab.loop.scaler_controls`
     with a scaler.
