@@ -9,6 +9,7 @@ Source: Takamoto et al. 2022, arXiv:2210.07182 (PDEBench).  Differs: no absolute
 windows of initial fields, and 256 points at 101 times where the published files have 1024 at 201.
 """
 
+import contextlib
 import hashlib
 import math
 import os
@@ -67,9 +68,7 @@ def load_burgers_data(
         nu: in [0.001, 1]; must match that of a file.
         seed: of the training trajectories; the test trajectories are the same for every seed.
         points, num_times: kept per trajectory, evenly spaced; times start at 0.
-    Raises:
-        ValueError: an argument out of its range, no such file, or one that does not fit.
-        ImportError: a file needs h5py.
+    Raises: ValueError: no such file, or one that does not fit.  ImportError: a file needs h5py.
     """
     if source != "simulated":
         return _read_pdebench(source, num_train, num_test, nu, points, num_times)
@@ -86,9 +85,8 @@ def make_burgers_data(
 ) -> BurgersData:
     """Check existing fields and make a data set of them.
 
-    Raises:
-        ValueError: shapes that do not fit together, NaN in a field, or a grid that is not
-            uniform and periodic.
+    Raises: ValueError: shapes that do not fit together, NaN in a field, or a grid that is not
+        uniform and periodic.
     """
     check_periodic(positions)
     for name, fields in (("train", train), ("test", test)):
@@ -117,11 +115,7 @@ def draw_initial(num: int, grid: int, generator: torch.Generator) -> Tensor:
 
 
 def check_periodic(positions: Tensor) -> None:
-    """Check that ``positions`` are a uniform grid that covers [0, 1) once.
-
-    Raises:
-        ValueError: they are not; most often the point at 1 repeats the one at 0.
-    """
+    """Refuse ``positions`` that are not a uniform grid over [0, 1); often 1 repeats 0."""
     gaps = positions.double().diff()
     count = len(positions)
     if positions.ndim != 1 or count < 2 or not positions.isfinite().all():
@@ -145,14 +139,11 @@ def _cached(stream: str, num: int, nu: float, seed: int, points: int, times: Ten
     key = hashlib.sha256(repr(settings).encode() + code).hexdigest()
     path = cache_folder() / f"burgers-{key[:16]}.pt"
     if path.is_file():
-        try:
+        with contextlib.suppress(Exception):  # a damaged file can make torch.load raise anything
             saved = torch.load(path, weights_only=True)
             if hash_tensors(saved["fields"]) == saved["hash"]:
                 return saved["fields"]
-            reason = "its content does not match its hash"
-        except Exception as error:  # a damaged file can make torch.load raise almost anything
-            reason = f"{type(error).__name__} on reading it"
-        warnings.warn(f"{path}: {reason}; simulating it again", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"{path} is damaged; simulating it again", RuntimeWarning, stacklevel=3)
     generator = make_generator(seed, f"burgers {stream}")
     initial = draw_initial(num, max(internal_grid(nu), points), generator)
     fields = solve(initial, nu, times.tolist(), points).float()

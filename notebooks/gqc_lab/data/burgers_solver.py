@@ -44,8 +44,7 @@ def solve(
         points: stored per field, a divisor of N (every N / points-th); None: all.
         courant: > 0; a lower number means shorter steps.
     Returns: float64, shape (batch, times, points).
-    Raises:
-        ValueError: ``points`` does not divide N, or the grid is too coarse for the shocks.
+    Raises: ValueError: ``points`` does not divide N, or the grid is too coarse for the shocks.
     """
     grid = initial.shape[1]
     points = grid if points is None else points

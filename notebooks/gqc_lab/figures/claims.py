@@ -41,11 +41,7 @@ PANEL, GAP, EDGES = 190, 44, 150  #: heights of a panel, between two, above and 
 
 
 def comparison_losses(history: pd.DataFrame, y: str = "val_loss") -> go.Figure:
-    """Plot ``y`` against tokens, mean over seeds, in a panel for each comparison.
-
-    Args:
-        history: records with ``comparison``, ``method``, ``seed``, ``tokens`` and ``y``.
-    """
+    """Plot ``y`` against tokens, mean over seeds, in a panel for each ``comparison``."""
     check_columns("comparison_losses", history, ["comparison", "method", "seed", "tokens", y])
     names, styles = list(history["comparison"].unique()), method_styles(history["method"], width=2)
     height = PANEL * len(names) + GAP * (len(names) - 1)
@@ -68,12 +64,7 @@ def comparison_losses(history: pd.DataFrame, y: str = "val_loss") -> go.Figure:
 
 
 def batch_invariance(results: pd.DataFrame) -> go.Figure:
-    """Plot the logical batch size and the final loss against the physical batch size.
-
-    Args:
-        results: rows with ``microbatch_size``, ``seed``, ``mean_logical_batch_examples`` and
-            ``val_loss``.
-    """
+    """Plot the logical batch size and the final loss against the physical batch size."""
     shown = {"mean_logical_batch_examples": "sequences per step", "val_loss": LABELS["val_loss"]}
     check_columns("batch_invariance", results, ["microbatch_size", "seed", *shown])
     titles = ["logical batch", "final loss"]
@@ -95,9 +86,7 @@ def batch_invariance(results: pd.DataFrame) -> go.Figure:
 def warmup_panels(history: pd.DataFrame) -> go.Figure:
     """Plot the threshold, the steps made and the training loss during warmup, mean over seeds.
 
-    Args:
-        history: records with ``method``, ``seed``, ``microbatch``, ``gradient_norm_threshold``,
-            ``steps``, ``loss`` and ``is_warmup``; twice as long as the warmup is drawn.
+    Twice as long as ``is_warmup`` says is drawn.
     """
     shown = {"gradient_norm_threshold": "threshold [loss/parameter]", "steps": "optimizer steps"}
     shown["loss"] = LABELS["loss"]
@@ -159,9 +148,7 @@ def angles(history: pd.DataFrame, x: str = "tokens", claimed: float | None = Non
 def norms_against_draws(history: pd.DataFrame) -> go.Figure:
     """Plot the norm of a mean of n microbatch gradients relative to one, with predictions.
 
-    Args:
-        history: as :func:`angles`; rows of kind "probe" with ``num_draws``, ``norm_ratio``,
-            ``predicted_ratio`` and ``microbatch``; several seeds: their mean.
+    Of rows of kind "probe", see :func:`angles`; of several seeds the mean.
     """
     needs = ["kind", "microbatch", "num_draws", "norm_ratio", "predicted_ratio"]
     check_columns("norms_against_draws", history, needs)
@@ -261,11 +248,7 @@ def _means_of(rows: pd.DataFrame, measure: str, baseline: str | None) -> pd.Data
 
 
 def power_laws(results: pd.DataFrame) -> go.Figure:
-    """Plot the final loss against the budget, with a power law for each method, both log.
-
-    Args:
-        results: rows with ``method``, ``seed``, ``tokens`` and ``val_loss``.
-    """
+    """Plot the final loss against the budget, with a power law for each method, both log."""
     check_columns("power_laws", results, ["method", "seed", "tokens", "val_loss"])
     figure = new_figure(_with_bars("Final loss against token budget:<br>", results))
     styles = method_styles(results["method"], width=2)

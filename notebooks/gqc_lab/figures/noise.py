@@ -70,11 +70,7 @@ def estimates_against_truth(measured: pd.DataFrame) -> go.Figure:
 
 
 def draws_against_prediction(measured: pd.DataFrame) -> go.Figure:
-    """Plot mean draws of GNTS against the predicted number, with intervals.
-
-    Args:
-        measured: rows of `measure_draws`; others are left out.
-    """
+    """Plot mean draws of GNTS, of `measure_draws`, against the predicted number, with intervals."""
     check_columns("draws_against_prediction", measured, POINT)
     rows = measured[measured["measurement"] == "draws"]
     figure = new_figure("Draws until the norm is below the threshold")
@@ -87,11 +83,7 @@ def draws_against_prediction(measured: pd.DataFrame) -> go.Figure:
 
 
 def draws_against_threshold(measured: pd.DataFrame) -> go.Figure:
-    """Plot mean draws of GNTS at thresholds around the true norm, and where it is unreachable.
-
-    Args:
-        measured: rows of `measure_reach`; others are left out.
-    """
+    """Plot mean draws of GNTS, of `measure_reach`, and where the threshold is unreachable."""
     needs = [*POINT, "threshold", "is_flagged"]
     check_columns("draws_against_threshold", measured, needs)
     rows = measured[measured["measurement"] == "reach"].sort_values("threshold")
@@ -110,11 +102,7 @@ def draws_against_threshold(measured: pd.DataFrame) -> go.Figure:
 
 
 def noise_scale_against(history: pd.DataFrame, x: str = "tokens") -> go.Figure:
-    """Plot the running estimate of the noise scale of each method that has one, of its first seed.
-
-    Args:
-        history: records with ``method``, ``seed``, ``x`` and ``noise_scale``.
-    """
+    """Plot the estimate of the noise scale of each method that has one, of its first seed."""
     figure = new_figure("Noise scale as the wrappers estimate it", showlegend=True)
     figure.update_xaxes(title_text=LABELS.get(x, x))
     decades = {"type": "log", "dtick": 1, "exponentformat": "power"}

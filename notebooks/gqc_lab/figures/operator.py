@@ -70,12 +70,7 @@ def space_time(truth: NDArray[np.floating], predicted: NDArray[np.floating]) -> 
 def spectra(
     truth: NDArray[np.floating], predicted: NDArray[np.floating], rows: Sequence[int]
 ) -> go.Figure:
-    """Plot the amplitude of each wave number in the true and the predicted field.
-
-    Args:
-        truth, predicted: as of :func:`space_time`.
-        rows: which times.
-    """
+    """Plot the amplitude of each wave number in fields as of :func:`space_time`, at some times."""
     figure = new_figure("Spectrum of the field")
     modes = np.arange(1, truth.shape[1] // 2)
     for color, row in zip(OKABE_ITO, rows, strict=False):

@@ -28,11 +28,7 @@ PERCENTILES = {"p90": SKY, "p50": GREEN, "p10": ORANGE}
 
 
 def variance_and_factor(history: pd.DataFrame, x: str = "microbatch") -> go.Figure:
-    """Plot V over tensors above the resulting factor of one run; dotted lines mark changes.
-
-    Args:
-        history: of one run: ``x``, ``factor``, ``changes`` and the scaler's metrics.
-    """
+    """Plot V over tensors above the resulting factor of one run; dotted lines mark changes."""
     levels = {f"vgs/stochastic_var_{p}": (p, color, 1.5) for p, color in PERCENTILES.items()}
     curves = {**levels, VARIANCE: ("V, which makes the factor", PURPLE, 2.5)}
     check_columns("variance_and_factor", history, [x, "factor", "changes", *curves])
@@ -58,7 +54,6 @@ def what_if_against_runs(
     """Plot the factors of runs, and those that the record of one run predicts (dashed).
 
     Args:
-        history: of runs with a scaler, told apart by ``method``; ``microbatch`` and their metrics.
         laws: method -> its law, as of `gqc_lab.loop.scaler_controls.what_if`.
         recorded: the method whose record is asked.
     """

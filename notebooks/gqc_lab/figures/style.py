@@ -115,11 +115,7 @@ def method_styles(names: Iterable[str], **own: Any) -> dict[str, dict[str, Any]]
     """Return the colour, dash and width of each method's line.
 
     A method of `PLACES` has its own everywhere; the others have what colours are left, in order of
-    appearance.
-
-    Args:
-        names: all methods that a figure shows, in all of its panels.
-        own: of this figure instead, such as ``width``.
+    appearance.  ``own``: of this figure instead, such as ``width``.
     """
     names = list(dict.fromkeys(names))
     places = {name: (PLACES[name], PLACES[name]) for name in names if name in PLACES}

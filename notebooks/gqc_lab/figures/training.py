@@ -28,7 +28,7 @@ def loss_against(history: pd.DataFrame, x: str = "tokens", y: str = "val_loss") 
     Args:
         history: records with ``method``, ``seed``, ``x`` and ``y``; rows without ``y`` are skipped.
         x: a column that grows during a run: tokens, steps, seconds, microbatch.
-    Raises: ValueError: a column is missing, a run has no ``y``, or a seed has several runs.
+    Raises: ValueError: a run has no ``y``, or a seed has several runs.
     """
     quantity = _label(y).split(" [")[0]
     figure = _figure(f"{quantity.capitalize()} against {_label(x)}", x, y)
@@ -50,11 +50,8 @@ def loss_against(history: pd.DataFrame, x: str = "tokens", y: str = "val_loss") 
 def norm_against_threshold(history: pd.DataFrame, x: str = "tokens") -> go.Figure:
     """Plot the norm of the mean gradient at each step, and its threshold, of the first seed.
 
-    A cross marks a step above its threshold: ``max_draws`` or a flush forced it.
-
-    Args:
-        history: records with ``method``, ``seed``, ``x``, ``stepped``, ``grad_norm`` and
-            ``gradient_norm_threshold``; methods that read no norm are left out.
+    A cross marks a step above its threshold: ``max_draws`` or a flush forced it.  Methods that read
+    no norm are left out.
     """
     figure = _figure("Norm of the mean gradient at each step", x, "grad_norm")
     figure.update_yaxes(type="log", tickvals=LOG_TICKS, tickformat="~g")
@@ -79,11 +76,8 @@ def draws_per_step(history: pd.DataFrame, x: str = "tokens", by: str = "method")
     """Plot the microbatches averaged into each step (log scale), with a moving average.
 
     Of the first seed of each method.  The average runs over a fiftieth of the steps.  Up to
-    `MAX_DOTTED` methods have a dot for each step too; more would hide each other.
-
-    Args:
-        history: records with ``method``, ``seed``, ``x``, ``stepped`` and ``num_draws``.
-        by: "seed" draws a curve for each seed of one method instead.
+    `MAX_DOTTED` methods have a dot for each step too; more would hide each other.  With ``by``
+    "seed" there is a curve for each seed of one method instead.
     """
     if by != "method":
         history = history.assign(method=by + " " + history[by].astype(str))

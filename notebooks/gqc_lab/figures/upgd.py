@@ -31,9 +31,7 @@ IN_PERCENT = ("online_accuracy", "first_accuracy", "last_accuracy", "dead_share"
 def gate_histograms(bars: pd.DataFrame) -> go.Figure:
     """Plot histograms of gates: a row for each normalization, a column for each step.
 
-    Args:
-        bars: rows of `gqc_lab.studies.continual.upgd_gates.histogram`, of one seed or the mean of
-            several, with ``normalization`` and ``step``.
+    ``bars``: as of `gqc_lab.studies.continual.upgd_gates.watch`; several seeds: their mean.
     """
     check_columns("gate_histograms", bars, ["normalization", "step", "left", "right", "share"])
     names, steps = list(bars["normalization"].unique()), sorted(bars["step"].unique())
@@ -119,11 +117,7 @@ def by_task(
 
 
 def against_lr(results: pd.DataFrame) -> go.Figure:
-    """Plot the mean online accuracy and its interval against the learning rate, by normalization.
-
-    Args:
-        results: rows of `Continual.summary`, with ``lr``.
-    """
+    """Plot the mean online accuracy and its interval against the learning rate."""
     measure = "online_accuracy"
     check_columns("against_lr", results, ["stream", "normalization", "lr", "seed", measure])
     streams = list(results["stream"].unique())

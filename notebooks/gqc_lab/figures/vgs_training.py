@@ -21,11 +21,7 @@ UNITS = {"digits": "nat", "values": "reward²"}
 
 
 def loss_panels(history: pd.DataFrame, y: str = "val_loss") -> go.Figure:
-    """Plot the mean of ``y`` against steps: a row for each task, a column for each optimizer.
-
-    Args:
-        history: records with ``task``, ``optimizer``, ``method``, ``seed``, ``microbatch``, ``y``.
-    """
+    """Plot the mean of ``y`` against steps: a row for each task, a column for each optimizer."""
     keys = ["task", "optimizer", "method", "seed", "microbatch"]
     check_columns("loss_panels", history, [*keys, y])
     tasks, optimizers = list(history["task"].unique()), list(history["optimizer"].unique())
@@ -54,12 +50,9 @@ def loss_panels(history: pd.DataFrame, y: str = "val_loss") -> go.Figure:
 
 
 def resolution(history: pd.DataFrame, over: int = 25) -> go.Figure:
-    """Plot the share of unresolved tensors and the factor against steps, by beta.
+    """Plot the share of unresolved tensors and the ``would_be_factor`` against steps, by beta.
 
-    Args:
-        history: records of one seed with ``beta``, ``microbatch``, ``vgs/unresolved`` and
-            ``would_be_factor``.
-        over: records of the moving average of the share.
+    Of one seed; ``over``: records of the moving average of the share.
     """
     check_columns(
         "resolution", history, ["beta", "microbatch", "vgs/unresolved", "would_be_factor"]
@@ -80,9 +73,7 @@ def resolution(history: pd.DataFrame, over: int = 25) -> go.Figure:
 def update_ratio(frame: pd.DataFrame, over: int = 11) -> go.Figure:
     """Plot the size of Adam's updates with scaling relative to without, and the factor.
 
-    Args:
-        frame: ``microbatch``, ``measured``, ``predicted``, ``factor``.
-        over: records of the moving average of ``measured``.
+    ``over``: records of the moving average of what was ``measured``.
     """
     check_columns("update_ratio", frame, ["microbatch", "measured", "predicted", "factor"])
     smooth = frame["measured"].rolling(over, center=True, min_periods=1).mean()

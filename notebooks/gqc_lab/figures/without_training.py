@@ -86,11 +86,9 @@ def falling_factor(measured: pd.DataFrame) -> go.Figure:
 
 
 def protection(orders: pd.DataFrame) -> go.Figure:
-    """Plot the rank correlation of utility and protection, at the first step and late.
+    """Plot the rank correlation of utility and protection, of one seed, at the first step and late.
 
-    Args:
-        orders: rows with ``case``, ``normalization``, ``when``, ``correlation``, as of
-            `gqc_lab.studies.continual.upgd_order.random_orders`; of one seed.
+    ``orders``: as of `gqc_lab.studies.continual.upgd_order.random_orders`.
     """
     check_columns("protection", orders, ["case", "normalization", "when", "correlation"])
     times, names = list(orders["when"].unique()), list(orders["normalization"].unique())

@@ -27,6 +27,7 @@ class Experiment(Iterator[dict[str, Any]]):
 
     A run that is stopped between two microbatches and resumed with `load_state_dict` in a new
     process is bit-identical to an uninterrupted run on the same machine, except for ``seconds``.
+    Records have ``microbatch``, `unit`, ``seconds``, ``loss``, ``stepped``, ``changes``, and more.
 
     Args:
         config: a frozen dataclass of plain values; part of a checkpoint's identity.

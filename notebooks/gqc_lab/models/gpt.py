@@ -20,14 +20,8 @@ INIT_STD = 0.02  # at GPT-2's width of 768
 class GPTConfig:
     """Sizes of a GPT: about ``12 * depth * width**2`` parameters plus the embeddings.
 
-    The output layer is the transposed token embedding.
-
-    Args:
-        vocabulary: number of different tokens.
-        context: longest sequence [tokens].
-        width: channels, a multiple of ``heads``.
-        depth: blocks.
-        heads: attention heads per block.
+    The output layer is the transposed token embedding.  ``context``: of the longest sequence
+    [tokens]; ``width``: channels, a multiple of ``heads``; ``depth``: blocks.
     """
 
     vocabulary: int
@@ -88,9 +82,6 @@ def make_gpt(config: GPTConfig, generator: torch.Generator) -> GPT:
     write into the residual stream (``attention_out``, ``mlp_out``) have
     :math:`s / \sqrt{2\,\mathrm{depth}}`; gains of norms are 1.  The global random stream is not
     touched.
-
-    Args:
-        generator: on the CPU, so that the weights are the same whatever device the model moves to.
 
     Source: GPT-2, whose 0.02 is for a width of 768.  Without scaling, signals at a width of
     32 to 64 are so small that training stays at the unigram entropy for half a laptop-scale run,

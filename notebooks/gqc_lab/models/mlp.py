@@ -16,11 +16,8 @@ def make_mlp(
     r"""Make a perceptron with weights from ``generator`` only, float32 on the CPU.
 
     Weights are :math:`\mathcal N(0, 2/\mathrm{inputs})`, those of the last layer
-    :math:`\mathcal N(0, 1/\mathrm{inputs})`; biases are 0.  The global random stream is not
-    touched.
-
-    Args:
-        width: channels of each of ``depth`` hidden layers; with none the model is linear.
+    :math:`\mathcal N(0, 1/\mathrm{inputs})`; biases are 0.  With a ``depth`` of 0 hidden layers the
+    model is linear.  The global random stream is not touched.
     """
     with torch.device("meta"):  # torch's own initialisation would draw from the global stream
         layers = [nn.Linear(a, b) for a, b in pairwise([inputs, *[width] * depth, outputs])]

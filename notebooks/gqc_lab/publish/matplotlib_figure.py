@@ -29,10 +29,8 @@ MARKERS |= {"cross": "P", "star": "*", "asterisk": "*", "x-thin": "x", "cross-th
 
 
 def draw(figure: go.Figure, size: Sequence[float]) -> Figure:
-    """Draw ``figure`` with matplotlib.
+    """Draw ``figure`` with matplotlib, in that width and height [inch].
 
-    Args:
-        size: width and height [inch].
     Raises: ValueError: a kind of trace that is not drawn here.
     """
     from matplotlib import pyplot
@@ -193,17 +191,12 @@ def _tick(value: float, form: str | None) -> str:
 
 
 def _annotate(figure: go.Figure, panels: Mapping[tuple[str, str], Axes], note: Any) -> None:
-    """Write the title of a panel or of a row of panels, or the text of a level."""
+    """Write the title of a panel, or the text of a level."""
     for (x, y), axes in panels.items():
         if note.xref == "paper" and note.yref == "paper":
-            (left, right), (bottom, top) = (
-                _axis(figure, name).domain or (0.0, 1.0) for name in (x, y)
-            )
-            if note.textangle == 90 and bottom <= note.y <= top and right > 0.95:
-                axes.annotate(
-                    _text(note.text), (1.02, 0.5), xycoords="axes fraction", va="center", size=7
-                )
-            elif not note.textangle and left <= note.x <= right and abs(note.y - top) < 0.02:
+            left, right = _axis(figure, x).domain or (0.0, 1.0)
+            _, top = _axis(figure, y).domain or (0.0, 1.0)
+            if left <= note.x <= right and abs(note.y - top) < 0.02:
                 axes.set_title(_text(note.text))
         elif note.yref == y and note.xref in (f"{x} domain", "paper"):
             axes.annotate(

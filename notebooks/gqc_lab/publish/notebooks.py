@@ -39,10 +39,7 @@ LONG = re.compile(r">(-?\d+\.\d{6,}|-?[\d.]+e[+-]\d+|-?\d{5,}(?:\.\d+)?)<")
 def install_cell(extra: str = "lab") -> str:
     """Return the first cell of every notebook, which says how to install the kit if it is missing.
 
-    It is tagged ``install`` and not part of a run's id.
-
-    Args:
-        extra: of the kit; "widgets" where the notebook shows some.
+    It is tagged ``install`` and not part of a run's id.  ``extra``: "widgets" where it shows some.
     """
     return fill_template("install.py", {"extra": extra}).rstrip("\n")
 
@@ -62,11 +59,8 @@ def on_cpu(notebook: NotebookNode) -> NotebookNode:
 
 
 def refresh(notebook: Path, renderer: str) -> None:
-    """Run ``notebook`` and save it with its outputs.
+    """Run ``notebook`` (.ipynb), after it is synchronised with its .py, and save its outputs.
 
-    Args:
-        notebook: .ipynb file; it is synchronised with the .py next to it first; the newer one wins.
-        renderer: how plotly's figures are saved; see :func:`find_renderer`.
     Raises: nbclient.exceptions.CellExecutionError: a cell failed; the file keeps its old outputs.
     """
     run_jupytext(["--quiet", "--sync", str(notebook)])

@@ -34,8 +34,8 @@ def print_figures(
 ) -> Iterator[tuple[str, list[Path]]]:
     """Draw the figures (all, or those named) and yield each one's name and files.
 
-    Args:
-        to: folder; None: ``build/figures`` of the paper.
+    ``to``: folder; None: ``build/figures`` of the paper.
+
     Raises: BadInput: an unknown figure, or results that are not committed.
     """
     import matplotlib as mpl

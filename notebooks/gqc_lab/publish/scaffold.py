@@ -22,13 +22,7 @@ from gqc_lab.publish.notebooks import fill_template, install_cell, tidy
 
 @dataclass(frozen=True)
 class Scaffold:
-    """The files that were written, and the claim to add by hand.
-
-    Args:
-        notebook, batch: paths of the .ipynb and of the batch file.
-        paths: of all files.
-        claim: entry for claims.yaml.
-    """
+    """Paths of the files that were written, and the claim to add to claims.yaml by hand."""
 
     notebook: Path
     batch: Path

@@ -25,11 +25,8 @@ POWER, MOST_SEEDS = 0.8, 1000  #: a test's chance to see an effect, and with how
 
 
 def summarize(frame: pd.DataFrame, by: str | Sequence[str], value: str) -> pd.DataFrame:
-    """Average ``value`` over the runs of each group, with a 95 % t interval.
+    """Average ``value`` over the rows of each group, with a 95 % t interval.
 
-    Args:
-        frame: one row per run.
-        by: columns that make the groups.
     Returns: a row per group in order of appearance: ``by``, ``mean``, ``low``, ``high``, ``n``
         (rows), ``interval`` ("t", or why there is none).
     Raises: ValueError: unknown column.

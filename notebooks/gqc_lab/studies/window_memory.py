@@ -3,10 +3,9 @@ r"""Peak memory of tensors while microbatches are drawn until a step, against th
 A small network draws n microbatches and steps once: under every wrapper that accumulates, with
 plain accumulation in ``.grad``, and, for contrast, with a list of all gradients until the step.
 
-Bytes are counted, not computed: a dispatch mode sees every tensor that an operation makes, the
-backward pass's included, and a weak reference to its storage tells when it is gone.  Resident
-memory would do on no machine: allocators keep what was freed.  What an operation allocates and
-frees within itself is not seen; a test holds the count against the allocator's own record.
+Bytes are counted: a dispatch mode sees every tensor that an operation makes, and a weak reference
+to its storage tells when it is gone; allocators keep what was freed.  What an operation allocates
+and frees within itself is not seen; a test holds the count against the allocator's own record.
 SGD steps, which has no state and no temporaries: they would hide what the window holds.
 
 On the CPU `gqc.gradients.total_norm` copies gradients of up to 1 MB to read their norm at once;
@@ -99,7 +98,6 @@ def measure(
     Args:
         draws: numbers n, each >= 1; a method that waits for two at least is not run with one.
         widths: of the networks: inputs, and channels of their ``DEPTH`` hidden layers.
-        seed, dtype: of weights and data; the latter by name.
     Returns: a row each: ``width``, ``method``, ``accumulate`` ("grad", "buffer", or "list"),
         ``num_draws``, ``peak_bytes`` (weights and data included), ``gradient_bytes`` (of one).
     Raises: RuntimeError: a wrapper did not step at the last draw and only there.
@@ -119,8 +117,6 @@ def measure(
 def compare(memory: pd.DataFrame) -> pd.DataFrame:
     """Return what the draws add, and what a method holds above plain accumulation.
 
-    Args:
-        memory: as of :func:`measure`, with two numbers of draws of 2 or more.
     Returns: a row for each network, method and place: ``growth`` (peak at the most draws over that
         at the fewest that are >= 2: the second gradient is the first that meets a sum),
         ``over_plain`` (over plain accumulation's) and ``more_gradients`` (difference to it, in

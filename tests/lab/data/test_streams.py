@@ -110,7 +110,8 @@ def test_torchvisions_sets_are_read_as_they_are_stored(
 ):
     asked = []
     monkeypatch.setitem(sys.modules, "torchvision", fake_torchvision(asked))
-    scans = read_scans(name, tmp_path)
+    monkeypatch.setenv("GQC_CACHE", str(tmp_path))
+    scans = read_scans(name)
     assert scans.pixels.shape == (8, pixels)
     assert scans.num_classes == classes
     assert scans.images(torch.arange(8)).max() == 1.0

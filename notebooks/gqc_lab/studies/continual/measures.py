@@ -20,8 +20,6 @@ def plasticity(before: Tensor, after: Tensor, eps: float = 1e-8) -> Tensor:
 
     .. math:: \max\left(1 - \frac{L(w_{t+1})}{\max(L(w_t), \epsilon)},\; 0\right)
 
-    Args:
-        before, after: losses of the same examples before and after the step on them.
     Source: arXiv:2404.00781, section 4.
     """
     return (1 - after / before.clamp_min(eps)).clamp_min(0.0)

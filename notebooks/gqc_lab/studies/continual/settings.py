@@ -33,9 +33,7 @@ class ContinualConfig(Config):
     num_tasks: int = setting(meaning="tasks of the stream", like=_COUNT)
     task_examples: int = setting(meaning="examples of a task", like=_COUNT)
     batch_size: int = setting(meaning="examples per step, a divisor of ``task_examples``", low=1)
-    measure_every: int = setting(
-        meaning="steps between those at which plasticity and noise are measured", like=_COUNT
-    )
+    measure_every: int = setting(meaning="steps between measurements of plasticity", like=_COUNT)
     probe_examples: int = setting(
         meaning="first examples of a task, on which units and rank are measured", like=_COUNT
     )
@@ -55,9 +53,7 @@ class ContinualConfig(Config):
     vgs_alpha: float = setting(0.1, like=SCALER["alpha"])
     vgs_beta: float = setting(0.99, like=SCALER["beta"])
     vgs_warmup_steps: int = setting(100, like=SCALER["warmup_steps"])
-    gradient_factor: float = setting(
-        1.0, "multiplies every gradient, before VGS: a scaler that does not react", above=0
-    )
+    gradient_factor: float = setting(1.0, "multiplies every gradient, before VGS", above=0)
 
     def check_together(self) -> None:
         if self.task_examples % self.batch_size:
@@ -93,12 +89,9 @@ def config(scale: str = "smoke", **overrides: Any) -> ContinualConfig:
     """Return the config of a scale, with the values tuned for stream and method, at laptop or long.
 
     A method with VGS or adaptive noise that was not tuned so (`TUNED` has no row of its
-    `ContinualConfig.name`) gets the values of the bare method.
+    `ContinualConfig.name`) gets the values of the bare method.  ``overrides``, any field of
+    `ContinualConfig`, win; stream and method are ``"input_permuted"`` and ``"upgd"`` by default.
 
-    Args:
-        scale: of `SCALES`.
-        overrides: any field of `ContinualConfig`; stream ``"input_permuted"`` and method ``"upgd"``
-            if none is given.
     Raises: ValueError: unknown scale or field, or a value out of its range.
     """
     values = {"stream": "input_permuted", "method": "upgd", **overrides}

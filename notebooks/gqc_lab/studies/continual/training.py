@@ -52,7 +52,6 @@ class PerturbedSGD(Optimizer):
     What UPGD does without its gates, and without the factor 1/2 of a neutral one.
 
     Args:
-        params: parameters or groups.
         lr: :math:`\eta > 0`; weight_decay: :math:`\lambda \ge 0`.
         sigma: deviation of :math:`\xi`, >= 0 [gradient].
         generator: of the noise, on the CPU; whoever passes it saves it.
@@ -142,9 +141,8 @@ class Means:
 class Continual(Experiment):
     """Experiment of this module; `build` makes it.
 
-    Records: ``microbatch``, ``examples``, ``seconds``, ``loss`` [nat], ``stepped``, ``task`` (from
-    1), ``num_correct`` (of the batch, before its step), ``changes``, and at the end of a task (None
-    elsewhere) means over the task, `ONLINE`, and measures of the network, `NETWORK`.
+    Records, ``loss`` in nat: ``task`` (from 1), ``num_correct`` (of the batch, before its step),
+    and at the end of a task (None elsewhere) means over it, `ONLINE`, and `NETWORK`.
     """
 
     #: share of examples classified rightly before the step on them; mean of

@@ -1,6 +1,4 @@
-"""How the tuned values of continual learning were found; to find them again:
-
-python -m gqc_lab.studies.continual.tuning TRIALS_TO_KEEP [STREAMS, such as "label_permuted, long"]
+"""How the tuned values of continual learning were found.
 
 Every method, and every cell of the 2x2 of VGS and adaptive noise, gets `BUDGETS` settings on each
 stream, at laptop scale or the one named, on `SEEDS`: of the whole space, and within a factor `NEAR`
@@ -9,7 +7,6 @@ criterion is the online accuracy over the whole stream.
 """
 
 import sys
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -57,19 +54,19 @@ def _around(name: str, value: float) -> Range:
     return Range(value / NEAR, value * NEAR)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Tune, and print the trials as rows of tuned.csv, and which best values lie outermost."""
-    if not arguments:
-        print("expected the file to keep the trials in, and streams; none: all", file=sys.stderr)
-        return 2
-    for stream in arguments[1:] or STREAMS:
+def main(path: str, *streams: str) -> None:
+    """Tune on streams, such as "label_permuted, long", or all, and print the rows of tuned.csv.
+
+    ``path``: file to keep the trials in, one for each stream.
+    """
+    for stream in streams or STREAMS:
         run = partial(
             tune,
             partial(measure, stream),
             seeds=SEEDS,
             report_seeds=REPORT_SEEDS,
             metric="online_accuracy",
-            path=f"{arguments[0]}.{stream}",
+            path=f"{path}.{stream}",
         )
         tuning = tune_closer(run, SPACES, _around, budgets=BUDGETS, rounds=ROUNDS)
         table = tuning.table.rename(columns={"method": "name"}).assign(stream=stream)
@@ -78,8 +75,7 @@ def main(arguments: Sequence[str]) -> int:
         print(table[columns].to_csv(index=False))
         at_edge = {name: edge for name, edge in tuning.at_edge.items() if edge}
         print(f"# at the edge of what was tried on {stream}: {at_edge}", file=sys.stderr)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(*sys.argv[1:])

@@ -79,10 +79,8 @@ def constructed_gates(
 
 
 def order_of_protection(gates: pd.DataFrame) -> pd.DataFrame:
-    """Return whether gates keep the order of utilities.
+    """Return whether gates, as of `constructed_gates`, keep the order of utilities.
 
-    Args:
-        gates: as of `constructed_gates`.
     Returns: a row per case and normalization: ``least_useful`` and ``most_useful`` (their gates)
         and ``order``: "kept" (more useful weights have smaller gates, none equal), "partly" (some
         are equal), "lost" (all equal though utilities are not), "reversed", or "none to keep".
@@ -131,10 +129,7 @@ def _flat(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def histogram(gates: Tensor, normalization: str, bins: int = 40) -> pd.DataFrame:
-    """Return the shares of gates by value, over the range that the normalization allows.
-
-    Returns: a row per bin: ``left``, ``right``, ``share`` (of all gates).
-    """
+    """Return the ``share`` of gates from ``left`` to ``right``, over the normalization's range."""
     low, high = ENDS[normalization]
     counts = torch.histc(gates.double().clamp(low, high), bins, low, high)
     edges = [low + (high - low) * i / bins for i in range(bins + 1)]
@@ -143,11 +138,11 @@ def histogram(gates: Tensor, normalization: str, bins: int = 40) -> pd.DataFrame
 
 
 def describe(gates: Tensor, utilities: Tensor, normalization: str) -> dict[str, float]:
-    """Return summary numbers of gates.
+    """Return summary numbers of gates: ``least``, ``median`` and ``largest``, and shares.
 
     Returns: ``at_ends``: share of them within 1e-3 of an end of their range;
         ``unused``: share of weights whose utility is exactly 0, as of a pixel that never was on;
-        ``at_ends_used``: ``at_ends`` of the others; ``least``, ``median`` and ``largest`` gate.
+        ``at_ends_used``: ``at_ends`` of the others.
     """
     gates, used = gates.double(), utilities != 0
     is_at_end = torch.stack([(gates - end).abs() < 1e-3 for end in ENDS[normalization]]).any(0)
@@ -169,10 +164,9 @@ def comparison(
     seeds: Iterable[int],
     **options: Any,
 ) -> list[ContinualConfig]:
-    """Return configs of UPGD with every normalization, at its tuned lr times each factor.
+    """Return configs of UPGD with every normalization, at its lr, tuned with minmax, times factors.
 
-    The rate was tuned with ``"minmax"``, hence the factors.  ``options`` are for
-    `gqc_lab.studies.continual.settings.config`.
+    ``options`` are for `gqc_lab.studies.continual.settings.config`.
     """
     configs = []
     for stream in streams:
@@ -191,14 +185,11 @@ def comparison(
 def watch(
     config: ContinualConfig, steps: Iterable[int] = (1, 10, 100, 1000), bins: int = 40
 ) -> tuple[pd.DataFrame, pd.DataFrame, continual.Continual]:
-    """Train with UPGD to the end, and read its gates during the run.
+    """Train with UPGD to the end, and read its gates after ``steps``, without those beyond the end.
 
-    Args:
-        config: of method ``"upgd"`` or ``"upgd_nonprotecting"``, without VGS.
-        steps: after which to read them; later ones than the run has are left out.
     Returns: histograms (rows of `histogram`), numbers (of `describe`), both with ``stream``,
         ``normalization``, ``lr``, ``seed`` and ``step``; the experiment, trained.
-    Raises: ValueError: another method.
+    Raises: ValueError: another method than upgd and upgd_nonprotecting.
     """
     experiment = continual.build(config)
     if not isinstance(experiment.inner, UPGD):

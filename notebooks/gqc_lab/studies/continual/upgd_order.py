@@ -53,10 +53,6 @@ def constructed_orders() -> pd.DataFrame:
 def random_orders(num_weights: int = 1000, seed: int = 0, dtype: str = "float32") -> pd.DataFrame:
     """Return the rank correlations of random utilities, at the first step and late.
 
-    Args:
-        num_weights: utilities of each case.
-        seed: of them.
-        dtype: of utilities and gates, by name; training has float32.
     Returns: a row each: ``case``, ``normalization``, ``when``, ``correlation``.
     """
     rows = []

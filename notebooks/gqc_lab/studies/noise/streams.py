@@ -56,7 +56,6 @@ def stream(
     Args:
         noise_scale: R, >= 0.
         dimension: d, parameters.
-        num_draws: gradients per window.
         seed: of a stream of its own for each R and d.
         device, dtype: where the gradients are given; they are made on the CPU in float32.
     Yields: tensors of shape (num_draws, dimension).
@@ -81,9 +80,6 @@ def published_ratio(norms: Tensor) -> float:
     :math:`\mathrm{Var}_i|g_i| / \mathrm{mean}_i|g_i|^2`: how much the *lengths* differ.  In high
     dimension all lengths are nearly equal, whatever the noise: for the streams here it is
     :math:`(1 - (R+1)^{-2})/2d`, to first order in 1/d.
-
-    Args:
-        norms: :math:`|g_i|`, two or more.
     """
     return (norms.var() / norms.square().mean()).item()
 
@@ -100,8 +96,6 @@ def ratio_interval(
     with t the quantile of m - 1 degrees.  Where :math:`\bar b` is not distinguishable from zero no
     ratio is too large: the upper bound is inf.
 
-    Args:
-        numerators, denominators: :math:`a_k, b_k`, m pairs, two or more.
     Returns: the bounds (of the hull, where the set has a gap); NaN where the set is empty, as
         when the mean of one is negative beyond chance.
     Raises: ValueError: not pairs, or fewer than two.
@@ -175,10 +169,7 @@ def measure_estimates(
     ``"two-batch"`` is the ratio of averages over all windows (None: unresolved), with Fieller's
     interval; ``"two-batch, running"`` the running average that `OptimizerWrapperGNS` decides by
     (decay 0.95), as it is after the last window; ``"published"`` the mean of `published_ratio`
-    over windows, with a t interval.
-
-    Args:
-        where: seed, device, dtype of `stream`.
+    over windows, with a t interval.  ``where``: seed, device, dtype of `stream`.
     """
     rows = []
     for dimension in dimensions:

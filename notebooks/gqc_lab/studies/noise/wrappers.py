@@ -77,13 +77,10 @@ def measure_reach(
     max_draws: int = 64,
     **where: Any,
 ) -> pd.DataFrame:
-    r"""Return the mean draws of `OptimizerWrapperGNTS` at thresholds around :math:`|G| = 1`.
+    r"""Return the mean draws of `OptimizerWrapperGNTS` at thresholds :math:`\tau` (|G| is 1).
 
     ``truth`` is :math:`\min(\lceil n^* \rceil, n_{max})`: ``max_draws`` where the threshold cannot
     be reached, or not by then.
-
-    Args:
-        thresholds: :math:`\tau/|G|`, > 0.
     """
     rows = []
     for dimension in dimensions:

@@ -102,7 +102,6 @@ def effective_weights(
             `gqc.curricula.compute_inverse_loss_curriculum_weight`.  None: no curriculum and no cap.
         batch: number of the batch; inverse losses are 0 except in every
             ``inverse_loss_frequency``-th, from 0 on.
-    Raises: ValueError: an unknown key, or a value out of its range.
     """
     values = check_weights(weights)
     result = {name: float(values[f"lambda_{name}"]) for name in LOSSES}

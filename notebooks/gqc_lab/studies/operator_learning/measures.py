@@ -38,10 +38,7 @@ def measure_operator(
 ) -> dict[str, float]:
     """Return the numbers named `EVALUATED` of trajectories (num, frames, points).
 
-    Args:
-        model: a `gqc_lab.models.operator.Operator`.
-        step: frames of a step; one-step errors start at every ``step``-th frame.
-        rollout_steps: from the first frame.
+    One-step errors start at every ``step``-th frame, rollouts at the first.
     """
     frames = fields[:, ::step]
     before, after = frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)

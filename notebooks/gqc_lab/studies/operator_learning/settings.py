@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gqc_lab.errors import check_name
+from gqc_lab.errors import check_keys, check_name
 from gqc_lab.loop.settings import Config, Setting, make_config, read_scales, setting, settings_of
 from gqc_lab.models.operator_sizes import OperatorConfig
 
@@ -70,9 +70,7 @@ class LossWeights:
     lambda_rollout: float = setting(0.0, "weight of the rollout loss", low=0)
     lambda_inv_enc: float = setting(0.0, "weight of the inverse encoding loss", low=0)
     lambda_inv_dec: float = setting(0.0, "weight of the inverse decoding loss", low=0)
-    inverse_loss_warmup_epochs: float = setting(
-        15.0, "epochs of the inverse weights' warmup", low=0
-    )
+    inverse_loss_warmup_epochs: float = setting(15.0, "epochs of the inverse warmup", low=0)
     inverse_loss_max_weight: float = setting(0.05, "cap of the inverse weights", low=0)
     inverse_loss_frequency: int = setting(1, "batches per inverse loss", low=1)
     inverse_loss_max_share: float = setting(1.0, "cap of their share of the total", low=0, high=1)
@@ -113,11 +111,7 @@ class OperatorLearningConfig(OperatorConfig, LossWeights, Config):
     weight_decay: float = setting(0.03, "of AdamW", low=0)
     beta1: float = setting(0.9, "AdamW's decay of the first moment", low=0, below=1)
     beta2: float = setting(0.999, "AdamW's decay of the second moment", low=0, below=1)
-    ema_decay: float = setting(
-        meaning="of the averaged weights that are evaluated; the average restarts with A",
-        low=0,
-        below=1,
-    )
+    ema_decay: float = setting(meaning="of the weights that are evaluated", low=0, below=1)
     has_curriculum: bool = setting(False, "whether the weight has its warmup and cap")
     rollout_steps: int = setting(2, "steps of the rollout loss", like=_COUNT)
     clip: str = setting(
@@ -155,13 +149,10 @@ class OperatorLearningConfig(OperatorConfig, LossWeights, Config):
 def config(
     scale: str = "smoke", method: str = "baseline", **overrides: Any
 ) -> OperatorLearningConfig:
-    """Return the config of a scale and a method.
+    """Return the config of a scale and a method; ``overrides``, any of its fields, win.
 
-    Args:
-        scale: of `SCALES`.
-        method: of `METHODS`; ``"diagnostic"`` is ``"fixed"`` with a seventh of the epochs (5 of
-            35).
-        overrides: any field of `OperatorLearningConfig`.
+    ``"diagnostic"`` is ``"fixed"`` with a seventh of the epochs (5 of 35).
+
     Raises: ValueError: unknown scale, method or field, or a value out of its range.
     """
 
@@ -177,10 +168,8 @@ def variant_config(
 ) -> OperatorLearningConfig:
     """Return the config of a run without curriculum whose inverse losses both have ``weight``.
 
-    Args:
-        variant: of `VARIANTS`; at every scale with the source's learning rate of 1e-3, unless it
-            says otherwise.
-        overrides: as of `config`; they give way to the variant's own.
+    At every scale with the source's learning rate of 1e-3, unless the variant, of `VARIANTS`, says
+    otherwise; ``overrides`` give way to its own.
     """
     check_name("variant", variant, VARIANTS)
     both = {"lambda_inv_enc": weight, "lambda_inv_dec": weight}
@@ -226,6 +215,8 @@ def read_training(
         inverse losses, as the published diagnostic does.
     """
     section = section.get("training", section)
+    known = {*FIELDS, *LEFT_OUT, "betas", "dt", "grad_clip", "grad_clip_per_param"}
+    check_keys("training section: ", section, known)
     own: dict[str, Any] = {}
     for key, value in section.items():
         if key in FIELDS:
@@ -234,14 +225,8 @@ def read_training(
             own["beta1"], own["beta2"] = value
         elif key == "dt":
             own["step"] = round(value / STORED)
-        elif key in LEFT_OUT:
-            if value:
-                warnings.warn(f"{key}={value!r}: {LEFT_OUT[key]}; left out", stacklevel=2)
-        elif key not in ("grad_clip", "grad_clip_per_param"):
-            known = [*FIELDS, "betas", "dt", "grad_clip", "grad_clip_per_param", *LEFT_OUT]
-            raise ValueError(
-                f"unknown key {key!r} in the training section: expected one of {known}"
-            )
+        elif key in LEFT_OUT and value:
+            warnings.warn(f"{key}={value!r}: {LEFT_OUT[key]}; left out", stacklevel=2)
     own |= _clipping(section)
     inverse = max(own.get("lambda_inv_enc", 0), own.get("lambda_inv_dec", 0))
     own["has_curriculum"] = "inverse_loss_warmup_epochs" in own

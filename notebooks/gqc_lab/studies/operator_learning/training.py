@@ -50,10 +50,9 @@ def is_lost(record: Mapping[str, Any]) -> bool:
 class OperatorLearning(Experiment):
     """Experiment of this module; `build` makes it.
 
-    Records: ``microbatch``, ``examples``, ``seconds``, ``loss``, ``stepped``, ``epoch`` (with its
-    fraction), ``lr``, ``grad_norm`` and ``grad_norm/PART`` before clipping (of encoder,
-    approximator, decoder), ``loss/NAME``, ``weight/NAME``, ``share/NAME`` of each loss, the keys
-    `measures.EVALUATED` (None except at the end of an epoch), ``changes``.
+    Records: ``epoch`` (with its fraction), ``lr``, ``grad_norm`` and ``grad_norm/PART`` before
+    clipping, ``loss/NAME``, ``weight/NAME``, ``share/NAME`` of each loss, and `measures.EVALUATED`
+    (None except at the end of an epoch).
     """
 
     unit = "examples"

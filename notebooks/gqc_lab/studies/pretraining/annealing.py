@@ -20,8 +20,8 @@ Each arm is a method with a learning rate that is constant or decays:
 Microbatches have two sequences, and AdamW's second moment keeps its half-life in tokens.  `RUNGS`
 are sizes of the model with `TOKENS_PER_PARAMETER` tokens per parameter, as the source's run had.
 
-All others are tuned in the same way (:func:`search`), on `TUNING_SEEDS`; the best must not lie at
-the edge of what was tried.
+All others are tuned in the same way (:func:`tune_arms`), on `TUNING_SEEDS`; the best must not lie
+at the edge of what was tried.
 """
 
 import sys
@@ -35,7 +35,7 @@ import pandas as pd
 from gqc_lab.errors import check_name
 from gqc_lab.loop.settings import read_tuned
 from gqc_lab.loop.track import track
-from gqc_lab.loop.tune import Measure, Range, Space, Tuning, tune, tune_closer
+from gqc_lab.loop.tune import Measure, Range, Space, tune, tune_closer
 from gqc_lab.studies.pretraining.equal_tokens import UNTUNED
 from gqc_lab.studies.pretraining.methods import recorded_draws
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
@@ -114,13 +114,9 @@ TUNED = read_tuned(TRIALS, ("rung", "arm"), "val_loss")
 
 
 def config(arm: str, rung: str = "smoke", **overrides: Any) -> PretrainingConfig:
-    """Return the config of an arm at a rung, with the values tuned there.
+    """Return the config of an arm at a rung, with the values tuned there; ``overrides`` win.
 
-    Args:
-        arm: of `ARMS`, but not the replay, which needs a recorded run.
-        rung: of `RUNGS`.
-        overrides: fields of `PretrainingConfig`; they win over all others.
-    Raises: ValueError: unknown arm, rung or field, or a value out of its range.
+    A replay needs a recorded run: see :func:`comparison`.
     """
     check_name("arm", arm, ARMS)
     check_name("rung", rung, RUNGS)
@@ -144,10 +140,7 @@ def _tuned(arm: str, rung: str) -> dict[str, Any]:
 def comparison(
     arms: Sequence[str], rung: str, *, seed: int = 0, **overrides: Any
 ) -> dict[str, PretrainingConfig]:
-    """Return the configs of some arms by name.
-
-    A replay trains its source first, with weights and data of the next seed.
-    """
+    """Return the configs of some arms; a replay trains its source first, with the next seed."""
     configs = {}
     for arm in arms:
         replayed: dict[str, Any] = {}
@@ -161,9 +154,9 @@ def comparison(
 
 
 def turns(history: pd.DataFrame, parallel: int) -> int:
-    """Return how long a run takes where ``parallel`` microbatches are computed at once.
+    """Return how long a run takes where ``parallel`` microbatches are computed at once, in turns.
 
-    In turns of one microbatch each: a window of n draws takes n / ``parallel``, rounded up.
+    A window of n draws takes n / ``parallel`` turns, rounded up.
     """
     draws = history.loc[history["stepped"], "num_draws"].astype(int)
     return int((-(-draws // parallel)).sum())
@@ -188,15 +181,17 @@ def trained(run: Pretraining) -> dict[str, Any]:
     return {"minus_val_loss": -kept["val_loss"], **kept}
 
 
-def search(measure: Measure, methods: Mapping[str, str], path: str) -> Tuning:
+def tune_arms(measure: Measure, methods: Mapping[str, str], path: str, **columns: Any) -> None:
     """Try `BUDGET` settings of the whole space of each arm, and `CLOSE_BUDGET` near its best.
 
-    Where all arms are of `WIDE`, twice as many.
+    Where all arms are of `WIDE`, twice as many.  Prints the trials as rows of a file of tuned
+    values, and which best values lie outermost.
 
     Args:
         measure: of `gqc_lab.loop.tune.tune`.
         methods: arm -> its method, of `SPACES`.
-        path: file that keeps the trials.
+        path: file that keeps the trials; those that it has are not run again.
+        columns: further ones of the printed rows.
     """
     spaces: dict[str, Space] = {
         arm: {"lr": LEARNING_RATES, **WIDE.get(arm, SPACES[method])}
@@ -205,7 +200,12 @@ def search(measure: Measure, methods: Mapping[str, str], path: str) -> Tuning:
     known: Any = {"seeds": TUNING_SEEDS, "report_seeds": REPORT_SEEDS, "metric": "minus_val_loss"}
     run = partial(tune, measure, path=path, **known)
     times = 2 if methods.keys() <= WIDE.keys() else 1
-    return tune_closer(run, spaces, _around, budgets=(times * BUDGET, times * CLOSE_BUDGET))
+    tuning = tune_closer(run, spaces, _around, budgets=(times * BUDGET, times * CLOSE_BUDGET))
+    table = tuning.table.rename(columns={"method": "arm"})
+    table = table.assign(**columns, val_loss=-table.pop("minus_val_loss"))
+    print(table.drop(columns="trial").to_csv(index=False))
+    for arm, outermost in tuning.at_edge.items():
+        print(f"# {arm}: outermost value of {', '.join(outermost) or 'none'}", file=sys.stderr)
 
 
 def _around(name: str, value: float) -> Range:
@@ -214,29 +214,13 @@ def _around(name: str, value: float) -> Range:
     return Range(value / NEAR, value * NEAR)
 
 
-def show(tuning: Tuning, **columns: Any) -> None:
-    """Print the trials as rows of a file of tuned values, and which best values lie outermost."""
-    table = tuning.table.rename(columns={"method": "arm"})
-    table = table.assign(**columns, val_loss=-table.pop("minus_val_loss"))
-    print(table.drop(columns="trial").to_csv(index=False))
-    for arm, outermost in tuning.at_edge.items():
-        print(f"# {arm}: outermost value of {', '.join(outermost) or 'none'}", file=sys.stderr)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Tune arms at a rung and print the trials; arguments: rung, file to keep them in, arms."""
-    if len(arguments) < 2 or arguments[0] not in RUNGS or not set(arguments[2:]) <= set(TUNABLE):
-        print(
-            f"expected a rung, {', '.join(RUNGS)}, a file for the trials, and arms, "
-            f"{'; '.join(TUNABLE)}; none: all",
-            file=sys.stderr,
-        )
-        return 2
-    rung, path, *arms = arguments
-    methods = {arm: ARMS[arm][0] for arm in arms or TUNABLE}
-    show(search(partial(measure, rung), methods, path), rung=rung)
-    return 0
+def main(rung: str, path: str, *arms: str) -> None:
+    """Tune arms, or all, at a rung; see :func:`tune_arms`."""
+    check_name("rung", rung, RUNGS)
+    for arm in arms:
+        check_name("arm", arm, TUNABLE)
+    tune_arms(partial(measure, rung), {a: ARMS[a][0] for a in arms or TUNABLE}, path, rung=rung)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(*sys.argv[1:])

@@ -10,7 +10,6 @@ Differs: the token embedding counts in N, since the output layer multiplies by i
 """
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 import torch
@@ -22,19 +21,10 @@ from gqc_lab.studies.pretraining.settings import PretrainingConfig, config
 
 def count_parameters(c: PretrainingConfig) -> int:
     """Return the number of parameters; a character tokeniser's alphabet is the corpus's."""
-    vocabulary = 256 if c.tokenizer == "byte" else _alphabet(c.corpus)
-    return _count(gpt.GPTConfig(vocabulary, c.context, c.width, c.depth, c.heads))
-
-
-@cache
-def _alphabet(corpus: str) -> int:
-    return load_text_data(corpus, "character").vocabulary
-
-
-@cache
-def _count(sizes: gpt.GPTConfig) -> int:
+    vocabulary = 256 if c.tokenizer == "byte" else load_text_data(c.corpus).vocabulary
     with torch.device("meta"):  # shapes only
-        return gpt.count_parameters(gpt.GPT(sizes))
+        model = gpt.GPT(gpt.GPTConfig(vocabulary, c.context, c.width, c.depth, c.heads))
+    return gpt.count_parameters(model)
 
 
 def training_flops(c: PretrainingConfig) -> float:
@@ -46,9 +36,7 @@ def training_flops(c: PretrainingConfig) -> float:
 def notebook_flops(parameters: Mapping[str, Any]) -> float:
     """Return the operations of a notebook run that trains each of its ``methods`` once.
 
-    Args:
-        parameters: ``scale``, ``methods``, and any field of the config; None means the scale's.
-    Raises: ValueError: the config refuses one of them.
+    ``parameters`` has ``scale`` and any field of the config; None means the scale's.
     """
     given = {name: value for name, value in parameters.items() if value is not None}
     scale, methods = given.pop("scale"), given.pop("methods")

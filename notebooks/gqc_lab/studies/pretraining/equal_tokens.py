@@ -53,14 +53,11 @@ MULTIPLIERS = {"inverted": 30.0, "upright": 0.1, "none": 1.0}
 def comparison(
     name: str, scale: str = "smoke", train_tokens: int | None = None, **overrides: Any
 ) -> dict[str, PretrainingConfig]:
-    """Return the configs of a comparison by label; see the module.
+    """Return the configs of a comparison, of `COMPARISONS`, by label; see the module.
 
     Args:
-        name: one of `COMPARISONS`.
-        scale: of `gqc_lab.studies.pretraining.settings.config`.
         train_tokens: of ``"repeated"``: length of its text; the others read all.
         overrides: fields of `PretrainingConfig` that all of them get.
-    Raises: ValueError: unknown name or field, or a value out of its range.
     """
     check_name("comparison", name, COMPARISONS)
     gnts = config(scale, **{**overrides, "method": "gnts"})
@@ -89,11 +86,8 @@ def run_all(
     compared: Mapping[str, Mapping[str, PretrainingConfig]],
     build: Callable[[Any], Pretraining] = build,
 ) -> tuple[pd.DataFrame, pd.DataFrame, str]:
-    """Train every run of some comparisons, each under a progress bar.
+    """Train every run of some comparisons: name -> label -> config, as of :func:`comparison`.
 
-    Args:
-        compared: name -> label -> config, as of :func:`comparison`.
-        build: makes a run of a config.
     Returns: histories (:func:`labelled`) and result rows (:func:`numbers`) of all runs, and the
         hash of the data, which they share.
     """

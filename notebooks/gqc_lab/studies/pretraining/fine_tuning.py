@@ -6,15 +6,14 @@ smaller and very different one, the topics of Python's ``help()``, both as bytes
 - ``"gnts, as before"``, ``"adamw, as before"``: the learning rate and the threshold or batch that
   `gqc_lab.studies.pretraining.annealing` tuned for pretraining, GNTS at a constant learning rate
   and AdamW with a cosine;
-- ``"gnts, retuned"``, ``"adamw, retuned"``: the same, tuned in the same way for the fine-tuning
-  (:func:`main`), from the same pretrained weights.
+- ``"gnts, retuned"``, ``"adamw, retuned"``: the same, tuned for the fine-tuning (:func:`main`).
 
 The schedules span the fine-tuning.  AdamW's moments start again, and all arms of a seed see the
 same microbatches.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,14 +36,7 @@ TUNED = read_tuned(Path(__file__).with_name("fine_tuning.csv"), ("scale", "arm")
 
 
 def config(arm: str, scale: str = "smoke", **overrides: Any) -> PretrainingConfig:
-    """Return the config of the fine-tuning of an arm.
-
-    Args:
-        arm: of `ARMS`.
-        scale: of `TOKENS`.
-        overrides: fields of `PretrainingConfig`; they win over all others.
-    Raises: ValueError: unknown arm, scale or field, or a value out of its range.
-    """
+    """Return the config of the fine-tuning of an arm; ``overrides`` win over all others."""
     check_name("arm", arm, ARMS)
     check_name("scale", scale, TOKENS)
     tokens = TOKENS[scale]
@@ -76,15 +68,11 @@ def measure(arm: str, values: dict[str, Any], seed: int) -> dict[str, Any]:
     return annealing.trained(run)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Tune the arms that are tuned and print the trials; argument: file to keep them in."""
-    if len(arguments) != 1:
-        print("expected a file for the trials", file=sys.stderr)
-        return 2
+def main(path: str) -> None:
+    """Tune the arms that are tuned, and print the trials; ``path``: file to keep them in."""
     methods = {arm: arm.split(", ")[0] for arm in RETUNED}
-    annealing.show(annealing.search(measure, methods, arguments[0]), scale="laptop")
-    return 0
+    annealing.tune_arms(measure, methods, path, scale="laptop")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(*sys.argv[1:])

@@ -57,9 +57,7 @@ class GradientAngles(Pretraining):
         return {**super().measure(batch, stepped), **angles}
 
 
-def build(config: PretrainingConfig) -> GradientAngles:
-    """Return the experiment of that config, before its first step."""
-    return GradientAngles(config)
+build = GradientAngles
 
 
 def probe(run: Pretraining, num_draws: int, generator: torch.Generator) -> pd.DataFrame:
@@ -110,11 +108,8 @@ def numbers(run: GradientAngles, probed: pd.DataFrame) -> dict[str, Any]:
 
     ``median_angle``, ``median_angle_before``: over all steps; ``median_angle_many``: of the angle
     before, over steps of at least 8 microbatches; ``first_angle``: at step 1; ``share_below_1``: of
-    the steps with ``angle`` below 1 degree; ``num_draws``: the most that were averaged;
-    ``largest_cut``: greatest norm of one over the norm of their mean, over the moments.
-
-    Args:
-        probed: rows of `probe`.
+    the steps with ``angle`` below 1 degree; of ``probed``, rows of `probe`, ``num_draws``: the most
+    that were averaged; ``largest_cut``: greatest norm of one over that of their mean.
     """
     steps = run.history.dropna(subset=["angle"])
     most = probed[probed["num_draws"] == probed["num_draws"].max()]

@@ -80,9 +80,7 @@ def config(
 ) -> InnerConfig:
     """Return the config of a scale, with the values tuned for ``method`` around ``inner``.
 
-    Args:
-        overrides: fields of `PretrainingConfig`; they win over the scale's and the tuned values.
-    Raises: ValueError: unknown name or field, or a value out of its range.
+    ``overrides``, fields of `PretrainingConfig`, win.
     """
     tuned = TUNED.get((scale, inner, method), {})
     values = pretraining_config(scale, **{**tuned, **overrides, "method": method})
@@ -90,13 +88,7 @@ def config(
 
 
 def comparison(name: str, scale: str = "smoke", **overrides: Any) -> dict[str, InnerConfig]:
-    """Return the configs of a comparison by label; see the module.
-
-    Args:
-        name: one of `COMPARISONS`.
-        scale, overrides: of `config`.
-    Raises: ValueError: unknown name or field, or a value out of its range.
-    """
+    """Return the configs of a comparison, of `COMPARISONS`, by label; see the module."""
     check_name("comparison", name, COMPARISONS)
     if name != "tradeoff":
         return {label: config(scale, name, m, **overrides) for label, m in METHODS.items()}
@@ -109,11 +101,6 @@ def _with_draws(c: InnerConfig, n: int) -> InnerConfig:
     return replace(c, accumulation=n, lr=lr, beta1=beta1, beta2=beta2)
 
 
-def build(config: InnerConfig) -> "InnerOptimizers":
-    """Return the experiment of that config, before its first step."""
-    return InnerOptimizers(config)
-
-
 class InnerOptimizers(Pretraining):
     """`Pretraining` whose wrapper holds the optimizer that ``config.inner`` names."""
 
@@ -122,16 +109,20 @@ class InnerOptimizers(Pretraining):
     def __init__(self, config: InnerConfig) -> None:
         super().__init__(config)
         if config.inner != "adamw":
-            make = {"sgd": _make_sgd, "muon": _make_muon, "soap": _make_soap}[config.inner]
-            optimizer = make(self.model, config)
+            optimizer = _make_inner(self.model, config)
             self.wrapper = self.parts["optimizer"] = wrap(optimizer, config)
 
 
-def _make_sgd(model: GPT, c: InnerConfig) -> Optimizer:
-    return SGD(model.parameters(), lr=c.lr, momentum=MOMENTUM["sgd"])
+build = InnerOptimizers
 
 
-def _make_muon(model: GPT, c: InnerConfig) -> Optimizer:
+def _make_inner(model: GPT, c: InnerConfig) -> Optimizer:
+    if c.inner == "sgd":
+        return SGD(model.parameters(), lr=c.lr, momentum=MOMENTUM["sgd"])
+    if c.inner == "soap":
+        from pytorch_optimizer import SOAP
+
+        return SOAP(param_groups(model, c.weight_decay), lr=c.lr, betas=(c.beta1, c.beta2))
     if not hasattr(torch.optim, "Muon"):
         raise ValueError(f"inner='muon': torch {torch.__version__} has no Muon; expected 2.9")
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
@@ -144,9 +135,3 @@ def _make_muon(model: GPT, c: InnerConfig) -> Optimizer:
     groups: list[dict[str, Any]] = [{"params": embeddings}, {"params": gains, "weight_decay": 0.0}]
     adamw = AdamW(groups, **common, betas=(c.beta1, c.beta2), fused=True)
     return JoinedOptimizer([muon, adamw])
-
-
-def _make_soap(model: GPT, c: InnerConfig) -> Optimizer:
-    from pytorch_optimizer import SOAP
-
-    return SOAP(param_groups(model, c.weight_decay), lr=c.lr, betas=(c.beta1, c.beta2))

@@ -90,9 +90,6 @@ def recorded_draws(history: pd.DataFrame) -> tuple[int, ...]:
 
     Its last window, if the run ended inside it, is listed as one draw longer than it was: the
     replay then leaves it open too.
-
-    Args:
-        history: of one run, with the columns ``stepped`` and ``num_draws``.
     """
     draws = history.loc[history["stepped"], "num_draws"].astype(int).tolist()
     if len(history) and not history["stepped"].iloc[-1]:

@@ -38,12 +38,7 @@ NEIGHBOURS = 101  # microbatches of the running median, a tenth of the shortest 
 def comparison(
     scale: str = "smoke", noisy_share: float = 0.1, **overrides: Any
 ) -> dict[str, PretrainingConfig]:
-    """Return the config of each of `METHODS`.
-
-    Args:
-        scale, overrides: of `gqc_lab.studies.pretraining.settings.config`.
-        noisy_share: of the microbatches whose targets are shuffled, above 0.
-    """
+    """Return the config of each of `METHODS`."""
     common = {**overrides, "noisy_share": noisy_share}
     return {label: config(scale, **{**common, **method}) for label, method in METHODS.items()}
 
@@ -55,9 +50,6 @@ def windows(history: pd.DataFrame) -> pd.DataFrame:
     the one that the run left open; ``is_first``: its first microbatch; ``difficulty``: the
     microbatch's loss before it was learnt from, less the median of the `NEIGHBOURS` around it
     [nats per token], so that the fall of the loss does not count.
-
-    Args:
-        history: with ``stepped``, ``steps``, ``num_draws`` and ``loss``.
     """
     window = history["steps"] - history["stepped"].astype(int)
     closed = history[history["stepped"]].set_index(window[history["stepped"]])["num_draws"]
@@ -71,7 +63,7 @@ def windows(history: pd.DataFrame) -> pd.DataFrame:
 
 
 def reaction(history: pd.DataFrame) -> dict[str, float | int]:
-    """Return how the draws of one run depend on its noise.
+    """Return how the draws of one run, as `windows` returns it, depend on its noise.
 
     ``draws_noisy_first``, ``draws_clean_first``: mean draws of windows by their first microbatch;
     ``extra_draws``: their difference; ``draws_with_noisy``, ``draws_without_noisy``: by whether any
@@ -79,9 +71,6 @@ def reaction(history: pd.DataFrame) -> dict[str, float | int]:
     Spearman's, of the first microbatch's difficulty with its window's draws, and
     ``clean_correlation`` over windows without a noisy one at the first place; ``windows``.  NaN
     where draws do not vary.
-
-    Args:
-        history: of one run, as `windows` returns it, with ``is_noisy``.
     """
     closed = history.dropna(subset=["window_draws"])
     first = closed[closed["is_first"]]

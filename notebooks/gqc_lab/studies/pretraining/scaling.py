@@ -32,9 +32,8 @@ def budgets(
     """Return a config for each method and budget, evaluated at its end alone.
 
     Args:
-        tokens: the budgets, three different ones at least; None: those of the scale.
-        scale, overrides: of `gqc_lab.studies.pretraining.settings.config`.
-    Raises: ValueError: fewer budgets, or a bad value.
+        tokens: the budgets; None: those of the scale.
+    Raises: ValueError: fewer than three different budgets, or a bad value.
     """
     if tokens is None:
         check_name("scale", scale, BUDGETS)
@@ -63,8 +62,6 @@ def best_floor(x: Sequence[float], y: Sequence[float]) -> PowerLaw:
 def fits(results: pd.DataFrame) -> pd.DataFrame:
     """Return the two power laws of each method and seed.
 
-    Args:
-        results: a row per run: ``method``, ``seed``, ``tokens``, ``val_loss``.
     Returns: a row per method, seed and ``floor_kind`` ("zero" or "fitted"): ``exponent``, ``low``,
         ``high`` (its t interval over budgets, with the floor taken as known), ``coefficient``,
         ``floor``, ``r_squared``, ``budgets``.

@@ -56,20 +56,14 @@ class PretrainingConfig(Config):
     corpus: str = setting("kjv", "text, see `gqc_lab.data.text`", read=_read_corpus)
     tokenizer: str = setting("character", "what a token is", choices="gqc_lab.data.text:TOKENIZERS")
     validation_fraction: float = setting(0.05, "share of the text held out", above=0, below=1)
-    train_tokens: int | None = setting(
-        None, "read only so many of the first training tokens, again and again; None: all", low=1
-    )
-    noisy_share: float = setting(
-        0.0, "share of microbatches, at random, whose targets are shuffled", like=_SHARE
-    )
+    train_tokens: int | None = setting(None, "read only the first so many; None: all", low=1)
+    noisy_share: float = setting(0.0, "share of microbatches with shuffled targets", like=_SHARE)
     width: int = setting(meaning="channels of a token", like=_COUNT)
     depth: int = setting(meaning="transformer blocks", like=_COUNT)
     heads: int = setting(meaning="attention heads, a divisor of ``width``", like=_COUNT)
     context: int = setting(meaning="tokens of a sequence", like=_COUNT)
     microbatch_size: int = setting(meaning="sequences per microbatch", like=_COUNT)
-    tokens: int = setting(
-        meaning="training budget; whole microbatches are trained", label="training tokens", low=1
-    )
+    tokens: int = setting(meaning="training budget", label="training tokens", low=1)
     evaluation_tokens: int = setting(
         meaning="training tokens between evaluations; there is always one at the end", like=_COUNT
     )
@@ -77,48 +71,32 @@ class PretrainingConfig(Config):
     lr: float = setting(3e-3, "peak learning rate", label="learning rate", above=0)
     min_lr: float = setting(0.1, "final learning rate, as a fraction of ``lr``", like=_SHARE)
     lr_warmup: float = setting(0.05, "lr warmup, as a fraction of the tokens", like=_SHARE)
-    lr_curve: str = setting(
-        "cosine", "shape of the learning rate after its warmup", choices=LR_CURVES
-    )
+    lr_curve: str = setting("cosine", "learning rate after its warmup", choices=LR_CURVES)
     beta1: float = setting(0.9, "AdamW's decay of the first moment", low=0, below=1)
     beta2: float = setting(0.99, "AdamW's decay of the second moment", low=0, below=1)
-    beta2_tokens: int | None = setting(
-        None, "half-life of AdamW's second moment, instead of ``beta2`` [tokens]", low=1
-    )
+    beta2_tokens: int | None = setting(None, "half-life instead of ``beta2`` [tokens]", low=1)
     weight_decay: float = setting(0.1, "of AdamW; gains of layer norms are not decayed", low=0)
     accumulation: int = setting(1, "adamw, vgs: microbatches per step", like=_COUNT)
     start_norm: float = setting(0.5, like=NORM["start_norm"], above=0)
     end_norm: float = setting(0.5, like=NORM["end_norm"])
-    norm_warmup: float = setting(
-        0.05, "gnts: warmup of the threshold, as a fraction of the microbatches", like=_SHARE
-    )
+    norm_warmup: float = setting(0.05, "gnts: threshold's warmup, share of the run", like=_SHARE)
     norm_warmup_multiplier: float = setting(10.0, like=NORM["norm_warmup_multiplier"], above=0)
     norm_curve: str = setting("cosine", like=NORM["norm_curve"])
     norm_exponent: float = setting(1.0, like=NORM["norm_exponent"])
     norm_points: Pairs = setting((), like=NORM["norm_points"])
     min_draws: int = setting(1, "fewest microbatches per step; some methods take two", like=_COUNT)
     max_draws: int = setting(64, "microbatches after which a step is forced", like=_COUNT)
-    noise_tolerance: float = setting(
-        1.0, "noise-to-signal ratio allowed in the mean gradient", like=_POSITIVE
-    )
+    noise_tolerance: float = setting(1.0, "noise-to-signal ratio allowed in a step", like=_POSITIVE)
     gns_reactive: bool = setting(False, "gns: let the open window into its estimate")
-    theta: float = setting(
-        1.0, "square root of the noise-to-signal ratio allowed in the mean gradient", above=0
-    )
-    confidence: float = setting(
-        0.98, "mht: confidence of the mean loss's interval", above=0, below=1
-    )
+    theta: float = setting(1.0, "square root of the noise-to-signal ratio allowed", like=_POSITIVE)
+    confidence: float = setting(0.98, "mht: of the mean loss's interval", above=0, below=1)
     error_tolerance: float = setting(
         0.03, "half-width of the mean loss's interval, as a share of the mean", like=_POSITIVE
     )
-    target_gradient_norm: float = setting(
-        1.0, "norm that every gradient gets [loss/parameter]", like=_POSITIVE
-    )
+    target_gradient_norm: float = setting(1.0, "of every gradient [loss/parameter]", like=_POSITIVE)
     gnr_mode: str = setting("global", "gnr: what has that norm", choices="gqc.wrappers.gnr:MODES")
     final_accumulation: int = setting(8, "sbc: microbatches per step at the end", like=_COUNT)
-    growth_exponent: float = setting(
-        2.0, "sbc: of the share of the run, in the growth of the batch", like=_POSITIVE
-    )
+    growth_exponent: float = setting(2.0, "sbc: exponent of the batch's growth", like=_POSITIVE)
     draws: tuple[int, ...] = setting((), "replay: microbatches of each step", read=_read_draws)
     vgs_alpha: float | None = setting(
         None,
@@ -172,9 +150,8 @@ class PretrainingConfig(Config):
 def config(scale: str = "smoke", **overrides: Any) -> PretrainingConfig:
     """Return the config of a scale, with the values tuned for its method (``"gnts"`` by default).
 
-    Args:
-        scale: of `SCALES`.
-        overrides: any field of `PretrainingConfig`; they win over the scale's and the tuned values.
+    ``overrides``, any field of `PretrainingConfig`, win over the scale's and the tuned values.
+
     Raises: ValueError: unknown scale or field, or a value out of its range.
     """
     values = {"method": "gnts", **overrides}

@@ -42,11 +42,6 @@ DECAY = 0.2  #: share of a run in which "constant, then decay" decays, in a stra
 EVALUATION_CHUNK = 64  # sequences per forward pass; bounds memory, does not change the loss
 
 
-def build(config: PretrainingConfig) -> "Pretraining":
-    """Return the experiment of that config, before its first step."""
-    return Pretraining(config)
-
-
 class TypicalNorm:
     r"""Running mean of the norms of single microbatches: what a relative threshold multiplies.
 
@@ -81,14 +76,13 @@ class TypicalNorm:
 class Pretraining(Experiment):
     """Experiment of this module; `build` makes it.
 
-    Records: ``microbatch``, ``tokens``, ``seconds``, ``loss`` [nats per token], ``stepped``,
-    ``num_draws`` (of the window with this microbatch, so far), ``steps``, ``grad_norm`` (of the
-    mean gradient of the window so far; None where no decision read it), ``gradient_norm_threshold``
-    (None without), ``noise_scale`` (the wrapper's estimate of ``tr(Sigma) / |G|^2`` [microbatches],
-    None without or while unresolved), ``lr``, ``examples`` [sequences], ``val_loss`` (None without
-    an evaluation), ``changes``.  With a scaler also ``factor`` (on the gradient of this step, None
-    without a step) and the scaler's metrics after this microbatch (``vgs/...``); with
-    ``noisy_share``, ``is_noisy``.
+    Records, losses in nats per token: ``num_draws`` (of the window with this microbatch, so far),
+    ``steps``, ``grad_norm`` (of the mean gradient of the window so far; None where no decision read
+    it), ``gradient_norm_threshold`` (None without), ``noise_scale`` (the wrapper's estimate of
+    ``tr(Sigma) / |G|^2`` [microbatches], None without or while unresolved), ``lr``, ``examples``
+    [sequences], ``val_loss`` (None without an evaluation).  With a scaler also ``factor`` (on the
+    gradient of this step, None without a step) and the scaler's metrics after this microbatch
+    (``vgs/...``); with ``noisy_share``, ``is_noisy``.
 
     Controls: ``lr_scale``, the method's own, and those of `gqc_lab.loop.scaler_controls`
     with a scaler.
@@ -235,6 +229,9 @@ class Pretraining(Experiment):
         }
 
 
+build = Pretraining
+
+
 def _make_adamw(model: GPT, c: PretrainingConfig) -> Optimizer:
     beta2 = c.beta2
     if c.beta2_tokens is not None:
@@ -284,8 +281,7 @@ def group_values(
 ) -> dict[str, float]:
     """Return what stands in the wrapper's param groups at a microbatch, counted from 0.
 
-    Args:
-        typical: norm of a single microbatch, for a relative threshold.
+    ``typical``: norm of a single microbatch, for a relative threshold.
     """
     total, lr = c.num_microbatches, c.lr * controls["lr_scale"]
     values = {"lr": _learning_rate(c, lr, microbatch)}

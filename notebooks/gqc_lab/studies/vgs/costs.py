@@ -67,9 +67,7 @@ def measure_costs(
 
     Args:
         estimators: label -> options of :class:`~gqc.scalers.VarianceGradientScaler`.
-        shapes: of the parameters.
         rounds: that count, after one that does not.
-        device, dtype: see :mod:`gqc_lab.loop.placement`.
     Returns: a row each: ``estimator``, ``parameters``, ``tensors``, ``checkpoint_bytes``,
         ``held_bytes`` (constant working memory included), ``seconds`` (of ``scale_gradients`` and
         ``step``), ``adamw_seconds``.

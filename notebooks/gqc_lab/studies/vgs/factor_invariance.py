@@ -33,9 +33,8 @@ def measure(
 ) -> pd.DataFrame:
     """Return the least ratio of updates with the factor to those without, over windows.
 
-    Args:
-        durations: steps in which the factor falls, at least 1; `MEMORY` is 100.
-        seed: of curvatures, weights and noise; device, dtype: see `gqc_lab.loop.placement`.
+    ``durations`` are steps in which the factor falls.
+
     Returns: a row for each optimizer and duration: ``optimizer``, ``duration``, ``least_ratio``
         (norm of the updates summed over a window with the factor, over that without; least over
         windows from the beginning of the fall on), ``last_ratio`` (of the last window), ``factor``.

@@ -46,8 +46,7 @@ def published_state(scaler: VarianceGradientScaler, version: str) -> dict[str, A
     """Return the state of a scaler in the format of a published version.
 
     Args:
-        scaler: of the estimator that the version had, with statistics.
-        version: a key of `VERSIONS`.
+        scaler: of the estimator that the version, of `VERSIONS`, had, with statistics.
     Raises: ValueError: another version, or the scaler is of another estimator.
     """
     check_name("version", version, VERSIONS)
@@ -79,9 +78,7 @@ def measure(
     """Load a file of each version, continue training, and check each promise.
 
     Args:
-        versions: of `VERSIONS`.
         seed: of problem, noise, and the configuration in the file, which is nobody's default.
-        device, dtype: of the parameters, by name.
         make: the scaler of today, from parameters and keyword arguments.
     Returns: a row each: ``version``, ``num_warnings``; ``warns_once`` (one warning, a
         ``VGSMigrationWarning``); ``statistics_restart`` (no variance, and from then on bit for bit

@@ -37,14 +37,10 @@ ARMS: dict[str, dict[str, Any] | None] = {
 
 
 def run(arm: str, scale: str, seed: int, device: str = "cpu") -> pd.DataFrame:
-    """Train once; return a row for each rollout.
+    """Train an arm once; return a row for each rollout.
 
     Stable-Baselines3 seeds the global generators of Python, NumPy and torch.
 
-    Args:
-        arm: of `ARMS`.
-        scale: of `STEPS`.
-        seed, device: of weights, actions and environment; of the policy.
     Returns: ``method``, ``seed``, ``environment_steps``, ``value_loss`` (mean over the update),
         ``episode_return`` (mean of the last 100 episodes; NaN before the first has ended) and
         ``factor`` (NaN without a scaler).

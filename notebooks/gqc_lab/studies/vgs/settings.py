@@ -58,9 +58,7 @@ class VGSTrainingConfig(Config):
     aggregate: str = setting(
         "percentile", "of the variance over tensors", choices="gqc.scalers.settings:AGGREGATES"
     )
-    constant_factor: float | None = setting(
-        None, "of all gradients after ``warmup_steps``: a scaler that does not react", above=0
-    )
+    constant_factor: float | None = setting(None, "of all gradients after the warmup", above=0)
     label_noise: float = setting(0.3, "digits: share of wrong training labels", low=0, high=1)
     reward_noise: float = setting(1.0, "values: deviation of a reward", low=0)
     discount: float = setting(0.9, "values: of later rewards", low=0, below=1)
@@ -89,10 +87,9 @@ def config(scale: str = "smoke", *, lr_of: str = "control", **overrides: Any) ->
     """Return the config of a scale, with the learning rate tuned for its task and optimizer.
 
     Args:
-        scale: of `SCALES`.
         lr_of: whose learning rate, of `LR_OF`.
-        overrides: any field of `VGSTrainingConfig`; task ``"digits"`` and optimizer ``"sgd"`` if
-            none is given.
+        overrides: any field of `VGSTrainingConfig`; task and optimizer are digits and sgd by
+            default.
     Raises: ValueError: unknown scale or field, or a value out of its range.
     """
     check_name("lr_of", lr_of, LR_OF)
@@ -120,9 +117,6 @@ def comparison(
 
     The constant factor is what VGS with alpha 0.1 makes of a variance that is never resolved,
     :math:`1/(1 + 0.1 V_\max)`, after the same warmup (with no cap: of 50).
-
-    Args:
-        alphas: those > 0; ``options``: for `config`.
     """
     cap = options.get("variance_cap") or 50.0
     ways: list[dict[str, Any]] = [{"alpha": 0.0}, *({"alpha": a} for a in alphas)]

@@ -50,7 +50,6 @@ class Stream:
     """Gradients of one tensor with a known noise-to-signal ratio.
 
     Args:
-        name: for tables and figures.
         truth: the ratio R, >= 0; ``inf`` where the mean is zero.
         numel: elements of a gradient.
         start: from a generator to endless flat float32 gradients.
@@ -119,10 +118,7 @@ def rotating(numel: int, ratio: float, period: float) -> Stream:
     r"""Return a stream of independent noise around a mean that turns in a plane.
 
     The ratio is the same at any time; :func:`drift_prediction` is what the average over time makes
-    of it.
-
-    Args:
-        period: updates until the mean is back, > 0.
+    of it.  ``period``: updates until the mean is back.
     """
 
     def start(generator: torch.Generator) -> Iterator[Tensor]:
@@ -156,10 +152,7 @@ def correlated(numel: int, ratio: float, correlation: float) -> Stream:
     r"""Return a stream whose noise depends on that of the draw before.
 
     :math:`\epsilon_t = \rho\,\epsilon_{t-1} + \sqrt{1 - \rho^2}\, z_t` with
-    independent z; its power does not depend on the correlation.
-
-    Args:
-        correlation: rho of successive draws, at least 0 and below 1.
+    independent z; its power does not depend on the correlation rho, at least 0 and below 1.
     """
 
     def start(generator: torch.Generator) -> Iterator[Tensor]:
@@ -174,10 +167,9 @@ def correlated(numel: int, ratio: float, correlation: float) -> Stream:
 
 
 def heavy_tailed(numel: int, ratio: float, degrees: int) -> Stream:
-    """Return a stream of Student's t noise: some draws are much larger than others as a whole.
+    """Return a stream of Student's t noise, of more than 2 ``degrees`` of freedom.
 
-    Args:
-        degrees: of freedom, above 2.
+    Some draws are much larger than others as a whole.
     """
 
     def start(generator: torch.Generator) -> Iterator[Tensor]:
@@ -197,7 +189,6 @@ def minibatches(per_example: Tensor, batch_size: int) -> Stream:
 
     Args:
         per_example: gradient of each example [examples, elements] at the same weights.
-        batch_size: examples in a batch.
     """
     mean = per_example.double().mean(0)
     variance = (per_example.double() - mean).square().mean(0).sum()
@@ -212,11 +203,9 @@ def minibatches(per_example: Tensor, batch_size: int) -> Stream:
 
 
 def digits_gradients(width: int = 16, label_noise: float = 0.3, seed: int = 0) -> Tensor:
-    """Return the gradient of every training image of the digits, for :func:`minibatches`.
+    """Return the gradient of every training image of the digits [images, parameters].
 
-    Of a perceptron with two hidden layers at its initial weights.
-
-    Returns: [images, parameters].
+    Of a perceptron with two hidden layers at its initial weights, for :func:`minibatches`.
     """
     data = load_image_data("digits", label_noise, seed)
     sizes = (data.train_images.shape[1], width, 2, data.num_classes)
@@ -248,14 +237,11 @@ def measure(
     All estimators read the same gradients.
 
     Args:
-        streams: what they read.
         steps: gradients of each stream.
         estimators: label -> options of :class:`~gqc.scalers.VarianceGradientScaler`; None: each
             ``estimator=`` there is, under its name.
         beta: decay of the statistics, unless ``estimators`` gives one.
-        seeds: of the streams.
         at: further updates at which V is read.
-        device, dtype: of the gradients, see :mod:`gqc_lab.loop.placement`.
     Returns: a row for each reading: ``stream``, ``truth``, ``numel``, ``seed``, ``estimator``,
         ``step``, ``variance`` (V), ``is_unresolved``, ``ceiling`` (the most that beta resolves).
     """

@@ -43,10 +43,9 @@ def build(config: VGSTrainingConfig) -> "VGSTraining":
 class VGSTraining(Experiment):
     """Experiment of this module; `build` makes it.
 
-    Records: ``microbatch``, ``examples``, ``seconds``, ``loss``, ``stepped``, ``lr``,
-    ``grad_norm`` (of the raw gradient), ``factor`` (on this gradient), ``update_norm`` (of the
-    change of all weights), the scaler's metrics after this step (``vgs/...``), ``val_loss`` and
-    ``val_error`` (None except on evaluations), ``changes``.
+    Records: ``lr``, ``grad_norm`` (of the raw gradient), ``factor`` (on this gradient),
+    ``update_norm`` (of the change of all weights), the scaler's metrics after this step
+    (``vgs/...``), ``val_loss`` and ``val_error`` (None except on evaluations).
 
     Controls: those of `gqc_lab.loop.scaler_controls`, and ``lr_scale``.
     """

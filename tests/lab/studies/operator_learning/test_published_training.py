@@ -76,7 +76,7 @@ def test_what_has_no_counterpart_is_named():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read_training(section(ttc=False))
-    with pytest.raises(ValueError, match="unknown key 'lambda_inverse' in the training section"):
+    with pytest.raises(ValueError, match="training section: unknown key 'lambda_inverse'; did"):
         read_training(section(lambda_inverse=1.0))
 
 

@@ -162,11 +162,13 @@ def test_tuning_measures_every_arm_alike(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(annealing, "BUDGET", 2)
     monkeypatch.setattr(annealing, "CLOSE_BUDGET", 1)
     arms = TUNABLE[:2] + TUNABLE[-1:]
-    assert annealing.main(["smoke", str(tmp_path / "trials.jsonl"), *arms]) == 0
+    annealing.main("smoke", str(tmp_path / "trials.jsonl"), *arms)
     shown = capsys.readouterr()
     rows = list(csv.DictReader(shown.out.splitlines()))
     assert Counter(row["arm"] for row in rows if row["rung"]) == dict.fromkeys(arms, 3)
     assert all(f"# {arm}: outermost value of " in shown.err for arm in arms)
-    assert annealing.main(["huge"]) == 2
-    assert annealing.main(["smoke", str(tmp_path / "trials.jsonl"), "gtns"]) == 2
+    with pytest.raises(ValueError, match="rung='huge'"):
+        annealing.main("huge", str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="arm='gtns'"):
+        annealing.main("smoke", str(tmp_path / "none"), "gtns")
     assert isinstance(SPACES["gnts"]["start_norm"], Range)
