@@ -199,7 +199,6 @@ def execute_batch(
     executor: Executor,
     jobs: int | None = None,
     retry: int = 1,
-    is_fail_fast: bool = False,
 ) -> Outcomes:
     """Execute what is not finished; a run that fails does not stop the others.
 
@@ -211,7 +210,6 @@ def execute_batch(
         jobs: runs at a time; None: what the executor can take.
         retry: how often a run that was lost (killed, no kernel) is tried again; a notebook that
             fails is not.
-        is_fail_fast: stop as soon as a run has failed.
     Raises:
         BadInput: the store cannot be written to.
         gqc_lab.runs.cluster.SchedulerLost: the executor is a cluster, and out of reach.
@@ -222,7 +220,7 @@ def execute_batch(
     if not todo:
         return outcomes
     store.check_writable()
-    loop = _Loop(batch, store, listener, outcomes, executor, jobs, retry, is_fail_fast, deque(todo))
+    loop = _Loop(batch, store, listener, outcomes, executor, jobs, retry, deque(todo))
     with _interrupts(loop.press):
         loop.run()
     return outcomes
@@ -242,7 +240,6 @@ class _Loop:
     executor: Executor
     jobs: int | None
     retry: int
-    is_fail_fast: bool
     waiting: deque[Run]
     running: dict[str, Run] = field(default_factory=dict)
     later: list[tuple[float, Run]] = field(default_factory=list)
@@ -309,7 +306,7 @@ class _Loop:
                 status = "failed"
         if status == "failed":
             self.outcomes.errors[run.id] = error
-            if self.is_fail_fast or outcome.get("is_store_lost"):
+            if outcome.get("is_store_lost"):
                 self.is_stopping = True
                 self.executor.stop(list(self.running), at_once=False)
         self.outcomes.statuses[run.id] = "waiting" if status == "busy" else status
