@@ -68,8 +68,8 @@ class Executor(ABC):
         """Start a run; see :class:`gqc_lab.runs.execute.Execution`."""
 
     @abstractmethod
-    def stop(self, keys: list[str], *, at_once: bool) -> None:
-        """End runs, at once or after they have saved their checkpoints."""
+    def stop(self, *, at_once: bool) -> None:
+        """End all runs, at once or after they have saved their checkpoints."""
 
     @abstractmethod
     def close(self) -> None:
@@ -105,7 +105,7 @@ class LocalExecutor(Executor):
         if len(self._free) < self.gpus_per_run:
             raise BadInput(f"resources: gpu: {gpus:g}: this machine has {len(self._free)}")
         self.most_jobs = len(self._free) // max(1, self.gpus_per_run)
-        self._running: dict[str, tuple[Execution, threading.Thread]] = {}
+        self._running: list[tuple[Execution, threading.Thread]] = []
 
     def capacity(self, jobs: int | None) -> int:
         """Return ``jobs``, or 1, as the user's other work may need the machine; at most as many as
@@ -124,8 +124,8 @@ class LocalExecutor(Executor):
             job["gpus"] = [self._free.pop() for _ in range(self.gpus_per_run)]
         execution = Execution(job, self._heard.put)
         thread = threading.Thread(target=self._work, args=(execution,), daemon=True)
-        self._running[job["id"]] = execution, thread
         thread.start()
+        self._running.append((execution, thread))
 
     def _work(self, execution: "Execution") -> None:
         try:
@@ -137,15 +137,14 @@ class LocalExecutor(Executor):
             self._free += execution.job.get("gpus", [])
             self._heard.put({"event": "ended", "id": execution.job["id"], **outcome})
 
-    def stop(self, keys: list[str], *, at_once: bool) -> None:
-        for key in keys:
-            self._running[key][0].stop(at_once=at_once)
+    def stop(self, *, at_once: bool) -> None:
+        for execution, thread in self._running:
+            if thread.is_alive():
+                execution.stop(at_once=at_once)
 
     def close(self) -> None:
-        for execution, thread in self._running.values():
-            if thread.is_alive():
-                execution.stop(at_once=True)
-        for _, thread in self._running.values():
+        self.stop(at_once=True)
+        for _, thread in self._running:
             thread.join()
 
 
@@ -260,7 +259,7 @@ class _Loop:
             for event in self.executor.events(0.2 if self.running else 0.0):
                 self._hear(event)
             if obeyed < self.presses:
-                self.executor.stop(list(self.running), at_once=self.presses > 1)
+                self.executor.stop(at_once=self.presses > 1)
                 obeyed = self.presses
             if not self.running and not self.waiting and self.later and not self.is_stopping:
                 time.sleep(0.1)
@@ -308,7 +307,7 @@ class _Loop:
             self.outcomes.errors[run.id] = error
             if outcome.get("is_store_lost"):
                 self.is_stopping = True
-                self.executor.stop(list(self.running), at_once=False)
+                self.executor.stop(at_once=False)
         self.outcomes.statuses[run.id] = "waiting" if status == "busy" else status
         self.listener.ended(run, {**outcome, "status": status})
 

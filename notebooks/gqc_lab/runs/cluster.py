@@ -30,7 +30,7 @@ from gqc_lab.runs.store import RECORD, Store, read_note
 
 CONNECT_SECONDS = 4.0
 _REFRESH_SECONDS = 2.0  # between looks at how large the cluster is
-_running: dict[str, Execution] = {}  # of this Dask worker, by submission
+_running: set[Execution] = set()  # of this Dask worker
 
 
 class SchedulerLost(ConnectionError):
@@ -131,7 +131,7 @@ class DaskExecutor(Executor):
         self.topic = f"gqc-{uuid4().hex}"
         self.probe = store.root / f".{self.topic}"
         self.settings = {**settings, "topic": self.topic, "probe": str(self.probe)}
-        self._futures: dict[str, tuple[str, Future]] = {}  # by run: submission, future
+        self._futures: dict[str, Future] = {}  # by run
         self._started: set[str] = set()
         self._senders: list[threading.Thread] = []
         self._num_threads, self._looked = 0, -_REFRESH_SECONDS
@@ -184,7 +184,7 @@ class DaskExecutor(Executor):
             pure=False,
             resources=self.batch.resources or None,
         )
-        self._futures[key] = (submission, future)
+        self._futures[key] = future
         future.add_done_callback(partial(self._done, key))
 
     def _done(self, key: str, future: Future) -> None:
@@ -196,20 +196,18 @@ class DaskExecutor(Executor):
             outcome = {"status": "lost", "error": f"Dask gave the run up: {why}"}
         self._heard.put({"event": "ended", "id": key, **outcome})
 
-    def stop(self, keys: list[str], *, at_once: bool) -> None:
-        keys = [key for key in keys if key in self._futures]
-        submissions = [self._futures[key][0] for key in keys]
+    def stop(self, *, at_once: bool) -> None:
         # In a thread: a worker that does not answer must not hold the batch up.
-        sender = threading.Thread(target=self._send, args=(submissions, at_once), daemon=True)
+        sender = threading.Thread(target=self._send, args=(at_once,), daemon=True)
         sender.start()
         self._senders.append(sender)
-        for key in keys:
+        for key, future in self._futures.items():
             if at_once or key not in self._started:
-                self._futures[key][1].cancel()
+                future.cancel()
 
-    def _send(self, submissions: list[str], at_once: bool) -> None:
+    def _send(self, at_once: bool) -> None:
         with contextlib.suppress(OSError):  # a worker that is gone needs no order
-            self.client.run(stop_runs, submissions, at_once, on_error="ignore")
+            self.client.run(stop_runs, self.topic, at_once, on_error="ignore")
 
     def events(self, timeout: float) -> Iterator[dict[str, Any]]:
         """Raises: SchedulerLost: there is no connection any more."""
@@ -233,7 +231,7 @@ class DaskExecutor(Executor):
         for sender in self._senders:
             sender.join(CONNECT_SECONDS)
         if self.client.status == "running":
-            self.client.cancel([future for _, future in self._futures.values()])
+            self.client.cancel(list(self._futures.values()))
         self.probe.unlink(missing_ok=True)
         self.client.close()
         if self.client.cluster is not None:
@@ -284,12 +282,12 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     is_over = threading.Event()
     arguments = (execution, is_over, worker, worker.get_current_task())
     threading.Thread(target=_watch, args=arguments, daemon=True).start()
-    _running[job["submission"]] = execution
+    _running.add(execution)
     try:
         return execution.run()
     finally:
         is_over.set()
-        del _running[job["submission"]]
+        _running.remove(execution)
 
 
 def _watch(execution: Execution, is_over: threading.Event, worker: Any, task: str) -> None:
@@ -301,8 +299,8 @@ def _watch(execution: Execution, is_over: threading.Event, worker: Any, task: st
             return
 
 
-def stop_runs(submissions: list[str], at_once: bool) -> None:
-    """Stop the runs of this Dask worker among ``submissions``; for `Client.run`."""
-    for submission in submissions:
-        if execution := _running.get(submission):
+def stop_runs(topic: str, at_once: bool) -> None:
+    """Stop the runs of a batch on this Dask worker; for `Client.run`."""
+    for execution in list(_running):
+        if execution.job["topic"] == topic:
             execution.stop(at_once=at_once)
