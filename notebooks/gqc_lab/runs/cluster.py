@@ -78,7 +78,7 @@ def connect(
 def _knock(scheduler: str) -> None:
     """Raises: BadInput: what is at the address is no Dask scheduler.
 
-    A client that fails to connect would hold the exit up for ten seconds; this leaves nothing.
+    A client would wait for ever where another server listens.
     """
 
     async def knock() -> None:
