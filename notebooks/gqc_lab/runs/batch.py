@@ -10,7 +10,6 @@ import signal
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -173,20 +172,18 @@ def make_job(batch: Batch, run: Run, store: Store) -> dict[str, Any]:
 def set_corrupt_aside(batch: Batch, store: Store, note: Callable[[str], None]) -> Outcomes:
     """Return what is finished, all files verified, after the corrupt runs are quarantined."""
     outcomes = Outcomes({run.id: "waiting" for run in batch.runs})
-    stored = store.finished()
-    for run in batch.runs:
-        if run.id in stored:
-            try:
-                store.verify(run.id)
-            except CorruptRun as error:
-                if shelf := store.quarantine(run.id):
-                    note(f"{run.id} is corrupt ({error}); set aside in {shelf}, runs again")
-            except OSError as error:
-                outcomes.statuses[run.id] = "failed"
-                outcomes.errors[run.id] = describe_damage(error)
-                note(f"{run.id} {outcomes.errors[run.id]}")
-            else:
-                outcomes.statuses[run.id] = "kept"
+    for key in sorted(store.finished() & outcomes.statuses.keys()):
+        try:
+            store.verify(key)
+        except CorruptRun as error:
+            if shelf := store.quarantine(key):
+                note(f"{key} is corrupt ({error}); set aside in {shelf}, runs again")
+        except OSError as error:
+            outcomes.statuses[key] = "failed"
+            outcomes.errors[key] = describe_damage(error)
+            note(f"{key} {outcomes.errors[key]}")
+        else:
+            outcomes.statuses[key] = "kept"
     return outcomes
 
 
@@ -215,11 +212,11 @@ def execute_batch(
     """
     outcomes = set_corrupt_aside(batch, store, listener.note)
     listener.kept(outcomes.count("kept"))
-    todo = [run for run in batch.runs if outcomes.statuses[run.id] == "waiting"]
+    todo = [(0.0, run) for run in batch.runs if outcomes.statuses[run.id] == "waiting"]
     if not todo:
         return outcomes
     store.check_writable()
-    loop = _Loop(batch, store, listener, outcomes, executor, jobs, retry, deque(todo))
+    loop = _Loop(batch, store, listener, outcomes, executor, jobs, retry, todo)
     with _interrupts(loop.press):
         loop.run()
     return outcomes
@@ -239,9 +236,8 @@ class _Loop:
     executor: Executor
     jobs: int | None
     retry: int
-    waiting: deque[Run]
+    waiting: list[tuple[float, Run]]  # from when on it may be started
     running: dict[str, Run] = field(default_factory=dict)
-    later: list[tuple[float, Run]] = field(default_factory=list)
     attempts: dict[str, int] = field(default_factory=dict)
     told: set[str] = field(default_factory=set)
     presses: int = 0
@@ -254,23 +250,21 @@ class _Loop:
 
     def run(self) -> None:
         obeyed = 0
-        while self.running or ((self.waiting or self.later) and not self.is_stopping):
+        while self.running or (self.waiting and not self.is_stopping):
             self._fill()
-            for event in self.executor.events(0.2 if self.running else 0.0):
+            for event in self.executor.events(0.2):
                 self._hear(event)
             if obeyed < self.presses:
                 self.executor.stop(at_once=self.presses > 1)
                 obeyed = self.presses
-            if not self.running and not self.waiting and self.later and not self.is_stopping:
-                time.sleep(0.1)
 
     def _fill(self) -> None:
-        now = time.monotonic()
-        self.waiting.extend(run for when, run in self.later if when <= now)
-        self.later = [(when, run) for when, run in self.later if when > now]
-        limit = self.executor.capacity(self.jobs)
-        while self.waiting and len(self.running) < limit and not self.is_stopping:
-            run = self.waiting.popleft()
+        room = self.executor.capacity(self.jobs) - len(self.running)
+        ready = [each for each in self.waiting if each[0] <= time.monotonic()]
+        for when, run in ready[: max(0, room)]:
+            if self.is_stopping:
+                return
+            self.waiting.remove((when, run))
             self.running[run.id] = run
             self.executor.submit(make_job(self.batch, run, self.store))
 
@@ -289,7 +283,7 @@ class _Loop:
     def _settle(self, run: Run, outcome: dict[str, Any]) -> None:
         status, error = outcome["status"], outcome.get("error", "")
         if status == "busy":
-            self.later.append((time.monotonic() + _BUSY_PAUSE, run))
+            self.waiting.append((time.monotonic() + _BUSY_PAUSE, run))
             if error not in self.told:
                 self.listener.note(f"{run.id}: {error}; waiting for it")
                 self.told.add(error)
@@ -299,7 +293,7 @@ class _Loop:
             self.attempts[run.id] = self.attempts.get(run.id, 0) + 1
             if self.attempts[run.id] <= self.retry:
                 self.listener.note(f"{run.id}: {error}; trying again")
-                self.waiting.append(run)
+                self.waiting.append((0.0, run))
                 status = "waiting"
             else:
                 status = "failed"
