@@ -52,7 +52,6 @@ def connect(
         scheduler: address such as ``tcp://host:8786``, or ``local`` for Dask workers, ``jobs`` of
             them or one per core, that are started here.
         note: told the dashboard's address, and what is being waited for.
-        is_forked: fork kernels from a process with torch loaded, where the system can.
     Raises: BadInput: no scheduler answers, or a worker does not see the store.
     """
     if scheduler != "local" and "://" not in scheduler:
@@ -243,8 +242,6 @@ def find_problem(probe: str, folders: list[str], sources: dict[str, str]) -> str
 
     Args:
         probe: a file in the run store; a worker that cannot see it does not share the store.
-        folders: of the notebook and its modules, which the runs are to see.
-        sources: hash of each module that the notebook uses, by name.
     """
     store = Path(probe).parent
     if not Path(probe).is_file():
@@ -268,9 +265,6 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
 
     Dask repeats the task when its worker is lost.  Whether and how often to try again is the
     batch's to say (``--retry``), so the repetition only reports the loss.
-
-    Args:
-        job: as for :class:`Execution`, with ``probe`` and the ``topic`` of its events.
     """
     worker = get_worker()
     if problem := find_problem(job["probe"], job["folders"], job["inputs"]["source"]):
