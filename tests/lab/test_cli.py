@@ -75,6 +75,8 @@ def test_planning_and_listing_do_not_wait_for_torch(arguments):
         (["-p", "scale", "-1"], "scale=-1.0: expected a number above 0"),
         (["-p", "seed", "1.5"], "seed=1.5: expected int"),
         (["-p", "seed=x"], "seed='x': expected int"),
+        (["-f", "none.yaml"], "none.yaml: no such file"),
+        (["-f", "p.yaml"], "unknown parameter 'mehtod'='plain'; did you mean 'method'?"),
         (["--runs", "taken"], "cannot write to the run store"),
         (["--jobz", "1"], "No such option"),
     ],
@@ -83,11 +85,12 @@ def test_bad_arguments_are_one_line_and_leave_nothing(
     tmp_path, monkeypatch, capsys, arguments, message
 ):
     (tmp_path / "taken").touch()
+    (tmp_path / "p.yaml").write_text("mehtod: plain")
     code, _, error = gqc_here(tmp_path, monkeypatch, capsys, "run", TINY, *arguments)
     assert code == 2
     assert message in error
     assert len(error.strip().splitlines()) == 1 or "No such option" in message
-    assert {path.name for path in tmp_path.iterdir()} == {"taken"}
+    assert {path.name for path in tmp_path.iterdir()} == {"p.yaml", "taken"}
 
 
 @pytest.mark.parametrize("command", ["run", "plan", "status"])
@@ -100,8 +103,10 @@ def test_a_bad_batch_file_is_refused_by_every_command(tmp_path, monkeypatch, cap
 
 
 def test_one_run_is_stored_shown_and_not_repeated(tmp_path):
-    parameters = ["-p", "scale", "2.0", "-p", "pause", "1e-3", "-p", "rounds", "1", "-p", "seed=3"]
-    arguments = ["run", TINY, *parameters]
+    (tmp_path / "p.yaml").write_text("scale: 4.0\nrounds: 2\npause: 1e-3\n")
+    (tmp_path / "later.yaml").write_text("scale: 2.0\n")
+    files = ["-f", "p.yaml", "-f", "later.yaml"]
+    arguments = ["run", TINY, *files, "-p", "rounds", "1", "-p", "seed=3"]
     done = gqc(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "1 finished" in done.stdout

@@ -11,7 +11,7 @@ from gqc_lab.cli.shared import File, Runs, group, make_console
 from gqc_lab.errors import BadInput
 from gqc_lab.runs.batch import Executor, LocalExecutor, default_threads, execute_batch
 from gqc_lab.runs.notebook import read_notebook
-from gqc_lab.runs.parameters import parse_option
+from gqc_lab.runs.parameters import parse_option, read_mapping
 from gqc_lab.runs.plan import Batch, read_batch, shard, single
 from gqc_lab.runs.store import Store
 
@@ -29,12 +29,17 @@ def run_notebook(
     parameters: Annotated[
         list[str] | None, typer.Option("--parameter", "-p", help="-p name value, or -p name=value")
     ] = None,
+    values: Annotated[
+        list[Path] | None, typer.Option("--file", "-f", help="YAML file of parameters.")
+    ] = None,
     runs: Runs = Path("runs"),
     cold: Cold = False,
 ) -> None:
     """Run one notebook with parameters; a finished run is not repeated."""
     read = read_notebook(notebook)
     given: dict[str, Any] = {}
+    for path in values or []:
+        given |= read_mapping(path)
     for each in parameters or []:
         name, equals, text = each.partition("=")
         if not equals:

@@ -50,15 +50,19 @@ class Notebook:
 
 
 def read_notebook(path: Path | str) -> Notebook:
-    """Read an .ipynb notebook.
+    """Read an .ipynb, or the .ipynb that a .py is paired with.
 
-    The parameters of the .py that it is paired with may differ, as after a run that was steered: a
-    run has those of the .ipynb, and records them.
+    The parameters of a pair may differ, as after a run that was steered: a run has those of the
+    .ipynb, and records them.
 
     Raises: BadInput: no such notebook, damaged, no single `parameters` cell, or a pair of
         which only one half was edited.
     """
     path = Path(path)
+    if path.suffix == ".py":
+        path = path.with_suffix(".ipynb")
+        if not path.is_file():
+            raise BadInput(f"{path}: no such notebook; make it with `jupytext --sync` on the .py")
     if path.suffix != ".ipynb" or not path.is_file():
         raise BadInput(f"{path}: expected an existing .ipynb notebook")
     content = _read_content(path)

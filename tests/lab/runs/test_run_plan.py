@@ -166,7 +166,7 @@ EMPTY = '{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
     [
         ("a.ipynb", None, "expected an existing .ipynb"),
         ("a.txt", "", "expected an existing .ipynb"),
-        ("a.py", "x = 1", "expected an existing .ipynb"),
+        ("a.py", "x = 1", "no such notebook; make it with `jupytext"),
         ("a.ipynb", "{", "not a Jupyter notebook"),
         ("a.ipynb", "[]", "not a Jupyter notebook"),
         ("a.ipynb", '{"cells": []}', "not a Jupyter notebook"),
@@ -186,7 +186,7 @@ def test_pair_has_to_be_in_sync(tmp_path):
     path.write_text((NOTEBOOKS / "tiny.ipynb").read_text())
     script = jupytext.writes(jupytext.read(path), "py:percent")
     path.with_suffix(".py").write_text(script)
-    assert read_notebook(path).path == path.resolve()
+    assert read_notebook(path.with_suffix(".py")).path == path.resolve()
     path.with_suffix(".py").write_text(script.replace("stream.random()", "1.0"))
     with pytest.raises(BadInput, match="differ; run `jupytext --sync"):
         read_notebook(path)
