@@ -1,7 +1,9 @@
 """Saved runs side by side: any recorded number against tokens, steps, draws or time."""
 
 import html
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ipywidgets as widgets
 import pandas as pd
@@ -27,7 +29,9 @@ class SavedRuns:
         ValueError: no run has a history with the columns method and seed.
     """
 
-    def __init__(self, store: Path | str | runs.Runs = "runs", where: str | None = None) -> None:
+    def __init__(
+        self, store: Path | str | runs.Runs = "runs", where: str | Mapping[str, Any] | None = None
+    ) -> None:
         loaded = store if isinstance(store, runs.Runs) else runs.load(store, where)
         self.results, self.history = loaded.results, loaded.history
         if not isinstance(store, runs.Runs) and where is None:
@@ -119,7 +123,9 @@ class SavedRuns:
 class Compare(widgets.VBox):
     """Draw the finished runs of a store; see `SavedRuns` for the arguments and errors."""
 
-    def __init__(self, store: Path | str | runs.Runs = "runs", where: str | None = None) -> None:
+    def __init__(
+        self, store: Path | str | runs.Runs = "runs", where: str | Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__(layout=widgets.Layout(width="100%"))
         self.model = SavedRuns(store, where)
         metrics = self.model.metrics

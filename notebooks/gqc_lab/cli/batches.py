@@ -61,6 +61,7 @@ def run_batch(
         typer.Option(help="Run on Dask workers: tcp://host:port, or local to start some here."),
     ] = None,
     retry: Annotated[int, typer.Option(min=0, help="Further tries of a run that was killed.")] = 1,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at a failure.")] = False,
     cold: Cold = False,
     share: Annotated[
         str, typer.Option("--shard", help="Only the i-th of n shares, as in a job array: i/n.")
@@ -69,7 +70,7 @@ def run_batch(
     """Execute what is not finished yet, then print the results, those of other shares too."""
     batch = read_batch(file)
     mine = shard(batch, share)
-    raise typer.Exit(_execute(mine, runs, jobs, cold, retry, scheduler, batch))
+    raise typer.Exit(_execute(mine, runs, jobs, cold, retry, fail_fast, scheduler, batch))
 
 
 @batches.command("plan")
@@ -124,6 +125,7 @@ def _execute(
     jobs: int | None,
     is_cold: bool,
     retry: int = 1,
+    is_fail_fast: bool = False,
     scheduler: str | None = None,
     whole: Batch | None = None,
 ) -> int:
@@ -140,7 +142,7 @@ def _execute(
         with closing(executor):
             outcomes = execute_batch(
                 batch, store, progress,
-                jobs=jobs, retry=retry, executor=executor,
+                jobs=jobs, retry=retry, is_fail_fast=is_fail_fast, executor=executor,
             )  # fmt: skip
     counts = [f"{outcomes.count(s)} {s}" for s in dict.fromkeys(outcomes.statuses.values())]
     runs_of_it = "1 run" if len(batch.runs) == 1 else f"{len(batch.runs)} runs"

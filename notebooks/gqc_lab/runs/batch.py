@@ -195,6 +195,7 @@ def execute_batch(
     executor: Executor,
     jobs: int | None = None,
     retry: int = 1,
+    is_fail_fast: bool = False,
 ) -> Outcomes:
     """Execute what is not finished; a run that fails does not stop the others.
 
@@ -206,6 +207,7 @@ def execute_batch(
         jobs: runs at a time; None: what the executor can take.
         retry: how often a run that was lost (killed, no kernel) is tried again; a notebook that
             fails is not.
+        is_fail_fast: stop as soon as a run has failed.
     Raises:
         BadInput: the store cannot be written to.
         gqc_lab.runs.cluster.SchedulerLost: the executor is a cluster, and out of reach.
@@ -216,7 +218,7 @@ def execute_batch(
     if not todo:
         return outcomes
     store.check_writable()
-    loop = _Loop(batch, store, listener, outcomes, executor, jobs, retry, todo)
+    loop = _Loop(batch, store, listener, outcomes, executor, jobs, retry, is_fail_fast, todo)
     with _interrupts(loop.press):
         loop.run()
     return outcomes
@@ -236,6 +238,7 @@ class _Loop:
     executor: Executor
     jobs: int | None
     retry: int
+    is_fail_fast: bool
     waiting: list[tuple[float, Run]]  # from when on it may be started
     running: dict[str, Run] = field(default_factory=dict)
     attempts: dict[str, int] = field(default_factory=dict)
@@ -299,7 +302,7 @@ class _Loop:
                 status = "failed"
         if status == "failed":
             self.outcomes.errors[run.id] = error
-            if outcome.get("is_store_lost"):
+            if self.is_fail_fast or outcome.get("is_store_lost"):
                 self.is_stopping = True
                 self.executor.stop(at_once=False)
         self.outcomes.statuses[run.id] = "waiting" if status == "busy" else status

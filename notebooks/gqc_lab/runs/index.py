@@ -18,7 +18,7 @@ from gqc_lab.runs.store import RECORD, RESULT, CorruptRun, Store
 
 INDEX = "index"  # a checksum, then JSON
 _FEW = 200  # runs, which are read as quickly without an index
-_VERSION = 3
+_VERSION = 2
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Summary:
     """What is listed of a finished run.
 
     Args:
-        notebook, parameters, seconds, attempts: as in its run.json.
+        notebook, parameters, started, seconds, attempts: as in its run.json.
         rows: of its result.json.
         stamps: what tells whether a file has changed, by name.
         is_whole: whether all files were verified, not just these two.
@@ -34,6 +34,7 @@ class Summary:
 
     notebook: str
     parameters: dict[str, Any]
+    started: float
     seconds: float
     attempts: int
     rows: list[dict[str, Any]]
@@ -102,6 +103,7 @@ def _read(store: Store, key: str, is_whole: bool) -> Summary:
     return Summary(
         notebook=result["notebook"],
         parameters=result["parameters"],
+        started=record.get("started", 0.0),
         seconds=record.get("seconds", 0.0),
         attempts=record.get("attempts", 1),
         rows=result["results"],

