@@ -157,6 +157,10 @@ def test_a_batch_reports_fails_and_is_planned(tmp_path, monkeypatch, capsys):
     assert "broken on purpose" in text
     assert re.search(r"time left: about \d+ s", here("batch", "plan", "b.yaml")[1])
 
+    failed = next((tmp_path / "runs" / "failed").iterdir()).name
+    why = here("batch", "plan", "b.yaml", "--explain", failed[:6])[1]
+    assert "it failed: ValueError: this method is broken on purpose" in why
+    assert "parameter method: " in why
     assert "2 rows" in here("runs", "list", "--where", "method = 'double'")[1]
     code, _, error = here("runs", "list", "--where", "metod = 1")
     assert code == 2

@@ -78,11 +78,18 @@ def plan_batch(
     file: File,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")] = 1,
     runs: Runs = Path("runs"),
+    explain: Annotated[
+        str | None, typer.Option(help="Say why the run of this id (or its start) is to run.")
+    ] = None,
 ) -> None:
     """Show the runs, what is finished and the time that is left; run nothing."""
-    from gqc_lab.runs.overview import print_plan
+    from gqc_lab.runs import overview
 
-    print_plan(read_batch(file), Store(runs), jobs, make_console())
+    batch, store = read_batch(file), Store(runs)
+    if explain is None:
+        overview.print_plan(batch, store, jobs, make_console())
+    else:
+        print("\n".join(overview.explain(overview.find_run(batch, explain), batch, store)))
 
 
 @batches.command("status")

@@ -207,6 +207,56 @@ def _damage(store: Store, key: str) -> str:
     return ""
 
 
+def find_run(batch: Batch, start: str) -> Run:
+    """Return the run whose id begins with ``start``.  Raises: BadInput: none does, or several."""
+    matches = [run for run in batch.runs if start and run.id.startswith(start)]
+    if len(matches) != 1:
+        raise BadInput(f"{start!r}: {len(matches)} runs of {batch.name} begin so; list their ids")
+    return matches[0]
+
+
+def explain(run: Run, batch: Batch, store: Store) -> list[str]:
+    """Say in lines whether ``run`` is finished and, if not, what changed since one that is."""
+    if run.id in store.finished():
+        wrong = _damage(store, run.id)
+        return [f"{run.id} {wrong or 'is finished; nothing that it depends on has changed'}"]
+    lines = [f"{run.id} is not finished"]
+    if store.failed(run.id).is_dir():
+        lines.append(f"it failed: {_state(store, run.id, 'failed')}")
+    if store.partial(run.id).is_dir():
+        if store.is_running(run.id):
+            lines.append(f"it is {store.describe_holder(run.id)}")
+        else:
+            status = _partial_status(store, run.id).replace("interrupted", "was interrupted")
+            lines.append(f"it {status}, and continues from its checkpoint")
+    others = _of_notebook(batch, store)
+    if not others:
+        return [*lines, f"no run of {batch.notebook.name} is in the store"]
+    wanted = run.parameters.items()
+    alike = {k: sum(r.parameters.get(n, ...) == v for n, v in wanted) for k, r in others.items()}
+    nearest = store.record(max(others, key=lambda key: (alike[key], others[key].started)))
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(nearest["started"]))
+    lines.append(f"nearest in the store: {nearest['id']} of {when}; since then, or unlike it:")
+    return lines + [f"  {line}" for line in differences(run, nearest)]
+
+
+def differences(run: Run, record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each input of ``run`` that differs from the stored ``record``."""
+    old, new = record["parameters"], run.parameters
+    for name in {**old, **new}:
+        if name not in old or name not in new:
+            yield f"parameter {name}: {'new' if name in new else 'gone'}"
+        elif old[name] != new[name]:
+            yield f"parameter {name}: {show_value(old[name])} -> {show_value(new[name])}"
+    for part, label in (("notebook", "notebook cell"), ("source", "source"), ("data", "data")):
+        before, after = record["inputs"].get(part, {}), run.inputs[part]
+        for name in sorted({**before, **after}):
+            if name not in before or name not in after:
+                yield f"{label} {name}: {'new' if name in after else 'gone'}"
+            elif before[name] != after[name]:
+                yield f"{label} {name}: changed"
+
+
 class BatchProgress:
     """Listener to :func:`gqc_lab.runs.batch.execute_batch`, while its ``bars`` are entered."""
 

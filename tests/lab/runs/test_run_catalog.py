@@ -1,4 +1,4 @@
-"""Tables, estimates and clean-up of a store."""
+"""Tables, explanations, estimates and clean-up of a store."""
 
 import sys
 from pathlib import Path
@@ -14,6 +14,8 @@ from gqc_lab.runs.overview import (
     count_flops,
     describe_cost,
     estimate,
+    explain,
+    find_run,
     print_plan,
     statuses,
 )  # fmt: skip
@@ -133,6 +135,40 @@ def test_cost_is_of_the_runs_that_are_left(make_batch, store, tmp_path, monkeypa
             count_flops(make_batch(text))
 
 
+def test_explanation_names_what_changed(make_batch, store, tmp_path):
+    text = (NOTEBOOKS / "tiny.ipynb").read_text()
+    (tmp_path / "tiny.ipynb").write_text(text)
+    (tmp_path / "corpus.txt").write_text("a")
+    arguments = "seeds: [1, 2]\ndata: [corpus.txt]", "tiny.ipynb"
+    batch = make_batch(*arguments)
+    assert explain(batch.runs[0], batch, store)[1:] == ["no run of tiny is in the store"]
+    finish(store, batch.runs[0])
+    assert "is finished" in explain(batch.runs[0], batch, store)[0]
+    fail(store, batch.runs[1])
+    lines = explain(batch.runs[1], batch, store)
+    assert lines[1].startswith("it failed: ValueError: no\n")
+    assert lines[-1] == "  parameter seed: 1 -> 2"
+
+    (tmp_path / "corpus.txt").write_text("b")
+    (tmp_path / "tiny.ipynb").write_text(text.replace("stream.random()", "1.0"))
+    changed = make_batch(*arguments)
+    assert changed.runs[0].id != batch.runs[0].id
+    lines = explain(changed.runs[0], changed, store)
+    assert lines[-2:] == ["  notebook cell 1: changed", "  data corpus.txt: changed"]
+
+    record = store.folder(batch.runs[0].id) / "run.json"
+    record.write_text(record.read_text()[:-9])
+    assert "is corrupt" in explain(batch.runs[0], batch, store)[0]
+
+
+def test_runs_are_found_by_the_start_of_their_id(make_batch):
+    batch = make_batch("seeds: 40")
+    assert find_run(batch, batch.runs[3].id[:8]) is batch.runs[3]
+    for start in ("", "g", "0123456789abcdef"):
+        with pytest.raises(BadInput, match="begin so"):
+            find_run(batch, start)
+
+
 def test_listing_shows_what_differs(make_batch, store):
     batch = make_batch("seeds: 2")
     for run in batch.runs:
@@ -189,6 +225,7 @@ def test_damaged_runs_do_not_hide_the_others(make_batch, store, tmp_path, monkey
     assert code == 1
     assert f"{locked.id} seed=0: cannot be read" in text
     assert f"{torn.id} seed=1: is corrupt" in text
+    assert "cannot be read" in explain(locked, batch, store)[0]
     assert store.garbage((), {"tiny"}) == sorted(store.folder(run.id) for run in batch.runs[1:])
     code, text = gqc("runs", "merge", store.root, tmp_path / "copy")
     assert (code, text.splitlines()[-1]) == (1, "2 copied, 1 corrupt, 1 unreadable")

@@ -231,6 +231,8 @@ def test_stored_files(count, place, monkeypatch, capsys):
         runs = ["--runs", store.root]
         for command in (["batch", "plan"], ["batch", "status"]):
             gqc(monkeypatch, capsys, *command, place / "b.yaml", *runs)
+        for run in batch.runs:
+            gqc(monkeypatch, capsys, "batch", "plan", place / "b.yaml", "--explain", run.id, *runs)
         gqc(monkeypatch, capsys, "runs", "gc", place / "b.yaml", *runs)
         gqc(monkeypatch, capsys, "runs", "list", *runs)
         with contextlib.suppress(CorruptRun):
