@@ -61,9 +61,9 @@ def estimate(batch: Batch, store: Store, left: Collection[str], jobs: int) -> fl
     A run is expected to take the median of the runs that differ from it in the seed only, or
     else of all runs of the notebook.
     """
-    name, alike = batch.notebook.name, dict[str, list[float]]()
-    for run in summarize(store, store.finished()).values():
-        if isinstance(run, Summary) and run.notebook == name and run.attempts == 1:
+    alike: dict[str, list[float]] = {}
+    for run in _of_notebook(batch, store).values():
+        if run.attempts == 1:
             alike.setdefault(_but_seed(run.parameters), []).append(run.seconds)
     if not alike:
         return None
@@ -72,6 +72,12 @@ def estimate(batch: Batch, store: Store, left: Collection[str], jobs: int) -> fl
     waiting = [run for run in batch.runs if run.id in left]
     total = sum(medians.get(_but_seed(run.parameters), usual) for run in waiting)
     return total / min(jobs, max(1, len(waiting)))
+
+
+def _of_notebook(batch: Batch, store: Store) -> dict[str, Summary]:
+    found = summarize(store, store.finished()).items()
+    name = batch.notebook.name
+    return {key: each for key, each in found if isinstance(each, Summary) and each.notebook == name}
 
 
 def _but_seed(parameters: dict[str, Any]) -> str:
