@@ -110,9 +110,6 @@ def fill_readme(
 
     ``claims`` counts the verdicts, ``flagship`` gives the means of one batch.  Both say how many of
     their runs are from an older version of the code.
-
-    Args:
-        current: as of :func:`current_ids`.
     """
 
     def block(name: str) -> str:

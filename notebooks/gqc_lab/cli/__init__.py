@@ -14,8 +14,7 @@ _NEEDS_LAB = "gqc: the command line needs the lab extra: pip install 'gqc-kit[la
 
 
 def _make_app() -> "typer.Typer":
-    from gqc_lab.cli.batches import batches, run_notebook
-    from gqc_lab.cli.new import new
+    from gqc_lab.cli.batches import batches, new, run_notebook
     from gqc_lab.cli.paper import decide_claims, draw_figures, freeze_results
     from gqc_lab.cli.shared import group
     from gqc_lab.cli.stored import render_gallery, stored

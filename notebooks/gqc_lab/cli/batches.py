@@ -1,4 +1,4 @@
-"""``gqc run`` and ``gqc batch``: execute notebooks, plan and inspect batches of runs."""
+"""``gqc run``, ``batch`` and ``new``: execute notebooks, plan batches of runs, write new ones."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 batches = group("Plan, run and inspect batches of runs.")
+new = group("Write files to start from.")
+new.callback()(lambda: None)  # keeps a group of one command a group
 Cold = Annotated[bool, typer.Option("--cold", help="Start kernels from scratch.")]
 
 
@@ -103,6 +105,25 @@ def batch_status(
 
     code = print_status(read_batch(file), Store(runs), make_console(), is_watched=is_watched)
     raise typer.Exit(code)
+
+
+@new.command("experiment")
+def new_experiment(
+    name: Annotated[str, typer.Argument(help="Such as batch_noise.")],
+    question: Annotated[str, typer.Option(help="Title of the notebook.")] = "",
+    to: Annotated[
+        Path, typer.Option(help="A checkout of the kit, or a folder for all files.")
+    ] = Path(),
+) -> None:
+    """Write an experiment that runs as it is: module, notebook pair, batch."""
+    from gqc_lab.publish.scaffold import write_experiment
+
+    made = write_experiment(name, question, to)
+    for path in made.paths:
+        print(f"written: {path}")
+    print(f"\nto have it decided, add to claims.yaml:\n\n{made.claim}")
+    print(f"next: gqc run {made.notebook}")
+    print(f"then: gqc batch run {made.batch} --jobs 2")
 
 
 def _execute(

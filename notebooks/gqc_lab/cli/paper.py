@@ -3,34 +3,12 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from gqc_lab.cli.shared import Runs, make_console
+from gqc_lab.cli.shared import Runs
 from gqc_lab.errors import BadInput
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-
-def _overview(claims: list[dict[str, Any]]) -> "Table":
-    from rich.table import Table
-
-    heads = ("claim", "verdict", "p (Holm)", "measured", "rule", "effect [95 %]", "n", "part")
-    table = Table(*heads, box=None, pad_edge=False)
-    for claim in claims:
-        head = [claim["id"], claim["verdict"], claim["p"].removeprefix("= ")]
-        if not claim["is_tested"]:
-            table.add_row(*head, claim["reason"])
-            continue
-        for part in claim["parts"]:
-            table.add_row(
-                *head, part["part"], part["bound"], part["effect"], str(part["n"]), part["status"]
-            )
-            head = ["", "", ""]
-    return table
-
 
 Folder = Annotated[Path, typer.Option(help="Folder of claims.yaml, results.yaml and results/.")]
 
@@ -48,27 +26,27 @@ def decide_claims(
     from gqc_lab.claims import commands
     from gqc_lab.claims.render import count, describe_claims
 
-    console = make_console()
     if action not in {"", "register"}:
         raise BadInput(f"{action!r}: expected register, or nothing to decide the claims")
     if action and is_check:
         raise BadInput("register writes; `gqc claims --check`, without it, compares")
     if action:
-        console.print("\n".join(commands.register_all(paper)), highlight=False)
+        print("\n".join(commands.register_all(paper)))
         return
     if is_check:
         lines = commands.check(paper)
         for line in lines:
             print(f"gqc: {line}", file=sys.stderr)
-        console.print(f"{len(lines)} differences from {paper / commands.VERDICTS}")
+        print(f"{len(lines)} differences from {paper / commands.VERDICTS}")
         raise typer.Exit(1 if lines else 0)
     verdicts = commands.decide(paper)
     paths = commands.write(verdicts, paper)
     claims = describe_claims(verdicts)
-    console.print(_overview(claims))
+    for claim in claims:
+        print(f"{claim['id']}: {claim['verdict']}")
     counted = ", ".join(f"{n} {name}" for name, n in count(claims).items())
-    console.print(f"\n{len(verdicts)} claims: {counted}", highlight=False)
-    console.print("written: " + ", ".join(map(str, paths)), highlight=False)
+    print(f"\n{len(verdicts)} claims: {counted}")
+    print("written: " + ", ".join(map(str, paths)))
 
 
 def freeze_results(
@@ -88,12 +66,11 @@ def freeze_results(
         for name in names or commands.read_plan(paper):
             print(os.path.relpath(commands.batch_path(paper, name)))
         return
-    console = make_console()
     for batch in commands.freeze_all(paper, runs, names or []):
         stale = sum(not run["is_current"] for run in batch.runs)
         note = f", {stale} of an older code" if stale else ""
-        console.print(f"{batch.name}: {len(batch.runs)} runs{note}", highlight=False)
-    console.print("next: gqc claims")
+        print(f"{batch.name}: {len(batch.runs)} runs{note}")
+    print("next: gqc claims")
 
 
 def draw_figures(

@@ -10,7 +10,6 @@ import signal
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -68,8 +67,8 @@ class Executor(ABC):
         """Start a run; see :class:`gqc_lab.runs.execute.Execution`."""
 
     @abstractmethod
-    def stop(self, keys: list[str], *, at_once: bool) -> None:
-        """End runs, at once or after they have saved their checkpoints."""
+    def stop(self, *, at_once: bool) -> None:
+        """End all runs, at once or after they have saved their checkpoints."""
 
     @abstractmethod
     def close(self) -> None:
@@ -105,7 +104,7 @@ class LocalExecutor(Executor):
         if len(self._free) < self.gpus_per_run:
             raise BadInput(f"resources: gpu: {gpus:g}: this machine has {len(self._free)}")
         self.most_jobs = len(self._free) // max(1, self.gpus_per_run)
-        self._running: dict[str, tuple[Execution, threading.Thread]] = {}
+        self._running: list[tuple[Execution, threading.Thread]] = []
 
     def capacity(self, jobs: int | None) -> int:
         """Return ``jobs``, or 1, as the user's other work may need the machine; at most as many as
@@ -124,8 +123,8 @@ class LocalExecutor(Executor):
             job["gpus"] = [self._free.pop() for _ in range(self.gpus_per_run)]
         execution = Execution(job, self._heard.put)
         thread = threading.Thread(target=self._work, args=(execution,), daemon=True)
-        self._running[job["id"]] = execution, thread
         thread.start()
+        self._running.append((execution, thread))
 
     def _work(self, execution: "Execution") -> None:
         try:
@@ -137,15 +136,14 @@ class LocalExecutor(Executor):
             self._free += execution.job.get("gpus", [])
             self._heard.put({"event": "ended", "id": execution.job["id"], **outcome})
 
-    def stop(self, keys: list[str], *, at_once: bool) -> None:
-        for key in keys:
-            self._running[key][0].stop(at_once=at_once)
+    def stop(self, *, at_once: bool) -> None:
+        for execution, thread in self._running:
+            if thread.is_alive():
+                execution.stop(at_once=at_once)
 
     def close(self) -> None:
-        for execution, thread in self._running.values():
-            if thread.is_alive():
-                execution.stop(at_once=True)
-        for _, thread in self._running.values():
+        self.stop(at_once=True)
+        for _, thread in self._running:
             thread.join()
 
 
@@ -174,20 +172,18 @@ def make_job(batch: Batch, run: Run, store: Store) -> dict[str, Any]:
 def set_corrupt_aside(batch: Batch, store: Store, note: Callable[[str], None]) -> Outcomes:
     """Return what is finished, all files verified, after the corrupt runs are quarantined."""
     outcomes = Outcomes({run.id: "waiting" for run in batch.runs})
-    stored = store.finished()
-    for run in batch.runs:
-        if run.id in stored:
-            try:
-                store.verify(run.id)
-            except CorruptRun as error:
-                if shelf := store.quarantine(run.id):
-                    note(f"{run.id} is corrupt ({error}); set aside in {shelf}, runs again")
-            except OSError as error:
-                outcomes.statuses[run.id] = "failed"
-                outcomes.errors[run.id] = describe_damage(error)
-                note(f"{run.id} {outcomes.errors[run.id]}")
-            else:
-                outcomes.statuses[run.id] = "kept"
+    for key in sorted(store.finished() & outcomes.statuses.keys()):
+        try:
+            store.verify(key)
+        except CorruptRun as error:
+            if shelf := store.quarantine(key):
+                note(f"{key} is corrupt ({error}); set aside in {shelf}, runs again")
+        except OSError as error:
+            outcomes.statuses[key] = "failed"
+            outcomes.errors[key] = describe_damage(error)
+            note(f"{key} {outcomes.errors[key]}")
+        else:
+            outcomes.statuses[key] = "kept"
     return outcomes
 
 
@@ -218,11 +214,11 @@ def execute_batch(
     """
     outcomes = set_corrupt_aside(batch, store, listener.note)
     listener.kept(outcomes.count("kept"))
-    todo = [run for run in batch.runs if outcomes.statuses[run.id] == "waiting"]
+    todo = [(0.0, run) for run in batch.runs if outcomes.statuses[run.id] == "waiting"]
     if not todo:
         return outcomes
     store.check_writable()
-    loop = _Loop(batch, store, listener, outcomes, executor, jobs, retry, is_fail_fast, deque(todo))
+    loop = _Loop(batch, store, listener, outcomes, executor, jobs, retry, is_fail_fast, todo)
     with _interrupts(loop.press):
         loop.run()
     return outcomes
@@ -243,9 +239,8 @@ class _Loop:
     jobs: int | None
     retry: int
     is_fail_fast: bool
-    waiting: deque[Run]
+    waiting: list[tuple[float, Run]]  # from when on it may be started
     running: dict[str, Run] = field(default_factory=dict)
-    later: list[tuple[float, Run]] = field(default_factory=list)
     attempts: dict[str, int] = field(default_factory=dict)
     told: set[str] = field(default_factory=set)
     presses: int = 0
@@ -258,23 +253,21 @@ class _Loop:
 
     def run(self) -> None:
         obeyed = 0
-        while self.running or ((self.waiting or self.later) and not self.is_stopping):
+        while self.running or (self.waiting and not self.is_stopping):
             self._fill()
-            for event in self.executor.events(0.2 if self.running else 0.0):
+            for event in self.executor.events(0.2):
                 self._hear(event)
             if obeyed < self.presses:
-                self.executor.stop(list(self.running), at_once=self.presses > 1)
+                self.executor.stop(at_once=self.presses > 1)
                 obeyed = self.presses
-            if not self.running and not self.waiting and self.later and not self.is_stopping:
-                time.sleep(0.1)
 
     def _fill(self) -> None:
-        now = time.monotonic()
-        self.waiting.extend(run for when, run in self.later if when <= now)
-        self.later = [(when, run) for when, run in self.later if when > now]
-        limit = self.executor.capacity(self.jobs)
-        while self.waiting and len(self.running) < limit and not self.is_stopping:
-            run = self.waiting.popleft()
+        room = self.executor.capacity(self.jobs) - len(self.running)
+        ready = [each for each in self.waiting if each[0] <= time.monotonic()]
+        for when, run in ready[: max(0, room)]:
+            if self.is_stopping:
+                return
+            self.waiting.remove((when, run))
             self.running[run.id] = run
             self.executor.submit(make_job(self.batch, run, self.store))
 
@@ -293,7 +286,7 @@ class _Loop:
     def _settle(self, run: Run, outcome: dict[str, Any]) -> None:
         status, error = outcome["status"], outcome.get("error", "")
         if status == "busy":
-            self.later.append((time.monotonic() + _BUSY_PAUSE, run))
+            self.waiting.append((time.monotonic() + _BUSY_PAUSE, run))
             if error not in self.told:
                 self.listener.note(f"{run.id}: {error}; waiting for it")
                 self.told.add(error)
@@ -303,7 +296,7 @@ class _Loop:
             self.attempts[run.id] = self.attempts.get(run.id, 0) + 1
             if self.attempts[run.id] <= self.retry:
                 self.listener.note(f"{run.id}: {error}; trying again")
-                self.waiting.append(run)
+                self.waiting.append((0.0, run))
                 status = "waiting"
             else:
                 status = "failed"
@@ -311,7 +304,7 @@ class _Loop:
             self.outcomes.errors[run.id] = error
             if self.is_fail_fast or outcome.get("is_store_lost"):
                 self.is_stopping = True
-                self.executor.stop(list(self.running), at_once=False)
+                self.executor.stop(at_once=False)
         self.outcomes.statuses[run.id] = "waiting" if status == "busy" else status
         self.listener.ended(run, {**outcome, "status": status})
 

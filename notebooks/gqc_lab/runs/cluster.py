@@ -30,7 +30,7 @@ from gqc_lab.runs.store import RECORD, Store, read_note
 
 CONNECT_SECONDS = 4.0
 _REFRESH_SECONDS = 2.0  # between looks at how large the cluster is
-_running: dict[str, Execution] = {}  # of this Dask worker, by submission
+_running: set[Execution] = set()  # of this Dask worker
 
 
 class SchedulerLost(ConnectionError):
@@ -52,7 +52,6 @@ def connect(
         scheduler: address such as ``tcp://host:8786``, or ``local`` for Dask workers, ``jobs`` of
             them or one per core, that are started here.
         note: told the dashboard's address, and what is being waited for.
-        is_forked: fork kernels from a process with torch loaded, where the system can.
     Raises: BadInput: no scheduler answers, or a worker does not see the store.
     """
     if scheduler != "local" and "://" not in scheduler:
@@ -78,7 +77,7 @@ def connect(
 def _knock(scheduler: str) -> None:
     """Raises: BadInput: what is at the address is no Dask scheduler.
 
-    A client that fails to connect would hold the exit up for ten seconds; this leaves nothing.
+    A client would wait for ever where another server listens.
     """
 
     async def knock() -> None:
@@ -131,7 +130,7 @@ class DaskExecutor(Executor):
         self.topic = f"gqc-{uuid4().hex}"
         self.probe = store.root / f".{self.topic}"
         self.settings = {**settings, "topic": self.topic, "probe": str(self.probe)}
-        self._futures: dict[str, tuple[str, Future]] = {}  # by run: submission, future
+        self._futures: dict[str, Future] = {}  # by run
         self._started: set[str] = set()
         self._senders: list[threading.Thread] = []
         self._num_threads, self._looked = 0, -_REFRESH_SECONDS
@@ -184,7 +183,7 @@ class DaskExecutor(Executor):
             pure=False,
             resources=self.batch.resources or None,
         )
-        self._futures[key] = (submission, future)
+        self._futures[key] = future
         future.add_done_callback(partial(self._done, key))
 
     def _done(self, key: str, future: Future) -> None:
@@ -196,20 +195,18 @@ class DaskExecutor(Executor):
             outcome = {"status": "lost", "error": f"Dask gave the run up: {why}"}
         self._heard.put({"event": "ended", "id": key, **outcome})
 
-    def stop(self, keys: list[str], *, at_once: bool) -> None:
-        keys = [key for key in keys if key in self._futures]
-        submissions = [self._futures[key][0] for key in keys]
+    def stop(self, *, at_once: bool) -> None:
         # In a thread: a worker that does not answer must not hold the batch up.
-        sender = threading.Thread(target=self._send, args=(submissions, at_once), daemon=True)
+        sender = threading.Thread(target=self._send, args=(at_once,), daemon=True)
         sender.start()
         self._senders.append(sender)
-        for key in keys:
+        for key, future in self._futures.items():
             if at_once or key not in self._started:
-                self._futures[key][1].cancel()
+                future.cancel()
 
-    def _send(self, submissions: list[str], at_once: bool) -> None:
+    def _send(self, at_once: bool) -> None:
         with contextlib.suppress(OSError):  # a worker that is gone needs no order
-            self.client.run(stop_runs, submissions, at_once, on_error="ignore")
+            self.client.run(stop_runs, self.topic, at_once, on_error="ignore")
 
     def events(self, timeout: float) -> Iterator[dict[str, Any]]:
         """Raises: SchedulerLost: there is no connection any more."""
@@ -233,7 +230,7 @@ class DaskExecutor(Executor):
         for sender in self._senders:
             sender.join(CONNECT_SECONDS)
         if self.client.status == "running":
-            self.client.cancel([future for _, future in self._futures.values()])
+            self.client.cancel(list(self._futures.values()))
         self.probe.unlink(missing_ok=True)
         self.client.close()
         if self.client.cluster is not None:
@@ -245,8 +242,6 @@ def find_problem(probe: str, folders: list[str], sources: dict[str, str]) -> str
 
     Args:
         probe: a file in the run store; a worker that cannot see it does not share the store.
-        folders: of the notebook and its modules, which the runs are to see.
-        sources: hash of each module that the notebook uses, by name.
     """
     store = Path(probe).parent
     if not Path(probe).is_file():
@@ -270,9 +265,6 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
 
     Dask repeats the task when its worker is lost.  Whether and how often to try again is the
     batch's to say (``--retry``), so the repetition only reports the loss.
-
-    Args:
-        job: as for :class:`Execution`, with ``probe`` and the ``topic`` of its events.
     """
     worker = get_worker()
     if problem := find_problem(job["probe"], job["folders"], job["inputs"]["source"]):
@@ -284,12 +276,12 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     is_over = threading.Event()
     arguments = (execution, is_over, worker, worker.get_current_task())
     threading.Thread(target=_watch, args=arguments, daemon=True).start()
-    _running[job["submission"]] = execution
+    _running.add(execution)
     try:
         return execution.run()
     finally:
         is_over.set()
-        del _running[job["submission"]]
+        _running.remove(execution)
 
 
 def _watch(execution: Execution, is_over: threading.Event, worker: Any, task: str) -> None:
@@ -301,8 +293,8 @@ def _watch(execution: Execution, is_over: threading.Event, worker: Any, task: st
             return
 
 
-def stop_runs(submissions: list[str], at_once: bool) -> None:
-    """Stop the runs of this Dask worker among ``submissions``; for `Client.run`."""
-    for submission in submissions:
-        if execution := _running.get(submission):
+def stop_runs(topic: str, at_once: bool) -> None:
+    """Stop the runs of a batch on this Dask worker; for `Client.run`."""
+    for execution in list(_running):
+        if execution.job["topic"] == topic:
             execution.stop(at_once=at_once)

@@ -296,10 +296,9 @@ def manager_class(
         sockets: a short folder of its own for the connection file; its unix sockets cannot
             clash with another run's, as port numbers could.
         threads: BLAS and OpenMP threads of the kernel.
-        is_forked: fork the kernel from a process that has imported much, where the system can.
         on_start: called with the kernel's process, a :class:`ForkedKernel` or a Popen.
         gpus: the CUDA devices that the run may see; None: those that this process sees.
-        has_torch: whether that process has imported torch.
+        has_torch: whether the process that the kernel is forked from has imported torch.
     """
     env = {
         "GQC_RUN_DIR": str(folder).replace("$", "$$"),  # jupyter_client fills templates in

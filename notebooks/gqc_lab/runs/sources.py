@@ -55,10 +55,6 @@ def source_hashes(code: Sequence[str], folders: Sequence[Path]) -> dict[str, str
 
     Ours are gqc, the lab, what stands next to the notebook, and what stands in the folders that the
     notebook adds to ``sys.path``.
-
-    Args:
-        code: sources of the notebook's cells.
-        folders: as :func:`search_folders` returns.
     """
     tree = _parse(code)
     if tree is None:  # some unknown magic: all that gqc exports counts, and each of its names
