@@ -14,9 +14,8 @@ import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 from plotly.subplots import make_subplots
 
-from gqc_lab.loop.curves import outline
 from gqc_lab.loop.settings import settings_of
-from gqc_lab.stats.analysis import ONE_RUN, check_columns
+from gqc_lab.stats.analysis import ONE_RUN, check_columns, outline
 from gqc_lab.studies.pretraining.settings import PretrainingConfig
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -87,7 +86,7 @@ HOUSE = go.layout.Template(
 
 
 def thin(rows: pd.DataFrame, y: str, limit: int = MAX_POINTS) -> pd.DataFrame:
-    """Keep at most ``limit`` rows, with the peaks of ``y``; see `gqc_lab.loop.curves.outline`."""
+    """Keep at most ``limit`` rows, with the peaks of ``y`` (`stats.analysis.outline`)."""
     return rows.iloc[outline(rows[y].to_numpy(dtype=float), limit)]
 
 

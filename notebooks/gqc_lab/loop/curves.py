@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from gqc_lab.stats.analysis import outline
+
 if TYPE_CHECKING:
     from gqc_lab.loop.experiment import Experiment
 
@@ -102,20 +104,3 @@ def thin(x: Array, y: Array, limit: int = LIMIT) -> XY:
     """Keep at most ``limit`` points; see `outline`."""
     kept = outline(y, limit)
     return x[kept], y[kept]
-
-
-def outline(values: Array, limit: int) -> NDArray[np.intp]:
-    """Return the places of at most ``limit`` values that show the peaks of all, in order.
-
-    They are the first, the last, and the lowest and highest of equal stretches.  A stretch without
-    a value stays as a gap: one place, of a NaN.
-    """
-    if len(values) <= limit:
-        return np.arange(len(values))
-    low, high = (np.where(np.isnan(values), end, values) for end in (np.inf, -np.inf))
-    whole = (np.arange(len(values)), low, high)
-    stretches = (np.array_split(each, limit // 2 - 1) for each in whole)
-    kept = {0, len(values) - 1}
-    for places, lows, highs in zip(*stretches, strict=True):
-        kept |= {int(places[lows.argmin()]), int(places[highs.argmax()])}
-    return np.array(sorted(kept))

@@ -245,3 +245,20 @@ def check_columns(what: str, frame: pd.DataFrame, columns: Sequence[str]) -> Non
         if column not in frame.columns:
             have = ", ".join(map(str, frame.columns))
             raise ValueError(f"{what}: no column {column!r}; the frame has {have}")
+
+
+def outline(values: Floats, limit: int) -> NDArray[np.intp]:
+    """Return the places of at most ``limit`` values that show the peaks of all, in order.
+
+    They are the first, the last, and the lowest and highest of equal stretches.  A stretch without
+    a value stays as a gap: one place, of a NaN.
+    """
+    if len(values) <= limit:
+        return np.arange(len(values))
+    low, high = (np.where(np.isnan(values), end, values) for end in (np.inf, -np.inf))
+    whole = (np.arange(len(values)), low, high)
+    stretches = (np.array_split(each, limit // 2 - 1) for each in whole)
+    kept = {0, len(values) - 1}
+    for places, lows, highs in zip(*stretches, strict=True):
+        kept |= {int(places[lows.argmin()]), int(places[highs.argmax()])}
+    return np.array(sorted(kept))

@@ -105,7 +105,7 @@ def measure(
     rows, kind = [], find_dtype(dtype)
     for width in widths:
         gradient_bytes = sum(p.nbytes for p in _network(width, seed, kind).parameters())
-        for method, accumulate in [(PLAIN, "grad"), (STORED, "list"), *_variants()]:
+        for method, accumulate in [(PLAIN, "grad"), (STORED, "list"), *_variants(kind)]:
             fewest = WRAPPERS[method][0].fewest_draws if method in WRAPPERS else 1
             for n in (n for n in draws if n >= fewest):
                 peak = peak_bytes(partial(_window, width, seed, kind, method, accumulate, n))
@@ -139,12 +139,13 @@ def compare(memory: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(numbers).assign(num_draws=most).reset_index()
 
 
-def _variants() -> list[tuple[str, str]]:
+def _variants(dtype: torch.dtype) -> list[tuple[str, str]]:
+    """Each method in each place of the sum that it takes; ``.grad`` sums no 16 bits."""
     return [
         (name, mode)
         for name, (kind, _) in WRAPPERS.items()
         for mode in ("grad", "buffer")
-        if mode == "buffer" or not kind.needs_draw_norm
+        if mode == "buffer" or not (kind.needs_draw_norm or dtype.itemsize == 2)
     ]
 
 

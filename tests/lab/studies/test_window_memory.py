@@ -62,6 +62,11 @@ def test_only_a_list_of_gradients_grows_by_a_gradient_a_draw():
     assert modes["gns"] == ["buffer"]
 
 
+def test_16_bits_are_summed_in_the_buffer_alone():
+    frame = measure([2], [16], dtype="bfloat16")
+    assert set(frame.loc[frame["method"].isin(WRAPPERS), "accumulate"]) == {"buffer"}
+
+
 class Hoarder(gqc.OptimizerWrapperSBC):
     """Keeps a copy of one bias' gradient for each draw, a hundredth of the whole."""
 
@@ -72,7 +77,7 @@ class Hoarder(gqc.OptimizerWrapperSBC):
 def test_a_small_leak_is_seen(monkeypatch):
     leaking = {"sbc": (Hoarder, WRAPPERS["sbc"][1])}
     monkeypatch.setattr(window_memory, "WRAPPERS", leaking)
-    monkeypatch.setattr(window_memory, "_variants", lambda: [("sbc", "grad")])
+    monkeypatch.setattr(window_memory, "_variants", lambda _: [("sbc", "grad")])
     found = compare(measure([2, 64], [64])).set_index("method")
     assert found.loc["sbc", "growth"] > 1.05
     assert found.loc[PLAIN, "growth"] == 1

@@ -92,6 +92,7 @@ def measure(
 
 
 def _migrate(version: str, seed: int, where: Mapping[str, Any], make: Make) -> dict[str, Any]:
+    check_name("version", version, VERSIONS)
     problem = _Problem.start(seed, where)
     config = _config(seed)
     old = VarianceGradientScaler(problem.params, estimator=VERSIONS[version][0], **config)

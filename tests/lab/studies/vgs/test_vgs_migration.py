@@ -115,3 +115,8 @@ def test_a_file_holds_the_settings_of_its_version(version):
     shared = {key: value for key, value in settings.items() if key in state}
     assert shared == (settings if version == "3.2" else {"beta": 0.9})
     assert {key: state[key] for key in shared} == shared
+
+
+def test_an_unknown_version_names_the_nearest():
+    with pytest.raises(ValueError, match=r"version.*9\.9"):
+        measure(["9.9"])
