@@ -67,6 +67,11 @@ class OptimizerWrapper(WindowedOptimizer):
     def transform(self) -> None:
         """Change ``.grad``, which holds :math:`G_n`, before the wrapped optimizer steps."""
 
+    @property
+    def changes_gradient(self) -> bool:
+        """Does ``transform`` read the mean gradient, and change it?"""
+        return type(self).transform is not OptimizerWrapper.transform
+
     def measure(self, totals: list[Tensor]) -> Tensor:
         """What such a decision reads of :math:`A_n`: its norm, then maybe ``tensor_norms``."""
         return self._window.norm(totals)
@@ -331,8 +336,7 @@ class OptimizerWrapper(WindowedOptimizer):
         self.transform()
         is_clipped = False
         if self.clip_norm is not None:
-            is_as_read = type(self).transform is OptimizerWrapper.transform
-            norm = self.grad_norm if is_as_read else None
+            norm = None if self.changes_gradient else self.grad_norm
             is_clipped = clip_(collect(window.params), self.clip_norm, norm)
         try:
             answer = inner.step(**given) if scaler is None else scaler.step(inner, **given)
