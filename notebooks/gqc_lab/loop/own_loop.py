@@ -295,7 +295,7 @@ class Loop(Experiment):
         self._windows = {name: o.last_window for name, o in self.wrappers.items()}
         self._is_drawn, self.tunables.edited = place["is_drawn"], dict(place["edited"])
         self._values, self._logged, self._changes = self.tunables.values(), {}, {}
-        self._moving |= {name for name in self._columns if name in self._values}
+        self._moving = {n for n in self._values if n in self._columns or n == THRESHOLD}
         for name, apply in self._applies.items():
             apply(self.controls.applied[name])
 

@@ -1,6 +1,7 @@
 """`Live` in a loop of one's own: what it finds, applies, records, and resumes bit for bit."""
 
 import copy
+import math
 import random
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from gqc import (
 )
 from gqc.integrations import attach
 from gqc_lab import Live
+from gqc_lab.loop.checkpoints import save_checkpoint
 
 
 def make(lr=0.1, make_optimizer=torch.optim.SGD, **fields):
@@ -620,6 +622,32 @@ def test_a_reset_loop_draws_the_same_numbers_again():
         losses.append(live.history["loss"].tolist())
         live.reset()
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("back", ["resume", "snapshot", "reset"])
+def test_an_edit_that_a_loaded_state_does_not_have_is_shown_no_more(back, tmp_path):
+    model, optimizer = make(lr=0.05)
+    live = Live(optimizer, 20, state={"model": model}, folder=tmp_path, every_seconds=math.inf)
+    beginning = live.snapshot()
+    train(live, model, optimizer, epochs=1)
+    early = live.snapshot()
+    save_checkpoint(live.experiment, live.checkpoint)
+    live.experiment.controls["lr"] = 0.9
+    train(live, model, optimizer, epochs=2)
+    if back == "reset":
+        live.experiment.controls["lr"] = 0.05
+        live.reset()
+    elif back == "resume":
+        assert live.resume()
+    else:
+        live.experiment.load_state_dict(early)
+    assert live.experiment.tunables.values()["lr"] == live.experiment.controls["lr"] == 0.05
+    train(live, model, optimizer, epochs=3)
+    assert set(live.history.get("lr", [0.05])) == {0.05}
+    live.experiment.load_state_dict(beginning)
+    live.replay([{"microbatch": 3, "name": "lr", "value": 0.2}])
+    train(live, model, optimizer, epochs=1)
+    assert live.history["lr"].tolist() == [0.05, 0.05, 0.2, 0.2, 0.2]
 
 
 def test_a_rate_of_numpy_is_saved_and_loaded(tmp_path):
