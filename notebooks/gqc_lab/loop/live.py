@@ -227,7 +227,7 @@ class Live(gate.Gate):
         return function
 
     def reset(self) -> None:
-        """Return to where the experiment was at first, with the controls as they are set now.
+        """Return to where the experiment was at first, with what was set in the controls since.
 
         A loader's own generator goes on.  Raises: RuntimeError: a loop without ``state``.
         """
@@ -237,9 +237,9 @@ class Live(gate.Gate):
         self.between(self._return)
 
     def _return(self) -> None:
-        values = dict(self.experiment.controls)
+        controls, chosen = self.experiment.controls, self.experiment.controls.chosen
         self.experiment.load_state_dict(self.beginning)
-        self.experiment.controls.update(values)
+        controls.update({n: v for n, v in chosen.items() if v != controls[n]})
         self._is_stopping, self._left = False, math.inf
         self._look()
 
@@ -321,7 +321,7 @@ class Live(gate.Gate):
 
     def _read(self) -> None:
         if self._own:
-            self._own.controls.follow(self._own.tunables.values())
+            self._own.follow()
         self.curves.read()
         source = self._own or self.optimizer
         self.statistics: dict[str, Any] = dict(getattr(source, "statistics", dict)())

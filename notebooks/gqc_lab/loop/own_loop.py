@@ -167,8 +167,14 @@ class Loop(Experiment):
     def _end_epoch(self) -> None:
         self.epoch, self.position, self._start = self.epoch + 1, 0, None
 
+    def follow(self) -> None:
+        """Show in the controls what the loop or its schedule wrote itself."""
+        self.controls.follow(self.tunables.values())
+
     def begin(self) -> None:
         """Begin the next batch: apply what was set."""
+        if self.controls.wished:
+            self.follow()  # a wish may be what was shown, and is no more
         self._changes |= (changes := self.controls.advance(self.microbatch + 1))
         if changes:
             self._apply(changes)
@@ -280,6 +286,7 @@ class Loop(Experiment):
                 column[-1] = value.item() if isinstance(value, Tensor) else value
 
     def state_dict(self, start: int = 0) -> dict[str, Any]:
+        self.follow()
         place: dict[str, Any] = {"epoch": self.epoch, "position": self.position}
         place |= {"start": self._start, "now": random_state(self._streams())}
         place |= {"is_drawn": self._is_drawn, "gradients": self.tunables.gradients}

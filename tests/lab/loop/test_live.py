@@ -52,6 +52,10 @@ def train(live, model, optimizer, epochs=3, schedule=None, loader=None, each=lam
             schedule.step()
 
 
+def range_of(batches):
+    return DataLoader(TensorDataset(*data()[: 4 * batches]), batch_size=4)
+
+
 def weights(model):
     return [p.detach().clone() for p in model.parameters()]
 
@@ -622,6 +626,40 @@ def test_a_reset_loop_draws_the_same_numbers_again():
         losses.append(live.history["loss"].tolist())
         live.reset()
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_an_edit_to_the_value_that_was_shown_last_acts(is_resumed, tmp_path):
+    def build():
+        model, optimizer = make()
+        state = {"model": model, "schedule": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)}
+        return model, optimizer, Live(optimizer, state=state, folder=tmp_path), state["schedule"]
+
+    model, optimizer, live, schedule = build()
+    train(live, model, optimizer, 1, loader=range_of(3), each=schedule.step)
+    live.experiment.controls["lr"] = 0.1  # as the field shows it, while the schedule is at 0.0125
+    if is_resumed:
+        saved = live.snapshot()
+        model, optimizer, live, schedule = build()
+        live.experiment.load_state_dict(saved)
+    train(live, model, optimizer, 2, loader=range_of(2), each=schedule.step)
+    assert live.changes == [{"microbatch": 4, "name": "lr", "value": 0.1}]
+    assert live.history["lr"].tolist() == [0.1, 0.05, 0.025, 0.1, 0.05]
+    live.experiment.controls["lr"] = 0.025  # what it is already: no change, now or later
+    train(live, model, optimizer, 3, loader=range_of(2), each=schedule.step)
+    assert live.history["lr"].tolist()[5:] == [0.025, 0.0125]
+    assert len(live.changes) == 1
+
+
+def test_a_reset_keeps_what_a_person_set_and_not_what_a_schedule_wrote():
+    model, optimizer = make(momentum=0.5)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    live = Live(optimizer, state={"model": model, "schedule": schedule})
+    live.experiment.controls["momentum"] = 0.9
+    train(live, model, optimizer, epochs=1, each=schedule.step)
+    live.reset()
+    train(live, model, optimizer, epochs=1, each=schedule.step)
+    assert live.changes == [{"microbatch": 1, "name": "momentum", "value": 0.9}]
 
 
 @pytest.mark.parametrize("back", ["resume", "snapshot", "reset"])
