@@ -26,7 +26,7 @@ from gqc.wrappers import OptimizerWrapper
 from gqc_lab.loop.controls import NORM_NAMES, Controls, NormSchedule, norm_controls, norm_schedule
 from gqc_lab.loop.experiment import Experiment, append
 from gqc_lab.loop.placement import random_state, set_random_state
-from gqc_lab.loop.scaler_controls import SCALER, apply_scaler, scaler_controls
+from gqc_lab.loop.scaler_controls import SCALER, apply_scaler, scaler_controls, scaler_values
 from gqc_lab.loop.settings import Setting
 from gqc_lab.loop.tunables import Optimizers, Tunables, named, unwrapped
 
@@ -169,7 +169,8 @@ class Loop(Experiment):
 
     def follow(self) -> None:
         """Show in the controls what the loop or its schedule wrote itself."""
-        self.controls.follow(self.tunables.values())
+        own = {} if self.scaler is None else scaler_values(self.scaler)
+        self.controls.follow({**self.tunables.values(), **own})
 
     def begin(self) -> None:
         """Begin the next batch: apply what was set."""
@@ -192,7 +193,7 @@ class Loop(Experiment):
         )
         self.tunables.edit(changes)
         if self.scaler is not None and not set(changes).isdisjoint(SCALER):
-            apply_scaler(self.scaler, self.controls.applied)
+            apply_scaler(self.scaler, {**scaler_values(self.scaler), **changes})
         for name in changes:
             if name in self._applies:
                 self._applies[name](changes[name])

@@ -868,6 +868,26 @@ def test_vgs_settings_act_on_the_wrapper():
     assert factors[-1] < 1.0
 
 
+def test_an_edit_of_a_vgs_setting_leaves_those_that_the_loop_set():
+    model, optimizer = make()
+    wrapped = OptimizerWrapperVGS(optimizer, alpha=1.0)
+    live = Live(wrapped)
+    live.replay([{"microbatch": 4, "name": "percentile", "value": 0.5}])
+    for number in live(range(6)):
+        if number == 1:
+            wrapped.scaler.alpha = 5.0
+        if number == 4:
+            live.experiment.controls["alpha"] = 1.0  # as its field showed it at first
+        model(torch.randn(4, 3)).sum().backward()
+        wrapped.step()
+        live.log(strength=wrapped.scaler.alpha)
+    assert live.history["strength"].tolist() == [1.0, 5.0, 5.0, 5.0, 5.0, 1.0]
+    assert wrapped.scaler.percentile == 0.5
+    wrapped.scaler.alpha = 3.0
+    live.finish()
+    assert live.experiment.controls["alpha"] == 3.0
+
+
 LOOP = """
 import random, sys, time
 import numpy as np
