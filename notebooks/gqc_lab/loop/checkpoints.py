@@ -93,6 +93,13 @@ def load_checkpoint(experiment: Experiment, path: str | Path) -> bool:
     return True
 
 
+def resume(experiment: Experiment, path: Path) -> bool:
+    """Call `load_checkpoint`, and say what was resumed."""
+    if is_resumed := load_checkpoint(experiment, path):
+        say(f"{experiment.label}: resumed after microbatch {experiment.microbatch} from {path}")
+    return is_resumed
+
+
 class DamagedFile(ValueError):
     """A checkpoint file that cannot be read."""
 

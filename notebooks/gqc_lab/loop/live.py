@@ -16,8 +16,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from gqc_lab.loop import gate
-from gqc_lab.loop.checkpoints import checkpoint_path, load_checkpoint, save_checkpoint, save_run
+from gqc_lab.loop import checkpoints, gate
 from gqc_lab.loop.curves import Curves
 from gqc_lab.loop.experiment import Experiment
 from gqc_lab.loop.jupyter import PUMP_SECONDS, Cell, current_cell
@@ -43,7 +42,7 @@ class Live(gate.Gate):
         what: the optimizers of a loop, or an `Experiment`, which may have begun.
         total: batches of the whole run, if known; an experiment has its own.
         state: of a loop, for checkpoints, `resume` and `reset`; see `Loop`.
-        label: of a loop.
+        label: of a loop, and of its files: runs that differ by a seed alone need one each.
         parameters: of the notebook that built it; `save` writes them together with the changes.
         folder: for the automatic checkpoint, and for a new folder at each `save`.
         every_seconds: between two automatic checkpoints, which take at most 1 % of the time; 0: at
@@ -246,10 +245,10 @@ class Live(gate.Gate):
     @property
     def checkpoint(self) -> Path:
         """The file of the automatic checkpoint."""
-        return checkpoint_path(self._folder, self.experiment).resolve()
+        return checkpoints.checkpoint_path(self._folder, self.experiment).resolve()
 
     def resume(self) -> bool:
-        """Load the last automatic checkpoint, if there is one; call it before the loop.
+        """Load the last automatic checkpoint and say so, if there is one; call it before the loop.
 
         The loop continues from there bit for bit: ``for epoch in range(live.epoch, epochs)``.
         ``enumerate(live(loader))`` counts from 0; one that accumulates was saved after a step.
@@ -257,14 +256,14 @@ class Live(gate.Gate):
         Raises: RuntimeError: a loop without ``state``.
         """
         self._check_state("resume")
-        if is_resumed := load_checkpoint(self.experiment, self.checkpoint):
+        if is_resumed := checkpoints.resume(self.experiment, self.checkpoint):
             self._look()
         return is_resumed
 
     def save(self) -> Path:
         """Call `save_run` between two batches; a run that was training continues."""
         place = self._folder.resolve()
-        return self.between(lambda: save_run(self.experiment, place, self._parameters))
+        return self.between(lambda: checkpoints.save_run(self.experiment, place, self._parameters))
 
     def snapshot(self) -> dict[str, Any]:
         """Return a copy of the state between two batches."""
@@ -314,7 +313,7 @@ class Live(gate.Gate):
             self._next = now + spent + max(SHORTEST, spent / SHARE)
         if now >= self._save_at and is_whole and self.experiment.is_settled:
             now = time.perf_counter()
-            save_checkpoint(self.experiment, self.checkpoint)
+            checkpoints.save_checkpoint(self.experiment, self.checkpoint)
             spent = time.perf_counter() - now
             self._save_at = now + spent + (max(self._every, spent / SHARE) if self._every else 0)
         self._due = min(self._next, self._save_at, now + PUMP_SECONDS if self._cell else math.inf)

@@ -938,7 +938,7 @@ def test_a_process_that_was_killed_at_any_moment_is_resumed_bit_for_bit(tmp_path
     assert len(whole) > 1000
 
 
-def test_loops_that_train_something_else_have_files_of_their_own(tmp_path):
+def test_loops_that_train_something_else_have_files_of_their_own(tmp_path, capsys):
     """Two notebooks in one folder, and one whose rate was edited since."""
 
     def begin(lr, width=3):
@@ -954,6 +954,8 @@ def test_loops_that_train_something_else_have_files_of_their_own(tmp_path):
     again = begin(0.1)
     assert again.resume()
     assert again.experiment.microbatch >= 7
+    said = f"loop: resumed after microbatch {again.experiment.microbatch} from {again.checkpoint}"
+    assert capsys.readouterr().err.splitlines() == [said]
     with pytest.raises(ValueError, match=r"its numbers is .*0\.1.* here it is .*0\.001"):
         begin(0.001).experiment.load_state_dict(again.experiment.state_dict())
 
