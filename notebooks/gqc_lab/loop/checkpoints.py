@@ -63,8 +63,21 @@ def save_checkpoint(experiment: Experiment, path: str | Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+    except RuntimeError as error:
+        full = error.__context__  # which torch's own error hides
+        raise (full if isinstance(full, OSError) else error) from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def try_to_save(experiment: Experiment, path: Path) -> str | None:
+    """Call `save_checkpoint`; return why it could not be written, which ends no training."""
+    try:
+        save_checkpoint(experiment, path)
+    except OSError as error:
+        number = experiment.microbatch
+        return f"{path}: not saved after microbatch {number}, and tried again later: {error!r}"
+    return None
 
 
 def load_checkpoint(experiment: Experiment, path: str | Path) -> bool:

@@ -51,7 +51,7 @@ class Live(gate.Gate):
     Attributes:
         experiment: what is trained.
         state: ready, running, paused, stopped, finished, failed or replaced.
-        error: the traceback of what ended the run or broke a view, or None.
+        error: the traceback of what ended the run, broke a view or a checkpoint, or None.
         curves: what there is to draw.
         statistics: those of the wrapper at the last update, of several each under its name.
         listeners: called with this object when there is news; one that raises is dropped.
@@ -313,7 +313,7 @@ class Live(gate.Gate):
             self._next = now + spent + max(SHORTEST, spent / SHARE)
         if now >= self._save_at and is_whole and self.experiment.is_settled:
             now = time.perf_counter()
-            checkpoints.save_checkpoint(self.experiment, self.checkpoint)
+            self.error = checkpoints.try_to_save(self.experiment, self.checkpoint) or self.error
             spent = time.perf_counter() - now
             self._save_at = now + spent + (max(self._every, spent / SHARE) if self._every else 0)
         self._due = min(self._next, self._save_at, now + PUMP_SECONDS if self._cell else math.inf)

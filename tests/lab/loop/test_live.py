@@ -1,6 +1,8 @@
 """`Live` in a loop of one's own: what it finds, applies, records, and resumes bit for bit."""
 
 import copy
+import errno
+import io
 import math
 import random
 import subprocess
@@ -22,7 +24,7 @@ from gqc import (
 )
 from gqc.integrations import attach
 from gqc_lab import Live
-from gqc_lab.loop.checkpoints import save_checkpoint
+from gqc_lab.loop import checkpoints
 
 
 def make(lr=0.1, make_optimizer=torch.optim.SGD, **fields):
@@ -669,7 +671,7 @@ def test_an_edit_that_a_loaded_state_does_not_have_is_shown_no_more(back, tmp_pa
     beginning = live.snapshot()
     train(live, model, optimizer, epochs=1)
     early = live.snapshot()
-    save_checkpoint(live.experiment, live.checkpoint)
+    checkpoints.save_checkpoint(live.experiment, live.checkpoint)
     live.experiment.controls["lr"] = 0.9
     train(live, model, optimizer, epochs=2)
     if back == "reset":
@@ -886,6 +888,39 @@ def test_an_edit_of_a_vgs_setting_leaves_those_that_the_loop_set():
     wrapped.scaler.alpha = 3.0
     live.finish()
     assert live.experiment.controls["alpha"] == 3.0
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_end_the_training(tmp_path):
+    model, optimizer = make()
+    (folder := tmp_path / "full").touch()
+    live = Live(optimizer, 15, state={"model": model}, folder=folder, every_seconds=0)
+
+    def make_room():
+        if live.experiment.microbatch == 10:
+            message = f"{live.checkpoint}: not saved after microbatch 10, and tried again later: "
+            assert live.error.startswith(message)
+            folder.unlink()
+
+    train(live, model, optimizer, each=make_room)
+    assert live.state == "finished"
+    _, optimizer = make()
+    assert Live(optimizer, 15, state={"model": model}, folder=folder).resume()
+
+
+def test_a_full_disk_does_not_end_the_training(tmp_path, monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, content):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def open_full(path, mode):
+        return Full() if str(path).endswith(".part") else open(path, mode)
+
+    monkeypatch.setattr(checkpoints, "open", open_full, raising=False)
+    model, optimizer = make()
+    live = Live(optimizer, 15, state={"model": model}, folder=tmp_path, every_seconds=0)
+    train(live, model, optimizer)
+    assert live.state == "finished"
+    assert live.error.endswith("OSError(28, 'No space left on device')")
 
 
 LOOP = """
