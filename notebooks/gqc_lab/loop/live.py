@@ -81,6 +81,8 @@ class Live(gate.Gate):
             self._is_iterator, self._function = True, lambda: all(True for _ in self(()))
         self._parameters, self._folder = dict(parameters or {}), Path(folder)
         self._beginning = copy.deepcopy(run.state_dict()) if run.parts else {}
+        if run.parts:
+            checkpoints.check_readable(self._beginning)
         self._every = every_seconds
         self._save_at = time.perf_counter() + every_seconds if run.parts else math.inf
         gate.claim(self, self._cell)

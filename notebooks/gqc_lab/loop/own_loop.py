@@ -335,8 +335,11 @@ def _sort_state(
 
 
 def _kept(name: str, value: Any) -> Any:
-    if value is None or isinstance(value, int | float | str):
-        return value
+    if isinstance(value, str):  # a checkpoint holds no subclass, as numpy's or an enum
+        return str.__str__(value)
+    if value is None or isinstance(value, int | float):
+        kinds = (bool, int, float)
+        return next((plain(value) for plain in kinds if isinstance(value, plain)), None)
     if isinstance(value, Tensor) and value.numel() == 1:
         # The loop may change it in place; one on a card is read later, to keep the card busy.
         return value.item() if value.is_cpu else value.detach().clone()

@@ -1,6 +1,7 @@
 """`Live` in a loop of one's own: what it finds, applies, records, and resumes bit for bit."""
 
 import copy
+import enum
 import errno
 import io
 import math
@@ -921,6 +922,62 @@ def test_a_full_disk_does_not_end_the_training(tmp_path, monkeypatch):
     train(live, model, optimizer)
     assert live.state == "finished"
     assert live.error.endswith("OSError(28, 'No space left on device')")
+
+
+class Averages:
+    """A part with a state of numpy's."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def state_dict(self):
+        return {"values": self.values}
+
+    def load_state_dict(self, state):
+        self.values = state["values"]
+
+
+def test_a_state_that_could_not_be_loaded_is_refused_before_it_is_saved(tmp_path):
+    model, optimizer = make()
+    for wrong, message in ((np.zeros(3), "_reconstruct"), (lambda: 0, "lambda")):
+        with pytest.raises(TypeError, match=f"'averages' cannot be loaded .*{message}.*; expected"):
+            Live(optimizer, 20, state={"model": model, "averages": Averages(wrong)})
+    part = Averages(0.0)
+    state = {"model": model, "averages": part}
+    live = Live(optimizer, 20, state=state, folder=tmp_path, every_seconds=math.inf)
+    checkpoints.save_checkpoint(live.experiment, live.checkpoint)
+    before = live.checkpoint.read_bytes()
+    part.values = np.zeros(3)  # only later
+    with pytest.raises(TypeError, match="'averages' cannot be loaded"):
+        checkpoints.save_checkpoint(live.experiment, live.checkpoint)
+    assert live.checkpoint.read_bytes() == before
+    torch.save({**live.snapshot(), "history": {}}, live.checkpoint)  # as it was saved so far
+    with pytest.raises(ValueError, match="intact, but it holds objects"):
+        live.resume()
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".ckpt", ".history"]
+
+
+def test_texts_and_numbers_of_subclasses_are_logged_as_plain_ones(tmp_path):
+    class Phase(enum.StrEnum):
+        WARMUP = "warmup"
+
+    class Count(enum.IntEnum):
+        TWO = 2
+
+    def begin():
+        model, optimizer = make()
+        state = {"model": model}
+        return Live(optimizer, 5, state=state, folder=tmp_path, every_seconds=0), optimizer
+
+    live, optimizer = begin()
+    for _ in live(range(5)):
+        optimizer.step()
+        live.log(a=np.str_("a"), b=Phase.WARMUP, c=Count.TWO, d=np.float64(0.5), e=True, f=None)
+    again, _ = begin()
+    assert again.resume()
+    row = [again.experiment.last(name) for name in "abcdef"]
+    assert row == ["a", "warmup", 2, 0.5, True, None]
+    assert [type(value) for value in row[:5]] == [str, str, int, float, bool]
 
 
 LOOP = """
