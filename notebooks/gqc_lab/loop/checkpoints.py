@@ -9,8 +9,10 @@ is overwritten.
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
+import pickle
 import re
 import sys
 import time
@@ -23,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 
 from gqc_lab.loop.experiment import Experiment
@@ -45,11 +48,15 @@ def checkpoint_path(folder: str | Path, experiment: Experiment) -> Path:
 
 
 def save_checkpoint(experiment: Experiment, path: str | Path) -> None:
-    """Write the state; at any moment ``path`` is either the old file or the new one, complete."""
+    """Write the state; at any moment ``path`` is either the old file or the new one, complete.
+
+    Raises: TypeError: it holds what could not be loaded.  OSError: it cannot be written.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     history = experiment.saved.setdefault(path, AppendedHistory(path))
     state = experiment.state_dict(history.rows)
+    check_readable(state)
     # The last record may still change: numbers can be logged after it.
     rows = max(0, state["microbatch"] - 1)
     done = {name: column[:-1] for name, column in state["columns"].items()}
@@ -63,8 +70,40 @@ def save_checkpoint(experiment: Experiment, path: str | Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+    except RuntimeError as error:
+        full = error.__context__  # which torch's own error hides
+        raise (full if isinstance(full, OSError) else error) from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_readable(state: Mapping[str, Any]) -> None:
+    """Refuse what ``torch.load(weights_only=True)`` does not read.  Raises: TypeError."""
+    for name, value in {**state, **state["parts"], "parts": None}.items():
+        file = io.BytesIO()
+        try:
+            torch.save(tree_map_only(torch.Tensor, lambda _: None, value), file)
+            file.seek(0)
+            with torch.serialization.safe_globals(NUMPY_NUMBERS):
+                torch.load(file, weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # pickle raises whatever it trips over
+            found = re.search(r"GLOBAL (\S+)|(?<=class )\S+", str(error))
+            raise TypeError(
+                f"{name!r} cannot be loaded from a checkpoint: its state_dict() holds "
+                f"{found[0] if found else error}; expected tensors, numbers, texts, lists and dicts"
+            ) from error
+
+
+def try_to_save(experiment: Experiment, path: Path) -> str | None:
+    """Call `save_checkpoint`; return why it could not be written, which ends no training."""
+    try:
+        save_checkpoint(experiment, path)
+    except OSError as error:
+        number = experiment.microbatch
+        return f"{path}: not saved after microbatch {number}, and tried again later: {error!r}"
+    return None
 
 
 def load_checkpoint(experiment: Experiment, path: str | Path) -> bool:
@@ -74,7 +113,8 @@ def load_checkpoint(experiment: Experiment, path: str | Path) -> bool:
     from the beginning.
 
     Raises:
-        ValueError: the file is intact but of another experiment; nothing has changed.
+        ValueError: the file is intact but of another experiment, or holds objects; nothing has
+            changed.
         OSError: it cannot be read, which proves no damage.
     """
     path = Path(path)
@@ -91,6 +131,13 @@ def load_checkpoint(experiment: Experiment, path: str | Path) -> bool:
     experiment.load_state_dict(state)
     experiment.saved[path] = history
     return True
+
+
+def resume(experiment: Experiment, path: Path) -> bool:
+    """Call `load_checkpoint`, and say what was resumed."""
+    if is_resumed := load_checkpoint(experiment, path):
+        say(f"{experiment.label}: resumed after microbatch {experiment.microbatch} from {path}")
+    return is_resumed
 
 
 class DamagedFile(ValueError):
@@ -125,6 +172,11 @@ def _read_state(path: Path) -> tuple[dict[str, Any], "AppendedHistory"]:
             damage = {errno.EINVAL, errno.ENOENT, None}
             if isinstance(error, OSError) and error.errno not in damage:
                 raise
+            if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
+                raise ValueError(
+                    f"{path}: intact, but it holds objects that torch does not load with "
+                    "weights_only=True; expected tensors, numbers, texts, lists and dicts"
+                ) from error
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DamagedFile(reason) from error
     return state, history

@@ -31,6 +31,7 @@ class Controls(Mapping[str, Any]):
         applied: the values that the experiment works with.
         changes: what `advance` applied: microbatch, name, value.
         planned: what `replay` asks for, by microbatch.
+        wished: names that were set since the last `advance`.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Controls(Mapping[str, Any]):
         self.applied: dict[str, Any] = dict(self._values)
         self.changes: list[Change] = []
         self.planned: dict[int, dict[str, Any]] = {}
+        self.wished: set[str] = set()
 
     def add(self, name: str, spec: Setting) -> None:
         """Add a control.  Raises: ValueError: its name is taken, or its default not allowed."""
@@ -57,6 +59,12 @@ class Controls(Mapping[str, Any]):
             self._values = {**self._values, name: value}
             self.applied = {**self.applied, name: value}
             self.specs = {**self.specs, name: spec}  # last, and new: views read it meanwhile
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The values that somebody has set; others are as at first, or a schedule's."""
+        with self._lock:
+            return {n: self[n] for n in self.wished.union(c["name"] for c in self.changes)}
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
@@ -82,6 +90,7 @@ class Controls(Mapping[str, Any]):
         changes = {**(values or {}), **more}
         with self._lock:
             self._values = self.check(self._values, changes)
+            self.wished |= changes.keys()
 
     def check(self, values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
         """Return ``values`` with ``changes``, checked; nothing is set."""
@@ -94,11 +103,13 @@ class Controls(Mapping[str, Any]):
         return result
 
     def follow(self, values: Mapping[str, Any]) -> None:
-        """Show values that somebody else wrote, such as a schedule; no change is recorded."""
+        """Show values that somebody else wrote, such as a schedule; no change is recorded.
+
+        What was set and is not applied yet stays, and differs from what is applied.
+        """
         with self._lock:
-            known = self.applied
-            kept = {k: v for k, v in values.items() if self._values.get(k) == known.get(k)}
-            self._values, self.applied = {**self._values, **kept}, {**known, **kept}
+            shown = {k: v for k, v in values.items() if k not in self.wished}
+            self._values, self.applied = {**self._values, **shown}, {**self.applied, **values}
 
     def replay(self, changes: Iterable[Change], done: int = 0) -> None:
         """Repeat the `changes` of another run, at the microbatches where they were applied.
@@ -118,11 +129,11 @@ class Controls(Mapping[str, Any]):
     def advance(self, number: int) -> dict[str, Any]:
         """Apply what was set or planned for microbatch ``number``, record it, and return it."""
         planned = self.planned.pop(number, {})
-        if not planned and self._values == self.applied:
+        if not planned and not self.wished:
             return {}
         self.update(planned)
         with self._lock:
-            before, self.applied = self.applied, dict(self._values)
+            before, self.applied, self.wished = self.applied, dict(self._values), set()
             changes = {k: v for k, v in self.applied.items() if v != before[k] or k in planned}
         self.changes += listed({number: changes})
         return changes
@@ -136,6 +147,7 @@ class Controls(Mapping[str, Any]):
         applied = self.check(self.applied, state["applied"])
         with self._lock:
             self._values, self.applied = values, applied
+            self.wished = {name for name, value in values.items() if value != applied[name]}
 
 
 def by_microbatch(changes: Iterable[Change]) -> dict[int, dict[str, Any]]:

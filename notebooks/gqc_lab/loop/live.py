@@ -16,8 +16,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from gqc_lab.loop import gate
-from gqc_lab.loop.checkpoints import checkpoint_path, load_checkpoint, save_checkpoint, save_run
+from gqc_lab.loop import checkpoints, gate
 from gqc_lab.loop.curves import Curves
 from gqc_lab.loop.experiment import Experiment
 from gqc_lab.loop.jupyter import PUMP_SECONDS, Cell, current_cell
@@ -43,7 +42,7 @@ class Live(gate.Gate):
         what: the optimizers of a loop, or an `Experiment`, which may have begun.
         total: batches of the whole run, if known; an experiment has its own.
         state: of a loop, for checkpoints, `resume` and `reset`; see `Loop`.
-        label: of a loop.
+        label: of a loop, and of its files: runs that differ by a seed alone need one each.
         parameters: of the notebook that built it; `save` writes them together with the changes.
         folder: for the automatic checkpoint, and for a new folder at each `save`.
         every_seconds: between two automatic checkpoints, which take at most 1 % of the time; 0: at
@@ -52,7 +51,7 @@ class Live(gate.Gate):
     Attributes:
         experiment: what is trained.
         state: ready, running, paused, stopped, finished, failed or replaced.
-        error: the traceback of what ended the run or broke a view, or None.
+        error: the traceback of what ended the run, broke a view or a checkpoint, or None.
         curves: what there is to draw.
         statistics: those of the wrapper at the last update, of several each under its name.
         listeners: called with this object when there is news; one that raises is dropped.
@@ -82,6 +81,8 @@ class Live(gate.Gate):
             self._is_iterator, self._function = True, lambda: all(True for _ in self(()))
         self._parameters, self._folder = dict(parameters or {}), Path(folder)
         self._beginning = copy.deepcopy(run.state_dict()) if run.parts else {}
+        if run.parts:
+            checkpoints.check_readable(self._beginning)
         self._every = every_seconds
         self._save_at = time.perf_counter() + every_seconds if run.parts else math.inf
         gate.claim(self, self._cell)
@@ -227,7 +228,7 @@ class Live(gate.Gate):
         return function
 
     def reset(self) -> None:
-        """Return to where the experiment was at first, with the controls as they are set now.
+        """Return to where the experiment was at first, with what was set in the controls since.
 
         A loader's own generator goes on.  Raises: RuntimeError: a loop without ``state``.
         """
@@ -237,19 +238,19 @@ class Live(gate.Gate):
         self.between(self._return)
 
     def _return(self) -> None:
-        values = dict(self.experiment.controls)
+        controls, chosen = self.experiment.controls, self.experiment.controls.chosen
         self.experiment.load_state_dict(self.beginning)
-        self.experiment.controls.update(values)
+        controls.update({n: v for n, v in chosen.items() if v != controls[n]})
         self._is_stopping, self._left = False, math.inf
         self._look()
 
     @property
     def checkpoint(self) -> Path:
         """The file of the automatic checkpoint."""
-        return checkpoint_path(self._folder, self.experiment).resolve()
+        return checkpoints.checkpoint_path(self._folder, self.experiment).resolve()
 
     def resume(self) -> bool:
-        """Load the last automatic checkpoint, if there is one; call it before the loop.
+        """Load the last automatic checkpoint and say so, if there is one; call it before the loop.
 
         The loop continues from there bit for bit: ``for epoch in range(live.epoch, epochs)``.
         ``enumerate(live(loader))`` counts from 0; one that accumulates was saved after a step.
@@ -257,14 +258,14 @@ class Live(gate.Gate):
         Raises: RuntimeError: a loop without ``state``.
         """
         self._check_state("resume")
-        if is_resumed := load_checkpoint(self.experiment, self.checkpoint):
+        if is_resumed := checkpoints.resume(self.experiment, self.checkpoint):
             self._look()
         return is_resumed
 
     def save(self) -> Path:
         """Call `save_run` between two batches; a run that was training continues."""
         place = self._folder.resolve()
-        return self.between(lambda: save_run(self.experiment, place, self._parameters))
+        return self.between(lambda: checkpoints.save_run(self.experiment, place, self._parameters))
 
     def snapshot(self) -> dict[str, Any]:
         """Return a copy of the state between two batches."""
@@ -314,14 +315,14 @@ class Live(gate.Gate):
             self._next = now + spent + max(SHORTEST, spent / SHARE)
         if now >= self._save_at and is_whole and self.experiment.is_settled:
             now = time.perf_counter()
-            save_checkpoint(self.experiment, self.checkpoint)
+            self.error = checkpoints.try_to_save(self.experiment, self.checkpoint) or self.error
             spent = time.perf_counter() - now
             self._save_at = now + spent + (max(self._every, spent / SHARE) if self._every else 0)
         self._due = min(self._next, self._save_at, now + PUMP_SECONDS if self._cell else math.inf)
 
     def _read(self) -> None:
         if self._own:
-            self._own.controls.follow(self._own.tunables.values())
+            self._own.follow()
         self.curves.read()
         source = self._own or self.optimizer
         self.statistics: dict[str, Any] = dict(getattr(source, "statistics", dict)())

@@ -26,7 +26,7 @@ from gqc.wrappers import OptimizerWrapper
 from gqc_lab.loop.controls import NORM_NAMES, Controls, NormSchedule, norm_controls, norm_schedule
 from gqc_lab.loop.experiment import Experiment, append
 from gqc_lab.loop.placement import random_state, set_random_state
-from gqc_lab.loop.scaler_controls import SCALER, apply_scaler, scaler_controls
+from gqc_lab.loop.scaler_controls import SCALER, apply_scaler, scaler_controls, scaler_values
 from gqc_lab.loop.settings import Setting
 from gqc_lab.loop.tunables import Optimizers, Tunables, named, unwrapped
 
@@ -167,8 +167,15 @@ class Loop(Experiment):
     def _end_epoch(self) -> None:
         self.epoch, self.position, self._start = self.epoch + 1, 0, None
 
+    def follow(self) -> None:
+        """Show in the controls what the loop or its schedule wrote itself."""
+        own = {} if self.scaler is None else scaler_values(self.scaler)
+        self.controls.follow({**self.tunables.values(), **own})
+
     def begin(self) -> None:
         """Begin the next batch: apply what was set."""
+        if self.controls.wished:
+            self.follow()  # a wish may be what was shown, and is no more
         self._changes |= (changes := self.controls.advance(self.microbatch + 1))
         if changes:
             self._apply(changes)
@@ -186,7 +193,7 @@ class Loop(Experiment):
         )
         self.tunables.edit(changes)
         if self.scaler is not None and not set(changes).isdisjoint(SCALER):
-            apply_scaler(self.scaler, self.controls.applied)
+            apply_scaler(self.scaler, {**scaler_values(self.scaler), **changes})
         for name in changes:
             if name in self._applies:
                 self._applies[name](changes[name])
@@ -280,6 +287,7 @@ class Loop(Experiment):
                 column[-1] = value.item() if isinstance(value, Tensor) else value
 
     def state_dict(self, start: int = 0) -> dict[str, Any]:
+        self.follow()
         place: dict[str, Any] = {"epoch": self.epoch, "position": self.position}
         place |= {"start": self._start, "now": random_state(self._streams())}
         place |= {"is_drawn": self._is_drawn, "gradients": self.tunables.gradients}
@@ -295,7 +303,7 @@ class Loop(Experiment):
         self._windows = {name: o.last_window for name, o in self.wrappers.items()}
         self._is_drawn, self.tunables.edited = place["is_drawn"], dict(place["edited"])
         self._values, self._logged, self._changes = self.tunables.values(), {}, {}
-        self._moving |= {name for name in self._columns if name in self._values}
+        self._moving = {n for n in self._values if n in self._columns or n == THRESHOLD}
         for name, apply in self._applies.items():
             apply(self.controls.applied[name])
 
@@ -327,8 +335,11 @@ def _sort_state(
 
 
 def _kept(name: str, value: Any) -> Any:
-    if value is None or isinstance(value, int | float | str):
-        return value
+    if isinstance(value, str):  # a checkpoint holds no subclass, as numpy's or an enum
+        return str.__str__(value)
+    if value is None or isinstance(value, int | float):
+        kinds = (bool, int, float)
+        return next((plain(value) for plain in kinds if isinstance(value, plain)), None)
     if isinstance(value, Tensor) and value.numel() == 1:
         # The loop may change it in place; one on a card is read later, to keep the card busy.
         return value.item() if value.is_cpu else value.detach().clone()

@@ -55,7 +55,12 @@ VARIANCE, COUNT = "vgs/normalized_variance", "vgs/step_count"
 
 def scaler_controls(scaler: "VarianceGradientScaler") -> dict[str, Setting]:
     """Return the controls that change ``scaler`` while it runs."""
-    return {n: replace(each, default=getattr(scaler, n) or 0) for n, each in SCALER.items()}
+    return {n: replace(SCALER[n], default=v) for n, v in scaler_values(scaler).items()}
+
+
+def scaler_values(scaler: "VarianceGradientScaler") -> dict[str, Any]:
+    """Return the values of the controls that ``scaler`` works with."""
+    return {name: getattr(scaler, name) or 0 for name in NAMES}
 
 
 def scaler_settings(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,12 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gqc_lab.loop.checkpoints import (
-    checkpoint_path,
-    load_checkpoint,
-    save_checkpoint,
-    say,
-)
+from gqc_lab.loop.checkpoints import checkpoint_path, resume, save_checkpoint
 from gqc_lab.loop.experiment import Experiment
 from gqc_lab.stats.numbers import decimals
 
@@ -56,8 +51,8 @@ def track(
     path = Path(checkpoint) if checkpoint is not None else None
 
     def records() -> Iterator[Record]:  # begins at the first one; what is above, at the call
-        if path is not None and load_checkpoint(experiment, path):
-            say(f"{experiment.label}: resumed after microbatch {experiment.microbatch} from {path}")
+        if path is not None:
+            resume(experiment, path)
         saved_at, saved_microbatch = time.monotonic(), experiment.microbatch
         bar: tqdm[Any] = tqdm(
             total=experiment.total,

@@ -174,7 +174,7 @@ class Tunables:
         if seen != self._seen or self.edited or torch.Tensor in map(type, seen):
             groups = {n: p.optimizer.param_groups[p.first] for n, p in self._places.items()}
             self._values = {name: self._value(name, 0, group) for name, group in groups.items()}
-            self._seen = seen
+            self._seen = [] if self.edited else seen  # an edit ends without a trace in them
         return self._values
 
     def _value(self, name: str, number: int, group: Mapping[str, Any]) -> float:

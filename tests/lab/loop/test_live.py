@@ -1,6 +1,10 @@
 """`Live` in a loop of one's own: what it finds, applies, records, and resumes bit for bit."""
 
 import copy
+import enum
+import errno
+import io
+import math
 import random
 import subprocess
 import sys
@@ -21,6 +25,7 @@ from gqc import (
 )
 from gqc.integrations import attach
 from gqc_lab import Live
+from gqc_lab.loop import checkpoints
 
 
 def make(lr=0.1, make_optimizer=torch.optim.SGD, **fields):
@@ -48,6 +53,10 @@ def train(live, model, optimizer, epochs=3, schedule=None, loader=None, each=lam
             each()
         if schedule is not None:
             schedule.step()
+
+
+def range_of(batches):
+    return DataLoader(TensorDataset(*data()[: 4 * batches]), batch_size=4)
 
 
 def weights(model):
@@ -622,6 +631,66 @@ def test_a_reset_loop_draws_the_same_numbers_again():
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_an_edit_to_the_value_that_was_shown_last_acts(is_resumed, tmp_path):
+    def build():
+        model, optimizer = make()
+        state = {"model": model, "schedule": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)}
+        return model, optimizer, Live(optimizer, state=state, folder=tmp_path), state["schedule"]
+
+    model, optimizer, live, schedule = build()
+    train(live, model, optimizer, 1, loader=range_of(3), each=schedule.step)
+    live.experiment.controls["lr"] = 0.1  # as the field shows it, while the schedule is at 0.0125
+    if is_resumed:
+        saved = live.snapshot()
+        model, optimizer, live, schedule = build()
+        live.experiment.load_state_dict(saved)
+    train(live, model, optimizer, 2, loader=range_of(2), each=schedule.step)
+    assert live.changes == [{"microbatch": 4, "name": "lr", "value": 0.1}]
+    assert live.history["lr"].tolist() == [0.1, 0.05, 0.025, 0.1, 0.05]
+    live.experiment.controls["lr"] = 0.025  # what it is already: no change, now or later
+    train(live, model, optimizer, 3, loader=range_of(2), each=schedule.step)
+    assert live.history["lr"].tolist()[5:] == [0.025, 0.0125]
+    assert len(live.changes) == 1
+
+
+def test_a_reset_keeps_what_a_person_set_and_not_what_a_schedule_wrote():
+    model, optimizer = make(momentum=0.5)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    live = Live(optimizer, state={"model": model, "schedule": schedule})
+    live.experiment.controls["momentum"] = 0.9
+    train(live, model, optimizer, epochs=1, each=schedule.step)
+    live.reset()
+    train(live, model, optimizer, epochs=1, each=schedule.step)
+    assert live.changes == [{"microbatch": 1, "name": "momentum", "value": 0.9}]
+
+
+@pytest.mark.parametrize("back", ["resume", "snapshot", "reset"])
+def test_an_edit_that_a_loaded_state_does_not_have_is_shown_no_more(back, tmp_path):
+    model, optimizer = make(lr=0.05)
+    live = Live(optimizer, 20, state={"model": model}, folder=tmp_path, every_seconds=math.inf)
+    beginning = live.snapshot()
+    train(live, model, optimizer, epochs=1)
+    early = live.snapshot()
+    checkpoints.save_checkpoint(live.experiment, live.checkpoint)
+    live.experiment.controls["lr"] = 0.9
+    train(live, model, optimizer, epochs=2)
+    if back == "reset":
+        live.experiment.controls["lr"] = 0.05
+        live.reset()
+    elif back == "resume":
+        assert live.resume()
+    else:
+        live.experiment.load_state_dict(early)
+    assert live.experiment.tunables.values()["lr"] == live.experiment.controls["lr"] == 0.05
+    train(live, model, optimizer, epochs=3)
+    assert set(live.history.get("lr", [0.05])) == {0.05}
+    live.experiment.load_state_dict(beginning)
+    live.replay([{"microbatch": 3, "name": "lr", "value": 0.2}])
+    train(live, model, optimizer, epochs=1)
+    assert live.history["lr"].tolist() == [0.05, 0.05, 0.2, 0.2, 0.2]
+
+
 def test_a_rate_of_numpy_is_saved_and_loaded(tmp_path):
     ends = []
     for attempt in range(2):
@@ -802,6 +871,115 @@ def test_vgs_settings_act_on_the_wrapper():
     assert factors[-1] < 1.0
 
 
+def test_an_edit_of_a_vgs_setting_leaves_those_that_the_loop_set():
+    model, optimizer = make()
+    wrapped = OptimizerWrapperVGS(optimizer, alpha=1.0)
+    live = Live(wrapped)
+    live.replay([{"microbatch": 4, "name": "percentile", "value": 0.5}])
+    for number in live(range(6)):
+        if number == 1:
+            wrapped.scaler.alpha = 5.0
+        if number == 4:
+            live.experiment.controls["alpha"] = 1.0  # as its field showed it at first
+        model(torch.randn(4, 3)).sum().backward()
+        wrapped.step()
+        live.log(strength=wrapped.scaler.alpha)
+    assert live.history["strength"].tolist() == [1.0, 5.0, 5.0, 5.0, 5.0, 1.0]
+    assert wrapped.scaler.percentile == 0.5
+    wrapped.scaler.alpha = 3.0
+    live.finish()
+    assert live.experiment.controls["alpha"] == 3.0
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_end_the_training(tmp_path):
+    model, optimizer = make()
+    (folder := tmp_path / "full").touch()
+    live = Live(optimizer, 15, state={"model": model}, folder=folder, every_seconds=0)
+
+    def make_room():
+        if live.experiment.microbatch == 10:
+            message = f"{live.checkpoint}: not saved after microbatch 10, and tried again later: "
+            assert live.error.startswith(message)
+            folder.unlink()
+
+    train(live, model, optimizer, each=make_room)
+    assert live.state == "finished"
+    _, optimizer = make()
+    assert Live(optimizer, 15, state={"model": model}, folder=folder).resume()
+
+
+def test_a_full_disk_does_not_end_the_training(tmp_path, monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, content):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def open_full(path, mode):
+        return Full() if str(path).endswith(".part") else open(path, mode)
+
+    monkeypatch.setattr(checkpoints, "open", open_full, raising=False)
+    model, optimizer = make()
+    live = Live(optimizer, 15, state={"model": model}, folder=tmp_path, every_seconds=0)
+    train(live, model, optimizer)
+    assert live.state == "finished"
+    assert live.error.endswith("OSError(28, 'No space left on device')")
+
+
+class Averages:
+    """A part with a state of numpy's."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def state_dict(self):
+        return {"values": self.values}
+
+    def load_state_dict(self, state):
+        self.values = state["values"]
+
+
+def test_a_state_that_could_not_be_loaded_is_refused_before_it_is_saved(tmp_path):
+    model, optimizer = make()
+    for wrong, message in ((np.zeros(3), "_reconstruct"), (lambda: 0, "lambda")):
+        with pytest.raises(TypeError, match=f"'averages' cannot be loaded .*{message}.*; expected"):
+            Live(optimizer, 20, state={"model": model, "averages": Averages(wrong)})
+    part = Averages(0.0)
+    state = {"model": model, "averages": part}
+    live = Live(optimizer, 20, state=state, folder=tmp_path, every_seconds=math.inf)
+    checkpoints.save_checkpoint(live.experiment, live.checkpoint)
+    before = live.checkpoint.read_bytes()
+    part.values = np.zeros(3)  # only later
+    with pytest.raises(TypeError, match="'averages' cannot be loaded"):
+        checkpoints.save_checkpoint(live.experiment, live.checkpoint)
+    assert live.checkpoint.read_bytes() == before
+    torch.save({**live.snapshot(), "history": {}}, live.checkpoint)  # as it was saved so far
+    with pytest.raises(ValueError, match="intact, but it holds objects"):
+        live.resume()
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".ckpt", ".history"]
+
+
+def test_texts_and_numbers_of_subclasses_are_logged_as_plain_ones(tmp_path):
+    class Phase(enum.StrEnum):
+        WARMUP = "warmup"
+
+    class Count(enum.IntEnum):
+        TWO = 2
+
+    def begin():
+        model, optimizer = make()
+        state = {"model": model}
+        return Live(optimizer, 5, state=state, folder=tmp_path, every_seconds=0), optimizer
+
+    live, optimizer = begin()
+    for _ in live(range(5)):
+        optimizer.step()
+        live.log(a=np.str_("a"), b=Phase.WARMUP, c=Count.TWO, d=np.float64(0.5), e=True, f=None)
+    again, _ = begin()
+    assert again.resume()
+    row = [again.experiment.last(name) for name in "abcdef"]
+    assert row == ["a", "warmup", 2, 0.5, True, None]
+    assert [type(value) for value in row[:5]] == [str, str, int, float, bool]
+
+
 LOOP = """
 import random, sys, time
 import numpy as np
@@ -852,7 +1030,7 @@ def test_a_process_that_was_killed_at_any_moment_is_resumed_bit_for_bit(tmp_path
     assert len(whole) > 1000
 
 
-def test_loops_that_train_something_else_have_files_of_their_own(tmp_path):
+def test_loops_that_train_something_else_have_files_of_their_own(tmp_path, capsys):
     """Two notebooks in one folder, and one whose rate was edited since."""
 
     def begin(lr, width=3):
@@ -868,6 +1046,8 @@ def test_loops_that_train_something_else_have_files_of_their_own(tmp_path):
     again = begin(0.1)
     assert again.resume()
     assert again.experiment.microbatch >= 7
+    said = f"loop: resumed after microbatch {again.experiment.microbatch} from {again.checkpoint}"
+    assert capsys.readouterr().err.splitlines() == [said]
     with pytest.raises(ValueError, match=r"its numbers is .*0\.1.* here it is .*0\.001"):
         begin(0.001).experiment.load_state_dict(again.experiment.state_dict())
 
