@@ -77,7 +77,7 @@ def measure_reach(
     max_draws: int = 64,
     **where: Any,
 ) -> pd.DataFrame:
-    r"""Return the mean draws of `OptimizerWrapperGNTS` at thresholds :math:`\tau` (|G| is 1).
+    r"""Return the mean draws of `OptimizerWrapperGNTS` at thresholds, in norms of the signal G.
 
     ``truth`` is :math:`\min(\lceil n^* \rceil, n_{max})`: ``max_draws`` where the threshold cannot
     be reached, or not by then.
