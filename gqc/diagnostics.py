@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from gqc.checks import check_count
 from gqc.gradients import CHUNK, is_sharded, local, wide
-from gqc.scalers.sketch import HASHES, SignSketch, real_numel
+from gqc.scalers.sketch import SignSketch, real_numel
 
 __all__ = ["DrawCorrelation", "cosine", "momentum_angle"]
 
@@ -138,10 +138,7 @@ class ProductSketch:
         if self._sketch is None:
             self._numels = numels
             self._sketch = SignSketch(numels, [t.device for t in shards], *self._options)
-            lengths = torch.tensor(self._sketch.lengths, device="cpu")
-            share = torch.full_like(lengths, 1 / HASHES, dtype=torch.float32)
-            share[[a for a, b, _ in zip(*self._sketch.runs, strict=True) if a == b]] = 1.0
-            self._weight = share.sqrt().repeat_interleave(lengths).to(shards[0].device)
+            self._weight = self._sketch.shares().sqrt().to(shards[0].device)
         if numels != self._numels:
             raise ValueError(f"tensors of {numels} elements: expected {self._numels}")
         return self._sketch(shards) * self._weight

@@ -166,12 +166,9 @@ def _read_published(state: Mapping[str, Any], version: str) -> Checkpoint:
         statistics[key] = value
     config = {k: state[k] for k in (*CONFIG, "min_scaling_factor", "variance_cap") if k in state}
     numels = state.get("param_numel")
-    shapes = (
-        None
-        if numels is None
-        else torch.as_tensor(numels, device="cpu").long().view(-1, 1).tolist()
-    )
-    return Checkpoint(version, config, steps, statistics, shapes=shapes)
+    if numels is not None:
+        numels = torch.as_tensor(numels, device="cpu").long().view(-1, 1).tolist()
+    return Checkpoint(version, config, steps, statistics, shapes=numels)
 
 
 def require(state: Mapping[str, Any], keys: tuple[str, ...], version: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from gqc.gradients import local, tensor_norms
 from gqc.noise.estimates import ema_kappa
 from gqc.scalers.moments import DebiasedEstimator, Finite, Weight
-from gqc.scalers.sketch import real_flat, real_numel
+from gqc.scalers.sketch import real_flat, real_numel, zeros
 from gqc.scalers.variance import Grads
 
 CHUNK = 1 << 18  # elements; on a CPU the scratch of a chunk stays in the cache
@@ -27,9 +27,7 @@ class Elementwise(DebiasedEstimator):
     def __init__(self, params: Sequence[Tensor], settings: Any) -> None:
         super().__init__(params, settings)
         per_element = settings.granularity == "element"
-        self.means = [
-            torch.zeros(real_numel(p), device=p.device, dtype=torch.float32) for p in local(params)
-        ]
+        self.means = [zeros(real_numel(p), p.device) for p in local(params)]
         self.spreads = [torch.zeros_like(m) for m in self.means] if per_element else []
 
     def element_ratios(self, index: int, variance_cap: float | None) -> Tensor:
@@ -53,7 +51,7 @@ class Elementwise(DebiasedEstimator):
         sums = []
         for index, (grad, mean) in enumerate(zip(prepared, self.means, strict=True)):
             if grad is None or not grad.numel():
-                sums.append(torch.zeros(2, device=self._device, dtype=torch.float32))
+                sums.append(zeros(2, self._device))
                 continue
             mask = None if keep is None else keep.to(mean.device)
             share = weight[index].to(mean.device) if isinstance(weight, Tensor) else weight

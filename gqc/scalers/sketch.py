@@ -78,11 +78,9 @@ class Sketch(DebiasedEstimator):
         owner = torch.zeros(len(lengths), dtype=torch.long, device="cpu")
         owner[runs] = torch.arange(len(params), device="cpu").expand_as(runs)
         self._owner = owner.repeat_interleave(lengths).to(device)
-        self._mean = _zeros(len(self._owner), device)
-        self._pair = _zeros(2 * len(self._owner), device).view(2, -1)
-        share = torch.ones(len(params), device="cpu", dtype=torch.float32)
-        share[runs[0] != runs[1]] = 1 / HASHES  # the norm is the mean over hashes
-        self._norm_share = share[owner].repeat_interleave(lengths).to(device)
+        self._mean = zeros(len(self._owner), device)
+        self._pair = zeros(2 * len(self._owner), device).view(2, -1)
+        self._norm_share = self._sketch.shares().to(device)
 
     def _prepare(self, grads: Grads, factor: float) -> tuple[Tensor, Tensor]:
         values, scratch = self._sketch(local(grads), factor), self._pair[0]
@@ -178,17 +176,24 @@ class SignSketch:
         """Give each part its values and the scratch of its device, which stays in the cache."""
         parts = [part for _, part, _ in self._parts]
         devices = list(dict.fromkeys(part.device for part in parts))
-        self._values = [_zeros(n, part.device) for n, part in zip(sizes, parts, strict=True)]
+        self._values = [zeros(n, part.device) for n, part in zip(sizes, parts, strict=True)]
         self._all: Tensor | None = None
         if len(devices) == 1:  # then all values are one tensor
-            self._all = _zeros(sum(sizes), devices[0])
+            self._all = zeros(sum(sizes), devices[0])
             self._values = list(self._all.split(sizes))
         for device in devices:
             here = [(p, v) for p, v in zip(parts, self._values, strict=True) if p.device == device]
             rooms = zip(*(part.rooms for part, _ in here), strict=True)
-            scratch = [_zeros(max(room), device) for room in rooms]
+            scratch = [zeros(max(room), device) for room in rooms]
             for part, values in here:
                 part.bind(values, scratch)
+
+    def shares(self) -> Tensor:
+        """The weight of each value's square in the squared norm, which is the mean over hashes."""
+        lengths = torch.tensor(self.lengths, device="cpu")
+        share = torch.full_like(lengths, 1 / HASHES, dtype=torch.float32)
+        share[[first for first, second, _ in zip(*self.runs, strict=True) if first == second]] = 1.0
+        return share.repeat_interleave(lengths)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SignSketch, self._arguments  # signs and scratch are made again, not copied
@@ -218,7 +223,7 @@ class _Whole:
 
     def __init__(self, numels: list[int], device: torch.device) -> None:
         self.device, self.lengths = device, [[numel] for numel in numels]
-        self._zeros = [_zeros(numel, device) for numel in numels]
+        self._zeros = [zeros(numel, device) for numel in numels]
 
     def bind(self, values: Tensor, scratch: list[Tensor]) -> None:
         self._values = values
@@ -318,7 +323,8 @@ class _Hashes:
             sums[:rest].add_(flat[whole:])
 
 
-def _zeros(numel: int, device: torch.device) -> Tensor:
+def zeros(numel: int, device: torch.device) -> Tensor:
+    """Statistics before the first gradient, whatever torch's defaults are."""
     return torch.zeros(numel, device=device, dtype=torch.float32)
 
 

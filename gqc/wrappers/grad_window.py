@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gqc.gradients import HALF, divide_
-from gqc.wrappers.watch import GradientWatch
+from gqc.wrappers.watch import GradientWatch, is_graph
 from gqc.wrappers.window import Window, grad_dtype
 
 CHANGED = (
@@ -95,12 +95,14 @@ class GradWindow(Window):
         """Leave the mean :math:`G_n = A_n / W` in ``.grad``."""
         if self.num_draws > 1:
             self._refuse_half(self._sums)
-        divide_([t for t in self.totals() if not t.requires_grad], self.divisor)
-        for param, total in zip(self.params, self._sums, strict=True):
-            if total is not None and total.requires_grad:  # a graph, which its optimizer reads
-                with torch.enable_grad():
-                    param.grad = total / self.divisor
+        totals, sums = self.totals(), self._sums
         self._sums = []
+        if not any(map(is_graph, totals)):
+            divide_(totals, self.divisor)
+            return
+        with torch.enable_grad():  # its optimizer reads the graph, which a change in place leaves
+            for param, total in zip(self.params, sums, strict=True):
+                param.grad = None if total is None else total / self.divisor
 
     def _are_kept(self, grads: list[Tensor | None]) -> bool:
         """And are the earlier draws still there, and not summed in 16 bits?"""

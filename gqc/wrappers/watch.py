@@ -50,8 +50,8 @@ TAKEN = (
     "backward() of its own right before its step(), or each parameter to one wrapper"
 )
 _task = torch._C._current_graph_task_id
-_version, _dtype, _is_graph = map(attrgetter, ("_version", "dtype", "requires_grad"))
-_cdata = attrgetter("_cdata")
+_version, _dtype, _cdata = map(attrgetter, ("_version", "dtype", "_cdata"))
+is_graph = attrgetter("requires_grad")  # of a gradient
 ALONE = max(map(getrefcount, [object()]))  # of what is in one list only
 
 
@@ -257,7 +257,7 @@ def own(grads: list[Any], is_made: bool) -> list[Any]:
     """
     counts = [*map(getrefcount, grads)]  # None's is large
     if is_made and max(counts, default=0) <= ALONE and not is_sharded(grads):
-        is_own = not any(map(_is_graph, grads)) and is_apart(*grads)
+        is_own = not any(map(is_graph, grads)) and is_apart(*grads)
         if is_own and HALF.isdisjoint(map(_dtype, grads)):
             return grads
     kept = [*grads]
