@@ -41,7 +41,7 @@ PARTS = ("gqc_lab.data", "gqc_lab.models")  # neither knows of the other
 MOST_LINES_OF_A_MODULE = 350
 MOST_LINES_OF_A_FUNCTION = 50
 MOST_LINES_OF_THE_CORE = 10_477  # 9_000 when what the drop-ins and integrations replace is gone
-MOST_LINES = 30_669  # of all packages; less when the views are trimmed to what the seam needs
+MOST_LINES = 30_668  # of all packages; less when the views are trimmed to what the seam needs
 
 
 #: what the core does not import by itself, each for one package

@@ -56,12 +56,12 @@ def save_checkpoint(experiment: Experiment, path: str | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     history = experiment.saved.setdefault(path, AppendedHistory(path))
     state = experiment.state_dict(history.rows)
-    check_readable(state)
     # The last record may still change: numbers can be logged after it.
     rows = max(0, state["microbatch"] - 1)
     done = {name: column[:-1] for name, column in state["columns"].items()}
     done |= {name: experiment.column(name)[:rows] for name in done.keys() - history.names}
     state["columns"] = {name: column[-1:] for name, column in state["columns"].items()}
+    check_readable(state)
     state["history"] = history.append(done, rows)
     part = path.with_name(f".{path.name}.{os.getpid()}.{get_ident()}.part")
     try:

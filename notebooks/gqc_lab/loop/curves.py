@@ -3,16 +3,14 @@
 The experiment keeps every record; thinning is for display only.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from gqc_lab.loop.experiment import Experiment
 from gqc_lab.stats.analysis import outline
-
-if TYPE_CHECKING:
-    from gqc_lab.loop.experiment import Experiment
 
 Array = NDArray[np.float64]
 XY = tuple[Array, Array]
@@ -29,7 +27,7 @@ class Curves:
     about `span` records, and ``forced``: the norms of steps above their threshold.
     """
 
-    def __init__(self, experiment: "Experiment") -> None:
+    def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
         self._arrays: dict[str, Array] = {}
         self._texts: set[str] = set()

@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gqc import wrappers
+from gqc.gradients import HALF
 from gqc_lab.loop.placement import find_dtype, make_generator
 from gqc_lab.loop.settings import read_scales
 from gqc_lab.models.mlp import make_mlp
@@ -145,7 +146,7 @@ def _variants(dtype: torch.dtype) -> list[tuple[str, str]]:
         (name, mode)
         for name, (kind, _) in WRAPPERS.items()
         for mode in ("grad", "buffer")
-        if mode == "buffer" or not (kind.needs_draw_norm or dtype.itemsize == 2)
+        if mode == "buffer" or not (kind.needs_draw_norm or dtype in HALF)
     ]
 
 
